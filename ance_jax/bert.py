@@ -1,0 +1,216 @@
+"""The transformer body: BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019).
+
+The mathematics is theirs; three habits make it faster on CPUs and change only
+rounding and which random numbers dropout draws: activations are (B L, D)
+everywhere but in attention, attention weights are normalised after their
+product with the values, and dropout masks are a hash of their position.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ACTIVATIONS = {
+  'gelu': lambda x: nn.gelu(x, approximate=False),
+  'gelu_new': lambda x: nn.gelu(x, approximate=True),
+  'relu': nn.relu,
+}
+# Position embeddings that stand before that of the first token.
+POSITIONS_BEFORE = {'bert': 0, 'roberta': 2}
+# The weights' own standard deviation at the start, as in both papers' code.
+_INITIALIZER = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class BodyConfig:
+  """Sizes of a transformer body.
+
+  Attributes:
+    model_type: 'bert' or 'roberta', which differ in their positions.
+    vocab_size: Entries of the vocabulary.
+    hidden_size: D, width of an activation.
+    num_layers: Transformer layers.
+    num_heads: Attention heads; they divide `hidden_size`.
+    intermediate_size: Width of the feed-forward layers.
+    max_positions: Rows of the position embedding.
+    num_types: Rows of the token type embedding; only row 0 is used.
+    layer_norm_epsilon: Added to the variance in LayerNorm.
+    activation: Key of `ACTIVATIONS`.
+  """
+
+  model_type: str
+  vocab_size: int
+  hidden_size: int
+  num_layers: int
+  num_heads: int
+  intermediate_size: int
+  max_positions: int
+  num_types: int
+  layer_norm_epsilon: float
+  activation: str
+
+  @property
+  def max_length(self):
+    """Tokens that a text may have at most."""
+    return self.max_positions - POSITIONS_BEFORE[self.model_type]
+
+
+class Dropout(NamedTuple):
+  """What decides which entries are dropped; None in its place: no dropout.
+
+  Attributes:
+    rate: () float32, share of entries that are dropped.
+    seed: () uint32, another one each step.
+    rows: (B,) uint32, number of each text in the whole batch, so that a text
+      loses the same entries on however many devices the batch is dealt out.
+  """
+
+  rate: jax.Array
+  seed: jax.Array
+  rows: jax.Array
+
+
+class Body(nn.Module):
+  """Token ids -> the last layer's activations.
+
+  Attributes:
+    config: Sizes.
+    dtype: Type of the activations; parameters are float32.
+  """
+
+  config: BodyConfig
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, ids, lengths, dropout=None):
+    """Returns (B, L, D) activations.
+
+    Args:
+      ids: (B, L) int32 token ids, padded on the right.
+      lengths: (B,) int32, tokens of each text that are not padding.
+      dropout: A `Dropout`, or None.
+    """
+    c = self.config
+    batch, length = ids.shape
+    first = POSITIONS_BEFORE[c.model_type]
+    places = slice(first, first + length)
+    x = self._table('word_embedding', c.vocab_size)[ids]
+    x += self._table('position_embedding', c.max_positions)[places]
+    x += self._table('type_embedding', c.num_types)[0]
+    x = x.astype(self.dtype).reshape(batch * length, -1)
+    x = _layer_norm(c, self.dtype, 'embedding_norm')(x)
+    x = drop(x, dropout, 0)
+    real = jnp.arange(length) < lengths[:, None]
+    for number in range(c.num_layers):
+      layer = Layer(c, self.dtype, name=f'layer_{number}')
+      x = layer(x, real, dropout, 3 * number + 1)
+    return x.reshape(batch, length, -1)
+
+  def _table(self, name, rows):
+    return self.param(name, _INITIALIZER, (rows, self.config.hidden_size))
+
+
+class Layer(nn.Module):
+  """One transformer layer, LayerNorm after each residual sum."""
+
+  config: BodyConfig
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, real, dropout, site):
+    """Returns (B L, D) activations.
+
+    Args:
+      x: (B L, D) activations.
+      real: (B, L) bool, false for padding.
+      dropout: A `Dropout`, or None.
+      site: int, the first of three numbers for the layer's dropout masks.
+    """
+    c = self.config
+    heads = (*real.shape, c.num_heads, c.hidden_size // c.num_heads)
+    query, key, value = (
+      self._dense(c.hidden_size, name)(x).reshape(heads)
+      for name in ('query', 'key', 'value')
+    )
+    mixed = attention(query, key, value, real, dropout, site)
+    mixed = self._dense(c.hidden_size, 'output')(mixed.reshape(x.shape))
+    mixed = drop(mixed, dropout, site + 1)
+    x = _layer_norm(c, self.dtype, 'attention_norm')(x + mixed)
+    inner = ACTIVATIONS[c.activation](self._dense(c.intermediate_size, 'up')(x))
+    inner = drop(self._dense(c.hidden_size, 'down')(inner), dropout, site + 2)
+    return _layer_norm(c, self.dtype, 'norm')(x + inner)
+
+  def _dense(self, width, name):
+    return nn.Dense(
+      width, dtype=self.dtype, kernel_init=_INITIALIZER, name=name
+    )
+
+
+def attention(query, key, value, real, dropout, site):
+  """Returns scaled dot-product attention (Vaswani et al. 2017, eq. 1).
+
+  Args:
+    query: (B, L, heads, d), as are `key` and `value`.
+    key: What each query position is compared with.
+    value: What is averaged.
+    real: (B, L) bool, the positions that may be looked at; one at least.
+    dropout: A `Dropout` on the weights, or None.
+    site: int, number of the dropout mask.
+
+  Returns:
+    (B, L, heads, d) of the dtype of `value`.
+  """
+  scores = jnp.einsum(
+    'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
+  )
+  scores *= np.float32(query.shape[-1] ** -0.5)
+  scores = jnp.where(real[:, None, None], scores, -jnp.inf)
+  highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+  weights = jnp.exp(scores - highest)
+  total = weights.sum(-1)
+  weights = drop(weights, dropout, site).astype(value.dtype)
+  mixed = jnp.einsum(
+    'bhqk,bkhd->bqhd', weights, value, preferred_element_type=jnp.float32
+  )
+  return (mixed / total.transpose(0, 2, 1)[..., None]).astype(value.dtype)
+
+
+def drop(x, dropout, site):
+  """Returns `x` with a share of its entries 0, the others scaled up.
+
+  Args:
+    x: (B, ...) or (B L, D) array; its rows belong to the B texts in order.
+    dropout: A `Dropout`, or None for `x` itself.
+    site: int, number of this mask; each mask of a step has its own.
+  """
+  if dropout is None:
+    return x
+  texts = len(dropout.rows)
+  inner = (len(x) // texts, *x.shape[1:])
+  key = mix(dropout.rows * np.uint32(0x9E3779B1) ^ mix(dropout.seed + np.uint32(site)))
+  position = jnp.arange(np.prod(inner), dtype=jnp.uint32).reshape(1, *inner)
+  bits = mix(position ^ key.reshape(texts, *[1] * len(inner)))
+  # 24 bits: all of them, and no more, are exact in float32.
+  kept = (bits >> 8) >= (dropout.rate * 2**24).astype(jnp.uint32)
+  scale = (1 / (1 - dropout.rate)).astype(x.dtype)
+  return jnp.where(kept.reshape(x.shape), x * scale, 0)
+
+
+def mix(x):
+  """Returns a hash of each entry of a uint32 array (MurmurHash3's finalizer)."""
+  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def _layer_norm(config, dtype, name):
+  return nn.LayerNorm(
+    epsilon=config.layer_norm_epsilon,
+    dtype=dtype,
+    use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits.
+    name=name,
+  )

@@ -1,0 +1,399 @@
+"""Every knob of a run, once: name, type, default, unit, meaning.
+
+The fields of `Config` become absl flags; code below `main` is given a `Config`
+and never reads a flag. The defaults are those of the paper's MS MARCO passage
+run (Xiong et al. 2020, appendix A.1) where it has the knob; `experiments/`
+holds the flagfiles of other runs.
+"""
+
+import dataclasses
+import pathlib
+import types
+import typing
+
+from absl import flags
+
+
+class BadInput(ValueError):
+  """What the user gave cannot be used; the text says rule, value and cure."""
+
+
+def knob(default, help, *, choices=None, may_change=False):
+  """Returns the field of one flag.
+
+  Args:
+    default: Value when the flag is not given. None means "not given".
+    help: Meaning, unit and the paper's value, for `--help`.
+    choices: The values allowed, or None if any of the type is.
+    may_change: Whether a run may go on with another value than it began with.
+  """
+  return dataclasses.field(
+    default=default,
+    metadata={'help': help, 'choices': choices, 'may_change': may_change},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The settings of one job; see `--help` for the meaning of each field."""
+
+  # The job.
+  job: str = knob(
+    'train',
+    'What to do: train a retriever; refresh: mine negatives once with a '
+    'checkpoint; encode: write the embeddings of the corpus; evaluate: score a '
+    'split; search: type queries, see passages; report: draw the curves.',
+    choices=('train', 'refresh', 'encode', 'evaluate', 'search', 'report'),
+    may_change=True,
+  )
+  workdir: str = knob(
+    '', 'Folder of the run: all that it writes.', may_change=True
+  )
+  seed: int = knob(0, 'Seed of weights, batches, dropout and mining.')
+  num_devices: int = knob(
+    0, 'Local accelerators to use; 0 uses all.', may_change=True
+  )
+
+  # Data.
+  dataset: str = knob(
+    'pydocs',
+    'pydocs: docstrings of the installed Python packages, no download; beir: '
+    'the BEIR folder --data_dir.',
+    choices=('pydocs', 'beir'),
+  )
+  data_dir: str = knob(
+    '',
+    'Folder with corpus.jsonl, queries.jsonl and qrels/, plain or gzipped.',
+    may_change=True,
+  )
+  train_split: str = knob('train', 'Name of the judgements to train on.')
+  dev_split: str = knob(
+    'dev', 'Name of the judgements that settings and checkpoints are chosen on.'
+  )
+  dev_fraction: float = knob(
+    0.1,
+    'Share of the training queries, chosen by hash of their id, that are held '
+    'out as dev where the data has no --dev_split.',
+  )
+
+  # Encoder. None: what --init_from brings with it.
+  init_from: str = knob(
+    '',
+    'Weights to start from: a run of ours, a folder or hub name of a BERT or '
+    'RoBERTa model, or a sentence-transformers folder. Empty: random weights '
+    'and a vocabulary trained on the corpus.',
+  )
+  vocab_size: int = knob(8192, 'Entries of the vocabulary, without --init_from.')
+  num_layers: int = knob(12, 'Transformer layers, without --init_from.')
+  hidden_size: int = knob(768, 'Width of the encoder, without --init_from.')
+  num_heads: int = knob(12, 'Attention heads, without --init_from.')
+  intermediate_size: int = knob(
+    3072, 'Width of the feed-forward layers, without --init_from.'
+  )
+  tie_encoders: bool | None = knob(
+    None,
+    'One encoder for queries and passages. ANCE: true on MS MARCO, false on NQ '
+    "and TriviaQA; DPR: false. Not given: the checkpoint's own, else true.",
+  )
+  pooling: str | None = knob(
+    None,
+    "How token vectors become one: the first token's, or the mean. Not given: "
+    "the checkpoint's own, else cls (ANCE and DPR).",
+    choices=('cls', 'mean'),
+  )
+  similarity: str | None = knob(
+    None,
+    'Score of a query and a passage. Not given: the '
+    "checkpoint's own, else dot (ANCE and DPR).",
+    choices=('dot', 'cosine'),
+  )
+  head_size: int | None = knob(
+    None,
+    'Width of a linear projection and LayerNorm after the pooling; 0: none. '
+    "ANCE: 768. Not given: the checkpoint's own, else none.",
+  )
+  query_length: int | None = knob(
+    None,
+    'Tokens of a query at most. ANCE: 64. Not given: the '
+    "checkpoint's own, else 64.",
+  )
+  passage_length: int | None = knob(
+    None,
+    "Tokens of a passage at most. ANCE: 512. Not given: the checkpoint's own, "
+    'else 512.',
+  )
+  dropout_rate: float = knob(
+    0.1, 'Dropout in training, on activations and attention. BERT: 0.1.'
+  )
+  dtype: str = knob(
+    'float32',
+    'Type that the encoder computes in; parameters and scores are float32.',
+    choices=('float32', 'bfloat16'),
+  )
+
+  # Method.
+  method: str = knob(
+    'ance',
+    'Row of the method table (README): where negatives come from, and the '
+    'loss.',
+    choices=('random', 'in_batch', 'bm25', 'dpr', 'ance', 'ance_in_batch'),
+  )
+  warmup_method: str = knob(
+    'bm25',
+    'Row whose negatives and loss are used for the first --warmup_steps. '
+    'ANCE: bm25.',
+    choices=('random', 'in_batch', 'bm25', 'dpr'),
+  )
+  warmup_steps: int = knob(
+    0,
+    'Steps on --warmup_method before the first refresh; only for rows that '
+    'mine from the index. ANCE: 60,000, as a run of its own.',
+  )
+  hard_negatives: int = knob(
+    1,
+    'Negatives of its own that a query has in a step, drawn from its --top_k. '
+    'ANCE: 1.',
+  )
+  top_k: int = knob(
+    200,
+    'Passages that are mined for each query, best first, positives and their '
+    'duplicates removed. ANCE: 200.',
+  )
+  temperature: float = knob(
+    1.0,
+    'Scores are divided by it in the loss. ANCE and DPR: 1; with cosine, 0.05 '
+    'is common.',
+  )
+  steps_per_refresh: int = knob(
+    10_000,
+    'Optimizer steps between two refreshes. ANCE: 10,000 on MS MARCO, 1,000 on '
+    'NQ.',
+  )
+  max_refreshes: int = knob(
+    0, 'Refreshes at most, the first one counted; 0: no limit. 1 freezes it.'
+  )
+
+  # Optimizer.
+  batch_size: int = knob(
+    64, 'Queries a step, over all devices. ANCE: 64 on MS MARCO, 128 on NQ.'
+  )
+  max_steps: int = knob(
+    1_000_000, 'Optimizer steps of the whole run.', may_change=True
+  )
+  learning_rate: float = knob(1e-6, 'Peak learning rate. ANCE: 1e-6 (LAMB).')
+  lr_warmup_steps: int = knob(
+    5000,
+    'Steps in which the learning rate rises from 0, to fall in a straight '
+    'line to 0 at --max_steps; no refresh restarts it. ANCE: 5,000.',
+  
+  )
+  weight_decay: float = knob(
+    0.0, 'Weight decay of AdamW, not on biases and LayerNorm. ANCE: 0.'
+  )
+  adam_epsilon: float = knob(1e-8, 'Epsilon of AdamW. ANCE and DPR: 1e-8.')
+  clip_norm: float = knob(
+    1.0, 'Norm that the gradient is clipped to; 0: not clipped. ANCE: 1.'
+  )
+
+  # Encoding, index, evaluation.
+  tokens_per_batch: int = knob(
+    65_536,
+    'Tokens of a batch of the encoding pass over all devices, padding '
+    'included. CPUs like 4,096.',
+    may_change=True,
+  )
+  rows_per_block: int = knob(
+    65_536, 'Passages of a block: the unit in which encoding goes on.'
+  )
+  index: str = knob(
+    'Flat', 'FAISS factory string. Flat searches exactly, as in ANCE.'
+  )
+  index_params: str = knob(
+    '', 'FAISS search parameters of that index, for example nprobe=32.'
+  )
+  steps_per_eval: int | None = knob(
+    None,
+    'Steps between evaluations on dev, step 0 included. Not given: only at '
+    'refreshes. The end of the run is always evaluated.',
+  )
+  retriever: str = knob(
+    'model',
+    'What --job=evaluate and --job=search rank with.',
+    choices=('model', 'bm25'),
+    may_change=True,
+  )
+  split: str = knob(
+    'dev',
+    'Split that --job=evaluate scores. Choose on dev, read test once.',
+    may_change=True,
+  )
+  checkpoint: str = knob(
+    'last',
+    'Checkpoint that a job other than train reads: last, best (by dev MRR@10) '
+    'or a step.',
+    may_change=True,
+  )
+  bm25_k1: float = knob(0.9, 'BM25 term saturation. Anserini: 0.9.')
+  bm25_b: float = knob(0.4, 'BM25 length normalisation. Anserini: 0.4.')
+
+  # Saving and showing.
+  steps_per_checkpoint: int | None = knob(
+    None,
+    'Steps between checkpoints besides those at refreshes. Not given: '
+    '--steps_per_refresh.',
+  )
+  checkpoints_to_keep: int = knob(
+    3, 'Newest checkpoints kept, besides the best on dev.', may_change=True
+  )
+  steps_per_log: int = knob(10, 'Steps between lines of training metrics.')
+  query: str = knob(
+    '',
+    'Query of --job=search. Empty: they are read from the terminal.',
+    may_change=True,
+  )
+  num_results: int = knob(
+    5, 'Passages that --job=search shows.', may_change=True
+  )
+  runs: str = knob(
+    '',
+    'Folders of the runs that --job=report draws into one picture, separated '
+    'by commas. Empty: --workdir.',
+    may_change=True,
+  )
+  picture: str = knob(
+    '',
+    'PNG that --job=report writes. Empty: curves.png in --workdir.',
+    may_change=True,
+  )
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      choices = field.metadata['choices']
+      if choices and value is not None and value not in choices:
+        raise BadInput(
+          f'--{field.name} must be one of {", ".join(choices)}; found '
+          f'{value!r}; set it to one of them.'
+        )
+    for name in _AT_LEAST_ONE:
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise BadInput(
+          f'--{name} must be at least 1; found {value}; set it higher.'
+        )
+    for name in _AT_LEAST_ZERO:
+      if getattr(self, name) < 0:
+        raise BadInput(
+          f'--{name} must not be negative; found {getattr(self, name)}; set it '
+          'to 0 or more.'
+        )
+    for name in ('temperature', 'learning_rate', 'adam_epsilon'):
+      if not getattr(self, name) > 0:
+        raise BadInput(
+          f'--{name} must be above 0; found {getattr(self, name)}; set it '
+          'higher.'
+        )
+    for name in ('dropout_rate', 'dev_fraction'):
+      if not 0 <= getattr(self, name) < 1:
+        raise BadInput(
+          f'--{name} must be at least 0 and below 1; found '
+          f'{getattr(self, name)}; set it in between.'
+        )
+
+  @classmethod
+  def from_flags(cls, flag_values=flags.FLAGS):
+    """Returns the settings that were parsed into `flag_values`."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls(**{name: flag_values[name].value for name in names})
+
+  @classmethod
+  def from_flagfile(cls, path, **overrides):
+    """Returns the settings of a flagfile, some of them replaced.
+
+    Args:
+      path: A flagfile; flagfiles that it names are found from the working
+        directory.
+      **overrides: Fields by name, instead of what the flagfile says.
+
+    Raises:
+      BadInput: The file is missing, or holds something that is no flag.
+    """
+    if not pathlib.Path(path).is_file():
+      raise BadInput(
+        f'a flagfile must exist; found none at {path}; check the path, which '
+        'is relative to the working directory.'
+      )
+    flag_values = flags.FlagValues()
+    define_flags(flag_values)
+    try:
+      left_over = flag_values(['flagfile', f'--flagfile={path}'])[1:]
+    except flags.Error as error:
+      raise BadInput(f'{path}: {error}') from error
+    refuse_left_over(left_over)
+    return dataclasses.replace(cls.from_flags(flag_values), **overrides)
+
+  def to_flagfile(self):
+    """Returns the text of a flagfile that gives these settings again."""
+    lines = []
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value != field.default:
+        if isinstance(value, bool):
+          value = str(value).lower()
+        lines.append(f'--{field.name}={value}\n')
+    return ''.join(lines)
+
+
+_AT_LEAST_ONE = (
+  'vocab_size num_layers hidden_size num_heads intermediate_size '
+  'query_length passage_length hard_negatives top_k steps_per_refresh '
+  'batch_size tokens_per_batch rows_per_block steps_per_eval '
+  'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results'
+).split()
+_AT_LEAST_ZERO = (
+  'seed num_devices warmup_steps max_refreshes max_steps lr_warmup_steps '
+  'weight_decay clip_norm'
+).split()
+_DEFINE = {
+  str: flags.DEFINE_string,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  bool: flags.DEFINE_boolean,
+}
+
+
+def define_flags(flag_values=flags.FLAGS):
+  """Defines one absl flag for each field of `Config`."""
+  for field in dataclasses.fields(Config):
+    kwargs = {'flag_values': flag_values}
+    name, default, text = field.name, field.default, field.metadata['help']
+    if field.metadata['choices']:
+      choices = field.metadata['choices']
+      flags.DEFINE_enum(name, default, choices, text, **kwargs)
+    else:
+      _DEFINE[_plain_type(field.type)](name, default, text, **kwargs)
+
+
+def refuse_left_over(arguments):
+  """Raises `BadInput` if `arguments`, which no flag took, is not empty."""
+  if arguments:
+    raise BadInput(
+      'every argument must be a flag, --name=value; found '
+      f'{arguments[0]!r}; write it with two dashes, without spaces, and '
+      'without a comment behind it.'
+    )
+
+
+def _plain_type(annotation):
+  """Returns `int` for `int` and for `int | None`."""
+  if isinstance(annotation, types.UnionType):
+    return typing.get_args(annotation)[0]
+  return annotation
+
+
+def fixed_differences(before, after):
+  """Yields (name, old, new) of each changed field that may not change."""
+  for field in dataclasses.fields(Config):
+    old, new = getattr(before, field.name), getattr(after, field.name)
+    if old != new and not field.metadata['may_change']:
+      yield field.name, old, new

@@ -1,0 +1,441 @@
+"""A dataset's name -> its corpus and splits: the only place for string ids.
+
+Everywhere else a passage is its row in the corpus, and a query its row in its
+split (int32).
+"""
+
+from collections.abc import Callable
+import gzip
+import hashlib
+import json
+import pathlib
+from typing import NamedTuple
+import zlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ance_jax import config as config_lib
+from ance_jax import logs
+from ance_jax.datasets import pydocs
+
+
+class Strings:
+  """An immutable list of strings in two arrays: one blob of UTF-8, offsets.
+
+  21M Python strings take several times the memory of their text.
+  """
+
+  def __init__(self, items):
+    blob, ends = bytearray(), [0]
+    for item in items:
+      # Half of a surrogate pair is valid JSON but not UTF-8.
+      blob += item.encode('utf-8', 'replace')
+      ends.append(len(blob))
+    self._blob = bytes(blob)
+    self._offsets = np.array(ends, np.int64)
+
+  def __len__(self):
+    return len(self._offsets) - 1
+
+  def __getitem__(self, row):
+    if not 0 <= row < len(self):
+      raise IndexError(row)
+    start, end = self._offsets[row : row + 2]
+    return self._blob[start:end].decode()
+
+  def update_hash(self, digest):
+    """Feeds the text, and where it is cut, to a hashlib object."""
+    digest.update(self._offsets)
+    digest.update(self._blob)
+
+
+class Corpus(NamedTuple):
+  """All passages, in row order.
+
+  Attributes:
+    ids: N passage ids, all different.
+    titles: N titles, some or all empty.
+    texts: N texts, none empty.
+    groups: (N,) int32; rows of equal number have the same text, or nearly.
+    hash: SHA-256 of all this, in hexadecimal digits.
+  """
+
+  ids: Strings
+  titles: Strings
+  texts: Strings
+  groups: np.ndarray
+  hash: str
+
+
+class Split(NamedTuple):
+  """The judged queries of one split, and what they were judged on.
+
+  Query row i was judged on the entries from offsets[i] to offsets[i + 1].
+
+  Attributes:
+    ids: Q query ids, all different.
+    texts: Q queries.
+    offsets: (Q + 1,) int64.
+    passages: (J,) int32, the judged passage rows.
+    grades: (J,) int32; above 0 is relevant.
+    hash: SHA-256 of all this, in hexadecimal digits.
+  """
+
+  ids: Strings
+  texts: Strings
+  offsets: np.ndarray
+  passages: np.ndarray
+  grades: np.ndarray
+  hash: str
+
+  def positives(self):
+    """Returns the query rows and passage rows, (P,) int32 each, of positives."""
+    judged = np.diff(self.offsets)
+    queries = np.repeat(np.arange(len(judged), dtype=np.int32), judged)
+    relevant = self.grades > 0
+    return queries[relevant], self.passages[relevant]
+
+
+class Dataset(NamedTuple):
+  """A corpus and its splits by name."""
+
+  corpus: Corpus
+  splits: dict[str, Split]
+
+
+class _Source(NamedTuple):
+  """What a reader gives: `judgements` takes the name of a split.
+
+  It returns {(query row, passage row): grade}, or None if there is no such
+  split; query rows are positions in `query_ids`.
+  """
+
+  corpus: Corpus
+  query_ids: list[str]
+  queries: list[str]
+  judgements: Callable[[str], dict[tuple[int, int], int] | None]
+  splits_are_in: str
+
+
+def load(config, split_names):
+  """Reads the dataset of a run.
+
+  Args:
+    config: The run's `Config`; its data and split flags and workdir are read.
+    split_names: Splits to read.
+
+  Returns:
+    A `Dataset` with these splits. Where the data has no dev split, a share of
+    the training queries is it, by hash of their ids, and not in train.
+
+  Raises:
+    BadInput: The data cannot be used; the text names file and line, rule and
+      cure.
+  """
+  source = _READERS[config.dataset](config)
+  splits = {}
+  for name in split_names:
+    judgements = _judgements(source, name, config)
+    if name == config.train_split:
+      judgements = _with_positives(judgements, name)
+    splits[name] = _make_split(source, judgements)
+    logs.say(
+      f'{name}: {len(splits[name].ids):,} queries, '
+      f'{len(splits[name].passages):,} judged passages'
+    )
+  return Dataset(source.corpus, splits)
+
+
+def _judgements(source, name, config):
+  judgements = source.judgements(name)
+  held_out_names = (config.train_split, config.dev_split)
+  if name in held_out_names and source.judgements(config.dev_split) is None:
+    want_held_out = name == config.dev_split
+    of_train = source.judgements(config.train_split) or {}
+    judgements = {
+      (query, passage): grade
+      for (query, passage), grade in of_train.items()
+      if _held_out(source.query_ids[query], config) == want_held_out
+    }
+    share = f'{config.dev_fraction:.0%} of {config.train_split!r}, by hash'
+    if want_held_out:
+      logs.say(f'no split {name!r} in the data: it is {share} of the query id')
+  if not judgements:
+    raise config_lib.BadInput(
+      f'split {name!r} must have judged queries; found none in '
+      f'{source.splits_are_in}; name another split, or add its judgements.'
+    )
+  return judgements
+
+
+def _held_out(query_id, config):
+  digest = hashlib.blake2b(query_id.encode(), digest_size=8).digest()
+  return int.from_bytes(digest) < config.dev_fraction * 2**64
+
+
+def _with_positives(judgements, name):
+  """Returns the judgements of the queries that have a positive passage."""
+  useful = {query for (query, _), grade in judgements.items() if grade > 0}
+  without = len({query for query, _ in judgements} - useful)
+  if without:
+    logs.say(f'{name}: left out {without:,} queries without a positive passage')
+  if not useful:
+    raise config_lib.BadInput(
+      f'split {name!r} must have queries with a positive passage; found '
+      f'{without:,} queries, none with a grade above 0; check the judgements.'
+    )
+  return {pair: g for pair, g in judgements.items() if pair[0] in useful}
+
+
+def _make_split(source, judgements):
+  """Returns the `Split` of {(query row, passage row): grade}, queries in order."""
+  pairs = sorted(judgements)
+  rows, counts = np.unique([query for query, _ in pairs], return_counts=True)
+  ids = Strings(source.query_ids[row] for row in rows)
+  texts = Strings(source.queries[row] for row in rows)
+  offsets = np.concatenate([[0], np.cumsum(counts)])
+  passages = np.array([passage for _, passage in pairs], np.int32)
+  grades = np.array([judgements[pair] for pair in pairs], np.int32)
+  digest = hashlib.sha256()
+  ids.update_hash(digest)
+  texts.update_hash(digest)
+  for array in (offsets, passages, grades):
+    digest.update(array)
+  return Split(ids, texts, offsets, passages, grades, digest.hexdigest())
+
+
+def _make_corpus(ids, titles, texts, groups):
+  digest = hashlib.sha256()
+  for strings in (ids, titles, texts):
+    strings.update_hash(digest)
+  groups = np.asarray(groups, np.int32)
+  digest.update(groups)
+  return Corpus(ids, titles, texts, groups, digest.hexdigest())
+
+
+def _read_pydocs(config):
+  """Returns pydocs, built by TFDS in the workdir on the first call.
+
+  A run keeps the set it began with, whatever is installed later.
+  """
+  builder = pydocs.Pydocs(
+    data_dir=pathlib.Path(config.workdir) / 'datasets',
+    file_format='array_record',
+  )
+  tfds.disable_progress_bar()
+  if not builder.is_prepared():
+    logs.say('pydocs: reading the docstrings of the installed packages')
+  builder.download_and_prepare()
+  table = builder.as_data_source('docstrings')
+  rows = list(table.__getitems__(range(len(table))))
+  column = {k: [row[k].decode() for row in rows] for k in _PYDOCS_TEXTS}
+  groups = np.array([row['group'] for row in rows])
+  corpus = _make_corpus(
+    Strings(column['id']),
+    Strings(column['title']),
+    Strings(column['text']),
+    groups,
+  )
+  versions = builder.info.metadata['versions']
+  names = ', '.join(f'{name} {version}' for name, version in versions.items())
+  logs.say(
+    f'pydocs: {len(rows):,} passages, hash {corpus.hash[:12]}, read from {names}'
+  )
+  judgements = _pydocs_judgements(column['query'], column['split'], groups)
+  return _Source(
+    corpus, column['id'], column['query'], judgements.get, 'pydocs'
+  )
+
+
+_PYDOCS_TEXTS = ('id', 'title', 'text', 'query', 'split')
+
+
+def _pydocs_judgements(queries, splits, groups):
+  """Returns {split: judgements}; a summary is one query, however often it stands.
+
+  Its positives are all passages of that summary, and those of their groups.
+  """
+  members, groups_of, first_row = {}, {}, {}
+  for row, (query, split, group) in enumerate(
+    zip(queries, splits, groups, strict=True)
+  ):
+    members.setdefault(group, []).append(row)
+    groups_of.setdefault(pydocs.normal(query), set()).add(group)
+    if split:
+      first_row.setdefault(pydocs.normal(query), row)
+  judgements = {split: {} for split in pydocs.SPLITS}
+  for query, row in first_row.items():
+    for group in groups_of[query]:
+      for passage in members[group]:
+        judgements[splits[row]][row, passage] = 1
+  return judgements
+
+
+def _read_beir(config):
+  """Returns a BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv."""
+  if not config.data_dir:
+    raise config_lib.BadInput(
+      '--dataset=beir must be told where the data is; found no --data_dir; set '
+      'it to the folder that holds corpus.jsonl.'
+    )
+  folder = pathlib.Path(config.data_dir)
+  ids, titles, texts = [], [], []
+  path = _existing(folder, 'corpus.jsonl')
+  for line, record in _jsonl(path, ('_id', 'text')):
+    title = record.get('title') or ''
+    if not isinstance(title, str):
+      raise _bad(path, line, 'a title must be a string', title, 'quote it')
+    if not record['text'].strip():
+      raise _bad(
+        path, line, 'a passage must have a text', record['text'], 'remove it'
+      )
+    ids.append(record['_id'])
+    titles.append(title)
+    texts.append(record['text'])
+  passage_rows = _rows_by_id(path, ids)
+  groups = np.unique([_text_key(t) for t in texts], return_inverse=True)[1]
+  corpus = _make_corpus(Strings(ids), Strings(titles), Strings(texts), groups)
+  logs.say(
+    f'{folder.name}: {len(ids):,} passages, {len(ids) - groups.max() - 1:,} of '
+    f'them the same text as another, hash {corpus.hash[:12]}'
+  )
+
+  path = _existing(folder, 'queries.jsonl')
+  lines = [record for _, record in _jsonl(path, ('_id', 'text'))]
+  query_rows = _rows_by_id(path, [record['_id'] for record in lines])
+
+  def judgements(split):
+    path = _find(folder / 'qrels', f'{split}.tsv')
+    return path and _read_qrels(path, query_rows, passage_rows)
+
+  return _Source(
+    corpus,
+    [record['_id'] for record in lines],
+    [record['text'] for record in lines],
+    judgements,
+    str(folder / 'qrels'),
+  )
+
+
+_READERS = {'pydocs': _read_pydocs, 'beir': _read_beir}
+
+
+def _read_qrels(path, query_rows, passage_rows):
+  """Returns {(query row, passage row): grade} of a tab-separated file."""
+  judgements = {}
+  for number, line in _lines(path):
+    cells = line.split('\t')
+    if len(cells) != 3:
+      raise _bad(
+        path, number, 'a judgement must be query id, passage id and grade '
+        'with tabs between', line, 'mend the line'
+      )  # fmt: skip
+    query_id, passage_id, grade = cells
+    if number == 1 and not _is_integer(grade):
+      continue  # The header.
+    if not _is_integer(grade):
+      raise _bad(
+        path, number, 'a grade must be a whole number', grade, 'mend the line'
+      )
+    for kind, rows, an_id in (
+      ('query', query_rows, query_id),
+      ('passage', passage_rows, passage_id),
+    ):
+      if an_id not in rows:
+        raise _bad(
+          path, number, f'a judged {kind} id must be one of the data', an_id,
+          'add it, or remove the judgement'
+        )  # fmt: skip
+    pair = query_rows[query_id], passage_rows[passage_id]
+    if judgements.setdefault(pair, int(grade)) != int(grade):
+      raise _bad(
+        path, number, 'a pair must have one grade', line, 'keep one of the two'
+      )
+  return judgements
+
+
+def _text_key(text):
+  """Returns what two passages of the same text share, as bytes."""
+  normal = ' '.join(text.lower().split())
+  return hashlib.blake2b(normal.encode('utf-8', 'replace'), digest_size=12).digest()
+
+
+def _rows_by_id(path, ids):
+  rows = {}
+  for row, an_id in enumerate(ids):
+    if an_id != ''.join(an_id.split()) or not an_id:
+      raise config_lib.BadInput(
+        f'{path}: an id must have characters, none of them a space (run files '
+        f'are split there); found {an_id!r}; rename it.'
+      )
+    if rows.setdefault(an_id, row) != row:
+      raise config_lib.BadInput(
+        f'{path}: ids must differ; found {an_id!r} in lines {rows[an_id] + 1} '
+        f'and {row + 1}; remove one.'
+      )
+  return rows
+
+
+def _jsonl(path, text_keys):
+  """Yields (line number, dict) of a JSON lines file."""
+  for number, line in _lines(path):
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise _bad(
+        path, number, 'a line must be one JSON object', line, 'mend it'
+      ) from error
+    for key in text_keys:
+      if not isinstance(record, dict) or not isinstance(record.get(key), str):
+        raise _bad(
+          path, number, f'a line must be a JSON object with a string {key!r}',
+          line, 'mend it'
+        )  # fmt: skip
+    yield number, record
+
+
+def _lines(path):
+  """Yields (line number, text) of the lines of a file, gzipped or not."""
+  number = 0
+  opened = gzip.open(path) if path.suffix == '.gz' else open(path, 'rb')
+  try:
+    with opened as file:
+      for number, line in enumerate(file, 1):
+        yield number, line.decode().rstrip('\r\n')
+  except UnicodeDecodeError as error:
+    raise _bad(
+      path, number, 'text must be UTF-8', error.object[:60], 'convert the file'
+    ) from error
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise config_lib.BadInput(
+      f'{path}: a gzipped file must be whole; found it damaged after line '
+      f'{number} ({error}); fetch it again.'
+    ) from error
+
+
+def _find(folder, name):
+  """Returns the path of a file, plain or gzipped, or None."""
+  paths = (folder / name, folder / f'{name}.gz')
+  return next((path for path in paths if path.is_file()), None)
+
+
+def _existing(folder, name):
+  path = _find(folder, name)
+  if path is None:
+    raise config_lib.BadInput(
+      f'a BEIR folder must hold {name} or {name}.gz; found neither in {folder}; '
+      'check --data_dir.'
+    )
+  return path
+
+
+def _is_integer(text):
+  return text.strip().lstrip('+-').isdecimal()
+
+
+def _bad(path, line, rule, found, cure):
+  """Returns the error that names file, line, rule, found value and cure."""
+  return config_lib.BadInput(
+    f'{path}, line {line}: {rule}; found {str(found)[:80]!r}; {cure}.'
+  )

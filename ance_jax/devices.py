@@ -1,0 +1,59 @@
+"""Accelerators of this process: their mesh, and arrays laid out over them."""
+
+import jax
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from ance_jax import config as config_lib
+
+AXIS = 'devices'
+
+
+def local(num_devices):
+  """Returns the first `num_devices` local devices; all of them for 0."""
+  found = jax.local_devices()
+  if num_devices > len(found):
+    raise config_lib.BadInput(
+      f'--num_devices must be at most the {len(found)} devices that are here; '
+      f'found {num_devices}; lower it.'
+    )
+  return tuple(found[: num_devices or len(found)])
+
+
+def replicated(devices):
+  """Returns the sharding of an array that each device holds whole."""
+  return NamedSharding(_mesh(devices), PartitionSpec())
+
+
+def replicate(tree, devices):
+  """Returns the tree of arrays with each device holding all of it."""
+  return jax.device_put(tree, replicated(devices))
+
+
+def split(devices):
+  """Returns the sharding of an array whose rows are dealt out in order."""
+  return NamedSharding(_mesh(devices), PartitionSpec(AXIS))
+
+
+def shard(batch, devices):
+  """Places a batch on the devices, in the form that `pmap` takes.
+
+  Args:
+    batch: Tree of arrays (B, ...), row i being about query i.
+    devices: The n devices; n divides B.
+
+  Returns:
+    The same tree of arrays (n, B / n, ...), part i on device i.
+  """
+
+  def place(array):
+    parts = array.reshape(len(devices), -1, *array.shape[1:])
+    return jax.device_put(parts, split(devices))
+
+  return jax.tree.map(place, batch)
+
+
+def _mesh(devices):
+  return Mesh(np.array(devices), (AXIS,))

@@ -1,0 +1,177 @@
+"""The encoding pass: token rows -> embeddings, jitted, over all devices.
+
+A corpus is encoded in blocks of consecutive rows, whatever the devices, each a
+file that is there whole or not at all; what is there is not made again.
+"""
+
+import collections
+from collections.abc import Callable
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ance_jax import batches
+from ance_jax import devices as devices_lib
+from ance_jax import encoders
+from ance_jax import handoff
+from ance_jax import logs
+
+# Tokens that batch lengths are rounded up to: finer steps pad less and compile
+# more.
+_LENGTH_STEP = 16
+# Batches that the devices have been given and the host has not fetched.
+_UNDER_WAY = 2
+
+
+class Encoder(NamedTuple):
+  """The compiled pass for one side of a retriever.
+
+  Attributes:
+    encode: Jitted (params, ids, lengths) -> (rows, E) float32 embeddings, rows
+      dealt out over the devices.
+    num_devices: Number of these.
+    tokens_per_batch: Tokens of a batch over all devices, padding included.
+    max_length: Tokens that the model can take.
+    embedding_size: E.
+  """
+
+  encode: Callable
+  num_devices: int
+  tokens_per_batch: int
+  max_length: int
+  embedding_size: int
+
+
+def make_encoder(retriever, side, *, dtype, tokens_per_batch, devices):
+  """Returns the `Encoder` of one side, `encoders.QUERY` or `PASSAGE`."""
+  whole, split = devices_lib.replicated(devices), devices_lib.split(devices)
+  encode = jax.jit(
+    encoders.make_encode(retriever, dtype, side),
+    in_shardings=(whole, split, split),
+    out_shardings=split,
+  )
+  return Encoder(
+    encode,
+    len(devices),
+    tokens_per_batch,
+    retriever.body.max_length,
+    retriever.embedding_size,
+  )
+
+
+def encode_rows(encoder, params, token_rows, what, rows=None):
+  """Returns the embeddings of some token rows, in their order.
+
+  The host pads the next batches while the devices work on those before.
+
+  Args:
+    encoder: An `Encoder`.
+    params: Parameters by tower, on all devices.
+    token_rows: `TokenRows`.
+    what: Name of the phase for the progress bar.
+    rows: (n,) int, rows to encode; None for all.
+
+  Returns:
+    (n, E) float32, and the number of tokens computed, padding included.
+  """
+  rows = np.arange(len(token_rows)) if rows is None else rows
+  plan = batch_plan(token_rows.lengths()[rows], encoder)
+  embeddings = np.empty((len(rows), encoder.embedding_size), np.float32)
+  under_way = collections.deque()
+
+  def padded(batch):
+    places, size, length = batch
+    wanted = np.full(size, -1)
+    wanted[: len(places)] = rows[places]
+    return places, *token_rows.padded(wanted, length)
+
+  def fetch():
+    places, output = under_way.popleft()
+    embeddings[places] = np.asarray(output)[: len(places)]
+
+  for places, ids, lengths in logs.progress(
+    batches.ahead(padded, plan),
+    what,
+    total=len(rows),
+    unit='rows',
+    count=lambda batch: len(batch[0]),
+  ):
+    under_way.append((places, encoder.encode(params, ids, lengths)))
+    if len(under_way) > _UNDER_WAY:
+      fetch()
+  while under_way:
+    fetch()
+  return embeddings, sum(size * length for _, size, length in plan)
+
+
+def batch_plan(lengths, encoder):
+  """Returns how rows of these lengths are put into batches, longest first.
+
+  Batches of equal length have equal size, so that each length is compiled once;
+  only the last one is not full.
+
+  Args:
+    lengths: (n,) int, tokens of each row.
+    encoder: An `Encoder`.
+
+  Returns:
+    A list of (places, size, length): the (m,) int places in `lengths` that are
+    in the batch, its rows (m at least), and the tokens it is padded to.
+  """
+  order = np.argsort(-lengths, kind='stable')
+  plan, start = [], 0
+  while start < len(order):
+    longest = int(lengths[order[start]])
+    length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, encoder.max_length)
+    size = encoder.tokens_per_batch // length
+    # A handful of rows is not padded to thousands.
+    size = min(size, 1 << (len(order) - 1).bit_length())
+    size = max(size // encoder.num_devices, 1) * encoder.num_devices
+    plan.append((order[start : start + size], size, length))
+    start += size
+  return plan
+
+
+def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
+  """Writes the embeddings of all passages as blocks of consecutive rows.
+
+  Args:
+    encoder: An `Encoder`.
+    params: Parameters by tower, on all devices.
+    token_rows: `TokenRows` of the corpus.
+    folder: Where the blocks are, named for the weights and the corpus; blocks
+      that are there are kept.
+    rows_per_block: Passages of a block; the last one may be smaller.
+
+  Returns:
+    The blocks, in order, as read-only memory maps (rows, E) float32; and the
+    share of real tokens in what was computed, None if nothing was.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  handoff.remove_unfinished(folder)
+  lengths = token_rows.lengths()
+  real = computed = 0
+  paths = []
+  for start in range(0, len(token_rows), rows_per_block):
+    rows = np.arange(start, min(start + rows_per_block, len(token_rows)))
+    paths.append(folder / f'{start // rows_per_block:05d}.npy')
+    if paths[-1].exists():
+      continue
+    what = f'encode block {len(paths)}/{-(-len(token_rows) // rows_per_block)}'
+    embeddings, tokens = encode_rows(encoder, params, token_rows, what, rows)
+    real, computed = real + lengths[rows].sum(), computed + tokens
+    with handoff.writing(paths[-1]) as file:
+      np.save(file, embeddings)
+  share = float(real / computed) if computed else None
+  return [np.load(path, mmap_mode='r') for path in paths], share
+
+
+def make_encoders(retriever, **kwargs):
+  """Returns the `Encoder` of queries and that of passages."""
+  return tuple(
+    make_encoder(retriever, side, **kwargs)
+    for side in (encoders.QUERY, encoders.PASSAGE)
+  )

@@ -1,0 +1,122 @@
+"""The bi-encoder: one tower or two, pooling, projection head, similarity."""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from ance_jax import bert
+
+QUERY, PASSAGE = 'query', 'passage'
+# Name of the one tower that encodes both.
+_TIED = 'tied'
+
+
+@dataclasses.dataclass(frozen=True)
+class Retriever:
+  """All of a retriever but its weights and its tokenizer.
+
+  Attributes:
+    body: Sizes of the transformer of a tower.
+    tied: Whether queries and passages share one tower.
+    pooling: 'cls', the first token's vector, or 'mean' of all.
+    head_size: Width of a projection and LayerNorm after pooling (ANCE's
+      `embeddingHead` and `norm`); 0: none.
+    similarity: 'dot' or 'cosine' of the embeddings.
+    query_length: Tokens of a query at most.
+    passage_length: Tokens of a passage at most.
+  """
+
+  body: bert.BodyConfig
+  tied: bool
+  pooling: str
+  head_size: int
+  similarity: str
+  query_length: int
+  passage_length: int
+
+  @property
+  def embedding_size(self):
+    """Width of an embedding."""
+    return self.head_size or self.body.hidden_size
+
+  @property
+  def towers(self):
+    """Names of the towers: the keys of the parameters."""
+    return (_TIED,) if self.tied else (QUERY, PASSAGE)
+
+  def to_dict(self):
+    """Returns this as a dict for JSON."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, values):
+    """Returns what `to_dict` was made of."""
+    return cls(**{**values, 'body': bert.BodyConfig(**values['body'])})
+
+
+class Tower(nn.Module):
+  """Token ids -> embeddings."""
+
+  retriever: Retriever
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, ids, lengths, dropout=None):
+    """Returns (B, E) float32 embeddings, of length 1 for cosine similarity.
+
+    Args:
+      ids: (B, L) int32 token ids, padded on the right.
+      lengths: (B,) int32, tokens of each text that are not padding.
+      dropout: A `bert.Dropout`, or None.
+    """
+    r = self.retriever
+    x = bert.Body(r.body, self.dtype, name='body')(ids, lengths, dropout)
+    x = x.astype(jnp.float32)
+    if r.pooling == 'cls':
+      x = x[:, 0]
+    else:
+      real = jnp.arange(ids.shape[1]) < lengths[:, None]
+      x = jnp.einsum('bld,bl->bd', x, real / lengths[:, None])
+    if r.head_size:
+      x = nn.Dense(r.head_size, name='head')(x)
+      x = nn.LayerNorm(
+        epsilon=1e-5, use_fast_variance=False, name='head_norm'
+      )(x)
+    if r.similarity == 'cosine':
+      x /= jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return x
+
+
+def init(retriever, seed):
+  """Returns random parameters: {tower name: dict}, float32.
+
+  Untied towers start equal, as two copies of one checkpoint would.
+  """
+  ids, lengths = jnp.zeros((1, 2), jnp.int32), jnp.ones(1, jnp.int32)
+  key = jax.random.key(seed)
+  params = jax.jit(Tower(retriever).init)(key, ids, lengths)['params']
+  return {name: jax.tree.map(jnp.copy, params) for name in retriever.towers}
+
+
+def shapes(retriever):
+  """Returns the parameters' tree, of shapes and dtypes in place of arrays."""
+  return jax.eval_shape(lambda: init(retriever, 0))
+
+
+def make_encode(retriever, dtype, side):
+  """Returns encode(params, ids, lengths, dropout=None) -> (B, E) float32.
+
+  Args:
+    retriever: A `Retriever`.
+    dtype: Type that the body computes in, by name.
+    side: `QUERY` or `PASSAGE`.
+  """
+  tower = Tower(retriever, jnp.dtype(dtype))
+  name = _TIED if retriever.tied else side
+
+  def encode(params, ids, lengths, dropout=None):
+    return tower.apply({'params': params[name]}, ids, lengths, dropout)
+
+  return encode

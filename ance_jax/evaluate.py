@@ -1,0 +1,244 @@
+"""Encode, index, search, score; and the jobs that do only that."""
+
+import hashlib
+import json
+import shutil
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+
+from ance_jax import checkpoint
+from ance_jax import corpora
+from ance_jax import encode
+from ance_jax import index
+from ance_jax import lexical
+from ance_jax import logs
+from ance_jax import metrics
+from ance_jax import runs
+from ance_jax import tokens
+
+# Dev queries whose results are kept at each evaluation, and results of each.
+_NUM_EXAMPLES, _EXAMPLE_RESULTS = 3, 3
+
+
+class IndexedCorpus(NamedTuple):
+  """The corpus as some weights see it.
+
+  Attributes:
+    faiss_index: FAISS index, ids being passage rows.
+    weights_hash: Hash of the parameters.
+    real_tokens: Share of real tokens in what was computed; None if the
+      embeddings were there.
+  """
+
+  faiss_index: faiss.Index
+  weights_hash: str
+  real_tokens: float | None
+
+
+def index_corpus(run, params, watch):
+  """Returns the `IndexedCorpus` of parameters that lie on all devices.
+
+  The embeddings are kept in the run's folder, under a hash of all that their
+  bits depend on.
+
+  Args:
+    run: `runs.Run`.
+    params: Parameters by tower.
+    watch: `logs.Stopwatch`, for the phases 'encode' and 'index'.
+  """
+  config = run.config
+  weights_hash = checkpoint.weights_hash(params)
+  with watch.phase('encode'):
+    blocks, real_tokens = encode.encode_corpus(
+      run.passage_encoder,
+      params,
+      run.passages,
+      _embeddings_folder(run, weights_hash),
+      rows_per_block=config.rows_per_block,
+    )
+  with watch.phase('index'):
+    faiss_index = index.build(config.index, config.index_params, blocks)
+  return IndexedCorpus(faiss_index, weights_hash, real_tokens)
+
+
+def prune_embeddings(run, weights_hash):
+  """Removes the embeddings of all weights but those of this hash."""
+  kept = _embeddings_folder(run, weights_hash)
+  for folder in kept.parent.iterdir():
+    if folder != kept:
+      shutil.rmtree(folder)
+
+
+def encode_queries(run, params, split_name, watch):
+  """Returns the (Q, E) float32 embeddings of a split's queries."""
+  with watch.phase('encode'):
+    return encode.encode_rows(
+      run.query_encoder,
+      params,
+      run.queries[split_name],
+      f'encode {split_name} queries',
+    )[0]
+
+
+def evaluate(run, params, indexed, split_name, watch):
+  """Returns {measure: value} of a split, and the `index.Ranking` behind it."""
+  queries = encode_queries(run, params, split_name, watch)
+  with watch.phase('evaluate'):
+    depth = min(metrics.DEPTH, len(run.passages))
+    ranking = index.search(
+      indexed.faiss_index, queries, depth, f'search {split_name}'
+    )
+    return metrics.score(ranking.rows, run.splits[split_name]), ranking
+
+
+def examples(run, ranking, split_name):
+  """Returns what the index found for a few queries, the same at each call.
+
+  Returns:
+    A list of dicts: 'query', 'place' of the first relevant passage (None
+    beyond the ranking), and 'results', the first passages' names.
+  """
+  split = run.splits[split_name]
+  random = np.random.default_rng(run.config.seed)
+  size = min(_NUM_EXAMPLES, len(split.ids))
+  found = []
+  for query in random.choice(len(split.ids), size, replace=False):
+    judged = slice(*split.offsets[query : query + 2])
+    relevant = split.passages[judged][split.grades[judged] > 0]
+    (places,) = np.nonzero(np.isin(ranking.rows[query], relevant))
+    found.append(
+      {
+        'query': split.texts[int(query)],
+        'place': int(places[0]) + 1 if len(places) else None,
+        'results': [
+          passage_name(run.corpus, int(row))
+          for row in ranking.rows[query, :_EXAMPLE_RESULTS]
+        ],
+      }
+    )
+  return found
+
+
+def passage_name(corpus, row):
+  """Returns the title of a passage, or where it has none how it begins."""
+  return corpus.titles[row] or corpus.texts[row][:60]
+
+
+def run(config):
+  """Scores `--split` with `--retriever`: `--job=evaluate`.
+
+  Writes `<split>/<measure>` into metrics.jsonl, and a TREC run file.
+
+  Returns:
+    {measure: value}.
+  """
+  if config.retriever == 'bm25':
+    find, corpus, splits = _bm25(config, (config.split,))
+    split, step = splits[config.split], 0
+    ranking = find(list(split.texts), min(metrics.DEPTH, len(corpus.texts)))
+    scores = metrics.score(ranking.rows, split)
+  else:
+    this, params, step = runs.read(config, (config.split,))
+    watch = logs.Stopwatch()
+    indexed = index_corpus(this, params, watch)
+    scores, ranking = evaluate(this, params, indexed, config.split, watch)
+    corpus, split = this.corpus, this.splits[config.split]
+  values = {f'{config.split}/{name}': value for name, value in scores.items()}
+  logs.replace(config.workdir, step, values)
+  path = f'{config.workdir}/{config.split}-{config.retriever}-{step}.trec'
+  metrics.write_run(path, ranking, split, corpus, f'ance_jax-{step}')
+  logs.say(
+    f'{config.split} at step {step}, {len(split.ids):,} queries: '
+    + ', '.join(f'{name} {value:.4f}' for name, value in scores.items())
+  )
+  logs.say(f'run file: {path}')
+  return scores
+
+
+def write_embeddings(config):
+  """Writes the embeddings of the corpus as .npy blocks: `--job=encode`."""
+  this, params, step = runs.read(config, ())
+  folder = _embeddings_folder(this, checkpoint.weights_hash(params))
+  blocks, real_tokens = encode.encode_corpus(
+    this.passage_encoder,
+    params,
+    this.passages,
+    folder,
+    rows_per_block=config.rows_per_block,
+  )
+  made = 'there already' if real_tokens is None else f'{real_tokens:.1%} real tokens'
+  logs.say(
+    f'embeddings of step {step}: {sum(map(len, blocks)):,} rows in {len(blocks)} '
+    f'blocks, {made}: {folder}'
+  )
+
+
+def search(config):
+  """Answers `--query`, or queries from the terminal: `--job=search`."""
+  if config.retriever == 'bm25':
+    find, corpus, _ = _bm25(config, ())
+  else:
+    find, corpus = _model_finder(config)
+  depth = min(config.num_results, len(corpus.texts))
+  for query in [config.query] if config.query else _typed_queries():
+    ranking = find([query], depth)
+    for place, (row, score) in enumerate(
+      zip(ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True), 1
+    ):
+      if row >= 0:
+        logs.say(
+          f'{place:3d}  {score:8.3f}  {corpus.ids[row]}  {corpus.titles[row]}\n'
+          f'     {corpus.texts[row][:200]}'
+        )
+
+
+def _model_finder(config):
+  this, params, step = runs.read(config, ())
+  indexed = index_corpus(this, params, logs.Stopwatch())
+  logs.say(f'searching {len(this.passages):,} passages with step {step}')
+
+  def find(queries, depth):
+    rows = tokens.memory_rows(
+      this.tokenizer, queries, this.retriever.query_length
+    )
+    embeddings, _ = encode.encode_rows(
+      this.query_encoder, params, rows, 'encode the query'
+    )
+    return index.search(indexed.faiss_index, embeddings, depth)
+
+  return find, this.corpus
+
+
+def _bm25(config, split_names):
+  runs.require_workdir(config)
+  corpus, splits = corpora.load(config, split_names)
+  texts = list(tokens.passage_texts(corpus))
+  rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
+  return rank, corpus, splits
+
+
+def _typed_queries():
+  """Yields what is typed until an empty line or the end of the input."""
+  while True:
+    try:
+      query = input('query> ').strip()
+    except EOFError:
+      return
+    if not query:
+      return
+    yield query
+
+
+def _embeddings_folder(run, weights_hash):
+  about = [
+    weights_hash,
+    run.passages.hash,
+    run.config.dtype,
+    run.config.rows_per_block,
+    run.config.tokens_per_batch,
+    len(run.devices),
+  ]
+  key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+  return run.workdir / 'embeddings' / key

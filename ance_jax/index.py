@@ -1,0 +1,123 @@
+"""FAISS: embeddings -> index -> rankings in (-score, row) order."""
+
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+
+from ance_jax import config as config_lib
+from ance_jax import logs
+
+# Vectors that an index which needs training is trained on, at most.
+_TRAINING_VECTORS = 262_144
+# Passages that may share the last place's score before it is the index's choice
+# which of them are ranked.
+_MAX_TIES = 1024
+_QUERIES_AT_ONCE = 1024
+
+
+class Ranking(NamedTuple):
+  """The best passages of Q queries, best first, equal scores by row.
+
+  Attributes:
+    rows: (Q, K) int32 passage rows; -1 where the index found no more.
+    scores: (Q, K) float32; -inf there.
+  """
+
+  rows: np.ndarray
+  scores: np.ndarray
+
+
+def build(factory, params, blocks):
+  """Returns the FAISS index of all blocks, by inner product.
+
+  Args:
+    factory: FAISS factory string, such as 'Flat' or 'IVF256,SQ8'.
+    params: Search parameters as FAISS's ParameterSpace reads them, or ''.
+    blocks: List of (rows, E) float32 arrays; index ids are row numbers over
+      all of them.
+  """
+  width = blocks[0].shape[1]
+  try:
+    index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    if params:
+      faiss.ParameterSpace().set_index_parameters(index, params)
+  except RuntimeError as error:
+    reason = str(error).rsplit('Error: ', 1)[-1].strip()
+    raise config_lib.BadInput(
+      '--index must be a FAISS factory string, and --index_params parameters '
+      f'of it; found {factory!r} and {params!r} ({reason}); see the FAISS wiki.'
+    ) from error
+  if not index.is_trained:
+    index.train(_sample(blocks))
+  for block in logs.progress(blocks, 'index', total=len(blocks), unit='blocks'):
+    index.add(np.ascontiguousarray(block))
+  return index
+
+
+def search(index, queries, k, what=None):
+  """Returns the `Ranking` of the k best passages of each query.
+
+  Args:
+    index: A FAISS index.
+    queries: (Q, E) float32 embeddings.
+    k: Passages a query, at most those in the index.
+    what: Name of the phase for a progress bar, or None for no bar.
+  """
+  starts = range(0, len(queries), _QUERIES_AT_ONCE)
+  if what:
+    starts = logs.progress(starts, what, total=len(starts), unit='batches')
+  parts = [
+    top_k(index.search, queries[start : start + _QUERIES_AT_ONCE], k, index.ntotal)
+    for start in starts
+  ]
+  return Ranking(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def top_k(find, queries, k, num_passages):
+  """Returns the `Ranking` that `find` gives, with its ties in row order.
+
+  Which of equally good passages an index returns is its own choice, so that
+  more are asked for until the score falls (up to `_MAX_TIES` more: an encoder
+  that has collapsed gives every passage one score).
+
+  Args:
+    find: find(queries, k) -> (scores, rows), both (Q, k), best first; row -1
+      where nothing was found.
+    queries: Array with one entry a query.
+    k: Passages a query, at most `num_passages`.
+    num_passages: Passages in the index.
+  """
+  scores = np.empty((len(queries), k), np.float32)
+  rows = np.empty((len(queries), k), np.int32)
+  depth, most = min(k + 1, num_passages), min(k + _MAX_TIES, num_passages)
+  open_ended = np.arange(len(queries))
+  while len(open_ended):
+    found_scores, found_rows = _ordered(*find(queries[open_ended], depth))
+    scores[open_ended] = found_scores[:, :k]
+    rows[open_ended] = found_rows[:, :k]
+    tied = found_scores[:, k - 1] == found_scores[:, -1]
+    open_ended = open_ended[tied & (found_rows[:, -1] >= 0)]
+    if depth == most:
+      break
+    depth = min(2 * depth, most)
+  return Ranking(rows, scores)
+
+
+def _ordered(scores, rows):
+  """Returns (Q, k) scores and rows, best first, equal scores by row."""
+  scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
+  swapped = (scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] < rows[:, :-1])
+  wrong = swapped.any(1)
+  order = np.lexsort((rows[wrong], -scores[wrong]), axis=1)
+  rows = rows.astype(np.int32)
+  rows[wrong] = np.take_along_axis(rows[wrong], order, 1)
+  scores[wrong] = np.take_along_axis(scores[wrong], order, 1)
+  return scores, rows
+
+
+def _sample(blocks):
+  """Returns evenly spaced rows of all blocks, (S, E) float32."""
+  num_rows = sum(map(len, blocks))
+  stride = max(num_rows // _TRAINING_VECTORS, 1)
+  return np.concatenate([block[::stride] for block in blocks])

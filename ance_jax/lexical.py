@@ -1,0 +1,60 @@
+"""BM25 (Robertson et al. 1994) through bm25s: baseline, and negatives."""
+
+import bm25s
+import numpy as np
+import Stemmer
+
+from ance_jax import index
+from ance_jax import logs
+
+_QUERIES_AT_ONCE = 256
+
+
+def make_rank(texts, *, k1, b):
+  """Returns rank(queries, k) -> `index.Ranking`, of an index of `texts`.
+
+  Lucene's variant, Snowball's English stemmer, English stop words. A passage
+  without a word of the query is not found.
+
+  Args:
+    texts: List of N passages.
+    k1: Term saturation.
+    b: Length normalisation.
+  """
+  stemmer = Stemmer.Stemmer('english')
+
+  def tokenize(texts, **kwargs):
+    return bm25s.tokenize(
+      texts, stopwords='en', stemmer=stemmer, show_progress=False, **kwargs
+    )
+
+  logs.say(f'bm25: indexing {len(texts):,} passages')
+  bm25 = bm25s.BM25(method='lucene', k1=k1, b=b)
+  bm25.index(tokenize(texts), show_progress=False)
+
+  def rank(queries, k, what='bm25'):
+    words = tokenize(queries, return_ids=False)
+
+    def find(numbers, depth):
+      rows, scores = bm25.retrieve(
+        [words[n] for n in numbers], k=depth, show_progress=False
+      )
+      return scores, np.where(scores > 0, rows, -1)
+
+    starts = range(0, len(queries), _QUERIES_AT_ONCE)
+    if what:
+      starts = logs.progress(starts, what, total=len(starts), unit='batches')
+    parts = [
+      index.top_k(
+        find,
+        np.arange(start, min(start + _QUERIES_AT_ONCE, len(queries))),
+        k,
+        len(texts),
+      )
+      for start in starts
+    ]
+    return index.Ranking(
+      *(np.concatenate(part) for part in zip(*parts, strict=True))
+    )
+
+  return rank

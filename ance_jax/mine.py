@@ -1,0 +1,122 @@
+"""Rankings + judgements -> hard negatives: pure numpy.
+
+Q queries, K negatives each, N passages. No array of Q x K x positives is made,
+and no loop goes over queries.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ance_jax import logs
+
+_QUERIES_AT_ONCE = 1024
+
+
+class Positives(NamedTuple):
+  """The positives of Q queries, and all that has the same text.
+
+  Attributes:
+    judged: (P,) int64, sorted, query row * N + passage row of each positive.
+    grouped: (R,) int64, sorted, query row * N + text group of each positive.
+    banned: (Q,) int, passages in these groups: what a query may not have.
+    groups: (N,) int, text group of each passage.
+  """
+
+  judged: np.ndarray
+  grouped: np.ndarray
+  banned: np.ndarray
+  groups: np.ndarray
+
+
+def make_positives(query_rows, passage_rows, groups, num_queries):
+  """Returns the `Positives` of pairs of query rows and passage rows, (P,) int."""
+  size = len(groups)
+  query_rows = query_rows.astype(np.int64)
+  grouped = np.unique(query_rows * size + groups[passage_rows])
+  members = np.bincount(groups, minlength=size)[grouped % size]
+  banned = np.bincount(grouped // size, members, num_queries).astype(int)
+  judged = np.unique(query_rows * size + passage_rows)
+  return Positives(judged, grouped, banned, groups)
+
+
+def hard_negatives(rank, positives, top_k, seed, what='mine'):
+  """Returns the best `top_k` passages of each query that are no positives.
+
+  A positive is what was judged relevant, and each passage of its text group.
+  As many more are asked for as can be dropped, so that no query is left short;
+  where the ranking itself ends early (an inverted file that visits too few
+  lists, BM25 without a common word), passages drawn at random fill it up.
+
+  Args:
+    rank: rank(query rows, depth) -> (q, depth) passage rows, best first, -1
+      where there is none.
+    positives: `Positives`.
+    top_k: K, negatives a query; K and any query's banned passages together are
+      at most N.
+    seed: For the passages drawn at random.
+    what: Name of the phase for the progress bar.
+
+  Returns:
+    (Q, K) int32 passage rows, best first, and a dict of counts over all
+    queries: 'judged' and 'same_text', candidates that were dropped as
+    positives and as passages of their text; 'random', that were drawn.
+  """
+  num_passages = len(positives.groups)
+  depths = top_k + positives.banned
+  # Of similar depth together, for one query with thousands of duplicates is
+  # not to make the search deep for all.
+  order = np.argsort(depths, kind='stable')
+  negatives = np.empty((len(depths), top_k), np.int32)
+  counts = {'judged': 0, 'same_text': 0, 'random': 0}
+  random = np.random.default_rng(seed)
+  starts = range(0, len(order), _QUERIES_AT_ONCE)
+  for start in logs.progress(starts, what, total=len(starts), unit='batches'):
+    queries = order[start : start + _QUERIES_AT_ONCE]
+    depth = min(int(depths[queries].max()), num_passages)
+    ranking = rank(queries, depth)
+    keys = queries[:, None].astype(np.int64) * num_passages
+    found = ranking >= 0
+    same_text = found & _is_in(keys + positives.groups[ranking], positives.grouped)
+    kept = found & ~same_text
+    counts['same_text'] += int(same_text.sum())
+    counts['judged'] += int((found & _is_in(keys + ranking, positives.judged)).sum())
+    place = np.cumsum(kept, 1)
+    short = np.maximum(top_k - place[:, -1], 0)
+    kept &= place <= top_k
+    block = np.full((len(queries), top_k), -1, np.int32)
+    block[np.arange(top_k) < (top_k - short)[:, None]] = ranking[kept]
+    counts['random'] += _fill(block, queries, positives, random)
+    negatives[queries] = block
+  counts['same_text'] -= counts['judged']
+  return negatives, counts
+
+
+def overlap(first, second):
+  """Returns the mean share of entries of a row that the other's row has, too.
+
+  Args:
+    first: (Q, K) int32 passage rows, all different in a row.
+    second: (Q, K) int32.
+  """
+  keys = np.arange(len(first))[:, None] * (1 + max(first.max(), second.max()))
+  return float(np.isin(first + keys, second + keys).mean())
+
+
+def _fill(block, queries, positives, random):
+  """Fills each -1 of (q, K) `block` with a random negative; returns how many."""
+  rows, columns = np.nonzero(block < 0)
+  num_filled = len(rows)
+  while len(rows):
+    drawn = random.integers(len(positives.groups), size=len(rows))
+    keys = queries[rows].astype(np.int64) * len(positives.groups)
+    good = ~_is_in(keys + positives.groups[drawn], positives.grouped)
+    block[rows[good], columns[good]] = drawn[good]
+    rows, columns = rows[~good], columns[~good]
+  return num_filled
+
+
+def _is_in(keys, sorted_keys):
+  """Returns whether each of `keys` is one of `sorted_keys`, which is not empty."""
+  places = np.searchsorted(sorted_keys, keys)
+  return sorted_keys[np.minimum(places, len(sorted_keys) - 1)] == keys

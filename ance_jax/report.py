@@ -1,0 +1,110 @@
+"""What a person looks at after a run: curves, a table, examples."""
+
+import pathlib
+
+import matplotlib.figure
+
+from ance_jax import config as config_lib
+from ance_jax import handoff
+from ance_jax import logs
+
+_PANELS = {
+  'train/loss': 'training loss, nats',
+  'dev/mrr@10': 'dev MRR@10',
+  'dev/ndcg@10': 'dev nDCG@10',
+  'dev/recall@100': 'dev recall@100',
+}
+_COLUMNS = ('dev/mrr@10', 'dev/ndcg@10', 'dev/recall@20', 'dev/recall@100')
+
+
+def draw(workdirs, path):
+  """Draws the metrics of some runs against their steps into one PNG.
+
+  Args:
+    workdirs: Folders of the runs; the last part of each is its label.
+    path: The PNG, written whole or not at all.
+  """
+  figure = matplotlib.figure.Figure(figsize=(12, 7), layout='constrained')
+  for axes, (name, title) in zip(
+    figure.subplots(2, 2).flat, _PANELS.items(), strict=True
+  ):
+    for number, workdir in enumerate(workdirs):
+      series = logs.series(workdir, name)
+      label = pathlib.Path(workdir).name
+      style = {'color': f'C{number}', 'label': label}
+      if name == 'train/loss':
+        axes.plot(*_smoothed(series), **style)
+      else:
+        axes.plot(series.keys(), series.values(), marker='o', ms=4, **style)
+      for step in logs.series(workdir, 'refresh/judged'):
+        axes.axvline(step, color=f'C{number}', alpha=0.3, lw=0.8, ls=':')
+    axes.set(title=title, xlabel='step')
+    axes.grid(alpha=0.3)
+    axes.legend()
+  figure.suptitle('Dotted lines: refreshes of the run of that colour')
+  with handoff.writing(path) as file:
+    figure.savefig(file, format='png', dpi=110)
+
+
+def table(workdir):
+  """Returns the dev metrics of a run by evaluation, as lines of text."""
+  refreshes = sorted(logs.series(workdir, 'refresh/judged'))
+  columns = {name: logs.series(workdir, name) for name in _COLUMNS}
+  head = '    step  refresh' + ''.join(f'{name[4:]:>12}' for name in _COLUMNS)
+  lines = [head]
+  for step in sorted(columns['dev/mrr@10']):
+    number = refreshes.index(step) + 1 if step in refreshes else ''
+    cells = ''.join(f'{columns[name][step]:12.4f}' for name in _COLUMNS)
+    lines.append(f'{step:8d}  {number:>7}{cells}')
+  scores = columns['dev/mrr@10']
+  if refreshes and max(scores) > refreshes[0]:
+    gain = scores[max(scores)] - scores[refreshes[0]]
+    lines.append(f'dev MRR@10 since the first refresh: {gain:+.4f}')
+  return '\n'.join(lines)
+
+
+def compare_examples(first, last):
+  """Returns what two evaluations found for the same queries, as text.
+
+  Args:
+    first: (step, examples) of `evaluate.examples`.
+    last: The same of a later step.
+  """
+  lines = []
+  for before, after in zip(first[1], last[1], strict=True):
+    lines.append(f'query: {before["query"]}')
+    for step, found in ((first[0], before), (last[0], after)):
+      place = found['place'] or 'beyond the ranking'
+      lines.append(
+        f'  step {step:7d}, first relevant at {place}: '
+        + ' | '.join(found['results'])
+      )
+  return '\n'.join(lines)
+
+
+def run(config):
+  """Draws the runs `--runs` into `--picture`: `--job=report`."""
+  workdirs = [path for path in config.runs.split(',') if path]
+  workdirs = workdirs or [config.workdir]
+  for workdir in workdirs:
+    if not logs.read(workdir):
+      raise config_lib.BadInput(
+        '--runs must name folders of runs, separated by commas; found no '
+        f'metrics.jsonl in {workdir or "an empty name"}; check the path.'
+      )
+  path = config.picture or str(pathlib.Path(workdirs[0]) / 'curves.png')
+  draw(workdirs, path)
+  for workdir in workdirs:
+    logs.say(f'{workdir}\n{table(workdir)}')
+  logs.say(f'curves: {path}')
+
+
+def _smoothed(series, share=0.02):
+  """Returns steps and a running mean over about 50 points' worth of values."""
+  steps, values = list(series), list(series.values())
+  width = max(int(len(values) * share), 1)
+  means = [
+    sum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1)
+    for i in range(len(values))
+  ]
+  return steps, means

@@ -1,0 +1,184 @@
+"""What the jobs of a run share: its data as rows, its model, its folder."""
+
+import pathlib
+from typing import NamedTuple
+
+import transformers
+
+from ance_jax import checkpoint
+from ance_jax import config as config_lib
+from ance_jax import corpora
+from ance_jax import devices as devices_lib
+from ance_jax import encode
+from ance_jax import encoders
+from ance_jax import handoff
+from ance_jax import logs
+from ance_jax import tokens
+from ance_jax import weights
+
+FLAGS_FILE = 'run.flags'
+
+
+class Run(NamedTuple):
+  """All that stays as it is while a job runs.
+
+  Attributes:
+    config: `Config`.
+    devices: The accelerators used.
+    corpus: `corpora.Corpus`, N passages.
+    splits: `corpora.Split` by name.
+    passages: `tokens.TokenRows` of the corpus.
+    queries: `tokens.TokenRows` by split.
+    retriever: `encoders.Retriever`.
+    tokenizer: Its tokenizer.
+    query_encoder: `encode.Encoder` of queries.
+    passage_encoder: `encode.Encoder` of passages.
+  """
+
+  config: config_lib.Config
+  devices: tuple
+  corpus: corpora.Corpus
+  splits: dict[str, corpora.Split]
+  passages: tokens.TokenRows
+  queries: dict[str, tokens.TokenRows]
+  retriever: encoders.Retriever
+  tokenizer: transformers.PreTrainedTokenizerFast
+  query_encoder: encode.Encoder
+  passage_encoder: encode.Encoder
+
+  @property
+  def workdir(self):
+    """Folder of the run, a `pathlib.Path`."""
+    return pathlib.Path(self.config.workdir)
+
+
+def begin(config, split_names):
+  """Returns (Run, parameters) of a new run, whose model is saved."""
+  dataset = corpora.load(config, split_names)
+  model = weights.load(config, tokens.passage_texts(dataset.corpus))
+  weights.save_model(config.workdir, model.retriever, model.tokenizer)
+  return _run(config, dataset, model.retriever, model.tokenizer), model.params
+
+
+def go_on(config, split_names):
+  """Returns the `Run` of a folder where one was begun."""
+  dataset = corpora.load(config, split_names)
+  return _run(config, dataset, *weights.load_model(config.workdir))
+
+
+def read(config, split_names):
+  """Returns (Run, parameters, step) for a job that does not train.
+
+  They are those of the run in `--workdir` at its `--checkpoint`, or, where no
+  run is, of `--init_from` at step 0.
+  """
+  require_workdir(config)
+  devices = devices_lib.local(config.num_devices)
+  if is_run(config.workdir):
+    check_same_run(config)
+    step = checkpoint.choose(config.workdir, config.checkpoint)
+    run = go_on(config, split_names)
+    shapes = encoders.shapes(run.retriever)
+    params = checkpoint.read_params(config.workdir, step, shapes, devices)
+    return run, params, step
+  if not config.init_from:
+    raise config_lib.BadInput(
+      f'--job={config.job} must be given a run or a checkpoint; found no run in '
+      f'{config.workdir} and no --init_from; set one of the two.'
+    )
+  dataset = corpora.load(config, split_names)
+  model = weights.load(config, tokens.passage_texts(dataset.corpus))
+  run = _run(config, dataset, model.retriever, model.tokenizer)
+  return run, devices_lib.replicate(model.params, devices), 0
+
+
+def is_run(workdir):
+  """Returns whether a run was begun in a folder."""
+  return weights.is_run(workdir)
+
+
+def require_workdir(config):
+  """Raises `BadInput` without `--workdir`, and makes that folder."""
+  if not config.workdir:
+    raise config_lib.BadInput(
+      f'--job={config.job} must be told where to write; found no --workdir; set '
+      'it to a folder, new or that of the run.'
+    )
+  path = pathlib.Path(config.workdir)
+  if path.exists() and not path.is_dir():
+    raise config_lib.BadInput(
+      f'--workdir must be a folder; found a file at {path}; name another.'
+    )
+  path.mkdir(parents=True, exist_ok=True)
+
+
+def check_same_run(config):
+  """Raises `BadInput` if the folder was begun with other settings."""
+  path = pathlib.Path(config.workdir) / FLAGS_FILE
+  if not path.exists():
+    return
+  before = config_lib.Config.from_flagfile(path)
+  for name, old, new in config_lib.fixed_differences(before, config):
+    raise config_lib.BadInput(
+      f'--{name} must stay as the run in {config.workdir} began; found {new!r} '
+      f'instead of {old!r}; set it back, or name another --workdir.'
+    )
+
+
+def write_flags(config):
+  """Writes `run.flags`, the flagfile that repeats the run."""
+  handoff.write_text(
+    pathlib.Path(config.workdir) / FLAGS_FILE, config.to_flagfile()
+  )
+
+
+def _run(config, dataset, retriever, tokenizer):
+  folder = pathlib.Path(config.workdir) / 'tokens'
+  folder.mkdir(exist_ok=True)
+  handoff.remove_unfinished(folder)
+  corpus = dataset.corpus
+  passages = tokens.token_rows(
+    tokenizer,
+    tokens.passage_texts(corpus),
+    what='passages',
+    num_texts=len(corpus.texts),
+    length=retriever.passage_length,
+    content_hash=corpus.hash,
+    folder=folder,
+  )
+  queries = {
+    name: tokens.token_rows(
+      tokenizer,
+      split.texts,
+      what=f'{name}-queries',
+      num_texts=len(split.texts),
+      length=retriever.query_length,
+      content_hash=split.hash,
+      folder=folder,
+    )
+    for name, split in dataset.splits.items()
+  }
+  devices = devices_lib.local(config.num_devices)
+  query_encoder, passage_encoder = encode.make_encoders(
+    retriever,
+    dtype=config.dtype,
+    tokens_per_batch=config.tokens_per_batch,
+    devices=devices,
+  )
+  logs.say(
+    f'{len(devices)} {devices[0].device_kind} device(s), encoder of '
+    f'{retriever.body.num_layers} layers, width {retriever.body.hidden_size}, '
+    f'{retriever.pooling} pooling, {retriever.similarity}'
+  )
+  return Run(
+    config,
+    devices,
+    corpus,
+    dataset.splits,
+    passages,
+    queries,
+    retriever,
+    tokenizer,
+    query_encoder,
+    passage_encoder,
+  )

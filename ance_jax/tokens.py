@@ -1,0 +1,213 @@
+"""Text -> token rows on disk, made once per tokenizer, length and text.
+
+A token row has no padding; rows lie one behind the other in one flat array,
+with offsets (measured against fixed-width rows, Arrow and ArrayRecord: the
+smallest on disk, and far the fastest to read at random after plain memory
+maps).
+"""
+
+import hashlib
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+import transformers
+
+from ance_jax import config as config_lib
+from ance_jax import handoff
+from ance_jax import logs
+
+PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
+# What stands between title and text: as in BEIR and sentence-transformers.
+TITLE_SEPARATOR = ' '
+_ROWS_AT_ONCE = 4096
+
+
+class TokenRows(NamedTuple):
+  """Tokens of N texts; row i is ids[offsets[i]:offsets[i + 1]].
+
+  Attributes:
+    ids: (T,) uint16 or uint32, token ids, special tokens included.
+    offsets: (N + 1,) int64.
+    pad_id: Token id that padding is made of.
+    hash: Hash of the tokenizer, the length and the texts.
+  """
+
+  ids: np.ndarray
+  offsets: np.ndarray
+  pad_id: int
+  hash: str
+
+  def __len__(self):
+    return len(self.offsets) - 1
+
+  def lengths(self):
+    """Returns the (N,) int32 numbers of tokens."""
+    return np.diff(self.offsets).astype(np.int32)
+
+  def padded(self, rows, length):
+    """Returns the token ids of some rows, padded on the right.
+
+    Args:
+      rows: (n,) int, rows to take; -1 gives a row of one padding token, which
+        encodes to something finite that nobody reads.
+      length: Columns of the result, at least the longest row.
+
+    Returns:
+      (n, length) int32 token ids, and (n,) int32 numbers of tokens.
+    """
+    rows = np.asarray(rows)
+    starts = self.offsets[rows]
+    lengths = np.where(rows < 0, 0, self.offsets[rows + 1] - starts)
+    real = np.arange(length) < lengths[:, None]
+    ids = np.full(real.shape, self.pad_id, np.int32)
+    ids[real] = self.ids[(starts[:, None] + np.arange(length))[real]]
+    return ids, np.maximum(lengths, 1).astype(np.int32)
+
+
+def train_vocabulary(texts, vocab_size):
+  """Returns a transformers tokenizer with a vocabulary trained on `texts`.
+
+  Byte pairs over lower-cased words and single punctuation marks. The library's
+  WordPiece trainer is not used: it gives another vocabulary at every call.
+
+  Args:
+    texts: Iterable of strings.
+    vocab_size: Entries at most, special tokens included.
+  """
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=UNKNOWN))
+  tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  special = [PAD, UNKNOWN, CLS, SEP, MASK]
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=special,
+    limit_alphabet=500,
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single=f'{CLS} $A {SEP}',
+    pair=f'{CLS} $A {SEP} $B {SEP}',
+    special_tokens=[(t, special.index(t)) for t in (CLS, SEP)],
+  )
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer,
+    pad_token=PAD,
+    unk_token=UNKNOWN,
+    cls_token=CLS,
+    sep_token=SEP,
+    mask_token=MASK,
+  )
+
+
+def load_tokenizer(name):
+  """Returns the transformers tokenizer of a folder or hub name."""
+  try:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+      name, trust_remote_code=False
+    )
+  except (OSError, ValueError) as error:
+    raise config_lib.BadInput(
+      f'a model must come with its tokenizer; found none that loads at {name} '
+      f'({str(error).splitlines()[0]}); check --init_from.'
+    ) from error
+  if not tokenizer.is_fast:
+    raise config_lib.BadInput(
+      'a tokenizer must be a fast one (tokenizer.json); found '
+      f'{type(tokenizer).__name__} at {name}; convert it with transformers.'
+    )
+  return tokenizer
+
+
+def passage_texts(corpus):
+  """Yields what is tokenized of each passage: the title, if any, and the text."""
+  for title, text in zip(corpus.titles, corpus.texts, strict=True):
+    yield f'{title}{TITLE_SEPARATOR}{text}' if title else text
+
+
+def token_rows(
+  tokenizer, texts, *, what, num_texts, length, content_hash, folder
+):
+  """Returns the `TokenRows` of some texts, from disk if they are there.
+
+  Args:
+    tokenizer: A fast transformers tokenizer.
+    texts: Iterable of strings, one a row.
+    what: 'passages' or another name for people.
+    num_texts: Number of `texts`.
+    length: Tokens at most; what is cut is counted in a printed line.
+    content_hash: Hash of the texts.
+    folder: Where token rows are kept, as memory maps.
+  """
+  backend = tokenizer.backend_tokenizer
+  backend.no_truncation()
+  backend.no_padding()
+  key = hashlib.sha256(
+    f'{backend.to_str()} {length} {TITLE_SEPARATOR!r} {content_hash}'.encode()
+  ).hexdigest()
+  kept = pathlib.Path(folder) / f'{what}-{key[:16]}'
+  manifest = handoff.read_manifest(kept)
+  if manifest is None:
+    backend.enable_truncation(length)
+    batches = logs.progress(
+      _batches(texts),
+      f'tokenize {what}',
+      total=num_texts,
+      unit='texts',
+      count=len,
+    )
+    _tokenize(backend, batches, kept)
+    manifest = handoff.read_manifest(kept)
+  logs.say(
+    f'{what}: {num_texts:,} rows of {manifest["mean_length"]:.1f} tokens in the '
+    f'mean, {manifest["num_cut"]:,} of them cut at {length}'
+  )
+  return TokenRows(
+    np.memmap(kept / 'ids.bin', manifest['dtype'], 'r'),
+    np.load(kept / 'offsets.npy'),
+    tokenizer.pad_token_id,
+    key,
+  )
+
+
+def memory_rows(tokenizer, texts, length):
+  """Returns the `TokenRows` of a few texts, kept in memory only."""
+  backend = tokenizer.backend_tokenizer
+  backend.enable_truncation(length)
+  rows = [encoding.ids for encoding in backend.encode_batch_fast(texts)]
+  offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
+  return TokenRows(
+    np.concatenate(rows).astype(np.uint32), offsets, tokenizer.pad_token_id, ''
+  )
+
+
+def _tokenize(backend, batches, folder):
+  """Publishes the ragged token rows of batches of texts as `folder`."""
+  narrow = backend.get_vocab_size() <= np.iinfo(np.uint16).max + 1
+  dtype = np.dtype(np.uint16 if narrow else np.uint32)
+  lengths, num_cut, manifest = [], 0, {}
+  with handoff.publish(folder, manifest) as unfinished:
+    with open(unfinished / 'ids.bin', 'wb') as file:
+      for batch in batches:
+        for encoding in backend.encode_batch_fast(batch):
+          file.write(np.array(encoding.ids, dtype).tobytes())
+          lengths.append(len(encoding.ids))
+          num_cut += bool(encoding.overflowing)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    np.save(unfinished / 'offsets.npy', offsets)
+    manifest['dtype'] = dtype.name
+    manifest['mean_length'] = float(np.mean(lengths))
+    manifest['num_cut'] = num_cut
+
+
+def _batches(texts):
+  batch = []
+  for text in texts:
+    batch.append(text)
+    if len(batch) == _ROWS_AT_ONCE:
+      yield batch
+      batch = []
+  if batch:
+    yield batch
