@@ -15,14 +15,15 @@ from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import logs
 
-_FOLDER = 'checkpoints'
-
 
 class Checkpoints:
   """Writes the checkpoints of a run, in the background."""
 
   def __init__(self, workdir):
-    self._manager = _manager(workdir, cleanup_tmp_directories=True)
+    self._manager = ocp.CheckpointManager(
+      _folder(workdir),
+      options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
+    )
 
   def steps(self):
     """Returns the steps that have a committed checkpoint, in order."""
@@ -89,20 +90,25 @@ def read_params(workdir, step, shapes, devices):
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     shapes,
   )
-  with _manager(workdir, read_only=True) as manager:
-    if step not in manager.all_steps():
-      raise config_lib.BadInput(
-        f'a checkpoint that is read must be committed; found steps '
-        f'{sorted(manager.all_steps())} in {workdir}, not {step}; choose one.'
-      )
-    args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
-    return manager.restore(step, args=args).params
+  committed = committed_steps(workdir)
+  if step not in committed:
+    raise config_lib.BadInput(
+      f'a checkpoint that is read must be committed; found steps {committed} in '
+      f'{workdir}, not {step}; choose one of them.'
+    )
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(_folder(workdir) / str(step) / 'params', like)
+
+
+def committed_steps(workdir):
+  """Returns the steps that have a whole checkpoint, in order."""
+  folder = _folder(workdir)
+  return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
 def choose(workdir, which):
   """Returns the step that `--checkpoint` names: 'last', 'best' or a number."""
-  with _manager(workdir, read_only=True) as manager:
-    committed = sorted(manager.all_steps())
+  committed = committed_steps(workdir)
   if not committed:
     raise config_lib.BadInput(
       f'a run must have a checkpoint for this; found none in {workdir}; train '
@@ -135,10 +141,5 @@ def weights_hash(params):
   return digest.hexdigest()
 
 
-def _manager(workdir, **options):
-  return ocp.CheckpointManager(
-    pathlib.Path(workdir).absolute() / _FOLDER,
-    options=ocp.CheckpointManagerOptions(
-      create=not options.get('read_only'), **options
-    ),
-  )
+def _folder(workdir):
+  return pathlib.Path(workdir).absolute() / 'checkpoints'

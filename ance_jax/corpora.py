@@ -5,8 +5,10 @@ split (int32).
 """
 
 from collections.abc import Callable
+import contextlib
 import gzip
 import hashlib
+import io
 import json
 import pathlib
 from typing import NamedTuple
@@ -219,14 +221,14 @@ def _read_pydocs(config):
 
   A run keeps the set it began with, whatever is installed later.
   """
-  builder = pydocs.Pydocs(
-    data_dir=pathlib.Path(config.workdir) / 'datasets',
-    file_format='array_record',
-  )
-  tfds.disable_progress_bar()
-  if not builder.is_prepared():
+  folder = pathlib.Path(config.workdir) / 'datasets'
+  if not folder.exists():
     logs.say('pydocs: reading the docstrings of the installed packages')
-  builder.download_and_prepare()
+  # TFDS announces a download, whether there is one or not.
+  with contextlib.redirect_stdout(io.StringIO()):
+    tfds.disable_progress_bar()
+    builder = pydocs.Pydocs(data_dir=folder, file_format='array_record')
+    builder.download_and_prepare()
   table = builder.as_data_source('docstrings')
   rows = list(table.__getitems__(range(len(table))))
   column = {k: [row[k].decode() for row in rows] for k in _PYDOCS_TEXTS}

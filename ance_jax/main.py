@@ -12,6 +12,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 import jax
 
 from ance_jax import config as config_lib
@@ -36,6 +37,8 @@ _BAD_INPUT, _STOPPED = 2, 143
 
 def main(argv):
   """Runs the job that the flags name; returns the exit code."""
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of each file.
   try:
     config_lib.refuse_left_over(argv[1:])
     config = _with_flags_of_run(config_lib.Config.from_flags())

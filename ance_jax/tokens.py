@@ -141,9 +141,7 @@ def token_rows(
     content_hash: Hash of the texts.
     folder: Where token rows are kept, as memory maps.
   """
-  backend = tokenizer.backend_tokenizer
-  backend.no_truncation()
-  backend.no_padding()
+  backend = _backend(tokenizer)
   key = hashlib.sha256(
     f'{backend.to_str()} {length} {TITLE_SEPARATOR!r} {content_hash}'.encode()
   ).hexdigest()
@@ -174,13 +172,21 @@ def token_rows(
 
 def memory_rows(tokenizer, texts, length):
   """Returns the `TokenRows` of a few texts, kept in memory only."""
-  backend = tokenizer.backend_tokenizer
+  backend = _backend(tokenizer)
   backend.enable_truncation(length)
   rows = [encoding.ids for encoding in backend.encode_batch_fast(texts)]
   offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
   return TokenRows(
     np.concatenate(rows).astype(np.uint32), offsets, tokenizer.pad_token_id, ''
   )
+
+
+def _backend(tokenizer):
+  """Returns the `tokenizers.Tokenizer` without limits; some files bring theirs."""
+  backend = tokenizer.backend_tokenizer
+  backend.no_truncation()
+  backend.no_padding()
+  return backend
 
 
 def _tokenize(backend, batches, folder):

@@ -88,25 +88,7 @@ def load(config, texts):
     source = _sentence_transformers_source(pathlib.Path(config.init_from))
   else:
     source = _hugging_face_source(config.init_from)
-  defaults = {
-    'tie_encoders': True,
-    'pooling': 'cls',
-    'head_size': 0,
-    'similarity': 'dot',
-    'query_length': 64,
-    'passage_length': min(512, source.body.max_length),
-  }
-  given = {name: getattr(config, name) for name in defaults}
-  given = {name: value for name, value in given.items() if value is not None}
-  chosen = {**defaults, **source.settings, **given}
-  chosen['tied'] = chosen.pop('tie_encoders')
-  retriever = encoders.Retriever(source.body, **chosen)
-  for name in ('query_length', 'passage_length'):
-    if chosen[name] > source.body.max_length:
-      raise config_lib.BadInput(
-        f'--{name} must be at most the {source.body.max_length} tokens that the '
-        f'model can take; found {chosen[name]}; lower it.'
-      )
+  retriever = _retriever(config, source)
   return Model(retriever, source.tokenizer, _fitted(source, retriever, config))
 
 
@@ -218,6 +200,31 @@ def _table(body):
       name = f'layer_{number}'
       add((name, ours), f'encoder.layer.{number}.{theirs}', shape)
   return table
+
+
+def _retriever(config, source):
+  """Returns the `Retriever`: flags, else the checkpoint's own, else defaults."""
+  longest = source.body.max_length
+  defaults = {
+    'tie_encoders': True,
+    'pooling': 'cls',
+    'head_size': 0,
+    'similarity': 'dot',
+    'query_length': min(64, longest),
+    'passage_length': min(512, longest),
+  }
+  given = {name: getattr(config, name) for name in defaults}
+  given = {name: value for name, value in given.items() if value is not None}
+  chosen = {**defaults, **source.settings, **given}
+  for name in ('query_length', 'passage_length'):
+    if chosen[name] > longest:
+      raise config_lib.BadInput(
+        f'--{name} must be at most the {longest} tokens that the model can take; '
+        f'found {chosen[name]}; lower it.'
+      )
+  return encoders.Retriever(
+    source.body, tied=chosen.pop('tie_encoders'), **chosen
+  )
 
 
 def _fitted(source, retriever, config):

@@ -1,0 +1,127 @@
+"""Batches: every query once an epoch, any positive, the negatives given."""
+
+import numpy as np
+import pytest
+
+from ance_jax import batches
+from ance_jax import tokens
+
+NUM_QUERIES, NUM_PASSAGES = 10, 40
+
+
+def rows_of(lengths, first=1):
+  """Token rows whose tokens tell the row: all are row + first."""
+  ids = np.concatenate([np.full(n, r + first) for r, n in enumerate(lengths)])
+  offsets = np.concatenate([[0], np.cumsum(lengths)])
+  return tokens.TokenRows(ids.astype(np.uint16), offsets, 0, '')
+
+
+@pytest.fixture
+def data():
+  """Query i has the positives i and i + 10; passages i and i + 20 one text."""
+  groups = np.arange(NUM_PASSAGES) % 20
+  positive_groups = np.stack([np.arange(10), np.arange(10) + 10], 1)
+  return batches.TrainingData(
+    rows_of([2 + i % 3 for i in range(NUM_QUERIES)]),
+    rows_of([1 + i % 5 for i in range(NUM_PASSAGES)]),
+    np.arange(0, 22, 2),
+    np.stack([np.arange(10), np.arange(10) + 10], 1).ravel(),
+    positive_groups,
+    groups,
+    query_length=6,
+    passage_length=8,
+  )
+
+
+def make(data, step, negatives=None, num_negatives=2, batch_size=4, seed=0):
+  return batches.make_batch(
+    data,
+    step,
+    seed=seed,
+    batch_size=batch_size,
+    num_negatives=num_negatives,
+    negatives=negatives,
+  )
+
+
+def test_each_epoch_shows_each_query_once_in_an_order_of_its_own(data):
+  seen = np.concatenate([make(data, s).query_ids[:, 0] for s in range(10)])
+  epochs = seen.reshape(4, NUM_QUERIES)
+  assert all(sorted(epoch) == list(range(1, 11)) for epoch in epochs.tolist())
+  assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
+
+
+def test_batch_depends_on_seed_and_step_alone(data):
+  first, again = make(data, 3), make(data, 3)
+  for a, b in zip(first, again, strict=True):
+    np.testing.assert_array_equal(a, b)
+  others = make(data, 4), make(data, 3, seed=1)
+  for other in others:
+    assert not np.array_equal(first.passage_ids, other.passage_ids)
+
+
+def test_any_positive_of_the_query_comes_first(data):
+  seen = set()
+  for step in range(60):
+    batch = make(data, step)
+    queries = batch.query_ids[:, 0] - 1
+    positives = batch.passage_ids[:, 0, 0] - 1
+    assert ((positives == queries) | (positives == queries + 10)).all()
+    seen |= set(zip(queries.tolist(), positives.tolist(), strict=True))
+  assert len(seen) == 2 * NUM_QUERIES
+
+
+def test_planted_negatives_are_what_the_batch_holds(data):
+  planted = np.arange(100).reshape(10, 10) % 30 + 10
+  for step in range(5):
+    batch = make(data, step, planted, num_negatives=3)
+    queries = batch.query_ids[:, 0] - 1
+    drawn = batch.passage_ids[:, 1:, 0] - 1
+    for query, row in zip(queries, drawn, strict=True):
+      assert set(row.tolist()) <= set(planted[query].tolist())
+      assert len(set(row.tolist())) == 3
+
+
+def test_every_column_of_the_table_is_drawn(data):
+  planted = np.arange(100).reshape(10, 10) % 30 + 10
+  drawn = {
+    (int(q) - 1, int(n) - 1)
+    for step in range(200)
+    for batch in [make(data, step, planted, num_negatives=1)]
+    for q, n in zip(
+      batch.query_ids[:, 0], batch.passage_ids[:, 1, 0], strict=True
+    )
+  }
+  assert len(drawn) == planted.size
+
+
+def test_corpus_negatives_cover_the_corpus(data):
+  drawn = {
+    int(n) - 1
+    for step in range(200)
+    for n in make(data, step, num_negatives=2).passage_ids[:, 1:, 0].ravel()
+  }
+  assert drawn == set(range(NUM_PASSAGES))
+
+
+def test_lengths_and_groups_belong_to_the_rows(data):
+  batch = make(data, 0)
+  passages = batch.passage_ids[..., 0] - 1
+  np.testing.assert_array_equal(batch.passage_lengths, 1 + passages % 5)
+  np.testing.assert_array_equal(batch.passage_groups, passages % 20)
+  queries = batch.query_ids[:, 0] - 1
+  np.testing.assert_array_equal(
+    batch.positive_groups, np.stack([queries, queries + 10], 1)
+  )
+  real = np.arange(8) < batch.passage_lengths[..., None]
+  np.testing.assert_array_equal(batch.passage_ids > 0, real)
+
+
+def test_ahead_keeps_the_order_and_raises_what_the_maker_raises():
+  assert list(batches.ahead(lambda n: n * n, range(6))) == [0, 1, 4, 9, 16, 25]
+
+  def fail(number):
+    raise ValueError(number)
+
+  with pytest.raises(ValueError, match='0'):
+    list(batches.ahead(fail, range(3)))

@@ -1,0 +1,111 @@
+"""Eight fake devices for all tests, and a small retrieval set.
+
+The set is made of words that belong to a topic, so that a few dozen steps teach
+an encoder something; each text and id is a function of its number.
+"""
+
+import os
+
+# Before jax is imported: the number of CPU devices is fixed at that moment.
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['HF_HUB_OFFLINE'] = '1'
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ance_jax import config
+
+NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _compile_once(tmp_path_factory):
+  """Lets the tests share what they compile, also with their subprocesses."""
+  folder = str(tmp_path_factory.mktemp('compiled'))
+  for name, value in (
+    ('jax_compilation_cache_dir', folder),
+    ('jax_persistent_cache_min_compile_time_secs', 0.3),
+  ):
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+
+@pytest.fixture(scope='session')
+def beir_folder(tmp_path_factory):
+  """A BEIR folder; passages 2i and 2i + 1 of the first 20 have one text."""
+  folder = tmp_path_factory.mktemp('beir')
+  write_beir(folder)
+  return folder
+
+
+@pytest.fixture
+def tiny(beir_folder, tmp_path):
+  """Settings of a run of seconds: warm-up, two refreshes, eight devices."""
+  return config.Config(
+    workdir=str(tmp_path / 'run'),
+    dataset='beir',
+    data_dir=str(beir_folder),
+    method='ance_in_batch',
+    warmup_method='in_batch',
+    warmup_steps=4,
+    max_steps=12,
+    steps_per_refresh=4,
+    num_layers=1,
+    hidden_size=16,
+    num_heads=2,
+    intermediate_size=32,
+    vocab_size=200,
+    pooling='mean',
+    similarity='cosine',
+    temperature=0.1,
+    query_length=8,
+    passage_length=16,
+    batch_size=8,
+    hard_negatives=2,
+    top_k=10,
+    learning_rate=1e-2,
+    lr_warmup_steps=2,
+    tokens_per_batch=1024,
+    rows_per_block=64,
+    steps_per_log=1,
+  )
+
+
+def write_beir(folder):
+  """Writes corpus, queries and qrels of the small set."""
+  random = np.random.default_rng(0)
+  topics = random.integers(12, size=NUM_PASSAGES)
+  passages = []
+  for number in range(NUM_PASSAGES):
+    source = number - number % 2 if number < 20 else number
+    words = np.random.default_rng(source).integers(40, size=9)
+    text = ' '.join(f't{topics[source]}w{word}' for word in words)
+    title = f'topic {topics[source]}' if number % 3 else ''
+    passages.append({'_id': f'p{number}', 'title': title, 'text': text})
+  queries, qrels = [], {'train': [], 'dev': [], 'test': []}
+  sizes = {'train': NUM_TRAIN, 'dev': NUM_DEV, 'test': NUM_TEST}
+  for split, size in sizes.items():
+    for _ in range(size):
+      number = len(queries)
+      passage = int(random.integers(NUM_PASSAGES))
+      words = passages[passage]['text'].split()
+      text = ' '.join(random.choice(words, 4, replace=False))
+      queries.append({'_id': f'q{number}', 'text': text})
+      qrels[split].append((f'q{number}', f'p{passage}', 1))
+      if number % 4 == 0:
+        other = (passage + 7) % NUM_PASSAGES
+        qrels[split].append((f'q{number}', f'p{other}', 2))
+  _write_jsonl(folder / 'corpus.jsonl', passages)
+  _write_jsonl(folder / 'queries.jsonl', queries)
+  (folder / 'qrels').mkdir()
+  for split, rows in qrels.items():
+    lines = ['query-id\tcorpus-id\tscore'] + ['\t'.join(map(str, r)) for r in rows]
+    (folder / 'qrels' / f'{split}.tsv').write_text('\n'.join(lines) + '\n')
+
+
+def _write_jsonl(path, records):
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))

@@ -1,0 +1,259 @@
+"""Readers: every form of a BEIR folder, and one sentence for what is wrong."""
+
+import dataclasses
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import corpora
+
+
+@pytest.fixture
+def folder(beir_folder, tmp_path):
+  """A copy of the small set, to be changed."""
+  shutil.copytree(beir_folder, tmp_path / 'data')
+  return tmp_path / 'data'
+
+
+@pytest.fixture
+def load(folder, tiny):
+  def load(*names, **changes):
+    changed = dataclasses.replace(tiny, data_dir=str(folder), **changes)
+    return corpora.load(changed, names)
+
+  return load
+
+
+def texts_of(strings):
+  return list(strings)
+
+
+def judgements_of(dataset, name):
+  """{(query id, passage id): grade} as the arrays have it."""
+  split = dataset.splits[name]
+  rows = np.repeat(np.arange(len(split.ids)), np.diff(split.offsets))
+  return {
+    (split.ids[int(q)], dataset.corpus.ids[int(p)]): int(g)
+    for q, p, g in zip(rows, split.passages, split.grades, strict=True)
+  }
+
+
+def read_qrels(path):
+  lines = [line.split('\t') for line in path.read_text().splitlines()[1:]]
+  return {(query, passage): int(grade) for query, passage, grade in lines}
+
+
+def test_rows_ids_texts_and_judgements_are_those_of_the_files(load, folder):
+  dataset = load('train', 'dev')
+  records = [
+    json.loads(line) for line in (folder / 'corpus.jsonl').read_text().splitlines()
+  ]
+  assert texts_of(dataset.corpus.ids) == [r['_id'] for r in records]
+  assert texts_of(dataset.corpus.titles) == [r['title'] for r in records]
+  assert texts_of(dataset.corpus.texts) == [r['text'] for r in records]
+  queries = dict(
+    json.loads(line).values()
+    for line in (folder / 'queries.jsonl').read_text().splitlines()
+  )
+  for name in ('train', 'dev'):
+    split = dataset.splits[name]
+    assert judgements_of(dataset, name) == read_qrels(
+      folder / 'qrels' / f'{name}.tsv'
+    )
+    for query_id, text in zip(split.ids, split.texts, strict=True):
+      assert queries[query_id] == text
+
+
+def test_positives_are_the_judgements_above_zero(load, folder):
+  with open(folder / 'qrels' / 'dev.tsv', 'a') as file:
+    file.write('q48\tp149\t0\nq48\tp148\t-1\n')
+  dataset = load('dev')
+  queries, passages = dataset.splits['dev'].positives()
+  found = {
+    (dataset.splits['dev'].ids[int(q)], dataset.corpus.ids[int(p)])
+    for q, p in zip(queries, passages, strict=True)
+  }
+  grades = read_qrels(folder / 'qrels' / 'dev.tsv')
+  assert found == {pair for pair, grade in grades.items() if grade > 0}
+  assert ('q48', 'p149') not in found
+
+
+def test_equal_texts_are_one_group_whatever_case_and_spaces(load, folder):
+  with open(folder / 'corpus.jsonl', 'a') as file:
+    for number, text in enumerate(['Some  Text', 'some text\n', 'other text']):
+      file.write(json.dumps({'_id': f'x{number}', 'text': text}) + '\n')
+  groups = load('dev').corpus.groups
+  assert groups[-3] == groups[-2] != groups[-1]
+  assert all(groups[i] == groups[i + 1] for i in range(0, 20, 2))
+  assert len(set(groups[20:-3].tolist())) == len(groups[20:-3])
+
+
+def test_gzipped_files_give_the_same(load, folder):
+  plain = load('train', 'dev')
+  for path in [*folder.glob('*.jsonl'), *(folder / 'qrels').glob('*.tsv')]:
+    with gzip.open(f'{path}.gz', 'wb') as file:
+      file.write(path.read_bytes())
+    path.unlink()
+  zipped = load('train', 'dev')
+  assert zipped.corpus.hash == plain.corpus.hash
+  assert zipped.splits['train'].hash == plain.splits['train'].hash
+
+
+def test_missing_titles_no_header_and_windows_line_ends_are_read(load, folder):
+  before = load('dev')
+  path = folder / 'corpus.jsonl'
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  for line in lines:
+    if not line['title']:
+      del line['title']
+  path.write_text(''.join(json.dumps(line) + '\r\n' for line in lines))
+  qrels = folder / 'qrels' / 'dev.tsv'
+  qrels.write_text(qrels.read_text().split('\n', 1)[1].replace('\n', '\r\n'))
+  after = load('dev')
+  assert after.corpus.hash == before.corpus.hash
+  assert after.splits['dev'].hash == before.splits['dev'].hash
+
+
+def test_without_dev_a_share_of_train_is_held_out_by_hash(load, folder):
+  whole = set(load('train').splits['train'].ids)
+  (folder / 'qrels' / 'dev.tsv').unlink()
+  dataset = load('train', 'dev', dev_fraction=0.3)
+  train, dev = (set(dataset.splits[name].ids) for name in ('train', 'dev'))
+  assert train | dev == whole
+  assert not train & dev
+  assert 0.1 * len(whole) < len(dev) < 0.5 * len(whole)
+  assert set(load('train', dev_fraction=0.3).splits['train'].ids) == train
+
+
+def test_train_queries_without_a_positive_are_left_out_and_counted(
+  load, folder, capsys
+):
+  with open(folder / 'queries.jsonl', 'a') as file:
+    file.write(json.dumps({'_id': 'lonely', 'text': 'no answer'}) + '\n')
+  for name in ('train', 'dev'):
+    with open(folder / 'qrels' / f'{name}.tsv', 'a') as file:
+      file.write('lonely\tp3\t0\n')
+  dataset = load('train', 'dev')
+  assert 'lonely' not in list(dataset.splits['train'].ids)
+  assert 'lonely' in list(dataset.splits['dev'].ids)
+  assert 'train: left out 1 queries without a positive' in capsys.readouterr().out
+
+
+def test_the_hash_tells_any_change(load, folder):
+  before = load('dev').corpus.hash
+  path = folder / 'corpus.jsonl'
+  path.write_text(path.read_text().replace('topic', 'Topic', 1))
+  assert load('dev').corpus.hash != before
+
+
+def append(name, text):
+  def change(folder):
+    with open(folder / name, 'a') as file:
+      file.write(text)
+
+  return change
+
+
+def cut_gzip(folder):
+  path = folder / 'corpus.jsonl'
+  data = gzip.compress(path.read_bytes())
+  path.unlink()
+  (folder / 'corpus.jsonl.gz').write_bytes(data[: len(data) // 2])
+
+
+def not_utf8(folder):
+  with open(folder / 'corpus.jsonl', 'ab') as file:
+    file.write(b'{"_id": "x", "text": "caf\xe9"}\n')
+
+
+BAD = {
+  'no JSON': (append('corpus.jsonl', '{"_id": \n'), 'corpus.jsonl, line 151: '),
+  'no object': (append('corpus.jsonl', '[1]\n'), "a string '_id'"),
+  'no text': (append('corpus.jsonl', '{"_id": "x"}\n'), "a string 'text'"),
+  'empty text': (
+    append('corpus.jsonl', '{"_id": "x", "text": " "}\n'),
+    'line 151: a passage must have a text',
+  ),
+  'number as id': (
+    append('corpus.jsonl', '{"_id": 7, "text": "a"}\n'),
+    "a string '_id'",
+  ),
+  'title a list': (
+    append('corpus.jsonl', '{"_id": "x", "text": "a", "title": ["b"]}\n'),
+    'a title must be a string',
+  ),
+  'duplicate passage': (
+    append('corpus.jsonl', '{"_id": "p3", "text": "a"}\n'),
+    "ids must differ; found 'p3' in lines 4 and 151",
+  ),
+  'duplicate query': (
+    append('queries.jsonl', '{"_id": "q3", "text": "a"}\n'),
+    "ids must differ; found 'q3'",
+  ),
+  'space in id': (
+    append('corpus.jsonl', '{"_id": "p 3", "text": "a"}\n'),
+    'none of them a space',
+  ),
+  'unknown passage': (
+    append('qrels/dev.tsv', 'q48\tnope\t1\n'),
+    "a judged passage id must be one of the data; found 'nope'",
+  ),
+  'unknown query': (
+    append('qrels/dev.tsv', 'nope\tp1\t1\n'),
+    "a judged query id must be one of the data; found 'nope'",
+  ),
+  'columns': (append('qrels/dev.tsv', 'q48 p1 1\n'), 'with tabs between'),
+  'grade': (
+    append('qrels/dev.tsv', 'q48\tp1\t0.5\n'),
+    "a grade must be a whole number; found '0.5'",
+  ),
+  'two grades': (
+    append('qrels/dev.tsv', 'q48\tp1\t1\nq48\tp1\t2\n'),
+    'a pair must have one grade',
+  ),
+  'cut gzip': (cut_gzip, 'a gzipped file must be whole'),
+  'not UTF-8': (not_utf8, 'line 151: text must be UTF-8'),
+  'no corpus': (
+    lambda folder: (folder / 'corpus.jsonl').unlink(),
+    'must hold corpus.jsonl',
+  ),
+  'no train queries': (
+    lambda folder: (folder / 'qrels' / 'train.tsv').unlink(),
+    "split 'train' must have judged queries",
+  ),
+  'no positives': (
+    lambda folder: (folder / 'qrels' / 'train.tsv').write_text('q1\tp1\t0\n'),
+    'must have queries with a positive passage',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_is_refused_in_one_sentence(name, load, folder):
+  change, expected = BAD[name]
+  change(folder)
+  with pytest.raises(config_lib.BadInput) as caught:
+    load('train', 'dev')
+  text = str(caught.value)
+  assert expected in text
+  assert text.count('\n') == 0
+  assert text.endswith('.')
+  assert 'found' in text
+
+
+def test_a_folder_must_be_named(tiny):
+  with pytest.raises(config_lib.BadInput, match='no --data_dir'):
+    corpora.load(dataclasses.replace(tiny, data_dir=''), ('dev',))
+
+
+def test_strings_are_a_list_of_any_text():
+  items = ['', 'a', 'ü\U0001f600', 'line\nbreak', 'half \ud83d pair']
+  strings = corpora.Strings(items)
+  assert list(strings) == items[:-1] + ['half ? pair']
+  assert len(strings) == 5
+  with pytest.raises(IndexError):
+    strings[5]

@@ -1,0 +1,85 @@
+"""A published folder is whole, or it is not there."""
+
+import json
+
+import pytest
+
+from ance_jax import handoff
+
+
+def test_a_folder_is_seen_only_when_it_is_whole(tmp_path):
+  target = tmp_path / 'made'
+  with handoff.publish(target, {'step': 3}) as folder:
+    (folder / 'part').write_text('one')
+    assert handoff.read_manifest(target) is None
+    assert not target.exists()
+  assert handoff.read_manifest(target)['step'] == 3
+  assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_writer_that_fails_publishes_nothing_and_its_rest_is_removed(tmp_path):
+  def fail():
+    with handoff.publish(tmp_path / 'made', {}) as folder:
+      (folder / 'part').write_text('one')
+      raise RuntimeError('stopped half-way')
+
+  pytest.raises(RuntimeError, fail)
+  assert handoff.read_manifest(tmp_path / 'made') is None
+  handoff.remove_unfinished(tmp_path)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_its_manifest_does_not_exist(tmp_path):
+  (tmp_path / 'made').mkdir()
+  (tmp_path / 'made' / 'part').write_text('one')
+  assert handoff.read_manifest(tmp_path / 'made') is None
+
+
+@pytest.mark.parametrize('damage', ['change', 'cut', 'remove'])
+def test_a_damaged_file_is_found_and_named(tmp_path, damage):
+  with handoff.publish(tmp_path / 'made', {}) as folder:
+    (folder / 'inner').mkdir()
+    (folder / 'inner' / 'part').write_bytes(b'12345678')
+  part = tmp_path / 'made' / 'inner' / 'part'
+  if damage == 'change':
+    part.write_bytes(b'12345679')
+  elif damage == 'cut':
+    part.write_bytes(b'1234567')
+  else:
+    part.unlink()
+  with pytest.raises(ValueError, match='inner/part is missing or was changed'):
+    handoff.read_manifest(tmp_path / 'made')
+
+
+def test_publishing_again_replaces_the_folder(tmp_path):
+  for text in ('old', 'new'):
+    with handoff.publish(tmp_path / 'made', {'text': text}) as folder:
+      (folder / text).write_text(text)
+  assert handoff.read_manifest(tmp_path / 'made')['text'] == 'new'
+  names = {path.name for path in (tmp_path / 'made').iterdir()}
+  assert names == {'new', handoff.MANIFEST}
+
+
+def test_the_manifest_names_each_file(tmp_path):
+  with handoff.publish(tmp_path / 'made', {}) as folder:
+    (folder / 'a').write_text('1')
+    (folder / 'b').write_text('2')
+  manifest = json.loads((tmp_path / 'made' / handoff.MANIFEST).read_text())
+  assert manifest['files'] == {
+    name: handoff.file_hash(tmp_path / 'made' / name) for name in 'ab'
+  }
+
+
+def test_a_file_keeps_its_old_content_until_the_new_one_is_whole(tmp_path):
+  path = tmp_path / 'file'
+  handoff.write_text(path, 'old')
+
+  def fail():
+    with handoff.writing(path) as file:
+      file.write(b'half of the n')
+      raise RuntimeError('stopped half-way')
+
+  pytest.raises(RuntimeError, fail)
+  assert path.read_text() == 'old'
+  handoff.write_text(path, 'new')
+  assert path.read_text() == 'new'

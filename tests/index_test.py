@@ -1,0 +1,91 @@
+"""FAISS against plain numpy: the same rows, the same order, ties included."""
+
+import faiss
+import numpy as np
+import pytest
+
+from ance_jax import config
+from ance_jax import index
+
+
+def integers(rows, width=4, high=3, seed=0):
+  """Embeddings of small integers: exact scores, and many ties."""
+  random = np.random.default_rng(seed)
+  return random.integers(-high, high, (rows, width)).astype(np.float32)
+
+
+def slow_top_k(queries, passages, k):
+  """The k best by falling score and rising row."""
+  scores = queries @ passages.T
+  rows = np.array([np.lexsort((np.arange(len(s)), -s))[:k] for s in scores])
+  return rows, np.take_along_axis(scores, rows, 1)
+
+
+@pytest.mark.parametrize('k', [1, 7, 100, 300])
+def test_flat_index_ranks_like_numpy_with_ties_in_row_order(k):
+  passages, queries = integers(300), integers(40, seed=1)
+  built = index.build('Flat', '', np.array_split(passages, 3))
+  ranking = index.search(built, queries, k)
+  rows, scores = slow_top_k(queries, passages, k)
+  np.testing.assert_array_equal(ranking.rows, rows)
+  np.testing.assert_array_equal(ranking.scores, scores)
+  assert ranking.rows.dtype == np.int32
+
+
+def test_a_tie_wider_than_the_first_look_is_resolved():
+  passages = np.ones((500, 2), np.float32)
+  passages[450:] = 2
+  built = index.build('Flat', '', [passages])
+  ranking = index.search(built, np.ones((3, 2), np.float32), 60)
+  expected = [*range(450, 500), *range(10)]
+  np.testing.assert_array_equal(ranking.rows, [expected] * 3)
+
+
+def test_search_in_several_batches_is_that_of_one(monkeypatch):
+  passages, queries = integers(50), integers(20, seed=1)
+  built = index.build('Flat', '', [passages])
+  whole = index.search(built, queries, 5)
+  monkeypatch.setattr(index, '_QUERIES_AT_ONCE', 6)
+  parts = index.search(built, queries, 5, 'search')
+  np.testing.assert_array_equal(whole.rows, parts.rows)
+
+
+def test_an_inverted_file_that_finds_too_little_says_so_with_minus_one():
+  passages = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+  built = index.build('IVF16,Flat', 'nprobe=1', [passages])
+  ranking = index.search(built, passages[:10], 200)
+  missing = ranking.rows < 0
+  assert missing.any(axis=1).all()
+  assert (ranking.scores[missing] == -np.inf).all()
+  assert (np.diff(missing.astype(int), axis=1) >= 0).all()
+
+
+def test_search_parameters_reach_the_index():
+  passages = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+  built = index.build('IVF16,Flat', 'nprobe=16', [passages])
+  rows, _ = slow_top_k(passages[:10], passages, 5)
+  np.testing.assert_array_equal(
+    index.search(built, passages[:10], 5).rows, rows
+  )
+
+
+@pytest.mark.parametrize(
+  ('factory', 'params'), [('Flatt', ''), ('Flat', 'nprobe=3'), ('IVF4,Flat', 'x')]
+)
+def test_what_faiss_cannot_read_is_refused_in_a_sentence(factory, params):
+  with pytest.raises(config.BadInput, match='FAISS factory string'):
+    index.build(factory, params, [integers(100)])
+
+
+def test_training_takes_no_more_vectors_than_it_may(monkeypatch):
+  monkeypatch.setattr(index, '_TRAINING_VECTORS', 64)
+  taken = []
+  real = faiss.IndexIVFFlat.train
+
+  def train(self, vectors):
+    taken.append(len(vectors))
+    return real(self, vectors)
+
+  monkeypatch.setattr(faiss.IndexIVFFlat, 'train', train)
+  index.build('IVF1,Flat', '', np.array_split(integers(640), 2))
+  assert taken == [64]

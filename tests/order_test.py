@@ -1,0 +1,60 @@
+"""The package is one list: a module imports only modules below it."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
+ORDER = (
+  'main train report refresh evaluate runs encode steps weights encoders '
+  'methods batches checkpoint corpora datasets tokens lexical index mine '
+  'metrics losses bert logs handoff devices config'
+).split()
+# An outside library has one room, so that a change of it is made in one place.
+ROOMS = {
+  'absl': {'main', 'config'},
+  'faiss': {'index', 'evaluate'},
+  'orbax': {'checkpoint'},
+  'transformers': {'tokens', 'weights', 'runs'},
+  'tensorflow_datasets': {'corpora', 'datasets'},
+  'bm25s': {'lexical'},
+  'ir_measures': {'metrics'},
+  'matplotlib': {'report'},
+}
+SOURCES = sorted(PACKAGE.rglob('*.py'))
+
+
+def imported_names(path):
+  """Yields the dotted names that a file imports, anywhere in it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom):
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+    elif isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+
+
+def module_of(path):
+  return path.relative_to(PACKAGE).with_suffix('').parts[0]
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda p: p.stem)
+def test_imports_point_down_the_list(path):
+  names = [n.split('.') for n in imported_names(path)]
+  imported = {parts[1] for parts in names if parts[0] == 'ance_jax'}
+  if module_of(path) == '__init__':
+    assert not imported
+    return
+  below = ORDER[ORDER.index(module_of(path)) + 1 :]
+  assert imported <= {module_of(path), *below}
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda p: p.stem)
+def test_outside_libraries_stay_in_their_rooms(path):
+  for name in imported_names(path):
+    rooms = ROOMS.get(name.split('.')[0])
+    assert rooms is None or module_of(path) in rooms, name
+
+
+def test_the_list_names_the_modules_that_exist():
+  assert set(ORDER) | {'__init__'} == {module_of(path) for path in SOURCES}

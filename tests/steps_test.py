@@ -1,0 +1,241 @@
+"""The step: one loss and gradient on any number of devices, and the optimizer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ance_jax import batches
+from ance_jax import bert
+from ance_jax import devices as devices_lib
+from ance_jax import encoders
+from ance_jax import losses
+from ance_jax import methods
+from ance_jax import steps
+
+BATCH, NEGATIVES, LENGTH, VOCABULARY = 8, 2, 6, 50
+RETRIEVER = encoders.Retriever(
+  bert.BodyConfig('bert', VOCABULARY, 16, 1, 2, 32, 16, 1, 1e-12, 'gelu'),
+  tied=True,
+  pooling='mean',
+  head_size=0,
+  similarity='dot',
+  query_length=LENGTH,
+  passage_length=LENGTH,
+)
+
+
+# One row of each kind that the step tells apart.
+KINDS = {
+  (row.in_batch, row.loss): name for name, row in methods.METHODS.items()
+}.values()
+
+
+@pytest.fixture
+def batch():
+  """Passages of few text groups, so that many columns are no negatives."""
+  random = np.random.default_rng(0)
+  columns = 1 + NEGATIVES
+  groups = random.integers(12, size=(BATCH, columns)).astype(np.int32)
+  other = np.where(np.arange(BATCH) % 2, random.integers(12, size=BATCH), -1)
+  return batches.Batch(
+    rows=np.arange(BATCH, dtype=np.uint32),
+    query_ids=random.integers(1, VOCABULARY, (BATCH, LENGTH)).astype(np.int32),
+    query_lengths=random.integers(1, LENGTH + 1, BATCH).astype(np.int32),
+    passage_ids=random.integers(
+      1, VOCABULARY, (BATCH, columns, LENGTH)
+    ).astype(np.int32),
+    passage_lengths=random.integers(1, LENGTH + 1, (BATCH, columns)).astype(
+      np.int32
+    ),
+    passage_groups=groups,
+    positive_groups=np.stack([groups[:, 0], other], 1).astype(np.int32),
+  )
+
+
+@pytest.fixture
+def params():
+  """Parameters with a standard deviation that makes scores differ."""
+  return jax.tree.map(lambda p: 3 * p, encoders.init(RETRIEVER, 0))
+
+
+def loss_and_grads(config, method, params, batch, num_devices):
+  devices = devices_lib.local(num_devices)
+  loss = steps.make_loss(config, method, RETRIEVER)
+
+  def function(params, batch):
+    (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(
+      params, batch, jnp.int32(3)
+    )
+    return value, accuracy, jax.lax.pmean(grads, devices_lib.AXIS)
+
+  pmapped = jax.pmap(
+    function,
+    axis_name=devices_lib.AXIS,
+    in_axes=(None, 0),
+    out_axes=None,
+    devices=devices,
+  )
+  return jax.device_get(pmapped(params, devices_lib.shard(batch, devices)))
+
+
+def slow_loss(config, method, params, batch):
+  """The loss on one device without a collective, its columns picked by loops."""
+  encode = encoders.make_encode(RETRIEVER, 'float32', encoders.QUERY)
+  queries = encode(params, batch.query_ids, batch.query_lengths)
+  passages = encode(
+    params,
+    batch.passage_ids.reshape(-1, LENGTH),
+    batch.passage_lengths.ravel(),
+  )
+  scores = queries @ passages.T / config.temperature
+  total = 0
+  for i in range(BATCH):
+    banned = set(batch.positive_groups[i].tolist())
+    columns = [
+      other * (1 + NEGATIVES) + place
+      for other in range(BATCH)
+      for place in range(1 + NEGATIVES)
+      if (method.in_batch or (other == i and place))
+      and int(batch.passage_groups[other, place]) not in banned
+    ]
+    positive = scores[i, i * (1 + NEGATIVES)]
+    negatives = scores[i, np.array(columns, int)]
+    if method.loss is losses.softmax_nll:
+      row = jnp.concatenate([positive[None], negatives])
+      total += jax.nn.logsumexp(row) - positive
+    elif columns:
+      total += jnp.logaddexp(0, negatives - positive).mean()
+  return total / BATCH
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_loss_and_gradient_are_those_of_one_device_without_collectives(
+  name, tiny, params, batch
+):
+  config = dataclasses.replace(tiny, dropout_rate=0.0)
+  method = methods.METHODS[name]
+  expected, gradient = jax.jit(
+    jax.value_and_grad(lambda p: slow_loss(config, method, p, batch))
+  )(params)
+  largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
+  assert largest > 1e-3
+  for num_devices in (1, 2, 4, 8):
+    value, _, grads = loss_and_grads(config, method, params, batch, num_devices)
+    assert value == pytest.approx(float(expected), rel=1e-6, abs=1e-6)
+    for found, wanted in zip(
+      jax.tree.leaves(grads), jax.tree.leaves(gradient), strict=True
+    ):
+      np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * largest)
+
+
+def test_dropout_takes_the_same_entries_on_any_number_of_devices(
+  tiny, params, batch
+):
+  config = dataclasses.replace(tiny, dropout_rate=0.3)
+  method = methods.METHODS['ance_in_batch']
+  values = [
+    loss_and_grads(config, method, params, batch, n)[0] for n in (1, 4)
+  ]
+  without = dataclasses.replace(tiny, dropout_rate=0.0)
+  plain = loss_and_grads(without, method, params, batch, 1)[0]
+  np.testing.assert_allclose(values, values[0], rtol=1e-6)
+  assert abs(values[0] - plain) > 1e-3
+
+
+def test_accuracy_is_the_share_of_positives_above_all_negatives(
+  tiny, params, batch
+):
+  config = dataclasses.replace(tiny, dropout_rate=0.0)
+  method = methods.METHODS['ance']
+  _, accuracy, _ = loss_and_grads(config, method, params, batch, 4)
+  encode = encoders.make_encode(RETRIEVER, 'float32', encoders.QUERY)
+  right = []
+  for i in range(BATCH):
+    query = encode(params, batch.query_ids[[i]], batch.query_lengths[[i]])[0]
+    passages = encode(params, batch.passage_ids[i], batch.passage_lengths[i])
+    scores = np.asarray(passages @ query)
+    counted = ~np.isin(batch.passage_groups[i], batch.positive_groups[i])
+    right.append(all(s < scores[0] for s in scores[1:][counted[1:]]))
+  assert accuracy == pytest.approx(np.mean(right))
+
+
+def test_step_is_one_step_of_adamw_on_the_clipped_gradient(tiny, params, batch):
+  config = dataclasses.replace(
+    tiny, dropout_rate=0.0, clip_norm=0.5, weight_decay=0.1, lr_warmup_steps=0
+  )
+  method = methods.METHODS['dpr']
+  devices = devices_lib.local(4)
+  optimizer = steps.make_optimizer(config)
+  before = jax.device_get(params)
+  state = steps.init_state(params, optimizer, devices)
+  train_step = steps.make_train_step(
+    config, method, RETRIEVER, optimizer, devices
+  )
+  _, _, grads = loss_and_grads(config, method, before, batch, 1)
+  state, metrics = train_step(state, devices_lib.shard(batch, devices))
+  norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+  assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
+  assert norm > config.clip_norm
+  for (path, old), new, grad in zip(
+    jax.tree.leaves_with_path(before),
+    jax.tree.leaves(state.params),
+    jax.tree.leaves(grads),
+    strict=True,
+  ):
+    grad = grad * config.clip_norm / norm
+    # The first step of Adam: both moments are the gradient after correction.
+    update = grad / (np.abs(grad) + config.adam_epsilon)
+    if path[-1].key not in ('bias', 'scale'):
+      update = update + config.weight_decay * old
+    # An entry of about epsilon moves anywhere between 0 and 1.
+    sure = np.abs(grad) > 1e-6
+    np.testing.assert_allclose(
+      np.asarray(new)[sure],
+      (old - config.learning_rate * update)[sure],
+      atol=1e-4 * config.learning_rate,
+      rtol=1e-5,
+    )
+  assert int(state.step) == 1
+
+
+def test_learning_rate_rises_to_its_peak_and_falls_to_zero_at_the_end(tiny):
+  config = dataclasses.replace(tiny, lr_warmup_steps=10, max_steps=110)
+  rate = steps.learning_rate_schedule(config)
+  found = [float(rate(s)) for s in (0, 5, 10, 60, 110, 120)]
+  peak = config.learning_rate
+  np.testing.assert_allclose(
+    found, [0, peak / 2, peak, peak / 2, 0, 0], atol=1e-6 * peak
+  )
+
+
+def test_state_is_donated_and_alike_on_all_devices(tiny, params, batch):
+  devices = devices_lib.local(8)
+  optimizer = steps.make_optimizer(tiny)
+  state = steps.init_state(params, optimizer, devices)
+  train_step = steps.make_train_step(
+    tiny, methods.METHODS['in_batch'], RETRIEVER, optimizer, devices
+  )
+  old = jax.tree.leaves(state.params)[0]
+  state, _ = train_step(state, devices_lib.shard(batch, devices))
+  assert old.is_deleted()
+  for leaf in jax.tree.leaves(state):
+    copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+    assert len(copies) == 8
+    for copy in copies[1:]:
+      np.testing.assert_array_equal(copy, copies[0])
+
+
+def test_restored_shapes_fit_the_state(tiny, params):
+  devices = devices_lib.local(2)
+  optimizer = steps.make_optimizer(tiny)
+  state = steps.init_state(params, optimizer, devices)
+  shapes = steps.state_shapes(encoders.shapes(RETRIEVER), optimizer, devices)
+  assert jax.tree.structure(shapes) == jax.tree.structure(state)
+  for shape, leaf in zip(
+    jax.tree.leaves(shapes), jax.tree.leaves(state), strict=True
+  ):
+    assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
+    assert shape.sharding == leaf.sharding
