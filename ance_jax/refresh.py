@@ -64,7 +64,7 @@ def refresh(run, step, *, before=None):
   manifest = {**about, 'metrics': values, 'secs': watch.secs, 'examples': shown}
   with handoff.publish(folder, manifest) as unfinished:
     np.save(unfinished / 'negatives.npy', negatives)
-  return manifest
+  return handoff.read_manifest(folder)
 
 
 def load(run, step):

@@ -1,0 +1,120 @@
+"""Checkpoints: whole states back, parameters alone, only what is committed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ance_jax import checkpoint
+from ance_jax import config
+from ance_jax import devices as devices_lib
+from ance_jax import logs
+from ance_jax import steps
+
+OPTIMIZER = optax.adamw(1e-3)
+
+
+def make_state(value, num_devices=2):
+  params = {'tied': {'kernel': jnp.full((8, 4), value), 'bias': jnp.ones(4)}}
+  devices = devices_lib.local(num_devices)
+  state = steps.init_state(params, OPTIMIZER, devices)
+  return state._replace(step=state.step + int(value))
+
+
+def shapes_of(state):
+  return jax.eval_shape(lambda: state.params)
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """A folder with checkpoints of the steps 1, 2 and 3."""
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  for step in (1, 2, 3):
+    checkpoints.save(make_state(float(step)), step)
+  checkpoints.close()
+  return tmp_path
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 8])
+def test_a_state_comes_back_on_any_number_of_devices(saved, num_devices):
+  expected = make_state(3.0, num_devices)
+  like = steps.state_shapes(
+    shapes_of(expected), OPTIMIZER, devices_lib.local(num_devices)
+  )
+  checkpoints = checkpoint.Checkpoints(saved)
+  found = checkpoints.restore(3, like)
+  checkpoints.close()
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for leaf, other in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_array_equal(leaf, other)
+    assert leaf.dtype == other.dtype
+    assert len(leaf.devices()) == num_devices
+
+
+def test_parameters_are_read_alone(saved):
+  shapes = shapes_of(make_state(0.0))
+  found = checkpoint.read_params(saved, 2, shapes, devices_lib.local(1))
+  np.testing.assert_array_equal(found['tied']['kernel'], np.full((8, 4), 2.0))
+
+
+def test_parameters_of_another_shape_are_not_read(saved):
+  shapes = {'tied': {'kernel': jax.ShapeDtypeStruct((9, 4), jnp.float32)}}
+  with pytest.raises(ValueError, match='(?i)mismatch|structure|shape'):
+    checkpoint.read_params(saved, 2, shapes, devices_lib.local(1))
+
+
+def test_a_step_that_was_not_committed_is_never_chosen(saved):
+  (saved / 'checkpoints' / '3').rename(
+    saved / 'checkpoints' / '3.orbax-checkpoint-tmp'
+  )
+  assert checkpoint.committed_steps(saved) == [1, 2]
+  assert checkpoint.choose(saved, 'last') == 2
+  with pytest.raises(config.BadInput, match=r'found steps \[1, 2\]'):
+    checkpoint.read_params(
+      saved, 3, shapes_of(make_state(0.0)), devices_lib.local(1)
+    )
+  checkpoints = checkpoint.Checkpoints(saved)
+  assert checkpoints.steps() == [1, 2]
+  checkpoints.close()
+
+
+def test_the_best_is_that_of_the_highest_dev_metric(saved):
+  for step, value in ((1, 0.3), (2, 0.5), (3, 0.4)):
+    logs.replace(saved, step, {'dev/mrr@10': value})
+  assert checkpoint.choose(saved, 'best') == 2
+  assert checkpoint.choose(saved, 'last') == 3
+  assert checkpoint.choose(saved, '1') == 1
+  assert checkpoint.best(saved, [1, 3]) == 3
+  with pytest.raises(config.BadInput, match=r"found '7' where there are \[1, 2"):
+    checkpoint.choose(saved, '7')
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+  with pytest.raises(config.BadInput, match='found none in'):
+    checkpoint.choose(tmp_path, 'last')
+
+
+def test_a_save_that_orbax_does_not_take_is_an_error(saved):
+  checkpoints = checkpoint.Checkpoints(saved)
+  with pytest.raises(Exception, match='(?i)step 2|already exists'):
+    checkpoints.save(make_state(2.0), 2)
+  checkpoints.close()
+
+
+def test_keep_deletes_the_others(saved):
+  checkpoints = checkpoint.Checkpoints(saved)
+  checkpoints.keep([1, 3])
+  assert checkpoints.steps() == [1, 3]
+  checkpoints.close()
+  assert checkpoint.committed_steps(saved) == [1, 3]
+
+
+def test_the_hash_tells_values_and_names():
+  params = {'a': jnp.ones(3), 'b': jnp.zeros(3)}
+  same = {'b': jnp.zeros(3), 'a': jnp.ones(3)}
+  swapped = {'a': jnp.zeros(3), 'b': jnp.ones(3)}
+  assert checkpoint.weights_hash(params) == checkpoint.weights_hash(same)
+  assert checkpoint.weights_hash(params) != checkpoint.weights_hash(swapped)

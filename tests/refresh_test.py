@@ -1,0 +1,196 @@
+"""A refresh follows the committed checkpoint, and works with any index."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from ance_jax import checkpoint
+from ance_jax import config as config_lib
+from ance_jax import encoders
+from ance_jax import handoff
+from ance_jax import refresh
+from ance_jax import runs
+from ance_jax import train
+
+
+@pytest.fixture(scope='module')
+def trained(beir_folder, tmp_path_factory):
+  """Settings of a short run that is over, on one device."""
+  settings = config_lib.Config(
+    workdir=str(tmp_path_factory.mktemp('trained')),
+    dataset='beir',
+    data_dir=str(beir_folder),
+    method='in_batch',
+    max_steps=6,
+    steps_per_refresh=3,
+    num_layers=1,
+    hidden_size=16,
+    num_heads=2,
+    intermediate_size=32,
+    vocab_size=200,
+    # The first token's vector hardly differs yet, and fp16 would lose the order.
+    pooling='mean',
+    similarity='cosine',
+    temperature=0.1,
+    query_length=8,
+    passage_length=16,
+    batch_size=8,
+    top_k=10,
+    learning_rate=1e-2,
+    lr_warmup_steps=2,
+    tokens_per_batch=1024,
+    rows_per_block=64,
+    num_devices=1,
+  )
+  train.run(settings)
+  return settings
+
+
+@pytest.fixture
+def open_run(trained, tmp_path):
+  """Opens a copy of that run with some settings changed."""
+
+  def open_run(name='copy', **changes):
+    folder = tmp_path / name
+    shutil.copytree(trained.workdir, folder)
+    config = dataclasses.replace(trained, workdir=str(folder), **changes)
+    return runs.go_on(config, ('train', 'dev'))
+
+  return open_run
+
+
+def slow_refresh(run, step):
+  """Encodes a text at a time, compares with all passages, filters by loops."""
+  shapes = encoders.shapes(run.retriever)
+  params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
+  encode = jax.jit(encoders.make_encode(run.retriever, 'float32', 'query'))
+
+  def embed(rows, length):
+    ids, lengths = rows.padded(np.arange(len(rows)), length)
+    return np.asarray(encode(params, ids, lengths))
+
+  scores = embed(run.queries['train'], 8) @ embed(run.passages, 16).T
+  queries, passages = run.splits['train'].positives()
+  table = []
+  for query, row in enumerate(scores):
+    banned = run.corpus.groups[passages[queries == query]]
+    kept = [
+      p
+      for p in np.lexsort((np.arange(len(row)), -row))
+      if run.corpus.groups[p] not in banned
+    ]
+    table.append(kept[: run.config.top_k])
+  return np.array(table)
+
+
+def agreement(first, second):
+  same = [set(a) & set(b) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+  return sum(map(len, same)) / first.size
+
+
+def test_negatives_are_those_of_doing_it_slowly(open_run):
+  run = open_run()
+  refresh.refresh(run, 6)
+  # Scores that differ by rounding may change places.
+  assert agreement(refresh.load(run, 6), slow_refresh(run, 6)) > 0.995
+  assert (refresh.load(run, 6) == slow_refresh(run, 6)).mean() > 0.95
+
+
+def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
+  run = open_run()
+  before = refresh.refresh(run, 6)
+  negatives = np.array(refresh.load(run, 6))
+  # Put the values of step 0 where those of step 6 are.
+  folder = run.workdir / 'checkpoints'
+  shapes = encoders.shapes(run.retriever)
+  other = checkpoint.read_params(run.workdir, 0, shapes, run.devices)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder / '6' / 'params', other, force=True)
+  after = refresh.refresh(run, 6)
+  assert after['weights_hash'] != before['weights_hash']
+  assert after['weights_hash'] == checkpoint.weights_hash(other)
+  swapped = np.array(refresh.load(run, 6))
+  assert (swapped != negatives).any()
+  run_at_zero = open_run('other')
+  refresh.refresh(run_at_zero, 0)
+  np.testing.assert_array_equal(refresh.load(run_at_zero, 0), swapped)
+
+
+def test_a_published_refresh_is_taken_and_made_again_for_other_settings(
+  open_run,
+):
+  run = open_run()
+  first = refresh.refresh(run, 6)
+  folder = run.workdir / 'refresh' / '00000006'
+  stamp = (folder / handoff.MANIFEST).stat().st_mtime_ns
+  assert refresh.refresh(run, 6) == first
+  assert (folder / handoff.MANIFEST).stat().st_mtime_ns == stamp
+  deeper = run._replace(config=dataclasses.replace(run.config, top_k=12))
+  refresh.refresh(deeper, 6)
+  assert refresh.load(run, 6).shape[1] == 12
+
+
+def test_a_refresh_made_twice_is_the_same(open_run):
+  runs_of_it = [open_run(name) for name in 'ab']
+  for run in runs_of_it:
+    refresh.refresh(run, 6)
+  first, second = (refresh.load(run, 6) for run in runs_of_it)
+  np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+  ('index', 'params', 'least'),
+  [('IVF8,Flat', 'nprobe=4', 0.6), ('SQ8', '', 0.8), ('SQfp16', '', 0.95)],
+)
+def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(
+  open_run, index, params, least
+):
+  exact = open_run('flat')
+  refresh.refresh(exact, 6)
+  run = open_run('other', index=index, index_params=params)
+  manifest = refresh.refresh(run, 6)
+  recall = agreement(refresh.load(run, 6), refresh.load(exact, 6))
+  print(f'{index} {params}: recall of the flat top {run.config.top_k}: {recall:.3f}')
+  assert least < recall
+  assert manifest['index'] == index
+
+
+def test_the_manifest_says_what_was_made_of_what(open_run):
+  run = open_run()
+  refresh.refresh(run, 3)
+  manifest = refresh.refresh(run, 6, before=3)
+  assert manifest['step'] == 6
+  assert manifest['passages'] == run.passages.hash
+  assert manifest['top_k'] == 10
+  assert set(manifest['secs']) == {'encode', 'index', 'search', 'mine', 'evaluate'}
+  values = manifest['metrics']
+  assert 0 < values['refresh/overlap'] < 1
+  assert values['refresh/judged'] > 0
+  # Passages 0 to 19 come in pairs of one text.
+  assert values['refresh/same_text'] > 0
+  assert len(manifest['examples']) == 3
+  published = handoff.read_manifest(run.workdir / 'refresh' / '00000006')
+  assert published['metrics'] == values
+  assert set(published['files']) == {'negatives.npy'}
+
+
+def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
+  run = open_run()
+  negatives = refresh.bm25_negatives(run)
+  stamp = (run.workdir / 'bm25' / handoff.MANIFEST).stat().st_mtime_ns
+  np.testing.assert_array_equal(negatives, refresh.bm25_negatives(run))
+  assert (run.workdir / 'bm25' / handoff.MANIFEST).stat().st_mtime_ns == stamp
+  rank = refresh.lexical.make_rank(
+    list(refresh.tokens.passage_texts(run.corpus)), k1=0.9, b=0.4
+  )
+  queries, passages = run.splits['train'].positives()
+  for query in range(len(negatives)):
+    (ranking,) = rank([run.splits['train'].texts[query]], 100).rows
+    banned = run.corpus.groups[passages[queries == query]]
+    kept = [p for p in ranking if p >= 0 and run.corpus.groups[p] not in banned]
+    kept = kept[: run.config.top_k]
+    assert negatives[query, : len(kept)].tolist() == kept

@@ -1,0 +1,268 @@
+"""The whole cycle on the small set: what is due when, and that it is done."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ance_jax import checkpoint
+from ance_jax import config as config_lib
+from ance_jax import logs
+from ance_jax import mine
+from ance_jax import refresh
+from ance_jax import runs
+from ance_jax import steps
+from ance_jax import train
+
+
+def due(function, config):
+  return [s for s in range(config.max_steps + 1) if function(config, s)]
+
+
+@pytest.fixture
+def schedule():
+  return config_lib.Config(
+    method='ance',
+    warmup_steps=100,
+    max_steps=400,
+    steps_per_refresh=90,
+    steps_per_eval=50,
+    steps_per_checkpoint=70,
+  )
+
+
+def test_refreshes_begin_after_the_warm_up_and_not_at_the_end(schedule):
+  assert due(train.refresh_due, schedule) == [100, 190, 280, 370]
+  at_end = dataclasses.replace(schedule, max_steps=370)
+  assert due(train.refresh_due, at_end) == [100, 190, 280]
+
+
+def test_refreshes_end_at_their_number(schedule):
+  frozen = dataclasses.replace(schedule, max_refreshes=1)
+  assert due(train.refresh_due, frozen) == [100]
+  never = dataclasses.replace(schedule, method='dpr')
+  assert due(train.refresh_due, never) == []
+
+
+def test_checkpoints_are_saved_at_refreshes_between_them_and_at_both_ends(
+  schedule,
+):
+  expected = [0, 70, 100, 140, 190, 210, 280, 350, 370, 400]
+  assert due(train.save_due, schedule) == expected
+
+
+def test_every_step_with_something_due_is_a_boundary(schedule):
+  for method in ('ance', 'in_batch'):
+    for max_refreshes in (0, 2):
+      config = dataclasses.replace(
+        schedule, method=method, max_refreshes=max_refreshes
+      )
+      things = (train.refresh_due, train.save_due, train.eval_due)
+      expected = {s for thing in things for s in due(thing, config)}
+      found, step = {0}, 0
+      while step < config.max_steps:
+        step = train.next_boundary(config, step)
+        found.add(step)
+      assert expected <= found
+
+
+def test_the_warm_up_row_is_used_up_to_the_first_refresh(schedule):
+  rows = [train.method_at(schedule, s).negatives for s in (0, 99, 100, 399)]
+  assert rows == ['bm25', 'bm25', 'index', 'index']
+  plain = dataclasses.replace(schedule, method='random')
+  assert train.method_at(plain, 0).negatives == 'corpus'
+
+
+def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(tiny, capsys):
+  tiny = dataclasses.replace(tiny, max_steps=16, num_devices=2)
+  scores = train.run(tiny)
+  workdir = pathlib.Path(tiny.workdir)
+  assert set(logs.series(workdir, 'train/loss')) == set(range(1, 17))
+  assert set(logs.series(workdir, 'dev/mrr@10')) == {4, 8, 12, 16}
+  assert logs.series(workdir, 'refresh/negatives_age') == {8: 4, 12: 4}
+  assert set(logs.series(workdir, 'refresh/overlap')) == {8, 12}
+  ages = logs.series(workdir, 'train/negatives_age')
+  assert ages == {s: 1 + (s - 1) % 4 for s in range(5, 17)}
+  seen = [(line['step'], name) for line in logs.read(workdir) for name in line]
+  seen = [pair for pair in seen if pair[1] != 'step']
+  assert len(seen) == len(set(seen))
+  assert scores['mrr@10'] == logs.series(workdir, 'dev/mrr@10')[16]
+  assert scores['mrr@10'] > 0.15
+  pick_ups = (workdir / 'pickups.jsonl').read_text().splitlines()
+  assert [json.loads(line)['refresh'] for line in pick_ups] == [4, 8, 12]
+  assert checkpoint.committed_steps(workdir)[-3:] == [8, 12, 16]
+  assert len(list((workdir / 'embeddings').iterdir())) == 1
+  assert (workdir / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+  out = capsys.readouterr().out
+  assert 'refresh at step 8: dev mrr@10' in out
+  assert 'negatives_age 4 | overlap with the last' in out
+  assert out.count('query: ') == 3
+
+
+@pytest.mark.parametrize('method', ['random', 'bm25', 'dpr', 'ance'])
+def test_every_other_row_trains(method, tiny):
+  config = dataclasses.replace(
+    tiny,
+    method=method,
+    warmup_method='bm25',
+    warmup_steps=2,
+    steps_per_refresh=3,
+    max_steps=6,
+    num_devices=1,
+    dropout_rate=0.0,
+  )
+  train.run(config)
+  losses = logs.series(config.workdir, 'train/loss')
+  assert list(losses) == list(range(1, 7))
+  assert len(set(losses.values())) == 6
+  mined = logs.series(config.workdir, 'refresh/judged')
+  assert list(mined) == ([2, 5] if method == 'ance' else [])
+  assert list(logs.series(config.workdir, 'dev/mrr@10'))[-1] == 6
+
+
+def test_the_sisters_share_the_warm_up_bit_for_bit(tiny):
+  changes = {
+    'refreshed': {},
+    'frozen': {'max_refreshes': 1},
+    'in_batch': {'method': 'in_batch'},
+  }
+  params, losses = {}, {}
+  for name, change in changes.items():
+    config = dataclasses.replace(
+      tiny, workdir=f'{tiny.workdir}/{name}', num_devices=1, **change
+    )
+    train.run(config)
+    params[name] = read_params(config, 4)
+    losses[name] = logs.series(config.workdir, 'train/loss')
+  for name in ('frozen', 'in_batch'):
+    jax.tree.map(
+      np.testing.assert_array_equal, params[name], params['refreshed']
+    )
+  ends = {name: [series[s] for s in range(9, 13)] for name, series in losses.items()}
+  assert ends['refreshed'] != ends['frozen'] != ends['in_batch']
+  for step in range(1, 9):
+    assert losses['frozen'][step] == losses['refreshed'][step]
+    if step <= 4:
+      assert losses['in_batch'][step] == losses['refreshed'][step]
+
+
+def read_params(config, step):
+  run = runs.go_on(config, (config.train_split, config.dev_split))
+  shapes = jax.eval_shape(lambda: runs.encoders.init(run.retriever, 0))
+  return jax.device_get(
+    checkpoint.read_params(config.workdir, step, shapes, run.devices)
+  )
+
+
+def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
+  """The table that a refresh publishes is what the step is given."""
+  config = dataclasses.replace(tiny, max_steps=6, num_devices=1)
+  planted = {}
+
+  def plant(rank, positives, top_k, seed, what):
+    real, counts = mine.hard_negatives.__wrapped__(
+      rank, positives, top_k, seed, what
+    )
+    planted['table'] = real[:, ::-1] * 0 + np.arange(top_k, dtype=np.int32)
+    return planted['table'], counts
+
+  plant_from = mine.hard_negatives
+  monkeypatch.setattr(mine, 'hard_negatives', plant)
+  mine.hard_negatives.__wrapped__ = plant_from
+  seen = []
+  real_shard = train.devices_lib.shard
+
+  def spy(batch, devices):
+    seen.append(batch)
+    return real_shard(batch, devices)
+
+  monkeypatch.setattr(train.devices_lib, 'shard', spy)
+  train.run(config)
+  run = runs.go_on(config, ('train', 'dev'))
+  allowed = {
+    tuple(run.passages.padded([row], run.retriever.passage_length)[0][0])
+    for row in range(config.top_k)
+  }
+  mined = [b for b in seen if b.passage_ids.shape[1] == 3]
+  assert len(mined) == 2
+  for batch in mined:
+    for row in batch.passage_ids[:, 1:].reshape(-1, run.retriever.passage_length):
+      assert tuple(row) in allowed
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+  tiny, monkeypatch
+):
+  real = steps.make_train_step
+
+  def poison(*arguments):
+    train_step = real(*arguments)
+
+    def poisoned(state, batch):
+      state, metrics = train_step(state, batch)
+      if int(state.step) == 7:
+        metrics = {**metrics, 'loss': np.float32('nan')}
+      return state, metrics
+
+    return poisoned
+
+  monkeypatch.setattr(steps, 'make_train_step', poison)
+  config = dataclasses.replace(tiny, num_devices=1)
+  with pytest.raises(FloatingPointError, match='found nan at step 7'):
+    train.run(config)
+  assert checkpoint.committed_steps(config.workdir)[-1] == 4
+  assert max(logs.series(config.workdir, 'train/loss')) == 6
+
+
+@pytest.mark.parametrize(
+  ('change', 'expected'),
+  [
+    ({'batch_size': 9}, '--batch_size must divide over the 8 devices; found 9'),
+    ({'num_devices': 9}, '--num_devices must be at most the 8 devices'),
+    ({'workdir': ''}, 'found no --workdir'),
+    ({'top_k': 149}, '--top_k and the positives of a query .* found 149'),
+    ({'hard_negatives': 11}, '--hard_negatives, .* found 11 and 10'),
+    ({'index': 'Nothing'}, '--index must be a FAISS factory string'),
+  ],
+)
+def test_settings_that_cannot_be_used_are_refused(tiny, change, expected):
+  with pytest.raises(config_lib.BadInput, match=expected):
+    train.run(dataclasses.replace(tiny, **change))
+
+
+def test_the_folder_of_another_run_is_refused(tiny):
+  config = dataclasses.replace(tiny, max_steps=1, num_devices=1)
+  train.run(config)
+  before = {p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')}
+  with pytest.raises(
+    config_lib.BadInput, match='--seed must stay as the run .* found 1 instead'
+  ):
+    train.run(dataclasses.replace(config, seed=1))
+  with pytest.raises(config_lib.BadInput, match='--max_steps must be at least the 1'):
+    train.run(dataclasses.replace(config, max_steps=0))
+  after = {p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')}
+  assert after == before
+
+
+def test_a_finished_run_goes_on_with_more_steps(tiny):
+  config = dataclasses.replace(tiny, max_steps=5, num_devices=1)
+  train.run(config)
+  train.run(dataclasses.replace(config, max_steps=9))
+  assert set(logs.series(config.workdir, 'train/loss')) == set(range(1, 10))
+  assert list(logs.series(config.workdir, 'refresh/judged')) == [4, 8]
+
+
+def test_refreshes_of_a_run_hold_no_positive_and_no_text_of_one(tiny):
+  config = dataclasses.replace(tiny, max_steps=5, num_devices=1)
+  train.run(config)
+  run = runs.go_on(config, ('train', 'dev'))
+  negatives = refresh.load(run, 4)
+  assert negatives.shape == (len(run.queries['train']), config.top_k)
+  queries, passages = run.splits['train'].positives()
+  for query in range(len(negatives)):
+    banned = set(run.corpus.groups[passages[queries == query]].tolist())
+    assert not banned & set(run.corpus.groups[negatives[query]].tolist())
+    assert len(set(negatives[query].tolist())) == config.top_k
