@@ -11,7 +11,7 @@ _INIT = (_HERE / 'ance_jax' / '__init__.py').read_text()
 setuptools.setup(
   name='ance_jax',
   version=re.search(r"__version__ = '(.+)'", _INIT)[1],
-  description='Dense retrieval with negatives mined from the own index, in JAX.',
+  description='Dense retrieval on negatives mined from the own index, in JAX.',
   long_description=(_HERE / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
@@ -44,6 +44,8 @@ setuptools.setup(
     'transformers>=5,<6',
   ],
   extras_require={
+    # Beside the extra test: what experiments/benchmarks/mine.py is timed with.
+    'benchmarks': ['datasets>=3'],
     'cuda': ['jax[cuda]>=0.10,<0.13'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'test': [

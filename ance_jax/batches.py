@@ -134,7 +134,7 @@ def make_batch(data, step, *, seed, batch_size, num_negatives, negatives):
 
 
 def ahead(make, items):
-  """Yields make(item) for each item in order, made ahead of time on a thread."""
+  """Yields make(item) for each item in order, made ahead on a thread."""
   with futures.ThreadPoolExecutor(1) as pool:
     waiting = collections.deque()
     for item in items:
@@ -146,13 +146,15 @@ def ahead(make, items):
 
 
 def _query_rows(seed, step, batch_size, num_queries):
-  """Returns (B,) query rows: a part of the epochs' orders, one after another."""
+  """Returns (B,) query rows: a part of the epochs' orders in a row."""
   places = step * batch_size + np.arange(batch_size)
   epochs, place_in_epoch = np.divmod(places, num_queries)
   rows = np.empty(batch_size, np.int64)
   for epoch in np.unique(epochs):
     here = epochs == epoch
-    rows[here] = _epoch_order(seed, int(epoch), num_queries)[place_in_epoch[here]]
+    rows[here] = _epoch_order(seed, int(epoch), num_queries)[
+      place_in_epoch[here]
+    ]
   return rows
 
 

@@ -1,4 +1,4 @@
-"""The transformer body: BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019).
+"""The transformer body: BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019).
 
 The mathematics is theirs; three habits make it faster on CPUs and change only
 rounding and which random numbers dropout draws: activations are (B L, D)
@@ -191,7 +191,9 @@ def drop(x, dropout, site):
     return x
   texts = len(dropout.rows)
   inner = (len(x) // texts, *x.shape[1:])
-  key = mix(dropout.rows * np.uint32(0x9E3779B1) ^ mix(dropout.seed + np.uint32(site)))
+  key = mix(
+    dropout.rows * np.uint32(0x9E3779B1) ^ mix(dropout.seed + np.uint32(site))
+  )
   position = jnp.arange(np.prod(inner), dtype=jnp.uint32).reshape(1, *inner)
   bits = mix(position ^ key.reshape(texts, *[1] * len(inner)))
   # 24 bits: all of them, and no more, are exact in float32.
@@ -201,7 +203,7 @@ def drop(x, dropout, site):
 
 
 def mix(x):
-  """Returns a hash of each entry of a uint32 array (MurmurHash3's finalizer)."""
+  """Returns a hash of each entry of a uint32 array (MurmurHash3's end)."""
   x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

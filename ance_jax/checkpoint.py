@@ -45,7 +45,9 @@ class Checkpoints:
       ),
     )
     if not saved:
-      raise RuntimeError(f'Orbax refused to save the checkpoint of step {step}.')
+      raise RuntimeError(
+        f'Orbax refused to save the checkpoint of step {step}.'
+      )
 
   def wait(self):
     """Returns once all that was saved is committed."""
@@ -87,14 +89,16 @@ def read_params(workdir, step, shapes, devices):
   """
   sharding = devices_lib.replicated(devices)
   like = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
     shapes,
   )
   committed = committed_steps(workdir)
   if step not in committed:
     raise config_lib.BadInput(
-      f'a checkpoint that is read must be committed; found steps {committed} in '
-      f'{workdir}, not {step}; choose one of them.'
+      f'a checkpoint that is read must be committed; found steps {committed} '
+      f'in {workdir}, not {step}; choose one of them.'
     )
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(_folder(workdir) / str(step) / 'params', like)
@@ -127,13 +131,13 @@ def choose(workdir, which):
 
 
 def best(workdir, committed):
-  """Returns the step of `committed` with the highest dev MRR@10, else the last."""
+  """Returns the step of `committed` with the best dev MRR@10, else the last."""
   scores = logs.series(workdir, 'dev/mrr@10')
   return max(committed, key=lambda step: (scores.get(step, -1.0), step))
 
 
 def weights_hash(params):
-  """Returns the SHA-256 of parameters, names included, in hexadecimal digits."""
+  """Returns the SHA-256 of parameters and their names, in hexadecimal."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     digest.update(jax.tree_util.keystr(path).encode())

@@ -83,7 +83,9 @@ class Config:
     'RoBERTa model, or a sentence-transformers folder. Empty: random weights '
     'and a vocabulary trained on the corpus.',
   )
-  vocab_size: int = knob(8192, 'Entries of the vocabulary, without --init_from.')
+  vocab_size: int = knob(
+    8192, 'Entries of the vocabulary, without --init_from.'
+  )
   num_layers: int = knob(12, 'Transformer layers, without --init_from.')
   hidden_size: int = knob(768, 'Width of the encoder, without --init_from.')
   num_heads: int = knob(12, 'Attention heads, without --init_from.')
@@ -185,7 +187,6 @@ class Config:
     5000,
     'Steps in which the learning rate rises from 0, to fall in a straight '
     'line to 0 at --max_steps; no refresh restarts it. ANCE: 5,000.',
-  
   )
   weight_decay: float = knob(
     0.0, 'Weight decay of AdamW, not on biases and LayerNorm. ANCE: 0.'
@@ -268,37 +269,17 @@ class Config:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      choices = field.metadata['choices']
+      value, choices = getattr(self, field.name), field.metadata['choices']
       if choices and value is not None and value not in choices:
         raise BadInput(
           f'--{field.name} must be one of {", ".join(choices)}; found '
           f'{value!r}; set it to one of them.'
         )
-    for name in _AT_LEAST_ONE:
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise BadInput(
-          f'--{name} must be at least 1; found {value}; set it higher.'
-        )
-    for name in _AT_LEAST_ZERO:
-      if getattr(self, name) < 0:
-        raise BadInput(
-          f'--{name} must not be negative; found {getattr(self, name)}; set it '
-          'to 0 or more.'
-        )
-    for name in ('temperature', 'learning_rate', 'adam_epsilon'):
-      if not getattr(self, name) > 0:
-        raise BadInput(
-          f'--{name} must be above 0; found {getattr(self, name)}; set it '
-          'higher.'
-        )
-    for name in ('dropout_rate', 'dev_fraction'):
-      if not 0 <= getattr(self, name) < 1:
-        raise BadInput(
-          f'--{name} must be at least 0 and below 1; found '
-          f'{getattr(self, name)}; set it in between.'
-        )
+    for names, allowed, rule in _RANGES:
+      for name in names.split():
+        value = getattr(self, name)
+        if value is not None and not allowed(value):
+          raise BadInput(f'--{name} must be {rule}; found {value}; set it so.')
 
   @classmethod
   def from_flags(cls, flag_values=flags.FLAGS):
@@ -344,16 +325,34 @@ class Config:
     return ''.join(lines)
 
 
-_AT_LEAST_ONE = (
-  'vocab_size num_layers hidden_size num_heads intermediate_size '
-  'query_length passage_length hard_negatives top_k steps_per_refresh '
-  'batch_size tokens_per_batch rows_per_block steps_per_eval '
-  'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results'
-).split()
-_AT_LEAST_ZERO = (
-  'seed num_devices warmup_steps max_refreshes max_steps lr_warmup_steps '
-  'weight_decay clip_norm'
-).split()
+# Names of fields, what their values may be (never NaN), and how to say it.
+_RANGES = (
+  (
+    'vocab_size num_layers hidden_size num_heads intermediate_size '
+    'query_length passage_length hard_negatives top_k steps_per_refresh '
+    'batch_size tokens_per_batch rows_per_block steps_per_eval '
+    'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results',
+    lambda value: value >= 1,
+    'at least 1',
+  ),
+  (
+    'seed num_devices warmup_steps max_refreshes max_steps lr_warmup_steps '
+    'weight_decay clip_norm head_size bm25_k1',
+    lambda value: value >= 0,
+    'at least 0',
+  ),
+  (
+    'temperature learning_rate adam_epsilon',
+    lambda value: value > 0,
+    'above 0',
+  ),
+  (
+    'dropout_rate dev_fraction',
+    lambda value: 0 <= value < 1,
+    'at least 0 and below 1',
+  ),
+  ('bm25_b', lambda value: 0 <= value <= 1, 'from 0 to 1'),
+)
 _DEFINE = {
   str: flags.DEFINE_string,
   int: flags.DEFINE_integer,

@@ -92,7 +92,7 @@ class Split(NamedTuple):
   hash: str
 
   def positives(self):
-    """Returns the query rows and passage rows, (P,) int32 each, of positives."""
+    """Returns the query and the passage rows, (P,) int32, of positives."""
     judged = np.diff(self.offsets)
     queries = np.repeat(np.arange(len(judged), dtype=np.int32), judged)
     relevant = self.grades > 0
@@ -191,7 +191,7 @@ def _with_positives(judgements, name):
 
 
 def _make_split(source, judgements):
-  """Returns the `Split` of {(query row, passage row): grade}, queries in order."""
+  """Returns the `Split` of {(query row, passage row): grade}, in order."""
   pairs = sorted(judgements)
   rows, counts = np.unique([query for query, _ in pairs], return_counts=True)
   ids = Strings(source.query_ids[row] for row in rows)
@@ -242,7 +242,8 @@ def _read_pydocs(config):
   versions = builder.info.metadata['versions']
   names = ', '.join(f'{name} {version}' for name, version in versions.items())
   logs.say(
-    f'pydocs: {len(rows):,} passages, hash {corpus.hash[:12]}, read from {names}'
+    f'pydocs: {len(rows):,} passages, hash {corpus.hash[:12]}, read from '
+    f'{names}'
   )
   judgements = _pydocs_judgements(column['query'], column['split'], groups)
   return _Source(
@@ -254,7 +255,7 @@ _PYDOCS_TEXTS = ('id', 'title', 'text', 'query', 'split')
 
 
 def _pydocs_judgements(queries, splits, groups):
-  """Returns {split: judgements}; a summary is one query, however often it stands.
+  """Returns {split: judgements}; equal summaries are one query.
 
   Its positives are all passages of that summary, and those of their groups.
   """
@@ -360,7 +361,9 @@ def _read_qrels(path, query_rows, passage_rows):
 def _text_key(text):
   """Returns what two passages of the same text share, as bytes."""
   normal = ' '.join(text.lower().split())
-  return hashlib.blake2b(normal.encode('utf-8', 'replace'), digest_size=12).digest()
+  return hashlib.blake2b(
+    normal.encode('utf-8', 'replace'), digest_size=12
+  ).digest()
 
 
 def _rows_by_id(path, ids):
@@ -426,8 +429,8 @@ def _existing(folder, name):
   path = _find(folder, name)
   if path is None:
     raise config_lib.BadInput(
-      f'a BEIR folder must hold {name} or {name}.gz; found neither in {folder}; '
-      'check --data_dir.'
+      f'a BEIR folder must hold {name} or {name}.gz; found neither in '
+      f'{folder}; check --data_dir.'
     )
   return path
 

@@ -81,9 +81,9 @@ class Tower(nn.Module):
       x = jnp.einsum('bld,bl->bd', x, real / lengths[:, None])
     if r.head_size:
       x = nn.Dense(r.head_size, name='head')(x)
-      x = nn.LayerNorm(
-        epsilon=1e-5, use_fast_variance=False, name='head_norm'
-      )(x)
+      x = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='head_norm')(
+        x
+      )
     if r.similarity == 'cosine':
       x /= jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     return x

@@ -168,10 +168,12 @@ def write_embeddings(config):
     folder,
     rows_per_block=config.rows_per_block,
   )
-  made = 'there already' if real_tokens is None else f'{real_tokens:.1%} real tokens'
+  made = (
+    'there already' if real_tokens is None else f'{real_tokens:.1%} real tokens'
+  )
   logs.say(
-    f'embeddings of step {step}: {sum(map(len, blocks)):,} rows in {len(blocks)} '
-    f'blocks, {made}: {folder}'
+    f'embeddings of step {step}: {sum(map(len, blocks)):,} rows in '
+    f'{len(blocks)} blocks, {made}: {folder}'
   )
 
 

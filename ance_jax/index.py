@@ -68,7 +68,9 @@ def search(index, queries, k, what=None):
   if what:
     starts = logs.progress(starts, what, total=len(starts), unit='batches')
   parts = [
-    top_k(index.search, queries[start : start + _QUERIES_AT_ONCE], k, index.ntotal)
+    top_k(
+      index.search, queries[start : start + _QUERIES_AT_ONCE], k, index.ntotal
+    )
     for start in starts
   ]
   return Ranking(*(np.concatenate(part) for part in zip(*parts, strict=True)))

@@ -27,9 +27,7 @@ def say(text):
   tqdm.tqdm.write(text)
 
 
-def progress(
-  items, what, *, total, unit='it', count=lambda item: 1, done=0
-):
+def progress(items, what, *, total, unit='it', count=lambda item: 1, done=0):
   """Yields from `items` under a bar with rate and remaining time.
 
   Args:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 def softmax_nll(positive, negatives, counted):
   """Returns the negative log-likelihood of each query's positive passage.
 
-  Karpukhin et al. 2020 (DPR), eq. 2: -log( e^{s+} / (e^{s+} + sum_j e^{s_j-}) ).
+  Karpukhin et al. 2020 (DPR), eq. 2:
+  -log( e^{s+} / (e^{s+} + sum_j e^{s_j-}) ).
 
   Args:
     positive: (B,) float32, score of the positive.
@@ -29,7 +30,8 @@ def softmax_nll(positive, negatives, counted):
 def pairwise_nll(positive, negatives, counted):
   """Returns the mean over negatives of that of the positive against one.
 
-  Xiong et al. 2020 (ANCE), section 2: -log( e^{s+} / (e^{s+} + e^{s-}) ).
+  Xiong et al. 2020 (ANCE), section 2:
+  -log( e^{s+} / (e^{s+} + e^{s-}) ).
 
   Args:
     positive: (B,) float32, score of the positive.

@@ -61,5 +61,7 @@ def write_run(path, ranking, split, corpus, tag):
     ):
       for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
         if row >= 0:
-          line = f'{split.ids[query]} Q0 {corpus.ids[row]} {rank} {score!r} {tag}'
+          line = (
+            f'{split.ids[query]} Q0 {corpus.ids[row]} {rank} {score!r} {tag}'
+          )
           file.write(f'{line}\n'.encode())

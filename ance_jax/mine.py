@@ -30,7 +30,7 @@ class Positives(NamedTuple):
 
 
 def make_positives(query_rows, passage_rows, groups, num_queries):
-  """Returns the `Positives` of pairs of query rows and passage rows, (P,) int."""
+  """Returns the `Positives` of (P,) int query rows and their passage rows."""
   size = len(groups)
   query_rows = query_rows.astype(np.int64)
   grouped = np.unique(query_rows * size + groups[passage_rows])
@@ -77,10 +77,14 @@ def hard_negatives(rank, positives, top_k, seed, what='mine'):
     ranking = rank(queries, depth)
     keys = queries[:, None].astype(np.int64) * num_passages
     found = ranking >= 0
-    same_text = found & _is_in(keys + positives.groups[ranking], positives.grouped)
+    same_text = found & _is_in(
+      keys + positives.groups[ranking], positives.grouped
+    )
     kept = found & ~same_text
     counts['same_text'] += int(same_text.sum())
-    counts['judged'] += int((found & _is_in(keys + ranking, positives.judged)).sum())
+    counts['judged'] += int(
+      (found & _is_in(keys + ranking, positives.judged)).sum()
+    )
     place = np.cumsum(kept, 1)
     short = np.maximum(top_k - place[:, -1], 0)
     kept &= place <= top_k
@@ -104,7 +108,7 @@ def overlap(first, second):
 
 
 def _fill(block, queries, positives, random):
-  """Fills each -1 of (q, K) `block` with a random negative; returns how many."""
+  """Fills each -1 of (q, K) `block` at random; returns how many there were."""
   rows, columns = np.nonzero(block < 0)
   num_filled = len(rows)
   while len(rows):
@@ -117,6 +121,6 @@ def _fill(block, queries, positives, random):
 
 
 def _is_in(keys, sorted_keys):
-  """Returns whether each of `keys` is one of `sorted_keys`, which is not empty."""
+  """Returns whether each of `keys` is one of `sorted_keys` (not empty)."""
   places = np.searchsorted(sorted_keys, keys)
   return sorted_keys[np.minimum(places, len(sorted_keys) - 1)] == keys

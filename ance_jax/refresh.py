@@ -68,12 +68,12 @@ def refresh(run, step, *, before=None):
 
 
 def load(run, step):
-  """Returns the (Q, K) int32 negatives of a published refresh, memory-mapped."""
+  """Returns the (Q, K) int32 negatives of a published refresh, as a map."""
   return np.load(_folder(run, step) / 'negatives.npy', mmap_mode='r')
 
 
 def bm25_negatives(run):
-  """Returns the (Q, K) int32 negatives of the BM25 ranking, mined once a run."""
+  """Returns the (Q, K) int32 negatives of BM25, mined once a run."""
   config = run.config
   about = {**_sources(run), 'k1': config.bm25_k1, 'b': config.bm25_b}
   folder = run.workdir / 'bm25'
@@ -176,7 +176,10 @@ def _mine(run, params, indexed, watch):
 def _positives(run):
   queries, passages = run.splits[run.config.train_split].positives()
   return mine.make_positives(
-    queries, passages, run.corpus.groups, len(run.queries[run.config.train_split])
+    queries,
+    passages,
+    run.corpus.groups,
+    len(run.queries[run.config.train_split]),
   )
 
 

@@ -83,8 +83,8 @@ def read(config, split_names):
     return run, params, step
   if not config.init_from:
     raise config_lib.BadInput(
-      f'--job={config.job} must be given a run or a checkpoint; found no run in '
-      f'{config.workdir} and no --init_from; set one of the two.'
+      f'--job={config.job} must be given a run or a checkpoint; found no run '
+      f'in {config.workdir} and no --init_from; set one of the two.'
     )
   dataset = corpora.load(config, split_names)
   model = weights.load(config, tokens.passage_texts(dataset.corpus))
@@ -101,8 +101,8 @@ def require_workdir(config):
   """Raises `BadInput` without `--workdir`, and makes that folder."""
   if not config.workdir:
     raise config_lib.BadInput(
-      f'--job={config.job} must be told where to write; found no --workdir; set '
-      'it to a folder, new or that of the run.'
+      f'--job={config.job} must be told where to write; found no --workdir; '
+      'set it to a folder, new or that of the run.'
     )
   path = pathlib.Path(config.workdir)
   if path.exists() and not path.is_dir():

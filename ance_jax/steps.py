@@ -81,7 +81,9 @@ def state_shapes(param_shapes, optimizer, devices):
     devices: As for `init_state`.
   """
   step = jax.ShapeDtypeStruct((), jnp.int32)
-  state = State(step, param_shapes, jax.eval_shape(optimizer.init, param_shapes))
+  state = State(
+    step, param_shapes, jax.eval_shape(optimizer.init, param_shapes)
+  )
   place = devices_lib.replicated(devices)
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -110,7 +112,7 @@ def make_loss(config, method, retriever):
 
   def loss(params, batch, step):
     columns = batch.passage_ids.shape[1]
-    # Each text of the whole batch has a number: the query's, then its passages'.
+    # Each text of the whole batch has a number: the query, then its passages.
     rows = batch.rows[:, None] * np.uint32(columns + 1)
     rows += jnp.arange(columns + 1, dtype=jnp.uint32)
     queries = encode_queries(
@@ -144,7 +146,7 @@ def make_train_step(config, method, retriever, optimizer, devices):
   `state` is donated. Leaves of `batch` are (n, B, ...) for n devices. Metrics
   are () float32, alike on all devices: 'loss', nats; 'accuracy', share of
   queries whose positive is above all their negatives; 'grad_norm', before
-  clipping.
+  clipping; 'real_tokens', share of tokens that are not padding.
   """
   loss_and_grads = jax.value_and_grad(
     make_loss(config, method, retriever), has_aux=True
@@ -159,6 +161,7 @@ def make_train_step(config, method, retriever, optimizer, devices):
       'loss': loss,
       'accuracy': accuracy,
       'grad_norm': optax.tree.norm(grads),
+      'real_tokens': lax.pmean(_real_tokens(batch), _AXIS),
     }
     return State(state.step + 1, params, opt_state), metrics
 
@@ -170,6 +173,11 @@ def make_train_step(config, method, retriever, optimizer, devices):
     devices=devices,
     donate_argnums=0,
   )
+
+
+def _real_tokens(batch):
+  real = batch.query_lengths.sum() + batch.passage_lengths.sum()
+  return real / (batch.query_ids.size + batch.passage_ids.size)
 
 
 def _negative_scores(method, queries, passages, batch):

@@ -122,7 +122,7 @@ def load_tokenizer(name):
 
 
 def passage_texts(corpus):
-  """Yields what is tokenized of each passage: the title, if any, and the text."""
+  """Yields what is tokenized of each passage: title, if any, and text."""
   for title, text in zip(corpus.titles, corpus.texts, strict=True):
     yield f'{title}{TITLE_SEPARATOR}{text}' if title else text
 
@@ -159,8 +159,8 @@ def token_rows(
     _tokenize(backend, batches, kept)
     manifest = handoff.read_manifest(kept)
   logs.say(
-    f'{what}: {num_texts:,} rows of {manifest["mean_length"]:.1f} tokens in the '
-    f'mean, {manifest["num_cut"]:,} of them cut at {length}'
+    f'{what}: {num_texts:,} rows of {manifest["mean_length"]:.1f} tokens in '
+    f'the mean, {manifest["num_cut"]:,} of them cut at {length}'
   )
   return TokenRows(
     np.memmap(kept / 'ids.bin', manifest['dtype'], 'r'),
@@ -182,7 +182,7 @@ def memory_rows(tokenizer, texts, length):
 
 
 def _backend(tokenizer):
-  """Returns the `tokenizers.Tokenizer` without limits; some files bring theirs."""
+  """Returns the `tokenizers.Tokenizer`, without the limits some files bring."""
   backend = tokenizer.backend_tokenizer
   backend.no_truncation()
   backend.no_padding()

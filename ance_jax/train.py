@@ -1,9 +1,9 @@
-"""The loop: train on the negatives in use; at boundaries save, refresh, evaluate.
+"""The loop: train on the negatives in use, and at boundaries mine new ones.
 
-      ┌─────────────► pmapped steps on the negatives in use ──────────────┐
-      │                                                                   ▼
-  pick-up ◄── publish ◄── mine ◄── search ◄── index ◄── encode ◄── checkpoint
-                               (refresh.py)
+    ┌─────────────► pmapped steps on the negatives in use ──────────────┐
+    │                                                                   ▼
+pick-up ◄── publish ◄── mine ◄── search ◄── index ◄── encode ◄── checkpoint
+                             (refresh.py)
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from ance_jax import runs
 from ance_jax import steps
 
 _PICK_UPS = 'pickups.jsonl'
+
 
 class _Parts(NamedTuple):
   """What the loop works with; none of it is replaced on the way."""
@@ -112,7 +113,9 @@ def refresh_due(config, step):
   if not method_at(config, step).refreshes or step >= config.max_steps:
     return False
   number, rest = divmod(step - config.warmup_steps, config.steps_per_refresh)
-  return rest == 0 and (not config.max_refreshes or number < config.max_refreshes)
+  return rest == 0 and (
+    not config.max_refreshes or number < config.max_refreshes
+  )
 
 
 def save_due(config, step):
@@ -129,7 +132,7 @@ def eval_due(config, step):
 
 
 def next_boundary(config, step):
-  """Returns the first step after `step` at which anything but training is due."""
+  """Returns the first step after `step` at which more than training is due."""
   every = [config.steps_per_checkpoint or config.steps_per_refresh]
   every += [config.steps_per_eval] if config.steps_per_eval else []
   candidates = [config.max_steps] + [step - step % n + n for n in every]
@@ -161,7 +164,9 @@ def _begin(config, checkpoints):
   runs.write_flags(config)
   this = runs.go_on(config, splits)
   like = steps.state_shapes(encoders.shapes(this.retriever), optimizer, devices)
-  logs.say(f'training {config.workdir} goes on from the checkpoint of step {step}')
+  logs.say(
+    f'training {config.workdir} goes on from the checkpoint of step {step}'
+  )
   return this, optimizer, checkpoints.restore(step, like), step
 
 
@@ -238,8 +243,8 @@ def _log_step(parts, step, metrics, in_use):
   values = {f'train/{name}': float(value) for name, value in metrics.items()}
   if not math.isfinite(values['train/loss']):
     raise FloatingPointError(
-      f'a loss must be finite; found {values["train/loss"]} at step {step}; the '
-      'last checkpoint is whole: lower --learning_rate, or look at the data.'
+      f'a loss must be finite; found {values["train/loss"]} at step {step}; '
+      'the last checkpoint is whole: lower --learning_rate, or check the data.'
     )
   if step % config.steps_per_log == 0:
     schedule = steps.learning_rate_schedule(config)
@@ -271,7 +276,9 @@ def _boundary(parts, state, step, in_use):
     in_use = step
   elif eval_due(config, step):
     made = _evaluate(run, state.params)
-    logs.say(f'evaluation at step {step}: {refresh.dev_summary(made["metrics"])}')
+    logs.say(
+      f'evaluation at step {step}: {refresh.dev_summary(made["metrics"])}'
+    )
   else:
     return in_use
   secs = {f'time/{name}_secs': value for name, value in made['secs'].items()}

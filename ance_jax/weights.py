@@ -95,7 +95,9 @@ def load(config, texts):
 def save_model(workdir, retriever, tokenizer):
   """Writes all of a model but its weights into a run's folder."""
   manifest = {}
-  with handoff.publish(pathlib.Path(workdir) / _MODEL_FOLDER, manifest) as folder:
+  with handoff.publish(
+    pathlib.Path(workdir) / _MODEL_FOLDER, manifest
+  ) as folder:
     tokenizer.save_pretrained(folder)
     handoff.write_text(
       folder / _RETRIEVER_FILE, json.dumps(retriever.to_dict(), indent=1)
@@ -171,7 +173,9 @@ def body_to_tensors(params, body):
     for key in path:
       array = array[key]
     array = np.asarray(array)
-    tensors[name] = np.ascontiguousarray(array.T if path[-1] == 'kernel' else array)
+    tensors[name] = np.ascontiguousarray(
+      array.T if path[-1] == 'kernel' else array
+    )
   return tensors
 
 
@@ -195,7 +199,9 @@ def _table(body):
   add(('embedding_norm',), 'embeddings.LayerNorm', (wide,))
   for number in range(body.num_layers):
     for ours, theirs in _LAYER_MODULES.items():
-      shape = {'up': (wide, inner), 'down': (inner, wide)}.get(ours, (wide, wide))
+      shape = {'up': (wide, inner), 'down': (inner, wide)}.get(
+        ours, (wide, wide)
+      )
       shape = (wide,) if ours.endswith('norm') else shape
       name = f'layer_{number}'
       add((name, ours), f'encoder.layer.{number}.{theirs}', shape)
@@ -203,7 +209,7 @@ def _table(body):
 
 
 def _retriever(config, source):
-  """Returns the `Retriever`: flags, else the checkpoint's own, else defaults."""
+  """Returns the `Retriever`: flags, else the checkpoint's, else defaults."""
   longest = source.body.max_length
   defaults = {
     'tie_encoders': True,
@@ -219,8 +225,8 @@ def _retriever(config, source):
   for name in ('query_length', 'passage_length'):
     if chosen[name] > longest:
       raise config_lib.BadInput(
-        f'--{name} must be at most the {longest} tokens that the model can take; '
-        f'found {chosen[name]}; lower it.'
+        f'--{name} must be at most the {longest} tokens that the model can '
+        f'take; found {chosen[name]}; lower it.'
       )
   return encoders.Retriever(
     source.body, tied=chosen.pop('tie_encoders'), **chosen
@@ -241,8 +247,8 @@ def _fitted(source, retriever, config):
     expected = {part: params[name].get(part) for part in tower}
     if jax.tree.map(jnp.shape, tower) != jax.tree.map(jnp.shape, expected):
       raise config_lib.BadInput(
-        '--head_size must be that of the checkpoint, where it has a head; found '
-        f'{config.head_size} with {config.init_from}; leave it out.'
+        '--head_size must be that of the checkpoint, where it has a head; '
+        f'found {config.head_size} with {config.init_from}; leave it out.'
       )
     # Copies: a donated state may not hold one array twice.
     params[name] = {**params[name], **jax.tree.map(jnp.array, tower)}
@@ -336,14 +342,17 @@ def _pooling(path):
   modes = settings.get('pooling_mode')
   if modes is None:
     modes = [
-      name.removeprefix('pooling_mode_').removesuffix('_token').removesuffix('_tokens')
+      name.removeprefix('pooling_mode_')
+      .removesuffix('_token')
+      .removesuffix('_tokens')
       for name, chosen in settings.items()
       if name.startswith('pooling_mode_') and chosen
     ]
   modes = [modes] if isinstance(modes, str) else modes
   if modes not in (['cls'], ['mean']):
     raise config_lib.BadInput(
-      f'pooling must be cls or mean; found {modes} in {path}; use another model.'
+      f'pooling must be cls or mean; found {modes} in {path}; use another '
+      'model.'
     )
   return modes[0]
 
@@ -351,7 +360,9 @@ def _pooling(path):
 def _read_config(name):
   """Returns the `bert.BodyConfig` of a Hugging Face config.json."""
   try:
-    theirs = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    theirs = transformers.AutoConfig.from_pretrained(
+      name, trust_remote_code=False
+    )
   except (OSError, ValueError) as error:
     raise config_lib.BadInput(
       'a model must be a folder with a config.json or a name on the hub; found '
@@ -373,7 +384,8 @@ def _read_config(name):
     if found:
       raise config_lib.BadInput(
         f'an encoder must be a BERT or RoBERTa with absolute positions and one '
-        f'of {", ".join(bert.ACTIVATIONS)}; found {what} at {name}; use another.'
+        f'of {", ".join(bert.ACTIVATIONS)}; found {what} at {name}; use '
+        'another.'
       )
   return bert.BodyConfig(
     model_type=_BODIES[theirs.model_type],
@@ -393,7 +405,9 @@ def _read_tensors(name):
   """Returns {name: float32 array} of a model's safetensors files."""
   try:
     index = transformers.utils.cached_file(
-      name, 'model.safetensors.index.json', _raise_exceptions_for_missing_entries=False
+      name,
+      'model.safetensors.index.json',
+      _raise_exceptions_for_missing_entries=False,
     )
     files = ['model.safetensors']
     if index:

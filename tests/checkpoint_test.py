@@ -88,7 +88,9 @@ def test_the_best_is_that_of_the_highest_dev_metric(saved):
   assert checkpoint.choose(saved, 'last') == 3
   assert checkpoint.choose(saved, '1') == 1
   assert checkpoint.best(saved, [1, 3]) == 3
-  with pytest.raises(config.BadInput, match=r"found '7' where there are \[1, 2"):
+  with pytest.raises(
+    config.BadInput, match=r"found '7' where there are \[1, 2"
+  ):
     checkpoint.choose(saved, '7')
 
 

@@ -103,7 +103,9 @@ def write_beir(folder):
   _write_jsonl(folder / 'queries.jsonl', queries)
   (folder / 'qrels').mkdir()
   for split, rows in qrels.items():
-    lines = ['query-id\tcorpus-id\tscore'] + ['\t'.join(map(str, r)) for r in rows]
+    lines = ['query-id\tcorpus-id\tscore'] + [
+      '\t'.join(map(str, r)) for r in rows
+    ]
     (folder / 'qrels' / f'{split}.tsv').write_text('\n'.join(lines) + '\n')
 
 

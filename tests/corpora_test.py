@@ -50,7 +50,8 @@ def read_qrels(path):
 def test_rows_ids_texts_and_judgements_are_those_of_the_files(load, folder):
   dataset = load('train', 'dev')
   records = [
-    json.loads(line) for line in (folder / 'corpus.jsonl').read_text().splitlines()
+    json.loads(line)
+    for line in (folder / 'corpus.jsonl').read_text().splitlines()
   ]
   assert texts_of(dataset.corpus.ids) == [r['_id'] for r in records]
   assert texts_of(dataset.corpus.titles) == [r['title'] for r in records]
@@ -140,7 +141,9 @@ def test_train_queries_without_a_positive_are_left_out_and_counted(
   dataset = load('train', 'dev')
   assert 'lonely' not in list(dataset.splits['train'].ids)
   assert 'lonely' in list(dataset.splits['dev'].ids)
-  assert 'train: left out 1 queries without a positive' in capsys.readouterr().out
+  assert (
+    'train: left out 1 queries without a positive' in capsys.readouterr().out
+  )
 
 
 def test_the_hash_tells_any_change(load, folder):

@@ -111,7 +111,13 @@ def outcome(config):
         metrics[line['step'], name] = value
   # What was encoded before the kill is not encoded, and counted, again.
   metrics = {k: v for k, v in metrics.items() if k[1] != 'refresh/real_tokens'}
-  return last, state, negatives, metrics, (workdir / 'pickups.jsonl').read_text()
+  return (
+    last,
+    state,
+    negatives,
+    metrics,
+    (workdir / 'pickups.jsonl').read_text(),
+  )
 
 
 def check_same(found, expected):
@@ -143,7 +149,8 @@ KILLS = {
   'inside the encoding of a refresh': (
     'ance_jax.encode', 'encode_rows', 9, False, 4),
   'after the mining': ('ance_jax.mine', 'hard_negatives', 2, True, 8),
-  'before the refresh is visible': ('ance_jax.handoff', 'os.rename', 6, False, 8),
+  'before the refresh is visible': (
+    'ance_jax.handoff', 'os.rename', 6, False, 8),
   'after the refresh, before it is picked up': (
     'ance_jax.refresh', 'refresh', 2, True, 8),
   'after the pick-up': ('ance_jax.train', '_pick_up', 2, True, 8),
@@ -163,7 +170,9 @@ def test_killed_and_started_again_a_run_ends_bit_equal(
   committed = checkpoint.committed_steps(config.workdir)
   train.run(config)
   out = capsys.readouterr().out
-  resumed = [step for step in range(17) if f'checkpoint of step {step}\n' in out]
+  resumed = [
+    step for step in range(17) if f'checkpoint of step {step}\n' in out
+  ]
   assert resumed == committed[-1:]
   if resumed_at is None:
     assert resumed == []

@@ -37,8 +37,12 @@ def test_what_stands_in_the_padding_changes_nothing(texts, model_type, pooling):
   padded = np.where(np.arange(10) < lengths[:, None], ids, 0)
   longer = np.pad(padded, ((0, 0), (0, 6)))
   first = encode(retriever, ids, lengths)
-  np.testing.assert_allclose(first, encode(retriever, padded, lengths), atol=1e-6)
-  np.testing.assert_allclose(first, encode(retriever, longer, lengths), atol=1e-5)
+  np.testing.assert_allclose(
+    first, encode(retriever, padded, lengths), atol=1e-6
+  )
+  np.testing.assert_allclose(
+    first, encode(retriever, longer, lengths), atol=1e-5
+  )
   assert np.abs(first[0] - first[4]).max() > 0.1
 
 
@@ -46,7 +50,9 @@ def test_a_token_that_is_real_does_change_the_embedding(texts):
   ids, lengths = texts
   changed = ids.copy()
   changed[:, 0] = changed[:, 0] % 59 + 1
-  different = encode(RETRIEVER, ids, lengths) - encode(RETRIEVER, changed, lengths)
+  different = encode(RETRIEVER, ids, lengths) - encode(
+    RETRIEVER, changed, lengths
+  )
   assert (np.abs(different).max(1) > 1e-3).all()
 
 

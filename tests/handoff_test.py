@@ -17,7 +17,9 @@ def test_a_folder_is_seen_only_when_it_is_whole(tmp_path):
   assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_writer_that_fails_publishes_nothing_and_its_rest_is_removed(tmp_path):
+def test_a_writer_that_fails_publishes_nothing_and_its_rest_is_removed(
+  tmp_path,
+):
   def fail():
     with handoff.publish(tmp_path / 'made', {}) as folder:
       (folder / 'part').write_text('one')

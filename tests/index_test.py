@@ -70,7 +70,8 @@ def test_search_parameters_reach_the_index():
 
 
 @pytest.mark.parametrize(
-  ('factory', 'params'), [('Flatt', ''), ('Flat', 'nprobe=3'), ('IVF4,Flat', 'x')]
+  ('factory', 'params'),
+  [('Flatt', ''), ('Flat', 'nprobe=3'), ('IVF4,Flat', 'x')],
 )
 def test_what_faiss_cannot_read_is_refused_in_a_sentence(factory, params):
   with pytest.raises(config.BadInput, match='FAISS factory string'):

@@ -30,7 +30,9 @@ def slow_scores(rows, judgements):
     relevant = {p for p, g in grades.items() if g > 0}
     places = [i for i, p in enumerate(ranking[:10]) if p in relevant]
     totals['mrr@10'] += 1 / (places[0] + 1) if places else 0
-    gain = [grades.get(p, 0) / np.log2(i + 2) for i, p in enumerate(ranking[:10])]
+    gain = [
+      grades.get(p, 0) / np.log2(i + 2) for i, p in enumerate(ranking[:10])
+    ]
     best = sorted(grades.values(), reverse=True)[:10]
     ideal = sum(g / np.log2(i + 2) for i, g in enumerate(best))
     totals['ndcg@10'] += sum(gain) / ideal if ideal else 0

@@ -25,7 +25,9 @@ def test_negatives_are_the_best_that_are_neither_positive_nor_of_its_text(seed):
   random = np.random.default_rng(seed)
   num_queries, num_passages, k = 30, 80, 6
   groups = random.integers(50, size=num_passages)
-  orders = np.array([random.permutation(num_passages) for _ in range(num_queries)])
+  orders = np.array(
+    [random.permutation(num_passages) for _ in range(num_queries)]
+  )
   pairs = [(q, p) for q in range(num_queries) for p in orders[q, :5:2]]
   judged = positives_of(pairs, groups, num_queries)
   depths = []

@@ -86,7 +86,11 @@ def test_what_is_related_across_splits_stays_only_in_the_last(shared):
   other = names_of('train')[1]
   one_query = shared == 'query'
   rows = [
-    (name, 'One query.' if one_query and name != other else f'Query {name}.', '')
+    (
+      name,
+      'One query.' if one_query and name != other else f'Query {name}.',
+      '',
+    )
     for name in (train, dev, test, other)
   ]
   groups = np.array([0, 1, 2, 3] if one_query else [7, 7, 7, 3])
@@ -99,15 +103,20 @@ def test_what_is_related_across_splits_stays_only_in_the_last(shared):
   [
     (
       'Returns the sum.\n\nThe sum of all of the entries of the given array x.',
-      [('Returns the sum.', 'The sum of all of the entries of the given array x.')],
+      [
+        (
+          'Returns the sum.',
+          'The sum of all of the entries of the given array x.',
+        )
+      ],
     ),
     (
       'Returns e.g. a sum, i.e. a\nnumber. More of it stands\nhere.\n\n'
-      'And there are ten words in what comes after.',
+      'And ten words stand in what comes after it.',
       [
         (
           'Returns e.g. a sum, i.e. a number.',
-          'More of it stands here. And there are ten words in what comes after.',
+          'More of it stands here. And ten words stand in what comes after it.',
         )
       ],
     ),

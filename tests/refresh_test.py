@@ -32,7 +32,7 @@ def trained(beir_folder, tmp_path_factory):
     num_heads=2,
     intermediate_size=32,
     vocab_size=200,
-    # The first token's vector hardly differs yet, and fp16 would lose the order.
+    # The first token's vector hardly differs yet: fp16 would lose the order.
     pooling='mean',
     similarity='cosine',
     temperature=0.1,
@@ -88,7 +88,10 @@ def slow_refresh(run, step):
 
 
 def agreement(first, second):
-  same = [set(a) & set(b) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+  same = [
+    set(a) & set(b)
+    for a, b in zip(first.tolist(), second.tolist(), strict=True)
+  ]
   return sum(map(len, same)) / first.size
 
 
@@ -154,7 +157,9 @@ def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(
   run = open_run('other', index=index, index_params=params)
   manifest = refresh.refresh(run, 6)
   recall = agreement(refresh.load(run, 6), refresh.load(exact, 6))
-  print(f'{index} {params}: recall of the flat top {run.config.top_k}: {recall:.3f}')
+  print(
+    f'{index} {params}: recall of the flat top {run.config.top_k}: {recall:.3f}'
+  )
   assert least < recall
   assert manifest['index'] == index
 
@@ -166,7 +171,13 @@ def test_the_manifest_says_what_was_made_of_what(open_run):
   assert manifest['step'] == 6
   assert manifest['passages'] == run.passages.hash
   assert manifest['top_k'] == 10
-  assert set(manifest['secs']) == {'encode', 'index', 'search', 'mine', 'evaluate'}
+  assert set(manifest['secs']) == {
+    'encode',
+    'index',
+    'search',
+    'mine',
+    'evaluate',
+  }
   values = manifest['metrics']
   assert 0 < values['refresh/overlap'] < 1
   assert values['refresh/judged'] > 0

@@ -1,4 +1,4 @@
-"""The step: one loss and gradient on any number of devices, and the optimizer."""
+"""The step: one loss and gradient on any number of devices; the optimizer."""
 
 import dataclasses
 
@@ -44,9 +44,9 @@ def batch():
     rows=np.arange(BATCH, dtype=np.uint32),
     query_ids=random.integers(1, VOCABULARY, (BATCH, LENGTH)).astype(np.int32),
     query_lengths=random.integers(1, LENGTH + 1, BATCH).astype(np.int32),
-    passage_ids=random.integers(
-      1, VOCABULARY, (BATCH, columns, LENGTH)
-    ).astype(np.int32),
+    passage_ids=random.integers(1, VOCABULARY, (BATCH, columns, LENGTH)).astype(
+      np.int32
+    ),
     passage_lengths=random.integers(1, LENGTH + 1, (BATCH, columns)).astype(
       np.int32
     ),
@@ -82,7 +82,7 @@ def loss_and_grads(config, method, params, batch, num_devices):
 
 
 def slow_loss(config, method, params, batch):
-  """The loss on one device without a collective, its columns picked by loops."""
+  """The loss on one device, no collective, its columns picked by loops."""
   encode = encoders.make_encode(RETRIEVER, 'float32', encoders.QUERY)
   queries = encode(params, batch.query_ids, batch.query_lengths)
   passages = encode(
@@ -136,9 +136,7 @@ def test_dropout_takes_the_same_entries_on_any_number_of_devices(
 ):
   config = dataclasses.replace(tiny, dropout_rate=0.3)
   method = methods.METHODS['ance_in_batch']
-  values = [
-    loss_and_grads(config, method, params, batch, n)[0] for n in (1, 4)
-  ]
+  values = [loss_and_grads(config, method, params, batch, n)[0] for n in (1, 4)]
   without = dataclasses.replace(tiny, dropout_rate=0.0)
   plain = loss_and_grads(without, method, params, batch, 1)[0]
   np.testing.assert_allclose(values, values[0], rtol=1e-6)

@@ -66,7 +66,7 @@ def test_rows_are_made_once_for_the_same_text_length_and_tokenizer(
   (first,) = tmp_path.iterdir()
   stamp = (first / 'ids.bin').stat().st_mtime_ns
   make(tokenizer, tmp_path)
-  assert [p for p in tmp_path.iterdir()] == [first]
+  assert list(tmp_path.iterdir()) == [first]
   assert (first / 'ids.bin').stat().st_mtime_ns == stamp
   make(tokenizer, tmp_path, length=9)
   make(tokenizer, tmp_path, content_hash='other')

@@ -141,7 +141,9 @@ def test_the_sisters_share_the_warm_up_bit_for_bit(tiny):
     jax.tree.map(
       np.testing.assert_array_equal, params[name], params['refreshed']
     )
-  ends = {name: [series[s] for s in range(9, 13)] for name, series in losses.items()}
+  ends = {
+    name: [series[s] for s in range(9, 13)] for name, series in losses.items()
+  }
   assert ends['refreshed'] != ends['frozen'] != ends['in_batch']
   for step in range(1, 9):
     assert losses['frozen'][step] == losses['refreshed'][step]
@@ -189,7 +191,9 @@ def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
   mined = [b for b in seen if b.passage_ids.shape[1] == 3]
   assert len(mined) == 2
   for batch in mined:
-    for row in batch.passage_ids[:, 1:].reshape(-1, run.retriever.passage_length):
+    for row in batch.passage_ids[:, 1:].reshape(
+      -1, run.retriever.passage_length
+    ):
       assert tuple(row) in allowed
 
 
@@ -236,14 +240,20 @@ def test_settings_that_cannot_be_used_are_refused(tiny, change, expected):
 def test_the_folder_of_another_run_is_refused(tiny):
   config = dataclasses.replace(tiny, max_steps=1, num_devices=1)
   train.run(config)
-  before = {p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')}
+  before = {
+    p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')
+  }
   with pytest.raises(
     config_lib.BadInput, match='--seed must stay as the run .* found 1 instead'
   ):
     train.run(dataclasses.replace(config, seed=1))
-  with pytest.raises(config_lib.BadInput, match='--max_steps must be at least the 1'):
+  with pytest.raises(
+    config_lib.BadInput, match='--max_steps must be at least the 1'
+  ):
     train.run(dataclasses.replace(config, max_steps=0))
-  after = {p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')}
+  after = {
+    p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')
+  }
   assert after == before
 
 

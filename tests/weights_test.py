@@ -267,7 +267,9 @@ def test_prefixes_old_names_and_pretraining_layers_are_understood(saved):
     ),
   ],
 )
-def test_a_tensor_too_few_too_many_or_too_small_is_named(saved, change, expected):
+def test_a_tensor_too_few_too_many_or_too_small_is_named(
+  saved, change, expected
+):
   _, tensors = saved
   change(tensors)
   with pytest.raises(config_lib.BadInput, match=expected):
@@ -378,7 +380,12 @@ def test_what_a_sentence_transformer_has_and_we_do_not_is_refused(
   folder, _ = saved
   kinds = changes.get('modules', ['Transformer', 'Pooling', 'Normalize'])
   modules = [
-    {'idx': i, 'name': str(i), 'path': f'{i}_{kind}' * bool(i), 'type': f'a.{kind}'}
+    {
+      'idx': i,
+      'name': str(i),
+      'path': f'{i}_{kind}' * bool(i),
+      'type': f'a.{kind}',
+    }
     for i, kind in enumerate(kinds)
   ]
   (folder / 'modules.json').write_text(json.dumps(modules))

@@ -58,7 +58,9 @@ SHINGLE_WORDS, NEAR_DUPLICATE = 5, 0.8
 SPLITS = ('train', 'dev', 'test')
 DEV_FROM, TEST_FROM = 0.8, 0.9
 # The end of a sentence, but not of an abbreviation.
-_SENTENCE = re.compile(r'(.+?(?<!\be\.g)(?<!\bi\.e)(?<!\betc)[.!?])(?:\s+(.*)|$)')
+_SENTENCE = re.compile(
+  r'(.+?(?<!\be\.g)(?<!\bi\.e)(?<!\betc)[.!?])(?:\s+(.*)|$)'
+)
 
 
 class Pydocs(tfds.core.GeneratorBasedBuilder):
@@ -114,7 +116,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
 
 def docstrings():
-  """Yields (qualified name, summary, the rest) of every docstring that serves."""
+  """Yields (qualified name, summary, rest) of every docstring that serves."""
   roots = [('', pathlib.Path(sysconfig.get_path('stdlib')))]
   for package in PACKAGES:
     folders = importlib.util.find_spec(package).submodule_search_locations
@@ -171,7 +173,9 @@ def query_splits(rows, groups):
     groups: (N,) int32 of `near_duplicates`.
   """
   by_query = {}
-  same_query = [by_query.setdefault(normal(q), i) for i, (_, q, _) in enumerate(rows)]
+  same_query = [
+    by_query.setdefault(normal(q), i) for i, (_, q, _) in enumerate(rows)
+  ]
   by_group = {}
   same_group = [by_group.setdefault(int(g), i) for i, g in enumerate(groups)]
   here = np.arange(len(rows))
@@ -237,5 +241,7 @@ def _incidence(sets, width):
 
 
 def _components(size, first, second):
-  edges = sparse.coo_matrix((np.ones(len(first)), (first, second)), (size, size))
+  edges = sparse.coo_matrix(
+    (np.ones(len(first)), (first, second)), (size, size)
+  )
   return sparse.csgraph.connected_components(edges, directed=False)[1]

