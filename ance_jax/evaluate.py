@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 
 from ance_jax import checkpoint
+from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import encode
 from ance_jax import index
@@ -135,6 +136,11 @@ def run(config):
     {measure: value}.
   """
   if config.retriever == 'bm25':
+    if runs.is_run(config.workdir):
+      raise config_lib.BadInput(
+        'the scores of BM25 must have a folder of their own; found a run in '
+        f'{config.workdir}; name another --workdir, and the data.'
+      )
     find, corpus, splits = _bm25(config, (config.split,))
     split, step = splits[config.split], 0
     ranking = find(list(split.texts), min(metrics.DEPTH, len(corpus.texts)))

@@ -28,16 +28,17 @@ class Ranking(NamedTuple):
   scores: np.ndarray
 
 
-def build(factory, params, blocks):
-  """Returns the FAISS index of all blocks, by inner product.
+def make(factory, params, width):
+  """Returns an empty FAISS index, by inner product.
 
   Args:
     factory: FAISS factory string, such as 'Flat' or 'IVF256,SQ8'.
     params: Search parameters as FAISS's ParameterSpace reads them, or ''.
-    blocks: List of (rows, E) float32 arrays; index ids are row numbers over
-      all of them.
+    width: E, of the embeddings.
+
+  Raises:
+    BadInput: FAISS cannot read one of the two.
   """
-  width = blocks[0].shape[1]
   try:
     index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
     if params:
@@ -48,6 +49,19 @@ def build(factory, params, blocks):
       '--index must be a FAISS factory string, and --index_params parameters '
       f'of it; found {factory!r} and {params!r} ({reason}); see the FAISS wiki.'
     ) from error
+  return index
+
+
+def build(factory, params, blocks):
+  """Returns the FAISS index of all blocks, by inner product.
+
+  Args:
+    factory: As for `make`.
+    params: As for `make`.
+    blocks: List of (rows, E) float32 arrays; index ids are row numbers over
+      all of them.
+  """
+  index = make(factory, params, blocks[0].shape[1])
   if not index.is_trained:
     index.train(_sample(blocks))
   for block in logs.progress(blocks, 'index', total=len(blocks), unit='blocks'):

@@ -95,19 +95,21 @@ def bm25_negatives(run):
   return np.load(folder / 'negatives.npy', mmap_mode='r')
 
 
-def check_top_k(run):
-  """Raises `BadInput` if the corpus is too small for `--top_k` negatives."""
+def check(run):
+  """Raises `BadInput` for settings that would stop the first refresh."""
+  config = run.config
+  index.make(config.index, config.index_params, run.retriever.embedding_size)
   most = int(_positives(run).banned.max())
-  if run.config.top_k + most > len(run.passages):
+  if config.top_k + most > len(run.passages):
     raise config_lib.BadInput(
       '--top_k and the positives of a query must together be at most the '
-      f'{len(run.passages):,} passages of the corpus; found {run.config.top_k} '
-      f'and up to {most}; lower --top_k.'
+      f'{len(run.passages):,} passages of the corpus; found {config.top_k} and '
+      f'up to {most}; lower --top_k.'
     )
-  if run.config.hard_negatives > run.config.top_k:
+  if config.hard_negatives > config.top_k:
     raise config_lib.BadInput(
       '--hard_negatives, drawn from the top k, must be at most --top_k; found '
-      f'{run.config.hard_negatives} and {run.config.top_k}; change one.'
+      f'{config.hard_negatives} and {config.top_k}; change one.'
     )
 
 
@@ -119,7 +121,7 @@ def run(config):
       '--job=refresh must be given a run; found none in '
       f'{config.workdir}; train one there first.'
     )
-  check_top_k(this)
+  check(this)
   logs.say(summary(refresh(this, step)))
 
 

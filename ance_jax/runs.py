@@ -113,9 +113,9 @@ def require_workdir(config):
 
 
 def check_same_run(config):
-  """Raises `BadInput` if the folder was begun with other settings."""
+  """Raises `BadInput` if the folder has checkpoints of other settings."""
   path = pathlib.Path(config.workdir) / FLAGS_FILE
-  if not path.exists():
+  if not path.exists() or not checkpoint.committed_steps(config.workdir):
     return
   before = config_lib.Config.from_flagfile(path)
   for name, old, new in config_lib.fixed_differences(before, config):

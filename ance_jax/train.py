@@ -150,9 +150,9 @@ def _begin(config, checkpoints):
   splits = (config.train_split, config.dev_split)
   saved = checkpoints.steps()
   if not saved:
-    runs.write_flags(config)
     this, params = runs.begin(config, splits)
-    refresh.check_top_k(this)
+    refresh.check(this)
+    runs.write_flags(config)
     logs.say(f'training {config.workdir} from step 0')
     return this, optimizer, steps.init_state(params, optimizer, devices), 0
   step = saved[-1]

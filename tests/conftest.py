@@ -12,6 +12,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['HF_HUB_OFFLINE'] = '1'
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -20,6 +21,16 @@ import pytest
 from ance_jax import config
 
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Fails a run that skipped a test where all that tests need is installed."""
+  skipped = terminalreporter.stats.get('skipped', [])
+  if skipped and sys.version_info < (3, 12):
+    terminalreporter.write_line(
+      f'{len(skipped)} tests were skipped, and below Python 3.12 none may be'
+    )
+    terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope='session', autouse=True)

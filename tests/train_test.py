@@ -237,6 +237,13 @@ def test_settings_that_cannot_be_used_are_refused(tiny, change, expected):
     train.run(dataclasses.replace(tiny, **change))
 
 
+def test_settings_can_be_mended_after_a_start_that_failed(tiny):
+  config = dataclasses.replace(tiny, max_steps=1, num_devices=1)
+  with pytest.raises(config_lib.BadInput):
+    train.run(dataclasses.replace(config, index='Nothing'))
+  train.run(config)
+
+
 def test_the_folder_of_another_run_is_refused(tiny):
   config = dataclasses.replace(tiny, max_steps=1, num_devices=1)
   train.run(config)
