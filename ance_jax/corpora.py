@@ -6,17 +6,15 @@ split (int32).
 
 from collections.abc import Callable
 import contextlib
-import gzip
 import hashlib
 import io
-import json
 import pathlib
 from typing import NamedTuple
-import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ance_jax import beir
 from ance_jax import config as config_lib
 from ance_jax import logs
 from ance_jax.datasets import pydocs
@@ -276,171 +274,29 @@ def _pydocs_judgements(queries, splits, groups):
 
 
 def _read_beir(config):
-  """Returns a BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv."""
-  if not config.data_dir:
-    raise config_lib.BadInput(
-      '--dataset=beir must be told where the data is; found no --data_dir; set '
-      'it to the folder that holds corpus.jsonl.'
-    )
-  folder = pathlib.Path(config.data_dir)
-  ids, titles, texts = [], [], []
-  path = _existing(folder, 'corpus.jsonl')
-  for line, record in _jsonl(path, ('_id', 'text')):
-    title = record.get('title') or ''
-    if not isinstance(title, str):
-      raise _bad(path, line, 'a title must be a string', title, 'quote it')
-    if not record['text'].strip():
-      raise _bad(
-        path, line, 'a passage must have a text', record['text'], 'remove it'
-      )
-    ids.append(record['_id'])
-    titles.append(title)
-    texts.append(record['text'])
-  passage_rows = _rows_by_id(path, ids)
+  """Returns the BEIR folder `--data_dir`."""
+  folder = beir.open_folder(config.data_dir)
+  ids, titles, texts = beir.read_corpus(folder)
   groups = np.unique([_text_key(t) for t in texts], return_inverse=True)[1]
   corpus = _make_corpus(Strings(ids), Strings(titles), Strings(texts), groups)
   logs.say(
     f'{folder.name}: {len(ids):,} passages, {len(ids) - groups.max() - 1:,} of '
     f'them the same text as another, hash {corpus.hash[:12]}'
   )
-
-  path = _existing(folder, 'queries.jsonl')
-  lines = [record for _, record in _jsonl(path, ('_id', 'text'))]
-  query_rows = _rows_by_id(path, [record['_id'] for record in lines])
+  query_ids, queries = beir.read_queries(folder)
+  passage_rows = {passage_id: row for row, passage_id in enumerate(ids)}
+  query_rows = {query_id: row for row, query_id in enumerate(query_ids)}
 
   def judgements(split):
-    path = _find(folder / 'qrels', f'{split}.tsv')
-    return path and _read_qrels(path, query_rows, passage_rows)
+    return beir.read_qrels(folder, split, query_rows, passage_rows)
 
-  return _Source(
-    corpus,
-    [record['_id'] for record in lines],
-    [record['text'] for record in lines],
-    judgements,
-    str(folder / 'qrels'),
-  )
-
-
-_READERS = {'pydocs': _read_pydocs, 'beir': _read_beir}
-
-
-def _read_qrels(path, query_rows, passage_rows):
-  """Returns {(query row, passage row): grade} of a tab-separated file."""
-  judgements = {}
-  for number, line in _lines(path):
-    cells = line.split('\t')
-    if len(cells) != 3:
-      raise _bad(
-        path, number, 'a judgement must be query id, passage id and grade '
-        'with tabs between', line, 'mend the line'
-      )  # fmt: skip
-    query_id, passage_id, grade = cells
-    if number == 1 and not _is_integer(grade):
-      continue  # The header.
-    if not _is_integer(grade):
-      raise _bad(
-        path, number, 'a grade must be a whole number', grade, 'mend the line'
-      )
-    for kind, rows, an_id in (
-      ('query', query_rows, query_id),
-      ('passage', passage_rows, passage_id),
-    ):
-      if an_id not in rows:
-        raise _bad(
-          path, number, f'a judged {kind} id must be one of the data', an_id,
-          'add it, or remove the judgement'
-        )  # fmt: skip
-    pair = query_rows[query_id], passage_rows[passage_id]
-    if judgements.setdefault(pair, int(grade)) != int(grade):
-      raise _bad(
-        path, number, 'a pair must have one grade', line, 'keep one of the two'
-      )
-  return judgements
+  return _Source(corpus, query_ids, queries, judgements, str(folder / 'qrels'))
 
 
 def _text_key(text):
   """Returns what two passages of the same text share, as bytes."""
-  normal = ' '.join(text.lower().split())
-  return hashlib.blake2b(
-    normal.encode('utf-8', 'replace'), digest_size=12
-  ).digest()
+  normal = ' '.join(text.lower().split()).encode('utf-8', 'replace')
+  return hashlib.blake2b(normal, digest_size=12).digest()
 
 
-def _rows_by_id(path, ids):
-  rows = {}
-  for row, an_id in enumerate(ids):
-    if an_id != ''.join(an_id.split()) or not an_id:
-      raise config_lib.BadInput(
-        f'{path}: an id must have characters, none of them a space (run files '
-        f'are split there); found {an_id!r}; rename it.'
-      )
-    if rows.setdefault(an_id, row) != row:
-      raise config_lib.BadInput(
-        f'{path}: ids must differ; found {an_id!r} in lines {rows[an_id] + 1} '
-        f'and {row + 1}; remove one.'
-      )
-  return rows
-
-
-def _jsonl(path, text_keys):
-  """Yields (line number, dict) of a JSON lines file."""
-  for number, line in _lines(path):
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise _bad(
-        path, number, 'a line must be one JSON object', line, 'mend it'
-      ) from error
-    for key in text_keys:
-      if not isinstance(record, dict) or not isinstance(record.get(key), str):
-        raise _bad(
-          path, number, f'a line must be a JSON object with a string {key!r}',
-          line, 'mend it'
-        )  # fmt: skip
-    yield number, record
-
-
-def _lines(path):
-  """Yields (line number, text) of the lines of a file, gzipped or not."""
-  number = 0
-  opened = gzip.open(path) if path.suffix == '.gz' else open(path, 'rb')
-  try:
-    with opened as file:
-      for number, line in enumerate(file, 1):
-        yield number, line.decode().rstrip('\r\n')
-  except UnicodeDecodeError as error:
-    raise _bad(
-      path, number, 'text must be UTF-8', error.object[:60], 'convert the file'
-    ) from error
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise config_lib.BadInput(
-      f'{path}: a gzipped file must be whole; found it damaged after line '
-      f'{number} ({error}); fetch it again.'
-    ) from error
-
-
-def _find(folder, name):
-  """Returns the path of a file, plain or gzipped, or None."""
-  paths = (folder / name, folder / f'{name}.gz')
-  return next((path for path in paths if path.is_file()), None)
-
-
-def _existing(folder, name):
-  path = _find(folder, name)
-  if path is None:
-    raise config_lib.BadInput(
-      f'a BEIR folder must hold {name} or {name}.gz; found neither in '
-      f'{folder}; check --data_dir.'
-    )
-  return path
-
-
-def _is_integer(text):
-  return text.strip().lstrip('+-').isdecimal()
-
-
-def _bad(path, line, rule, found, cure):
-  """Returns the error that names file, line, rule, found value and cure."""
-  return config_lib.BadInput(
-    f'{path}, line {line}: {rule}; found {str(found)[:80]!r}; {cure}.'
-  )
+_READERS = {'pydocs': _read_pydocs, 'beir': _read_beir}

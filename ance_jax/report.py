@@ -25,22 +25,8 @@ def draw(workdirs, path):
     path: The PNG, written whole or not at all.
   """
   figure = matplotlib.figure.Figure(figsize=(12, 7), layout='constrained')
-  for axes, (name, title) in zip(
-    figure.subplots(2, 2).flat, _PANELS.items(), strict=True
-  ):
-    for number, workdir in enumerate(workdirs):
-      series = logs.series(workdir, name)
-      label = pathlib.Path(workdir).name
-      style = {'color': f'C{number}', 'label': label}
-      if name == 'train/loss':
-        axes.plot(*_smoothed(series), **style)
-      else:
-        axes.plot(series.keys(), series.values(), marker='o', ms=4, **style)
-      for step in logs.series(workdir, 'refresh/judged'):
-        axes.axvline(step, color=f'C{number}', alpha=0.3, lw=0.8, ls=':')
-    axes.set(title=title, xlabel='step')
-    axes.grid(alpha=0.3)
-    axes.legend()
+  for axes, name in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+    _draw_panel(axes, name, workdirs)
   figure.suptitle('Dotted lines: refreshes of the run of that colour')
   with handoff.writing(path) as file:
     figure.savefig(file, format='png', dpi=110)
@@ -99,12 +85,37 @@ def run(config):
   logs.say(f'curves: {path}')
 
 
-def _smoothed(series, share=0.02):
-  """Returns steps and a running mean over about 50 points' worth of values."""
-  steps, values = list(series), list(series.values())
-  width = max(int(len(values) * share), 1)
-  means = [
-    sum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1)
-    for i in range(len(values))
-  ]
-  return steps, means
+def _draw_panel(axes, name, workdirs):
+  """Draws one metric of some runs, and their refreshes as dotted lines."""
+  late = []
+  for number, workdir in enumerate(workdirs):
+    series, style = logs.series(workdir, name), {'ms': 4, 'marker': 'o'}
+    refreshes = logs.series(workdir, 'refresh/judged')
+    late += [v for s, v in series.items() if refreshes and s >= min(refreshes)]
+    if name == 'train/loss':
+      series, style = _smoothed(series), {}
+    label = pathlib.Path(workdir).name
+    axes.plot(
+      series.keys(), series.values(), color=f'C{number}', label=label, **style
+    )
+    for step in refreshes:
+      axes.axvline(step, color=f'C{number}', alpha=0.3, lw=0.8, ls=':')
+  if late:
+    # What comes before the first refresh is steeper than all that matters.
+    spread = max(late) - min(late)
+    lowest = max(min(late) - 0.5 * spread, 0)
+    axes.set_ylim(lowest, max(late) + 0.1 * spread + 1e-6)
+  axes.set(title=_PANELS[name], xlabel='step')
+  axes.grid(alpha=0.3)
+  axes.legend()
+
+
+def _smoothed(series):
+  """Returns {step: mean of the last fiftieth of the values up to there}."""
+  values = list(series.values())
+  width = max(len(values) // 50, 1)
+  means = {}
+  for place, step in enumerate(series):
+    recent = values[max(0, place - width + 1) : place + 1]
+    means[step] = sum(recent) / len(recent)
+  return means

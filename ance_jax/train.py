@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import math
-import os
 import time
 from typing import NamedTuple
 
@@ -24,11 +23,11 @@ from ance_jax import encoders
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
-from ance_jax import methods
 from ance_jax import metrics as metrics_lib
 from ance_jax import refresh
 from ance_jax import report
 from ance_jax import runs
+from ance_jax import schedule
 from ance_jax import steps
 
 _PICK_UPS = 'pickups.jsonl'
@@ -81,7 +80,7 @@ def run(config):
       in_use = _boundary(parts, state, step, in_use)
       if step == config.max_steps:
         return _finish(this)
-      until = next_boundary(config, step)
+      until = schedule.next_boundary(config, step)
       state, step = _train(parts, make_step, state, step, until, in_use)
       if logs.stop_requested():
         _save(parts, state, step)
@@ -98,49 +97,6 @@ def check(config):
       f'{config.batch_size}; set it to a multiple of {num_devices}.'
     )
   runs.check_same_run(config)
-
-
-def method_at(config, step):
-  """Returns the row of the method table that the step after `step` is of."""
-  method = methods.METHODS[config.method]
-  if method.refreshes and step < config.warmup_steps:
-    return methods.METHODS[config.warmup_method]
-  return method
-
-
-def refresh_due(config, step):
-  """Returns whether negatives are mined after `step` optimizer steps."""
-  if not method_at(config, step).refreshes or step >= config.max_steps:
-    return False
-  number, rest = divmod(step - config.warmup_steps, config.steps_per_refresh)
-  return rest == 0 and (
-    not config.max_refreshes or number < config.max_refreshes
-  )
-
-
-def save_due(config, step):
-  """Returns whether a checkpoint is saved after `step` optimizer steps."""
-  every = config.steps_per_checkpoint or config.steps_per_refresh
-  at_end = step == config.max_steps
-  return step % every == 0 or at_end or refresh_due(config, step)
-
-
-def eval_due(config, step):
-  """Returns whether dev is evaluated after `step` steps, refresh or not."""
-  every = config.steps_per_eval
-  return step == config.max_steps or bool(every and step % every == 0)
-
-
-def next_boundary(config, step):
-  """Returns the first step after `step` at which more than training is due."""
-  every = [config.steps_per_checkpoint or config.steps_per_refresh]
-  every += [config.steps_per_eval] if config.steps_per_eval else []
-  candidates = [config.max_steps] + [step - step % n + n for n in every]
-  if methods.METHODS[config.method].refreshes:
-    since = max(step - config.warmup_steps, -1)
-    number = since // config.steps_per_refresh + 1
-    candidates.append(config.warmup_steps + number * config.steps_per_refresh)
-  return min(candidates)
 
 
 def _begin(config, checkpoints):
@@ -210,7 +166,7 @@ def _negatives(run, method, in_use):
 def _train(parts, make_step, state, step, until, in_use):
   """Returns (state, step) after training to `until`, or to a stop signal."""
   config = parts.run.config
-  method = method_at(config, step)
+  method = schedule.method_at(config, step)
   train_step, make_batch = make_step(method)
   negatives = _negatives(parts.run, method, in_use)
   prepared = batches.ahead(
@@ -247,9 +203,9 @@ def _log_step(parts, step, metrics, in_use):
       'the last checkpoint is whole: lower --learning_rate, or check the data.'
     )
   if step % config.steps_per_log == 0:
-    schedule = steps.learning_rate_schedule(config)
-    values['train/learning_rate'] = float(schedule(step - 1))
-    if method_at(config, step - 1).refreshes:
+    rate = steps.learning_rate_schedule(config)(step - 1)
+    values['train/learning_rate'] = float(rate)
+    if schedule.method_at(config, step - 1).refreshes:
       values['train/negatives_age'] = step - in_use
     parts.metrics.write(step, values)
 
@@ -261,9 +217,9 @@ def _boundary(parts, state, step, in_use):
     The step of the refresh whose negatives are in use from here on, or None.
   """
   run, config = parts.run, parts.run.config
-  if save_due(config, step):
+  if schedule.save_due(config, step):
     _save(parts, state, step)
-  if refresh_due(config, step):
+  if schedule.refresh_due(config, step):
     parts.checkpoints.wait()
     # A restart may come back to a boundary whose refresh was picked up.
     before = _picked_up(run, step - 1)
@@ -274,7 +230,7 @@ def _boundary(parts, state, step, in_use):
       made['metrics']['refresh/negatives_age'] = age
     _pick_up(run, step)
     in_use = step
-  elif eval_due(config, step):
+  elif schedule.eval_due(config, step):
     made = _evaluate(run, state.params)
     logs.say(
       f'evaluation at step {step}: {refresh.dev_summary(made["metrics"])}'
@@ -321,19 +277,22 @@ def _save(parts, state, step):
 def _pick_up(run, step):
   """Records on disk, before the first batch, which refresh is in use."""
   if _picked_up(run, step) != step:
-    with open(run.workdir / _PICK_UPS, 'a') as file:
-      file.write(json.dumps({'step': step, 'refresh': step}) + '\n')
-      file.flush()
-      os.fsync(file.fileno())
+    history = [*_pick_ups(run), {'step': step, 'refresh': step}]
+    text = ''.join(json.dumps(entry) + '\n' for entry in history)
+    handoff.write_text(run.workdir / _PICK_UPS, text)
 
 
 def _picked_up(run, step):
   """Returns the step of the refresh in use after `step` steps, or None."""
-  path = run.workdir / _PICK_UPS
-  lines = path.read_text().split('\n')[:-1] if path.exists() else []
-  history = [json.loads(line) for line in lines]
-  past = [entry['refresh'] for entry in history if entry['step'] <= step]
+  past = [e['refresh'] for e in _pick_ups(run) if e['step'] <= step]
   return past[-1] if past else None
+
+
+def _pick_ups(run):
+  """Returns all pick-ups of the run: dicts of 'step' and 'refresh'."""
+  path = run.workdir / _PICK_UPS
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines]
 
 
 def _finish(run):

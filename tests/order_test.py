@@ -8,8 +8,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
   'main train report refresh evaluate runs encode steps weights encoders '
-  'methods batches checkpoint corpora datasets tokens lexical index mine '
-  'metrics losses bert logs handoff devices config'
+  'schedule methods batches checkpoint corpora beir datasets tokens lexical '
+  'index mine metrics losses bert logs handoff devices config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

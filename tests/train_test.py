@@ -18,64 +18,6 @@ from ance_jax import steps
 from ance_jax import train
 
 
-def due(function, config):
-  return [s for s in range(config.max_steps + 1) if function(config, s)]
-
-
-@pytest.fixture
-def schedule():
-  return config_lib.Config(
-    method='ance',
-    warmup_steps=100,
-    max_steps=400,
-    steps_per_refresh=90,
-    steps_per_eval=50,
-    steps_per_checkpoint=70,
-  )
-
-
-def test_refreshes_begin_after_the_warm_up_and_not_at_the_end(schedule):
-  assert due(train.refresh_due, schedule) == [100, 190, 280, 370]
-  at_end = dataclasses.replace(schedule, max_steps=370)
-  assert due(train.refresh_due, at_end) == [100, 190, 280]
-
-
-def test_refreshes_end_at_their_number(schedule):
-  frozen = dataclasses.replace(schedule, max_refreshes=1)
-  assert due(train.refresh_due, frozen) == [100]
-  never = dataclasses.replace(schedule, method='dpr')
-  assert due(train.refresh_due, never) == []
-
-
-def test_checkpoints_are_saved_at_refreshes_between_them_and_at_both_ends(
-  schedule,
-):
-  expected = [0, 70, 100, 140, 190, 210, 280, 350, 370, 400]
-  assert due(train.save_due, schedule) == expected
-
-
-def test_every_step_with_something_due_is_a_boundary(schedule):
-  for method in ('ance', 'in_batch'):
-    for max_refreshes in (0, 2):
-      config = dataclasses.replace(
-        schedule, method=method, max_refreshes=max_refreshes
-      )
-      things = (train.refresh_due, train.save_due, train.eval_due)
-      expected = {s for thing in things for s in due(thing, config)}
-      found, step = {0}, 0
-      while step < config.max_steps:
-        step = train.next_boundary(config, step)
-        found.add(step)
-      assert expected <= found
-
-
-def test_the_warm_up_row_is_used_up_to_the_first_refresh(schedule):
-  rows = [train.method_at(schedule, s).negatives for s in (0, 99, 100, 399)]
-  assert rows == ['bm25', 'bm25', 'index', 'index']
-  plain = dataclasses.replace(schedule, method='random')
-  assert train.method_at(plain, 0).negatives == 'corpus'
-
-
 def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(tiny, capsys):
   tiny = dataclasses.replace(tiny, max_steps=16, num_devices=2)
   scores = train.run(tiny)

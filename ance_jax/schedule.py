@@ -1,0 +1,49 @@
+"""What is due after which optimizer step: pure functions of the settings.
+
+Nothing is counted on the way, so a restart has nothing to restore.
+"""
+
+from ance_jax import methods
+
+
+def method_at(config, step):
+  """Returns the row of the method table that the step after `step` is of."""
+  method = methods.METHODS[config.method]
+  if method.refreshes and step < config.warmup_steps:
+    return methods.METHODS[config.warmup_method]
+  return method
+
+
+def refresh_due(config, step):
+  """Returns whether negatives are mined after `step` optimizer steps."""
+  if not method_at(config, step).refreshes or step >= config.max_steps:
+    return False
+  number, rest = divmod(step - config.warmup_steps, config.steps_per_refresh)
+  return rest == 0 and (
+    not config.max_refreshes or number < config.max_refreshes
+  )
+
+
+def save_due(config, step):
+  """Returns whether a checkpoint is saved after `step` optimizer steps."""
+  every = config.steps_per_checkpoint or config.steps_per_refresh
+  at_end = step == config.max_steps
+  return step % every == 0 or at_end or refresh_due(config, step)
+
+
+def eval_due(config, step):
+  """Returns whether dev is evaluated after `step` steps, refresh or not."""
+  every = config.steps_per_eval
+  return step == config.max_steps or bool(every and step % every == 0)
+
+
+def next_boundary(config, step):
+  """Returns the first step after `step` at which more than training is due."""
+  every = [config.steps_per_checkpoint or config.steps_per_refresh]
+  every += [config.steps_per_eval] if config.steps_per_eval else []
+  candidates = [config.max_steps] + [step - step % n + n for n in every]
+  if methods.METHODS[config.method].refreshes:
+    since = max(step - config.warmup_steps, -1)
+    number = since // config.steps_per_refresh + 1
+    candidates.append(config.warmup_steps + number * config.steps_per_refresh)
+  return min(candidates)

@@ -1,0 +1,66 @@
+"""The schedule: what is due when, and that no step of it is passed over."""
+
+import dataclasses
+
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import schedule
+
+
+def due(function, config):
+  return [s for s in range(config.max_steps + 1) if function(config, s)]
+
+
+@pytest.fixture
+def settings():
+  return config_lib.Config(
+    method='ance',
+    warmup_steps=100,
+    max_steps=400,
+    steps_per_refresh=90,
+    steps_per_eval=50,
+    steps_per_checkpoint=70,
+  )
+
+
+def test_refreshes_begin_after_the_warm_up_and_not_at_the_end(settings):
+  assert due(schedule.refresh_due, settings) == [100, 190, 280, 370]
+  at_end = dataclasses.replace(settings, max_steps=370)
+  assert due(schedule.refresh_due, at_end) == [100, 190, 280]
+
+
+def test_refreshes_end_at_their_number(settings):
+  frozen = dataclasses.replace(settings, max_refreshes=1)
+  assert due(schedule.refresh_due, frozen) == [100]
+  never = dataclasses.replace(settings, method='dpr')
+  assert due(schedule.refresh_due, never) == []
+
+
+def test_checkpoints_are_saved_at_refreshes_between_them_and_at_both_ends(
+  settings,
+):
+  expected = [0, 70, 100, 140, 190, 210, 280, 350, 370, 400]
+  assert due(schedule.save_due, settings) == expected
+
+
+def test_every_step_with_something_due_is_a_boundary(settings):
+  for method in ('ance', 'in_batch'):
+    for max_refreshes in (0, 2):
+      config = dataclasses.replace(
+        settings, method=method, max_refreshes=max_refreshes
+      )
+      things = (schedule.refresh_due, schedule.save_due, schedule.eval_due)
+      expected = {s for thing in things for s in due(thing, config)}
+      found, step = {0}, 0
+      while step < config.max_steps:
+        step = schedule.next_boundary(config, step)
+        found.add(step)
+      assert expected <= found
+
+
+def test_the_warm_up_row_is_used_up_to_the_first_refresh(settings):
+  rows = [schedule.method_at(settings, s).negatives for s in (0, 99, 100, 399)]
+  assert rows == ['bm25', 'bm25', 'index', 'index']
+  plain = dataclasses.replace(settings, method='random')
+  assert schedule.method_at(plain, 0).negatives == 'corpus'
