@@ -67,7 +67,7 @@ def index_corpus(run, params, watch):
 def prune_embeddings(run, weights_hash):
   """Removes the embeddings of all weights but those of this hash."""
   kept = _embeddings_folder(run, weights_hash)
-  for folder in kept.parent.iterdir():
+  for folder in kept.parent.glob('*'):
     if folder != kept:
       shutil.rmtree(folder)
 

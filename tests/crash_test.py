@@ -20,10 +20,12 @@ from ance_jax import train
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # What the killed process runs: our main, with a function of a module replaced
-# by one that kills the process when it is called for the n-th time.
+# by one that kills the process when it is called for the n-th time (with a
+# last argument that ends so, if one is given).
 CHILD = """
 import importlib, os, signal, sys
 module, name, calls, after = {module!r}, {name!r}, {calls}, {after}
+argument = {argument!r}
 owner = importlib.import_module(module)
 *path, last = name.split('.')
 for part in path:
@@ -31,11 +33,13 @@ for part in path:
 real, count = getattr(owner, last), 0
 def wrapped(*arguments, **keywords):
   global count
-  count += 1
-  if count == calls and not after:
+  fits = argument is None or str(arguments[-1]).endswith(argument)
+  count += fits
+  strikes = fits and count == calls
+  if strikes and not after:
     os.kill(os.getpid(), signal.{signal})
   result = real(*arguments, **keywords)
-  if count == calls and after:
+  if strikes and after:
     os.kill(os.getpid(), signal.{signal})
   return result
 setattr(owner, last, wrapped)
@@ -76,13 +80,23 @@ def run_main(flags, code=None, **kwargs):
   )
 
 
-def kill_at(config, module, name, calls, *, after=False, signal='SIGKILL'):
+def kill_at(
+  config,
+  module,
+  name,
+  calls,
+  *,
+  after=False,
+  argument=None,
+  signal='SIGKILL',
+):
   """Runs main up to a call of a function, and sends itself the signal."""
   code = CHILD.format(
     module=module,
     name=name,
     calls=calls,
     after=after,
+    argument=argument,
     signal=signal,
     flags=config.to_flagfile().split('\n')[:-1],
   )
@@ -136,7 +150,8 @@ def never_killed(reference, config):
   return reference['outcome']
 
 
-# (module, function, which call, after it or before, step it goes on from)
+# (module, function, which call or what its last argument ends with, after it
+# or before, step it goes on from)
 KILLS = {
   'before the first checkpoint': (
     'ance_jax.checkpoint', 'Checkpoints.save', 1, False, None),
@@ -150,7 +165,7 @@ KILLS = {
     'ance_jax.encode', 'encode_rows', 9, False, 4),
   'after the mining': ('ance_jax.mine', 'hard_negatives', 2, True, 8),
   'before the refresh is visible': (
-    'ance_jax.handoff', 'os.rename', 6, False, 8),
+    'ance_jax.handoff', 'os.rename', 'refresh/00000008', False, 8),
   'after the refresh, before it is picked up': (
     'ance_jax.refresh', 'refresh', 2, True, 8),
   'after the pick-up': ('ance_jax.train', '_pick_up', 2, True, 8),
@@ -165,7 +180,15 @@ def test_killed_and_started_again_a_run_ends_bit_equal(
 ):
   expected = never_killed(reference, config)
   module, function, calls, after, resumed_at = KILLS[name]
-  killed = kill_at(config, module, function, calls, after=after)
+  argument = calls if isinstance(calls, str) else None
+  killed = kill_at(
+    config,
+    module,
+    function,
+    1 if argument else calls,
+    after=after,
+    argument=argument,
+  )
   assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
   committed = checkpoint.committed_steps(config.workdir)
   train.run(config)
