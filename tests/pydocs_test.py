@@ -45,7 +45,7 @@ def test_near_duplicates_are_those_of_comparing_all_pairs():
       texts.append(' '.join(changed).upper())
   found = pydocs.near_duplicates(texts)
   assert same_partition(found.tolist(), slow_near_duplicates(texts))
-  assert 60 > len(set(found.tolist())) > 20 or len(set(found)) < len(texts)
+  assert len(set(found.tolist())) < len(texts)
 
 
 def test_a_name_is_in_the_same_split_on_every_machine():

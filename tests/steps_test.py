@@ -115,7 +115,8 @@ def slow_loss(config, method, params, batch):
 def test_loss_and_gradient_are_those_of_one_device_without_collectives(
   name, tiny, params, batch
 ):
-  config = dataclasses.replace(tiny, dropout_rate=0.0)
+  # Scores differ by some 10: at this temperature all columns weigh in.
+  config = dataclasses.replace(tiny, dropout_rate=0.0, temperature=10.0)
   method = methods.METHODS[name]
   expected, gradient = jax.jit(
     jax.value_and_grad(lambda p: slow_loss(config, method, p, batch))
