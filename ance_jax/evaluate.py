@@ -116,6 +116,7 @@ def examples(run, ranking, split_name):
         'results': [
           passage_name(run.corpus, int(row))
           for row in ranking.rows[query, :_EXAMPLE_RESULTS]
+          if row >= 0
         ],
       }
     )

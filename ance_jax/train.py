@@ -197,9 +197,11 @@ def _log_step(parts, step, metrics, in_use):
   """Reads a step's metrics, and logs them where due."""
   config = parts.run.config
   values = {f'train/{name}': float(value) for name, value in metrics.items()}
-  if not math.isfinite(values['train/loss']):
+  # A gradient that is not finite has spoiled the parameters already.
+  if not math.isfinite(values['train/loss'] + values['train/grad_norm']):
     raise FloatingPointError(
-      f'a loss must be finite; found {values["train/loss"]} at step {step}; '
+      f'a loss must be finite, and its gradient; found {values["train/loss"]} '
+      f'and {values["train/grad_norm"]} at step {step}; '
       'the last checkpoint is whole: lower --learning_rate, or check the data.'
     )
   if step % config.steps_per_log == 0:
