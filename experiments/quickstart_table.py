@@ -14,6 +14,7 @@ from ance_jax import config
 from ance_jax import evaluate
 from ance_jax import logs
 from ance_jax import report
+from ance_jax import runs
 from ance_jax import train
 
 MEASURES = {
@@ -49,6 +50,7 @@ def main(folder, seeds):
       settings = config.Config.from_flagfile(
         flagfile, seed=int(seed), workdir=workdir
       )
+      runs.check_same_run(settings)
       if settings.max_steps not in logs.series(workdir, 'dev/mrr@10'):
         train.run(settings)
       rows = {name: settings.max_steps}

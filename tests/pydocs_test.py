@@ -155,6 +155,20 @@ def test_names_are_qualified_and_nothing_is_imported(tmp_path):
   assert list(pydocs._docstrings_of(path, 'm')) == []
 
 
+def test_tests_are_left_out(tmp_path, monkeypatch):
+  text = f'"Returns the sum.\\n\\n{"word " * 20}"\n'
+  for name in (
+    'kept.py', 'testing_kept.py', 'latest.py', 'test_a.py', 'a_test.py',
+    'conftest.py', 'tests/a.py', 'test/a.py',
+  ):  # fmt: skip
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+  monkeypatch.setattr(pydocs, 'PACKAGES', {})
+  monkeypatch.setattr(pydocs.sysconfig, 'get_path', lambda _: str(tmp_path))
+  names = [name for name, _, _ in pydocs.docstrings()]
+  assert names == ['kept', 'latest', 'testing_kept']
+
+
 def test_one_summary_is_one_query_with_all_its_passages_as_positives():
   queries = ['Save it.', 'Other.', 'save  it.', 'Third one.', 'Fourth.']
   splits = ['train', 'train', 'train', '', 'dev']

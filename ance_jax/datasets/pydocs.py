@@ -49,6 +49,7 @@ SKIPPED_FOLDERS = {
   'test', 'tests', 'testing', 'idlelib', 'lib2to3', 'site-packages'
 }  # fmt: skip
 SKIPPED_PATHS = {('transformers', 'models')}
+_TEST_FILE = re.compile(r'(test_.*|.*_test|conftest)\.py')
 # A query this short or long is no question; with fewer words left there is
 # nothing to search.
 MIN_QUERY_WORDS, MAX_QUERY_WORDS, MIN_PASSAGE_WORDS = 3, 30, 10
@@ -124,7 +125,9 @@ def docstrings():
   for package, root in roots:
     for path in sorted(root.rglob('*.py')):
       parts = (package,) * bool(package) + path.relative_to(root).parts
-      if SKIPPED_FOLDERS.isdisjoint(parts) and parts[:2] not in SKIPPED_PATHS:
+      skipped = not SKIPPED_FOLDERS.isdisjoint(parts)
+      skipped |= parts[:2] in SKIPPED_PATHS
+      if not skipped and not _TEST_FILE.fullmatch(path.name):
         module = '.'.join(parts).removesuffix('.py').removesuffix('.__init__')
         for name, docstring in _docstrings_of(path, module):
           yield from _query_and_passage(name, docstring)
