@@ -6,9 +6,11 @@ Files may be gzipped. What cannot be used is refused with file and line.
 import gzip
 import json
 import pathlib
+import re
 import zlib
 
 from ance_jax import config as config_lib
+from ance_jax import logs
 
 
 def open_folder(path):
@@ -25,7 +27,7 @@ def read_corpus(folder):
   """Returns the ids, titles ('' where missing) and texts of all passages."""
   ids, titles, texts = [], [], []
   path = _existing(folder, 'corpus.jsonl')
-  for line, record in _jsonl(path, ('_id', 'text')):
+  for line, record in _jsonl(path, ('_id', 'text'), 'read the corpus'):
     title = record.get('title') or ''
     if not isinstance(title, str):
       raise _bad(path, line, 'a title must be a string', title, 'quote it')
@@ -73,9 +75,9 @@ def read_qrels(folder, split, query_rows, passage_rows):
         'with tabs between', line, 'mend the line'
       )  # fmt: skip
     query_id, passage_id, grade = cells
-    if number == 1 and not _is_integer(grade):
+    if number == 1 and not re.search(r'\d', grade):
       continue  # The header.
-    if not _is_integer(grade):
+    if not re.fullmatch(r'[+-]?\d+', grade.strip()):
       raise _bad(
         path, number, 'a grade must be a whole number', grade, 'mend the line'
       )
@@ -111,9 +113,9 @@ def _check_ids(path, ids):
       )
 
 
-def _jsonl(path, text_keys):
-  """Yields (line number, dict) of a JSON lines file."""
-  for number, line in _lines(path):
+def _jsonl(path, text_keys, what=None):
+  """Yields (line number, dict) of a JSON lines file; `what` is its phase."""
+  for number, line in _lines(path, what):
     try:
       record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -129,12 +131,26 @@ def _jsonl(path, text_keys):
     yield number, record
 
 
-def _lines(path):
-  """Yields (line number, text) of the lines of a file, gzipped or not."""
-  number = 0
-  opened = gzip.open(path) if path.suffix == '.gz' else open(path, 'rb')
+def _lines(path, what=None):
+  """Yields (line number, text) of the lines of a file, gzipped or not.
+
+  Args:
+    path: Path of the file.
+    what: Name of the phase for a progress bar, or None for no bar.
+  """
+  number = place = 0
+
+  def read(_):
+    nonlocal place
+    before, place = place, raw.tell()
+    return place - before
+
   try:
-    with opened as file:
+    with open(path, 'rb') as raw:
+      file = gzip.open(raw) if path.suffix == '.gz' else raw
+      if what:
+        size = path.stat().st_size
+        file = logs.progress(file, what, total=size, unit='bytes', count=read)
       for number, line in enumerate(file, 1):
         yield number, line.decode().rstrip('\r\n')
   except UnicodeDecodeError as error:
@@ -162,10 +178,6 @@ def _existing(folder, name):
       f'{folder}; check --data_dir.'
     )
   return path
-
-
-def _is_integer(text):
-  return text.strip().lstrip('+-').isdecimal()
 
 
 def _bad(path, line, rule, found, cure):

@@ -25,10 +25,6 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
     )
 
-  def steps(self):
-    """Returns the steps that have a committed checkpoint, in order."""
-    return sorted(self._manager.all_steps())
-
   def save(self, state, step):
     """Begins to save a `steps.State`; `wait` makes sure that it is there.
 
@@ -70,7 +66,7 @@ class Checkpoints:
 
   def keep(self, wanted):
     """Deletes all checkpoints but those of the steps `wanted`."""
-    for step in set(self.steps()) - set(wanted):
+    for step in set(self._manager.all_steps()) - set(wanted):
       self._manager.delete(step)
 
   def close(self):

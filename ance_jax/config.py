@@ -336,7 +336,7 @@ _RANGES = (
     'at least 1',
   ),
   (
-    'seed num_devices warmup_steps max_refreshes max_steps lr_warmup_steps '
+    'num_devices warmup_steps max_refreshes max_steps lr_warmup_steps '
     'weight_decay clip_norm head_size bm25_k1',
     lambda value: value >= 0,
     'at least 0',
@@ -351,6 +351,7 @@ _RANGES = (
     lambda value: 0 <= value < 1,
     'at least 0 and below 1',
   ),
+  ('seed', lambda value: 0 <= value < 2**31, 'at least 0 and below 2**31'),
   ('bm25_b', lambda value: 0 <= value <= 1, 'from 0 to 1'),
 )
 _DEFINE = {

@@ -5,7 +5,6 @@ import json
 import shutil
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 
 from ance_jax import checkpoint
@@ -33,7 +32,7 @@ class IndexedCorpus(NamedTuple):
       embeddings were there.
   """
 
-  faiss_index: faiss.Index
+  faiss_index: index.Index
   weights_hash: str
   real_tokens: float | None
 

@@ -12,6 +12,8 @@ import os
 import pathlib
 import shutil
 
+from ance_jax import config as config_lib
+
 MANIFEST = 'manifest.json'
 _UNFINISHED = '.unfinished'
 
@@ -73,7 +75,7 @@ def read_manifest(folder):
     The dict given to `publish`, or None if no such folder was published.
 
   Raises:
-    ValueError: A file is missing or is not what was published.
+    BadInput: A file is missing or is not what was published.
   """
   folder = pathlib.Path(folder)
   if not (folder / MANIFEST).exists():
@@ -82,7 +84,7 @@ def read_manifest(folder):
   for name, expected in manifest['files'].items():
     path = folder / name
     if not path.exists() or file_hash(path) != expected:
-      raise ValueError(
+      raise config_lib.BadInput(
         f'a published file must stay as it was; {path} is missing or was '
         f'changed; remove {folder} to have it made again.'
       )

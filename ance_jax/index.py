@@ -15,6 +15,8 @@ _TRAINING_VECTORS = 262_144
 _MAX_TIES = 1024
 _QUERIES_AT_ONCE = 1024
 
+Index = faiss.Index
+
 
 class Ranking(NamedTuple):
   """The best passages of Q queries, best first, equal scores by row.
@@ -52,6 +54,23 @@ def make(factory, params, width):
   return index
 
 
+def check(factory, params, width, num_vectors):
+  """Raises `BadInput` if such an index cannot be made of `num_vectors`.
+
+  Args:
+    factory: As for `make`.
+    params: As for `make`.
+    width: As for `make`.
+    num_vectors: N, vectors that it is to hold.
+  """
+  inverted = faiss.try_extract_index_ivf(make(factory, params, width))
+  if inverted and inverted.nlist > num_vectors:
+    raise config_lib.BadInput(
+      f'--index must have at most as many lists as the corpus has passages, '
+      f'{num_vectors:,}; found {inverted.nlist:,} in {factory!r}; lower it.'
+    )
+
+
 def build(factory, params, blocks):
   """Returns the FAISS index of all blocks, by inner product.
 
@@ -63,7 +82,17 @@ def build(factory, params, blocks):
   """
   index = make(factory, params, blocks[0].shape[1])
   if not index.is_trained:
-    index.train(_sample(blocks))
+    sample = _sample(blocks)
+    logs.say(f'index: training {factory} on {len(sample):,} vectors')
+    try:
+      index.train(sample)
+    except RuntimeError as error:
+      reason = str(error).rsplit('Error: ', 1)[-1].strip()
+      raise config_lib.BadInput(
+        '--index must be one that the corpus is large enough to train; found '
+        f'{factory!r} with {len(sample):,} vectors ({reason}); choose a '
+        'smaller one, or Flat.'
+      ) from error
   for block in logs.progress(blocks, 'index', total=len(blocks), unit='blocks'):
     index.add(np.ascontiguousarray(block))
   return index

@@ -25,12 +25,12 @@ def make_rank(texts, *, k1, b):
 
   def tokenize(texts, **kwargs):
     return bm25s.tokenize(
-      texts, stopwords='en', stemmer=stemmer, show_progress=False, **kwargs
+      texts, stopwords='en', stemmer=stemmer, leave=False, **kwargs
     )
 
   logs.say(f'bm25: indexing {len(texts):,} passages')
   bm25 = bm25s.BM25(method='lucene', k1=k1, b=b)
-  bm25.index(tokenize(texts), show_progress=False)
+  bm25.index(tokenize(texts), leave_progress=False)
 
   def rank(queries, k, what='bm25'):
     words = tokenize(queries, return_ids=False)

@@ -1,6 +1,7 @@
 """What a run says: lines, progress bars, `metrics.jsonl`, TensorBoard files."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -113,12 +114,13 @@ class Metrics:
 
   def __init__(self, workdir, *, step):
     self._path = pathlib.Path(workdir) / 'metrics.jsonl'
-    kept = [line for line in read(workdir) if line['step'] < step]
-    at_step = [line for line in read(workdir) if line['step'] == step]
-    for line in at_step:
-      kept.append({k: v for k, v in line.items() if _made_before_save(k)})
-    _write(self._path, [line for line in kept if len(line) > 1])
-    self._file = open(self._path, 'a')
+    with _locked(workdir):
+      lines = read(workdir)
+      kept = [line for line in lines if line['step'] < step]
+      for line in lines:
+        if line['step'] == step:
+          kept.append({k: v for k, v in line.items() if _made_before_save(k)})
+      _write(self._path, [line for line in kept if len(line) > 1])
     self._board = tensorboardX.SummaryWriter(
       os.path.join(workdir, 'tensorboard'), purge_step=step + 1
     )
@@ -126,16 +128,16 @@ class Metrics:
   def write(self, step, values):
     """Writes a dict of name to float as one line of `step`."""
     values = {name: float(value) for name, value in values.items()}
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
-    self._file.flush()
+    # Opened each time: `replace` in another process makes a new file.
+    with _locked(self._path.parent), open(self._path, 'a') as file:
+      file.write(json.dumps({'step': step, **values}) + '\n')
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
 
   def close(self):
     """Syncs and closes the files."""
-    self._file.flush()
-    os.fsync(self._file.fileno())
-    self._file.close()
+    with open(self._path) as file:
+      os.fsync(file.fileno())
     self._board.close()
 
 
@@ -152,19 +154,35 @@ def series(workdir, name):
 
 
 def replace(workdir, step, values):
-  """Writes metrics of `step` in place of those of the same names."""
-  lines = read(workdir)
-  for line in lines:
-    if line['step'] == step:
-      for name in values:
-        line.pop(name, None)
-  lines.append({'step': step, **{k: float(v) for k, v in values.items()}})
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
-  _write(path, [line for line in lines if len(line) > 1])
+  """Writes metrics of `step` in place of those of the same names.
+
+  A process that trains in the same folder may write at the same time.
+  """
+  with _locked(workdir):
+    lines = read(workdir)
+    for line in lines:
+      if line['step'] == step:
+        for name in values:
+          line.pop(name, None)
+    lines.append({'step': step, **{k: float(v) for k, v in values.items()}})
+    path = pathlib.Path(workdir) / 'metrics.jsonl'
+    _write(path, [line for line in lines if len(line) > 1])
+
+
+@contextlib.contextmanager
+def _locked(workdir):
+  """Lets one process at a time write `metrics.jsonl` of a folder."""
+  descriptor = os.open(workdir, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(descriptor)  # Which unlocks it.
 
 
 def _made_before_save(name):
-  return not name.startswith(('dev/', 'refresh/', 'time/'))
+  after = name.startswith(('dev/', 'refresh/', 'time/'))
+  return not after or name == 'time/train_secs'
 
 
 def _write(path, lines):

@@ -31,8 +31,8 @@ _JOBS = {
   'search': evaluate.search,
   'report': report.run,
 }
-# Exit codes: what the user gave cannot be used; a shell's for SIGTERM.
-_BAD_INPUT, _STOPPED = 2, 143
+# Exit codes: what the user gave cannot be used; a shell's for SIGTERM, Ctrl-C.
+_BAD_INPUT, _STOPPED, _INTERRUPTED = 2, 143, 130
 
 
 def main(argv):
@@ -53,6 +53,9 @@ def main(argv):
       file=sys.stderr,
     )
     return _STOPPED
+  except KeyboardInterrupt:
+    print('ance_jax: interrupted.', file=sys.stderr)
+    return _INTERRUPTED
   return 0
 
 

@@ -109,15 +109,28 @@ def overlap(first, second):
 
 def _fill(block, queries, positives, random):
   """Fills each -1 of (q, K) `block` at random; returns how many there were."""
-  rows, columns = np.nonzero(block < 0)
-  num_filled = len(rows)
-  while len(rows):
-    drawn = random.integers(len(positives.groups), size=len(rows))
-    keys = queries[rows].astype(np.int64) * len(positives.groups)
-    good = ~_is_in(keys + positives.groups[drawn], positives.grouped)
-    block[rows[good], columns[good]] = drawn[good]
-    rows, columns = rows[~good], columns[~good]
+  (short,) = np.nonzero((block < 0).any(1))
+  filled = block[short]
+  keys = queries[short].astype(np.int64) * len(positives.groups)
+  while (empty := filled < 0).any():
+    drawn = random.integers(len(positives.groups), size=empty.sum())
+    filled[empty] = drawn
+    filled[_repeated(filled)] = -1
+    groups = keys[:, None] + positives.groups[filled]
+    filled[(filled >= 0) & empty & _is_in(groups, positives.grouped)] = -1
+  num_filled = int((block[short] < 0).sum())
+  block[short] = filled
   return num_filled
+
+
+def _repeated(block):
+  """Returns where (q, K) `block` holds what its row has further left."""
+  order = block.argsort(1, kind='stable')
+  ordered = np.take_along_axis(block, order, 1)
+  repeated = np.zeros(block.shape, bool)
+  again = ordered[:, 1:] == ordered[:, :-1]
+  np.put_along_axis(repeated, order[:, 1:], again, 1)
+  return repeated
 
 
 def _is_in(keys, sorted_keys):

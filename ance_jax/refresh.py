@@ -18,6 +18,7 @@ from ance_jax import lexical
 from ance_jax import logs
 from ance_jax import mine
 from ance_jax import runs
+from ance_jax import schedule
 from ance_jax import tokens
 
 # Queries that the overlap of two refreshes is measured on, at most.
@@ -68,7 +69,18 @@ def refresh(run, step, *, before=None):
 
 
 def load(run, step):
-  """Returns the (Q, K) int32 negatives of a published refresh, as a map."""
+  """Returns the (Q, K) int32 negatives of a published refresh, as a map.
+
+  Raises:
+    BadInput: They are not there, damaged, or of other data or settings.
+  """
+  published = handoff.read_manifest(_folder(run, step))
+  if not published or not _sources(run).items() <= published.items():
+    raise config_lib.BadInput(
+      'the negatives in use must be there, of this data and these settings; '
+      f'found {"others" if published else "none"} in {_folder(run, step)}; '
+      f'make them again with --job=refresh --checkpoint={step}.'
+    )
   return np.load(_folder(run, step) / 'negatives.npy', mmap_mode='r')
 
 
@@ -96,9 +108,23 @@ def bm25_negatives(run):
 
 
 def check(run):
-  """Raises `BadInput` for settings that would stop the first refresh."""
+  """Raises `BadInput` for settings that would stop the run later."""
   config = run.config
-  index.make(config.index, config.index_params, run.retriever.embedding_size)
+  index.check(
+    config.index,
+    config.index_params,
+    run.retriever.embedding_size,
+    len(run.passages),
+  )
+  steps = (0, config.max_steps)
+  rows = [schedule.method_at(config, step) for step in steps]
+  mined = any(row.negatives in ('bm25', 'index') for row in rows)
+  if mined or config.job == 'refresh':
+    _check_depth(run)
+
+
+def _check_depth(run):
+  config = run.config
   most = int(_positives(run).banned.max())
   if config.top_k + most > len(run.passages):
     raise config_lib.BadInput(

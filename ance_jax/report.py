@@ -79,6 +79,11 @@ def run(config):
         f'metrics.jsonl in {workdir or "an empty name"}; check the path.'
       )
   path = config.picture or str(pathlib.Path(workdirs[0]) / 'curves.png')
+  if not pathlib.Path(path).absolute().parent.is_dir():
+    raise config_lib.BadInput(
+      f'--picture must lie in a folder that exists; found {path}; make the '
+      'folder, or name another.'
+    )
   draw(workdirs, path)
   for workdir in workdirs:
     logs.say(f'{workdir}\n{table(workdir)}')

@@ -1,9 +1,8 @@
 """What the jobs of a run share: its data as rows, its model, its folder."""
 
+import json
 import pathlib
 from typing import NamedTuple
-
-import transformers
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
@@ -17,6 +16,7 @@ from ance_jax import tokens
 from ance_jax import weights
 
 FLAGS_FILE = 'run.flags'
+_DATA_FILE = 'data.json'
 
 
 class Run(NamedTuple):
@@ -42,7 +42,7 @@ class Run(NamedTuple):
   passages: tokens.TokenRows
   queries: dict[str, tokens.TokenRows]
   retriever: encoders.Retriever
-  tokenizer: transformers.PreTrainedTokenizerFast
+  tokenizer: tokens.Tokenizer
   query_encoder: encode.Encoder
   passage_encoder: encode.Encoder
 
@@ -53,16 +53,40 @@ class Run(NamedTuple):
 
 
 def begin(config, split_names):
-  """Returns (Run, parameters) of a new run, whose model is saved."""
+  """Returns (Run, parameters) of a new run; `write` puts it on record."""
   dataset = corpora.load(config, split_names)
   model = weights.load(config, tokens.passage_texts(dataset.corpus))
-  weights.save_model(config.workdir, model.retriever, model.tokenizer)
   return _run(config, dataset, model.retriever, model.tokenizer), model.params
 
 
+def write(run):
+  """Writes what `go_on` needs into the folder of a new run, flags last."""
+  hashes = {name: split.hash for name, split in run.splits.items()}
+  text = json.dumps({'corpus': run.corpus.hash, 'splits': hashes}, indent=1)
+  handoff.write_text(run.workdir / _DATA_FILE, text)
+  weights.save_model(run.config.workdir, run.retriever, run.tokenizer)
+  write_flags(run.config)
+
+
 def go_on(config, split_names):
-  """Returns the `Run` of a folder where one was begun."""
+  """Returns the `Run` of a folder where one was begun.
+
+  Raises:
+    BadInput: The data is not what the run began with.
+  """
   dataset = corpora.load(config, split_names)
+  began = json.loads((pathlib.Path(config.workdir) / _DATA_FILE).read_text())
+  compared = {'the corpus': (dataset.corpus.hash, began['corpus'])}
+  for name, split in dataset.splits.items():
+    old = began['splits'].get(name, split.hash)  # Test has none.
+    compared[f'split {name!r}'] = split.hash, old
+  for what, (new, old) in compared.items():
+    if new != old:
+      raise config_lib.BadInput(
+        f'the data must stay as the run in {config.workdir} began; found {what}'
+        f' of hash {new[:12]} instead of {old[:12]}; give back the data, or '
+        f'name another --workdir, with --init_from={config.workdir}.'
+      )
   return _run(config, dataset, *weights.load_model(config.workdir))
 
 
@@ -94,7 +118,7 @@ def read(config, split_names):
 
 def is_run(workdir):
   """Returns whether a run was begun in a folder."""
-  return weights.is_run(workdir)
+  return (pathlib.Path(workdir) / FLAGS_FILE).is_file()
 
 
 def require_workdir(config):

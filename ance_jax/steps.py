@@ -107,7 +107,10 @@ def make_loss(config, method, retriever):
   def dropout(rows, step):
     if not config.dropout_rate:
       return None
-    seed = bert.mix(step.astype(jnp.uint32) ^ np.uint32(config.seed % 2**32))
+    # Mixed before the step comes in: seed ^ step alone would give two seeds
+    # the same masks at other steps.
+    seed = bert.mix(np.uint32(config.seed % 2**32))
+    seed = bert.mix(step.astype(jnp.uint32) ^ seed)
     return bert.Dropout(jnp.float32(config.dropout_rate), seed, rows)
 
   def loss(params, batch, step):

@@ -19,6 +19,7 @@ from ance_jax import handoff
 from ance_jax import logs
 
 PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
+Tokenizer = transformers.PreTrainedTokenizerFast
 # What stands between title and text: as in BEIR and sentence-transformers.
 TITLE_SEPARATOR = ' '
 _ROWS_AT_ONCE = 4096
@@ -84,7 +85,7 @@ def train_vocabulary(texts, vocab_size):
     vocab_size=vocab_size,
     special_tokens=special,
     limit_alphabet=500,
-    show_progress=False,
+    show_progress=True,
   )
   tokenizer.train_from_iterator(texts, trainer)
   tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -92,7 +93,7 @@ def train_vocabulary(texts, vocab_size):
     pair=f'{CLS} $A {SEP} $B {SEP}',
     special_tokens=[(t, special.index(t)) for t in (CLS, SEP)],
   )
-  return transformers.PreTrainedTokenizerFast(
+  return Tokenizer(
     tokenizer_object=tokenizer,
     pad_token=PAD,
     unk_token=UNKNOWN,

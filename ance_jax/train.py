@@ -59,13 +59,20 @@ def run(config):
   """
   check(config)
   with logs.stop_signals(), contextlib.ExitStack() as stack:
+    this, params, step = _begin(config)
     checkpoints = stack.enter_context(
       contextlib.closing(checkpoint.Checkpoints(config.workdir))
     )
-    this, optimizer, state, step = _begin(config, checkpoints)
     metrics = stack.enter_context(
       contextlib.closing(logs.Metrics(config.workdir, step=step))
     )
+    optimizer = steps.make_optimizer(config)
+    if params is None:
+      shapes = encoders.shapes(this.retriever)
+      like = steps.state_shapes(shapes, optimizer, this.devices)
+      state = checkpoints.restore(step, like)
+    else:
+      state = steps.init_state(params, optimizer, this.devices)
     data = batches.training_data(
       this.splits[config.train_split],
       this.corpus,
@@ -77,8 +84,14 @@ def run(config):
     in_use = _picked_up(this, step)
     make_step = _step_maker(parts)
     while True:
-      in_use = _boundary(parts, state, step, in_use)
+      try:
+        in_use = _boundary(parts, state, step, in_use)
+      except logs.Stopped:
+        _save(parts, state, step)
+        raise
       if step == config.max_steps:
+        checkpoints.wait()
+        _prune(parts)
         return _finish(this)
       until = schedule.next_boundary(config, step)
       state, step = _train(parts, make_step, state, step, until, in_use)
@@ -99,31 +112,28 @@ def check(config):
   runs.check_same_run(config)
 
 
-def _begin(config, checkpoints):
-  """Returns (Run, optimizer, State, step), new or of the newest checkpoint."""
-  devices = devices_lib.local(config.num_devices)
-  optimizer = steps.make_optimizer(config)
+def _begin(config):
+  """Returns (Run, parameters, step); no parameters where a run goes on."""
   splits = (config.train_split, config.dev_split)
-  saved = checkpoints.steps()
+  saved = checkpoint.committed_steps(config.workdir)
   if not saved:
     this, params = runs.begin(config, splits)
     refresh.check(this)
-    runs.write_flags(config)
+    runs.write(this)
     logs.say(f'training {config.workdir} from step 0')
-    return this, optimizer, steps.init_state(params, optimizer, devices), 0
+    return this, params, 0
   step = saved[-1]
   if step > config.max_steps:
     raise config_lib.BadInput(
       f'--max_steps must be at least the {step} steps made; found '
       f'{config.max_steps}; raise it, or evaluate a checkpoint.'
     )
-  runs.write_flags(config)
   this = runs.go_on(config, splits)
-  like = steps.state_shapes(encoders.shapes(this.retriever), optimizer, devices)
+  runs.write_flags(config)
   logs.say(
     f'training {config.workdir} goes on from the checkpoint of step {step}'
   )
-  return this, optimizer, checkpoints.restore(step, like), step
+  return this, None, step
 
 
 def _step_maker(parts):
@@ -268,12 +278,24 @@ def _save(parts, state, step):
 
   The losses up to here were read, and are finite.
   """
-  workdir, checkpoints = parts.run.config.workdir, parts.checkpoints
-  if step not in checkpoints.steps():
-    checkpoints.save(state, step)
-  committed = checkpoints.steps()
-  newest = committed[-parts.run.config.checkpoints_to_keep :]
-  checkpoints.keep([*newest, checkpoint.best(workdir, committed)])
+  parts.checkpoints.wait()
+  _prune(parts)
+  if step not in checkpoint.committed_steps(parts.run.config.workdir):
+    parts.checkpoints.save(state, step)
+
+
+def _prune(parts):
+  """Deletes the committed checkpoints that are not kept.
+
+  What is being saved does not count: it may never be committed.
+  """
+  config = parts.run.config
+  committed = checkpoint.committed_steps(config.workdir)
+  if committed:
+    newest = committed[-config.checkpoints_to_keep :]
+    in_use = _picked_up(parts.run, committed[-1])
+    best = checkpoint.best(config.workdir, committed)
+    parts.checkpoints.keep([*newest, best, in_use])
 
 
 def _pick_up(run, step):

@@ -56,7 +56,7 @@ class Model(NamedTuple):
   """A retriever, its tokenizer, and its parameters by tower (float32)."""
 
   retriever: encoders.Retriever
-  tokenizer: transformers.PreTrainedTokenizerFast
+  tokenizer: tokens.Tokenizer
   params: dict
 
 
@@ -64,7 +64,7 @@ class _Source(NamedTuple):
   """What `--init_from` brings: parameters by tower, and settings by name."""
 
   body: bert.BodyConfig
-  tokenizer: transformers.PreTrainedTokenizerFast
+  tokenizer: tokens.Tokenizer
   params: dict
   settings: dict
 
@@ -295,8 +295,14 @@ def _run_source(config):
 def _hugging_face_source(name):
   body = _read_config(name)
   params = body_from_tensors(_read_tensors(name), body, name)
-  tower = {'body': params}
-  return _Source(body, tokens.load_tokenizer(name), {'tied': tower}, {})
+  tokenizer = tokens.load_tokenizer(name)
+  last = max(tokenizer.get_vocab().values())
+  if last >= body.vocab_size:
+    raise config_lib.BadInput(
+      f'a tokenizer must fit the {body.vocab_size:,} rows of the word '
+      f"embedding; found the id {last:,} at {name}; use the checkpoint's own."
+    )
+  return _Source(body, tokenizer, {'tied': {'body': params}}, {})
 
 
 def _sentence_transformers_source(folder):
@@ -305,26 +311,26 @@ def _sentence_transformers_source(folder):
   kinds = [module['type'].rpartition('.')[2] for module in modules]
   settings = _read_json(folder / 'config_sentence_transformers.json')
   prompts = [p for p in (settings.get('prompts') or {}).values() if p]
-  lower = _read_json(folder / 'sentence_bert_config.json').get('do_lower_case')
+  body_folder = folder / modules[0].get('path', '')
+  sizes = _read_json(body_folder / 'sentence_bert_config.json')
+  named = settings.get('similarity_fn_name') or 'cosine'
   for found, what in (
     (kinds[:2] != ['Transformer', 'Pooling'], f'modules {", ".join(kinds)}'),
     (kinds[2:] not in ([], ['Normalize']), f'modules {", ".join(kinds)}'),
     (prompts, f'prompts {prompts}'),
-    (lower, 'do_lower_case'),
+    (sizes.get('do_lower_case'), 'do_lower_case'),
+    (named not in ('cosine', 'dot'), f'similarity {named}'),
   ):
     if found:
       raise config_lib.BadInput(
         'a sentence-transformers folder must be Transformer, Pooling and '
-        f'perhaps Normalize, without prompts; found {what} in {folder}; use '
-        'another model.'
+        'perhaps Normalize, for cosine or dot, without prompts; found '
+        f'{what} in {folder}; use another model.'
       )
-  body_folder = folder / modules[0]['path']
   source = _hugging_face_source(str(body_folder))
-  sizes = _read_json(body_folder / 'sentence_bert_config.json')
   length = sizes.get('max_seq_length')
   length = length or source.tokenizer.model_max_length
   length = min(length, source.body.max_length)
-  named = settings.get('similarity_fn_name') or 'cosine'
   cosine = 'Normalize' in kinds or named == 'cosine'
   chosen = {
     'pooling': _pooling(folder / modules[1]['path'] / 'config.json'),
@@ -378,6 +384,11 @@ def _read_config(name):
     (
       getattr(theirs, 'position_embedding_type', 'absolute') != 'absolute',
       'relative positions',
+    ),
+    (
+      # Their positions are counted from behind it.
+      _BODIES.get(theirs.model_type) == 'roberta' and theirs.pad_token_id != 1,
+      f'a RoBERTa of pad_token_id {theirs.pad_token_id} instead of 1',
     ),
   ]
   for found, what in problems:

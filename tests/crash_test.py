@@ -156,7 +156,8 @@ KILLS = {
   'before the first checkpoint': (
     'ance_jax.checkpoint', 'Checkpoints.save', 1, False, None),
   'at a step of the warm-up': ('ance_jax.train', '_log_step', 3, True, 0),
-  'at a step between checkpoints': ('ance_jax.train', '_log_step', 11, True, 9),
+  'at a step between checkpoints': (
+    'ance_jax.train', '_log_step', 11, True, (8, 9)),
   'while a checkpoint is written': (
     'ance_jax.checkpoint', 'Checkpoints.save', 5, True, (6, 8)),
   'after the checkpoint of a refresh': (

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ance_jax import config
 from ance_jax import handoff
 
 
@@ -49,7 +50,9 @@ def test_a_damaged_file_is_found_and_named(tmp_path, damage):
     part.write_bytes(b'1234567')
   else:
     part.unlink()
-  with pytest.raises(ValueError, match='inner/part is missing or was changed'):
+  with pytest.raises(
+    config.BadInput, match='inner/part is missing or was changed'
+  ):
     handoff.read_manifest(tmp_path / 'made')
 
 

@@ -36,7 +36,7 @@ def test_a_restart_cuts_what_comes_after_its_checkpoint(tmp_path):
   write(tmp_path, 4, [(4, {'dev/mrr@10': 0.44}), (5, {'train/loss': 55})])
   assert logs.read(tmp_path) == [
     {'step': 3, 'dev/mrr@10': 0.3},
-    {'step': 4, 'train/loss': 4.0},
+    {'step': 4, 'train/loss': 4.0, 'time/train_secs': 1.0},
     {'step': 4, 'dev/mrr@10': 0.44},
     {'step': 5, 'train/loss': 55.0},
   ]

@@ -14,9 +14,9 @@ ORDER = (
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
   'absl': {'main', 'config'},
-  'faiss': {'index', 'evaluate'},
+  'faiss': {'index'},
   'orbax': {'checkpoint'},
-  'transformers': {'tokens', 'weights', 'runs'},
+  'transformers': {'tokens', 'weights'},
   'tensorflow_datasets': {'corpora', 'datasets'},
   'bm25s': {'lexical'},
   'ir_measures': {'metrics'},

@@ -134,7 +134,7 @@ def test_a_published_refresh_is_taken_and_made_again_for_other_settings(
   assert (folder / handoff.MANIFEST).stat().st_mtime_ns == stamp
   deeper = run._replace(config=dataclasses.replace(run.config, top_k=12))
   refresh.refresh(deeper, 6)
-  assert refresh.load(run, 6).shape[1] == 12
+  assert refresh.load(deeper, 6).shape[1] == 12
 
 
 def test_a_refresh_made_twice_is_the_same(open_run):

@@ -22,6 +22,8 @@ import numpy as np
 from scipy import sparse
 import tensorflow_datasets as tfds
 
+from ance_jax import logs
+
 # Import name -> distribution, all of them installed with this project.
 PACKAGES = {
   'absl': 'absl-py',
@@ -118,19 +120,24 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
 def docstrings():
   """Yields (qualified name, summary, rest) of every docstring that serves."""
-  roots = [('', pathlib.Path(sysconfig.get_path('stdlib')))]
+  roots = [((), pathlib.Path(sysconfig.get_path('stdlib')))]
   for package in PACKAGES:
     folders = importlib.util.find_spec(package).submodule_search_locations
-    roots += [(package, pathlib.Path(folder)) for folder in folders]
-  for package, root in roots:
-    for path in sorted(root.rglob('*.py')):
-      parts = (package,) * bool(package) + path.relative_to(root).parts
-      skipped = not SKIPPED_FOLDERS.isdisjoint(parts)
-      skipped |= parts[:2] in SKIPPED_PATHS
-      if not skipped and not _TEST_FILE.fullmatch(path.name):
-        module = '.'.join(parts).removesuffix('.py').removesuffix('.__init__')
-        for name, docstring in _docstrings_of(path, module):
-          yield from _query_and_passage(name, docstring)
+    roots += [((package,), pathlib.Path(folder)) for folder in folders]
+  sources = [
+    (path, before + path.relative_to(root).parts)
+    for before, root in roots
+    for path in sorted(root.rglob('*.py'))
+  ]
+  for path, parts in logs.progress(
+    sources, 'read docstrings', total=len(sources), unit='files'
+  ):
+    skipped = not SKIPPED_FOLDERS.isdisjoint(parts)
+    skipped |= parts[:2] in SKIPPED_PATHS
+    if not skipped and not _TEST_FILE.fullmatch(path.name):
+      module = '.'.join(parts).removesuffix('.py').removesuffix('.__init__')
+      for name, docstring in _docstrings_of(path, module):
+        yield from _query_and_passage(name, docstring)
 
 
 def near_duplicates(texts):
