@@ -219,16 +219,17 @@ def test_the_same_command_goes_on_after_two_kills(config, reference):
 
 
 @pytest.mark.parametrize(
-  ('module', 'function', 'calls', 'saved'),
+  ('number', 'module', 'function', 'calls', 'saved'),
   [
-    ('ance_jax.train', '_log_step', 7, 8),
-    ('ance_jax.encode', 'encode_rows', 9, 4),
+    ('SIGTERM', 'ance_jax.train', '_log_step', 7, 8),
+    ('SIGTERM', 'ance_jax.encode', 'encode_rows', 9, 4),
+    ('SIGTERM', 'ance_jax.evaluate', 'evaluate', 3, 5),
+    ('SIGINT', 'ance_jax.train', '_log_step', 7, 8),
   ],
-  ids=['in training', 'inside a refresh'],
+  ids=['in training', 'inside a refresh', 'in an evaluation', 'Ctrl-C'],
 )
-@pytest.mark.parametrize('number', ['SIGTERM', 'SIGINT'])
 def test_a_stop_signal_saves_says_so_and_loses_nothing(
-  module, function, calls, saved, number, config, reference
+  number, module, function, calls, saved, config, reference
 ):
   expected = never_killed(reference, config)
   stopped = kill_at(config, module, function, calls, signal=number)

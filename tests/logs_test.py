@@ -60,6 +60,16 @@ def test_replace_leaves_each_step_and_name_once(tmp_path):
   assert sum('test/mrr@10' in line for line in logs.read(tmp_path)) == 1
 
 
+def test_a_job_beside_the_trainer_loses_none_of_its_lines(tmp_path):
+  metrics = logs.Metrics(tmp_path, step=0)
+  metrics.write(1, {'train/loss': 1})
+  logs.replace(tmp_path, 1, {'test/mrr@10': 0.1})
+  metrics.write(2, {'train/loss': 2})
+  metrics.close()
+  assert logs.series(tmp_path, 'train/loss') == {1: 1.0, 2: 2.0}
+  assert logs.series(tmp_path, 'test/mrr@10') == {1: 0.1}
+
+
 def test_tensorboard_files_are_written(tmp_path):
   write(tmp_path, 0, [(1, {'train/loss': 1})])
   (events,) = (tmp_path / 'tensorboard').iterdir()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -178,6 +179,28 @@ def test_what_is_not_finite_stops_and_keeps_the_last_checkpoint(
 def test_settings_that_cannot_be_used_are_refused(tiny, change, expected):
   with pytest.raises(config_lib.BadInput, match=expected):
     train.run(dataclasses.replace(tiny, **change))
+
+
+def test_data_that_changed_under_a_run_is_refused(tiny, tmp_path):
+  data = tmp_path / 'data'
+  shutil.copytree(tiny.data_dir, data)
+  config = dataclasses.replace(
+    tiny, data_dir=str(data), max_steps=1, num_devices=1
+  )
+  train.run(config)
+  path = data / 'corpus.jsonl'
+  path.write_text(path.read_text().replace('w1 ', 'w2 ', 1))
+  with pytest.raises(config_lib.BadInput, match='data must stay .* the corpus'):
+    train.run(dataclasses.replace(config, max_steps=2))
+
+
+def test_a_damaged_table_of_negatives_is_refused(tiny):
+  config = dataclasses.replace(tiny, max_steps=5, num_devices=1)
+  train.run(config)
+  (path,) = pathlib.Path(tiny.workdir).glob('refresh/*/negatives.npy')
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(config_lib.BadInput, match='missing or was changed'):
+    refresh.load(runs.go_on(config, ('train', 'dev')), 4)
 
 
 def test_settings_can_be_mended_after_a_start_that_failed(tiny):
