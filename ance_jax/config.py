@@ -263,7 +263,7 @@ class Config:
   )
   picture: str = knob(
     '',
-    'PNG that --job=report writes. Empty: curves.png in --workdir.',
+    'PNG that --job=report writes. Empty: curves.png in the first of --runs.',
     may_change=True,
   )
 

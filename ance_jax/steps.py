@@ -109,7 +109,7 @@ def make_loss(config, method, retriever):
       return None
     # Mixed before the step comes in: seed ^ step alone would give two seeds
     # the same masks at other steps.
-    seed = bert.mix(np.uint32(config.seed % 2**32))
+    seed = bert.mix(jnp.uint32(config.seed))
     seed = bert.mix(step.astype(jnp.uint32) ^ seed)
     return bert.Dropout(jnp.float32(config.dropout_rate), seed, rows)
 

@@ -214,6 +214,14 @@ BAD = {
     append('qrels/dev.tsv', 'q48\tp1\t0.5\n'),
     "a grade must be a whole number; found '0.5'",
   ),
+  'grade of a first line': (
+    lambda folder: (folder / 'qrels' / 'dev.tsv').write_text('q48\tp1\t0.5\n'),
+    "dev.tsv, line 1: a grade must be a whole number; found '0.5'",
+  ),
+  'grade with two signs': (
+    append('qrels/dev.tsv', 'q48\tp1\t--1\n'),
+    "a grade must be a whole number; found '--1'",
+  ),
   'two grades': (
     append('qrels/dev.tsv', 'q48\tp1\t1\nq48\tp1\t2\n'),
     'a pair must have one grade',

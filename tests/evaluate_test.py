@@ -8,6 +8,7 @@ import pytest
 
 from ance_jax import config as config_lib
 from ance_jax import evaluate
+from ance_jax import index
 from ance_jax import logs
 from ance_jax import refresh
 from ance_jax import report
@@ -155,6 +156,15 @@ def test_search_finds_the_passage_that_is_asked_for(
   assert 'p41' in capsys.readouterr().out
 
 
+def test_examples_leave_out_what_the_index_did_not_find(finished):
+  run = runs.go_on(finished, ('dev',))
+  rows = np.full((len(run.splits['dev'].ids), 10), -1, np.int32)
+  rows[:, 0] = 40
+  ranking = index.Ranking(rows, np.zeros(rows.shape, np.float32))
+  for example in evaluate.examples(run, ranking, 'dev'):
+    assert example['results'] == [evaluate.passage_name(run.corpus, 40)]
+
+
 def test_the_refresh_job_mines_with_the_chosen_checkpoint(finished, capsys):
   config = dataclasses.replace(finished, job='refresh', checkpoint='3')
   refresh.run(config)
@@ -189,6 +199,7 @@ def test_the_report_draws_the_runs_and_prints_their_tables(
     (evaluate.run, {'split': 'nope'}, "split 'nope' must have judged queries"),
     (evaluate.run, {'hidden_size': 32}, '--hidden_size must stay'),
     (report.run, {'runs': '/nowhere'}, 'found no metrics.jsonl in /nowhere'),
+    (report.run, {'picture': '/nowhere/a.png'}, '--picture must lie in a'),
   ],
 )
 def test_what_a_job_cannot_use_is_refused(finished, job, changes, expected):

@@ -68,14 +68,15 @@ def test_the_notebook_runs_with_a_tiny_run_in_its_settings(tiny):
     for field in dataclasses.fields(changed)
   }
   settings.source = (
-    f'flagfile = "experiments/quickstart.flags"\noverrides = {values!r}'
+    'clone_from = ""\nflagfile = "experiments/quickstart.flags"\n'
+    f'overrides = {values!r}'
   )
   for cell in notebook.cells:
-    if cell.cell_type == 'code' and 'pip install' in cell.source:
-      cell.source = ''
-  client = nbclient.NotebookClient(
-    notebook, timeout=240, resources={'metadata': {'path': str(REPOSITORY)}}
-  )
+    # The environment of the tests stays as it is.
+    cell.source = cell.source.replace('%pip install -q -e .', '')
+  # Where a notebook opened from a clone begins.
+  start = {'metadata': {'path': str(NOTEBOOK.parent)}}
+  client = nbclient.NotebookClient(notebook, timeout=240, resources=start)
   client.execute()
   assert 9 in logs.series(tiny.workdir, 'dev/mrr@10')
   outputs = [
@@ -106,8 +107,9 @@ def test_the_readme_names_only_flags_and_files_that_exist():
 
 def test_the_first_screen_of_the_readme_holds_two_commands():
   text = (REPOSITORY / 'README.md').read_text()
-  screen = '\n'.join(text.splitlines()[:40])
-  blocks = re.findall(r'```bash\n(.*?)```', screen, re.S)
+  screen = text.split('\n## ')[0]
+  assert len(screen.splitlines()) < 40
+  blocks = re.findall(r'^```\w*\n(.*?)^```', screen, re.S | re.M)
   assert len(blocks) == 2
   assert 'ance_jax.main --flagfile=experiments/quickstart.flags' in blocks[0]
   assert 'pytest' in blocks[1]

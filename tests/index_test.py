@@ -78,6 +78,18 @@ def test_what_faiss_cannot_read_is_refused_in_a_sentence(factory, params):
     index.build(factory, params, [integers(100)])
 
 
+def test_an_index_of_more_lists_than_vectors_is_refused_before_it_is_built():
+  with pytest.raises(config.BadInput, match='at most as many lists .* 64'):
+    index.check('IVF64,Flat', '', 4, 63)
+  index.check('IVF64,Flat', '', 4, 64)
+  index.check('Flat', '', 4, 1)
+
+
+def test_an_index_that_cannot_be_trained_on_so_little_is_refused():
+  with pytest.raises(config.BadInput, match="found 'PQ2' with 100 vectors"):
+    index.build('PQ2', '', [integers(100)])
+
+
 def test_training_takes_no_more_vectors_than_it_may(monkeypatch):
   monkeypatch.setattr(index, '_TRAINING_VECTORS', 64)
   taken = []

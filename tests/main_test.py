@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -46,6 +47,32 @@ def test_train_evaluate_and_search_from_the_shell(tiny, tmp_path):
   assert found.returncode == 0, found.stderr[-2000:]
   assert found.stdout.count('topic') + found.stdout.count('w') > 5
   assert '\n  5  ' in found.stdout
+
+
+def test_ctrl_c_at_the_prompt_ends_the_search_without_a_traceback(
+  tiny, tmp_path
+):
+  flags = dataclasses.replace(
+    tiny, job='search', retriever='bm25', workdir=str(tmp_path)
+  ).to_flagfile()
+  with subprocess.Popen(
+    [sys.executable, '-m', 'ance_jax.main', *flags.splitlines()],
+    cwd=REPOSITORY,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    shown = ''
+    while not shown.endswith('query> '):
+      letter = process.stdout.read(1)
+      assert letter, process.stderr.read()
+      shown += letter
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert 'ance_jax: interrupted.' in errors
+  assert 'Traceback' not in errors
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,22 @@ def test_a_ranking_that_ends_early_is_filled_up_with_random_negatives():
   assert negatives[1, :2].tolist() == [3, 5]
   assert counts['random'] == 8
   assert ((negatives >= 0) & (negatives < 20)).all()
+  assert all(len(set(row)) == 6 for row in negatives.tolist())
   assert 3 not in negatives[0]
   assert 4 not in negatives[1]
   again, _ = mine.hard_negatives(rank, judged, 6, 0)
   np.testing.assert_array_equal(negatives, again)
+
+
+def test_all_passages_that_may_be_drawn_are_drawn_once_where_few_are_left():
+  judged = positives_of([(0, 3), (1, 4)], list(range(8)), 2)
+
+  def rank(rows, depth):
+    return np.full((len(rows), depth), -1, np.int32)
+
+  negatives, _ = mine.hard_negatives(rank, judged, 7, 0)
+  assert sorted(negatives[0]) == [0, 1, 2, 4, 5, 6, 7]
+  assert sorted(negatives[1]) == [0, 1, 2, 3, 5, 6, 7]
 
 
 def test_queries_come_back_in_their_own_order(monkeypatch):

@@ -61,13 +61,13 @@ def params():
   return jax.tree.map(lambda p: 3 * p, encoders.init(RETRIEVER, 0))
 
 
-def loss_and_grads(config, method, params, batch, num_devices):
+def loss_and_grads(config, method, params, batch, num_devices, step=3):
   devices = devices_lib.local(num_devices)
   loss = steps.make_loss(config, method, RETRIEVER)
 
   def function(params, batch):
     (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(
-      params, batch, jnp.int32(3)
+      params, batch, jnp.int32(step)
     )
     return value, accuracy, jax.lax.pmean(grads, devices_lib.AXIS)
 
@@ -142,6 +142,19 @@ def test_dropout_takes_the_same_entries_on_any_number_of_devices(
   plain = loss_and_grads(without, method, params, batch, 1)[0]
   np.testing.assert_allclose(values, values[0], rtol=1e-6)
   assert abs(values[0] - plain) > 1e-3
+
+
+def test_no_step_of_one_seed_has_the_dropout_of_another_step_or_seed(
+  tiny, params, batch
+):
+  method = methods.METHODS['in_batch']
+  values = []
+  for seed in (0, 3):
+    config = dataclasses.replace(tiny, dropout_rate=0.3, seed=seed)
+    for step in (0, 3):
+      found = loss_and_grads(config, method, params, batch, 1, step)
+      values.append(float(found[0]))
+  assert len(set(values)) == 4
 
 
 def test_accuracy_is_the_share_of_positives_above_all_negatives(

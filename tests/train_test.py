@@ -105,18 +105,14 @@ def read_params(config, step):
 def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
   """The table that a refresh publishes is what the step is given."""
   config = dataclasses.replace(tiny, max_steps=6, num_devices=1)
-  planted = {}
+  real_mining = mine.hard_negatives
 
-  def plant(rank, positives, top_k, seed, what):
-    real, counts = mine.hard_negatives.__wrapped__(
-      rank, positives, top_k, seed, what
-    )
-    planted['table'] = real[:, ::-1] * 0 + np.arange(top_k, dtype=np.int32)
-    return planted['table'], counts
+  def plant(rank, positives, top_k, *rest):
+    mined, counts = real_mining(rank, positives, top_k, *rest)
+    planted = np.broadcast_to(np.arange(top_k, dtype=np.int32), mined.shape)
+    return planted.copy(), counts
 
-  plant_from = mine.hard_negatives
   monkeypatch.setattr(mine, 'hard_negatives', plant)
-  mine.hard_negatives.__wrapped__ = plant_from
   seen = []
   real_shard = train.devices_lib.shard
 
@@ -174,11 +170,52 @@ def test_what_is_not_finite_stops_and_keeps_the_last_checkpoint(
     ({'top_k': 149}, '--top_k and the positives of a query .* found 149'),
     ({'hard_negatives': 11}, '--hard_negatives, .* found 11 and 10'),
     ({'index': 'Nothing'}, '--index must be a FAISS factory string'),
+    ({'index': 'IVF256,Flat'}, '--index must have at most as many lists'),
+    ({'num_heads': 3}, '--num_heads must divide --hidden_size'),
+    ({'init_from': '/nowhere'}, 'must be a folder with a config.json'),
   ],
 )
-def test_settings_that_cannot_be_used_are_refused(tiny, change, expected):
+def test_settings_that_cannot_be_used_leave_nothing_half_made(
+  tiny, change, expected
+):
   with pytest.raises(config_lib.BadInput, match=expected):
     train.run(dataclasses.replace(tiny, **change))
+  # What is made of the data alone is whole, and good for the next start.
+  left = {path.name for path in pathlib.Path(tiny.workdir).glob('*')}
+  assert left <= {'datasets', 'tokens'}
+
+
+def test_a_row_that_never_mines_may_have_a_corpus_below_its_top_k(tiny):
+  config = dataclasses.replace(
+    tiny, method='in_batch', top_k=200, max_steps=1, num_devices=1
+  )
+  assert train.run(config)['mrr@10'] >= 0
+
+
+@pytest.mark.parametrize(('kept', 'left'), [(1, [8, 12]), (2, [8, 10, 12])])
+def test_the_newest_checkpoints_are_kept_and_the_best_and_that_in_use(
+  kept, left, tiny, monkeypatch
+):
+  config = dataclasses.replace(
+    tiny,
+    num_devices=1,
+    steps_per_checkpoint=2,
+    checkpoints_to_keep=kept,
+    max_steps=12,
+  )
+  numbers = []
+  real = checkpoint.Checkpoints.save
+
+  def save(self, state, step):
+    numbers.append(len(checkpoint.committed_steps(config.workdir)))
+    return real(self, state, step)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
+  monkeypatch.setattr(checkpoint, 'best', lambda workdir, steps: 8)
+  train.run(config)
+  # Step 12 is the refresh in use too; what precedes a save is whole.
+  assert checkpoint.committed_steps(config.workdir) == left
+  assert min(numbers[1:]) >= 1
 
 
 def test_data_that_changed_under_a_run_is_refused(tiny, tmp_path):

@@ -282,6 +282,10 @@ def test_a_tensor_too_few_too_many_or_too_small_is_named(
     ({'model_type': 'electra'}, 'model_type electra'),
     ({'model_type': 'distilbert'}, 'model_type distilbert'),
     ({'hidden_act': 'silu'}, 'hidden_act silu'),
+    (
+      {'model_type': 'roberta', 'pad_token_id': 0},
+      'a RoBERTa of pad_token_id 0 instead of 1',
+    ),
     ({'model_type': 'nothing-known'}, 'none that loads'),
   ],
 )
@@ -372,6 +376,7 @@ def test_a_length_beyond_the_positions_is_refused(saved, tiny):
     ({'pooling_mode': 'max'}, r"pooling must be cls or mean; found \['max'\]"),
     ({'prompts': {'query': 'query: '}}, r"prompts \['query: '\]"),
     ({'do_lower_case': True}, 'do_lower_case'),
+    ({'similarity_fn_name': 'euclidean'}, 'similarity euclidean'),
   ],
 )
 def test_what_a_sentence_transformer_has_and_we_do_not_is_refused(
@@ -395,12 +400,24 @@ def test_what_a_sentence_transformer_has_and_we_do_not_is_refused(
     json.dumps({'pooling_mode': mode})
   )
   (folder / 'config_sentence_transformers.json').write_text(
-    json.dumps({'prompts': changes.get('prompts', {})})
+    json.dumps(
+      {
+        'prompts': changes.get('prompts', {}),
+        'similarity_fn_name': changes.get('similarity_fn_name'),
+      }
+    )
   )
   (folder / 'sentence_bert_config.json').write_text(
     json.dumps({'do_lower_case': changes.get('do_lower_case', False)})
   )
   with pytest.raises(config_lib.BadInput, match=expected):
+    load(tiny, init_from=str(folder))
+
+
+def test_a_tokenizer_of_more_words_than_the_embedding_is_refused(saved, tiny):
+  folder, _ = saved
+  tokens.train_vocabulary(TEXTS, 70).save_pretrained(folder)
+  with pytest.raises(config_lib.BadInput, match='fit the 60 rows .* id 69'):
     load(tiny, init_from=str(folder))
 
 
