@@ -1,8 +1,10 @@
 """metrics.jsonl has each (step, name) once, whatever was killed when."""
 
+import fcntl
 import json
 import os
 import signal
+import threading
 
 import pytest
 
@@ -67,6 +69,22 @@ def test_a_job_beside_the_trainer_loses_none_of_its_lines(tmp_path):
   metrics.write(2, {'train/loss': 2})
   metrics.close()
   assert logs.series(tmp_path, 'train/loss') == {1: 1.0, 2: 2.0}
+  assert logs.series(tmp_path, 'test/mrr@10') == {1: 0.1}
+
+
+def test_a_writer_waits_for_the_one_before_it(tmp_path):
+  """Each reads the lines and writes them anew: both at once would lose one."""
+  other = os.open(tmp_path, os.O_RDONLY)
+  fcntl.flock(other, fcntl.LOCK_EX)
+  writer = threading.Thread(
+    target=logs.replace, args=(tmp_path, 1, {'test/mrr@10': 0.1})
+  )
+  writer.start()
+  writer.join(timeout=0.5)
+  assert writer.is_alive()
+  assert not (tmp_path / 'metrics.jsonl').exists()
+  os.close(other)
+  writer.join()
   assert logs.series(tmp_path, 'test/mrr@10') == {1: 0.1}
 
 
