@@ -1,11 +1,14 @@
 """Orbax: one Composite checkpoint a save.
 
 Items: `params`, read alone for the handoff to a refresh, `opt_state`, and
-`meta`. Orbax makes a step visible whole or not at all.
+`meta`. Orbax makes a step visible whole or not at all; it neither syncs nor
+hashes it, so a manifest does, and a step without one is not there.
 """
 
+from concurrent import futures
 import hashlib
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -13,41 +16,80 @@ import orbax.checkpoint as ocp
 
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
+from ance_jax import handoff
 from ance_jax import logs
 
 
+class SaveFailed(RuntimeError):
+  """A checkpoint could not be written."""
+
+
 class Checkpoints:
-  """Writes the checkpoints of a run, in the background."""
+  """Writes the checkpoints of a run, in the background.
+
+  Only one object of a process writes a folder: what an earlier one left
+  uncommitted there is removed.
+  """
 
   def __init__(self, workdir):
+    remove_uncommitted(workdir)
+    self._workdir = workdir
+    self._background = futures.ThreadPoolExecutor(1)
+    self._saving = None
     self._manager = ocp.CheckpointManager(
       _folder(workdir),
       options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
     )
 
-  def save(self, state, step):
+  def save(self, state, step, about=None):
     """Begins to save a `steps.State`; `wait` makes sure that it is there.
 
+    Args:
+      state: The state; it may be donated as soon as this returns.
+      step: int, its step.
+      about: dict for the manifest, or None.
+
     Raises:
-      RuntimeError: Orbax did not take it, or an earlier one failed.
+      SaveFailed: Orbax did not take it, or an earlier one failed.
     """
-    self._manager.wait_until_finished()
-    saved = self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
-        opt_state=ocp.args.StandardSave(state.opt_state),
-        meta=ocp.args.JsonSave({'step': step}),
-      ),
-    )
-    if not saved:
-      raise RuntimeError(
-        f'Orbax refused to save the checkpoint of step {step}.'
+    self.wait()
+    try:
+      saved = self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardSave(state.params),
+          opt_state=ocp.args.StandardSave(state.opt_state),
+          meta=ocp.args.JsonSave({'step': step}),
+        ),
       )
+    except Exception as error:
+      raise _failed(step, error) from error
+    if not saved:
+      raise _failed(step, 'Orbax refused it')
+    about = {**(about or {}), 'step': step}
+    self._saving = step, self._background.submit(self._commit, step, about)
+
+  def _commit(self, step, about):
+    self._manager.wait_until_finished()
+    handoff.seal(_folder(self._workdir) / str(step), about)
+
+  def check(self):
+    """Raises `SaveFailed` if what was begun is known to have failed."""
+    if self._saving and self._saving[1].done():
+      self.wait()
 
   def wait(self):
-    """Returns once all that was saved is committed."""
-    self._manager.wait_until_finished()
+    """Returns once all that was saved is committed.
+
+    Raises:
+      SaveFailed: It could not be.
+    """
+    if self._saving:
+      (step, saving), self._saving = self._saving, None
+      try:
+        saving.result()
+      except Exception as error:
+        raise _failed(step, error) from error
 
   def restore(self, step, like):
     """Returns the `steps.State` of a step, laid out as `like` is."""
@@ -71,7 +113,11 @@ class Checkpoints:
 
   def close(self):
     """Waits, and lets go of the folder."""
-    self._manager.close()
+    try:
+      self.wait()
+    finally:
+      self._background.shutdown()
+      self._manager.close()
 
 
 def read_params(workdir, step, shapes, devices):
@@ -96,6 +142,7 @@ def read_params(workdir, step, shapes, devices):
       f'a checkpoint that is read must be committed; found steps {committed} '
       f'in {workdir}, not {step}; choose one of them.'
     )
+  handoff.read_manifest(_folder(workdir) / str(step), only='params/')
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(_folder(workdir) / str(step) / 'params', like)
 
@@ -103,7 +150,56 @@ def read_params(workdir, step, shapes, devices):
 def committed_steps(workdir):
   """Returns the steps that have a whole checkpoint, in order."""
   folder = _folder(workdir)
+  return [n for n in _orbax_steps(folder) if handoff.is_sealed(folder / str(n))]
+
+
+def newest_whole(workdir):
+  """Returns (step, manifest) of the newest checkpoint that is not damaged.
+
+  Those that are damaged are set aside, and a line says what was lost.
+
+  Returns:
+    (None, None) if no checkpoint was ever committed.
+
+  Raises:
+    Damaged: Checkpoints were committed, and none of them is whole.
+  """
+  committed = committed_steps(workdir)
+  for step in reversed(committed):
+    path = _folder(workdir) / str(step)
+    try:
+      return step, handoff.read_manifest(path)
+    except handoff.Damaged as damaged:
+      aside = pathlib.Path(workdir) / f'damaged-checkpoint-{step}'
+      # Orbax takes each name in its own folder for a step.
+      path.rename(aside)
+      logs.say(f'{damaged} The checkpoint of step {step} is now {aside}.')
+      damaged_ones = damaged
+  if committed:
+    raise handoff.Damaged(
+      f'a run must have a whole checkpoint to go on from; all {len(committed)} '
+      f'of {workdir} are damaged ({damaged_ones}); give back a copy, or name '
+      'another --workdir to begin anew.'
+    )
+  return None, None
+
+
+def remove_uncommitted(workdir):
+  """Deletes what a killed process began to save."""
+  folder = _folder(workdir)
+  for step in set(_orbax_steps(folder)) - set(committed_steps(workdir)):
+    shutil.rmtree(folder / str(step))
+
+
+def _orbax_steps(folder):
   return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+
+def _failed(step, why):
+  return SaveFailed(
+    f'the checkpoint of step {step} could not be written ({why}); those before '
+    'it are whole: make room or mend the disk, and give the same command.'
+  )
 
 
 def choose(workdir, which):

@@ -1,7 +1,7 @@
 """The encoding pass: token rows -> embeddings, jitted, over all devices.
 
 A corpus is encoded in blocks of consecutive rows, whatever the devices, each a
-file that is there whole or not at all; what is there is not made again.
+folder that is there whole or not at all; what is there is not made again.
 """
 
 import collections
@@ -150,21 +150,21 @@ def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
     share of real tokens in what was computed, None if nothing was.
   """
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  handoff.remove_unfinished(folder)
   lengths = token_rows.lengths()
   real = computed = 0
   paths = []
   for start in range(0, len(token_rows), rows_per_block):
     rows = np.arange(start, min(start + rows_per_block, len(token_rows)))
-    paths.append(folder / f'{start // rows_per_block:05d}.npy')
-    if paths[-1].exists():
+    block = folder / f'{start // rows_per_block:05d}'
+    paths.append(block / 'embeddings.npy')
+    if handoff.find(block, {}):
       continue
     what = f'encode block {len(paths)}/{-(-len(token_rows) // rows_per_block)}'
     embeddings, tokens = encode_rows(encoder, params, token_rows, what, rows)
     real, computed = real + lengths[rows].sum(), computed + tokens
-    with handoff.writing(paths[-1]) as file:
-      np.save(file, embeddings)
+    about = {'start': start, 'rows': len(rows)}
+    with handoff.publish(block, about) as unfinished:
+      np.save(unfinished / 'embeddings.npy', embeddings)
   share = float(real / computed) if computed else None
   return [np.load(path, mmap_mode='r') for path in paths], share
 

@@ -2,7 +2,8 @@
 
 A folder is written under another name, every file of it is hashed and synced
 to disk, `manifest.json` comes last, and a rename makes it visible. A folder
-without a manifest does not exist for any reader here.
+without a manifest does not exist for any reader here, and what a manifest names
+is checked before it is read.
 """
 
 import contextlib
@@ -12,17 +13,23 @@ import os
 import pathlib
 import shutil
 
+import tqdm
+
 from ance_jax import config as config_lib
 
 MANIFEST = 'manifest.json'
 _UNFINISHED = '.unfinished'
 
 
+class Damaged(config_lib.BadInput):
+  """A file is not what was written, or is gone."""
+
+
 @contextlib.contextmanager
 def writing(path):
   """Gives a binary file, which is seen as `path` once all of it is on disk."""
   path = pathlib.Path(path)
-  unfinished = path.with_name(path.name + _UNFINISHED)
+  unfinished = _unfinished(path)
   with open(unfinished, 'wb') as file:
     yield file
     file.flush()
@@ -51,44 +58,120 @@ def publish(folder, manifest):
   """
   folder = pathlib.Path(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = folder.with_name(folder.name + _UNFINISHED)
-  shutil.rmtree(unfinished, ignore_errors=True)
+  unfinished, old = _unfinished(folder), _unfinished(folder, 'old')
+  for path in (unfinished, old):
+    shutil.rmtree(path, ignore_errors=True)
   unfinished.mkdir()
   yield unfinished
-  files = sorted(p for p in unfinished.rglob('*') if p.is_file())
-  hashes = {str(p.relative_to(unfinished)): _synced_hash(p) for p in files}
-  for path in unfinished.rglob('*'):
-    if path.is_dir():
-      _sync_folder(path)
-  text = json.dumps({**manifest, 'files': hashes}, indent=1)
-  write_text(unfinished / MANIFEST, text)
+  seal(unfinished, manifest)
+  # In one rename each: a folder that is half removed would be seen as damaged.
   if folder.exists():
-    shutil.rmtree(folder)
+    os.rename(folder, old)
   os.rename(unfinished, folder)
   _sync_folder(folder.parent)
+  shutil.rmtree(old, ignore_errors=True)
 
 
-def read_manifest(folder):
+def seal(folder, manifest):
+  """Syncs and hashes all files of a folder, and writes its manifest last.
+
+  Args:
+    folder: Path of a folder that is not written to any more.
+    manifest: dict for `manifest.json`, to which the hashes are added.
+  """
+  folder = pathlib.Path(folder)
+  files = sorted(p for p in folder.rglob('*') if p.is_file())
+  hashes = {str(p.relative_to(folder)): _synced_hash(p) for p in files}
+  for path in folder.rglob('*'):
+    if path.is_dir():
+      _sync_folder(path)
+  write_json(folder / MANIFEST, {**manifest, 'files': hashes})
+
+
+def is_sealed(folder):
+  """Returns whether a folder has its manifest."""
+  return (pathlib.Path(folder) / MANIFEST).is_file()
+
+
+def read_manifest(folder, only=''):
   """Returns the manifest of a published folder, its files checked.
+
+  Args:
+    folder: Path of the folder.
+    only: Check no more than the files whose names in it begin so.
 
   Returns:
     The dict given to `publish`, or None if no such folder was published.
 
   Raises:
-    BadInput: A file is missing or is not what was published.
+    Damaged: A file is missing or is not what was published.
   """
   folder = pathlib.Path(folder)
-  if not (folder / MANIFEST).exists():
+  if not is_sealed(folder):
     return None
-  manifest = json.loads((folder / MANIFEST).read_text())
+  manifest = read_json(folder / MANIFEST)
   for name, expected in manifest['files'].items():
     path = folder / name
-    if not path.exists() or file_hash(path) != expected:
-      raise config_lib.BadInput(
-        f'a published file must stay as it was; {path} is missing or was '
-        f'changed; remove {folder} to have it made again.'
-      )
+    if name.startswith(only) and (
+      not path.is_file() or file_hash(path) != expected
+    ):
+      raise _damaged(path)
   return manifest
+
+
+def find(folder, about):
+  """Returns the manifest of a published folder, if it can be used.
+
+  A damaged one is set aside, and a line says so: what can be made again is.
+
+  Args:
+    folder: Path of the folder.
+    about: dict that the manifest must hold.
+
+  Returns:
+    The manifest; None if the folder is to be made.
+  """
+  try:
+    manifest = read_manifest(folder)
+  except Damaged as damaged:
+    aside = set_aside(folder)
+    tqdm.tqdm.write(f'{damaged} It is now {aside}, and is made again.')
+    return None
+  usable = manifest is not None and about.items() <= manifest.items()
+  return manifest if usable else None
+
+
+def set_aside(path):
+  """Renames what is damaged, and returns its new path."""
+  path = pathlib.Path(path)
+  number = 1
+  while (aside := path.with_name(f'{path.name}.damaged-{number}')).exists():
+    number += 1
+  os.rename(path, aside)
+  _sync_folder(path.parent)
+  return aside
+
+
+def write_json(path, value):
+  """Writes a dict as JSON that holds its own hash."""
+  write_text(path, _hashed_json(value))
+
+
+def read_json(path):
+  """Returns the dict that `write_json` wrote.
+
+  Raises:
+    Damaged: It is missing, or one bit of it is another.
+  """
+  try:
+    text = pathlib.Path(path).read_text()
+    value = json.loads(text)
+    del value['sha256']
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise _damaged(path) from error
+  if text != _hashed_json(value):
+    raise _damaged(path)
+  return value
 
 
 def file_hash(path):
@@ -98,12 +181,45 @@ def file_hash(path):
 
 
 def remove_unfinished(folder):
-  """Removes what a killed writer left in `folder`."""
-  for path in pathlib.Path(folder).glob(f'*{_UNFINISHED}'):
+  """Removes what killed writers left in `folder`, at any depth."""
+  for path in sorted(pathlib.Path(folder).rglob(f'*{_UNFINISHED}')):
+    if _writer_lives(path):
+      continue
     if path.is_dir():
       shutil.rmtree(path)
     else:
-      path.unlink()
+      path.unlink(missing_ok=True)  # It went with a folder above it.
+
+
+def _unfinished(path, part='new'):
+  """Returns the name under which this process writes `path`."""
+  return path.with_name(f'{path.name}.{part}-{os.getpid()}{_UNFINISHED}')
+
+
+def _writer_lives(path):
+  """Returns whether another process of this machine is writing `path`."""
+  process = int(path.name.removesuffix(_UNFINISHED).rsplit('-', 1)[1])
+  # A restarted container gives the same id again: what is ours is left over.
+  if process == os.getpid():
+    return False
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  return True
+
+
+def _hashed_json(value):
+  digest = hashlib.sha256(json.dumps(value).encode()).hexdigest()
+  return json.dumps({**value, 'sha256': digest}, indent=1)
+
+
+def _damaged(path):
+  return Damaged(
+    f'a file must stay as it was written; {path} is missing or was changed.'
+  )
 
 
 def _synced_hash(path):

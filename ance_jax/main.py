@@ -15,6 +15,7 @@ from absl import flags
 from absl import logging
 import jax
 
+from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import evaluate
 from ance_jax import logs
@@ -31,7 +32,9 @@ _JOBS = {
   'search': evaluate.search,
   'report': report.run,
 }
-# Exit codes: what the user gave cannot be used; a shell's for SIGTERM, Ctrl-C.
+# Exit codes: a disk failed; what the user gave cannot be used; a shell's for
+# SIGTERM, Ctrl-C.
+_FAILED = 1
 _BAD_INPUT, _STOPPED, _INTERRUPTED = 2, 143, 130
 
 
@@ -46,6 +49,17 @@ def main(argv):
   except (config_lib.BadInput, FloatingPointError) as error:
     print(f'ance_jax: {error}', file=sys.stderr)
     return _BAD_INPUT
+  except checkpoint.SaveFailed as error:
+    print(f'ance_jax: {error}', file=sys.stderr)
+    return _FAILED
+  except OSError as error:
+    print(
+      f'ance_jax: a file could not be read or written ({error}); what was '
+      'committed is whole: make room or mend the disk, and give the same '
+      'command.',
+      file=sys.stderr,
+    )
+    return _FAILED
   except logs.Stopped as stopped:
     print(
       f'ance_jax: stopped on request in {stopped}; the same command goes on '

@@ -46,8 +46,7 @@ def refresh(run, step, *, before=None):
   weights_hash = checkpoint.weights_hash(params)
   about = {'step': step, 'weights_hash': weights_hash, **_sources(run)}
   folder = _folder(run, step)
-  published = handoff.read_manifest(folder)
-  if published and about.items() <= published.items():
+  if published := handoff.find(folder, about):
     return published
   indexed = evaluate.index_corpus(run, params, watch)
   negatives, mined = _mine(run, params, indexed, watch)
@@ -69,18 +68,16 @@ def refresh(run, step, *, before=None):
 
 
 def load(run, step):
-  """Returns the (Q, K) int32 negatives of a published refresh, as a map.
+  """Returns the (Q, K) int32 negatives of a refresh, as a map.
+
+  Where it is gone or damaged it is made again, of the checkpoint of its step.
 
   Raises:
-    BadInput: They are not there, damaged, or of other data or settings.
+    BadInput: That checkpoint is not there, or damaged too.
   """
-  published = handoff.read_manifest(_folder(run, step))
-  if not published or not _sources(run).items() <= published.items():
-    raise config_lib.BadInput(
-      'the negatives in use must be there, of this data and these settings; '
-      f'found {"others" if published else "none"} in {_folder(run, step)}; '
-      f'make them again with --job=refresh --checkpoint={step}.'
-    )
+  if not handoff.find(_folder(run, step), _sources(run)):
+    logs.say(f'the refresh of step {step} is not there: it is made again')
+    refresh(run, step)
   return np.load(_folder(run, step) / 'negatives.npy', mmap_mode='r')
 
 
@@ -89,8 +86,7 @@ def bm25_negatives(run):
   config = run.config
   about = {**_sources(run), 'k1': config.bm25_k1, 'b': config.bm25_b}
   folder = run.workdir / 'bm25'
-  published = handoff.read_manifest(folder)
-  if not published or not about.items() <= published.items():
+  if not handoff.find(folder, about):
     split = run.splits[config.train_split]
     texts = list(tokens.passage_texts(run.corpus))
     rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)

@@ -1,6 +1,5 @@
 """What the jobs of a run share: its data as rows, its model, its folder."""
 
-import json
 import pathlib
 from typing import NamedTuple
 
@@ -62,8 +61,8 @@ def begin(config, split_names):
 def write(run):
   """Writes what `go_on` needs into the folder of a new run, flags last."""
   hashes = {name: split.hash for name, split in run.splits.items()}
-  text = json.dumps({'corpus': run.corpus.hash, 'splits': hashes}, indent=1)
-  handoff.write_text(run.workdir / _DATA_FILE, text)
+  began = {'corpus': run.corpus.hash, 'splits': hashes}
+  handoff.write_json(run.workdir / _DATA_FILE, began)
   weights.save_model(run.config.workdir, run.retriever, run.tokenizer)
   write_flags(run.config)
 
@@ -75,7 +74,7 @@ def go_on(config, split_names):
     BadInput: The data is not what the run began with.
   """
   dataset = corpora.load(config, split_names)
-  began = json.loads((pathlib.Path(config.workdir) / _DATA_FILE).read_text())
+  began = handoff.read_json(pathlib.Path(config.workdir) / _DATA_FILE)
   compared = {'the corpus': (dataset.corpus.hash, began['corpus'])}
   for name, split in dataset.splits.items():
     old = began['splits'].get(name, split.hash)  # Test has none.
@@ -159,7 +158,6 @@ def write_flags(config):
 def _run(config, dataset, retriever, tokenizer):
   folder = pathlib.Path(config.workdir) / 'tokens'
   folder.mkdir(exist_ok=True)
-  handoff.remove_unfinished(folder)
   corpus = dataset.corpus
   passages = tokens.token_rows(
     tokenizer,

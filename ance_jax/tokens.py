@@ -147,7 +147,7 @@ def token_rows(
     f'{backend.to_str()} {length} {TITLE_SEPARATOR!r} {content_hash}'.encode()
   ).hexdigest()
   kept = pathlib.Path(folder) / f'{what}-{key[:16]}'
-  manifest = handoff.read_manifest(kept)
+  manifest = handoff.find(kept, {})
   if manifest is None:
     backend.enable_truncation(length)
     batches = logs.progress(

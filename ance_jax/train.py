@@ -115,14 +115,14 @@ def check(config):
 def _begin(config):
   """Returns (Run, parameters, step); no parameters where a run goes on."""
   splits = (config.train_split, config.dev_split)
-  saved = checkpoint.committed_steps(config.workdir)
-  if not saved:
+  handoff.remove_unfinished(config.workdir)
+  step, saved = checkpoint.newest_whole(config.workdir)
+  if saved is None:
     this, params = runs.begin(config, splits)
     refresh.check(this)
     runs.write(this)
     logs.say(f'training {config.workdir} from step 0')
     return this, params, 0
-  step = saved[-1]
   if step > config.max_steps:
     raise config_lib.BadInput(
       f'--max_steps must be at least the {step} steps made; found '
@@ -190,6 +190,7 @@ def _train(parts, make_step, state, step, until, in_use):
     for batch in bar:
       state, metrics = train_step(state, batch)
       step += 1
+      parts.checkpoints.check()
       # The device works on this step while the host reads the last one's.
       if waiting:
         _log_step(parts, *waiting, in_use)

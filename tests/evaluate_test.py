@@ -131,11 +131,11 @@ def test_encode_writes_the_embeddings_that_search_and_evaluate_use(
   out = capsys.readouterr().out
   assert '150 rows in 3 blocks' in out
   folder = pathlib.Path(out.strip().rsplit(': ', 1)[1])
-  blocks = [np.load(path) for path in sorted(folder.iterdir())]
+  blocks = [np.load(path) for path in sorted(folder.glob('*/*.npy'))]
   assert [len(block) for block in blocks] == [64, 64, 22]
-  stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+  stamps = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
   evaluate.run(dataclasses.replace(config, job='evaluate'))
-  assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+  assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == stamps
 
 
 @pytest.mark.parametrize('retriever', ['model', 'bm25'])

@@ -113,6 +113,8 @@ def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
   other = checkpoint.read_params(run.workdir, 0, shapes, run.devices)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder / '6' / 'params', other, force=True)
+  (folder / '6' / handoff.MANIFEST).unlink()
+  handoff.seal(folder / '6', {'step': 6})
   after = refresh.refresh(run, 6)
   assert after['weights_hash'] != before['weights_hash']
   assert after['weights_hash'] == checkpoint.weights_hash(other)

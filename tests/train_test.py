@@ -233,13 +233,57 @@ def test_data_that_changed_under_a_run_is_refused(tiny, tmp_path):
     train.run(dataclasses.replace(config, max_steps=2))
 
 
-def test_a_damaged_table_of_negatives_is_refused(tiny):
+def test_a_damaged_table_of_negatives_is_made_again_of_its_checkpoint(
+  tiny, capsys
+):
   config = dataclasses.replace(tiny, max_steps=5, num_devices=1)
   train.run(config)
   (path,) = pathlib.Path(tiny.workdir).glob('refresh/*/negatives.npy')
-  path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(config_lib.BadInput, match='missing or was changed'):
-    refresh.load(runs.go_on(config, ('train', 'dev')), 4)
+  whole = path.read_bytes()
+  path.write_bytes(whole[:-1])
+  run = runs.go_on(config, ('train', 'dev'))
+  assert refresh.load(run, 4).shape == (48, 10)
+  assert path.read_bytes() == whole
+  out = capsys.readouterr().out
+  assert 'negatives.npy is missing or was changed' in out
+  assert '00000004.damaged-1' in out
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(
+  tiny, capsys
+):
+  config = dataclasses.replace(tiny, num_devices=1, steps_per_checkpoint=2)
+  train.run(config)
+  expected = logs.series(config.workdir, 'train/loss')
+  checkpoints = pathlib.Path(config.workdir, 'checkpoints')
+  _flip_a_bit(max((checkpoints / '12').rglob('*'), key=_size))
+  train.run(config)
+  out = capsys.readouterr().out
+  assert 'is missing or was changed. The checkpoint of step 12 is now' in out
+  assert 'goes on from the checkpoint of step 10' in out
+  assert logs.series(config.workdir, 'train/loss') == expected
+  assert pathlib.Path(config.workdir, 'damaged-checkpoint-12').is_dir()
+
+
+def test_a_run_without_a_whole_checkpoint_never_begins_anew(tiny):
+  config = dataclasses.replace(tiny, num_devices=1, checkpoints_to_keep=1)
+  train.run(config)
+  for folder in pathlib.Path(config.workdir, 'checkpoints').iterdir():
+    _flip_a_bit(folder / 'manifest.json')
+  before = logs.read(config.workdir)
+  with pytest.raises(config_lib.BadInput, match='must have a whole checkpoint'):
+    train.run(config)
+  assert logs.read(config.workdir) == before
+
+
+def _size(path):
+  return path.stat().st_size if path.is_file() else -1
+
+
+def _flip_a_bit(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 4
+  path.write_bytes(content)
 
 
 def test_settings_can_be_mended_after_a_start_that_failed(tiny):
