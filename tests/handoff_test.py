@@ -1,6 +1,7 @@
 """A published folder is whole, or it is not there."""
 
 import json
+import os
 
 import pytest
 
@@ -88,3 +89,41 @@ def test_a_file_keeps_its_old_content_until_the_new_one_is_whole(tmp_path):
   assert path.read_text() == 'old'
   handoff.write_text(path, 'new')
   assert path.read_text() == 'new'
+
+
+def test_every_single_bit_of_a_manifest_is_checked(tmp_path):
+  with handoff.publish(tmp_path / 'made', {'step': 3, 'k': 0.5}) as folder:
+    (folder / 'part').write_text('one')
+  path = tmp_path / 'made' / handoff.MANIFEST
+  whole = path.read_bytes()
+  for bit in range(8 * len(whole)):
+    content = bytearray(whole)
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with pytest.raises(handoff.Damaged):
+      handoff.read_manifest(tmp_path / 'made')
+
+
+def test_what_is_damaged_is_set_aside_to_be_made_again(tmp_path, capsys):
+  for number in (1, 2):
+    with handoff.publish(tmp_path / 'made', {'step': 3}) as folder:
+      (folder / 'part').write_text('one')
+    assert handoff.find(tmp_path / 'made', {'step': 3})['step'] == 3
+    assert handoff.find(tmp_path / 'made', {'step': 4}) is None
+    (tmp_path / 'made' / 'part').write_text('two')
+    assert handoff.find(tmp_path / 'made', {'step': 3}) is None
+    assert (tmp_path / f'made.damaged-{number}' / 'part').exists()
+    assert f'It is now {tmp_path}/made.damaged-{number}' in (
+      capsys.readouterr().out
+    )
+
+
+def test_what_another_living_process_writes_is_not_removed(tmp_path):
+  ours, theirs, dead = (
+    tmp_path / f'file.new-{number}.unfinished'
+    for number in (os.getpid(), os.getppid(), 2**22 + 1)
+  )
+  for path in (ours, theirs, dead):
+    path.write_text('half')
+  handoff.remove_unfinished(tmp_path)
+  assert list(tmp_path.iterdir()) == [theirs]
