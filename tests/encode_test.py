@@ -104,6 +104,11 @@ def test_the_pass_goes_on_at_the_block_where_it_was_stopped(
     stopping, placed, rows, tmp_path, rows_per_block=50
   )
   assert share is None
+  damaged = tmp_path / '00002' / 'embeddings.npy'
+  whole = damaged.read_bytes()
+  damaged.write_bytes(whole[:-4] + b'1234')
+  encode.encode_corpus(encoder, placed, rows, tmp_path, rows_per_block=50)
+  assert damaged.read_bytes() == whole
 
 
 @pytest.mark.parametrize('num_devices', [1, 8])
