@@ -33,6 +33,7 @@ setuptools.setup(
     'optax>=0.2.6,<0.3',
     # 1.0 is announced to make another interface the top level.
     'orbax-checkpoint>=0.12.3,<1.0',
+    'psutil>=5.9',
     'PyStemmer>=2.2',
     'safetensors>=0.5',
     'scipy>=1.13',

@@ -1,14 +1,15 @@
 """Orbax: one Composite checkpoint a save.
 
 Items: `params`, read alone for the handoff to a refresh, `opt_state`, and
-`meta`. Orbax makes a step visible whole or not at all; it neither syncs nor
-hashes it, so a manifest does, and a step without one is not there.
+`meta`. Beside them lies `record/`, small files: with them a checkpoint holds
+all that a run goes on from. Orbax makes a step visible whole or not at all; it
+neither syncs nor hashes it, so a manifest does, and a step without one is not
+there.
 """
 
 from concurrent import futures
 import hashlib
 import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from ance_jax import devices as devices_lib
 from ance_jax import handoff
 from ance_jax import logs
 
+_RECORD = 'record'
+
 
 class SaveFailed(RuntimeError):
   """A checkpoint could not be written."""
@@ -27,11 +30,12 @@ class SaveFailed(RuntimeError):
 class Checkpoints:
   """Writes the checkpoints of a run, in the background.
 
-  Only one object of a process writes a folder: what an earlier one left
-  uncommitted there is removed.
+  Only one object writes a folder: what an earlier one left uncommitted there
+  is removed.
   """
 
   def __init__(self, workdir):
+    handoff.make_folder(_folder(workdir))
     remove_uncommitted(workdir)
     self._workdir = workdir
     self._background = futures.ThreadPoolExecutor(1)
@@ -41,13 +45,14 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
     )
 
-  def save(self, state, step, about=None):
+  def save(self, state, step, record=None, about=None):
     """Begins to save a `steps.State`; `wait` makes sure that it is there.
 
     Args:
       state: The state; it may be donated as soon as this returns.
       step: int, its step.
-      about: dict for the manifest, or None.
+      record: {name: bytes} of the files for `read_record`; '/' parts folders.
+      about: dict for the manifest.
 
     Raises:
       SaveFailed: Orbax did not take it, or an earlier one failed.
@@ -67,11 +72,17 @@ class Checkpoints:
     if not saved:
       raise _failed(step, 'Orbax refused it')
     about = {**(about or {}), 'step': step}
-    self._saving = step, self._background.submit(self._commit, step, about)
+    commit = self._background.submit(self._commit, step, record or {}, about)
+    self._saving = step, commit
 
-  def _commit(self, step, about):
+  def _commit(self, step, record, about):
     self._manager.wait_until_finished()
-    handoff.seal(_folder(self._workdir) / str(step), about)
+    folder = _folder(self._workdir) / str(step)
+    for name, content in record.items():
+      path = folder / _RECORD / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content)
+    handoff.seal(folder, about)
 
   def check(self):
     """Raises `SaveFailed` if what was begun is known to have failed."""
@@ -111,6 +122,14 @@ class Checkpoints:
     for step in set(self._manager.all_steps()) - set(wanted):
       self._manager.delete(step)
 
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *_):
+    # Who interrupts a second time does not wait for a save either.
+    if kind is not KeyboardInterrupt:
+      self.close()
+
   def close(self):
     """Waits, and lets go of the folder."""
     try:
@@ -145,6 +164,26 @@ def read_params(workdir, step, shapes, devices):
   handoff.read_manifest(_folder(workdir) / str(step), only='params/')
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(_folder(workdir) / str(step) / 'params', like)
+
+
+def read_record(workdir, step):
+  """Returns the {name: bytes} that a committed checkpoint was saved with.
+
+  Raises:
+    Damaged: One of them is missing or is not what was saved.
+  """
+  folder = _folder(workdir) / str(step)
+  manifest = handoff.read_manifest(folder, only=f'{_RECORD}/')
+  names = [n for n in manifest['files'] if n.startswith(f'{_RECORD}/')]
+  return {
+    name.removeprefix(f'{_RECORD}/'): (folder / name).read_bytes()
+    for name in names
+  }
+
+
+def record_folder(workdir, step):
+  """Returns the folder that holds the files of `read_record`."""
+  return _folder(workdir) / str(step) / _RECORD
 
 
 def committed_steps(workdir):
@@ -188,7 +227,8 @@ def remove_uncommitted(workdir):
   """Deletes what a killed process began to save."""
   folder = _folder(workdir)
   for step in set(_orbax_steps(folder)) - set(committed_steps(workdir)):
-    shutil.rmtree(folder / str(step))
+    logs.say(f'removed the save of step {step}, which was never finished')
+    handoff.remove_folder(folder / str(step))
 
 
 def _orbax_steps(folder):

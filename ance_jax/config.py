@@ -53,6 +53,15 @@ class Config:
   num_devices: int = knob(
     0, 'Local accelerators to use; 0 uses all.', may_change=True
   )
+  dry_run: bool = knob(
+    False,
+    'Only print what --job=train will need of disk, memory and devices, with '
+    'the arithmetic, once the data is read.',
+    may_change=True,
+  )
+  debug: bool = knob(
+    False, 'Show where an error comes from: its traceback.', may_change=True
+  )
 
   # Data.
   dataset: str = knob(
@@ -216,6 +225,7 @@ class Config:
     None,
     'Steps between evaluations on dev, step 0 included. Not given: only at '
     'refreshes. The end of the run is always evaluated.',
+    may_change=True,
   )
   retriever: str = knob(
     'model',
@@ -242,11 +252,14 @@ class Config:
     None,
     'Steps between checkpoints besides those at refreshes. Not given: '
     '--steps_per_refresh.',
+    may_change=True,
   )
   checkpoints_to_keep: int = knob(
     3, 'Newest checkpoints kept, besides the best on dev.', may_change=True
   )
-  steps_per_log: int = knob(10, 'Steps between lines of training metrics.')
+  steps_per_log: int = knob(
+    10, 'Steps between lines of training metrics.', may_change=True
+  )
   query: str = knob(
     '',
     'Query of --job=search. Empty: they are read from the terminal.',
@@ -304,21 +317,30 @@ class Config:
         f'a flagfile must exist; found none at {path}; check the path, which '
         'is relative to the working directory.'
       )
+    settings = cls.from_arguments([f'--flagfile={path}'], path)
+    return dataclasses.replace(settings, **overrides)
+
+  @classmethod
+  def from_arguments(cls, arguments, where):
+    """Returns the settings of a list of flags; `where` is for messages."""
     flag_values = flags.FlagValues()
     define_flags(flag_values)
     try:
-      left_over = flag_values(['flagfile', f'--flagfile={path}'])[1:]
+      left_over = flag_values(['flags', *arguments])[1:]
     except flags.Error as error:
-      raise BadInput(f'{path}: {error}') from error
+      raise BadInput(f'{where}: {error}') from error
     refuse_left_over(left_over)
-    return dataclasses.replace(cls.from_flags(flag_values), **overrides)
+    return cls.from_flags(flag_values)
 
   def to_flagfile(self):
-    """Returns the text of a flagfile that gives these settings again."""
+    """Returns the text of a flagfile that gives these settings again.
+
+    Defaults are in it, too: those of another release may be others.
+    """
     lines = []
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if value != field.default:
+      if value is not None:
         if isinstance(value, bool):
           value = str(value).lower()
         lines.append(f'--{field.name}={value}\n')

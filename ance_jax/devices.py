@@ -1,5 +1,11 @@
 """Accelerators of this process: their mesh, and arrays laid out over them."""
 
+from importlib import metadata
+import os
+import pathlib
+import platform
+import re
+
 import jax
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
@@ -9,6 +15,9 @@ import numpy as np
 from ance_jax import config as config_lib
 
 AXIS = 'devices'
+# Packages whose arithmetic ends up in parameters or negatives.
+_PACKAGES = ('ance_jax', 'faiss-cpu', 'flax', 'jax', 'jaxlib', 'numpy', 'optax')
+_CPU_FILE = pathlib.Path('/proc/cpuinfo')
 
 
 def local(num_devices):
@@ -20,6 +29,21 @@ def local(num_devices):
       f'found {num_devices}; lower it.'
     )
   return tuple(found[: num_devices or len(found)])
+
+
+def describe(devices):
+  """Returns what the bits of a run hang on besides its flags: {name: text}."""
+  versions = {name: metadata.version(name) for name in _PACKAGES}
+  text = _CPU_FILE.read_text() if _CPU_FILE.exists() else ''
+  cpu = re.search(r'model name\s*:\s*(.*)', text)
+  return {
+    'devices': f'{len(devices)} {devices[0].device_kind}',
+    'processor': cpu[1] if cpu else platform.machine(),
+    'processor cores': str(os.cpu_count()),
+    'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
+    'python': platform.python_version(),
+    **versions,
+  }
 
 
 def replicated(devices):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import shutil
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import encode
+from ance_jax import handoff
 from ance_jax import index
 from ance_jax import lexical
 from ance_jax import logs
@@ -68,7 +69,7 @@ def prune_embeddings(run, weights_hash):
   kept = _embeddings_folder(run, weights_hash)
   for folder in kept.parent.glob('*'):
     if folder != kept:
-      shutil.rmtree(folder)
+      handoff.remove_folder(folder)
 
 
 def encode_queries(run, params, split_name, watch):
@@ -130,7 +131,7 @@ def passage_name(corpus, row):
 def run(config):
   """Scores `--split` with `--retriever`: `--job=evaluate`.
 
-  Writes `<split>/<measure>` into metrics.jsonl, and a TREC run file.
+  Writes the scores as JSON, and a TREC run file, into the folder.
 
   Returns:
     {measure: value}.
@@ -151,9 +152,9 @@ def run(config):
     indexed = index_corpus(this, params, watch)
     scores, ranking = evaluate(this, params, indexed, config.split, watch)
     corpus, split = this.corpus, this.splits[config.split]
-  values = {f'{config.split}/{name}': value for name, value in scores.items()}
-  logs.replace(config.workdir, step, values)
-  path = f'{config.workdir}/{config.split}-{config.retriever}-{step}.trec'
+  path = scores_path(config, step)
+  handoff.write_json(path, {'queries': len(split.ids), 'metrics': scores})
+  path = path.with_suffix('.trec')
   metrics.write_run(path, ranking, split, corpus, f'ance_jax-{step}')
   logs.say(
     f'{config.split} at step {step}, {len(split.ids):,} queries: '
@@ -161,6 +162,12 @@ def run(config):
   )
   logs.say(f'run file: {path}')
   return scores
+
+
+def scores_path(config, step):
+  """Returns the path of the JSON file that `run` writes for a step."""
+  name = f'{config.split}-{config.retriever}-{step}.json'
+  return pathlib.Path(config.workdir) / name
 
 
 def write_embeddings(config):

@@ -7,6 +7,7 @@ is checked before it is read.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from ance_jax import config as config_lib
 
 MANIFEST = 'manifest.json'
 _UNFINISHED = '.unfinished'
+_NEW, _OLD = 'new', 'old'
 
 
 class Damaged(config_lib.BadInput):
@@ -31,17 +33,32 @@ def writing(path):
   path = pathlib.Path(path)
   unfinished = _unfinished(path)
   with open(unfinished, 'wb') as file:
+    lock(file.fileno())
     yield file
     file.flush()
     os.fsync(file.fileno())
-  os.replace(unfinished, path)
+    os.replace(unfinished, path)
   _sync_folder(path.parent)
+
+
+def write_bytes(path, content):
+  """Writes a file: afterwards all of it is there, or none."""
+  with writing(path) as file:
+    file.write(content)
 
 
 def write_text(path, text):
   """Writes a text file: afterwards all of it is there, or none."""
-  with writing(path) as file:
-    file.write(text.encode())
+  write_bytes(path, text.encode())
+
+
+def make_folder(path):
+  """Makes a folder and those above it, all of them on disk afterwards."""
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -57,19 +74,21 @@ def publish(folder, manifest):
     Path of the folder to write into. If the block raises, nothing is published.
   """
   folder = pathlib.Path(folder)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  unfinished, old = _unfinished(folder), _unfinished(folder, 'old')
+  make_folder(folder.parent)
+  unfinished, old = _unfinished(folder), _unfinished(folder, _OLD)
   for path in (unfinished, old):
-    shutil.rmtree(path, ignore_errors=True)
+    remove_folder(path)
   unfinished.mkdir()
-  yield unfinished
-  seal(unfinished, manifest)
-  # In one rename each: a folder that is half removed would be seen as damaged.
-  if folder.exists():
-    os.rename(folder, old)
-  os.rename(unfinished, folder)
+  with _opened(unfinished) as descriptor:
+    lock(descriptor)
+    yield unfinished
+    seal(unfinished, manifest)
+    # In one rename each: what is half removed would be seen as damaged.
+    if folder.exists():
+      os.rename(folder, old)
+    os.rename(unfinished, folder)
   _sync_folder(folder.parent)
-  shutil.rmtree(old, ignore_errors=True)
+  remove_folder(old)
 
 
 def seal(folder, manifest):
@@ -82,7 +101,7 @@ def seal(folder, manifest):
   folder = pathlib.Path(folder)
   files = sorted(p for p in folder.rglob('*') if p.is_file())
   hashes = {str(p.relative_to(folder)): _synced_hash(p) for p in files}
-  for path in folder.rglob('*'):
+  for path in (folder.parent, *folder.rglob('*')):
     if path.is_dir():
       _sync_folder(path)
   write_json(folder / MANIFEST, {**manifest, 'files': hashes})
@@ -181,34 +200,48 @@ def file_hash(path):
 
 
 def remove_unfinished(folder):
-  """Removes what killed writers left in `folder`, at any depth."""
+  """Removes what killed writers left in `folder`, at any depth.
+
+  A folder that was being replaced is given back its name.
+  """
   for path in sorted(pathlib.Path(folder).rglob(f'*{_UNFINISHED}')):
-    if _writer_lives(path):
-      continue
-    if path.is_dir():
-      shutil.rmtree(path)
-    else:
-      path.unlink(missing_ok=True)  # It went with a folder above it.
+    if not path.exists():
+      continue  # It went with a folder above it.
+    with _opened(path) as descriptor:
+      if not lock(descriptor):
+        continue  # Its writer lives.
+      name, _, part = path.name.removesuffix(_UNFINISHED).rpartition('.')
+      if part.startswith(_OLD) and not path.with_name(name).exists():
+        os.rename(path, path.with_name(name))
+        _sync_folder(path.parent)
+      elif path.is_dir():
+        shutil.rmtree(path)
+      else:
+        path.unlink()
 
 
-def _unfinished(path, part='new'):
+def remove_folder(path):
+  """Removes a folder, if it is there, and all that is in it."""
+  if pathlib.Path(path).exists():
+    shutil.rmtree(path)
+
+
+def lock(descriptor):
+  """Locks an open file or folder; returns whether nobody else has it locked.
+
+  The kernel holds the lock as long as the descriptor is open, so that a dead
+  process has none.
+  """
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
+
+
+def _unfinished(path, part=_NEW):
   """Returns the name under which this process writes `path`."""
   return path.with_name(f'{path.name}.{part}-{os.getpid()}{_UNFINISHED}')
-
-
-def _writer_lives(path):
-  """Returns whether another process of this machine is writing `path`."""
-  process = int(path.name.removesuffix(_UNFINISHED).rsplit('-', 1)[1])
-  # A restarted container gives the same id again: what is ours is left over.
-  if process == os.getpid():
-    return False
-  try:
-    os.kill(process, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:
-    pass
-  return True
 
 
 def _hashed_json(value):
@@ -218,7 +251,8 @@ def _hashed_json(value):
 
 def _damaged(path):
   return Damaged(
-    f'a file must stay as it was written; {path} is missing or was changed.'
+    f'a file must stay as it was written; found that {path} is missing or was '
+    'changed; training goes on from what is whole.'
   )
 
 
@@ -229,8 +263,14 @@ def _synced_hash(path):
 
 
 def _sync_folder(path):
+  with _opened(path) as descriptor:
+    os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(path):
   descriptor = os.open(path, os.O_RDONLY)
   try:
-    os.fsync(descriptor)
+    yield descriptor
   finally:
     os.close(descriptor)

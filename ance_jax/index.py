@@ -54,6 +54,11 @@ def make(factory, params, width):
   return index
 
 
+def bytes_per_vector(factory, params, width):
+  """Returns the bytes that a vector takes in such an index, without graphs."""
+  return make(factory, params, width).sa_code_size()
+
+
 def check(factory, params, width, num_vectors):
   """Raises `BadInput` if such an index cannot be made of `num_vectors`.
 

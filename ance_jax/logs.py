@@ -1,7 +1,6 @@
 """What a run says: lines, progress bars, `metrics.jsonl`, TensorBoard files."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -12,8 +11,10 @@ import time
 import tensorboardX
 import tqdm
 
+from ance_jax import config as config_lib
 from ance_jax import handoff
 
+METRICS_FILE = 'metrics.jsonl'
 # A signal reaches the whole process, so this is the process's state: whether it
 # was asked to stop. Every long phase runs under `progress`, which looks at it.
 _stop = threading.Event()
@@ -108,19 +109,14 @@ class Stopwatch:
 class Metrics:
   """`metrics.jsonl` and TensorBoard files of a run, each (step, name) once.
 
-  A restart goes on from `step`: what was written beyond it is cut, and of that
-  at it what comes after the checkpoint (the refresh and the evaluation).
+  Only the process that trains writes them.
   """
 
-  def __init__(self, workdir, *, step):
-    self._path = pathlib.Path(workdir) / 'metrics.jsonl'
-    with _locked(workdir):
-      lines = read(workdir)
-      kept = [line for line in lines if line['step'] < step]
-      for line in lines:
-        if line['step'] == step:
-          kept.append({k: v for k, v in line.items() if _made_before_save(k)})
-      _write(self._path, [line for line in kept if len(line) > 1])
+  def __init__(self, workdir, *, history=b'', step=0):
+    """Begins with the lines `history`, those of the checkpoint of `step`."""
+    self._path = pathlib.Path(workdir) / METRICS_FILE
+    handoff.write_bytes(self._path, history)
+    self._file = open(self._path, 'ab')
     self._board = tensorboardX.SummaryWriter(
       os.path.join(workdir, 'tensorboard'), purge_step=step + 1
     )
@@ -128,24 +124,33 @@ class Metrics:
   def write(self, step, values):
     """Writes a dict of name to float as one line of `step`."""
     values = {name: float(value) for name, value in values.items()}
-    # Opened each time: `replace` in another process makes a new file.
-    with _locked(self._path.parent), open(self._path, 'a') as file:
-      file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.write(json.dumps({'step': step, **values}).encode() + b'\n')
+    self._file.flush()
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
 
+  def history(self):
+    """Returns all lines up to now, for a checkpoint."""
+    return self._path.read_bytes()
+
   def close(self):
     """Syncs and closes the files."""
-    with open(self._path) as file:
-      os.fsync(file.fileno())
-    self._board.close()
+    try:
+      os.fsync(self._file.fileno())
+    finally:
+      self._file.close()
+      self._board.close()
 
 
 def read(workdir):
-  """Returns the lines of `metrics.jsonl` as dicts; a torn last one is left."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
-  lines = path.read_text().split('\n')[:-1] if path.exists() else []
-  return [json.loads(line) for line in lines]
+  """Returns the lines of `metrics.jsonl` as dicts; a torn last one is left.
+
+  Raises:
+    BadInput: A line is no JSON object with a step and numbers.
+  """
+  path = pathlib.Path(workdir) / METRICS_FILE
+  lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
+  return [_parsed(path, n, line) for n, line in enumerate(lines, 1)]
 
 
 def series(workdir, name):
@@ -153,37 +158,20 @@ def series(workdir, name):
   return {line['step']: line[name] for line in read(workdir) if name in line}
 
 
-def replace(workdir, step, values):
-  """Writes metrics of `step` in place of those of the same names.
-
-  A process that trains in the same folder may write at the same time.
-  """
-  with _locked(workdir):
-    lines = read(workdir)
-    for line in lines:
-      if line['step'] == step:
-        for name in values:
-          line.pop(name, None)
-    lines.append({'step': step, **{k: float(v) for k, v in values.items()}})
-    path = pathlib.Path(workdir) / 'metrics.jsonl'
-    _write(path, [line for line in lines if len(line) > 1])
-
-
-@contextlib.contextmanager
-def _locked(workdir):
-  """Lets one process at a time write `metrics.jsonl` of a folder."""
-  descriptor = os.open(workdir, os.O_RDONLY)
+def _parsed(path, number, line):
+  """Returns a line of `metrics.jsonl` as a dict."""
   try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    yield
-  finally:
-    os.close(descriptor)  # Which unlocks it.
-
-
-def _made_before_save(name):
-  after = name.startswith(('dev/', 'refresh/', 'time/'))
-  return not after or name == 'time/train_secs'
-
-
-def _write(path, lines):
-  handoff.write_text(path, ''.join(json.dumps(line) + '\n' for line in lines))
+    values = json.loads(line)
+  except (ValueError, RecursionError):
+    values = None
+  if (
+    isinstance(values, dict)
+    and isinstance(values.get('step'), int)
+    and all(isinstance(value, int | float) for value in values.values())
+  ):
+    return values
+  raise config_lib.BadInput(
+    f'{path}, line {number}: a line must be a JSON object of numbers, with a '
+    f'step; found {line[:60]!r}; remove it, or train on: that gives back what '
+    'the checkpoint holds.'
+  )

@@ -7,8 +7,8 @@ Kept short, so that all else can be imported in a notebook and be tested.
 
 import dataclasses
 import os
-import pathlib
 import sys
+import traceback
 
 from absl import app
 from absl import flags
@@ -32,10 +32,9 @@ _JOBS = {
   'search': evaluate.search,
   'report': report.run,
 }
-# Exit codes: a disk failed; what the user gave cannot be used; a shell's for
-# SIGTERM, Ctrl-C.
-_FAILED = 1
-_BAD_INPUT, _STOPPED, _INTERRUPTED = 2, 143, 130
+# Exit codes, beside 0: a disk failed, or something nobody thought of; what the
+# user gave cannot be used; a shell's for SIGTERM and Ctrl-C.
+_FAILED, _BAD_INPUT, _STOPPED, _INTERRUPTED = 1, 2, 143, 130
 
 
 def main(argv):
@@ -46,31 +45,38 @@ def main(argv):
     config_lib.refuse_left_over(argv[1:])
     config = _with_flags_of_run(config_lib.Config.from_flags())
     _JOBS[config.job](config)
-  except (config_lib.BadInput, FloatingPointError) as error:
-    print(f'ance_jax: {error}', file=sys.stderr)
-    return _BAD_INPUT
-  except checkpoint.SaveFailed as error:
-    print(f'ance_jax: {error}', file=sys.stderr)
-    return _FAILED
-  except OSError as error:
-    print(
-      f'ance_jax: a file could not be read or written ({error}); what was '
-      'committed is whole: make room or mend the disk, and give the same '
-      'command.',
-      file=sys.stderr,
-    )
-    return _FAILED
-  except logs.Stopped as stopped:
-    print(
-      f'ance_jax: stopped on request in {stopped}; the same command goes on '
-      'from the newest checkpoint.',
-      file=sys.stderr,
-    )
-    return _STOPPED
-  except KeyboardInterrupt:
-    print('ance_jax: interrupted.', file=sys.stderr)
-    return _INTERRUPTED
+  except (Exception, KeyboardInterrupt) as error:
+    if flags.FLAGS.debug:
+      traceback.print_exception(error)
+    sentence, code = _explain(error)
+    print(f'ance_jax: {sentence}', file=sys.stderr)
+    return code
   return 0
+
+
+def _explain(error):
+  """Returns (sentence, exit code) of what ended a job."""
+  if isinstance(error, config_lib.BadInput | FloatingPointError):
+    return str(error), _BAD_INPUT
+  if isinstance(error, checkpoint.SaveFailed):
+    return str(error), _FAILED
+  if isinstance(error, OSError):
+    return (
+      f'a file could not be read or written ({error}); what was committed is '
+      'whole: make room or mend the disk, and give the same command.'
+    ), _FAILED
+  if isinstance(error, logs.Stopped):
+    return (
+      f'stopped on request in {error}; the same command goes on from the '
+      'newest checkpoint.'
+    ), _STOPPED
+  if isinstance(error, KeyboardInterrupt):
+    return 'interrupted.', _INTERRUPTED
+  text = ' '.join(str(error).split())[:300]
+  return (
+    f'{type(error).__name__}: {text}; what was committed is whole: give the '
+    'same command with --debug to see where it came from.'
+  ), _FAILED
 
 
 def _with_flags_of_run(config):
@@ -78,12 +84,14 @@ def _with_flags_of_run(config):
 
   A job other than training needs only to be told the folder.
   """
-  path = pathlib.Path(config.workdir or os.devnull) / runs.FLAGS_FILE
-  if config.job == 'train' or not path.is_file():
+  committed = checkpoint.committed_steps(config.workdir)
+  if config.job == 'train' or not committed:
     return config
   names = [field.name for field in dataclasses.fields(config)]
   given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
-  return config_lib.Config.from_flagfile(path, **given)
+  return dataclasses.replace(
+    runs.settings(config.workdir, committed[-1]), **given
+  )
 
 
 def run():
@@ -91,7 +99,15 @@ def run():
   config_lib.define_flags()
   flags.adopt_module_key_flags(config_lib)
   jax.config.config_with_absl()
-  app.run(main)
+  app.run(_main)
+
+
+def _main(argv):
+  code = main(argv)
+  if code == _INTERRUPTED:
+    sys.stdout.flush()
+    os._exit(code)  # Without waiting for a save that is under way.
+  return code
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """What the jobs of a run share: its data as rows, its model, its folder."""
 
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -52,29 +53,31 @@ class Run(NamedTuple):
 
 
 def begin(config, split_names):
-  """Returns (Run, parameters) of a new run; `write` puts it on record."""
+  """Returns (Run, parameters) of a new run."""
   dataset = corpora.load(config, split_names)
   model = weights.load(config, tokens.passage_texts(dataset.corpus))
   return _run(config, dataset, model.retriever, model.tokenizer), model.params
 
 
-def write(run):
-  """Writes what `go_on` needs into the folder of a new run, flags last."""
+def record(run):
+  """Returns the {name: bytes} that `go_on` needs, for a checkpoint."""
   hashes = {name: split.hash for name, split in run.splits.items()}
   began = {'corpus': run.corpus.hash, 'splits': hashes}
-  handoff.write_json(run.workdir / _DATA_FILE, began)
-  weights.save_model(run.config.workdir, run.retriever, run.tokenizer)
-  write_flags(run.config)
+  return {
+    FLAGS_FILE: run.config.to_flagfile().encode(),
+    _DATA_FILE: json.dumps(began).encode(),
+    **weights.model_files(run.retriever, run.tokenizer),
+  }
 
 
-def go_on(config, split_names):
-  """Returns the `Run` of a folder where one was begun.
+def go_on(config, split_names, step):
+  """Returns the `Run` of a folder at the checkpoint of a step.
 
   Raises:
     BadInput: The data is not what the run began with.
   """
   dataset = corpora.load(config, split_names)
-  began = handoff.read_json(pathlib.Path(config.workdir) / _DATA_FILE)
+  began = json.loads(checkpoint.read_record(config.workdir, step)[_DATA_FILE])
   compared = {'the corpus': (dataset.corpus.hash, began['corpus'])}
   for name, split in dataset.splits.items():
     old = began['splits'].get(name, split.hash)  # Test has none.
@@ -86,7 +89,7 @@ def go_on(config, split_names):
         f' of hash {new[:12]} instead of {old[:12]}; give back the data, or '
         f'name another --workdir, with --init_from={config.workdir}.'
       )
-  return _run(config, dataset, *weights.load_model(config.workdir))
+  return _run(config, dataset, *weights.load_model(config.workdir, step))
 
 
 def read(config, split_names):
@@ -98,9 +101,9 @@ def read(config, split_names):
   require_workdir(config)
   devices = devices_lib.local(config.num_devices)
   if is_run(config.workdir):
-    check_same_run(config)
     step = checkpoint.choose(config.workdir, config.checkpoint)
-    run = go_on(config, split_names)
+    check_same_run(config, step)
+    run = go_on(config, split_names, step)
     shapes = encoders.shapes(run.retriever)
     params = checkpoint.read_params(config.workdir, step, shapes, devices)
     return run, params, step
@@ -117,7 +120,10 @@ def read(config, split_names):
 
 def is_run(workdir):
   """Returns whether a run was begun in a folder."""
-  return (pathlib.Path(workdir) / FLAGS_FILE).is_file()
+  begun = (FLAGS_FILE, logs.METRICS_FILE)
+  return weights.is_run(workdir) or any(
+    (pathlib.Path(workdir) / name).exists() for name in begun
+  )
 
 
 def require_workdir(config):
@@ -132,15 +138,19 @@ def require_workdir(config):
     raise config_lib.BadInput(
       f'--workdir must be a folder; found a file at {path}; name another.'
     )
-  path.mkdir(parents=True, exist_ok=True)
+  handoff.make_folder(path)
 
 
-def check_same_run(config):
-  """Raises `BadInput` if the folder has checkpoints of other settings."""
-  path = pathlib.Path(config.workdir) / FLAGS_FILE
-  if not path.exists() or not checkpoint.committed_steps(config.workdir):
-    return
-  before = config_lib.Config.from_flagfile(path)
+def settings(workdir, step):
+  """Returns the `Config` that a checkpoint was saved under."""
+  text = checkpoint.read_record(workdir, step)[FLAGS_FILE].decode()
+  where = f'{FLAGS_FILE} of the checkpoint of step {step}'
+  return config_lib.Config.from_arguments(text.splitlines(), where)
+
+
+def check_same_run(config, step):
+  """Raises `BadInput` if a checkpoint is of other settings than these."""
+  before = settings(config.workdir, step)
   for name, old, new in config_lib.fixed_differences(before, config):
     raise config_lib.BadInput(
       f'--{name} must stay as the run in {config.workdir} began; found {new!r} '
@@ -157,7 +167,6 @@ def write_flags(config):
 
 def _run(config, dataset, retriever, tokenizer):
   folder = pathlib.Path(config.workdir) / 'tokens'
-  folder.mkdir(exist_ok=True)
   corpus = dataset.corpus
   passages = tokens.token_rows(
     tokenizer,

@@ -24,6 +24,15 @@ def refresh_due(config, step):
   )
 
 
+def num_refreshes(config):
+  """Returns how many refreshes a whole run makes."""
+  last = config.max_steps - 1
+  if not method_at(config, last).refreshes:
+    return 0
+  number = (last - config.warmup_steps) // config.steps_per_refresh + 1
+  return min(number, config.max_refreshes or number)
+
+
 def save_due(config, step):
   """Returns whether a checkpoint is saved after `step` optimizer steps."""
   every = config.steps_per_checkpoint or config.steps_per_refresh

@@ -198,10 +198,11 @@ def _tokenize(backend, batches, folder):
   with handoff.publish(folder, manifest) as unfinished:
     with open(unfinished / 'ids.bin', 'wb') as file:
       for batch in batches:
-        for encoding in backend.encode_batch_fast(batch):
-          file.write(np.array(encoding.ids, dtype).tobytes())
-          lengths.append(len(encoding.ids))
-          num_cut += bool(encoding.overflowing)
+        encodings = backend.encode_batch_fast(batch)
+        ids = [np.array(encoding.ids, dtype) for encoding in encodings]
+        file.write(np.concatenate(ids).tobytes())
+        lengths += map(len, ids)
+        num_cut += sum(bool(e.overflowing) for e in encodings)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     np.save(unfinished / 'offsets.npy', offsets)
     manifest['dtype'] = dtype.name

@@ -8,8 +8,8 @@ pick-up ◄── publish ◄── mine ◄── search ◄── index ◄─
 
 import contextlib
 import functools
-import json
 import math
+import pathlib
 import time
 from typing import NamedTuple
 
@@ -21,7 +21,9 @@ from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
 from ance_jax import evaluate
+from ance_jax import footprint
 from ance_jax import handoff
+from ance_jax import locks
 from ance_jax import logs
 from ance_jax import metrics as metrics_lib
 from ance_jax import refresh
@@ -30,17 +32,35 @@ from ance_jax import runs
 from ance_jax import schedule
 from ance_jax import steps
 
-_PICK_UPS = 'pickups.jsonl'
+_PICK_UPS = 'pickups.json'
 
 
 class _Parts(NamedTuple):
   """What the loop works with; none of it is replaced on the way."""
 
   run: runs.Run
+  record: dict[str, bytes]
   data: batches.TrainingData
+  lock: locks.Lock
   checkpoints: checkpoint.Checkpoints
   metrics: logs.Metrics
   optimizer: optax.GradientTransformation
+
+
+class _Begun(NamedTuple):
+  """Where a run begins, or goes on.
+
+  Attributes:
+    run: `runs.Run`.
+    params: Parameters by tower; None where they are in the checkpoint.
+    step: Optimizer steps made.
+    history: bytes, the lines of `metrics.jsonl` up to there.
+  """
+
+  run: runs.Run
+  params: dict | None
+  step: int
+  history: bytes
 
 
 def run(config):
@@ -50,54 +70,44 @@ def run(config):
     config: `Config`.
 
   Returns:
-    {measure: value} on dev at the end.
+    {measure: value} on dev at the end; None with `--dry_run`.
 
   Raises:
-    BadInput: The settings or the data cannot be used.
+    BadInput: The settings or the data cannot be used, or the run cannot fit.
     FloatingPointError: A loss was not finite.
     logs.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
   """
   check(config)
   with logs.stop_signals(), contextlib.ExitStack() as stack:
-    this, params, step = _begin(config)
-    checkpoints = stack.enter_context(
-      contextlib.closing(checkpoint.Checkpoints(config.workdir))
-    )
-    metrics = stack.enter_context(
-      contextlib.closing(logs.Metrics(config.workdir, step=step))
-    )
-    optimizer = steps.make_optimizer(config)
-    if params is None:
-      shapes = encoders.shapes(this.retriever)
-      like = steps.state_shapes(shapes, optimizer, this.devices)
-      state = checkpoints.restore(step, like)
-    else:
-      state = steps.init_state(params, optimizer, this.devices)
-    data = batches.training_data(
-      this.splits[config.train_split],
-      this.corpus,
-      this.queries[config.train_split],
-      this.passages,
-      this.retriever,
-    )
-    parts = _Parts(this, data, checkpoints, metrics, optimizer)
-    in_use = _picked_up(this, step)
-    make_step = _step_maker(parts)
-    while True:
-      try:
-        in_use = _boundary(parts, state, step, in_use)
-      except logs.Stopped:
-        _save(parts, state, step)
-        raise
-      if step == config.max_steps:
-        checkpoints.wait()
-        _prune(parts)
-        return _finish(this)
-      until = schedule.next_boundary(config, step)
-      state, step = _train(parts, make_step, state, step, until, in_use)
-      if logs.stop_requested():
-        _save(parts, state, step)
-        raise logs.Stopped(f'training at step {step}')
+    lock = stack.enter_context(contextlib.closing(locks.Lock(config.workdir)))
+    begun = _begin(config)
+    footprint.check(begun.run)
+    if config.dry_run:
+      return None
+    parts, state = _open(stack, lock, begun)
+    return _loop(parts, state, begun.step)
+
+
+def _loop(parts, state, step):
+  """Trains from `step` to the end; returns {measure: value} on dev there."""
+  config = parts.run.config
+  in_use = _picked_up(parts.run, step)
+  make_step = _step_maker(parts)
+  while True:
+    try:
+      in_use = _boundary(parts, state, step, in_use)
+    except logs.Stopped:
+      _save(parts, state, step)
+      raise
+    if step == config.max_steps:
+      parts.checkpoints.wait()
+      _prune(parts)
+      return _finish(parts.run)
+    until = schedule.next_boundary(config, step)
+    state, step = _train(parts, make_step, state, step, until, in_use)
+    if logs.stop_requested():
+      _save(parts, state, step)
+      raise logs.Stopped(f'training at step {step}')
 
 
 def check(config):
@@ -109,31 +119,99 @@ def check(config):
       f'--batch_size must divide over the {num_devices} devices; found '
       f'{config.batch_size}; set it to a multiple of {num_devices}.'
     )
-  runs.check_same_run(config)
 
 
 def _begin(config):
-  """Returns (Run, parameters, step); no parameters where a run goes on."""
+  """Returns `_Begun`: at the newest whole checkpoint, or at step 0."""
   splits = (config.train_split, config.dev_split)
   handoff.remove_unfinished(config.workdir)
   step, saved = checkpoint.newest_whole(config.workdir)
   if saved is None:
+    _check_never_trained(config.workdir)
     this, params = runs.begin(config, splits)
     refresh.check(this)
-    runs.write(this)
     logs.say(f'training {config.workdir} from step 0')
-    return this, params, 0
+    return _Begun(this, params, 0, b'')
+  runs.check_same_run(config, step)
   if step > config.max_steps:
     raise config_lib.BadInput(
       f'--max_steps must be at least the {step} steps made; found '
       f'{config.max_steps}; raise it, or evaluate a checkpoint.'
     )
-  this = runs.go_on(config, splits)
-  runs.write_flags(config)
+  this = runs.go_on(config, splits, step)
   logs.say(
     f'training {config.workdir} goes on from the checkpoint of step {step}'
   )
-  return this, None, step
+  now = devices_lib.describe(this.devices)
+  changed = [
+    f'{name} {old!r} -> {now[name]!r}'
+    for name, old in saved['made_with'].items()
+    if old != now[name]
+  ]
+  if changed:
+    logs.say(f'not bit-equal to what it was to be: {", ".join(changed)}')
+  return _Begun(this, None, step, _restore_history(config.workdir, step))
+
+
+def _check_never_trained(workdir):
+  """Raises `BadInput` for a run that has lost all of its checkpoints.
+
+  The first one is committed before the first step.
+  """
+  trained = logs.series(workdir, 'train/loss')
+  if trained:
+    raise config_lib.BadInput(
+      f'a run that was trained must have a checkpoint; found none in {workdir} '
+      f'and losses up to step {max(trained)}; give back a copy of checkpoints, '
+      'or name another --workdir to begin anew.'
+    )
+
+
+def _restore_history(workdir, step):
+  """Gives back the history of a run where it was damaged.
+
+  Returns:
+    The lines of `metrics.jsonl` that the checkpoint of `step` holds.
+  """
+  record = checkpoint.read_record(workdir, step)
+  lines, path = record[logs.METRICS_FILE], pathlib.Path(workdir)
+  again = f'it is again as the checkpoint of step {step} has it'
+  metrics = path / logs.METRICS_FILE
+  if not metrics.exists() or not metrics.read_bytes().startswith(lines):
+    logs.say(f'{metrics} is missing or was changed: {again}')
+  try:
+    handoff.read_json(path / _PICK_UPS)
+  except handoff.Damaged as damaged:
+    logs.say(f'{damaged} Now {again}.')
+    handoff.write_bytes(path / _PICK_UPS, record[_PICK_UPS])
+  return lines
+
+
+def _open(stack, lock, begun):
+  """Returns (`_Parts`, state); what has to be closed is so by `stack`."""
+  this, config = begun.run, begun.run.config
+  runs.write_flags(config)
+  checkpoints = stack.enter_context(checkpoint.Checkpoints(config.workdir))
+  metrics = logs.Metrics(config.workdir, history=begun.history, step=begun.step)
+  stack.enter_context(contextlib.closing(metrics))
+  optimizer = steps.make_optimizer(config)
+  if begun.params is None:
+    shapes = encoders.shapes(this.retriever)
+    like = steps.state_shapes(shapes, optimizer, this.devices)
+    state = checkpoints.restore(begun.step, like)
+  else:
+    state = steps.init_state(begun.params, optimizer, this.devices)
+    _write_pick_ups(this.workdir, [])
+  data = batches.training_data(
+    this.splits[config.train_split],
+    this.corpus,
+    this.queries[config.train_split],
+    this.passages,
+    this.retriever,
+  )
+  record = runs.record(this)
+  parts = _Parts(this, record, data, lock, checkpoints, metrics, optimizer)
+  return parts, state
 
 
 def _step_maker(parts):
@@ -191,6 +269,7 @@ def _train(parts, make_step, state, step, until, in_use):
       state, metrics = train_step(state, batch)
       step += 1
       parts.checkpoints.check()
+      parts.lock.check()
       # The device works on this step while the host reads the last one's.
       if waiting:
         _log_step(parts, *waiting, in_use)
@@ -253,9 +332,9 @@ def _boundary(parts, state, step, in_use):
   secs = {f'time/{name}_secs': value for name, value in made['secs'].items()}
   parts.metrics.write(step, {**made['metrics'], **secs})
   examples = run.workdir / 'examples'
-  examples.mkdir(exist_ok=True)
-  handoff.write_text(
-    examples / f'{step:08d}.json', json.dumps(made['examples'], indent=1)
+  handoff.make_folder(examples)
+  handoff.write_json(
+    examples / f'{step:08d}.json', {'examples': made['examples']}
   )
   evaluate.prune_embeddings(run, made['weights_hash'])
   return in_use
@@ -281,8 +360,19 @@ def _save(parts, state, step):
   """
   parts.checkpoints.wait()
   _prune(parts)
-  if step not in checkpoint.committed_steps(parts.run.config.workdir):
-    parts.checkpoints.save(state, step)
+  workdir = parts.run.workdir
+  committed = checkpoint.committed_steps(workdir)
+  if step not in committed:
+    record = {
+      **parts.record,
+      logs.METRICS_FILE: parts.metrics.history(),
+      _PICK_UPS: (workdir / _PICK_UPS).read_bytes(),
+    }
+    about = {'made_with': devices_lib.describe(parts.run.devices)}
+    parts.checkpoints.save(state, step, record, about)
+  if not committed:
+    # Whatever is logged from here on, there is a checkpoint before it.
+    parts.checkpoints.wait()
 
 
 def _prune(parts):
@@ -302,37 +392,46 @@ def _prune(parts):
 def _pick_up(run, step):
   """Records on disk, before the first batch, which refresh is in use."""
   if _picked_up(run, step) != step:
-    history = [*_pick_ups(run), {'step': step, 'refresh': step}]
-    text = ''.join(json.dumps(entry) + '\n' for entry in history)
-    handoff.write_text(run.workdir / _PICK_UPS, text)
+    history = [*_pick_ups(run.workdir), {'step': step, 'refresh': step}]
+    _write_pick_ups(run.workdir, history)
 
 
 def _picked_up(run, step):
   """Returns the step of the refresh in use after `step` steps, or None."""
-  past = [e['refresh'] for e in _pick_ups(run) if e['step'] <= step]
+  past = [e['refresh'] for e in _pick_ups(run.workdir) if e['step'] <= step]
   return past[-1] if past else None
 
 
-def _pick_ups(run):
+def _pick_ups(workdir):
   """Returns all pick-ups of the run: dicts of 'step' and 'refresh'."""
-  path = run.workdir / _PICK_UPS
-  lines = path.read_text().splitlines() if path.exists() else []
-  return [json.loads(line) for line in lines]
+  return handoff.read_json(workdir / _PICK_UPS)['pickups']
+
+
+def _write_pick_ups(workdir, pick_ups):
+  handoff.write_json(workdir / _PICK_UPS, {'pickups': pick_ups})
 
 
 def _finish(run):
   """Shows what came of it; returns {measure: value} on dev at the end."""
-  workdir, config = run.config.workdir, run.config
-  report.draw([workdir], run.workdir / 'curves.png')
+  workdir, config = run.workdir, run.config
+  report.draw([workdir], workdir / 'curves.png')
   logs.say(report.table(workdir))
-  shown = sorted((run.workdir / 'examples').glob('*.json'))
-  first, last = (
-    (int(path.stem), json.loads(path.read_text()))
-    for path in (shown[0], shown[-1])
-  )
-  logs.say(report.compare_examples(first, last))
-  logs.say(f'curves: {run.workdir / "curves.png"}')
+  shown = _examples(workdir)
+  logs.say(report.compare_examples(shown[0], shown[-1]))
+  logs.say(f'curves: {workdir / "curves.png"}')
   return {
     name: logs.series(workdir, f'dev/{name}')[config.max_steps]
     for name in metrics_lib.MEASURES
   }
+
+
+def _examples(workdir):
+  """Returns (step, examples) of all evaluations that are whole, in order."""
+  shown = []
+  for path in sorted((workdir / 'examples').glob('*.json')):
+    try:
+      examples = handoff.read_json(path)['examples']
+      shown.append((int(path.stem), examples))
+    except handoff.Damaged as damaged:
+      logs.say(f'{damaged} These examples are left out.')
+  return shown

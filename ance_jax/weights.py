@@ -7,6 +7,7 @@ nothing else but what the table drops, or it is refused with the names.
 import json
 import pathlib
 import re
+import tempfile
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,6 @@ from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
-from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import tokens
 
@@ -92,22 +92,22 @@ def load(config, texts):
   return Model(retriever, source.tokenizer, _fitted(source, retriever, config))
 
 
-def save_model(workdir, retriever, tokenizer):
-  """Writes all of a model but its weights into a run's folder."""
-  manifest = {}
-  with handoff.publish(
-    pathlib.Path(workdir) / _MODEL_FOLDER, manifest
-  ) as folder:
+def model_files(retriever, tokenizer):
+  """Returns {name: bytes} of all of a model but its weights, for a record."""
+  with tempfile.TemporaryDirectory() as folder:
     tokenizer.save_pretrained(folder)
-    handoff.write_text(
-      folder / _RETRIEVER_FILE, json.dumps(retriever.to_dict(), indent=1)
-    )
+    files = {
+      f'{_MODEL_FOLDER}/{path.name}': path.read_bytes()
+      for path in sorted(pathlib.Path(folder).iterdir())
+    }
+  retriever = json.dumps(retriever.to_dict(), indent=1)
+  return {**files, f'{_MODEL_FOLDER}/{_RETRIEVER_FILE}': retriever.encode()}
 
 
-def load_model(workdir):
-  """Returns the retriever and tokenizer that `save_model` wrote."""
-  folder = pathlib.Path(workdir) / _MODEL_FOLDER
-  handoff.read_manifest(folder)
+def load_model(workdir, step):
+  """Returns the retriever and tokenizer of a run's checkpoint."""
+  checkpoint.read_record(workdir, step)  # Which checks it.
+  folder = checkpoint.record_folder(workdir, step) / _MODEL_FOLDER
   retriever = json.loads((folder / _RETRIEVER_FILE).read_text())
   return (
     encoders.Retriever.from_dict(retriever), tokens.load_tokenizer(str(folder))
@@ -116,7 +116,7 @@ def load_model(workdir):
 
 def is_run(folder):
   """Returns whether a folder is that of a run of ours."""
-  return (pathlib.Path(folder) / _MODEL_FOLDER / _RETRIEVER_FILE).is_file()
+  return bool(checkpoint.committed_steps(folder))
 
 
 def body_from_tensors(tensors, body, where):
@@ -280,8 +280,8 @@ def _random_source(config, texts):
 
 def _run_source(config):
   """Returns a run of ours, at its `--checkpoint`."""
-  retriever, tokenizer = load_model(config.init_from)
   step = checkpoint.choose(config.init_from, config.checkpoint)
+  retriever, tokenizer = load_model(config.init_from, step)
   params = checkpoint.read_params(
     config.init_from, step, encoders.shapes(retriever), devices_lib.local(1)
   )

@@ -10,8 +10,10 @@ import pathlib
 import statistics
 import sys
 
+from ance_jax import checkpoint
 from ance_jax import config
 from ance_jax import evaluate
+from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import report
 from ance_jax import runs
@@ -35,11 +37,10 @@ def test_scores(settings, **changes):
     settings, job='evaluate', split='test', **changes
   )
   step = 0 if changed.retriever == 'bm25' else int(changed.checkpoint)
-  found = {
-    name: logs.series(changed.workdir, f'test/{name}').get(step)
-    for name in MEASURES
-  }
-  return evaluate.run(changed) if None in found.values() else found
+  path = evaluate.scores_path(changed, step)
+  if path.exists():
+    return handoff.read_json(path)['metrics']
+  return evaluate.run(changed)
 
 
 def main(folder, seeds):
@@ -50,7 +51,9 @@ def main(folder, seeds):
       settings = config.Config.from_flagfile(
         flagfile, seed=int(seed), workdir=workdir
       )
-      runs.check_same_run(settings)
+      committed = checkpoint.committed_steps(workdir)
+      if committed:
+        runs.check_same_run(settings, committed[-1])
       if settings.max_steps not in logs.series(workdir, 'dev/mrr@10'):
         train.run(settings)
       rows = {name: settings.max_steps}

@@ -132,8 +132,10 @@ def test_a_save_that_fails_in_the_background_is_seen(saved, monkeypatch):
 
 
 def test_the_best_is_that_of_the_highest_dev_metric(saved):
+  metrics = logs.Metrics(saved)
   for step, value in ((1, 0.3), (2, 0.5), (3, 0.4)):
-    logs.replace(saved, step, {'dev/mrr@10': value})
+    metrics.write(step, {'dev/mrr@10': value})
+  metrics.close()
   assert checkpoint.choose(saved, 'best') == 2
   assert checkpoint.choose(saved, 'last') == 3
   assert checkpoint.choose(saved, '1') == 1
@@ -154,6 +156,27 @@ def test_a_save_that_orbax_does_not_take_is_an_error(saved):
   with pytest.raises(checkpoint.SaveFailed, match='step 2 could not be'):
     checkpoints.save(make_state(2.0), 2)
   checkpoints.close()
+
+
+def test_a_checkpoint_holds_the_record_that_it_was_saved_with(saved):
+  record = {'run.flags': b'--seed=1\n', 'model/part': b'\0\1'}
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    checkpoints.save(make_state(4.0), 4, record, {'made_with': 'this'})
+  assert checkpoint.read_record(saved, 4) == record
+  step, manifest = checkpoint.newest_whole(saved)
+  assert (step, manifest['made_with']) == (4, 'this')
+  path = checkpoint.record_folder(saved, 4) / 'run.flags'
+  path.write_bytes(b'--seed=3\n')
+  with pytest.raises(handoff.Damaged, match='record/run.flags is missing or'):
+    checkpoint.read_record(saved, 4)
+
+
+def test_who_interrupts_does_not_wait_for_a_save(saved, monkeypatch):
+  monkeypatch.setattr(
+    checkpoint.Checkpoints, 'close', lambda self: pytest.fail('it waited')
+  )
+  with pytest.raises(KeyboardInterrupt), checkpoint.Checkpoints(saved):
+    raise KeyboardInterrupt
 
 
 def test_keep_deletes_the_others(saved):

@@ -21,7 +21,7 @@ def test_every_flag_is_read_somewhere(name):
     if path.name != 'config.py'
   ]
   # In weights.py settings are looked up by name.
-  pattern = rf"(config|settings)\.{name}\b|'{name}': "
+  pattern = rf"(config|settings|FLAGS)\.{name}\b|'{name}': "
   assert any(re.search(pattern, text) for text in sources)
 
 
@@ -55,6 +55,14 @@ def test_a_flagfile_that_was_written_gives_the_same_settings(tmp_path):
   assert config.Config.from_flagfile(path) == settings
   changed = config.Config.from_flagfile(path, max_steps=6, workdir='w')
   assert changed == dataclasses.replace(settings, max_steps=6, workdir='w')
+
+
+def test_a_flagfile_that_was_written_names_defaults_too(tmp_path):
+  """Those of another release may be others."""
+  text = config.Config().to_flagfile()
+  assert '--top_k=200\n' in text
+  assert '--learning_rate=1e-06\n' in text
+  assert 'steps_per_eval' not in text  # None: not given.
 
 
 def test_a_flagfile_may_name_another_and_go_on_from_it(tmp_path):

@@ -23,6 +23,29 @@ from ance_jax import config
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    '--sample',
+    type=int,
+    default=0,
+    help='Cases that each soak test tries, drawn by a seed; 0: all of them.',
+  )
+
+
+@pytest.fixture
+def sample(request):
+  """Returns some of a soak test's cases: as many as --sample says, or all."""
+
+  def sample(cases):
+    cases, wanted = list(cases), request.config.getoption('--sample')
+    if not 0 < wanted < len(cases):
+      return cases
+    chosen = np.random.default_rng(0).choice(len(cases), wanted, replace=False)
+    return [cases[number] for number in sorted(chosen)]
+
+  return sample
+
+
 def pytest_terminal_summary(terminalreporter):
   """Fails a run that skipped a test where all that tests need is installed."""
   skipped = terminalreporter.stats.get('skipped', [])

@@ -130,7 +130,7 @@ def outcome(config):
     state,
     negatives,
     metrics,
-    (workdir / 'pickups.jsonl').read_text(),
+    (workdir / 'pickups.json').read_text(),
   )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from ance_jax import config as config_lib
 from ance_jax import evaluate
+from ance_jax import handoff
 from ance_jax import index
 from ance_jax import logs
 from ance_jax import refresh
@@ -62,15 +63,15 @@ def test_evaluating_dev_again_gives_what_training_logged(finished):
     assert {name: scores[name] for name in logged} == logged
 
 
-def test_a_test_score_is_written_once_however_often_it_is_read(finished):
+def test_a_test_score_has_a_file_of_its_own_however_often_it_is_read(finished):
   config = dataclasses.replace(finished, job='evaluate', split='test')
   scores = [evaluate.run(config) for _ in range(2)]
   assert scores[0] == scores[1]
-  lines = [
-    line for line in logs.read(finished.workdir) if 'test/mrr@10' in line
-  ]
-  assert len(lines) == 1
-  assert lines[0]['step'] == 6
+  before = logs.read(finished.workdir)
+  written = handoff.read_json(f'{finished.workdir}/test-model-6.json')
+  assert written['metrics'] == scores[0]
+  assert written['queries'] == 12
+  assert logs.read(finished.workdir) == before
   run_file = pathlib.Path(finished.workdir, 'test-model-6.trec')
   assert len(run_file.read_text().splitlines()) == 12 * 100
 
@@ -86,7 +87,8 @@ def test_bm25_is_evaluated_without_a_model(finished, tmp_path):
   scores = evaluate.run(config)
   # The small set's queries are words of their passage.
   assert scores['mrr@10'] > 0.5
-  assert logs.series(config.workdir, 'test/mrr@10') == {0: scores['mrr@10']}
+  written = handoff.read_json(f'{config.workdir}/test-bm25-0.json')
+  assert written['metrics'] == scores
 
 
 def test_a_run_can_be_evaluated_from_another_folder_through_init_from(
@@ -142,7 +144,7 @@ def test_encode_writes_the_embeddings_that_search_and_evaluate_use(
 def test_search_finds_the_passage_that_is_asked_for(
   retriever, finished, capsys, monkeypatch
 ):
-  run = runs.go_on(finished, ())
+  run = runs.read(finished, ())[0]
   config = dataclasses.replace(
     finished, job='search', retriever=retriever, query=run.corpus.texts[40]
   )
@@ -157,7 +159,7 @@ def test_search_finds_the_passage_that_is_asked_for(
 
 
 def test_examples_leave_out_what_the_index_did_not_find(finished):
-  run = runs.go_on(finished, ('dev',))
+  run = runs.read(finished, ('dev',))[0]
   rows = np.full((len(run.splits['dev'].ids), 10), -1, np.int32)
   rows[:, 0] = 40
   ranking = index.Ranking(rows, np.zeros(rows.shape, np.float32))
@@ -169,7 +171,7 @@ def test_the_refresh_job_mines_with_the_chosen_checkpoint(finished, capsys):
   config = dataclasses.replace(finished, job='refresh', checkpoint='3')
   refresh.run(config)
   assert 'refresh at step 3: dev mrr@10' in capsys.readouterr().out
-  run = runs.go_on(finished, ('train', 'dev'))
+  run = runs.read(finished, ('train', 'dev'))[0]
   assert refresh.load(run, 3).shape == (48, 10)
 
 

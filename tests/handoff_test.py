@@ -119,11 +119,30 @@ def test_what_is_damaged_is_set_aside_to_be_made_again(tmp_path, capsys):
 
 
 def test_what_another_living_process_writes_is_not_removed(tmp_path):
-  ours, theirs, dead = (
+  paths = [
     tmp_path / f'file.new-{number}.unfinished'
     for number in (os.getpid(), os.getppid(), 2**22 + 1)
-  )
-  for path in (ours, theirs, dead):
+  ]
+  for path in paths:
     path.write_text('half')
+  # A writer has its file locked; the number may be another process's by now.
+  with open(paths[1]) as living:
+    assert handoff.lock(living.fileno())
+    handoff.remove_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == [paths[1]]
   handoff.remove_unfinished(tmp_path)
-  assert list(tmp_path.iterdir()) == [theirs]
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_being_written_is_not_removed(tmp_path):
+  with handoff.publish(tmp_path / 'made', {}) as folder:
+    with handoff.writing(folder / 'part') as file:
+      file.write(b'one')
+      handoff.remove_unfinished(tmp_path)
+  assert handoff.read_manifest(tmp_path / 'made')['files'].keys() == {'part'}
+
+
+def test_folders_are_made_with_those_above_them(tmp_path):
+  handoff.make_folder(tmp_path / 'a' / 'b')
+  handoff.make_folder(tmp_path / 'a' / 'b')
+  assert (tmp_path / 'a' / 'b').is_dir()

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ance_jax import config as config_lib
-from ance_jax import logs
+from ance_jax import handoff
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -38,7 +38,8 @@ def test_train_evaluate_and_search_from_the_shell(tiny, tmp_path):
   workdir = f'--workdir={config.workdir}'
   scored = run_main('--job=evaluate', workdir, '--split=test')
   assert scored.returncode == 0, scored.stderr[-2000:]
-  (value,) = logs.series(config.workdir, 'test/mrr@10').values()
+  written = handoff.read_json(f'{config.workdir}/test-model-9.json')
+  value = written['metrics']['mrr@10']
   assert f'test at step 9, 12 queries: mrr@10 {value:.4f}' in scored.stdout
   run_file = pathlib.Path(config.workdir, 'test-model-9.trec').read_text()
   assert len({line.split()[0] for line in run_file.splitlines()}) == 12

@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
-  'main train report refresh evaluate runs encode steps weights encoders '
-  'schedule methods batches checkpoint corpora beir datasets tokens lexical '
-  'index mine metrics losses bert logs handoff devices config'
+  'main train footprint report refresh evaluate runs encode steps weights '
+  'encoders schedule methods batches checkpoint corpora beir datasets tokens '
+  'lexical index mine metrics losses bert logs locks handoff devices config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

@@ -58,7 +58,7 @@ def open_run(trained, tmp_path):
     folder = tmp_path / name
     shutil.copytree(trained.workdir, folder)
     config = dataclasses.replace(trained, workdir=str(folder), **changes)
-    return runs.go_on(config, ('train', 'dev'))
+    return runs.go_on(config, ('train', 'dev'), 6)
 
   return open_run
 

@@ -1,0 +1,187 @@
+"""What a run will need of disk, memory and devices, known before it starts.
+
+The arithmetic is a lower bound: what cannot fit is refused at once, and not by
+a full disk in the second week. Texts and token rows are there by then, and
+activations are not counted.
+"""
+
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import jax
+import psutil
+
+from ance_jax import config as config_lib
+from ance_jax import encoders
+from ance_jax import index
+from ance_jax import logs
+from ance_jax import methods
+from ance_jax import schedule
+
+# AdamW's state is the parameters and two moments of each (all float32).
+_STATE = 3
+# The limit of a container, where there is one.
+_CGROUP = pathlib.Path('/sys/fs/cgroup')
+_CURES = {
+  'disk': 'make room, lower --checkpoints_to_keep or --max_refreshes, or name '
+  'another --workdir',
+  'host memory': 'choose a smaller --index, such as SQ8 or IVF4096,PQ64, or '
+  'another machine',
+  'device memory': 'choose a smaller encoder, or another accelerator',
+}
+
+
+class Need(NamedTuple):
+  """One thing that a run needs room for.
+
+  Attributes:
+    place: Where, a key of `_CURES`.
+    what: What it is, for people.
+    arithmetic: How its size comes about.
+    size: Bytes.
+  """
+
+  place: str
+  what: str
+  arithmetic: str
+  size: int
+
+
+def check(run):
+  """Raises `BadInput` for a run that cannot fit; with `--dry_run`, prints why.
+
+  Args:
+    run: `runs.Run`.
+  """
+  needs, room = _needs(run), _room(run)
+  if run.config.dry_run:
+    logs.say(table(needs, room))
+  for place, free in room.items():
+    here = [need for need in needs if need.place == place]
+    total = sum(need.size for need in here)
+    if free is not None and total > free:
+      largest = max(here, key=lambda need: need.size)
+      raise config_lib.BadInput(
+        f'a run must have room for all that it keeps; found {_text(free)} of '
+        f'{place} for at least {_text(total)}, {_text(largest.size)} of them '
+        f'{largest.what} ({largest.arithmetic}); {_CURES[place]}.'
+      )
+
+
+def table(needs, room):
+  """Returns the needs and what there is, as lines of text.
+
+  Args:
+    needs: List of `Need`.
+    room: {place: bytes free, or None where nobody tells}.
+  """
+  lines = []
+  for place, free in room.items():
+    here = [need for need in needs if need.place == place]
+    total = sum(need.size for need in here)
+    there = 'not known' if free is None else _text(free)
+    lines.append(f'{place:42}{_text(total):>12}  of {there}')
+    lines += [
+      f'  {need.what:40}{_text(need.size):>12}  {need.arithmetic}'
+      for need in here
+    ]
+  return '\n'.join(lines)
+
+
+def _needs(run):
+  """Returns the list of `Need`."""
+  config, width = run.config, run.retriever.embedding_size
+  shapes = encoders.shapes(run.retriever)
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  passages, queries = len(run.passages), len(run.queries[config.train_split])
+  state = f'{num_params:,} parameters x 4 bytes x {_STATE}'
+  # Besides the newest: the best, that of the negatives in use, one in writing.
+  kept = config.checkpoints_to_keep + 3
+  code = index.bytes_per_vector(config.index, config.index_params, width)
+  needs = [
+    Need(
+      'disk', 'checkpoints', f'{kept} x {state}', kept * 4 * _STATE * num_params
+    ),
+    Need(
+      'disk',
+      'embeddings, old and new',
+      f'2 x {passages:,} passages x {width} x 4 bytes',
+      2 * passages * width * 4,
+    ),
+    Need(
+      'host memory',
+      f'index {config.index}',
+      f'{passages:,} passages x {code} bytes',
+      passages * code,
+    ),
+    Need(
+      'host memory', 'a checkpoint in writing', state, 4 * _STATE * num_params
+    ),
+  ]
+  tables = _num_tables(config)
+  if tables:
+    arithmetic = f'{queries:,} queries x {config.top_k} x 4 bytes'
+    size = queries * config.top_k * 4
+    needs += [
+      Need('disk', 'negatives', f'{tables} x {arithmetic}', tables * size),
+      Need('host memory', 'negatives being mined', arithmetic, size),
+    ]
+  # On a CPU the devices' memory is the host's.
+  on_host = run.devices[0].platform == 'cpu'
+  copies = len(run.devices) if on_host else 1
+  needs.append(
+    Need(
+      'host memory' if on_host else 'device memory',
+      'parameters, gradients, optimizer',
+      f'{copies} x {num_params:,} parameters x 4 bytes x {_STATE + 1}',
+      copies * 4 * (_STATE + 1) * num_params,
+    )
+  )
+  return needs
+
+
+def _num_tables(config):
+  """Returns how many tables of negatives a run makes and keeps."""
+  rows = {config.method: methods.METHODS[config.method]}
+  if rows[config.method].refreshes and config.warmup_steps:
+    rows[config.warmup_method] = methods.METHODS[config.warmup_method]
+  of_bm25 = any(row.negatives == 'bm25' for row in rows.values())
+  return int(of_bm25) + schedule.num_refreshes(config)
+
+
+def _room(run):
+  """Returns {place: bytes free, or None where nobody tells}.
+
+  What the run wrote before counts as free: it is part of what it needs.
+  """
+  own = 0
+  for folder in ('checkpoints', 'embeddings', 'refresh', 'bm25'):
+    files = (run.workdir / folder).rglob('*')
+    own += sum(path.stat().st_size for path in files if path.is_file())
+  room = {
+    'disk': shutil.disk_usage(run.workdir).free + own,
+    'host memory': _free_memory(),
+  }
+  if run.devices[0].platform != 'cpu':
+    stats = run.devices[0].memory_stats() or {}
+    room['device memory'] = stats.get('bytes_limit')
+  return room
+
+
+def _free_memory():
+  """Returns the bytes that this process can still take."""
+  free = psutil.virtual_memory().available
+  limit, used = _CGROUP / 'memory.max', _CGROUP / 'memory.current'
+  if limit.exists() and (text := limit.read_text().strip()).isdecimal():
+    free = min(free, int(text) - int(used.read_text()))
+  return free
+
+
+def _text(size):
+  """Returns a number of bytes for people."""
+  for unit in ('bytes', 'kB', 'MB'):
+    if size < 1000:
+      return f'{size:,.1f} {unit}' if unit != 'bytes' else f'{size} bytes'
+    size /= 1000
+  return f'{size:,.1f} GB'

@@ -1,0 +1,124 @@
+"""One trainer a folder: a lock that ends with its process.
+
+On one machine the kernel holds it, so that no crash leaves it behind. Machines
+that share a folder may not share the kernel's locks: there the holder gives a
+sign of life every few seconds, and without one for a minute it counts as dead.
+"""
+
+import json
+import os
+import pathlib
+import socket
+import tempfile
+import threading
+
+from ance_jax import config as config_lib
+from ance_jax import handoff
+
+LOCK_FILE = 'lock'
+_BEAT_SECS, _DEAD_SECS = 10, 60
+_BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
+
+
+class Lock:
+  """The lock of a folder, held until `close`."""
+
+  def __init__(self, workdir):
+    """Takes the lock.
+
+    Raises:
+      BadInput: Another process holds it; the text names its host and id.
+    """
+    self._path = pathlib.Path(workdir) / LOCK_FILE
+    self._holder = json.dumps(
+      {
+        'host': socket.gethostname(),
+        'process': os.getpid(),
+        'kernel': _kernel(),
+      }
+    ).encode()
+    self._descriptor = _take(self._path, self._holder)
+    self._released = threading.Event()
+    self._beating = threading.Thread(target=self._beat, daemon=True)
+    self._beating.start()
+
+  def check(self):
+    """Raises `BadInput` if another process took the folder over.
+
+    It can, where this one gave no sign of life for a minute: a machine that
+    slept, or was moved.
+    """
+    if not self._beating.is_alive():
+      raise config_lib.BadInput(
+        f'a folder must have one trainer; found that {self._path} is another '
+        "process's now; leave the folder to it."
+      )
+
+  def close(self):
+    """Lets go of the folder; no file is left."""
+    self._released.set()
+    self._beating.join()
+    try:
+      if self._is_ours():
+        self._path.unlink()
+    finally:
+      os.close(self._descriptor)
+
+  def _beat(self):
+    """Gives signs of life until the end, or until the lock is lost."""
+    while not self._released.wait(_BEAT_SECS) and self._is_ours():
+      os.utime(self._descriptor)
+
+  def _is_ours(self):
+    try:
+      return self._path.read_bytes() == self._holder
+    except FileNotFoundError:
+      return False
+
+
+def _take(path, holder):
+  """Returns a descriptor of the lock's file, which is locked, `holder` in it."""
+  while True:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+      locked = handoff.lock(descriptor)
+      _check_holder(path, descriptor, locked)
+      # Who held it may have removed the file since it was opened here.
+      if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder, 0)
+        return descriptor
+    except FileNotFoundError:
+      pass
+    except BaseException:
+      os.close(descriptor)
+      raise
+    os.close(descriptor)
+
+
+def _check_holder(path, descriptor, locked):
+  """Raises `BadInput` if the process that the file names may live."""
+  try:
+    holder = json.loads(os.pread(descriptor, 4096, 0))
+    host, process = holder['host'], holder['process']
+    elsewhere = holder['kernel'] != _kernel()
+  except (ValueError, TypeError, KeyError):  # New, or torn by a crash.
+    host, process, elsewhere = 'this host', 'unknown', False
+  age = _age_secs(path, descriptor)
+  if not locked or (elsewhere and age < _DEAD_SECS):
+    raise config_lib.BadInput(
+      f'a folder must have one trainer; found process {process} on {host} in '
+      f'{path.parent}, with its last sign of life {age:.0f} s ago; stop it '
+      f'first, or, if it is dead, wait until {_DEAD_SECS} s have passed.'
+    )
+
+
+def _age_secs(path, descriptor):
+  """Returns the seconds since the last sign of life, by the folder's clock."""
+  with tempfile.TemporaryFile(dir=path.parent) as now:
+    return os.fstat(now.fileno()).st_mtime - os.fstat(descriptor).st_mtime
+
+
+def _kernel():
+  """Returns what tells this start of this machine from all others."""
+  return _BOOT_ID.read_text() if _BOOT_ID.exists() else socket.gethostname()
