@@ -413,9 +413,16 @@ def _plain_type(annotation):
   return annotation
 
 
-def fixed_differences(before, after):
-  """Yields (name, old, new) of each changed field that may not change."""
+def differences(before, after, *, may_change):
+  """Yields (name, old, new) of each field that differs.
+
+  Args:
+    before: The `Config` that a run began with, or was last saved under.
+    after: The `Config` that it is to go on with.
+    may_change: Whether the fields that may change are meant, or those that
+      may not.
+  """
   for field in dataclasses.fields(Config):
     old, new = getattr(before, field.name), getattr(after, field.name)
-    if old != new and not field.metadata['may_change']:
+    if old != new and field.metadata['may_change'] == may_change:
       yield field.name, old, new

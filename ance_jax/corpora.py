@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from ance_jax import beir
 from ance_jax import config as config_lib
+from ance_jax import handoff
 from ance_jax import logs
 from ance_jax.datasets import pydocs
 
@@ -220,13 +221,14 @@ def _read_pydocs(config):
   A run keeps the set it began with, whatever is installed later.
   """
   folder = pathlib.Path(config.workdir) / 'datasets'
-  if not folder.exists():
+  if not handoff.find(folder, {}):
     logs.say('pydocs: reading the docstrings of the installed packages')
-  # TFDS announces a download, whether there is one or not.
-  with contextlib.redirect_stdout(io.StringIO()):
-    tfds.disable_progress_bar()
-    builder = pydocs.Pydocs(data_dir=folder, file_format='array_record')
-    builder.download_and_prepare()
+    with handoff.publish(folder, {}) as unfinished:
+      # TFDS announces a download, whether there is one or not.
+      with contextlib.redirect_stdout(io.StringIO()):
+        tfds.disable_progress_bar()
+        _pydocs_builder(unfinished).download_and_prepare()
+  builder = _pydocs_builder(folder)
   table = builder.as_data_source('docstrings')
   rows = list(table.__getitems__(range(len(table))))
   column = {k: [row[k].decode() for row in rows] for k in _PYDOCS_TEXTS}
@@ -247,6 +249,10 @@ def _read_pydocs(config):
   return _Source(
     corpus, column['id'], column['query'], judgements.get, 'pydocs'
   )
+
+
+def _pydocs_builder(folder):
+  return pydocs.Pydocs(data_dir=folder, file_format='array_record')
 
 
 _PYDOCS_TEXTS = ('id', 'title', 'text', 'query', 'split')

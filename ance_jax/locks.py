@@ -77,7 +77,7 @@ class Lock:
 
 
 def _take(path, holder):
-  """Returns a descriptor of the lock's file, which is locked, `holder` in it."""
+  """Returns a descriptor of the file, locked, and with `holder` in it."""
   while True:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

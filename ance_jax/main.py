@@ -45,13 +45,14 @@ def main(argv):
     config_lib.refuse_left_over(argv[1:])
     config = _with_flags_of_run(config_lib.Config.from_flags())
     _JOBS[config.job](config)
+    return 0
   except (Exception, KeyboardInterrupt) as error:
     if flags.FLAGS.debug:
       traceback.print_exception(error)
     sentence, code = _explain(error)
-    print(f'ance_jax: {sentence}', file=sys.stderr)
-    return code
-  return 0
+  # Only now are the progress bars gone.
+  print(f'ance_jax: {sentence}', file=sys.stderr)
+  return code
 
 
 def _explain(error):

@@ -151,7 +151,9 @@ def settings(workdir, step):
 def check_same_run(config, step):
   """Raises `BadInput` if a checkpoint is of other settings than these."""
   before = settings(config.workdir, step)
-  for name, old, new in config_lib.fixed_differences(before, config):
+  for name, old, new in config_lib.differences(
+    before, config, may_change=False
+  ):
     raise config_lib.BadInput(
       f'--{name} must stay as the run in {config.workdir} began; found {new!r} '
       f'instead of {old!r}; set it back, or name another --workdir.'

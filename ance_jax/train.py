@@ -142,7 +142,24 @@ def _begin(config):
   logs.say(
     f'training {config.workdir} goes on from the checkpoint of step {step}'
   )
-  now = devices_lib.describe(this.devices)
+  _say_what_changed(this, step, saved)
+  return _Begun(this, None, step, _restore_history(config.workdir, step))
+
+
+def _say_what_changed(run, step, saved):
+  """Prints what a run does not go on with as it was at its checkpoint.
+
+  Args:
+    run: `runs.Run`.
+    step: int, that of the checkpoint.
+    saved: Its manifest.
+  """
+  before = runs.settings(run.workdir, step)
+  for name, old, new in config_lib.differences(
+    before, run.config, may_change=True
+  ):
+    logs.say(f'--{name} is {new!r} from here on; it was {old!r}')
+  now = devices_lib.describe(run.devices)
   changed = [
     f'{name} {old!r} -> {now[name]!r}'
     for name, old in saved['made_with'].items()
@@ -150,7 +167,6 @@ def _begin(config):
   ]
   if changed:
     logs.say(f'not bit-equal to what it was to be: {", ".join(changed)}')
-  return _Begun(this, None, step, _restore_history(config.workdir, step))
 
 
 def _check_never_trained(workdir):

@@ -118,4 +118,7 @@ def test_values_out_of_range_are_refused(changes, expected):
 def test_only_what_may_change_is_not_among_the_differences():
   first = config.Config()
   second = dataclasses.replace(first, max_steps=2, seed=1, job='evaluate')
-  assert list(config.fixed_differences(first, second)) == [('seed', 0, 1)]
+  fixed = config.differences(first, second, may_change=False)
+  assert list(fixed) == [('seed', 0, 1)]
+  free = config.differences(first, second, may_change=True)
+  assert [name for name, _, _ in free] == ['job', 'max_steps']

@@ -37,7 +37,8 @@ def wrapped(*arguments, **keywords):
   count += fits
   strikes = fits and count == calls
   if strikes and not after:
-    os.kill(os.getpid(), signal.{signal})
+    for _ in range({times}):
+      os.kill(os.getpid(), signal.{signal})
   result = real(*arguments, **keywords)
   if strikes and after:
     os.kill(os.getpid(), signal.{signal})
@@ -89,6 +90,7 @@ def kill_at(
   after=False,
   argument=None,
   signal='SIGKILL',
+  times=1,
 ):
   """Runs main up to a call of a function, and sends itself the signal."""
   code = CHILD.format(
@@ -98,6 +100,7 @@ def kill_at(
     after=after,
     argument=argument,
     signal=signal,
+    times=times,
     flags=config.to_flagfile().split('\n')[:-1],
   )
   return run_main((), textwrap.dedent(code))
@@ -237,6 +240,19 @@ def test_a_stop_signal_saves_says_so_and_loses_nothing(
   assert 'ance_jax: stopped on request in ' in stopped.stderr
   assert 'Traceback' not in stopped.stderr
   assert checkpoint.committed_steps(config.workdir)[-1] == saved
+  train.run(config)
+  check_same(outcome(config), expected)
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(config, reference):
+  expected = never_killed(reference, config)
+  left = kill_at(
+    config, 'ance_jax.train', '_log_step', 7, signal='SIGINT', times=2
+  )
+  assert left.returncode == 130
+  assert left.stderr.endswith('ance_jax: interrupted.\n')
+  assert 'Traceback' not in left.stderr
+  assert checkpoint.committed_steps(config.workdir)[-1] <= 6
   train.run(config)
   check_same(outcome(config), expected)
 

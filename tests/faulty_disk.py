@@ -1,14 +1,14 @@
 """A disk that fails at the n-th file operation, or whose power is cut.
 
 `FaultyDisk` stands between Python and the files below one folder: it counts
-what changes them (open for writing, write, fsync, rename, remove, make or remove
-a folder), writes it down, and at the n-th stops the process (from then on
-nothing changes any more) or raises an error. What Orbax writes in C++ passes
-it by.
+what changes them (open for writing, write, fsync, rename, remove, make or
+remove a folder), writes it down, and at the n-th stops the process (from then
+on nothing changes any more) or raises an error. What Orbax writes in C++
+passes it by.
 
 `after_power_loss` makes of what was written down the files that a machine may
-find after its power was cut: what was synced is there; of the rest some is, some
-is not, and some is torn or zeros.
+find after its power was cut: what was synced is there; of the rest some is,
+some is not, and some is torn or zeros.
 """
 
 import builtins

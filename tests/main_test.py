@@ -8,8 +8,11 @@ import sys
 
 import pytest
 
+from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import handoff
+from ance_jax import logs
+from ance_jax import main
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -93,6 +96,37 @@ def test_bad_flags_end_with_a_sentence_and_no_traceback(arguments, expected):
   assert ended.returncode != 0
   assert expected in ended.stderr + ended.stdout
   assert 'Traceback' not in ended.stderr
+
+
+def test_debug_shows_where_an_error_comes_from():
+  ended = run_main('--batch_size=0', '--debug')
+  assert ended.returncode == 2
+  assert 'Traceback' in ended.stderr
+  assert '--batch_size must be at least 1; found 0' in ended.stderr
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'expected'),
+  [
+    (OSError(28, 'No space left on device'), 1, 'No space left on device'),
+    (checkpoint.SaveFailed('not saved.'), 1, 'not saved.'),
+    (config_lib.BadInput('bad.'), 2, 'bad.'),
+    (FloatingPointError('not finite.'), 2, 'not finite.'),
+    (logs.Stopped('encode'), 143, 'stopped on request in encode'),
+    (KeyboardInterrupt(), 130, 'interrupted.'),
+    (KeyError('a\nb'), 1, 'KeyError: '),
+    (MemoryError(), 1, 'MemoryError: '),
+  ],
+  ids=lambda value: type(value).__name__,
+)
+def test_whatever_ends_a_job_is_one_sentence_and_an_exit_code(
+  error, code, expected
+):
+  sentence, found = main._explain(error)
+  assert found == code
+  assert expected in sentence
+  assert '\n' not in sentence
+  assert sentence.endswith('.')
 
 
 def test_a_left_over_line_of_a_flagfile_is_refused(tmp_path):

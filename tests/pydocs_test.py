@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from ance_jax import config
 from ance_jax import corpora
 from ance_jax.datasets import pydocs
 
@@ -183,3 +184,27 @@ def test_one_summary_is_one_query_with_all_its_passages_as_positives():
   }
   assert judgements['dev'] == {(4, 1): 1, (4, 4): 1}
   assert judgements['test'] == {}
+
+
+def test_a_damaged_set_is_set_aside_and_built_again(
+  tmp_path, monkeypatch, capsys
+):
+  def docstrings():
+    for number in range(40):
+      text = ' '.join(f'word{number}x{place}' for place in range(12))
+      yield f'module.name{number}', f'Returns number {number}.', text
+
+  monkeypatch.setattr(pydocs, 'docstrings', docstrings)
+  settings = config.Config(workdir=str(tmp_path))
+  first = corpora.load(settings, ('train',)).corpus.hash
+  capsys.readouterr()
+  assert corpora.load(settings, ('train',)).corpus.hash == first
+  assert 'reading the docstrings' not in capsys.readouterr().out
+  (path,) = (tmp_path / 'datasets').rglob('*.array_record*')
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  assert corpora.load(settings, ('train',)).corpus.hash == first
+  out = capsys.readouterr().out
+  assert f'found that {path} is missing or was changed' in out
+  assert 'reading the docstrings' in out

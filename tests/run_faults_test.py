@@ -257,7 +257,7 @@ def _killer(at):
 
 
 def damages(workdir, random):
-  """Yields (path, content) for ever: each file in turn, a bit flipped or cut."""
+  """Yields (path, content) for ever: each file in turn, a bit off, or cut."""
   files = sorted(
     path
     for path in pathlib.Path(workdir).rglob('*')

@@ -1,6 +1,7 @@
 """The whole cycle on the small set: what is due when, and that it is done."""
 
 import dataclasses
+import os
 import pathlib
 import shutil
 
@@ -10,6 +11,9 @@ import pytest
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import devices as devices_lib
+from ance_jax import encode
+from ance_jax import encoders
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import mine
@@ -218,6 +222,156 @@ def test_the_newest_checkpoints_are_kept_and_the_best_and_that_in_use(
   # The last refresh is that of step 8; what precedes a save is whole.
   assert checkpoint.committed_steps(config.workdir) == left
   assert min(numbers[1:]) >= 1
+
+
+@pytest.mark.parametrize('first', [1, 8])
+def test_other_devices_go_on_with_the_same_batches_and_losses(
+  first, tiny, tmp_path, monkeypatch, capsys
+):
+  """With the same negatives; the sums over devices are rounded differently."""
+  config = dataclasses.replace(
+    tiny,
+    dropout_rate=0.2,
+    learning_rate=1e-3,
+    num_devices=first,
+    steps_per_refresh=20,
+    steps_per_checkpoint=6,
+    max_steps=6,
+  )
+  train.run(config)
+  seen, real_shard = [], devices_lib.shard
+  monkeypatch.setattr(
+    devices_lib, 'shard', lambda *a: (seen.append(a[0]), real_shard(*a))[1]
+  )
+  batches_of, losses_of, said = {}, {}, {}
+  for number in (1, 2, 4, 8):
+    here = str(tmp_path / str(number))
+    shutil.copytree(config.workdir, here)
+    seen.clear()
+    capsys.readouterr()
+    train.run(
+      dataclasses.replace(
+        config, workdir=here, num_devices=number, max_steps=16
+      )
+    )
+    said[number] = 'not bit-equal to what it was' in capsys.readouterr().out
+    batches_of[number] = list(seen)
+    losses = logs.series(here, 'train/loss')
+    losses_of[number] = [losses[step] for step in range(7, 17)]
+  assert said == {number: number != first for number in said}
+  for number in (2, 4, 8):
+    assert len(batches_of[number]) == 10
+    jax.tree.map(
+      np.testing.assert_array_equal, batches_of[number], batches_of[1]
+    )
+    np.testing.assert_allclose(losses_of[number], losses_of[1], rtol=1e-5)
+  assert losses_of[8] != losses_of[1]
+
+
+def test_other_devices_mine_the_same_lists_but_for_close_scores(tiny):
+  config = dataclasses.replace(tiny, num_devices=1, max_steps=5)
+  train.run(config)
+  tables = {}
+  for number in (1, 2, 4, 8):
+    run = runs.read(
+      dataclasses.replace(config, num_devices=number), ('train', 'dev')
+    )[0]
+    shutil.rmtree(run.workdir / 'refresh')
+    refresh.refresh(run, 4)
+    tables[number] = np.array(refresh.load(run, 4))
+  scores = _scores_of(run, 4)
+  for number in (2, 4, 8):
+    for query in range(len(scores)):
+      first, second = tables[1][query], tables[number][query]
+      np.testing.assert_allclose(
+        scores[query, first], scores[query, second], atol=1e-5
+      )
+
+
+def _scores_of(run, step):
+  """Returns the (Q, N) scores of all training queries and passages."""
+  shapes = encoders.shapes(run.retriever)
+  params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
+  queries, passages = (
+    encode.encode_rows(encoder, params, rows, 'encode')[0]
+    for encoder, rows in (
+      (run.query_encoder, run.queries['train']),
+      (run.passage_encoder, run.passages),
+    )
+  )
+  return queries @ passages.T
+
+
+def test_flags_that_may_change_are_those_that_do_not_change_the_result():
+  may = {
+    field.name
+    for field in dataclasses.fields(config_lib.Config)
+    if field.metadata['may_change']
+  }
+  assert may == {
+    'job', 'workdir', 'num_devices', 'dry_run', 'debug', 'data_dir',
+    'max_steps', 'tokens_per_batch', 'steps_per_eval', 'retriever', 'split',
+    'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
+    'steps_per_log', 'query', 'num_results', 'runs', 'picture',
+  }  # fmt: skip
+
+
+def test_a_second_trainer_is_refused_while_the_first_one_works(
+  tiny, monkeypatch
+):
+  config = dataclasses.replace(tiny, num_devices=1, max_steps=1)
+  real, refused = train._boundary, []
+
+  def boundary(*arguments):
+    with pytest.raises(config_lib.BadInput) as raised:
+      train.run(config)
+    refused.append(str(raised.value))
+    return real(*arguments)
+
+  monkeypatch.setattr(train, '_boundary', boundary)
+  train.run(config)
+  assert f'found process {os.getpid()} on {os.uname().nodename}' in refused[0]
+
+
+def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(tiny):
+  config = dataclasses.replace(tiny, num_devices=1)
+  train.run(config)
+  shutil.rmtree(pathlib.Path(config.workdir, 'checkpoints'))
+  before = logs.read(config.workdir)
+  with pytest.raises(
+    config_lib.BadInput, match='found none in .* and losses up to step 12'
+  ):
+    train.run(config)
+  assert logs.read(config.workdir) == before
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'pickups.json'])
+@pytest.mark.parametrize('damage', ['change', 'cut', 'remove'])
+def test_a_damaged_history_is_given_back_by_the_checkpoint(
+  name, damage, tiny, capsys
+):
+  config = dataclasses.replace(tiny, num_devices=1)
+  train.run(config)
+  path = pathlib.Path(config.workdir, name)
+  whole, lines = path.read_bytes(), logs.read(config.workdir)
+  if damage == 'change':
+    path.write_bytes(whole.replace(b'1', b'2', 1))
+  elif damage == 'cut':
+    path.write_bytes(whole[:30])
+  else:
+    path.unlink()
+  train.run(config)
+  assert f'{name} is missing or was changed' in capsys.readouterr().out
+  if name == 'pickups.json':
+    assert path.read_bytes() == whole
+  again = logs.read(config.workdir)
+  assert [without_times(line) for line in again] == [
+    without_times(line) for line in lines
+  ]
+
+
+def without_times(line):
+  return {k: v for k, v in line.items() if not k.startswith('time/')}
 
 
 def test_data_that_changed_under_a_run_is_refused(tiny, tmp_path):
