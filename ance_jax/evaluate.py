@@ -51,25 +51,30 @@ def index_corpus(run, params, watch):
   """
   config = run.config
   weights_hash = checkpoint.weights_hash(params)
-  with watch.phase('encode'):
-    blocks, real_tokens = encode.encode_corpus(
-      run.passage_encoder,
-      params,
-      run.passages,
-      _embeddings_folder(run, weights_hash),
-      rows_per_block=config.rows_per_block,
-    )
-  with watch.phase('index'):
-    faiss_index = index.build(config.index, config.index_params, blocks)
+  folder = _embeddings_folder(run, weights_hash)
+  with handoff.in_use(folder):
+    with watch.phase('encode'):
+      blocks, real_tokens = encode.encode_corpus(
+        run.passage_encoder,
+        params,
+        run.passages,
+        folder,
+        rows_per_block=config.rows_per_block,
+      )
+    with watch.phase('index'):
+      faiss_index = index.build(config.index, config.index_params, blocks)
   return IndexedCorpus(faiss_index, weights_hash, real_tokens)
 
 
 def prune_embeddings(run, weights_hash):
-  """Removes the embeddings of all weights but those of this hash."""
+  """Removes the embeddings of all weights but those of this hash.
+
+  Those that another job makes or reads at this moment stay, too.
+  """
   kept = _embeddings_folder(run, weights_hash)
   for folder in kept.parent.glob('*'):
     if folder != kept:
-      handoff.remove_folder(folder)
+      handoff.remove_unused(folder)
 
 
 def encode_queries(run, params, split_name, watch):
@@ -174,13 +179,14 @@ def write_embeddings(config):
   """Writes the embeddings of the corpus as .npy blocks: `--job=encode`."""
   this, params, step = runs.read(config, ())
   folder = _embeddings_folder(this, checkpoint.weights_hash(params))
-  blocks, real_tokens = encode.encode_corpus(
-    this.passage_encoder,
-    params,
-    this.passages,
-    folder,
-    rows_per_block=config.rows_per_block,
-  )
+  with handoff.in_use(folder):
+    blocks, real_tokens = encode.encode_corpus(
+      this.passage_encoder,
+      params,
+      this.passages,
+      folder,
+      rows_per_block=config.rows_per_block,
+    )
   made = (
     'there already' if real_tokens is None else f'{real_tokens:.1%} real tokens'
   )

@@ -226,14 +226,34 @@ def remove_folder(path):
     shutil.rmtree(path)
 
 
-def lock(descriptor):
+def remove_unused(folder):
+  """Removes a folder that no process has `in_use`."""
+  with _opened(folder) as descriptor:
+    if lock(descriptor):
+      shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def in_use(folder):
+  """Keeps a folder, made where it is missing, from being removed as unused."""
+  make_folder(folder)
+  with _opened(folder) as descriptor:
+    lock(descriptor, fcntl.LOCK_SH)
+    yield
+
+
+def lock(descriptor, how=fcntl.LOCK_EX):
   """Locks an open file or folder; returns whether nobody else has it locked.
 
   The kernel holds the lock as long as the descriptor is open, so that a dead
   process has none.
+
+  Args:
+    descriptor: Its file descriptor.
+    how: fcntl.LOCK_EX, alone, or LOCK_SH, together with others of that kind.
   """
   try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, how | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
   return True

@@ -140,6 +140,25 @@ def test_encode_writes_the_embeddings_that_search_and_evaluate_use(
   assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == stamps
 
 
+def test_a_trainer_leaves_the_embeddings_that_a_job_beside_it_makes(
+  finished, monkeypatch
+):
+  run, params, _ = runs.read(
+    dataclasses.replace(finished, checkpoint='3'), ('dev',)
+  )
+  real = evaluate.index.build
+
+  def build(*arguments):
+    # What the trainer does at a boundary meanwhile.
+    evaluate.prune_embeddings(run, 'of another checkpoint')
+    return real(*arguments)
+
+  monkeypatch.setattr(evaluate.index, 'build', build)
+  assert evaluate.index_corpus(run, params, logs.Stopwatch())
+  evaluate.prune_embeddings(run, 'of another checkpoint')
+  assert list((run.workdir / 'embeddings').iterdir()) == []
+
+
 @pytest.mark.parametrize('retriever', ['model', 'bm25'])
 def test_search_finds_the_passage_that_is_asked_for(
   retriever, finished, capsys, monkeypatch

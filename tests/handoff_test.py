@@ -146,3 +146,12 @@ def test_folders_are_made_with_those_above_them(tmp_path):
   handoff.make_folder(tmp_path / 'a' / 'b')
   handoff.make_folder(tmp_path / 'a' / 'b')
   assert (tmp_path / 'a' / 'b').is_dir()
+
+
+def test_a_folder_in_use_is_not_removed_as_unused(tmp_path):
+  folder = tmp_path / 'made'
+  with handoff.in_use(folder), handoff.in_use(folder):
+    handoff.remove_unused(folder)
+    assert folder.is_dir()
+  handoff.remove_unused(folder)
+  assert not folder.exists()
