@@ -93,7 +93,14 @@ class Aim:
 
 @dataclasses.dataclass
 class Ended:
-  """How a process ended: `phase` it was killed in, or None if by itself."""
+  """How a process ended.
+
+  Attributes:
+    code: Exit code.
+    phase: What it was killed in; None if it ended by itself, or hung.
+    text: All that it printed.
+    lost_secs: Since the newest checkpoint, or since its start if that is later.
+  """
 
   code: int
   phase: str | None
@@ -233,8 +240,10 @@ def run_process(folder, number, aim):
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       },
     )
-  hung = _wait(process, board, aim)
-  os.killpg(process.pid, signal.SIGKILL)
+  try:
+    hung = _wait(process, board, aim)
+  finally:  # Also where a person stops this script.
+    os.killpg(process.pid, signal.SIGKILL)
   code, end = process.wait(), time.time()
   killed = code == -signal.SIGKILL and not hung
   manifests = workdir.glob('checkpoints/*/manifest.json')
@@ -304,17 +313,19 @@ def run_chain(folder, draw, most, tally):
   Returns:
     What went wrong, as text, or None.
   """
-  waiting, read, done = 0, 0, set()
+  waiting, read, noted, done = 0, 0, 0, set()
   tally.chains.append(0)
   for number in range(most + 1):
     committed = checkpoint.committed_steps(folder / 'run')[-1:]
+    if noted and [noted] > committed:
+      return f'the newest checkpoint is {committed}; step {noted} was committed'
     ended, _ = run_process(folder, number, draw() if number < most else None)
     if started := STARTED.search(ended.text):
       found = [int(started[1])] if started[1] else []
       if found != committed:
         return f'went on from step {found}, not {committed}'
-      # A kill counts once a process went on after it.
-      tally.recovered, waiting = tally.recovered + waiting, 0
+      if ended.phase or not ended.code:  # So it went on by itself.
+        tally.recovered, waiting = tally.recovered + waiting, 0
     units = (folder / 'units').read_text().splitlines() if started else []
     made, read = units[read:], max(read, len(units))
     if number:
@@ -322,6 +333,7 @@ def run_chain(folder, draw, most, tally):
       tally.redone_steps.append(again['step'])
       tally.redone_blocks.append(again['block'])
     done |= set(made)
+    noted = max((int(u[7:]) for u in done if u[:7] == 'commit '), default=0)
     if not ended.phase:
       break
     waiting, tally.chains[-1] = waiting + 1, number + 1
@@ -339,7 +351,10 @@ def run_chain(folder, draw, most, tally):
 
 def compare(folder, expected):
   """Returns how a finished run differs from the reference, or None."""
-  found = outcome(folder / 'run')
+  try:
+    found = outcome(folder / 'run')
+  except Exception as error:  # Whatever it is, it is what is looked for here.
+    return f'cannot be read: {error!r}'
   wrong = [
     f'{key}: {found.get(key)} instead of {expected.get(key)}'
     for key in sorted(found.keys() | expected.keys())
@@ -389,9 +404,10 @@ def report(tally, secs):
     'runs': runs,
     'bit_equal': runs - len(tally.faults),
     'recovered': tally.recovered,
-    'recovery_rate': tally.recovered / max(kills, 1),
+    'recovery_rate': round(tally.recovered / max(kills, 1), 4),
     'most_kills_of_a_run': max(tally.chains),
     'runs_of_ten_kills': sum(n >= 10 for n in tally.chains),
+    'fewest_kills_of_a_phase': min(phases[name] for name in watched.TARGETS),
     'secs_per_kill': round(secs / max(kills, 1), 2),
   }
   for name in ('redone_steps', 'redone_blocks', 'lost_secs'):
@@ -412,7 +428,12 @@ def main():
   parser.add_argument(
     '--kills_per_run', type=int, default=12, help='Before a run may finish.'
   )
-  parser.add_argument('--seed', type=int, default=0, help='Of the moments.')
+  parser.add_argument(
+    '--seed',
+    type=int,
+    default=0,
+    help='Of the moments, as far as the clock lets it.',
+  )
   parser.add_argument(
     '--folder', default='', help='New folder to work in; default: a temporary.'
   )

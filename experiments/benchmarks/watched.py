@@ -3,7 +3,8 @@
     python experiments/benchmarks/watched.py BOARD UNITS --flag=value ...
 
 BOARD is mapped into memory, so that it is still true after a SIGKILL; UNITS
-gets a line for each training step and each corpus block that is begun.
+gets a line for each training step and corpus block that is begun, and for each
+checkpoint that was committed.
 """
 
 import contextlib
@@ -147,13 +148,13 @@ def watch(board, units):
   wrap(evaluate, 'prune_embeddings', shown('prune'))
   wrap(train, '_prune', shown('prune'))
   wrap(checkpoint.Checkpoints, 'keep', shown('prune'))
-  watch_saving(board)
+  watch_saving(board, units)
   watch_training(board, units)
   watch_encoding(board, units)
 
 
-def watch_saving(board):
-  """Shows a save from its call to its manifest, which a thread writes."""
+def watch_saving(board, units):
+  """Shows a save until its thread ends, and then writes 'commit N'."""
   from ance_jax import checkpoint
 
   def save(real):
@@ -169,7 +170,10 @@ def watch_saving(board):
       start = time.monotonic_ns()
       board.saving()
       try:
-        return real(*args, **kwargs)
+        result = real(*args, **kwargs)
+        step = _argument(real, 'step', args, kwargs)
+        os.write(units, f'commit {step}\n'.encode())
+        return result
       finally:
         board.saving(time.monotonic_ns() - start)
 
@@ -251,6 +255,7 @@ def _argument(function, name, args, kwargs):
 
 def main(board, units, flags):
   """Runs the command line under watch."""
+  sys.modules['torch'] = None  # tensorboardX needs none, and it takes seconds.
   descriptor = os.open(units, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
   watch(Board(board, 'r+'), descriptor)
   from ance_jax import main as command_line
