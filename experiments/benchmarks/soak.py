@@ -98,12 +98,15 @@ class Ended:
   Attributes:
     code: Exit code.
     phase: What it was killed in; None if it ended by itself, or hung.
+    began: List of the step it said that it goes on from, empty from the start;
+      None if it did not come to say so.
     text: All that it printed.
     lost_secs: Since the newest checkpoint, or since its start if that is later.
   """
 
   code: int
   phase: str | None
+  began: list | None
   text: str
   lost_secs: float
 
@@ -118,6 +121,7 @@ class Tally:
   chains: list = dataclasses.field(default_factory=list)
   faults: list = dataclasses.field(default_factory=list)
   recovered: int = 0
+  left_overs: int = 0
   redone_steps: list = dataclasses.field(default_factory=list)
   redone_blocks: list = dataclasses.field(default_factory=list)
   lost_secs: list = dataclasses.field(default_factory=list)
@@ -249,9 +253,11 @@ def run_process(folder, number, aim):
   manifests = workdir.glob('checkpoints/*/manifest.json')
   saved = max((path.stat().st_mtime for path in manifests), default=0)
   text = log.read_text(errors='replace')
+  began = STARTED.search(text)
   return Ended(
     code,
     board.phase() if killed else None,
+    began and [int(step) for step in began.groups() if step],
     text + ('\nhung' if hung else ''),
     end - max(saved, start),
   ), board
@@ -282,18 +288,19 @@ def _wait(process, board, aim):
   return False
 
 
-def draw_aim(random, phases, board):
+def draw_aim(random, targets, phases, board):
   """Returns where to kill next.
 
   Args:
     random: numpy Generator.
+    targets: Names of the phases to aim at.
     phases: Counter of the phases hit.
     board: `watched.Board` of the reference.
   """
   if random.random() < 0.25:
     return Aim(random.uniform(0, 1.5 * board.secs('start')))
-  least = min(phases[name] for name in watched.TARGETS)
-  names = [name for name in watched.TARGETS if phases[name] == least]
+  least = min(phases[name] for name in targets)
+  names = [name for name in targets if phases[name] == least]
   phase = str(random.choice(names))
   delay = np.exp(random.uniform(np.log(1e-4), np.log(2 * board.secs(phase))))
   # Near enough that ten kills fit into a run.
@@ -313,40 +320,54 @@ def run_chain(folder, draw, most, tally):
   Returns:
     What went wrong, as text, or None.
   """
-  waiting, read, noted, done = 0, 0, 0, set()
+  run, units = folder / 'run', folder / 'units'
+  waiting, read, done, left = 0, 0, set(), []
   tally.chains.append(0)
   for number in range(most + 1):
-    committed = checkpoint.committed_steps(folder / 'run')[-1:]
-    if noted and [noted] > committed:
-      return f'the newest checkpoint is {committed}; step {noted} was committed'
+    committed = checkpoint.committed_steps(run)[-1:]
+    noted = [int(unit[7:]) for unit in done if unit.startswith('commit ')]
+    if noted and committed < [max(noted)]:
+      return f'step {max(noted)} was committed; the newest is {committed}'
     ended, _ = run_process(folder, number, draw() if number < most else None)
-    if started := STARTED.search(ended.text):
-      found = [int(started[1])] if started[1] else []
-      if found != committed:
-        return f'went on from step {found}, not {committed}'
-      if ended.phase or not ended.code:  # So it went on by itself.
-        tally.recovered, waiting = tally.recovered + waiting, 0
-    units = (folder / 'units').read_text().splitlines() if started else []
-    made, read = units[read:], max(read, len(units))
-    if number:
-      again = collections.Counter(u.split()[0] for u in made if u in done)
-      tally.redone_steps.append(again['step'])
-      tally.redone_blocks.append(again['block'])
-    done |= set(made)
-    noted = max((int(u[7:]) for u in done if u[:7] == 'commit '), default=0)
+    if fault := judge(ended, committed):
+      return fault
+    if ended.began is not None:
+      left = [name for name in left if (run / name).exists()]
+      if left:
+        return f'left over from an earlier process: {left}'
+      tally.recovered, waiting = tally.recovered + waiting, 0
+      lines = units.read_text().splitlines()
+      made, read = lines[read:], len(lines)
+      if number:
+        again = collections.Counter(u.split()[0] for u in made if u in done)
+        tally.redone_steps.append(again['step'])
+        tally.redone_blocks.append(again['block'])
+      done |= set(made)
     if not ended.phase:
-      break
+      return None
     waiting, tally.chains[-1] = waiting + 1, number + 1
     tally.phases[ended.phase] += 1
     tally.lost_secs.append(ended.lost_secs)
-    print(
-      f'kill {tally.kills}: {folder.name} in {ended.phase}, a process that '
-      f'began at {committed or "the start"}',
-      flush=True,
-    )
-  if ended.code == 0 and started:
-    return None
-  return f'ended with {ended.code}: {ended.text[-3000:]}'
+    # The names hold the process's id: none is ever written again.
+    found = [n for n in left_over(run) if n.endswith('.unfinished')]
+    tally.left_overs += len(set(found) - set(left))
+    left = found
+    print(f'kill {tally.kills}: {folder.name} in {ended.phase}', flush=True)
+  return None
+
+
+def judge(ended, committed):
+  """Returns what was wrong with a process, as text, or None.
+
+  Args:
+    ended: `Ended`.
+    committed: List of the newest step that was committed before, or empty.
+  """
+  if not ended.phase and (ended.code or ended.began is None):
+    return f'ended with {ended.code}: {ended.text[-3000:]}'
+  if ended.began is not None and ended.began != committed:
+    return f'began from step {ended.began}, not from {committed}'
+  return None
 
 
 def compare(folder, expected):
@@ -366,7 +387,7 @@ def compare(folder, expected):
   return f'{len(wrong)} differences, such as\n  ' + '\n  '.join(wrong[:8])
 
 
-def soak(folder, *, kills, kills_per_run, seed):
+def soak(folder, *, kills, kills_per_run, seed, targets):
   """Returns the `Tally` of runs that are killed, against one that is not."""
   write_beir(folder / 'beir')
   (folder / 'reference').mkdir()
@@ -380,7 +401,7 @@ def soak(folder, *, kills, kills_per_run, seed):
   tally, random = Tally(), np.random.default_rng(seed)
 
   def draw():
-    return draw_aim(random, tally.phases, board)
+    return draw_aim(random, targets, tally.phases, board)
 
   while tally.kills < kills and len(tally.faults) < MOST_FAULTS:
     run = folder / f'run-{len(tally.chains):03d}'
@@ -404,6 +425,7 @@ def report(tally, secs):
     'runs': runs,
     'bit_equal': runs - len(tally.faults),
     'recovered': tally.recovered,
+    'left_overs_removed': tally.left_overs,
     'recovery_rate': round(tally.recovered / max(kills, 1), 4),
     'most_kills_of_a_run': max(tally.chains),
     'runs_of_ten_kills': sum(n >= 10 for n in tally.chains),
@@ -435,6 +457,13 @@ def main():
     help='Of the moments, as far as the clock lets it.',
   )
   parser.add_argument(
+    '--targets',
+    nargs='+',
+    choices=watched.TARGETS,
+    default=watched.TARGETS,
+    help='Phases to aim at; default: all.',
+  )
+  parser.add_argument(
     '--folder', default='', help='New folder to work in; default: a temporary.'
   )
   given = parser.parse_args()
@@ -447,6 +476,7 @@ def main():
     kills=given.kills,
     kills_per_run=given.kills_per_run,
     seed=given.seed,
+    targets=given.targets,
   )
   report(tally, time.monotonic() - start)
   if tally.faults:
