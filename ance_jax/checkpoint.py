@@ -120,6 +120,8 @@ class Checkpoints:
   def keep(self, wanted):
     """Deletes all checkpoints but those of the steps `wanted`."""
     for step in set(self._manager.all_steps()) - set(wanted):
+      # First the manifest: what is half deleted is not there, not damaged.
+      handoff.unseal(_folder(self._workdir) / str(step))
       self._manager.delete(step)
 
   def __enter__(self):
@@ -227,7 +229,7 @@ def remove_uncommitted(workdir):
   """Deletes what a killed process began to save."""
   folder = _folder(workdir)
   for step in set(_orbax_steps(folder)) - set(committed_steps(workdir)):
-    logs.say(f'removed the save of step {step}, which was never finished')
+    logs.say(f'removed what was left of an uncommitted save of step {step}')
     handoff.remove_folder(folder / str(step))
 
 

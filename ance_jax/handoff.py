@@ -107,6 +107,12 @@ def seal(folder, manifest):
   write_json(folder / MANIFEST, {**manifest, 'files': hashes})
 
 
+def unseal(folder):
+  """Removes the manifest of a folder that is to be removed: it is not there."""
+  (pathlib.Path(folder) / MANIFEST).unlink(missing_ok=True)
+  _sync_folder(folder)
+
+
 def is_sealed(folder):
   """Returns whether a folder has its manifest."""
   return (pathlib.Path(folder) / MANIFEST).is_file()

@@ -186,6 +186,22 @@ def test_keep_deletes_the_others(saved):
   assert checkpoint.committed_steps(saved) == [1, 3]
 
 
+def test_a_checkpoint_that_is_half_deleted_is_not_there(saved, monkeypatch):
+  checkpoints = checkpoint.Checkpoints(saved)
+
+  def half(step):
+    (saved / 'checkpoints' / str(step) / 'params' / '_METADATA').unlink()
+    raise OSError(5, 'Input/output error')
+
+  monkeypatch.setattr(checkpoints._manager, 'delete', half)
+  with pytest.raises(OSError, match='Input/output'):
+    checkpoints.keep([1, 3])
+  checkpoints.close()
+  assert checkpoint.committed_steps(saved) == [1, 3]
+  with checkpoint.Checkpoints(saved):
+    assert not (saved / 'checkpoints' / '2').exists()
+
+
 def test_the_hash_tells_values_and_names():
   params = {'a': jnp.ones(3), 'b': jnp.zeros(3)}
   same = {'b': jnp.zeros(3), 'a': jnp.ones(3)}

@@ -403,7 +403,8 @@ def test_two_hundred_refreshes_leave_memory_files_and_threads_flat(
     print('bytes a refresh by part:', {k: round(v) for k, v in grown.items()})
   assert slopes[0] / later[0, 0] < 1e-3
   assert abs(slopes[1]) < 0.01
-  assert abs(slopes[2]) < 0.01
+  # Orbax's and XLA's pools grow and shrink by one or two.
+  assert abs(slopes[2]) < 0.03
 
 
 def test_flags_of_the_checkpoint_count_not_a_file_that_was_edited(config):

@@ -1,0 +1,34 @@
+"""The soak of real kills runs, and recovers: two kills of the hundreds."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.soak
+def test_a_run_recovers_from_two_real_kills(tmp_path):
+  done = subprocess.run(
+    [
+      sys.executable,
+      'experiments/benchmarks/soak.py',
+      '--kills=2',
+      '--kills_per_run=2',
+      f'--folder={tmp_path}',
+    ],
+    cwd=REPOSITORY,
+    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+  numbers = json.loads(done.stdout.splitlines()[-1])
+  assert numbers['kills'] == numbers['recovered'] == 2
+  assert sum(numbers['killed_in'].values()) == 2
+  assert numbers['runs'] == numbers['bit_equal']
