@@ -11,6 +11,7 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['HF_HUB_OFFLINE'] = '1'
 
+import dataclasses
 import json
 import sys
 
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 
 from ance_jax import config
+from ance_jax import encode
+from ance_jax import steps
 
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
 
@@ -66,6 +69,30 @@ def _compile_once(tmp_path_factory):
   ):
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+
+
+@pytest.fixture(scope='module')
+def compiled_once():
+  """Keeps what is compiled for the next run of equal settings in a module."""
+  kept = {}
+  real_step, real_encoders = steps.make_train_step, encode.make_encoders
+
+  def make_train_step(config, method, retriever, optimizer, devices):
+    key = dataclasses.replace(config, workdir=''), method, retriever, devices
+    if key not in kept:
+      kept[key] = real_step(config, method, retriever, optimizer, devices)
+    return kept[key]
+
+  def make_encoders(retriever, **kwargs):
+    key = retriever, tuple(kwargs.items())
+    if key not in kept:
+      kept[key] = real_encoders(retriever, **kwargs)
+    return kept[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(steps, 'make_train_step', make_train_step)
+    patch.setattr(encode, 'make_encoders', make_encoders)
+    yield
 
 
 @pytest.fixture(scope='session')

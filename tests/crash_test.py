@@ -18,6 +18,8 @@ from ance_jax import checkpoint
 from ance_jax import logs
 from ance_jax import train
 
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # What the killed process runs: our main, with a function of a module replaced
 # by one that kills the process when it is called for the n-th time (with a
@@ -178,7 +180,22 @@ KILLS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', KILLS)
+# Each takes seconds; run_faults_test.py stops in one process at all places.
+ALWAYS_TRIED = (
+  'while a checkpoint is written',
+  'inside the encoding of a refresh',
+  'before the refresh is visible',
+  'after the pick-up',
+)
+
+
+def seldom(name):
+  return pytest.param(name, marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize(
+  'name', [n if n in ALWAYS_TRIED else seldom(n) for n in KILLS]
+)
 def test_killed_and_started_again_a_run_ends_bit_equal(
   name, config, reference, capsys
 ):
@@ -210,6 +227,7 @@ def test_killed_and_started_again_a_run_ends_bit_equal(
   check_same(outcome(config), expected)
 
 
+@pytest.mark.soak
 def test_the_same_command_goes_on_after_two_kills(config, reference):
   expected = never_killed(reference, config)
   kill_at(config, 'ance_jax.train', '_log_step', 6)
@@ -226,10 +244,13 @@ def test_the_same_command_goes_on_after_two_kills(config, reference):
   [
     ('SIGTERM', 'ance_jax.train', '_log_step', 7, 8),
     ('SIGTERM', 'ance_jax.encode', 'encode_rows', 9, 4),
-    ('SIGTERM', 'ance_jax.evaluate', 'evaluate', 3, 5),
     ('SIGINT', 'ance_jax.train', '_log_step', 7, 8),
+    pytest.param(
+      *('SIGTERM', 'ance_jax.evaluate', 'evaluate', 3, 5),
+      marks=pytest.mark.soak,
+    ),
   ],
-  ids=['in training', 'inside a refresh', 'in an evaluation', 'Ctrl-C'],
+  ids=['in training', 'inside a refresh', 'Ctrl-C', 'in an evaluation'],
 )
 def test_a_stop_signal_saves_says_so_and_loses_nothing(
   number, module, function, calls, saved, config, reference
@@ -257,6 +278,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(config, reference):
   check_same(outcome(config), expected)
 
 
+@pytest.mark.soak
 def test_left_overs_of_kills_are_gone_after_the_next_start(config):
   kill_at(config, 'ance_jax.checkpoint', 'Checkpoints.save', 5, after=True)
   kill_at(config, 'ance_jax.encode', 'encode_rows', 9)

@@ -19,15 +19,14 @@ import psutil
 import pytest
 
 from ance_jax import checkpoint
-from ance_jax import encode
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import main
 from ance_jax import report
 from ance_jax import runs
-from ance_jax import steps
 from ance_jax import train
 
+pytestmark = pytest.mark.usefixtures('compiled_once')
 POWER_CUTS = 200
 DAMAGES = 500
 # Nothing reads these again.
@@ -36,26 +35,8 @@ OUTPUTS = ('tensorboard', 'curves.png', 'lock')
 
 @pytest.fixture(scope='module', autouse=True)
 def _quick():
-  """Compiles once, draws nothing, and does not wait for a real disk."""
+  """Draws nothing, and does not wait for a real disk."""
   patch = pytest.MonkeyPatch()
-  kept = {}
-  real_step, real_encoders = steps.make_train_step, encode.make_encoders
-
-  def make_train_step(config, method, retriever, *rest):
-    same = dataclasses.replace(config, workdir='', max_steps=1)
-    key = same, method, retriever, rest[1]
-    if key not in kept:
-      kept[key] = real_step(config, method, retriever, *rest)
-    return kept[key]
-
-  def make_encoders(retriever, **kwargs):
-    key = retriever, tuple(kwargs.items())
-    if key not in kept:
-      kept[key] = real_encoders(retriever, **kwargs)
-    return kept[key]
-
-  patch.setattr(steps, 'make_train_step', make_train_step)
-  patch.setattr(encode, 'make_encoders', make_encoders)
   patch.setattr(report, 'draw', lambda *_: None)
   patch.setattr(logs.tensorboardX, 'SummaryWriter', mock.MagicMock())
   patch.setattr(logs, 'progress', _progress)

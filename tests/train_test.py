@@ -22,6 +22,8 @@ from ance_jax import runs
 from ance_jax import steps
 from ance_jax import train
 
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
 
 def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(tiny, capsys):
   tiny = dataclasses.replace(tiny, max_steps=16, num_devices=2)
@@ -224,7 +226,7 @@ def test_the_newest_checkpoints_are_kept_and_the_best_and_that_in_use(
   assert min(numbers[1:]) >= 1
 
 
-@pytest.mark.parametrize('first', [1, 8])
+@pytest.mark.parametrize('first', [8, pytest.param(1, marks=pytest.mark.soak)])
 def test_other_devices_go_on_with_the_same_batches_and_losses(
   first, tiny, tmp_path, monkeypatch, capsys
 ):
