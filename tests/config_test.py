@@ -94,7 +94,7 @@ def test_a_flagfile_that_is_not_there_is_refused(tmp_path):
   [
     ({'method': 'anse'}, "--method must be one of random, .* found 'anse'"),
     ({'top_k': 0}, '--top_k must be at least 1; found 0'),
-    ({'query_length': 0}, '--query_length must be at least 1'),
+    ({'query_length': 0}, '--query_length must be at least 3'),
     ({'max_steps': -1}, '--max_steps must be at least 0; found -1'),
     ({'temperature': 0.0}, '--temperature must be above 0'),
     ({'seed': 2**31}, r'--seed must be at least 0 and below 2\*\*31'),
