@@ -15,6 +15,7 @@ from ance_jax import bert
 from ance_jax import config as config_lib
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import hub
 from ance_jax import tokens
 from ance_jax import weights
 
@@ -71,7 +72,7 @@ def test_body_equals_torch_on_ragged_input(kind, tmp_path):
   import torch
 
   model = make_torch(kind, tmp_path)
-  body = weights._read_config(str(tmp_path))
+  body = hub.read_config(str(tmp_path))
   tensors = load_file(tmp_path / 'model.safetensors')
   params = weights.body_from_tensors(tensors, body, 'here')
   random = np.random.default_rng(0)
@@ -96,7 +97,7 @@ def test_our_weights_in_torch_give_our_activations(kind, tmp_path):
   import torch
 
   model = make_torch(kind, tmp_path)
-  body = weights._read_config(str(tmp_path))
+  body = hub.read_config(str(tmp_path))
   tower = encoders.init(
     encoders.Retriever(body, True, 'cls', 0, 'dot', 40, 40), 1
   )['tied']
@@ -286,7 +287,7 @@ def test_a_tensor_too_few_too_many_or_too_small_is_named(
       {'model_type': 'roberta', 'pad_token_id': 0},
       'a RoBERTa of pad_token_id 0 instead of 1',
     ),
-    ({'model_type': 'nothing-known'}, 'none that loads'),
+    ({'model_type': 'nothing-known'}, 'model_type nothing-known'),
   ],
 )
 def test_an_unsupported_architecture_is_refused(saved, tiny, changes, expected):
