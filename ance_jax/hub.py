@@ -244,17 +244,10 @@ def _read_shard(path, without):
         'model.safetensors', 'a pointer of Git LFS', 'run git lfs pull'
       )  # fmt: skip
   try:
-    with safetensors.safe_open(path, 'flax') as opened:
+    with safetensors.safe_open(path, 'numpy') as opened:
       for key in opened.keys():
-        dtype = opened.get_slice(key).get_dtype()
-        if without(key):
-          continue
-        if dtype not in _FLOATS:
-          raise reading.bad(
-            path, f'a tensor must be one of {", ".join(_FLOATS)}',
-            f'{dtype} in {key[:80]}', 'use weights that are not quantized'
-          )  # fmt: skip
-        tensors[key] = np.asarray(opened.get_tensor(key), np.float32)
+        if not without(key):
+          tensors[key] = _float32(opened, key, path)
   except safetensors.SafetensorError as error:
     raise reading.bad(
       path, 'a checkpoint must have its weights in a whole model.safetensors',
@@ -262,6 +255,19 @@ def _read_shard(path, without):
       'convert or fetch it'
     ) from error  # fmt: skip
   return tensors
+
+
+def _float32(opened, key, path):
+  """Returns one tensor of an open safetensors file."""
+  dtype = opened.get_slice(key).get_dtype()
+  if dtype not in _FLOATS:
+    raise reading.bad(
+      path, f'a tensor must be one of {", ".join(_FLOATS)}',
+      f'{dtype} in {key[:80]}', 'use weights that are not quantized'
+    )  # fmt: skip
+  # What is too large becomes infinite, and is refused with its name.
+  with np.errstate(over='ignore'):
+    return np.asarray(opened.get_tensor(key), np.float32)
 
 
 def _shards(index):

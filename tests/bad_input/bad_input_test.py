@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from bad_input_tools import Refused
 import cases_beir
+import cases_checkpoints
 import cases_flags
 import pytest
 
@@ -19,6 +20,7 @@ from ance_jax import handoff
 GROUPS = {
   'flags': cases_flags,
   'beir': cases_beir,
+  'checkpoints': cases_checkpoints,
 }
 CASES = [(group, name) for group in GROUPS for name in GROUPS[group].CASES]
 MAX_SECS = 10
