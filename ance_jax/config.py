@@ -492,7 +492,8 @@ def _parse_flagfile(path, flag_values, above):
         )
       _parse_flagfile(other, flag_values, (*above, os.path.realpath(path)))
     elif line and not line.startswith(('#', '//')):
-      left_over = []
+      # absl takes two dashes alone for the end of a command line's flags.
+      left_over = ['--'] if line == '--' else []
       _parse([line], flag_values, left_over, place)
       refuse_left_over(left_over, place)
 

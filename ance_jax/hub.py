@@ -331,6 +331,13 @@ def _module_kind(module, path):
       reading.quoted(module),
       'save the model again',
     )
+  if not kind.startswith('sentence_transformers.'):
+    raise reading.bad(
+      path,
+      'a module must be one of sentence_transformers',
+      reading.quoted(kind),
+      'use a model without code of its own',
+    )
   return kind.rpartition('.')[2]
 
 

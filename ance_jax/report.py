@@ -1,5 +1,6 @@
 """What a person looks at after a run: curves, a table, examples."""
 
+import os
 import pathlib
 
 import matplotlib.figure
@@ -7,6 +8,7 @@ import matplotlib.figure
 from ance_jax import config as config_lib
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import reading
 
 _PANELS = {
   'train/loss': 'training loss, nats',
@@ -73,6 +75,7 @@ def run(config):
   workdirs = [path for path in config.runs.split(',') if path]
   workdirs = workdirs or [config.workdir]
   for workdir in workdirs:
+    _check(workdir)
     if not logs.read(workdir):
       raise config_lib.BadInput(
         '--runs must name folders of runs, separated by commas; found no '
@@ -84,10 +87,43 @@ def run(config):
       f'--picture must lie in a folder that exists; found {path}; make the '
       'folder, or name another.'
     )
+  if pathlib.Path(path).is_dir():
+    raise config_lib.BadInput(
+      f'--picture must be a file; found the folder {path}; name a file in it.'
+    )
   draw(workdirs, path)
   for workdir in workdirs:
     logs.say(f'{workdir}\n{table(workdir)}')
   logs.say(f'curves: {path}')
+
+
+def _check(workdir):
+  """Raises `BadInput` if metrics.jsonl is there and no run wrote it so."""
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  if not os.path.lexists(path):
+    return
+  whole = reading.regular(path).read_bytes().count(b'\n')
+  for number, text in reading.lines(path):
+    if number > whole:
+      return  # A kill cut it, and no reader takes it.
+    line = reading.json_value(text, path, number)
+    if not isinstance(line, dict) or type(line.get('step')) is not int:
+      raise reading.bad(
+        path, "a line must be a JSON object with a whole number 'step'",
+        reading.quoted(text), 'remove it', number
+      )  # fmt: skip
+    if not all(type(value) in (int, float) for value in line.values()):
+      raise reading.bad(
+        path, 'a metric must be a number', reading.quoted(text), 'remove it',
+        number
+      )  # fmt: skip
+    missing = set(_COLUMNS) - line.keys()
+    if _COLUMNS[0] in line and missing:
+      raise reading.bad(
+        path, 'the measures of dev must be there together',
+        f'no {min(missing)} in {reading.quoted(text)}', 'remove the line',
+        number
+      )  # fmt: skip
 
 
 def _draw_panel(axes, name, workdirs):

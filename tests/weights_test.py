@@ -390,7 +390,7 @@ def test_what_a_sentence_transformer_has_and_we_do_not_is_refused(
       'idx': i,
       'name': str(i),
       'path': f'{i}_{kind}' * bool(i),
-      'type': f'a.{kind}',
+      'type': f'sentence_transformers.models.{kind}',
     }
     for i, kind in enumerate(kinds)
   ]

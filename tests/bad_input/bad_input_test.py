@@ -12,6 +12,7 @@ from bad_input_tools import Refused
 import cases_beir
 import cases_checkpoints
 import cases_flags
+import cases_runs
 import pytest
 
 from ance_jax import config as config_lib
@@ -21,6 +22,7 @@ GROUPS = {
   'flags': cases_flags,
   'beir': cases_beir,
   'checkpoints': cases_checkpoints,
+  'runs': cases_runs,
 }
 CASES = [(group, name) for group in GROUPS for name in GROUPS[group].CASES]
 MAX_SECS = 10

@@ -473,7 +473,9 @@ CASES = {
   'modules in another order': Refused(
     sentences(kinds=('Pooling', 'Transformer')), 'modules Pooling, Transformer'
   ),
-  'class of its own': Refused(module(0, type='evil.Mine'), 'modules Mine, Poo'),
+  'class of its own': Refused(
+    module(0, type='evil.Mine'), 'one of sentence_transformers; found', MODULES
+  ),
   'pooling no JSON': Refused(
     sentences(put(POOLING, '{')), 'must be one JSON value', POOLING
   ),
