@@ -429,7 +429,7 @@ def parse(argv, flag_values=flags.FLAGS):
       _parse(given, flag_values, left_over)
       given = []
       path = path or (rest.pop(0) if rest else '')
-      _parse_flagfile(path, flag_values, ())
+      _parse_flagfile(os.path.expanduser(path), flag_values, ())
     else:
       given.append(argument)
   _parse(given, flag_values, left_over)
@@ -485,6 +485,7 @@ def _parse_flagfile(path, flag_values, above):
     place, line = f'{path}, line {number}: ', line.strip()
     name, _, other = line.partition('=')
     if name in ('--flagfile', '-flagfile'):
+      other = os.path.expanduser(other)
       if not os.path.isfile(other):
         raise BadInput(
           f'{place}a flagfile that is named must exist, from the working '
@@ -590,8 +591,9 @@ def _check_text(name, value):
       name, 'be a name of letters, digits, _, - and .', value,
       'name a file of qrels/, without its folder and its ending'
     )  # fmt: skip
+  paths = value.split(',') if name == 'runs' else [value]
   for pattern, rule, cure in _NO_PATHS if name in _PATHS else ():
-    if re.search(pattern, value):
+    if any(re.search(pattern, path) for path in paths):
       raise _bad(name, rule, value, cure)
 
 

@@ -153,6 +153,7 @@ CASES = {
   # Paths.
   'tilde': value('--workdir=~/run', "without ~ and $; found '~/run'"),
   'variable': value('--data_dir=$DATA/nq', "without ~ and $; found '$DATA/nq'"),
+  'tilde in a list': value('--runs=/tmp/a,~/b', 'without ~ and $'),
   'quotes': value('--workdir="/tmp/run"', 'be without quotes'),
   'bucket': value('--workdir=gs://bucket/run', 'be a path, not an address'),
   'web page': value('--init_from=https://hf.co/bert', 'not an address'),
