@@ -159,13 +159,13 @@ def json_file(path, kind=dict):
     BadInput: It does not.
   """
   path = regular(path)
-  size = path.stat().st_size
-  if size > MAX_FILE:
+  with open(path, 'rb') as file:
+    data = file.read(MAX_FILE + 1)
+  if len(data) > MAX_FILE:
     raise bad(
-      path, f'a JSON file must have at most {MAX_FILE:,} bytes',
-      f'{size:,}', 'give the right file'
+      path, f'a JSON file must have at most {MAX_FILE:,} bytes', 'more',
+      'give the right file'
     )  # fmt: skip
-  data = path.read_bytes()
   if data.startswith(_BOM):
     raise bad(
       path, 'a JSON file must have no byte order mark', 'one',

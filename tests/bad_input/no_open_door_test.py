@@ -1,21 +1,25 @@
 """No door is open: nothing that was given is ever run."""
 
 import ast
+import gzip
 import json
 import pathlib
 import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import cases_beir
 import cases_checkpoints
 import numpy as np
 import pytest
 
+from ance_jax import beir
 from ance_jax import config as config_lib
 from ance_jax import encode
 from ance_jax import handoff
+from ance_jax import reading
 from ance_jax import tokens
 from ance_jax import weights
 
@@ -193,6 +197,19 @@ def test_a_path_out_of_the_folder_is_not_read(model, tmp_path):
   (model / 'model.safetensors.index.json').write_text(json.dumps(index))
   with pytest.raises(config_lib.BadInput, match='lie in the same folder'):
     weights.load(config_lib.Config(init_from=str(model)), [])
+
+
+def test_a_gzip_bomb_is_refused_before_it_fills_memory(tmp_path):
+  with gzip.open(tmp_path / 'corpus.jsonl.gz', 'wb', 1) as file:
+    for _ in range(128):
+      file.write(bytes(2**20).replace(b'\0', b'a'))
+  tracemalloc.start()
+  try:
+    with pytest.raises(config_lib.BadInput, match='a line must have at most'):
+      beir.read_corpus(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 4 * reading.MAX_LINE
+  finally:
+    tracemalloc.stop()
 
 
 # The whole program, for a few: what a person sees.
