@@ -57,9 +57,9 @@ def regular(path):
     BadInput: It is missing, a folder, a pipe or a device. Links are followed.
   """
   if not os.path.isfile(path):
-    found = 'a pipe, socket or device' if os.path.exists(path) else 'none there'
+    found = 'a pipe, socket or device' if os.path.exists(path) else 'nothing'
     found = 'a folder' if os.path.isdir(path) else found
-    raise bad(path, 'a file must be one', found, 'give the file, or its path')
+    raise bad(path, 'what is read must be a file', found, 'give one there')
   return pathlib.Path(path)
 
 

@@ -139,8 +139,12 @@ CASES = {
   'device as corpus': Refused(
     link(CORPUS, '/dev/zero'), 'found a pipe, socket or device', CORPUS
   ),
-  'link to nothing': Refused(link(CORPUS, 'gone'), 'none there', CORPUS),
-  'link to itself': Refused(link(CORPUS, CORPUS), 'none there', CORPUS),
+  'link to nothing': Refused(
+    link(CORPUS, 'gone'), 'found nothing; give one there', CORPUS
+  ),
+  'link to itself': Refused(
+    link(CORPUS, CORPUS), 'found nothing; give one there', CORPUS
+  ),
   'pipe as judgements': Refused(pipe(DEV), 'found a pipe', DEV),
   # Bytes.
   'Latin-1': sixth(

@@ -309,7 +309,9 @@ CASES = {
   'folder as weights': Refused(folder_as(WEIGHTS), 'found a folder', WEIGHTS),
   'pipe as weights': Refused(pipe(WEIGHTS), 'found a pipe', WEIGHTS),
   'device as weights': Refused(link(WEIGHTS, '/dev/zero'), 'device', WEIGHTS),
-  'link to nothing': Refused(link(WEIGHTS, 'gone'), 'none there', WEIGHTS),
+  'link to nothing': Refused(
+    link(WEIGHTS, 'gone'), 'found nothing; give one there', WEIGHTS
+  ),
   'links as in the cache': Accepted(_shard_outside),
   'tensor missing': Refused(tensors(lambda t: t.pop(BIAS)), f'{BIAS} is miss'),
   'tensor too many': Refused(
@@ -453,7 +455,7 @@ CASES = {
   ),
   'type a number': Refused(module(0, type=3), "a string 'type'", MODULES),
   'modules linked to nothing': Refused(
-    sentences(link(MODULES, 'gone')), 'found none there', MODULES
+    sentences(link(MODULES, 'gone')), 'found nothing; give one', MODULES
   ),
   'transformer outside': Refused(
     module(0, path='../other'), 'must lie in the same folder', MODULES
@@ -464,7 +466,9 @@ CASES = {
   ),
   'path a number': Refused(module(1, path=7), 'must lie in the same', MODULES),
   'no folder of pooling': Refused(
-    module(1, path='2_Pooling'), 'found none there', '2_Pooling/config.json'
+    module(1, path='2_Pooling'),
+    'found nothing; give one',
+    '2_Pooling/config.json',
   ),
   'dense on top': Refused(
     sentences(kinds=('Transformer', 'Pooling', 'Dense')), 'Pooling, Dense in'
