@@ -97,6 +97,7 @@ def rule_of(text):
   rule = re.sub(r'^\S+(, line \d+)?: ', '', rule)
   rule = re.sub(r'--\w+', '--flag', rule)
   rule = re.sub(r'be one of .*', 'be one of those', rule)
+  rule = re.sub(r'tensor \S+|\b[a-z]+_[a-z_]+\b', '_', rule)
   return re.sub(r"'[^']*'|\d[\d,]*|\S*FOLDER\S*", '_', rule)
 
 
