@@ -3,14 +3,20 @@
 Files may be gzipped. What cannot be used is refused with file and line.
 """
 
-import gzip
-import json
+import collections
+import functools
+import itertools
+import os
 import pathlib
 import re
-import zlib
 
 from ance_jax import config as config_lib
 from ance_jax import logs
+from ance_jax import reading
+
+# Characters.
+_LONGEST_ID = 500
+_MOST_GRADE = 1000
 
 
 def open_folder(path):
@@ -20,35 +26,60 @@ def open_folder(path):
       '--dataset=beir must be told where the data is; found no --data_dir; set '
       'it to the folder that holds corpus.jsonl.'
     )
+  if not os.path.isdir(path):
+    found = 'a file' if os.path.exists(path) else 'nothing'
+    raise config_lib.BadInput(
+      f'--data_dir must be a folder; found {found} at {path}; set it to the '
+      'folder that holds corpus.jsonl.'
+    )
   return pathlib.Path(path)
 
 
 def read_corpus(folder):
-  """Returns the ids, titles ('' where missing) and texts of all passages."""
-  ids, titles, texts = [], [], []
+  """Returns the ids, titles ('' where missing) and texts of all passages.
+
+  A passage that has only a title has it as its text, and is counted.
+  """
+  ids, titles, texts, counts = {}, [], [], collections.Counter()
   path = _existing(folder, 'corpus.jsonl')
-  for line, record in _jsonl(path, ('_id', 'text'), 'read the corpus'):
+  for line, record in _records(path, 'read the corpus'):
+    an_id = _new_id(path, line, record, ids)
     title = record.get('title') or ''
     if not isinstance(title, str):
-      raise _bad(path, line, 'a title must be a string', title, 'quote it')
-    if not record['text'].strip():
-      raise _bad(
-        path, line, 'a passage must have a text', record['text'], 'remove it'
-      )
-    ids.append(record['_id'])
+      raise reading.bad(
+        path, 'a title must be a string', reading.quoted(title), 'quote it',
+        line
+      )  # fmt: skip
+    text = _text(path, line, record, counts)
+    if not text.strip():
+      title, text = '', title
+      counts['passages without a text, whose title is taken for it'] += 1
+    if not text.strip():
+      raise reading.bad(
+        path, 'a passage must have a text', reading.quoted(record['text']),
+        'remove it', line
+      )  # fmt: skip
+    ids[an_id] = line
     titles.append(title)
-    texts.append(record['text'])
-  _check_ids(path, ids)
-  return ids, titles, texts
+    texts.append(text)
+  return _counted(path, counts, list(ids), titles, texts)
 
 
 def read_queries(folder):
   """Returns the ids and texts of all queries."""
+  ids, texts, counts = {}, [], collections.Counter()
   path = _existing(folder, 'queries.jsonl')
-  records = [record for _, record in _jsonl(path, ('_id', 'text'))]
-  ids = [record['_id'] for record in records]
-  _check_ids(path, ids)
-  return ids, [record['text'] for record in records]
+  for line, record in _records(path):
+    an_id = _new_id(path, line, record, ids)
+    text = _text(path, line, record, counts)
+    if not text.strip():
+      raise reading.bad(
+        path, 'a query must have a text', reading.quoted(text), 'remove it',
+        line
+      )  # fmt: skip
+    ids[an_id] = line
+    texts.append(text)
+  return _counted(path, counts, list(ids), texts)
 
 
 def read_qrels(folder, split, query_rows, passage_rows):
@@ -66,122 +97,157 @@ def read_qrels(folder, split, query_rows, passage_rows):
   path = _find(folder / 'qrels', f'{split}.tsv')
   if path is None:
     return None
-  judgements = {}
-  for number, line in _lines(path):
+  judgements, repeated = {}, 0
+  for number, line in reading.lines(path):
     cells = line.split('\t')
     if len(cells) != 3:
-      raise _bad(
-        path, number, 'a judgement must be query id, passage id and grade '
-        'with tabs between', line, 'mend the line'
+      raise reading.bad(
+        path, 'a judgement must be query id, passage id and grade with tabs '
+        'between', reading.quoted(line), 'mend the line', number
       )  # fmt: skip
     query_id, passage_id, grade = cells
-    if number == 1 and not re.search(r'\d', grade):
+    is_word = not re.search(r'\d', grade)
+    if number == 1 and is_word and query_id not in query_rows:
       continue  # The header.
-    if not re.fullmatch(r'[+-]?\d+', grade.strip()):
-      raise _bad(
-        path, number, 'a grade must be a whole number', grade, 'mend the line'
-      )
-    for kind, rows, an_id in (
-      ('query', query_rows, query_id),
-      ('passage', passage_rows, passage_id),
-    ):
-      if an_id not in rows:
-        raise _bad(
-          path, number, f'a judged {kind} id must be one of the data', an_id,
-          'add it, or remove the judgement'
-        )  # fmt: skip
-    pair = query_rows[query_id], passage_rows[passage_id]
-    if judgements.setdefault(pair, int(grade)) != int(grade):
-      raise _bad(
-        path, number, 'a pair must have one grade', line, 'keep one of the two'
-      )
+    grade = _grade(path, number, grade)
+    query = _row(path, number, 'query', query_rows, query_id)
+    passage = _row(path, number, 'passage', passage_rows, passage_id)
+    repeated += (query, passage) in judgements
+    if judgements.setdefault((query, passage), grade) != grade:
+      raise reading.bad(
+        path, 'a pair must have one grade', reading.quoted(line),
+        'keep one of the two', number
+      )  # fmt: skip
+  if repeated:
+    logs.say(f'{path}: {repeated:,} judgements that stand twice, read once')
   return judgements
 
 
-def _check_ids(path, ids):
-  rows = {}
-  for row, an_id in enumerate(ids):
-    if an_id != ''.join(an_id.split()) or not an_id:
-      raise config_lib.BadInput(
-        f'{path}: an id must have characters, none of them a space (run files '
-        f'are split there); found {an_id!r}; rename it.'
-      )
-    if rows.setdefault(an_id, row) != row:
-      raise config_lib.BadInput(
-        f'{path}: ids must differ; found {an_id!r} in lines {rows[an_id] + 1} '
-        f'and {row + 1}; remove one.'
-      )
+def qrels_found(folder):
+  """Returns what lies in qrels/, for people."""
+  path = folder / 'qrels'
+  if not path.is_dir():
+    return f'{path}, which is no folder'
+  names = sorted(os.listdir(path))
+  shown = ', '.join(names[:8]) + ', ...' * (len(names) > 8)
+  return f'{path}, where there is {shown or "nothing"}'
 
 
-def _jsonl(path, text_keys, what=None):
+def _grade(path, number, text):
+  if not re.fullmatch(r'[+-]?[0-9]+', text.strip()):
+    raise reading.bad(
+      path, 'a grade must be a whole number', reading.quoted(text),
+      'mend the line', number
+    )  # fmt: skip
+  # Python does not read a number of more than 4300 digits.
+  if len(text) > 9 or abs(int(text)) > _MOST_GRADE:
+    raise reading.bad(
+      path, f'a grade must be from -{_MOST_GRADE} to {_MOST_GRADE}',
+      reading.quoted(text), 'mend the line', number
+    )  # fmt: skip
+  return int(text)
+
+
+def _row(path, number, kind, rows, an_id):
+  if an_id not in rows:
+    near = an_id.strip()
+    cure = 'add it, or remove the judgement'
+    if near in rows:
+      cure = 'remove the spaces around it'
+    raise reading.bad(
+      path, f'a judged {kind} id must be one of the data',
+      reading.quoted(an_id), cure, number
+    )  # fmt: skip
+  return rows[an_id]
+
+
+def _new_id(path, line, record, ids):
+  """Returns the id of a record; `ids` are those before, with their lines."""
+  an_id = _string(path, line, record, '_id')
+  if len(an_id) > _LONGEST_ID:
+    raise reading.bad(
+      path, f'an id must have at most {_LONGEST_ID} characters',
+      f'{len(an_id):,}, beginning {an_id[:20]!r}', 'shorten it', line
+    )  # fmt: skip
+  if not an_id or not an_id.isprintable() or an_id != ''.join(an_id.split()):
+    raise reading.bad(
+      path, 'an id must have characters, none of them a space (run files are '
+      'split there) or invisible', reading.quoted(an_id), 'rename it', line
+    )  # fmt: skip
+  if an_id in ids:
+    raise reading.bad(
+      path, 'ids must differ',
+      f'{an_id!r} in lines {ids[an_id]} and {line}', 'remove one'
+    )  # fmt: skip
+  return an_id
+
+
+def _text(path, line, record, counts):
+  """Returns the text of a record, and counts what it cannot keep of it."""
+  text = _string(path, line, record, 'text')
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    counts['texts with half a surrogate pair, read as ?'] += 1
+  return text
+
+
+def _string(path, line, record, key):
+  if key not in record:
+    raise reading.bad(
+      path, f'a line must have a string {key!r}',
+      f'the keys {", ".join(map(reading.quoted, list(record)[:8])) or "none"}',
+      f'name it {key}', line
+    )  # fmt: skip
+  if not isinstance(record[key], str):
+    raise reading.bad(
+      path, f'a line must have as {key!r} a string', repr(record[key])[:80],
+      'quote it', line
+    )  # fmt: skip
+  return record[key]
+
+
+def _records(path, what=None):
   """Yields (line number, dict) of a JSON lines file; `what` is its phase."""
-  for number, line in _lines(path, what):
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise _bad(
-        path, number, 'a line must be one JSON object', line, 'mend it'
-      ) from error
-    for key in text_keys:
-      if not isinstance(record, dict) or not isinstance(record.get(key), str):
-        raise _bad(
-          path, number, f'a line must be a JSON object with a string {key!r}',
-          line, 'mend it'
-        )  # fmt: skip
+  progress = functools.partial(logs.progress, what=what, unit='bytes')
+  for number, line in reading.lines(path, progress if what else None):
+    record = reading.json_value(line, path, number)
+    if not isinstance(record, dict):
+      raise reading.bad(
+        path, 'a line must be a JSON object', reading.quoted(line),
+        'give each line as {"_id": ..., "text": ...}', number
+      )  # fmt: skip
     yield number, record
 
 
-def _lines(path, what=None):
-  """Yields (line number, text) of the lines of a file, gzipped or not.
-
-  Args:
-    path: Path of the file.
-    what: Name of the phase for a progress bar, or None for no bar.
-  """
-  number = place = 0
-
-  def read(_):
-    nonlocal place
-    before, place = place, raw.tell()
-    return place - before
-
-  try:
-    with open(path, 'rb') as raw:
-      file = gzip.open(raw) if path.suffix == '.gz' else raw
-      if what:
-        size = path.stat().st_size
-        file = logs.progress(file, what, total=size, unit='bytes', count=read)
-      for number, line in enumerate(file, 1):
-        yield number, line.decode().rstrip('\r\n')
-  except UnicodeDecodeError as error:
-    raise _bad(
-      path, number, 'text must be UTF-8', error.object[:60], 'convert the file'
-    ) from error
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise config_lib.BadInput(
-      f'{path}: a gzipped file must be whole; found it damaged after line '
-      f'{number} ({error}); fetch it again.'
-    ) from error
+def _counted(path, counts, ids, *texts):
+  """Returns what a file holds, and says what was taken otherwise."""
+  if not ids:
+    raise reading.bad(
+      path, 'a file must have a line', 'none', 'fetch it again'
+    )  # fmt: skip
+  for what, number in counts.items():
+    logs.say(f'{path}: {number:,} {what}')
+  return ids, *texts
 
 
 def _find(folder, name):
   """Returns the path of a file, plain or gzipped, or None."""
-  paths = (folder / name, folder / f'{name}.gz')
-  return next((path for path in paths if path.is_file()), None)
+  paths = [folder / name, folder / f'{name}.gz']
+  there = [path for path in paths if os.path.lexists(path)]
+  if len(there) == 2:
+    logs.say(f'{there[0]}: 1 of 2 files is read, not {there[1].name}')
+  return reading.regular(there[0]) if there else None
 
 
 def _existing(folder, name):
   path = _find(folder, name)
   if path is None:
+    below = [p.parent for p in itertools.islice(folder.glob(f'*/{name}*'), 1)]
+    cure = f'set --data_dir={below[0]}' if below else 'check --data_dir'
+    names = ', '.join(sorted(os.listdir(folder))[:8]) or 'nothing'
     raise config_lib.BadInput(
       f'a BEIR folder must hold {name} or {name}.gz; found neither in '
-      f'{folder}; check --data_dir.'
+      f'{folder}, but {names}; {cure}.'
     )
   return path
-
-
-def _bad(path, line, rule, found, cure):
-  """Returns the error that names file, line, rule, found value and cure."""
-  return config_lib.BadInput(
-    f'{path}, line {line}: {rule}; found {str(found)[:80]!r}; {cure}.'
-  )

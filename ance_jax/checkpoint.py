@@ -188,6 +188,11 @@ def record_folder(workdir, step):
   return _folder(workdir) / str(step) / _RECORD
 
 
+def are_in(workdir):
+  """Returns whether a run began to save in a folder."""
+  return _folder(workdir).is_dir()
+
+
 def committed_steps(workdir):
   """Returns the steps that have a whole checkpoint, in order."""
   folder = _folder(workdir)
@@ -256,11 +261,11 @@ def choose(workdir, which):
     return committed[-1]
   if which == 'best':
     return best(workdir, committed)
-  if which.isdecimal() and int(which) in committed:
+  if which in map(str, committed):
     return int(which)
   raise config_lib.BadInput(
     '--checkpoint must be last, best or the step of a checkpoint; found '
-    f'{which!r} where there are {committed}; set it to one of them.'
+    f'{which[:20]!r} where there are {committed}; set it to one of them.'
   )
 
 

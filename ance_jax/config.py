@@ -7,15 +7,25 @@ holds the flagfiles of other runs.
 """
 
 import dataclasses
-import pathlib
+import difflib
+import math
+import os
+import re
 import types
 import typing
+import unicodedata
 
 from absl import flags
 
 
 class BadInput(ValueError):
-  """What the user gave cannot be used; the text says rule, value and cure."""
+  """What the user gave cannot be used; the text says rule, value and cure.
+
+  It is one line that any terminal can show, whatever the value holds.
+  """
+
+  def __init__(self, text):
+    super().__init__(''.join(c if c.isprintable() else ' ' for c in text))
 
 
 def knob(default, help, *, choices=None, may_change=False):
@@ -281,18 +291,19 @@ class Config:
   )
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value, choices = getattr(self, field.name), field.metadata['choices']
-      if choices and value is not None and value not in choices:
-        raise BadInput(
-          f'--{field.name} must be one of {", ".join(choices)}; found '
-          f'{value!r}; set it to one of them.'
-        )
+    values = [
+      (field, getattr(self, field.name)) for field in dataclasses.fields(self)
+    ]
+    given = [(f, v) for f, v in values if (f.default, v) != (None, None)]
+    for field, value in given:
+      _check_type(field, value)
     for names, allowed, rule in _RANGES:
       for name in names.split():
         value = getattr(self, name)
         if value is not None and not allowed(value):
-          raise BadInput(f'--{name} must be {rule}; found {value}; set it so.')
+          raise _bad(name, f'be {rule}', value, 'set it so')
+    for field, value in given:
+      _check_value(field, value)
 
   @classmethod
   def from_flags(cls, flag_values=flags.FLAGS):
@@ -312,24 +323,23 @@ class Config:
     Raises:
       BadInput: The file is missing, or holds something that is no flag.
     """
-    if not pathlib.Path(path).is_file():
+    for name in set(overrides) - {f.name for f in dataclasses.fields(cls)}:
       raise BadInput(
-        f'a flagfile must exist; found none at {path}; check the path, which '
-        'is relative to the working directory.'
+        f'a setting must be one that --help lists; found {name!r}; '
+        f'{_like(name)}.'
       )
-    settings = cls.from_arguments([f'--flagfile={path}'], path)
-    return dataclasses.replace(settings, **overrides)
-
-  @classmethod
-  def from_arguments(cls, arguments, where):
-    """Returns the settings of a list of flags; `where` is for messages."""
     flag_values = flags.FlagValues()
     define_flags(flag_values)
-    try:
-      left_over = flag_values(['flags', *arguments])[1:]
-    except flags.Error as error:
-      raise BadInput(f'{where}: {error}') from error
-    refuse_left_over(left_over)
+    _parse_flagfile(str(path), flag_values, ())
+    return dataclasses.replace(cls.from_flags(flag_values), **overrides)
+
+  @classmethod
+  def from_lines(cls, lines, where):
+    """Returns the settings of a list of flags; `where` is for messages."""
+    flag_values, left_over = flags.FlagValues(), []
+    define_flags(flag_values)
+    _parse(lines, flag_values, left_over, f'{where}: ')
+    refuse_left_over(left_over, f'{where}: ')
     return cls.from_flags(flag_values)
 
   def to_flagfile(self):
@@ -351,11 +361,16 @@ class Config:
 _RANGES = (
   (
     'vocab_size num_layers hidden_size num_heads intermediate_size '
-    'query_length passage_length hard_negatives top_k steps_per_refresh '
+    'hard_negatives top_k steps_per_refresh '
     'batch_size tokens_per_batch rows_per_block steps_per_eval '
     'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results',
     lambda value: value >= 1,
     'at least 1',
+  ),
+  (
+    'query_length passage_length',
+    lambda value: value >= 3,
+    'at least 3, for two special tokens and a word',
   ),
   (
     'num_devices warmup_steps max_refreshes max_steps lr_warmup_steps '
@@ -376,6 +391,25 @@ _RANGES = (
   ('seed', lambda value: 0 <= value < 2**31, 'at least 0 and below 2**31'),
   ('bm25_b', lambda value: 0 <= value <= 1, 'from 0 to 1'),
 )
+# Fields that are paths, or names of files without their ending.
+_PATHS = ('workdir', 'data_dir', 'init_from', 'runs', 'picture')
+_SPLITS = ('train_split', 'dev_split', 'split')
+# What a path cannot have, as no shell reads it, and what to do instead.
+_NO_PATHS = (
+  (r'\s#', 'be without a comment behind it', 'put it on a line of its own'),
+  (r'://', 'be a path, not an address', 'fetch or mount what is there'),
+  (r'^[A-Za-z]:[\\/]|\\', 'have / between its parts', 'write it so'),
+  (r'^["\']|["\']$', 'be without quotes', 'leave them out'),
+  (r'^~|\$', 'be written out, without ~ and $', 'write the whole path'),
+)
+# Bytes.
+_MAX_FLAGFILE = 2**20
+_KINDS = {
+  str: ('be a text', 'quote it'),
+  int: ('be a whole number', 'write digits only, such as 1000000'),
+  float: ('be a number', 'write it such as 0.5 or 2e-5'),
+  bool: ('be true or false', 'set it to one of them'),
+}
 _DEFINE = {
   str: flags.DEFINE_string,
   int: flags.DEFINE_integer,
@@ -396,21 +430,50 @@ def define_flags(flag_values=flags.FLAGS):
       _DEFINE[_plain_type(field.type)](name, default, text, **kwargs)
 
 
-def refuse_left_over(arguments):
-  """Raises `BadInput` if `arguments`, which no flag took, is not empty."""
+def parse(argv, flag_values=flags.FLAGS):
+  """Reads a command line, and the flagfiles that it names, in their order.
+
+  Args:
+    argv: The program's name and its arguments.
+    flag_values: Where the flags are defined; they are set.
+
+  Returns:
+    The program's name and what no flag took.
+
+  Raises:
+    BadInput: An argument, or a line of a flagfile, is no flag or no value.
+  """
+  program, *rest = argv
+  given, left_over = [], []
+  while rest:
+    argument = rest.pop(0)
+    name, _, path = argument.partition('=')
+    if argument == '--':
+      left_over, rest = rest, []
+    elif name in ('--flagfile', '-flagfile'):
+      _parse(given, flag_values, left_over)
+      given = []
+      path = path or (rest.pop(0) if rest else '')
+      _parse_flagfile(os.path.expanduser(path), flag_values, ())
+    else:
+      given.append(argument)
+  _parse(given, flag_values, left_over)
+  return [program, *left_over]
+
+
+def refuse_left_over(arguments, place=''):
+  """Raises `BadInput` if `arguments`, which no flag took, is not empty.
+
+  Args:
+    arguments: List of str.
+    place: File and line that they are from, to begin the text with.
+  """
   if arguments:
     raise BadInput(
-      'every argument must be a flag, --name=value; found '
-      f'{arguments[0]!r}; write it with two dashes, without spaces, and '
+      f'{place}every argument must be a flag, --name=value; found '
+      f'{arguments[0][:80]!r}; write it with two dashes, without spaces, and '
       'without a comment behind it.'
     )
-
-
-def _plain_type(annotation):
-  """Returns `int` for `int` and for `int | None`."""
-  if isinstance(annotation, types.UnionType):
-    return typing.get_args(annotation)[0]
-  return annotation
 
 
 def differences(before, after, *, may_change):
@@ -426,3 +489,161 @@ def differences(before, after, *, may_change):
     old, new = getattr(before, field.name), getattr(after, field.name)
     if old != new and field.metadata['may_change'] == may_change:
       yield field.name, old, new
+
+
+def _parse(arguments, flag_values, left_over, place=''):
+  """Sets `flag_values`, and adds what no flag took to the list `left_over`."""
+  try:
+    left_over += flag_values(['', *arguments])[1:]
+  except flags.UnrecognizedFlagError as error:
+    raise BadInput(
+      f'{place}a flag must be one that --help lists; found '
+      f'--{error.flagname[:80]}; {_like(error.flagname)}.'
+    ) from error
+  # A ValueError is what absl has for --noname=value.
+  except (flags.Error, ValueError) as error:
+    raise BadInput(f'{place}{_value_problem(str(error))}') from error
+
+
+def _parse_flagfile(path, flag_values, above):
+  """Sets `flag_values` to what a flagfile says, a flag a line.
+
+  Args:
+    path: The flagfile, from the working directory.
+    flag_values: Where the flags are defined.
+    above: Real paths of the flagfiles that led here.
+  """
+  for number, line in enumerate(_flagfile_lines(path, above), 1):
+    place, line = f'{path}, line {number}: ', line.strip()
+    name, _, other = line.partition('=')
+    if name in ('--flagfile', '-flagfile'):
+      other = os.path.expanduser(other)
+      if not os.path.isfile(other):
+        raise BadInput(
+          f'{place}a flagfile that is named must exist, from the working '
+          f'directory; found none at {other!r}; mend the path.'
+        )
+      _parse_flagfile(other, flag_values, (*above, os.path.realpath(path)))
+    elif line and not line.startswith(('#', '//')):
+      # absl takes two dashes alone for the end of a command line's flags.
+      left_over = ['--'] if line == '--' else []
+      _parse([line], flag_values, left_over, place)
+      refuse_left_over(left_over, place)
+
+
+def _flagfile_lines(path, above):
+  if not os.path.isfile(path):
+    raise BadInput(
+      f'a flagfile must exist; found none at {path}; check the path, which '
+      'is relative to the working directory.'
+    )
+  if os.path.realpath(path) in above:
+    raise BadInput(
+      f'a flagfile must not lead to itself; found {path} again; leave it out.'
+    )
+  with open(path, 'rb') as file:
+    data = file.read(_MAX_FLAGFILE + 1)
+  if len(data) > _MAX_FLAGFILE or b'\0' in data:
+    raise BadInput(
+      f'{path}: a flagfile must be a text of at most {_MAX_FLAGFILE:,} bytes; '
+      f'found {data[:20]!r}...; check the path.'
+    )
+  try:
+    text = data.decode()
+  except UnicodeDecodeError as error:
+    line = data.count(b'\n', 0, error.start) + 1
+    raise BadInput(
+      f'{path}, line {line}: a flagfile must be UTF-8; found '
+      f'{data[error.start : error.start + 4]!r}; convert it.'
+    ) from error
+  if text.startswith('\ufeff'):
+    raise BadInput(
+      f'{path}, line 1: a flagfile must have no byte order mark; found one; '
+      'save it as plain UTF-8.'
+    )
+  return text.split('\n')
+
+
+def _value_problem(message):
+  """Returns the sentence for what absl says about the value of a flag."""
+  found = re.match(r'flag --(\w+)=(.*?): ', message, re.DOTALL)
+  fields = {field.name: field for field in dataclasses.fields(Config)}
+  if not found or found[1] not in fields:
+    text = ' '.join(message.split())[:200].rstrip('.')
+    return (
+      'a flag must have the form --name=value, or --noname for false; found '
+      f'{text!r}; write it so.'
+    )
+  name, value = found.groups()
+  field = fields[name]
+  if field.metadata['choices']:
+    return str(_bad_choice(field, value))
+  rule, cure = _KINDS[_plain_type(field.type)]
+  return str(_bad(name, rule, value, cure))
+
+
+def _like(name):
+  """Returns the cure for a flag that does not exist."""
+  names = [field.name for field in dataclasses.fields(Config)]
+  similar = difflib.get_close_matches(name.split('=')[0], names, 1)
+  return f'write --{similar[0]}=value' if similar else 'see --help'
+
+
+def _check_type(field, value):
+  plain = _plain_type(field.type)
+  fits = {
+    str: isinstance(value, (str, os.PathLike)),
+    bool: isinstance(value, bool),
+    int: isinstance(value, int) and not isinstance(value, bool),
+    float: isinstance(value, (int, float)) and not isinstance(value, bool),
+  }
+  if not fits[plain]:
+    rule, cure = _KINDS[plain]
+    raise _bad(field.name, rule, value, cure)
+
+
+def _check_value(field, value):
+  """Raises `BadInput` for what no field of such a type may be."""
+  if field.metadata['choices'] and value not in field.metadata['choices']:
+    raise _bad_choice(field, value)
+  if isinstance(value, int) and not -(2**31) <= value < 2**31:
+    raise _bad(field.name, 'be below 2**31', value, 'set it so')
+  if isinstance(value, float) and math.isinf(value):
+    raise _bad(field.name, 'be finite', value, 'set it so')
+  if isinstance(value, (str, os.PathLike)):
+    _check_text(field.name, os.fspath(value))
+
+
+def _check_text(name, value):
+  # Control characters, and what stands for bytes that are not UTF-8.
+  if any(unicodedata.category(c) in ('Cc', 'Cs') for c in value):
+    raise _bad(name, 'be one line of text', value, 'leave out the rest')
+  if name in _SPLITS and not re.fullmatch(r'\w[\w.-]{0,99}', value):
+    raise _bad(
+      name, 'be a name of letters, digits, _, - and .', value,
+      'name a file of qrels/, without its folder and its ending'
+    )  # fmt: skip
+  paths = value.split(',') if name == 'runs' else [value]
+  for pattern, rule, cure in _NO_PATHS if name in _PATHS else ():
+    if any(re.search(pattern, path) for path in paths):
+      raise _bad(name, rule, value, cure)
+
+
+def _bad_choice(field, value):
+  choices = field.metadata['choices']
+  rule = f'be one of {", ".join(choices)}'
+  return _bad(field.name, rule, value, 'set it to one of them')
+
+
+def _bad(name, rule, value, cure):
+  """Returns the error of a value that a flag may not have."""
+  shown = repr(value)
+  shown = shown if len(shown) <= 100 else f'{shown[:100]}...'
+  return BadInput(f'--{name} must {rule}; found {shown}; {cure}.')
+
+
+def _plain_type(annotation):
+  """Returns `int` for `int` and for `int | None`."""
+  if isinstance(annotation, types.UnionType):
+    return typing.get_args(annotation)[0]
+  return annotation

@@ -109,7 +109,8 @@ class _Source(NamedTuple):
   """What a reader gives: `judgements` takes the name of a split.
 
   It returns {(query row, passage row): grade}, or None if there is no such
-  split; query rows are positions in `query_ids`.
+  split; query rows are positions in `query_ids`. `splits_are_in` says for
+  people what splits are there.
   """
 
   corpus: Corpus
@@ -296,7 +297,8 @@ def _read_beir(config):
   def judgements(split):
     return beir.read_qrels(folder, split, query_rows, passage_rows)
 
-  return _Source(corpus, query_ids, queries, judgements, str(folder / 'qrels'))
+  found = beir.qrels_found(folder)
+  return _Source(corpus, query_ids, queries, judgements, found)
 
 
 def _text_key(text):

@@ -166,7 +166,7 @@ def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
     with handoff.publish(block, about) as unfinished:
       np.save(unfinished / 'embeddings.npy', embeddings)
   share = float(real / computed) if computed else None
-  return [np.load(path, mmap_mode='r') for path in paths], share
+  return [handoff.load_array(path) for path in paths], share
 
 
 def make_encoders(retriever, **kwargs):

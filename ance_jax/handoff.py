@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
 import tqdm
 
 from ance_jax import config as config_lib
@@ -135,7 +136,10 @@ def read_manifest(folder, only=''):
   if not is_sealed(folder):
     return None
   manifest = read_json(folder / MANIFEST)
-  for name, expected in manifest['files'].items():
+  files = manifest.get('files')
+  if not isinstance(files, dict):
+    raise _damaged(folder / MANIFEST)
+  for name, expected in files.items():
     path = folder / name
     if name.startswith(only) and (
       not path.is_file() or file_hash(path) != expected
@@ -177,6 +181,18 @@ def set_aside(path):
   return aside
 
 
+def load_array(path):
+  """Returns the array of a .npy file, as a map that cannot be written.
+
+  Raises:
+    Damaged: It is none, or one of Python objects.
+  """
+  try:
+    return np.load(path, mmap_mode='r')
+  except (ValueError, EOFError) as error:
+    raise _damaged(path) from error
+
+
 def write_json(path, value):
   """Writes a dict as JSON that holds its own hash."""
   write_text(path, _hashed_json(value))
@@ -192,7 +208,7 @@ def read_json(path):
     text = pathlib.Path(path).read_text()
     value = json.loads(text)
     del value['sha256']
-  except (OSError, ValueError, TypeError, KeyError) as error:
+  except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
     raise _damaged(path) from error
   if text != _hashed_json(value):
     raise _damaged(path)

@@ -4,6 +4,7 @@ import bm25s
 import numpy as np
 import Stemmer
 
+from ance_jax import config as config_lib
 from ance_jax import index
 from ance_jax import logs
 
@@ -20,6 +21,9 @@ def make_rank(texts, *, k1, b):
     texts: List of N passages.
     k1: Term saturation.
     b: Length normalisation.
+
+  Raises:
+    BadInput: There is no word in all of the texts.
   """
   stemmer = Stemmer.Stemmer('english')
 
@@ -30,14 +34,20 @@ def make_rank(texts, *, k1, b):
 
   logs.say(f'bm25: indexing {len(texts):,} passages')
   bm25 = bm25s.BM25(method='lucene', k1=k1, b=b)
-  bm25.index(tokenize(texts), leave_progress=False)
+  words = tokenize(texts)
+  if not any(words.ids):
+    raise config_lib.BadInput(
+      'BM25 must have words to index; found stop words and marks alone in '
+      f'{len(texts):,} passages; choose rows without bm25.'
+    )
+  bm25.index(words, leave_progress=False)
 
   def rank(queries, k, what='bm25'):
-    words = tokenize(queries, return_ids=False)
+    asked = tokenize(queries, return_ids=False)
 
     def find(numbers, depth):
       rows, scores = bm25.retrieve(
-        [words[n] for n in numbers], k=depth, show_progress=False
+        [asked[n] for n in numbers], k=depth, show_progress=False
       )
       return scores, np.where(scores > 0, rows, -1)
 

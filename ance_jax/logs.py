@@ -11,8 +11,8 @@ import time
 import tensorboardX
 import tqdm
 
-from ance_jax import config as config_lib
 from ance_jax import handoff
+from ance_jax import reading
 
 METRICS_FILE = 'metrics.jsonl'
 # A signal reaches the whole process, so this is the process's state: whether it
@@ -146,32 +146,37 @@ def read(workdir):
   """Returns the lines of `metrics.jsonl` as dicts; a torn last one is left.
 
   Raises:
-    BadInput: A line is no JSON object with a step and numbers.
+    BadInput: A line is no JSON object of numbers with a step.
   """
   path = pathlib.Path(workdir) / METRICS_FILE
-  lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
-  return [_parsed(path, n, line) for n, line in enumerate(lines, 1)]
+  if not os.path.lexists(path):
+    return []
+  whole = reading.regular(path).read_bytes().count(b'\n')
+  found = []
+  for number, text in reading.lines(path):
+    if number > whole:
+      break  # A kill cut it.
+    line = reading.json_value(text, path, number)
+    if not isinstance(line, dict) or type(line.get('step')) is not int:
+      raise reading.bad(
+        path,
+        "a line must be a JSON object with a whole number 'step'",
+        reading.quoted(text),
+        'remove it, or train on: that gives back what the checkpoint holds',
+        number,
+      )
+    if not all(type(value) in (int, float) for value in line.values()):
+      raise reading.bad(
+        path,
+        'a metric must be a number',
+        reading.quoted(text),
+        'remove it, or train on: that gives back what the checkpoint holds',
+        number,
+      )
+    found.append(line)
+  return found
 
 
 def series(workdir, name):
   """Returns {step: value} of one metric."""
   return {line['step']: line[name] for line in read(workdir) if name in line}
-
-
-def _parsed(path, number, line):
-  """Returns a line of `metrics.jsonl` as a dict."""
-  try:
-    values = json.loads(line)
-  except (ValueError, RecursionError):
-    values = None
-  if (
-    isinstance(values, dict)
-    and isinstance(values.get('step'), int)
-    and all(isinstance(value, int | float) for value in values.values())
-  ):
-    return values
-  raise config_lib.BadInput(
-    f'{path}, line {number}: a line must be a JSON object of numbers, with a '
-    f'step; found {line[:60]!r}; remove it, or train on: that gives back what '
-    'the checkpoint holds.'
-  )

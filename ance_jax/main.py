@@ -100,7 +100,15 @@ def run():
   config_lib.define_flags()
   flags.adopt_module_key_flags(config_lib)
   jax.config.config_with_absl()
-  app.run(_main)
+  app.run(_main, flags_parser=_parse)
+
+
+def _parse(argv):
+  try:
+    return config_lib.parse(argv)
+  except config_lib.BadInput as error:
+    print(f'ance_jax: {error}', file=sys.stderr)
+    sys.exit(_BAD_INPUT)
 
 
 def _main(argv):

@@ -78,7 +78,7 @@ def load(run, step):
   if not handoff.find(_folder(run, step), _sources(run)):
     logs.say(f'the refresh of step {step} is not there: it is made again')
     refresh(run, step)
-  return np.load(_folder(run, step) / 'negatives.npy', mmap_mode='r')
+  return handoff.load_array(_folder(run, step) / 'negatives.npy')
 
 
 def bm25_negatives(run):
@@ -100,7 +100,7 @@ def bm25_negatives(run):
     logs.say(f'BM25 negatives: {_counts(counts)}')
     with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
       np.save(unfinished / 'negatives.npy', negatives)
-  return np.load(folder / 'negatives.npy', mmap_mode='r')
+  return handoff.load_array(folder / 'negatives.npy')
 
 
 def check(run):

@@ -7,6 +7,7 @@ import matplotlib.figure
 from ance_jax import config as config_lib
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import reading
 
 _PANELS = {
   'train/loss': 'training loss, nats',
@@ -73,21 +74,39 @@ def run(config):
   workdirs = [path for path in config.runs.split(',') if path]
   workdirs = workdirs or [config.workdir]
   for workdir in workdirs:
-    if not logs.read(workdir):
-      raise config_lib.BadInput(
-        '--runs must name folders of runs, separated by commas; found no '
-        f'metrics.jsonl in {workdir or "an empty name"}; check the path.'
-      )
+    _check(workdir)
   path = config.picture or str(pathlib.Path(workdirs[0]) / 'curves.png')
   if not pathlib.Path(path).absolute().parent.is_dir():
     raise config_lib.BadInput(
       f'--picture must lie in a folder that exists; found {path}; make the '
       'folder, or name another.'
     )
+  if pathlib.Path(path).is_dir():
+    raise config_lib.BadInput(
+      f'--picture must be a file; found the folder {path}; name a file in it.'
+    )
   draw(workdirs, path)
   for workdir in workdirs:
     logs.say(f'{workdir}\n{table(workdir)}')
   logs.say(f'curves: {path}')
+
+
+def _check(workdir):
+  """Raises `BadInput` for a folder whose metrics cannot be shown."""
+  lines = logs.read(workdir)
+  if not lines:
+    raise config_lib.BadInput(
+      '--runs must name folders of runs, separated by commas; found no '
+      f'metrics.jsonl in {workdir or "an empty name"}; check the path.'
+    )
+  for number, line in enumerate(lines, 1):
+    missing = set(_COLUMNS) - line.keys()
+    if _COLUMNS[0] in line and missing:
+      path = pathlib.Path(workdir) / logs.METRICS_FILE
+      raise reading.bad(
+        path, 'the measures of dev must be there together',
+        f'no {min(missing)}', 'remove the line', number
+      )  # fmt: skip
 
 
 def _draw_panel(axes, name, workdirs):

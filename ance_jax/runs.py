@@ -138,14 +138,20 @@ def require_workdir(config):
     raise config_lib.BadInput(
       f'--workdir must be a folder; found a file at {path}; name another.'
     )
-  handoff.make_folder(path)
+  try:
+    handoff.make_folder(path)
+  except (NotADirectoryError, FileExistsError) as error:
+    raise config_lib.BadInput(
+      f'--workdir must be a folder; found that it cannot be made ({error}); '
+      'name another.'
+    ) from error
 
 
 def settings(workdir, step):
   """Returns the `Config` that a checkpoint was saved under."""
   text = checkpoint.read_record(workdir, step)[FLAGS_FILE].decode()
   where = f'{FLAGS_FILE} of the checkpoint of step {step}'
-  return config_lib.Config.from_arguments(text.splitlines(), where)
+  return config_lib.Config.from_lines(text.splitlines(), where)
 
 
 def check_same_run(config, step):

@@ -7,6 +7,7 @@ maps).
 """
 
 import hashlib
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import transformers
 from ance_jax import config as config_lib
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import reading
 
 PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 Tokenizer = transformers.PreTrainedTokenizerFast
@@ -104,20 +106,37 @@ def train_vocabulary(texts, vocab_size):
 
 
 def load_tokenizer(name):
-  """Returns the transformers tokenizer of a folder or hub name."""
+  """Returns the transformers tokenizer of a folder or hub name.
+
+  Raises:
+    BadInput: There is none, it needs code of its own, or it cannot do what
+      is asked of one here.
+  """
+  _check_tokenizer_files(name)
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(
       name, trust_remote_code=False
     )
-  except (OSError, ValueError) as error:
+  except Exception as error:  # Its parsers raise any kind.
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
     raise config_lib.BadInput(
       f'a model must come with its tokenizer; found none that loads at {name} '
-      f'({str(error).splitlines()[0]}); check --init_from.'
+      f'({reason}); check --init_from.'
     ) from error
   if not tokenizer.is_fast:
     raise config_lib.BadInput(
       'a tokenizer must be a fast one (tokenizer.json); found '
       f'{type(tokenizer).__name__} at {name}; convert it with transformers.'
+    )
+  if tokenizer.pad_token_id is None:
+    raise config_lib.BadInput(
+      f'a tokenizer must have a padding token; found none at {name}; name it '
+      'as pad_token in tokenizer_config.json.'
+    )
+  if not _backend(tokenizer).encode('').ids:
+    raise config_lib.BadInput(
+      'a tokenizer must put special tokens around a text; found none around '
+      f'an empty one at {name}; add its post_processor to tokenizer.json.'
     )
   return tokenizer
 
@@ -163,12 +182,7 @@ def token_rows(
     f'{what}: {num_texts:,} rows of {manifest["mean_length"]:.1f} tokens in '
     f'the mean, {manifest["num_cut"]:,} of them cut at {length}'
   )
-  return TokenRows(
-    np.memmap(kept / 'ids.bin', manifest['dtype'], 'r'),
-    np.load(kept / 'offsets.npy'),
-    tokenizer.pad_token_id,
-    key,
-  )
+  return TokenRows(*_stored(kept, manifest), tokenizer.pad_token_id, key)
 
 
 def memory_rows(tokenizer, texts, length):
@@ -179,6 +193,40 @@ def memory_rows(tokenizer, texts, length):
   offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
   return TokenRows(
     np.concatenate(rows).astype(np.uint32), offsets, tokenizer.pad_token_id, ''
+  )
+
+
+def _check_tokenizer_files(folder):
+  """Raises `BadInput` if JSON files of a local tokenizer cannot be used."""
+  for name in ('tokenizer_config.json', 'special_tokens_map.json'):
+    path = pathlib.Path(folder) / name
+    if os.path.lexists(path) and 'auto_map' in reading.json_file(path):
+      raise reading.bad(
+        path,
+        'a tokenizer must need no code of its own',
+        'auto_map',
+        'use a model of a class that transformers has',
+      )
+  path = pathlib.Path(folder) / 'tokenizer.json'
+  if os.path.lexists(path):
+    reading.json_file(path)
+
+
+def _stored(folder, manifest):
+  """Returns the ids and offsets of a folder that `_tokenize` published."""
+  try:
+    ids = np.memmap(folder / 'ids.bin', manifest['dtype'], 'r')
+    offsets = np.load(folder / 'offsets.npy')
+    if offsets.dtype == np.int64 and offsets[-1] == len(ids):
+      return ids, offsets
+    reason = f'{offsets.dtype} offsets for {len(ids):,} tokens'
+  except (ValueError, KeyError, TypeError, IndexError) as error:
+    reason = str(error).splitlines()[0]
+  raise reading.bad(
+    folder,
+    'token rows must be as they were written',
+    f'others ({reason})',
+    'remove the folder: they are made again',
   )
 
 

@@ -5,6 +5,7 @@ nothing else but what the table drops, or it is refused with the names.
 """
 
 import json
+import os
 import pathlib
 import re
 import tempfile
@@ -13,19 +14,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import transformers
 
 from ance_jax import bert
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
+from ance_jax import hub
 from ance_jax import logs
+from ance_jax import reading
 from ance_jax import tokens
 
-# model_type of Hugging Face -> of our body.
-_BODIES = {'bert': 'bert', 'roberta': 'roberta', 'xlm-roberta': 'roberta'}
 # Tensors that are left out, and why.
 _DROPPED = {
   r'pooler\..*': 'a tanh layer that no dense retriever uses',
@@ -84,8 +83,13 @@ def load(config, texts):
     source = _random_source(config, texts)
   elif is_run(config.init_from):
     source = _run_source(config)
-  elif (pathlib.Path(config.init_from) / 'modules.json').is_file():
-    source = _sentence_transformers_source(pathlib.Path(config.init_from))
+  elif os.path.isfile(config.init_from):
+    raise config_lib.BadInput(
+      '--init_from must be a folder or a name on the hub; found the file '
+      f'{config.init_from}; give the folder that it lies in.'
+    )
+  elif hub.is_sentence_transformer(config.init_from):
+    source = _sentence_transformers_source(config.init_from)
   else:
     source = _hugging_face_source(config.init_from)
   retriever = _retriever(config, source)
@@ -108,15 +112,23 @@ def load_model(workdir, step):
   """Returns the retriever and tokenizer of a run's checkpoint."""
   checkpoint.read_record(workdir, step)  # Which checks it.
   folder = checkpoint.record_folder(workdir, step) / _MODEL_FOLDER
-  retriever = json.loads((folder / _RETRIEVER_FILE).read_text())
-  return (
-    encoders.Retriever.from_dict(retriever), tokens.load_tokenizer(str(folder))
-  )  # fmt: skip
+  path = folder / _RETRIEVER_FILE
+  values = reading.json_file(path)
+  try:
+    retriever = encoders.Retriever.from_dict(values)
+  except (TypeError, KeyError) as error:
+    raise reading.bad(
+      path,
+      'a retriever must have the settings that this version knows',
+      f'others ({error})',
+      'use the version that wrote it',
+    ) from error
+  return retriever, tokens.load_tokenizer(str(folder))
 
 
 def is_run(folder):
   """Returns whether a folder is that of a run of ours."""
-  return bool(checkpoint.committed_steps(folder))
+  return checkpoint.are_in(folder)
 
 
 def body_from_tensors(tensors, body, where):
@@ -133,10 +145,8 @@ def body_from_tensors(tensors, body, where):
   """
   found = {}
   for name, array in tensors.items():
-    name = re.sub(r'^(bert|roberta)\.', '', name)
-    name = re.sub(r'\.gamma$', '.weight', re.sub(r'\.beta$', '.bias', name))
-    if not any(re.fullmatch(pattern, name) for pattern in _DROPPED):
-      found[name] = array
+    if not _is_dropped(name):
+      found[_our_name(name)] = array
   table = _table(body)
   for problem, names in (
     ('is missing', sorted(set(table) - set(found))),
@@ -145,8 +155,8 @@ def body_from_tensors(tensors, body, where):
     if names:
       raise config_lib.BadInput(
         f'a {body.model_type} checkpoint must have exactly the tensors of its '
-        f'architecture; found that {names[0]} {problem} ({len(names)} such) in '
-        f'{where}; use a complete checkpoint of that architecture.'
+        f'architecture; found that {names[0][:80]} {problem} ({len(names)} '
+        f'such) in {where}; use a complete checkpoint of that architecture.'
       )
   params = {}
   for name, (path, shape) in table.items():
@@ -157,6 +167,12 @@ def body_from_tensors(tensors, body, where):
         f'tensor {name} must have the shape that config.json implies, {shape} '
         f'in our layout; found {array.shape} in {where}; use a checkpoint that '
         'belongs to its config.json.'
+      )
+    if not np.isfinite(array).all():
+      raise config_lib.BadInput(
+        f'tensor {name} must be finite; found '
+        f'{np.sum(~np.isfinite(array)):,} of {array.size:,} values that are '
+        f'not in {where}; use a checkpoint from before the run diverged.'
       )
     inner = params
     for key in path[:-1]:
@@ -177,6 +193,16 @@ def body_to_tensors(params, body):
       array.T if path[-1] == 'kernel' else array
     )
   return tensors
+
+
+def _our_name(name):
+  """Returns the name of a tensor as the table has it."""
+  name = re.sub(r'^(bert|roberta)\.', '', name)
+  return re.sub(r'\.gamma$', '.weight', re.sub(r'\.beta$', '.bias', name))
+
+
+def _is_dropped(name):
+  return any(re.fullmatch(pattern, _our_name(name)) for pattern in _DROPPED)
 
 
 def _table(body):
@@ -263,6 +289,11 @@ def _random_source(config, texts):
     )
   logs.say(f'training a vocabulary of {config.vocab_size:,} on the corpus')
   tokenizer = tokens.train_vocabulary(texts, config.vocab_size)
+  if len(tokenizer) > config.vocab_size:
+    raise config_lib.BadInput(
+      '--vocab_size must be at least the special tokens and letters of the '
+      f'corpus, {len(tokenizer)}; found {config.vocab_size}; raise it.'
+    )
   body = bert.BodyConfig(
     model_type='bert',
     vocab_size=len(tokenizer),
@@ -293,10 +324,11 @@ def _run_source(config):
 
 
 def _hugging_face_source(name):
-  body = _read_config(name)
-  params = body_from_tensors(_read_tensors(name), body, name)
+  body = hub.read_config(name)
+  tensors = hub.read_tensors(name, without=_is_dropped)
+  params = body_from_tensors(tensors, body, name)
   tokenizer = tokens.load_tokenizer(name)
-  last = max(tokenizer.get_vocab().values())
+  last = max(tokenizer.get_vocab().values(), default=0)
   if last >= body.vocab_size:
     raise config_lib.BadInput(
       f'a tokenizer must fit the {body.vocab_size:,} rows of the word '
@@ -307,136 +339,15 @@ def _hugging_face_source(name):
 
 def _sentence_transformers_source(folder):
   """Returns a sentence-transformers folder: its length, pooling, similarity."""
-  modules = json.loads((folder / 'modules.json').read_text())
-  kinds = [module['type'].rpartition('.')[2] for module in modules]
-  settings = _read_json(folder / 'config_sentence_transformers.json')
-  prompts = [p for p in (settings.get('prompts') or {}).values() if p]
-  body_folder = folder / modules[0].get('path', '')
-  sizes = _read_json(body_folder / 'sentence_bert_config.json')
-  named = settings.get('similarity_fn_name') or 'cosine'
-  for found, what in (
-    (kinds[:2] != ['Transformer', 'Pooling'], f'modules {", ".join(kinds)}'),
-    (kinds[2:] not in ([], ['Normalize']), f'modules {", ".join(kinds)}'),
-    (prompts, f'prompts {prompts}'),
-    (sizes.get('do_lower_case'), 'do_lower_case'),
-    (named not in ('cosine', 'dot'), f'similarity {named}'),
-  ):
-    if found:
-      raise config_lib.BadInput(
-        'a sentence-transformers folder must be Transformer, Pooling and '
-        'perhaps Normalize, for cosine or dot, without prompts; found '
-        f'{what} in {folder}; use another model.'
-      )
-  source = _hugging_face_source(str(body_folder))
-  length = sizes.get('max_seq_length')
-  length = length or source.tokenizer.model_max_length
+  found = hub.read_sentence_transformer(folder)
+  source = _hugging_face_source(found.body_folder)
+  length = found.length or source.tokenizer.model_max_length
   length = min(length, source.body.max_length)
-  cosine = 'Normalize' in kinds or named == 'cosine'
   chosen = {
-    'pooling': _pooling(folder / modules[1]['path'] / 'config.json'),
-    'similarity': 'cosine' if cosine else 'dot',
+    'pooling': found.pooling,
+    'similarity': found.similarity,
     'query_length': length,
     'passage_length': length,
   }
   logs.say(f'{folder}: ' + ', '.join(f'{k} {v}' for k, v in chosen.items()))
   return source._replace(settings=chosen)
-
-
-def _pooling(path):
-  """Returns 'cls' or 'mean' of a Pooling module's config.json, old or new."""
-  settings = _read_json(path)
-  modes = settings.get('pooling_mode')
-  if modes is None:
-    modes = [
-      name.removeprefix('pooling_mode_')
-      .removesuffix('_token')
-      .removesuffix('_tokens')
-      for name, chosen in settings.items()
-      if name.startswith('pooling_mode_') and chosen
-    ]
-  modes = [modes] if isinstance(modes, str) else modes
-  if modes not in (['cls'], ['mean']):
-    raise config_lib.BadInput(
-      f'pooling must be cls or mean; found {modes} in {path}; use another '
-      'model.'
-    )
-  return modes[0]
-
-
-def _read_config(name):
-  """Returns the `bert.BodyConfig` of a Hugging Face config.json."""
-  try:
-    theirs = transformers.AutoConfig.from_pretrained(
-      name, trust_remote_code=False
-    )
-  except (OSError, ValueError) as error:
-    raise config_lib.BadInput(
-      'a model must be a folder with a config.json or a name on the hub; found '
-      f'none that loads at {name} ({str(error).splitlines()[0]}); check '
-      '--init_from.'
-    ) from error
-  problems = [
-    (theirs.model_type not in _BODIES, f'model_type {theirs.model_type}'),
-    (
-      getattr(theirs, 'hidden_act', '') not in bert.ACTIVATIONS,
-      f'hidden_act {getattr(theirs, "hidden_act", None)}',
-    ),
-    (
-      getattr(theirs, 'position_embedding_type', 'absolute') != 'absolute',
-      'relative positions',
-    ),
-    (
-      # Their positions are counted from behind it.
-      _BODIES.get(theirs.model_type) == 'roberta' and theirs.pad_token_id != 1,
-      f'a RoBERTa of pad_token_id {theirs.pad_token_id} instead of 1',
-    ),
-  ]
-  for found, what in problems:
-    if found:
-      raise config_lib.BadInput(
-        f'an encoder must be a BERT or RoBERTa with absolute positions and one '
-        f'of {", ".join(bert.ACTIVATIONS)}; found {what} at {name}; use '
-        'another.'
-      )
-  return bert.BodyConfig(
-    model_type=_BODIES[theirs.model_type],
-    vocab_size=theirs.vocab_size,
-    hidden_size=theirs.hidden_size,
-    num_layers=theirs.num_hidden_layers,
-    num_heads=theirs.num_attention_heads,
-    intermediate_size=theirs.intermediate_size,
-    max_positions=theirs.max_position_embeddings,
-    num_types=theirs.type_vocab_size,
-    layer_norm_epsilon=theirs.layer_norm_eps,
-    activation=theirs.hidden_act,
-  )
-
-
-def _read_tensors(name):
-  """Returns {name: float32 array} of a model's safetensors files."""
-  try:
-    index = transformers.utils.cached_file(
-      name,
-      'model.safetensors.index.json',
-      _raise_exceptions_for_missing_entries=False,
-    )
-    files = ['model.safetensors']
-    if index:
-      files = sorted(set(_read_json(index)['weight_map'].values()))
-    tensors = {}
-    for file in files:
-      path = transformers.utils.cached_file(name, file)
-      with safetensors.safe_open(path, 'flax') as opened:
-        for key in opened.keys():
-          tensors[key] = np.asarray(opened.get_tensor(key), np.float32)
-  except (OSError, safetensors.SafetensorError) as error:
-    raise config_lib.BadInput(
-      'a checkpoint must have its weights in a whole model.safetensors; found '
-      f'none at {name} ({str(error).splitlines()[0]}); convert or fetch it.'
-    ) from error
-  return tensors
-
-
-def _read_json(path):
-  path = pathlib.Path(path)
-  return json.loads(path.read_text()) if path.is_file() else {}

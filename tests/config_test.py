@@ -74,45 +74,44 @@ def test_a_flagfile_may_name_another_and_go_on_from_it(tmp_path):
   assert (found.seed, found.max_steps) == (1, 7)
 
 
+def parse(*arguments):
+  """The settings of a command line, and what it has left over."""
+  flag_values = flags.FlagValues()
+  config.define_flags(flag_values)
+  left_over = config.parse(['main', *arguments], flag_values)
+  return config.Config.from_flags(flag_values), left_over
+
+
+def test_flags_and_flagfiles_of_a_command_line_go_in_their_order(tmp_path):
+  path = tmp_path / 'a.flags'
+  path.write_text('--seed=1\n--max_steps=5\n')
+  found, left_over = parse('--seed=2', f'--flagfile={path}', '--max_steps=7')
+  assert (found.seed, found.max_steps) == (1, 7)
+  found, _ = parse('-flagfile', str(path), '--seed', '3', '--notie_encoders')
+  assert (found.seed, found.max_steps, found.tie_encoders) == (3, 5, False)
+  assert left_over == ['main']
+
+
+def test_what_no_flag_takes_is_left_over():
+  found, left_over = parse('--seed=1', '--', '--seed=2', '--flagfile=b')
+  assert found.seed == 1
+  assert left_over == ['main', '--seed=2', '--flagfile=b']
+  assert parse('a', '--seed=1')[1] == ['main', 'a']
+
+
 @pytest.mark.parametrize(
-  ('text', 'expected'),
+  ('arguments', 'expected'),
   [
-    ('--no_such=1\n', 'no_such'),
-    ('--seed=one\n', 'seed'),
-    ('--method=anse\n', 'method'),
-    ('seed=1\n', "found 'seed=1'"),
-    ('--seed=1 # why\n', 'seed'),
-    ('--tie_encoders=perhaps\n', 'tie_encoders'),
+    (['--no_such=1'], '^a flag must be one that --help lists; found --no_such'),
+    (['--seed=one'], "^--seed must be a whole number; found 'one'"),
+    (['--seed'], '^a flag must have the form --name=value'),
+    (['--flagfile=/no/such'], '^a flagfile must exist; found none at /no/such'),
+    (['--flagfile'], '^a flagfile must exist'),
   ],
 )
-def test_a_line_that_is_no_flag_is_refused(text, expected, tmp_path):
-  path = tmp_path / 'bad.flags'
-  path.write_text(text)
+def test_what_is_wrong_in_a_command_line_is_told(arguments, expected):
   with pytest.raises(config.BadInput, match=expected):
-    config.Config.from_flagfile(path)
-
-
-def test_a_flagfile_that_is_not_there_is_refused(tmp_path):
-  with pytest.raises(config.BadInput, match='found none at'):
-    config.Config.from_flagfile(tmp_path / 'none.flags')
-
-
-@pytest.mark.parametrize(
-  ('changes', 'expected'),
-  [
-    ({'method': 'anse'}, "--method must be one of random, .* found 'anse'"),
-    ({'top_k': 0}, '--top_k must be at least 1; found 0'),
-    ({'query_length': 0}, '--query_length must be at least 1'),
-    ({'max_steps': -1}, '--max_steps must be at least 0; found -1'),
-    ({'temperature': 0.0}, '--temperature must be above 0'),
-    ({'seed': 2**31}, r'--seed must be at least 0 and below 2\*\*31'),
-    ({'learning_rate': float('nan')}, '--learning_rate must be above 0'),
-    ({'dropout_rate': 1.0}, '--dropout_rate must be at least 0 and below 1'),
-  ],
-)
-def test_values_out_of_range_are_refused(changes, expected):
-  with pytest.raises(config.BadInput, match=expected):
-    config.Config(**changes)
+    parse(*arguments)
 
 
 def test_only_what_may_change_is_not_among_the_differences():

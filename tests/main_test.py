@@ -82,7 +82,7 @@ def test_ctrl_c_at_the_prompt_ends_the_search_without_a_traceback(
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
-    (['--no_such_flag=1'], "Unknown command line flag 'no_such_flag'"),
+    (['--no_such_flag=1'], 'must be one that --help lists; found --no_such'),
     (
       ['left', 'over'],
       "every argument must be a flag, --name=value; found 'left'",

@@ -7,16 +7,17 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
-  'main train footprint report refresh evaluate runs encode steps weights '
+  'main train footprint report refresh evaluate runs encode steps weights hub '
   'encoders schedule methods batches checkpoint corpora beir datasets tokens '
-  'lexical index mine metrics losses bert logs locks handoff devices config'
+  'lexical index mine metrics losses bert logs locks handoff devices reading '
+  'config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
   'absl': {'main', 'config'},
   'faiss': {'index'},
   'orbax': {'checkpoint'},
-  'transformers': {'tokens', 'weights'},
+  'transformers': {'tokens', 'hub'},
   'tensorflow_datasets': {'corpora', 'datasets'},
   'bm25s': {'lexical'},
   'ir_measures': {'metrics'},

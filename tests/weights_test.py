@@ -1,9 +1,11 @@
-"""Weights in and out: equal to torch's, and strict about every tensor."""
+"""Weights in and out, equal to torch's; bad ones are in bad_input/."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -12,9 +14,9 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
 from ance_jax import bert
-from ance_jax import config as config_lib
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import hub
 from ance_jax import tokens
 from ance_jax import weights
 
@@ -71,7 +73,7 @@ def test_body_equals_torch_on_ragged_input(kind, tmp_path):
   import torch
 
   model = make_torch(kind, tmp_path)
-  body = weights._read_config(str(tmp_path))
+  body = hub.read_config(str(tmp_path))
   tensors = load_file(tmp_path / 'model.safetensors')
   params = weights.body_from_tensors(tensors, body, 'here')
   random = np.random.default_rng(0)
@@ -96,7 +98,7 @@ def test_our_weights_in_torch_give_our_activations(kind, tmp_path):
   import torch
 
   model = make_torch(kind, tmp_path)
-  body = weights._read_config(str(tmp_path))
+  body = hub.read_config(str(tmp_path))
   tower = encoders.init(
     encoders.Retriever(body, True, 'cls', 0, 'dot', 40, 40), 1
   )['tied']
@@ -166,7 +168,10 @@ def test_a_saved_sentence_transformer_brings_its_own_settings(
   import sentence_transformers
 
   make_torch('bert', tmp_path / 'body')
-  models = sentence_transformers.models
+  with warnings.catch_warnings():
+    # Release 6 has moved them, and tells so.
+    warnings.simplefilter('ignore')
+    models = importlib.import_module('sentence_transformers.models')
   body = models.Transformer(str(tmp_path / 'body'), max_seq_length=12)
   parts = [body, models.Pooling(32, pooling_mode=pooling)]
   parts += [models.Normalize()] * normalize
@@ -248,77 +253,6 @@ def test_prefixes_old_names_and_pretraining_layers_are_understood(saved):
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize(
-  ('change', 'expected'),
-  [
-    (
-      lambda t: t.pop('encoder.layer.1.output.dense.bias'),
-      'encoder.layer.1.output.dense.bias is missing',
-    ),
-    (
-      lambda t: t.update(embeddingHead=np.zeros(3, np.float32)),
-      'embeddingHead is not expected',
-    ),
-    (
-      lambda t: t.update(
-        {'embeddings.LayerNorm.bias': np.zeros(3, np.float32)}
-      ),
-      r'embeddings.LayerNorm.bias must have the shape .*\(16,\).* found \(3,\)',
-    ),
-  ],
-)
-def test_a_tensor_too_few_too_many_or_too_small_is_named(
-  saved, change, expected
-):
-  _, tensors = saved
-  change(tensors)
-  with pytest.raises(config_lib.BadInput, match=expected):
-    weights.body_from_tensors(tensors, BODY, 'here')
-
-
-@pytest.mark.parametrize(
-  ('changes', 'expected'),
-  [
-    ({'model_type': 'electra'}, 'model_type electra'),
-    ({'model_type': 'distilbert'}, 'model_type distilbert'),
-    ({'hidden_act': 'silu'}, 'hidden_act silu'),
-    (
-      {'model_type': 'roberta', 'pad_token_id': 0},
-      'a RoBERTa of pad_token_id 0 instead of 1',
-    ),
-    ({'model_type': 'nothing-known'}, 'none that loads'),
-  ],
-)
-def test_an_unsupported_architecture_is_refused(saved, tiny, changes, expected):
-  folder, _ = saved
-  (folder / 'config.json').write_text(json.dumps({**CONFIG, **changes}))
-  with pytest.raises(config_lib.BadInput, match=expected):
-    load(tiny, init_from=str(folder))
-
-
-@pytest.mark.parametrize(
-  ('file', 'expected'),
-  [
-    ('config.json', 'must be a folder with a config.json'),
-    ('model.safetensors', 'must have its weights'),
-    ('tokenizer.json', 'must come with its tokenizer'),
-  ],
-)
-def test_a_folder_that_lacks_a_file_is_refused(saved, tiny, file, expected):
-  folder, _ = saved
-  (folder / file).unlink()
-  with pytest.raises(config_lib.BadInput, match=expected):
-    load(tiny, init_from=str(folder))
-
-
-def test_a_truncated_weights_file_is_refused(saved, tiny):
-  folder, _ = saved
-  path = folder / 'model.safetensors'
-  path.write_bytes(path.read_bytes()[:-100])
-  with pytest.raises(config_lib.BadInput, match='whole model.safetensors'):
-    load(tiny, init_from=str(folder))
-
-
 def test_sharded_half_precision_weights_are_read(saved, tiny):
   folder, tensors = saved
   expected = load(tiny, init_from=str(folder))
@@ -361,66 +295,6 @@ def test_flags_that_are_given_go_before_what_the_checkpoint_brings(saved, tiny):
     )
 
 
-def test_a_length_beyond_the_positions_is_refused(saved, tiny):
-  folder, _ = saved
-  config = dataclasses.replace(tiny, init_from=str(folder), passage_length=25)
-  with pytest.raises(config_lib.BadInput, match='at most the 24 tokens'):
-    weights.load(config, TEXTS)
-
-
-@pytest.mark.parametrize(
-  ('changes', 'expected'),
-  [
-    ({'modules': ['Transformer', 'Pooling', 'Dense']}, 'Dense'),
-    ({'modules': ['Transformer']}, 'modules Transformer'),
-    ({'pooling_mode': 'max'}, r"pooling must be cls or mean; found \['max'\]"),
-    ({'prompts': {'query': 'query: '}}, r"prompts \['query: '\]"),
-    ({'do_lower_case': True}, 'do_lower_case'),
-    ({'similarity_fn_name': 'euclidean'}, 'similarity euclidean'),
-  ],
-)
-def test_what_a_sentence_transformer_has_and_we_do_not_is_refused(
-  saved, tiny, changes, expected
-):
-  folder, _ = saved
-  kinds = changes.get('modules', ['Transformer', 'Pooling', 'Normalize'])
-  modules = [
-    {
-      'idx': i,
-      'name': str(i),
-      'path': f'{i}_{kind}' * bool(i),
-      'type': f'a.{kind}',
-    }
-    for i, kind in enumerate(kinds)
-  ]
-  (folder / 'modules.json').write_text(json.dumps(modules))
-  (folder / '1_Pooling').mkdir()
-  mode = changes.get('pooling_mode', 'mean')
-  (folder / '1_Pooling' / 'config.json').write_text(
-    json.dumps({'pooling_mode': mode})
-  )
-  (folder / 'config_sentence_transformers.json').write_text(
-    json.dumps(
-      {
-        'prompts': changes.get('prompts', {}),
-        'similarity_fn_name': changes.get('similarity_fn_name'),
-      }
-    )
-  )
-  (folder / 'sentence_bert_config.json').write_text(
-    json.dumps({'do_lower_case': changes.get('do_lower_case', False)})
-  )
-  with pytest.raises(config_lib.BadInput, match=expected):
-    load(tiny, init_from=str(folder))
-
-
-def test_a_tokenizer_of_more_words_than_the_embedding_is_refused(saved, tiny):
-  folder, _ = saved
-  tokens.train_vocabulary(TEXTS, 70).save_pretrained(folder)
-  with pytest.raises(config_lib.BadInput, match='fit the 60 rows .* id 69'):
-    load(tiny, init_from=str(folder))
-
-
 def test_random_weights_follow_the_seed(tiny):
   first, again = (weights.load(tiny, TEXTS) for _ in range(2))
   other = weights.load(dataclasses.replace(tiny, seed=1), TEXTS)
@@ -428,8 +302,3 @@ def test_random_weights_follow_the_seed(tiny):
   a, b, c = (m.params['tied']['body'][table] for m in (first, again, other))
   np.testing.assert_array_equal(a, b)
   assert np.abs(np.asarray(a - c)).max() > 0.01
-
-
-def test_heads_that_do_not_divide_the_width_are_refused(tiny):
-  with pytest.raises(config_lib.BadInput, match='--num_heads must divide'):
-    weights.load(dataclasses.replace(tiny, num_heads=3), TEXTS)

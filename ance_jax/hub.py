@@ -1,0 +1,383 @@
+"""Folders of Hugging Face and sentence-transformers, read strictly.
+
+Only safetensors and JSON are read: no pickle, no code that a model brings, no
+file outside of its folder (links are followed, as the hub's cache has them).
+"""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+import transformers
+
+from ance_jax import bert
+from ance_jax import config as config_lib
+from ance_jax import reading
+
+# model_type of Hugging Face -> of our body.
+_BODIES = {'bert': 'bert', 'roberta': 'roberta', 'xlm-roberta': 'roberta'}
+_SIZES = (
+  'vocab_size',
+  'hidden_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'intermediate_size',
+  'max_position_embeddings',
+  'type_vocab_size',
+)
+# Of any such number in a config.json: a table of tensors is made from it.
+_MAX_LAYERS, _MAX_SIZE = 1000, 2**31
+# Safetensors' names of types that weights may be stored in.
+_FLOATS = ('F64', 'F32', 'F16', 'BF16')
+
+
+class SentenceTransformer(NamedTuple):
+  """What a sentence-transformers folder says about its model.
+
+  Attributes:
+    body_folder: Folder of the transformer.
+    length: Tokens of a text at most, or None.
+    pooling: 'cls' or 'mean'.
+    similarity: 'dot' or 'cosine'.
+  """
+
+  body_folder: str
+  length: int | None
+  pooling: str
+  similarity: str
+
+
+def read_config(name):
+  """Returns the `bert.BodyConfig` of a Hugging Face config.json.
+
+  Args:
+    name: Folder or hub name.
+
+  Raises:
+    BadInput: There is none, or it is not of a body that we have.
+  """
+  path = _file(name, 'config.json')
+  if path is None:
+    raise config_lib.BadInput(
+      'a model must be a folder with a config.json or a name on the hub; found '
+      f'none at {name}; check --init_from.'
+    )
+  given = reading.json_file(path)
+  problems = [
+    ('auto_map' in given, 'code of its own (auto_map)'),
+    (
+      given.get('model_type') not in list(_BODIES),
+      f'model_type {given.get("model_type")}',
+    ),
+    (given.get('is_decoder'), 'a decoder'),
+    (
+      given.get('position_embedding_type', 'absolute') != 'absolute',
+      f'positions {given.get("position_embedding_type")}',
+    ),
+    (
+      given.get('hidden_act', 'gelu') not in list(bert.ACTIVATIONS),
+      f'hidden_act {given.get("hidden_act")}',
+    ),
+    (
+      # Their positions are counted from behind it.
+      _BODIES.get(str(given.get('model_type'))) == 'roberta'
+      and given.get('pad_token_id', 1) != 1,
+      f'a RoBERTa of pad_token_id {given.get("pad_token_id")} instead of 1',
+    ),
+  ]
+  for found, what in problems:
+    if found:
+      raise config_lib.BadInput(
+        f'an encoder must be a BERT or RoBERTa with absolute positions and one '
+        f'of {", ".join(bert.ACTIVATIONS)}; found {what[:120]} at {name}; use '
+        'another.'
+      )
+  _check_sizes(given, path)
+  try:
+    theirs = transformers.AutoConfig.from_pretrained(
+      name, trust_remote_code=False
+    )
+  except Exception as error:  # Its checks of other fields raise any kind.
+    raise reading.bad(
+      path,
+      'a config.json must be one that transformers takes',
+      f'one that it does not ({" ".join(str(error).split())[:200]})',
+      'save the model again',
+    ) from error
+  return _body(theirs, path)
+
+
+def read_tensors(name, without):
+  """Returns {name: float32 array} of a model's safetensors files.
+
+  Args:
+    name: Folder or hub name.
+    without: without(name of a tensor) -> whether it is not read.
+
+  Raises:
+    BadInput: A file is missing or damaged, or leads out of the folder, or a
+      tensor is not of floats.
+  """
+  index = _file(name, 'model.safetensors.index.json')
+  files = _shards(index) if index else ['model.safetensors']
+  tensors = {}
+  for file in files:
+    path = _file(name, file)
+    if path is None:
+      pickled = _file(name, 'pytorch_model.bin') is not None
+      raise config_lib.BadInput(
+        'a checkpoint must have its weights in a whole model.safetensors; '
+        f'found no {file[:80]} at {name}'
+        + (', but a pickle, which is never read' if pickled else '')
+        + '; convert it with transformers, or fetch it.'
+      )
+    for key, array in _read_shard(path, without).items():
+      if key in tensors:
+        raise reading.bad(
+          path, 'a tensor must be in one file', f'{key[:80]} in two',
+          'save the model again'
+        )  # fmt: skip
+      tensors[key] = array
+  return tensors
+
+
+def is_sentence_transformer(folder):
+  """Returns whether a folder is that of a sentence-transformers model."""
+  return os.path.lexists(pathlib.Path(folder) / 'modules.json')
+
+
+def read_sentence_transformer(folder):
+  """Returns the `SentenceTransformer` of a folder.
+
+  Raises:
+    BadInput: It does something that we do not.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / 'modules.json'
+  modules = reading.json_file(path, list)
+  kinds = [_module_kind(module, path) for module in modules]
+  settings = _optional_json(folder / 'config_sentence_transformers.json')
+  named = settings.get('similarity_fn_name') or 'cosine'
+  for found, what in (
+    (kinds[:2] != ['Transformer', 'Pooling'], f'modules {", ".join(kinds)}'),
+    (kinds[2:] not in ([], ['Normalize']), f'modules {", ".join(kinds)}'),
+    (_prompts(settings), f'prompts {_prompts(settings)}'),
+    (named not in ('cosine', 'dot'), f'similarity {named}'),
+  ):
+    if found:
+      raise _not_ours(what, folder)
+  body_folder = reading.inside(folder, modules[0].get('path', ''), path)
+  sizes = _optional_json(body_folder / 'sentence_bert_config.json')
+  if sizes.get('do_lower_case'):
+    raise _not_ours('do_lower_case', folder)
+  pooling = reading.inside(folder, modules[1].get('path', ''), path)
+  return SentenceTransformer(
+    str(body_folder),
+    _length(sizes, body_folder),
+    _pooling(pooling / 'config.json'),
+    'cosine' if 'Normalize' in kinds or named == 'cosine' else 'dot',
+  )
+
+
+def _check_sizes(given, path):
+  """Raises `BadInput` for numbers of a config.json that no model can have."""
+  for name in _SIZES:
+    size = given.get(name, 1)
+    most = _MAX_LAYERS if name == 'num_hidden_layers' else _MAX_SIZE
+    if type(size) is not int or not 1 <= size <= most:
+      raise reading.bad(
+        path,
+        f'{name} must be a whole number from 1 to {most:,}',
+        reading.quoted(size),
+        "give the checkpoint's own",
+      )
+  epsilon = given.get('layer_norm_eps', 1e-12)
+  if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+    raise reading.bad(
+      path,
+      'layer_norm_eps must be a number above 0 and below 1',
+      reading.quoted(epsilon),
+      "give the checkpoint's own",
+    )
+
+
+def _body(theirs, path):
+  """Returns the `bert.BodyConfig` of a transformers config."""
+  body = bert.BodyConfig(
+    model_type=_BODIES[theirs.model_type],
+    vocab_size=theirs.vocab_size,
+    hidden_size=theirs.hidden_size,
+    num_layers=theirs.num_hidden_layers,
+    num_heads=theirs.num_attention_heads,
+    intermediate_size=theirs.intermediate_size,
+    max_positions=theirs.max_position_embeddings,
+    num_types=theirs.type_vocab_size,
+    layer_norm_epsilon=theirs.layer_norm_eps,
+    activation=theirs.hidden_act,
+  )
+  if body.hidden_size % body.num_heads:
+    raise reading.bad(
+      path,
+      'num_attention_heads must divide hidden_size',
+      f'{body.num_heads} and {body.hidden_size}',
+      "give the checkpoint's own",
+    )
+  if body.max_length < 3:
+    raise reading.bad(
+      path,
+      'max_position_embeddings must leave room for 3 tokens',
+      body.max_positions,
+      "give the checkpoint's own",
+    )
+  return body
+
+
+def _read_shard(path, without):
+  """Returns {name: float32 array} of one safetensors file."""
+  path, tensors = reading.regular(path), {}
+  with open(path, 'rb') as file:
+    if file.read(20).startswith(b'version https://git-'):
+      raise reading.bad(
+        path, 'a checkpoint must have its weights in a whole '
+        'model.safetensors', 'a pointer of Git LFS', 'run git lfs pull'
+      )  # fmt: skip
+  try:
+    with safetensors.safe_open(path, 'numpy') as opened:
+      for key in opened.keys():
+        if not without(key):
+          tensors[key] = _float32(opened, key, path)
+  except safetensors.SafetensorError as error:
+    raise reading.bad(
+      path, 'a checkpoint must have its weights in a whole model.safetensors',
+      f'one that cannot be read ({str(error).splitlines()[0]})',
+      'convert or fetch it'
+    ) from error  # fmt: skip
+  return tensors
+
+
+def _float32(opened, key, path):
+  """Returns one tensor of an open safetensors file."""
+  dtype = opened.get_slice(key).get_dtype()
+  if dtype not in _FLOATS:
+    raise reading.bad(
+      path, f'a tensor must be one of {", ".join(_FLOATS)}',
+      f'{dtype} in {key[:80]}', 'use weights that are not quantized'
+    )  # fmt: skip
+  # What is too large becomes infinite, and is refused with its name.
+  with np.errstate(over='ignore'):
+    return np.asarray(opened.get_tensor(key), np.float32)
+
+
+def _shards(index):
+  """Returns the names of the files of a model.safetensors.index.json."""
+  weight_map = reading.json_file(index).get('weight_map')
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise reading.bad(
+      index, "an index must have a 'weight_map' of tensors to files",
+      reading.quoted(weight_map), 'fetch it again'
+    )  # fmt: skip
+  for file in weight_map.values():
+    reading.inside('', file, index)
+    if not file.endswith('.safetensors'):
+      raise reading.bad(
+        index, 'a file of weights must have a name in .safetensors',
+        reading.quoted(file), 'convert it with transformers'
+      )  # fmt: skip
+  return sorted(set(weight_map.values()))
+
+
+def _file(name, file):
+  """Returns the path of a file of a folder or hub name, or None.
+
+  Links are followed: the hub's own cache is made of them.
+  """
+  path = pathlib.Path(name) / file
+  if os.path.isdir(name):
+    return reading.regular(path) if os.path.lexists(path) else None
+  try:
+    return transformers.utils.cached_file(
+      name, file, _raise_exceptions_for_missing_entries=False
+    )
+  except (OSError, ValueError) as error:
+    raise config_lib.BadInput(
+      'a model must be a folder with a config.json or a name on the hub; found '
+      f'none that loads at {name} ({str(error).splitlines()[0].rstrip(".")}); '
+      'check --init_from.'
+    ) from error
+
+
+def _optional_json(path):
+  """Returns the dict of a JSON file, empty if there is no such file."""
+  return reading.json_file(path) if os.path.lexists(path) else {}
+
+
+def _not_ours(what, folder):
+  return config_lib.BadInput(
+    'a sentence-transformers folder must be Transformer, Pooling and '
+    f'perhaps Normalize, for cosine or dot, without prompts; found {what} in '
+    f'{folder}; use another model.'
+  )
+
+
+def _module_kind(module, path):
+  """Returns the class of an entry of modules.json, without its package."""
+  kind = module.get('type') if isinstance(module, dict) else None
+  if not isinstance(kind, str):
+    raise reading.bad(
+      path,
+      "a module must be an object with a string 'type'",
+      reading.quoted(module),
+      'save the model again',
+    )
+  if not kind.startswith('sentence_transformers.'):
+    raise reading.bad(
+      path,
+      'a module must be one of sentence_transformers',
+      reading.quoted(kind),
+      'use a model without code of its own',
+    )
+  return kind.rpartition('.')[2]
+
+
+def _prompts(settings):
+  """Returns the prompts that are not empty, or what is no dict of them."""
+  prompts = settings.get('prompts') or {}
+  if not isinstance(prompts, dict):
+    return prompts
+  return [prompt for prompt in prompts.values() if prompt]
+
+
+def _length(sizes, folder):
+  """Returns the tokens at most of a sentence-transformers folder, or None."""
+  length = sizes.get('max_seq_length')
+  if length is not None and (type(length) is not int or length < 3):
+    raise reading.bad(
+      folder / 'sentence_bert_config.json',
+      'max_seq_length must be a whole number, at least 3',
+      reading.quoted(length),
+      'mend it',
+    )
+  return length
+
+
+def _pooling(path):
+  """Returns 'cls' or 'mean' of a Pooling module's config.json, old or new."""
+  settings = reading.json_file(path)
+  modes = settings.get('pooling_mode')
+  if modes is None:
+    modes = [
+      name.removeprefix('pooling_mode_')
+      .removesuffix('_token')
+      .removesuffix('_tokens')
+      for name, chosen in settings.items()
+      if name.startswith('pooling_mode_') and chosen
+    ]
+  modes = [modes] if isinstance(modes, str) else modes
+  if modes not in (['cls'], ['mean']):
+    raise config_lib.BadInput(
+      f'pooling must be cls or mean; found {modes} in {path}; use another '
+      'model.'
+    )
+  return modes[0]

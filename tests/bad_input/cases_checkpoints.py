@@ -1,0 +1,557 @@
+"""Models given to --init_from: broken, of another kind, and hostile ones."""
+
+import json
+import os
+import shutil
+
+from bad_input_tools import Accepted
+from bad_input_tools import Refused
+from bad_input_tools import append
+from bad_input_tools import change_json
+from bad_input_tools import edit
+from bad_input_tools import folder_as
+from bad_input_tools import link
+from bad_input_tools import pipe
+from bad_input_tools import put
+from bad_input_tools import put_json
+from bad_input_tools import remove
+from bad_input_tools import rename
+from bad_input_tools import settings
+from bad_input_tools import together
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file
+
+from ance_jax import bert
+from ance_jax import config
+from ance_jax import encoders
+from ance_jax import handoff
+from ance_jax import tokens
+from ance_jax import weights
+
+TEXTS = ['some text of few words', 'more words of another text']
+WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+INDEX = 'model.safetensors.index.json'
+TOKENS, TOKENS_CONFIG = 'tokenizer.json', 'tokenizer_config.json'
+MODULES, LENGTH = 'modules.json', 'sentence_bert_config.json'
+POOLING, SENTENCES = (
+  '1_Pooling/config.json',
+  'config_sentence_transformers.json',
+)
+BODY = bert.BodyConfig('bert', 60, 8, 1, 2, 8, 16, 2, 1e-12, 'gelu')
+WORDS = 'embeddings.word_embeddings.weight'
+BIAS = 'embeddings.LayerNorm.bias'
+TYPE = 'sentence_transformers.models.'
+
+
+def make_sound(folder, sound):
+  """Copies a BERT folder, which is made once."""
+  if not os.listdir(sound):
+    params = encoders.init(
+      encoders.Retriever(BODY, True, 'cls', 0, 'dot', 8, 8), 0
+    )['tied']['body']
+    save_file(weights.body_to_tensors(params, BODY), sound / WEIGHTS)
+    tokens.train_vocabulary(TEXTS, 60).save_pretrained(sound)
+    theirs = {
+      'model_type': 'bert',
+      'vocab_size': 60,
+      'hidden_size': 8,
+      'num_hidden_layers': 1,
+      'num_attention_heads': 2,
+      'intermediate_size': 8,
+      'max_position_embeddings': 16,
+      'type_vocab_size': 2,
+      'layer_norm_eps': 1e-12,
+      'hidden_act': 'gelu',
+    }
+    put_json(CONFIG, theirs)(sound)
+  shutil.copytree(sound, folder, dirs_exist_ok=True)
+
+
+def use(folder, changes):
+  """Starts from it."""
+  changes = {'init_from': str(folder), **(changes or {})}
+  weights.load(config.Config(**changes), TEXTS)
+
+
+def tensors(change):
+  """Returns a `make` that changes the dict of tensors."""
+
+  def make(folder):
+    found = dict(load_file(folder / WEIGHTS))
+    change(found)
+    save_file(found, folder / WEIGHTS)
+
+  return make
+
+
+def all_as(dtype):
+  """Returns a `make` that stores all tensors as another type."""
+  return tensors(
+    lambda found: found.update({k: v.astype(dtype) for k, v in found.items()})
+  )
+
+
+def spoilt(value):
+  """Returns a `make` that puts a value into one tensor."""
+
+  def change(found):
+    found[WORDS] = found[WORDS].copy()
+    found[WORDS][3, 4] = value
+
+  return tensors(change)
+
+
+def shards(**names):
+  """Returns a `make` of two files of weights and an index with other names."""
+
+  def make(folder):
+    found = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    parts = {'a.safetensors': {}, 'b.safetensors': {}}
+    for number, (key, array) in enumerate(found.items()):
+      parts[f'{"ab"[number % 2]}.safetensors'][key] = array
+    for file, part in parts.items():
+      save_file(part, folder / file)
+    weight_map = {key: file for file, part in parts.items() for key in part}
+    put_json(INDEX, {'weight_map': {**weight_map, **names}})(folder)
+
+  return make
+
+
+def _shard_outside(folder):
+  outside = folder / 'outside'
+  outside.mkdir()
+  (folder / WEIGHTS).rename(outside / 'blob')
+  (folder / WEIGHTS).symlink_to(outside / 'blob')
+
+
+def _shards_twice(folder):
+  shards()(folder)
+  shutil.copy(folder / 'a.safetensors', folder / 'c.safetensors')
+  old = json.loads((folder / INDEX).read_text())['weight_map']
+  put_json(INDEX, {'weight_map': {**old, 'x': 'c.safetensors'}})(folder)
+
+
+def number(name, value, says):
+  """Returns the case of a number of config.json that no model has."""
+  return Refused(change_json(CONFIG, **{name: value}), says, CONFIG)
+
+
+def other(says, **values):
+  """Returns the case of a config.json of another architecture."""
+  return Refused(change_json(CONFIG, **values), says)
+
+
+def sentences(*makes, kinds=('Transformer', 'Pooling', 'Normalize')):
+  """Returns a `make` of a sentence-transformers folder, then spoilt."""
+
+  def make(folder):
+    put_json(
+      MODULES,
+      [
+        {'idx': i, 'path': f'{i}_{kind}' * bool(i), 'type': f'{TYPE}{kind}'}
+        for i, kind in enumerate(kinds)
+      ],
+    )(folder)
+    put_json(POOLING, {'pooling_mode_mean_tokens': True})(folder)
+    put_json(LENGTH, {'max_seq_length': 12})(folder)
+    put_json(SENTENCES, {'similarity_fn_name': 'cosine'})(folder)
+    return together(*makes)(folder) if makes else None
+
+  return make
+
+
+def module(number, **values):
+  """Returns the `make` of modules.json with one entry changed."""
+
+  def make(folder):
+    modules = json.loads((folder / MODULES).read_text())
+    modules[number] = {**modules[number], **values}
+    put_json(MODULES, modules)(folder)
+
+  return sentences(make)
+
+
+def _run_of_ours(change):
+  def make(folder):
+    retriever = encoders.Retriever(BODY, True, 'cls', 0, 'dot', 8, 8)
+    tokenizer = tokens.load_tokenizer(str(folder))
+    record = weights.model_files(retriever, tokenizer)
+    step = folder / 'checkpoints' / '3'
+    for name, content in record.items():
+      path = step / 'record' / name
+      handoff.make_folder(path.parent)
+      path.write_bytes(content)
+    handoff.seal(step, {})
+    change(step)
+
+  return make
+
+
+def _other_version(folder):
+  # As a later version would write it: with the right hashes.
+  change_json('record/model/retriever.json', dialect='new')(folder)
+  (folder / 'manifest.json').unlink()
+  handoff.seal(folder, {})
+
+
+HEADER = b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, %s]}}'
+NOT_OURS = 'must be Transformer, Pooling and perhaps Normalize'
+LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n'
+
+
+def raw(header, says='one that cannot be read'):
+  """Returns the case of a safetensors file of this header."""
+  data = len(header).to_bytes(8, 'little') + header
+  return Refused(put(WEIGHTS, data), says, WEIGHTS)
+
+
+CASES = {
+  # What is named.
+  'no such folder': Refused(settings(init_from='/no/such'), 'none that loads'),
+  'no name of the hub': Refused(settings(init_from='a b/c'), 'none that loads'),
+  'hub that is not reached': Refused(
+    settings(init_from='someone/some-model'), 'found none at someone/some-mo'
+  ),
+  'file, not folder': Refused(
+    lambda folder: {'init_from': str(folder / WEIGHTS)}, 'found the file'
+  ),
+  'empty folder': Refused(
+    remove(WEIGHTS, CONFIG, TOKENS, TOKENS_CONFIG), 'with a config.json'
+  ),
+  'sound': Accepted(settings()),
+  # config.json.
+  'no config': Refused(remove(CONFIG), 'must be a folder with a config.json'),
+  'pipe as config': Refused(pipe(CONFIG), 'found a pipe', CONFIG),
+  'folder as config': Refused(folder_as(CONFIG), 'found a folder', CONFIG),
+  'device as config': Refused(link(CONFIG, '/dev/zero'), 'or device', CONFIG),
+  'config no JSON': Refused(
+    put(CONFIG, '{\n"a": 1,\n}'), 'one JSON', CONFIG, 3
+  ),
+  'config cut': Refused(edit(CONFIG, lambda d: d[:40]), 'be one JSON', CONFIG),
+  'config empty': Refused(put(CONFIG, ''), 'one JSON value', CONFIG, 1),
+  'config a list': Refused(
+    put(CONFIG, '[1]'), 'JSON object; found lis', CONFIG
+  ),
+  'config nested': Refused(put(CONFIG, '[' * 100_000), 'thousand dee', CONFIG),
+  'config with NaN': Refused(
+    put(CONFIG, '{"layer_norm_eps": NaN}'), 'must be finite', CONFIG
+  ),
+  'config of 10,000 digits': Refused(
+    put(CONFIG, '{"vocab_size": %s}' % ('9' * 10_000)), '300 digits', CONFIG
+  ),
+  'config with a key twice': Refused(
+    put(CONFIG, '{"a": 1, "a": 2}'), 'must stand once', CONFIG
+  ),
+  'config in Latin-1': Refused(put(CONFIG, b'{"a": "\xe9"}'), 'UTF-8', CONFIG),
+  'config with BOM': Refused(
+    edit(CONFIG, lambda d: b'\xef\xbb\xbf' + d), 'no byte order mark', CONFIG
+  ),
+  'huge config': Refused(
+    lambda folder: os.truncate(folder / CONFIG, 2**27), 'at most', CONFIG
+  ),
+  'size as text': number('hidden_size', '8', 'hidden_size must be a whole'),
+  'size a fraction': number('hidden_size', 8.5, 'hidden_size must be a whole'),
+  'size a bool': number('type_vocab_size', True, 'a whole number from 1 to'),
+  'size null': number('vocab_size', None, 'vocab_size must be a whole number'),
+  'no size': number('intermediate_size', 0, 'a whole number from 1 to'),
+  'negative size': number('num_attention_heads', -2, 'a whole number from 1'),
+  'a billion layers': number('num_hidden_layers', 10**9, 'from 1 to 1,000'),
+  'heads that do not divide': number('num_attention_heads', 3, 'must divide h'),
+  'no positions': number('max_position_embeddings', 2, 'leave room for 3'),
+  'epsilon of nothing': number('layer_norm_eps', 0, 'layer_norm_eps must be'),
+  'epsilon as text': number('layer_norm_eps', '1e-12', 'layer_norm_eps must'),
+  'nonsense elsewhere': number(
+    'hidden_dropout_prob', 'much', 'be one that transformers takes'
+  ),
+  'another model': other('model_type electra', model_type='electra'),
+  'unknown model': other('model_type my-bert', model_type='my-bert'),
+  'list as model': other("model_type ['bert']", model_type=['bert']),
+  'no model type': Refused(
+    change_json(CONFIG, 'model_type'), 'model_type None'
+  ),
+  'a decoder': other('found a decoder', is_decoder=True),
+  'relative positions': other(
+    'positions relative_key', position_embedding_type='relative_key'
+  ),
+  'unknown activation': other('hidden_act silu', hidden_act='silu'),
+  'list as activation': other("hidden_act ['gelu']", hidden_act=['gelu']),
+  'RoBERTa with other padding': other(
+    'a RoBERTa of pad_token_id 0', model_type='roberta', pad_token_id=0
+  ),
+  'code of its own': other('code of its own', auto_map={'AutoModel': 'evil.M'}),
+  # Weights.
+  'no weights': Refused(remove(WEIGHTS), 'found no model.safetensors'),
+  'pickle alone': Refused(
+    together(remove(WEIGHTS), put('pytorch_model.bin', b'\x80\x04.')),
+    'a pickle, which is never read',
+  ),
+  'pickle under another name': Refused(
+    put(WEIGHTS, b'\x80\x04\x95' * 40), 'one that cannot be read', WEIGHTS
+  ),
+  'pointer of Git LFS': Refused(put(WEIGHTS, LFS), 'git lfs pull', WEIGHTS),
+  'web page as weights': Refused(
+    put(WEIGHTS, '<!DOCTYPE html><html></html>'), 'cannot be read', WEIGHTS
+  ),
+  'empty weights': Refused(put(WEIGHTS, ''), 'header too small', WEIGHTS),
+  'weights cut': Refused(
+    edit(WEIGHTS, lambda d: d[:-9]), 'one that cannot be read', WEIGHTS
+  ),
+  'weights cut in the header': Refused(
+    edit(WEIGHTS, lambda d: d[:50]), 'one that cannot be read', WEIGHTS
+  ),
+  'weights with a tail': Refused(
+    append(WEIGHTS, 'x'), 'one that cannot be read', WEIGHTS
+  ),
+  'header of 2**64 bytes': Refused(
+    put(WEIGHTS, b'\xff' * 8 + b'{}'), 'header too large', WEIGHTS
+  ),
+  'header no JSON': raw(b'{"a": '),
+  'header a list': raw(b'[]'),
+  'header nested': raw(b'[' * 100_000),
+  'tensor of 2**60 values': raw(HEADER % (b'1152921504606846976', b'4')),
+  'tensor behind the end': raw(HEADER % (b'1000', b'4000')),
+  'folder as weights': Refused(folder_as(WEIGHTS), 'found a folder', WEIGHTS),
+  'pipe as weights': Refused(pipe(WEIGHTS), 'found a pipe', WEIGHTS),
+  'device as weights': Refused(link(WEIGHTS, '/dev/zero'), 'device', WEIGHTS),
+  'link to nothing': Refused(
+    link(WEIGHTS, 'gone'), 'found nothing; give one there', WEIGHTS
+  ),
+  'links as in the cache': Accepted(_shard_outside),
+  'tensor missing': Refused(tensors(lambda t: t.pop(BIAS)), f'{BIAS} is miss'),
+  'tensor too many': Refused(
+    tensors(lambda t: t.update(head=np.ones(3, np.float32))),
+    'head is not expected (1 such)',
+  ),
+  'tensor with an odd name': Refused(
+    tensors(lambda t: t.update({'a\n\x1b[2J': np.ones(3, np.float32)})),
+    'is not expected',
+  ),
+  'another width': Refused(
+    tensors(lambda t: t.update({BIAS: np.zeros(3, np.float32)})),
+    'must have the shape that config.json implies, (8,)',
+  ),
+  'more layers in config': Refused(
+    change_json(CONFIG, num_hidden_layers=2), 'is missing (16 such)'
+  ),
+  'larger vocabulary in config': Refused(
+    change_json(CONFIG, vocab_size=61), 'must have the shape'
+  ),
+  'NaN weight': Refused(spoilt(np.nan), 'must be finite; found 1 of'),
+  'infinite weight': Refused(spoilt(np.inf), 'must be finite; found 1 of'),
+  'too large for float32': Refused(
+    tensors(lambda t: t.update({BIAS: np.full(8, 1e300)})),
+    'must be finite; found 8 of 8',
+  ),
+  'quantized': Refused(all_as(np.int8), 'found I8 in', WEIGHTS),
+  'whole numbers': Refused(all_as(np.int64), 'found I64 in', WEIGHTS),
+  'bools': Refused(all_as(bool), 'found BOOL in', WEIGHTS),
+  'bfloat16': Accepted(all_as(ml_dtypes.bfloat16)),
+  'double': Accepted(all_as(np.float64)),
+  # Weights in several files.
+  'two files': Accepted(shards()),
+  'index no JSON': Refused(put(INDEX, '{'), 'must be one JSON value', INDEX),
+  'index a list': Refused(put(INDEX, '[]'), 'must be a JSON object', INDEX),
+  'no weight map': Refused(put_json(INDEX, {}), "have a 'weight_map'", INDEX),
+  'weight map a list': Refused(
+    put_json(INDEX, {'weight_map': ['a']}), "a 'weight_map' of tensors", INDEX
+  ),
+  'weight map of numbers': Refused(shards(x=3), 'must lie in the same', INDEX),
+  'file outside': Refused(
+    shards(x='../../etc/x.safetensors'), "found '../../etc/x.safe", INDEX
+  ),
+  'absolute file': Refused(
+    shards(x='/etc/passwd'), "same folder; found '/etc/passwd'", INDEX
+  ),
+  'dots inside a path': Refused(
+    shards(x='a/../../b.safetensors'), 'must lie in the same folder', INDEX
+  ),
+  'Windows path': Refused(
+    shards(x='..\\b.safetensors'), 'must lie in the same folder', INDEX
+  ),
+  'pickle in the index': Refused(
+    shards(x='pytorch_model.bin'), 'a name in .safetensors', INDEX
+  ),
+  'file gone': Refused(
+    together(shards(), remove('b.safetensors')), 'found no b.safetensors'
+  ),
+  'file named that never was': Refused(
+    shards(x='c.safetensors'), 'found no c.safetensors'
+  ),
+  'tensor in two files': Refused(_shards_twice, 'must be in one file'),
+  # The tokenizer.
+  'no tokenizer': Refused(
+    remove(TOKENS), 'must come with its tokenizer; found none that loads'
+  ),
+  'tokenizer cut': Refused(
+    edit(TOKENS, lambda d: d[:300]), 'must be one JSON value', TOKENS
+  ),
+  'tokenizer a list': Refused(put(TOKENS, '[]'), 'JSON object', TOKENS),
+  'tokenizer empty': Refused(put(TOKENS, '{}'), 'none that loads at'),
+  'tokenizer without a model': Refused(
+    change_json(TOKENS, model=None), 'must come with its tokenizer'
+  ),
+  'tokenizer nested': Refused(put(TOKENS, '[' * 100_000), 'nested', TOKENS),
+  'pipe as tokenizer': Refused(pipe(TOKENS), 'found a pipe', TOKENS),
+  'tokenizer config no JSON': Refused(
+    put(TOKENS_CONFIG, '{'), 'must be one JSON value', TOKENS_CONFIG
+  ),
+  'tokenizer config a list': Refused(
+    put(TOKENS_CONFIG, '[1]'), 'must be a JSON object', TOKENS_CONFIG
+  ),
+  'tokenizer with code': Refused(
+    change_json(
+      TOKENS_CONFIG,
+      tokenizer_class='Mine',
+      auto_map={'AutoTokenizer': ['evil.Mine', None]},
+    ),
+    'must need no code of its own',
+    TOKENS_CONFIG,
+  ),
+  'class a number': Refused(
+    change_json(TOKENS_CONFIG, tokenizer_class=3), 'come with its tokenizer'
+  ),
+  'list as padding': Refused(
+    change_json(TOKENS_CONFIG, pad_token=['x']), 'come with its tokenizer'
+  ),
+  'no padding': Refused(
+    change_json(TOKENS_CONFIG, 'pad_token'), 'must have a padding token'
+  ),
+  'no tokenizer config': Accepted(remove(TOKENS_CONFIG)),
+  'no special tokens': Refused(
+    change_json(TOKENS, post_processor=None), 'must put special tokens around'
+  ),
+  'tokenizer of more words': Refused(
+    lambda folder: (
+      tokens.train_vocabulary(
+        [chr(0x4E00 + i) for i in range(99)], 99
+      ).save_pretrained(folder)
+      and None
+    ),
+    'must fit the 60 rows of the word embedding; found the id',
+  ),
+  # Settings that do not go with the model.
+  'query beyond the positions': Refused(
+    settings(query_length=17), '--query_length must be at most the 16 tokens'
+  ),
+  'passage beyond the positions': Refused(
+    settings(passage_length=512), '--passage_length must be at most the 16'
+  ),
+  'heads of new weights': Refused(
+    settings(init_from='', num_heads=5), '--num_heads must divide --hidden'
+  ),
+  'vocabulary of new weights': Refused(
+    settings(init_from='', vocab_size=5), 'must be at least the special token'
+  ),
+  # sentence-transformers.
+  'sentence-transformers': Accepted(sentences(), 'pooling mean, similarity'),
+  'modules no JSON': Refused(
+    sentences(put(MODULES, '[{')), 'must be one JSON value', MODULES
+  ),
+  'modules an object': Refused(
+    sentences(put(MODULES, '{}')), 'must be a JSON list', MODULES
+  ),
+  'no modules': Refused(sentences(put(MODULES, '[]')), NOT_OURS),
+  'module a text': Refused(
+    sentences(put(MODULES, '["Transformer"]')), 'must be an object', MODULES
+  ),
+  'module without a type': Refused(
+    sentences(put(MODULES, '[{"path": ""}]')), "with a string 'type'", MODULES
+  ),
+  'type a number': Refused(module(0, type=3), "a string 'type'", MODULES),
+  'modules linked to nothing': Refused(
+    sentences(link(MODULES, 'gone')), 'found nothing; give one', MODULES
+  ),
+  'transformer outside': Refused(
+    module(0, path='../other'), 'must lie in the same folder', MODULES
+  ),
+  'absolute transformer': Refused(module(0, path='/etc'), "'/etc'", MODULES),
+  'pooling outside': Refused(
+    module(1, path='../1_Pooling'), 'must lie in the same folder', MODULES
+  ),
+  'path a number': Refused(module(1, path=7), 'must lie in the same', MODULES),
+  'no folder of pooling': Refused(
+    module(1, path='2_Pooling'),
+    'found nothing; give one',
+    '2_Pooling/config.json',
+  ),
+  'dense on top': Refused(
+    sentences(kinds=('Transformer', 'Pooling', 'Dense')), 'Pooling, Dense in'
+  ),
+  'no pooling': Refused(sentences(kinds=('Transformer',)), NOT_OURS),
+  'modules in another order': Refused(
+    sentences(kinds=('Pooling', 'Transformer')), 'modules Pooling, Transformer'
+  ),
+  'class of its own': Refused(
+    module(0, type='evil.Mine'), 'one of sentence_transformers; found', MODULES
+  ),
+  'pooling no JSON': Refused(
+    sentences(put(POOLING, '{')), 'must be one JSON value', POOLING
+  ),
+  'pooling of maxima': Refused(
+    sentences(put_json(POOLING, {'pooling_mode': 'max'})), "found ['max']"
+  ),
+  'two poolings': Refused(
+    sentences(change_json(POOLING, pooling_mode_cls_token=True)),
+    "pooling must be cls or mean; found ['mean', 'cls']",
+  ),
+  'no mode of pooling': Refused(sentences(put(POOLING, '{}')), 'found [] in'),
+  'mode a number': Refused(
+    sentences(put_json(POOLING, {'pooling_mode': 3})), 'found 3 in'
+  ),
+  'prompts': Refused(
+    sentences(put_json(SENTENCES, {'prompts': {'query': 'q: '}})), "['q: ']"
+  ),
+  'prompts a text': Refused(
+    sentences(put_json(SENTENCES, {'prompts': 'q: '})), 'prompts q:'
+  ),
+  'other similarity': Refused(
+    sentences(put_json(SENTENCES, {'similarity_fn_name': 'euclidean'})),
+    'similarity euclidean',
+  ),
+  'similarity a list': Refused(
+    sentences(put_json(SENTENCES, {'similarity_fn_name': ['dot']})),
+    "similarity ['dot']",
+  ),
+  'settings a list': Refused(
+    sentences(put(SENTENCES, '[]')), 'must be a JSON object', SENTENCES
+  ),
+  'lower case': Refused(
+    sentences(put_json(LENGTH, {'do_lower_case': True})), 'do_lower_case'
+  ),
+  'length as text': Refused(
+    sentences(put_json(LENGTH, {'max_seq_length': '12'})),
+    'max_seq_length must be a whole number, at least 3',
+    LENGTH,
+  ),
+  'negative length': Refused(
+    sentences(put_json(LENGTH, {'max_seq_length': -1})), "found '-1'", LENGTH
+  ),
+  'length beyond the positions': Accepted(
+    sentences(put_json(LENGTH, {'max_seq_length': 99})), 'passage_length 16'
+  ),
+  # A run of ours.
+  'run without a manifest': Refused(
+    _run_of_ours(remove('manifest.json')), 'must have a checkpoint for this'
+  ),
+  'retriever changed': Refused(
+    _run_of_ours(edit('record/model/retriever.json', lambda data: data + b' ')),
+    'was changed',
+  ),
+  'run of another version': Refused(
+    _run_of_ours(_other_version), 'that this version knows', 'retriever.json'
+  ),
+  'run without checkpoints': Refused(
+    _run_of_ours(shutil.rmtree), 'must have a checkpoint for this'
+  ),
+  'run in another folder': Refused(
+    together(
+      _run_of_ours(lambda folder: None),
+      rename('checkpoints', 'checkpoint'),
+      settings(init_from='/no/run'),
+    ),
+    'none that loads',
+  ),
+}
