@@ -31,17 +31,17 @@ def pytest_addoption(parser):
     '--sample',
     type=int,
     default=0,
-    help='Cases that each soak test tries, drawn by a seed; 0: all of them.',
+    help='Cases that each soak test tries, drawn by a seed; 0: its own number.',
   )
 
 
 @pytest.fixture
 def sample(request):
-  """Returns some of a soak test's cases: as many as --sample says, or all."""
+  """Draws a soak test's cases: as many as --sample says, or else `most`."""
 
-  def sample(cases):
-    cases, wanted = list(cases), request.config.getoption('--sample')
-    if not 0 < wanted < len(cases):
+  def sample(cases, most):
+    cases, wanted = list(cases), request.config.getoption('--sample') or most
+    if wanted >= len(cases):
       return cases
     chosen = np.random.default_rng(0).choice(len(cases), wanted, replace=False)
     return [cases[number] for number in sorted(chosen)]
