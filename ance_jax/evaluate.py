@@ -54,13 +54,7 @@ def index_corpus(run, params, watch):
   folder = _embeddings_folder(run, weights_hash)
   with handoff.in_use(folder):
     with watch.phase('encode'):
-      blocks, real_tokens = encode.encode_corpus(
-        run.passage_encoder,
-        params,
-        run.passages,
-        folder,
-        rows_per_block=config.rows_per_block,
-      )
+      blocks, real_tokens = _encode_corpus(run, params, folder)
     with watch.phase('index'):
       faiss_index = index.build(config.index, config.index_params, blocks)
   return IndexedCorpus(faiss_index, weights_hash, real_tokens)
@@ -180,13 +174,7 @@ def write_embeddings(config):
   this, params, step = runs.read(config, ())
   folder = _embeddings_folder(this, checkpoint.weights_hash(params))
   with handoff.in_use(folder):
-    blocks, real_tokens = encode.encode_corpus(
-      this.passage_encoder,
-      params,
-      this.passages,
-      folder,
-      rows_per_block=config.rows_per_block,
-    )
+    blocks, real_tokens = _encode_corpus(this, params, folder)
   made = (
     'there already' if real_tokens is None else f'{real_tokens:.1%} real tokens'
   )
@@ -250,6 +238,16 @@ def _typed_queries():
     if not query:
       return
     yield query
+
+
+def _encode_corpus(run, params, folder):
+  return encode.encode_corpus(
+    run.passage_encoder,
+    params,
+    run.passages,
+    folder,
+    rows_per_block=run.config.rows_per_block,
+  )
 
 
 def _embeddings_folder(run, weights_hash):

@@ -69,6 +69,18 @@ def compare_examples(first, last):
   return '\n'.join(lines)
 
 
+def examples(workdir):
+  """Returns (step, examples) of all evaluations that are whole, in order."""
+  shown = []
+  for path in sorted((workdir / 'examples').glob('*.json')):
+    try:
+      examples = handoff.read_json(path)['examples']
+      shown.append((int(path.stem), examples))
+    except handoff.Damaged as damaged:
+      logs.say(f'{damaged} These examples are left out.')
+  return shown
+
+
 def run(config):
   """Draws the runs `--runs` into `--picture`: `--job=report`."""
   workdirs = [path for path in config.runs.split(',') if path]

@@ -9,7 +9,6 @@ pick-up ◄── publish ◄── mine ◄── search ◄── index ◄─
 import contextlib
 import functools
 import math
-import pathlib
 import time
 from typing import NamedTuple
 
@@ -28,11 +27,10 @@ from ance_jax import logs
 from ance_jax import metrics as metrics_lib
 from ance_jax import refresh
 from ance_jax import report
+from ance_jax import resume
 from ance_jax import runs
 from ance_jax import schedule
 from ance_jax import steps
-
-_PICK_UPS = 'pickups.json'
 
 
 class _Parts(NamedTuple):
@@ -45,22 +43,6 @@ class _Parts(NamedTuple):
   checkpoints: checkpoint.Checkpoints
   metrics: logs.Metrics
   optimizer: optax.GradientTransformation
-
-
-class _Begun(NamedTuple):
-  """Where a run begins, or goes on.
-
-  Attributes:
-    run: `runs.Run`.
-    params: Parameters by tower; None where they are in the checkpoint.
-    step: Optimizer steps made.
-    history: bytes, the lines of `metrics.jsonl` up to there.
-  """
-
-  run: runs.Run
-  params: dict | None
-  step: int
-  history: bytes
 
 
 def run(config):
@@ -80,7 +62,7 @@ def run(config):
   check(config)
   with logs.stop_signals(), contextlib.ExitStack() as stack:
     lock = stack.enter_context(contextlib.closing(locks.Lock(config.workdir)))
-    begun = _begin(config)
+    begun = resume.begin(config)
     footprint.check(begun.run)
     if config.dry_run:
       return None
@@ -91,7 +73,7 @@ def run(config):
 def _loop(parts, state, step):
   """Trains from `step` to the end; returns {measure: value} on dev there."""
   config = parts.run.config
-  in_use = _picked_up(parts.run, step)
+  in_use = resume.picked_up(parts.run, step)
   make_step = _step_maker(parts)
   while True:
     try:
@@ -121,88 +103,6 @@ def check(config):
     )
 
 
-def _begin(config):
-  """Returns `_Begun`: at the newest whole checkpoint, or at step 0."""
-  splits = (config.train_split, config.dev_split)
-  handoff.remove_unfinished(config.workdir)
-  step, saved = checkpoint.newest_whole(config.workdir)
-  if saved is None:
-    _check_never_trained(config.workdir)
-    this, params = runs.begin(config, splits)
-    refresh.check(this)
-    logs.say(f'training {config.workdir} from step 0')
-    return _Begun(this, params, 0, b'')
-  runs.check_same_run(config, step)
-  if step > config.max_steps:
-    raise config_lib.BadInput(
-      f'--max_steps must be at least the {step} steps made; found '
-      f'{config.max_steps}; raise it, or evaluate a checkpoint.'
-    )
-  this = runs.go_on(config, splits, step)
-  logs.say(
-    f'training {config.workdir} goes on from the checkpoint of step {step}'
-  )
-  _say_what_changed(this, step, saved)
-  return _Begun(this, None, step, _restore_history(config.workdir, step))
-
-
-def _say_what_changed(run, step, saved):
-  """Prints what a run does not go on with as it was at its checkpoint.
-
-  Args:
-    run: `runs.Run`.
-    step: int, that of the checkpoint.
-    saved: Its manifest.
-  """
-  before = runs.settings(run.workdir, step)
-  for name, old, new in config_lib.differences(
-    before, run.config, may_change=True
-  ):
-    logs.say(f'--{name} is {new!r} from here on; it was {old!r}')
-  now = devices_lib.describe(run.devices)
-  changed = [
-    f'{name} {old!r} -> {now[name]!r}'
-    for name, old in saved['made_with'].items()
-    if old != now[name]
-  ]
-  if changed:
-    logs.say(f'not bit-equal to what it was to be: {", ".join(changed)}')
-
-
-def _check_never_trained(workdir):
-  """Raises `BadInput` for a run that has lost all of its checkpoints.
-
-  The first one is committed before the first step.
-  """
-  trained = logs.series(workdir, 'train/loss')
-  if trained:
-    raise config_lib.BadInput(
-      f'a run that was trained must have a checkpoint; found none in {workdir} '
-      f'and losses up to step {max(trained)}; give back a copy of checkpoints, '
-      'or name another --workdir to begin anew.'
-    )
-
-
-def _restore_history(workdir, step):
-  """Gives back the history of a run where it was damaged.
-
-  Returns:
-    The lines of `metrics.jsonl` that the checkpoint of `step` holds.
-  """
-  record = checkpoint.read_record(workdir, step)
-  lines, path = record[logs.METRICS_FILE], pathlib.Path(workdir)
-  again = f'it is again as the checkpoint of step {step} has it'
-  metrics = path / logs.METRICS_FILE
-  if not metrics.exists() or not metrics.read_bytes().startswith(lines):
-    logs.say(f'{metrics} is missing or was changed: {again}')
-  try:
-    handoff.read_json(path / _PICK_UPS)
-  except handoff.Damaged as damaged:
-    logs.say(f'{damaged} Now {again}.')
-    handoff.write_bytes(path / _PICK_UPS, record[_PICK_UPS])
-  return lines
-
-
 def _open(stack, lock, begun):
   """Returns (`_Parts`, state); what has to be closed is so by `stack`."""
   this, config = begun.run, begun.run.config
@@ -217,7 +117,7 @@ def _open(stack, lock, begun):
     state = checkpoints.restore(begun.step, like)
   else:
     state = steps.init_state(begun.params, optimizer, this.devices)
-    _write_pick_ups(this.workdir, [])
+    resume.begin_pick_ups(this)
   data = batches.training_data(
     this.splits[config.train_split],
     this.corpus,
@@ -330,13 +230,13 @@ def _boundary(parts, state, step, in_use):
   if schedule.refresh_due(config, step):
     parts.checkpoints.wait()
     # A restart may come back to a boundary whose refresh was picked up.
-    before = _picked_up(run, step - 1)
+    before = resume.picked_up(run, step - 1)
     made = refresh.refresh(run, step, before=before)
     age = None if before is None else step - before
     logs.say(refresh.summary(made, age))
     if age is not None:
       made['metrics']['refresh/negatives_age'] = age
-    _pick_up(run, step)
+    resume.pick_up(run, step)
     in_use = step
   elif schedule.eval_due(config, step):
     made = _evaluate(run, state.params)
@@ -382,7 +282,7 @@ def _save(parts, state, step):
     record = {
       **parts.record,
       logs.METRICS_FILE: parts.metrics.history(),
-      _PICK_UPS: (workdir / _PICK_UPS).read_bytes(),
+      resume.PICK_UPS_FILE: (workdir / resume.PICK_UPS_FILE).read_bytes(),
     }
     about = {'made_with': devices_lib.describe(parts.run.devices)}
     parts.checkpoints.save(state, step, record, about)
@@ -400,31 +300,9 @@ def _prune(parts):
   committed = checkpoint.committed_steps(config.workdir)
   if committed:
     newest = committed[-config.checkpoints_to_keep :]
-    in_use = _picked_up(parts.run, committed[-1])
+    in_use = resume.picked_up(parts.run, committed[-1])
     best = checkpoint.best(config.workdir, committed)
     parts.checkpoints.keep([*newest, best, in_use])
-
-
-def _pick_up(run, step):
-  """Records on disk, before the first batch, which refresh is in use."""
-  if _picked_up(run, step) != step:
-    history = [*_pick_ups(run.workdir), {'step': step, 'refresh': step}]
-    _write_pick_ups(run.workdir, history)
-
-
-def _picked_up(run, step):
-  """Returns the step of the refresh in use after `step` steps, or None."""
-  past = [e['refresh'] for e in _pick_ups(run.workdir) if e['step'] <= step]
-  return past[-1] if past else None
-
-
-def _pick_ups(workdir):
-  """Returns all pick-ups of the run: dicts of 'step' and 'refresh'."""
-  return handoff.read_json(workdir / _PICK_UPS)['pickups']
-
-
-def _write_pick_ups(workdir, pick_ups):
-  handoff.write_json(workdir / _PICK_UPS, {'pickups': pick_ups})
 
 
 def _finish(run):
@@ -432,22 +310,10 @@ def _finish(run):
   workdir, config = run.workdir, run.config
   report.draw([workdir], workdir / 'curves.png')
   logs.say(report.table(workdir))
-  shown = _examples(workdir)
+  shown = report.examples(workdir)
   logs.say(report.compare_examples(shown[0], shown[-1]))
   logs.say(f'curves: {workdir / "curves.png"}')
   return {
     name: logs.series(workdir, f'dev/{name}')[config.max_steps]
     for name in metrics_lib.MEASURES
   }
-
-
-def _examples(workdir):
-  """Returns (step, examples) of all evaluations that are whole, in order."""
-  shown = []
-  for path in sorted((workdir / 'examples').glob('*.json')):
-    try:
-      examples = handoff.read_json(path)['examples']
-      shown.append((int(path.stem), examples))
-    except handoff.Damaged as damaged:
-      logs.say(f'{damaged} These examples are left out.')
-  return shown

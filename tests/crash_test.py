@@ -174,7 +174,7 @@ KILLS = {
     'ance_jax.handoff', 'os.rename', 'refresh/00000008', False, 8),
   'after the refresh, before it is picked up': (
     'ance_jax.refresh', 'refresh', 2, True, 8),
-  'after the pick-up': ('ance_jax.train', '_pick_up', 2, True, 8),
+  'after the pick-up': ('ance_jax.resume', 'pick_up', 2, True, 8),
   'while embeddings are pruned': (
     'ance_jax.evaluate', 'prune_embeddings', 4, False, 8),
 }  # fmt: skip

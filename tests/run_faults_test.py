@@ -23,6 +23,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import main
 from ance_jax import report
+from ance_jax import resume
 from ance_jax import runs
 from ance_jax import train
 
@@ -350,7 +351,7 @@ def test_two_hundred_refreshes_leave_memory_files_and_threads_flat(
     checkpoints_to_keep=2,
   )
   process, seen = psutil.Process(), []
-  real = train._pick_up
+  real = resume.pick_up
 
   def pick_up(*arguments):
     real(*arguments)
@@ -369,7 +370,7 @@ def test_two_hundred_refreshes_leave_memory_files_and_threads_flat(
       )
     )
 
-  monkeypatch.setattr(train, '_pick_up', pick_up)
+  monkeypatch.setattr(resume, 'pick_up', pick_up)
   train.run(config)
   assert len(seen) == 200
   # The first refreshes compile, and fill caches.

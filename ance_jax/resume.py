@@ -1,0 +1,144 @@
+"""Where a run begins, or goes on: all that a restart reads, and what it checks.
+
+A checkpoint holds all of it; the files of the folder are compared with that and
+given back where they are damaged. Pick-ups, which refresh was in use from which
+step on, are history that is on disk before the first batch that uses it.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+from ance_jax import checkpoint
+from ance_jax import config as config_lib
+from ance_jax import devices as devices_lib
+from ance_jax import handoff
+from ance_jax import logs
+from ance_jax import refresh
+from ance_jax import runs
+
+PICK_UPS_FILE = 'pickups.json'
+
+
+class Begun(NamedTuple):
+  """Where a run begins, or goes on.
+
+  Attributes:
+    run: `runs.Run`.
+    params: Parameters by tower; None where they are in the checkpoint.
+    step: Optimizer steps made.
+    history: bytes, the lines of `metrics.jsonl` up to there.
+  """
+
+  run: runs.Run
+  params: dict | None
+  step: int
+  history: bytes
+
+
+def begin(config):
+  """Returns `Begun`: at the newest whole checkpoint, or at step 0."""
+  splits = (config.train_split, config.dev_split)
+  handoff.remove_unfinished(config.workdir)
+  step, saved = checkpoint.newest_whole(config.workdir)
+  if saved is None:
+    _check_never_trained(config.workdir)
+    this, params = runs.begin(config, splits)
+    refresh.check(this)
+    logs.say(f'training {config.workdir} from step 0')
+    return Begun(this, params, 0, b'')
+  runs.check_same_run(config, step)
+  if step > config.max_steps:
+    raise config_lib.BadInput(
+      f'--max_steps must be at least the {step} steps made; found '
+      f'{config.max_steps}; raise it, or evaluate a checkpoint.'
+    )
+  this = runs.go_on(config, splits, step)
+  logs.say(
+    f'training {config.workdir} goes on from the checkpoint of step {step}'
+  )
+  _say_what_changed(this, step, saved)
+  return Begun(this, None, step, _restore_history(config.workdir, step))
+
+
+def begin_pick_ups(run):
+  """Writes the history of pick-ups of a new run: none."""
+  _write_pick_ups(run.workdir, [])
+
+
+def pick_up(run, step):
+  """Records on disk, before the first batch, which refresh is in use."""
+  if picked_up(run, step) != step:
+    history = [*_pick_ups(run.workdir), {'step': step, 'refresh': step}]
+    _write_pick_ups(run.workdir, history)
+
+
+def picked_up(run, step):
+  """Returns the step of the refresh in use after `step` steps, or None."""
+  past = [e['refresh'] for e in _pick_ups(run.workdir) if e['step'] <= step]
+  return past[-1] if past else None
+
+
+def _say_what_changed(run, step, saved):
+  """Prints what a run does not go on with as it was at its checkpoint.
+
+  Args:
+    run: `runs.Run`.
+    step: int, that of the checkpoint.
+    saved: Its manifest.
+  """
+  before = runs.settings(run.workdir, step)
+  for name, old, new in config_lib.differences(
+    before, run.config, may_change=True
+  ):
+    logs.say(f'--{name} is {new!r} from here on; it was {old!r}')
+  now = devices_lib.describe(run.devices)
+  changed = [
+    f'{name} {old!r} -> {now[name]!r}'
+    for name, old in saved['made_with'].items()
+    if old != now[name]
+  ]
+  if changed:
+    logs.say(f'not bit-equal to what it was to be: {", ".join(changed)}')
+
+
+def _check_never_trained(workdir):
+  """Raises `BadInput` for a run that has lost all of its checkpoints.
+
+  The first one is committed before the first step.
+  """
+  trained = logs.series(workdir, 'train/loss')
+  if trained:
+    raise config_lib.BadInput(
+      f'a run that was trained must have a checkpoint; found none in {workdir} '
+      f'and losses up to step {max(trained)}; give back a copy of checkpoints, '
+      'or name another --workdir to begin anew.'
+    )
+
+
+def _restore_history(workdir, step):
+  """Gives back the history of a run where it was damaged.
+
+  Returns:
+    The lines of `metrics.jsonl` that the checkpoint of `step` holds.
+  """
+  record = checkpoint.read_record(workdir, step)
+  lines, path = record[logs.METRICS_FILE], pathlib.Path(workdir)
+  again = f'it is again as the checkpoint of step {step} has it'
+  metrics = path / logs.METRICS_FILE
+  if not metrics.exists() or not metrics.read_bytes().startswith(lines):
+    logs.say(f'{metrics} is missing or was changed: {again}')
+  try:
+    handoff.read_json(path / PICK_UPS_FILE)
+  except handoff.Damaged as damaged:
+    logs.say(f'{damaged} Now {again}.')
+    handoff.write_bytes(path / PICK_UPS_FILE, record[PICK_UPS_FILE])
+  return lines
+
+
+def _pick_ups(workdir):
+  """Returns all pick-ups of the run: dicts of 'step' and 'refresh'."""
+  return handoff.read_json(workdir / PICK_UPS_FILE)['pickups']
+
+
+def _write_pick_ups(workdir, pick_ups):
+  handoff.write_json(workdir / PICK_UPS_FILE, {'pickups': pick_ups})
