@@ -146,14 +146,14 @@ def test_a_trainer_leaves_the_embeddings_that_a_job_beside_it_makes(
   run, params, _ = runs.read(
     dataclasses.replace(finished, checkpoint='3'), ('dev',)
   )
-  real = evaluate.index.build
+  real = evaluate.encode.encode_rows
 
-  def build(*arguments):
-    # What the trainer does at a boundary meanwhile.
+  def encode_rows(*arguments):
+    # What the trainer does at a boundary, here before each block.
     evaluate.prune_embeddings(run, 'of another checkpoint')
     return real(*arguments)
 
-  monkeypatch.setattr(evaluate.index, 'build', build)
+  monkeypatch.setattr(evaluate.encode, 'encode_rows', encode_rows)
   assert evaluate.index_corpus(run, params, logs.Stopwatch())
   evaluate.prune_embeddings(run, 'of another checkpoint')
   assert list((run.workdir / 'embeddings').iterdir()) == []
