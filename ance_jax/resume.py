@@ -17,6 +17,8 @@ from ance_jax import refresh
 from ance_jax import runs
 
 PICK_UPS_FILE = 'pickups.json'
+# Settings that say nothing about how a run goes on.
+_OF_ONE_START = ('job', 'workdir', 'dry_run', 'debug')
 
 
 class Begun(NamedTuple):
@@ -90,7 +92,8 @@ def _say_what_changed(run, step, saved):
   for name, old, new in config_lib.differences(
     before, run.config, may_change=True
   ):
-    logs.say(f'--{name} is {new!r} from here on; it was {old!r}')
+    if name not in _OF_ONE_START:
+      logs.say(f'--{name} is {new!r} from here on; it was {old!r}')
   now = devices_lib.describe(run.devices)
   changed = [
     f'{name} {old!r} -> {now[name]!r}'
