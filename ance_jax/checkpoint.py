@@ -8,6 +8,7 @@ there.
 """
 
 from concurrent import futures
+import contextlib
 import hashlib
 import pathlib
 
@@ -20,6 +21,7 @@ from ance_jax import devices as devices_lib
 from ance_jax import handoff
 from ance_jax import logs
 
+DAMAGED = 'damaged-checkpoint'
 _RECORD = 'record'
 
 
@@ -100,6 +102,9 @@ class Checkpoints:
       try:
         saving.result()
       except Exception as error:
+        # Orbax tells each thread once; here that would hide this sentence.
+        with contextlib.suppress(Exception):
+          self._manager.wait_until_finished()
         raise _failed(step, error) from error
 
   def restore(self, step, like):
@@ -127,10 +132,8 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, kind, *_):
-    # Who interrupts a second time does not wait for a save either.
-    if kind is not KeyboardInterrupt:
-      self.close()
+  def __exit__(self, *_):
+    self.close()
 
   def close(self):
     """Waits, and lets go of the folder."""
@@ -157,12 +160,8 @@ def read_params(workdir, step, shapes, devices):
     ),
     shapes,
   )
-  committed = committed_steps(workdir)
-  if step not in committed:
-    raise config_lib.BadInput(
-      f'a checkpoint that is read must be committed; found steps {committed} '
-      f'in {workdir}, not {step}; choose one of them.'
-    )
+  if step not in committed_steps(workdir):
+    raise _not_committed(workdir, step)
   handoff.read_manifest(_folder(workdir) / str(step), only='params/')
   with ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.restore(_folder(workdir) / str(step) / 'params', like)
@@ -173,9 +172,12 @@ def read_record(workdir, step):
 
   Raises:
     Damaged: One of them is missing or is not what was saved.
+    BadInput: There is no such checkpoint.
   """
   folder = _folder(workdir) / str(step)
   manifest = handoff.read_manifest(folder, only=f'{_RECORD}/')
+  if manifest is None:
+    raise _not_committed(workdir, step)
   names = [n for n in manifest['files'] if n.startswith(f'{_RECORD}/')]
   return {
     name.removeprefix(f'{_RECORD}/'): (folder / name).read_bytes()
@@ -216,9 +218,8 @@ def newest_whole(workdir):
     try:
       return step, handoff.read_manifest(path)
     except handoff.Damaged as damaged:
-      aside = pathlib.Path(workdir) / f'damaged-checkpoint-{step}'
       # Orbax takes each name in its own folder for a step.
-      path.rename(aside)
+      aside = handoff.set_aside(path, f'{workdir}/{DAMAGED}-{step}')
       logs.say(f'{damaged} The checkpoint of step {step} is now {aside}.')
       damaged_ones = damaged
   if committed:
@@ -240,6 +241,13 @@ def remove_uncommitted(workdir):
 
 def _orbax_steps(folder):
   return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+
+def _not_committed(workdir, step):
+  return config_lib.BadInput(
+    'a checkpoint that is read must be committed; found steps '
+    f'{committed_steps(workdir)} in {workdir}, not {step}; choose one of them.'
+  )
 
 
 def _failed(step, why):

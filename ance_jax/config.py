@@ -199,7 +199,10 @@ class Config:
     64, 'Queries a step, over all devices. ANCE: 64 on MS MARCO, 128 on NQ.'
   )
   max_steps: int = knob(
-    1_000_000, 'Optimizer steps of the whole run.', may_change=True
+    1_000_000,
+    'Optimizer steps of the whole run. Where a run goes on with other ones, '
+    'the learning rate falls to 0 at the new end.',
+    may_change=True,
   )
   learning_rate: float = knob(1e-6, 'Peak learning rate. ANCE: 1e-6 (LAMB).')
   lr_warmup_steps: int = knob(
@@ -291,6 +294,14 @@ class Config:
   )
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if isinstance(value := getattr(self, field.name), os.PathLike):
+        object.__setattr__(self, field.name, os.fspath(value))
+    if self.dry_run and self.job != 'train':
+      raise BadInput(
+        f'--dry_run must be with --job=train; found it with --job={self.job}; '
+        'leave it out.'
+      )
     values = [
       (field, getattr(self, field.name)) for field in dataclasses.fields(self)
     ]
@@ -592,7 +603,7 @@ def _like(name):
 def _check_type(field, value):
   plain = _plain_type(field.type)
   fits = {
-    str: isinstance(value, (str, os.PathLike)),
+    str: isinstance(value, str),
     bool: isinstance(value, bool),
     int: isinstance(value, int) and not isinstance(value, bool),
     float: isinstance(value, (int, float)) and not isinstance(value, bool),
@@ -610,8 +621,8 @@ def _check_value(field, value):
     raise _bad(field.name, 'be below 2**31', value, 'set it so')
   if isinstance(value, float) and math.isinf(value):
     raise _bad(field.name, 'be finite', value, 'set it so')
-  if isinstance(value, (str, os.PathLike)):
-    _check_text(field.name, os.fspath(value))
+  if isinstance(value, str):
+    _check_text(field.name, value)
 
 
 def _check_text(name, value):

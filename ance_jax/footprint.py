@@ -97,7 +97,8 @@ def _needs(run):
   passages, queries = len(run.passages), len(run.queries[config.train_split])
   state = f'{num_params:,} parameters x 4 bytes x {_STATE}'
   # Besides the newest: the best, that of the negatives in use, one in writing.
-  kept = config.checkpoints_to_keep + 3
+  kept = min(config.checkpoints_to_keep + 3, schedule.num_saves(config))
+  encodings = min(schedule.num_encodings(config), 2)
   code = index.bytes_per_vector(config.index, config.index_params, width)
   needs = [
     Need(
@@ -106,8 +107,8 @@ def _needs(run):
     Need(
       'disk',
       'embeddings, old and new',
-      f'2 x {passages:,} passages x {width} x 4 bytes',
-      2 * passages * width * 4,
+      f'{encodings} x {passages:,} passages x {width} x 4 bytes',
+      encodings * passages * width * 4,
     ),
     Need(
       'host memory',
@@ -172,9 +173,14 @@ def _room(run):
 def _free_memory():
   """Returns the bytes that this process can still take."""
   free = psutil.virtual_memory().available
-  limit, used = _CGROUP / 'memory.max', _CGROUP / 'memory.current'
+  limit = _CGROUP / 'memory.max'
   if limit.exists() and (text := limit.read_text().strip()).isdecimal():
-    free = min(free, int(text) - int(used.read_text()))
+    used = int((_CGROUP / 'memory.current').read_text())
+    lines = (_CGROUP / 'memory.stat').read_text().splitlines()
+    stat = {name: int(size) for name, size in map(str.split, lines)}
+    # Cached files are given up when memory is asked for.
+    used -= stat['inactive_file'] + stat['active_file']
+    free = min(free, int(text) - used)
   return free
 
 

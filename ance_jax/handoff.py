@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
 import shutil
 
 import numpy as np
@@ -22,6 +23,7 @@ from ance_jax import config as config_lib
 MANIFEST = 'manifest.json'
 _UNFINISHED = '.unfinished'
 _NEW, _OLD = 'new', 'old'
+_LOCK, _IN_USE = '.lock', 'in-use.lock'
 
 
 class Damaged(config_lib.BadInput):
@@ -32,7 +34,7 @@ class Damaged(config_lib.BadInput):
 def writing(path):
   """Gives a binary file, which is seen as `path` once all of it is on disk."""
   path = pathlib.Path(path)
-  unfinished = _unfinished(path)
+  unfinished, _ = _unfinished(path)
   with open(unfinished, 'wb') as file:
     lock(file.fileno())
     yield file
@@ -76,19 +78,17 @@ def publish(folder, manifest):
   """
   folder = pathlib.Path(folder)
   make_folder(folder.parent)
-  unfinished, old = _unfinished(folder), _unfinished(folder, _OLD)
-  for path in (unfinished, old):
-    remove_folder(path)
-  unfinished.mkdir()
-  with _opened(unfinished) as descriptor:
-    lock(descriptor)
+  unfinished, old = _unfinished(folder)
+  with _locked(_lock_of(unfinished)):
+    unfinished.mkdir()
     yield unfinished
     seal(unfinished, manifest)
     # In one rename each: what is half removed would be seen as damaged.
     if folder.exists():
       os.rename(folder, old)
     os.rename(unfinished, folder)
-  _sync_folder(folder.parent)
+    _sync_folder(folder.parent)
+    _lock_of(unfinished).unlink()
   remove_folder(old)
 
 
@@ -170,15 +170,24 @@ def find(folder, about):
   return manifest if usable else None
 
 
-def set_aside(path):
-  """Renames what is damaged, and returns its new path."""
+def set_aside(path, aside=None):
+  """Renames what is damaged, and returns its new path.
+
+  Args:
+    path: The file or folder.
+    aside: Its new path, to which a number is added where it is taken; None for
+      a name beside it.
+  """
   path = pathlib.Path(path)
-  number = 1
-  while (aside := path.with_name(f'{path.name}.damaged-{number}')).exists():
+  first = pathlib.Path(aside or f'{path}.damaged-1')
+  stem, number, free = aside or f'{path}.damaged', 1, first
+  while free.exists():
     number += 1
-  os.rename(path, aside)
+    free = pathlib.Path(f'{stem}-{number}')
+  os.rename(path, free)
+  _sync_folder(free.parent)
   _sync_folder(path.parent)
-  return aside
+  return free
 
 
 def load_array(path):
@@ -227,19 +236,28 @@ def remove_unfinished(folder):
   A folder that was being replaced is given back its name.
   """
   for path in sorted(pathlib.Path(folder).rglob(f'*{_UNFINISHED}')):
-    if not path.exists():
-      continue  # It went with a folder above it.
-    with _opened(path) as descriptor:
-      if not lock(descriptor):
-        continue  # Its writer lives.
-      name, _, part = path.name.removesuffix(_UNFINISHED).rpartition('.')
-      if part.startswith(_OLD) and not path.with_name(name).exists():
-        os.rename(path, path.with_name(name))
-        _sync_folder(path.parent)
-      elif path.is_dir():
-        shutil.rmtree(path)
-      else:
+    # It may have gone with a folder above it. A file is its own lock.
+    if path.is_dir():
+      with _locked(_lock_of(path)) as alone:
+        if alone:
+          _remove_left_over(path)
+    elif path.exists():
+      with _locked(path) as alone:
+        if alone:
+          path.unlink()
+  for path in pathlib.Path(folder).rglob(f'*{_UNFINISHED}{_LOCK}'):
+    with _locked(path) as alone:
+      if alone:
         path.unlink()
+
+
+def _remove_left_over(path):
+  name, _, part = path.name.removesuffix(_UNFINISHED).rpartition('.')
+  if part.startswith(_OLD) and not path.with_name(name).exists():
+    os.rename(path, path.with_name(name))
+    _sync_folder(path.parent)
+  else:
+    shutil.rmtree(path)
 
 
 def remove_folder(path):
@@ -250,8 +268,8 @@ def remove_folder(path):
 
 def remove_unused(folder):
   """Removes a folder that no process has `in_use`."""
-  with _opened(folder) as descriptor:
-    if lock(descriptor):
+  with _locked(pathlib.Path(folder) / _IN_USE) as alone:
+    if alone:
       shutil.rmtree(folder)
 
 
@@ -259,13 +277,12 @@ def remove_unused(folder):
 def in_use(folder):
   """Keeps a folder, made where it is missing, from being removed as unused."""
   make_folder(folder)
-  with _opened(folder) as descriptor:
-    lock(descriptor, fcntl.LOCK_SH)
+  with _locked(pathlib.Path(folder) / _IN_USE, fcntl.LOCK_SH):
     yield
 
 
 def lock(descriptor, how=fcntl.LOCK_EX):
-  """Locks an open file or folder; returns whether nobody else has it locked.
+  """Locks an open file; returns whether nobody else has it locked.
 
   The kernel holds the lock as long as the descriptor is open, so that a dead
   process has none.
@@ -281,9 +298,30 @@ def lock(descriptor, how=fcntl.LOCK_EX):
   return True
 
 
-def _unfinished(path, part=_NEW):
-  """Returns the name under which this process writes `path`."""
-  return path.with_name(f'{path.name}.{part}-{os.getpid()}{_UNFINISHED}')
+def _unfinished(path):
+  """Returns names for `path` while it is written, and for what it replaces."""
+  token = f'{os.getpid()}-{secrets.token_hex(4)}{_UNFINISHED}'
+  return tuple(
+    path.with_name(f'{path.name}.{part}-{token}') for part in (_NEW, _OLD)
+  )
+
+
+def _lock_of(folder):
+  """Returns the file whose lock the writer of an unfinished folder has.
+
+  NFS does not lock folders.
+  """
+  return folder.with_name(folder.name + _LOCK)
+
+
+@contextlib.contextmanager
+def _locked(path, how=fcntl.LOCK_EX):
+  """Gives whether the lock of a file, made if missing, was had for a block."""
+  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    yield lock(descriptor, how)
+  finally:
+    os.close(descriptor)
 
 
 def _hashed_json(value):
@@ -305,14 +343,8 @@ def _synced_hash(path):
 
 
 def _sync_folder(path):
-  with _opened(path) as descriptor:
-    os.fsync(descriptor)
-
-
-@contextlib.contextmanager
-def _opened(path):
   descriptor = os.open(path, os.O_RDONLY)
   try:
-    yield descriptor
+    os.fsync(descriptor)
   finally:
     os.close(descriptor)

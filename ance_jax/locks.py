@@ -5,6 +5,7 @@ that share a folder may not share the kernel's locks: there the holder gives a
 sign of life every few seconds, and without one for a minute it counts as dead.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -38,7 +39,7 @@ class Lock:
       }
     ).encode()
     self._descriptor = _take(self._path, self._holder)
-    self._released = threading.Event()
+    self._released, self._lost = threading.Event(), False
     self._beating = threading.Thread(target=self._beat, daemon=True)
     self._beating.start()
 
@@ -48,7 +49,7 @@ class Lock:
     It can, where this one gave no sign of life for a minute: a machine that
     slept, or was moved.
     """
-    if not self._beating.is_alive():
+    if self._lost:
       raise config_lib.BadInput(
         f'a folder must have one trainer; found that {self._path} is another '
         "process's now; leave the folder to it."
@@ -66,8 +67,12 @@ class Lock:
 
   def _beat(self):
     """Gives signs of life until the end, or until the lock is lost."""
-    while not self._released.wait(_BEAT_SECS) and self._is_ours():
-      os.utime(self._descriptor)
+    while not self._released.wait(_BEAT_SECS) and not self._lost:
+      # One that fails, on a disk that fails for a moment, is made up for by
+      # the next.
+      with contextlib.suppress(OSError):
+        os.utime(self._descriptor)
+        self._lost = not self._is_ours()
 
   def _is_ours(self):
     try:

@@ -8,7 +8,9 @@ import signal
 import threading
 import time
 
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
 import tqdm
 
 from ance_jax import handoff
@@ -64,20 +66,27 @@ def stop_requested():
   return _stop.is_set()
 
 
+def interrupt():
+  """Raises KeyboardInterrupt."""
+  raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def stop_signals():
-  """Turns SIGTERM and Ctrl-C into a request; a second Ctrl-C interrupts.
+def stop_signals(leave=interrupt):
+  """Turns SIGTERM and Ctrl-C into a request to stop, for a block.
 
   Only the main thread of a process can do so; elsewhere this does nothing.
+
+  Args:
+    leave: What is called at a second Ctrl-C.
   """
-  _stop.clear()
   if threading.current_thread() is not threading.main_thread():
     yield
     return
 
   def request(number, _):
     if number == signal.SIGINT and _stop.is_set():
-      raise KeyboardInterrupt
+      leave()
     _stop.set()
 
   numbers = (signal.SIGTERM, signal.SIGINT)
@@ -87,6 +96,7 @@ def stop_signals():
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+    _stop.clear()
 
 
 class Stopwatch:
@@ -116,10 +126,19 @@ class Metrics:
     """Begins with the lines `history`, those of the checkpoint of `step`."""
     self._path = pathlib.Path(workdir) / METRICS_FILE
     handoff.write_bytes(self._path, history)
+    board = os.path.join(workdir, 'tensorboard')
+    handoff.make_folder(board)
     self._file = open(self._path, 'ab')
-    self._board = tensorboardX.SummaryWriter(
-      os.path.join(workdir, 'tensorboard'), purge_step=step + 1
-    )
+    try:
+      # Not its SummaryWriter: that one hangs once its thread met a full disk.
+      self._board = event_file_writer.EventsWriter(f'{board}/events')
+      # TensorBoard hides what earlier files hold from this step on.
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      event = event_pb2.Event(step=step + 1, session_log=start)
+      self._board.write_event(event)
+    except BaseException:
+      self._file.close()
+      raise
 
   def write(self, step, values):
     """Writes a dict of name to float as one line of `step`."""
@@ -127,7 +146,11 @@ class Metrics:
     self._file.write(json.dumps({'step': step, **values}).encode() + b'\n')
     self._file.flush()
     for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+      scalar = summary.scalar(name, value)
+      self._board.write_event(
+        event_pb2.Event(wall_time=time.time(), step=step, summary=scalar)
+      )
+    self._board.flush()
 
   def history(self):
     """Returns all lines up to now, for a checkpoint."""

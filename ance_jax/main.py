@@ -25,7 +25,7 @@ from ance_jax import runs
 from ance_jax import train
 
 _JOBS = {
-  'train': train.run,
+  'train': lambda config: train.run(config, leave=_leave),
   'refresh': refresh.run,
   'encode': evaluate.write_embeddings,
   'evaluate': evaluate.run,
@@ -100,7 +100,7 @@ def run():
   config_lib.define_flags()
   flags.adopt_module_key_flags(config_lib)
   jax.config.config_with_absl()
-  app.run(_main, flags_parser=_parse)
+  app.run(main, flags_parser=_parse)
 
 
 def _parse(argv):
@@ -111,12 +111,11 @@ def _parse(argv):
     sys.exit(_BAD_INPUT)
 
 
-def _main(argv):
-  code = main(argv)
-  if code == _INTERRUPTED:
-    sys.stdout.flush()
-    os._exit(code)  # Without waiting for a save that is under way.
-  return code
+def _leave():
+  """Ends the process, without waiting for a save that is under way."""
+  print('\nance_jax: interrupted.', file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(_INTERRUPTED)
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ given back where they are damaged. Pick-ups, which refresh was in use from which
 step on, are history that is on disk before the first batch that uses it.
 """
 
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import refresh
 from ance_jax import runs
+from ance_jax import schedule
 
 PICK_UPS_FILE = 'pickups.json'
 # Settings that say nothing about how a run goes on.
@@ -59,7 +61,7 @@ def begin(config):
     f'training {config.workdir} goes on from the checkpoint of step {step}'
   )
   _say_what_changed(this, step, saved)
-  return Begun(this, None, step, _restore_history(config.workdir, step))
+  return Begun(this, None, step, _restore_history(config, step))
 
 
 def begin_pick_ups(run):
@@ -107,29 +109,42 @@ def _say_what_changed(run, step, saved):
 def _check_never_trained(workdir):
   """Raises `BadInput` for a run that has lost all of its checkpoints.
 
-  The first one is committed before the first step.
+  The first one is committed before the first line of metrics.
   """
-  trained = logs.series(workdir, 'train/loss')
-  if trained:
+  steps = [line['step'] for line in logs.read(workdir)]
+  damaged = list(pathlib.Path(workdir).glob(f'{checkpoint.DAMAGED}-*'))
+  if steps or damaged:
+    last = max(steps, default=0)
     raise config_lib.BadInput(
       f'a run that was trained must have a checkpoint; found none in {workdir} '
-      f'and losses up to step {max(trained)}; give back a copy of checkpoints, '
-      'or name another --workdir to begin anew.'
+      f'that is whole, {len(damaged)} damaged ones, and metrics up to step '
+      f'{last}; give back a copy of checkpoints, or name another --workdir to '
+      'begin anew.'
     )
 
 
-def _restore_history(workdir, step):
+def _restore_history(config, step):
   """Gives back the history of a run where it was damaged.
 
   Returns:
-    The lines of `metrics.jsonl` that the checkpoint of `step` holds.
+    The lines of `metrics.jsonl` that the checkpoint of `step` holds, and those
+    of the evaluation that once was the run's last, and is not made again.
   """
-  record = checkpoint.read_record(workdir, step)
-  lines, path = record[logs.METRICS_FILE], pathlib.Path(workdir)
+  path = pathlib.Path(config.workdir)
+  record = checkpoint.read_record(path, step)
+  lines, metrics = record[logs.METRICS_FILE], path / logs.METRICS_FILE
+  found = metrics.read_bytes() if metrics.exists() else b''
   again = f'it is again as the checkpoint of step {step} has it'
-  metrics = path / logs.METRICS_FILE
-  if not metrics.exists() or not metrics.read_bytes().startswith(lines):
+  if not found.startswith(lines):
     logs.say(f'{metrics} is missing or was changed: {again}')
+  elif not (
+    schedule.refresh_due(config, step) or schedule.eval_due(config, step)
+  ):
+    begins = json.dumps({'step': step})[:-1].encode() + b','
+    later = found[len(lines) :].splitlines(keepends=True)
+    lines += b''.join(
+      line for line in later if line.startswith(begins) and line[-1:] == b'\n'
+    )
   try:
     handoff.read_json(path / PICK_UPS_FILE)
   except handoff.Damaged as damaged:

@@ -151,7 +151,7 @@ def settings(workdir, step):
   """Returns the `Config` that a checkpoint was saved under."""
   text = checkpoint.read_record(workdir, step)[FLAGS_FILE].decode()
   where = f'{FLAGS_FILE} of the checkpoint of step {step}'
-  return config_lib.Config.from_lines(text.splitlines(), where)
+  return config_lib.Config.from_lines(text.split('\n')[:-1], where)
 
 
 def check_same_run(config, step):

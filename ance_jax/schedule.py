@@ -33,6 +33,19 @@ def num_refreshes(config):
   return min(number, config.max_refreshes or number)
 
 
+def num_saves(config):
+  """Returns how many checkpoints a whole run saves, at least."""
+  every = config.steps_per_checkpoint or config.steps_per_refresh
+  return 1 + -(-config.max_steps // every)
+
+
+def num_encodings(config):
+  """Returns how often a whole run encodes the corpus, at least."""
+  every = config.steps_per_eval
+  evaluations = 1 + -(-config.max_steps // every) if every else 1
+  return max(evaluations, num_refreshes(config) + 1)
+
+
 def save_due(config, step):
   """Returns whether a checkpoint is saved after `step` optimizer steps."""
   every = config.steps_per_checkpoint or config.steps_per_refresh

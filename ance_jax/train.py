@@ -45,11 +45,13 @@ class _Parts(NamedTuple):
   optimizer: optax.GradientTransformation
 
 
-def run(config):
+def run(config, *, leave=logs.interrupt):
   """Trains a retriever, or goes on from the newest checkpoint of its folder.
 
   Args:
     config: `Config`.
+    leave: What is called at a second Ctrl-C; the first one ends the run with
+      a checkpoint.
 
   Returns:
     {measure: value} on dev at the end; None with `--dry_run`.
@@ -60,7 +62,7 @@ def run(config):
     logs.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
   """
   check(config)
-  with logs.stop_signals(), contextlib.ExitStack() as stack:
+  with logs.stop_signals(leave), contextlib.ExitStack() as stack:
     lock = stack.enter_context(contextlib.closing(locks.Lock(config.workdir)))
     begun = resume.begin(config)
     footprint.check(begun.run)
@@ -225,6 +227,7 @@ def _boundary(parts, state, step, in_use):
     The step of the refresh whose negatives are in use from here on, or None.
   """
   run, config = parts.run, parts.run.config
+  parts.lock.check()
   if schedule.save_due(config, step):
     _save(parts, state, step)
   if schedule.refresh_due(config, step):
@@ -274,6 +277,7 @@ def _save(parts, state, step):
 
   The losses up to here were read, and are finite.
   """
+  parts.lock.check()
   parts.checkpoints.wait()
   _prune(parts)
   workdir = parts.run.workdir

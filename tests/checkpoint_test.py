@@ -171,12 +171,34 @@ def test_a_checkpoint_holds_the_record_that_it_was_saved_with(saved):
     checkpoint.read_record(saved, 4)
 
 
-def test_who_interrupts_does_not_wait_for_a_save(saved, monkeypatch):
-  monkeypatch.setattr(
-    checkpoint.Checkpoints, 'close', lambda self: pytest.fail('it waited')
-  )
-  with pytest.raises(KeyboardInterrupt), checkpoint.Checkpoints(saved):
-    raise KeyboardInterrupt
+def test_a_save_that_orbax_cannot_finish_is_told_in_our_words(
+  saved, monkeypatch
+):
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  def save():
+    with checkpoint.Checkpoints(saved) as checkpoints:
+      monkeypatch.setattr(checkpoints._manager, '_finalize', full)
+      checkpoints.save(make_state(4.0), 4)
+
+  with pytest.raises(checkpoint.SaveFailed, match='step 4 .* No space left'):
+    save()
+  assert checkpoint.committed_steps(saved) == [1, 2, 3]
+
+
+def test_a_step_that_is_damaged_twice_is_set_aside_twice(saved, capsys):
+  for number in (1, 2):
+    (saved / 'checkpoints' / '3' / handoff.MANIFEST).write_text('{}')
+    assert checkpoint.newest_whole(saved)[0] == 2
+    with checkpoint.Checkpoints(saved) as checkpoints:
+      checkpoints.save(make_state(3.0), 3)
+    assert len(list(saved.glob('damaged-checkpoint-3*'))) == number
+
+
+def test_a_record_of_no_checkpoint_is_refused(saved):
+  with pytest.raises(config.BadInput, match=r'found steps \[1, 2, 3\]'):
+    checkpoint.read_record(saved, 7)
 
 
 def test_keep_deletes_the_others(saved):

@@ -57,6 +57,12 @@ def test_a_flagfile_that_was_written_gives_the_same_settings(tmp_path):
   assert changed == dataclasses.replace(settings, max_steps=6, workdir='w')
 
 
+def test_a_path_is_the_same_setting_as_its_text():
+  assert config.Config(init_from=pathlib.Path('/x/y')) == config.Config(
+    init_from='/x/y'
+  )
+
+
 def test_a_flagfile_that_was_written_names_defaults_too(tmp_path):
   """Those of another release may be others."""
   text = config.Config().to_flagfile()

@@ -120,7 +120,7 @@ def outcome(config):
     ]
   negatives = {
     path.parent.name: np.load(path)
-    for path in sorted(workdir.glob('refresh/*/negatives.npy'))
+    for path in sorted(workdir.glob('refresh/????????/negatives.npy'))
   }
   metrics = {}
   for line in logs.read(workdir):

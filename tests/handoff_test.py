@@ -126,7 +126,7 @@ def test_what_another_living_process_writes_is_not_removed(tmp_path):
   for path in paths:
     path.write_text('half')
   # A writer has its file locked; the number may be another process's by now.
-  with open(paths[1]) as living:
+  with open(paths[1], 'r+') as living:
     assert handoff.lock(living.fileno())
     handoff.remove_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == [paths[1]]

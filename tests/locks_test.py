@@ -102,6 +102,29 @@ def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):
   lock.close()
 
 
+def test_a_beat_that_fails_is_not_taken_for_the_end(tmp_path, monkeypatch):
+  monkeypatch.setattr(locks, '_BEAT_SECS', 0.01)
+  lock, real, failed = locks.Lock(tmp_path), os.utime, []
+
+  def utime(*arguments):
+    if len(failed) < 3:
+      failed.append(arguments)
+      raise OSError(5, 'Input/output error')
+    real(*arguments)
+
+  monkeypatch.setattr(locks.os, 'utime', utime)
+  path = tmp_path / locks.LOCK_FILE
+  real(path, (0, 0))
+  for _ in range(500):
+    time.sleep(0.01)
+    lock.check()
+    if path.stat().st_mtime > 0:
+      break
+  assert len(failed) == 3
+  assert path.stat().st_mtime > 0
+  lock.close()
+
+
 def test_who_was_taken_over_is_told_and_leaves_the_others_lock(
   tmp_path, monkeypatch
 ):

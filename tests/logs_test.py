@@ -88,15 +88,35 @@ def test_a_stop_signal_ends_the_phase_after_its_present_item(number):
       work()
     assert logs.stop_requested()
   assert done == [0, 1, 2]
+  # The next job of this process is not stopped.
+  assert list(logs.progress(range(2), 'work', total=2)) == [0, 1]
 
 
 def test_a_second_interrupt_leaves_at_once():
-  def interrupt():
-    with logs.stop_signals():
+  def interrupt(*leave):
+    with logs.stop_signals(*leave):
       os.kill(os.getpid(), signal.SIGINT)
       os.kill(os.getpid(), signal.SIGINT)
 
   pytest.raises(KeyboardInterrupt, interrupt)
+  left = []
+  interrupt(lambda: left.append('left'))
+  assert left == ['left']
+
+
+def test_tensorboard_meeting_a_full_disk_is_an_error_and_no_hang(
+  tmp_path, monkeypatch
+):
+  metrics = logs.Metrics(tmp_path)
+
+  def full():
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(metrics._board, 'flush', full)
+  with pytest.raises(OSError, match='No space left'):
+    metrics.write(1, {'train/loss': 1})
+  monkeypatch.undo()
+  metrics.close()
 
 
 def test_signals_are_as_before_afterwards():

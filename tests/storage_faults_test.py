@@ -26,12 +26,16 @@ TEXTS = [f'word{i % 7} word{i % 5} word{i % 3}' for i in range(10)]
 POWER_CUTS = 200
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-  """Real syncs take most of the time, then TensorBoard's threads and bars."""
-  monkeypatch.setattr(os, 'fsync', lambda descriptor: None)
-  monkeypatch.setattr(logs.tensorboardX, 'SummaryWriter', mock.MagicMock())
-  monkeypatch.setattr(logs, 'progress', lambda items, *_, **__: items)
+@pytest.fixture(scope='module', autouse=True)
+def _quick():
+  """Real syncs take most of the time, then TensorBoard's files and bars."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(os, 'fsync', lambda descriptor: None)
+    patch.setattr(logs.event_file_writer, 'EventsWriter', mock.MagicMock())
+    patch.setattr(logs, 'progress', lambda items, *_, **__: items)
+    # The same names in each run, so that their operations can be compared.
+    patch.setattr(handoff.secrets, 'token_hex', lambda _: 'token')
+    yield
 
 
 @pytest.fixture(scope='module')
