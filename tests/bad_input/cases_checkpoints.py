@@ -228,7 +228,7 @@ CASES = {
   'folder as config': Refused(folder_as(CONFIG), 'found a folder', CONFIG),
   'device as config': Refused(link(CONFIG, '/dev/zero'), 'or device', CONFIG),
   'config no JSON': Refused(
-    put(CONFIG, '{\n"a": 1,\n}'), 'one JSON', CONFIG, 3
+    put(CONFIG, '{\n"a": 1,\nb}'), 'one JSON', CONFIG, 3
   ),
   'config cut': Refused(edit(CONFIG, lambda d: d[:40]), 'be one JSON', CONFIG),
   'config empty': Refused(put(CONFIG, ''), 'one JSON value', CONFIG, 1),
