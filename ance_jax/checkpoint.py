@@ -82,7 +82,7 @@ class Checkpoints:
     folder = _folder(self._workdir) / str(step)
     for name, content in record.items():
       path = folder / _RECORD / name
-      path.parent.mkdir(parents=True, exist_ok=True)
+      handoff.make_folder(path.parent)
       path.write_bytes(content)
     handoff.seal(folder, about)
 
@@ -126,8 +126,11 @@ class Checkpoints:
     """Deletes all checkpoints but those of the steps `wanted`."""
     for step in set(self._manager.all_steps()) - set(wanted):
       # First the manifest: what is half deleted is not there, not damaged.
-      handoff.unseal(_folder(self._workdir) / str(step))
+      folder = _folder(self._workdir) / str(step)
+      handoff.unseal(folder)
       self._manager.delete(step)
+      # Orbax goes on where it could not remove a file.
+      handoff.remove_folder(folder)
 
   def __enter__(self):
     return self

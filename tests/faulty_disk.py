@@ -51,6 +51,7 @@ class FaultyDisk:
 
   Attributes:
     operations: List of `Operation`, done so far.
+    failed: The `Operation` that an error was raised at, or None.
   """
 
   def __init__(self, folder, *, at=None, how=BEFORE, error=None):
@@ -67,7 +68,7 @@ class FaultyDisk:
     self._dead = False
     self._patch = pytest.MonkeyPatch()
     self._paths = {}
-    self.operations = []
+    self.operations, self.failed = [], None
 
   def __enter__(self):
     real_open = io.open
@@ -112,7 +113,7 @@ class FaultyDisk:
       return action()
     here = len(self.operations) == self._at
     if here and self._error:
-      self._at = None
+      self._at, self.failed = None, Operation(kind, path, detail)
       raise OSError(self._error, os.strerror(self._error), path)
     if here and self._how == HALF_WAY and half:
       half()
