@@ -111,10 +111,12 @@ def _check_holder(path, descriptor, locked):
     host, process, elsewhere = 'this host', 'unknown', False
   age = _age_secs(path, descriptor)
   if not locked or (elsewhere and age < _DEAD_SECS):
+    cure = 'stop it first'
+    if locked:
+      cure += f', or, if it is dead, wait until {_DEAD_SECS} s have passed'
     raise config_lib.BadInput(
       f'a folder must have one trainer; found process {process} on {host} in '
-      f'{path.parent}, with its last sign of life {age:.0f} s ago; stop it '
-      f'first, or, if it is dead, wait until {_DEAD_SECS} s have passed.'
+      f'{path.parent}, with its last sign of life {age:.0f} s ago; {cure}.'
     )
 
 
@@ -126,4 +128,6 @@ def _age_secs(path, descriptor):
 
 def _kernel():
   """Returns what tells this start of this machine from all others."""
-  return _BOOT_ID.read_text() if _BOOT_ID.exists() else socket.gethostname()
+  if _BOOT_ID.exists():
+    return _BOOT_ID.read_text().strip()
+  return socket.gethostname()
