@@ -169,6 +169,7 @@ def test_an_error_at_any_operation_is_raised_and_loses_nothing(
     disk = faulty_disk.FaultyDisk(
       folder, at=number, error=faulty_disk.ERRORS[error]
     )
+    # Its number is checked below.
     with disk, pytest.raises(OSError) as raised:  # noqa: PT011
       list(drive(folder, tokenizer))
     assert raised.value.errno == faulty_disk.ERRORS[error]
