@@ -180,22 +180,14 @@ def read(workdir):
     if number > whole:
       break  # A kill cut it.
     line = reading.json_value(text, path, number)
+    rule = None
     if not isinstance(line, dict) or type(line.get('step')) is not int:
-      raise reading.bad(
-        path,
-        "a line must be a JSON object with a whole number 'step'",
-        reading.quoted(text),
-        'remove it, or train on: that gives back what the checkpoint holds',
-        number,
-      )
-    if not all(type(value) in (int, float) for value in line.values()):
-      raise reading.bad(
-        path,
-        'a metric must be a number',
-        reading.quoted(text),
-        'remove it, or train on: that gives back what the checkpoint holds',
-        number,
-      )
+      rule = "a line must be a JSON object with a whole number 'step'"
+    elif not all(type(value) in (int, float) for value in line.values()):
+      rule = 'a metric must be a number'
+    if rule:
+      cure = 'remove it, or train on: that gives back what the checkpoint holds'
+      raise reading.bad(path, rule, reading.quoted(text), cure, number)
     found.append(line)
   return found
 

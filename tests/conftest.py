@@ -136,6 +136,19 @@ def tiny(beir_folder, tmp_path):
   )
 
 
+@pytest.fixture
+def eventful(tiny):
+  """Three refreshes, saves and evaluations between; dropout, one device."""
+  return dataclasses.replace(
+    tiny,
+    max_steps=16,
+    dropout_rate=0.2,
+    num_devices=1,
+    steps_per_checkpoint=3,
+    steps_per_eval=5,
+  )
+
+
 def write_beir(folder):
   """Writes corpus, queries and qrels of the small set."""
   random = np.random.default_rng(0)

@@ -53,16 +53,8 @@ main.run()
 
 
 @pytest.fixture
-def config(tiny):
-  """Dropout, a checkpoint between refreshes, three refreshes, one device."""
-  return dataclasses.replace(
-    tiny,
-    max_steps=16,
-    dropout_rate=0.2,
-    num_devices=1,
-    steps_per_checkpoint=3,
-    steps_per_eval=5,
-  )
+def config(eventful):
+  return eventful
 
 
 @pytest.fixture(scope='module')

@@ -67,16 +67,8 @@ def _progress(items, what, **_):
 
 
 @pytest.fixture
-def config(tiny):
-  """Dropout, checkpoints and evaluations between refreshes, one device."""
-  return dataclasses.replace(
-    tiny,
-    max_steps=16,
-    dropout_rate=0.2,
-    num_devices=1,
-    steps_per_checkpoint=3,
-    steps_per_eval=5,
-  )
+def config(eventful):
+  return eventful
 
 
 class Reference:
