@@ -46,7 +46,9 @@ def wrapped(*arguments, **keywords):
     os.kill(os.getpid(), signal.{signal})
   return result
 setattr(owner, last, wrapped)
-from ance_jax import main
+from ance_jax import checkpoint, main
+close = checkpoint.Checkpoints.close
+checkpoint.Checkpoints.close = lambda self: print('waits') or close(self)
 sys.argv = ['main', *{flags!r}]
 main.run()
 """
@@ -251,6 +253,7 @@ def test_a_stop_signal_saves_says_so_and_loses_nothing(
   stopped = kill_at(config, module, function, calls, signal=number)
   assert stopped.returncode == 143
   assert 'ance_jax: stopped on request in ' in stopped.stderr
+  assert 'waits' in stopped.stdout
   assert 'Traceback' not in stopped.stderr
   assert checkpoint.committed_steps(config.workdir)[-1] == saved
   train.run(config)
@@ -264,6 +267,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(config, reference):
   )
   assert left.returncode == 130
   assert left.stderr.endswith('ance_jax: interrupted.\n')
+  assert 'waits' not in left.stdout
   assert 'Traceback' not in left.stderr
   assert checkpoint.committed_steps(config.workdir)[-1] <= 6
   train.run(config)
