@@ -204,18 +204,30 @@ class Config:
     'the learning rate falls to 0 at the new end.',
     may_change=True,
   )
-  learning_rate: float = knob(1e-6, 'Peak learning rate. ANCE: 1e-6 (LAMB).')
+  optimizer: str = knob(
+    'lamb',
+    'What makes a step of a gradient. lamb: that of ANCE, its weight norm '
+    'clamped to 10; adamw: that of DPR.',
+    choices=('lamb', 'adamw'),
+  )
+  learning_rate: float = knob(
+    1e-6, 'Peak learning rate. ANCE: 1e-6 (LAMB); DPR: 2e-5 (AdamW).'
+  )
   lr_warmup_steps: int = knob(
     5000,
     'Steps in which the learning rate rises from 0, to fall in a straight '
     'line to 0 at --max_steps; no refresh restarts it. ANCE: 5,000.',
   )
   weight_decay: float = knob(
-    0.0, 'Weight decay of AdamW, not on biases and LayerNorm. ANCE: 0.'
+    0.0, 'Weight decay, not on biases and LayerNorm. ANCE and DPR: 0.'
   )
-  adam_epsilon: float = knob(1e-8, 'Epsilon of AdamW. ANCE and DPR: 1e-8.')
+  adam_epsilon: float = knob(
+    1e-8, 'Added to the root of the second moment. ANCE and DPR: 1e-8.'
+  )
   clip_norm: float = knob(
-    1.0, 'Norm that the gradient is clipped to; 0: not clipped. ANCE: 1.'
+    1.0,
+    'Norm that the gradient of the whole batch is clipped to; 0: not clipped. '
+    'ANCE: 1; DPR: 2 on a gradient divided by its 8 devices, 16 here.',
   )
 
   # Encoding, index, evaluation.

@@ -33,39 +33,6 @@ class State(NamedTuple):
   opt_state: tuple
 
 
-def learning_rate_schedule(config):
-  """Returns learning_rate(step): a straight line up, and one down to 0."""
-  rise = config.lr_warmup_steps
-  return optax.join_schedules(
-    [
-      optax.linear_schedule(0.0, config.learning_rate, rise),
-      optax.linear_schedule(
-        config.learning_rate, 0.0, max(config.max_steps - rise, 1)
-      ),
-    ],
-    [rise],
-  )
-
-
-def make_optimizer(config):
-  """Returns AdamW behind clipping; biases and LayerNorm are not decayed."""
-
-  def decayed(params):
-    return jax.tree.map_with_path(
-      lambda path, _: path[-1].key not in ('bias', 'scale'), params
-    )
-
-  adamw = optax.adamw(
-    learning_rate_schedule(config),
-    eps=config.adam_epsilon,
-    weight_decay=config.weight_decay,
-    mask=decayed,
-  )
-  if not config.clip_norm:
-    return adamw
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
-
-
 def init_state(params, optimizer, devices):
   """Returns the `State` before the first step, on all devices."""
   state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params))

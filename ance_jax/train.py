@@ -25,6 +25,7 @@ from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
 from ance_jax import metrics as metrics_lib
+from ance_jax import optimizers
 from ance_jax import refresh
 from ance_jax import report
 from ance_jax import resume
@@ -112,7 +113,7 @@ def _open(stack, lock, begun):
   checkpoints = stack.enter_context(checkpoint.Checkpoints(config.workdir))
   metrics = logs.Metrics(config.workdir, history=begun.history, step=begun.step)
   stack.enter_context(contextlib.closing(metrics))
-  optimizer = steps.make_optimizer(config)
+  optimizer = optimizers.make(config)
   if begun.params is None:
     shapes = encoders.shapes(this.retriever)
     like = steps.state_shapes(shapes, optimizer, this.devices)
@@ -213,7 +214,7 @@ def _log_step(parts, step, metrics, in_use):
       'the last checkpoint is whole: lower --learning_rate, or check the data.'
     )
   if step % config.steps_per_log == 0:
-    rate = steps.learning_rate_schedule(config)(step - 1)
+    rate = optimizers.learning_rate_schedule(config)(step - 1)
     values['train/learning_rate'] = float(rate)
     if schedule.method_at(config, step - 1).refreshes:
       values['train/negatives_age'] = step - in_use

@@ -128,6 +128,7 @@ def tiny(beir_folder, tmp_path):
     batch_size=8,
     hard_negatives=2,
     top_k=10,
+    optimizer='adamw',
     learning_rate=1e-2,
     lr_warmup_steps=2,
     tokens_per_batch=1024,

@@ -20,6 +20,7 @@ from ance_jax import batches
 from ance_jax import config
 from ance_jax import devices
 from ance_jax import methods
+from ance_jax import optimizers
 from ance_jax import steps
 from ance_jax import tokens
 from ance_jax import weights
@@ -32,6 +33,7 @@ SETTINGS = config.Config(
   passage_length=PASSAGE_LENGTH,
   temperature=0.05,
   batch_size=PAIRS,
+  optimizer='adamw',
   learning_rate=2e-5,
   weight_decay=0.01,
   lr_warmup_steps=0,
@@ -57,7 +59,7 @@ def make_ours(queries, passages):
   """Returns (step function, loss without dropout)."""
   model = weights.load(SETTINGS, ())
   here = (jax.devices()[0],)
-  optimizer = steps.make_optimizer(SETTINGS)
+  optimizer = optimizers.make(SETTINGS)
   query_rows = tokens.memory_rows(model.tokenizer, queries, QUERY_LENGTH)
   passage_rows = tokens.memory_rows(model.tokenizer, passages, PASSAGE_LENGTH)
   query_ids, query_lengths = query_rows.padded(np.arange(PAIRS), QUERY_LENGTH)
