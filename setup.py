@@ -35,6 +35,7 @@ setuptools.setup(
     'orbax-checkpoint>=0.12.3,<1.0',
     'psutil>=5.9',
     'PyStemmer>=2.2',
+    'regex>=2024.5.15',
     'safetensors>=0.5',
     'scipy>=1.13',
     'tensorboardX>=2.6.2',

@@ -41,6 +41,21 @@ class Batch(NamedTuple):
   positive_groups: np.ndarray
 
 
+class Negatives(NamedTuple):
+  """Negatives to draw from, of all or some of the queries.
+
+  Attributes:
+    rows: (q,) int query rows that have any.
+    passages: (q, K) int32 passage rows; -1 at the end where there are fewer.
+    since: int, step from which on the order of these queries counts; 0 if they
+      are all queries, for then no refresh disturbs it.
+  """
+
+  rows: np.ndarray
+  passages: np.ndarray
+  since: int
+
+
 class TrainingData(NamedTuple):
   """What batches are cut from.
 
@@ -66,11 +81,23 @@ class TrainingData(NamedTuple):
   passage_length: int
 
 
-def training_data(split, corpus, queries, passages, retriever):
+def judged(split, corpus, method):
+  """Returns what positives are for a row of the method table.
+
+  Returns:
+    (P,) int32 query rows, sorted, and the passage rows of their positives; and
+    the (N,) int32 groups of passages that are positives together.
+  """
+  queries, passages = split.positives(last=method.last_positive)
+  apart = np.arange(len(corpus.groups), dtype=np.int32)
+  return queries, passages, apart if method.last_positive else corpus.groups
+
+
+def training_data(split, corpus, queries, passages, retriever, method):
   """Returns the `TrainingData` of a split whose queries have positives."""
-  query_rows, positives = split.positives()
+  query_rows, positives, of_passage = judged(split, corpus, method)
   offsets = np.searchsorted(query_rows, np.arange(len(queries) + 1))
-  pairs = np.unique(np.stack([query_rows, corpus.groups[positives]], 1), axis=0)
+  pairs = np.unique(np.stack([query_rows, of_passage[positives]], 1), axis=0)
   first = np.searchsorted(pairs[:, 0], np.arange(len(queries)))
   column = np.arange(len(pairs)) - first[pairs[:, 0]]
   groups = np.full((len(queries), column.max() + 1), -1, np.int32)
@@ -81,42 +108,60 @@ def training_data(split, corpus, queries, passages, retriever):
     offsets,
     positives,
     groups,
-    corpus.groups,
+    of_passage,
     retriever.query_length,
     retriever.passage_length,
   )
 
 
-def make_batch(data, step, *, seed, batch_size, num_negatives, negatives):
+def make_batch(
+  data, step, *, seed, batch_size, num_negatives, negatives, triplets=False
+):
   """Returns the `Batch` of a step.
 
   Queries come in a new order each epoch; an epoch ends in the middle of a batch
-  where it has to. The positive is drawn from all of the query's, its negatives
-  without repetition from its row of `negatives`.
+  where it has to. The positive is drawn from all of the query's. (ANCE's sum,
+  section 2, is over pairs: there a query with more positives weighs more.) Its
+  negatives are drawn without repetition from its row of `negatives`.
 
   Args:
     data: `TrainingData`.
     step: int, the number of steps made before.
     seed: int, of the run.
-    batch_size: B, queries.
+    batch_size: B, queries; with `triplets` these.
     num_negatives: H, a query.
-    negatives: (Q, K) int32 passage rows to draw from, K at least H, or None to
-      draw from the whole corpus.
+    negatives: `Negatives` to draw from, or None for the whole corpus.
+    triplets: Whether nothing is drawn, but a query comes once with each column
+      of its row of `negatives`, one after the other; H is 1.
   """
-  rows = _query_rows(seed, step, batch_size, len(data.queries))
+  if negatives is None:
+    places = _places(seed, step, batch_size, len(data.queries), 0)
+    rows = places
+  elif triplets:
+    places, column = _triplets(seed, step, batch_size, negatives)
+    rows = negatives.rows[places]
+  else:
+    # As if all steps were of these negatives, unless queries are missing.
+    made = step - negatives.since
+    places = _places(
+      seed, made, batch_size, len(negatives.rows), negatives.since
+    )
+    rows = negatives.rows[places]
   random = _random(seed, _POSITIVE, step).random(batch_size)
   starts, ends = data.offsets[rows], data.offsets[rows + 1]
   # Below 1, random times the count is rounded to the count now and then.
   picks = np.minimum(starts + (random * (ends - starts)).astype(int), ends - 1)
   passages = data.positives[picks][:, None]
-  if num_negatives:
+  if triplets:
+    drawn = negatives.passages[places, column][:, None]
+    passages = np.concatenate([passages, drawn], 1)
+  elif num_negatives:
     random = _random(seed, _NEGATIVE, step)
-    shape = batch_size, num_negatives
     if negatives is None:
+      shape = batch_size, num_negatives
       drawn = random.integers(len(data.passages), size=shape)
     else:
-      columns = random.random((batch_size, negatives.shape[1])).argsort(1)
-      drawn = negatives[rows[:, None], columns[:, :num_negatives]]
+      drawn = _drawn(random, negatives.passages[places], num_negatives)
     passages = np.concatenate([passages, drawn], 1)
   query_ids, query_lengths = data.queries.padded(rows, data.query_length)
   passage_ids, passage_lengths = data.passages.padded(
@@ -145,22 +190,46 @@ def ahead(make, items):
       yield waiting.popleft().result()
 
 
-def _query_rows(seed, step, batch_size, num_queries):
-  """Returns (B,) query rows: a part of the epochs' orders in a row."""
-  places = step * batch_size + np.arange(batch_size)
-  epochs, place_in_epoch = np.divmod(places, num_queries)
-  rows = np.empty(batch_size, np.int64)
+def _drawn(random, passages, number):
+  """Returns (B, H) of the (B, K) passages, each once while there are any."""
+  keys = random.random(passages.shape)
+  keys[passages < 0] = 2  # Behind all that are there.
+  columns = keys.argsort(1)
+  there = (passages >= 0).sum(1)[:, None]
+  columns = np.take_along_axis(columns, np.arange(number) % there, 1)
+  return np.take_along_axis(passages, columns, 1)
+
+
+def _triplets(seed, step, batch_size, negatives):
+  """Returns (B,) places in `negatives`, and the column of each.
+
+  A new refresh begins at the first query of an order of its own, and where its
+  queries are through, the same order begins again (ANCE, drivers/run_ann.py).
+  There each device reads every n-th query, so that a batch of n devices holds n
+  or more of them; here, on any number of devices, they come one by one.
+  """
+  number, width = negatives.passages.shape
+  triplets = (step - negatives.since) * batch_size + np.arange(batch_size)
+  visits, columns = np.divmod(triplets, width)
+  order = _order(seed, negatives.since, 0, number)
+  return order[visits % number], columns
+
+
+def _places(seed, step, batch_size, number, since):
+  """Returns (B,) of `number` places: a part of the epochs' orders in a row."""
+  visits = step * batch_size + np.arange(batch_size)
+  epochs, place_in_epoch = np.divmod(visits, number)
+  places = np.empty(batch_size, np.int64)
   for epoch in np.unique(epochs):
     here = epochs == epoch
-    rows[here] = _epoch_order(seed, int(epoch), num_queries)[
-      place_in_epoch[here]
-    ]
-  return rows
+    order = _order(seed, since, int(epoch), number)
+    places[here] = order[place_in_epoch[here]]
+  return places
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(seed, epoch, num_queries):
-  return _random(seed, _EPOCH, epoch).permutation(num_queries)
+def _order(seed, since, epoch, number):
+  return _random(seed, _EPOCH, since << 24 | epoch).permutation(number)
 
 
 def _random(seed, purpose, number):

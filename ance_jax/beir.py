@@ -1,5 +1,7 @@
 """A BEIR folder -> plain lists: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
 
+A file answers.jsonl, which is not of BEIR, may lie beside them.
+
 Files may be gzipped. What cannot be used is refused with file and line.
 """
 
@@ -110,8 +112,8 @@ def read_qrels(folder, split, query_rows, passage_rows):
     if number == 1 and is_word and query_id not in query_rows:
       continue  # The header.
     grade = _grade(path, number, grade)
-    query = _row(path, number, 'query', query_rows, query_id)
-    passage = _row(path, number, 'passage', passage_rows, passage_id)
+    query = _row(path, number, 'judged query', query_rows, query_id)
+    passage = _row(path, number, 'judged passage', passage_rows, passage_id)
     repeated += (query, passage) in judgements
     if judgements.setdefault((query, passage), grade) != grade:
       raise reading.bad(
@@ -121,6 +123,39 @@ def read_qrels(folder, split, query_rows, passage_rows):
   if repeated:
     logs.say(f'{path}: {repeated:,} judgements that stand twice, read once')
   return judgements
+
+
+def read_answers(folder, query_rows):
+  """Returns {query row: list of strings} of answers.jsonl, None without it.
+
+  A line is {"_id": query id, "answers": [text, ...]}.
+
+  Args:
+    folder: The BEIR folder.
+    query_rows: {query id: row}.
+  """
+  path = _find(folder, 'answers.jsonl')
+  if path is None:
+    return None
+  answers = {}
+  for line, record in _records(path):
+    query_id = _string(path, line, record, '_id')
+    row = _row(path, line, 'answered query', query_rows, query_id)
+    texts = record.get('answers')
+    if not isinstance(texts, list) or not all(
+      isinstance(text, str) and text.strip() for text in texts
+    ):
+      raise reading.bad(
+        path, "a line must have as 'answers' a list of strings, none empty",
+        repr(texts)[:80], 'mend the line', line
+      )  # fmt: skip
+    if row in answers:
+      raise reading.bad(
+        path, 'a query must have one line of answers', reading.quoted(query_id),
+        'join them', line
+      )  # fmt: skip
+    answers[row] = texts
+  return answers
 
 
 def qrels_found(folder):
@@ -151,11 +186,11 @@ def _grade(path, number, text):
 def _row(path, number, kind, rows, an_id):
   if an_id not in rows:
     near = an_id.strip()
-    cure = 'add it, or remove the judgement'
+    cure = 'add it, or remove the line'
     if near in rows:
       cure = 'remove the spaces around it'
     raise reading.bad(
-      path, f'a judged {kind} id must be one of the data',
+      path, f'a {kind} id must be one of the data',
       reading.quoted(an_id), cure, number
     )  # fmt: skip
   return rows[an_id]

@@ -157,7 +157,16 @@ class Config:
     'ance',
     'Row of the method table (README): where negatives come from, and the '
     'loss.',
-    choices=('random', 'in_batch', 'bm25', 'dpr', 'ance', 'ance_in_batch'),
+    choices=(
+      'random',
+      'in_batch',
+      'bm25',
+      'dpr',
+      'ance',
+      'ance_code',
+      'ance_code_qa',
+      'ance_in_batch',
+    ),
   )
   warmup_method: str = knob(
     'bm25',
@@ -172,8 +181,9 @@ class Config:
   )
   hard_negatives: int = knob(
     1,
-    'Negatives of its own that a query has in a step, drawn from its --top_k. '
-    'ANCE: 1.',
+    'Negatives of its own that a query has in a step, drawn from its --top_k; '
+    'with --method=ance_code, that a refresh draws for it. ANCE: 1; its code: '
+    '20.',
   )
   top_k: int = knob(
     200,
@@ -190,13 +200,21 @@ class Config:
     'Optimizer steps between two refreshes. ANCE: 10,000 on MS MARCO, 1,000 on '
     'NQ.',
   )
+  query_slices: int = knob(
+    1,
+    'Slices of the training queries, of which each refresh mines one, in turn, '
+    'to train on; only for rows that mine from the index. ANCE: 1; its code: 5 '
+    '(--ann_chunk_factor).',
+  )
   max_refreshes: int = knob(
     0, 'Refreshes at most, the first one counted; 0: no limit. 1 freezes it.'
   )
 
   # Optimizer.
   batch_size: int = knob(
-    64, 'Queries a step, over all devices. ANCE: 64 on MS MARCO, 128 on NQ.'
+    64,
+    'Queries a step, over all devices; with --method=ance_code, triplets. '
+    'ANCE: 64 on MS MARCO, 128 on NQ.',
   )
   max_steps: int = knob(
     1_000_000,
@@ -384,7 +402,7 @@ class Config:
 _RANGES = (
   (
     'vocab_size num_layers hidden_size num_heads intermediate_size '
-    'hard_negatives top_k steps_per_refresh '
+    'hard_negatives top_k steps_per_refresh query_slices '
     'batch_size tokens_per_batch rows_per_block steps_per_eval '
     'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results',
     lambda value: value >= 1,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import contextlib
 import hashlib
 import io
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -72,7 +73,8 @@ class Corpus(NamedTuple):
 class Split(NamedTuple):
   """The judged queries of one split, and what they were judged on.
 
-  Query row i was judged on the entries from offsets[i] to offsets[i + 1].
+  Query row i was judged on the entries from offsets[i] to offsets[i + 1], in
+  the order of the data.
 
   Attributes:
     ids: Q query ids, all different.
@@ -81,6 +83,8 @@ class Split(NamedTuple):
     passages: (J,) int32, the judged passage rows.
     grades: (J,) int32; above 0 is relevant.
     hash: SHA-256 of all this, in hexadecimal digits.
+    answers: Q lists of strings, what a text must hold one of to answer the
+      query; None where the data has none.
   """
 
   ids: Strings
@@ -89,13 +93,23 @@ class Split(NamedTuple):
   passages: np.ndarray
   grades: np.ndarray
   hash: str
+  answers: list[list[str]] | None = None
 
-  def positives(self):
-    """Returns the query and the passage rows, (P,) int32, of positives."""
+  def positives(self, *, last=False):
+    """Returns the query and the passage rows, (P,) int32, of positives.
+
+    Args:
+      last: Whether only the last one of each query is given, in the order of
+        the judgements.
+    """
     judged = np.diff(self.offsets)
     queries = np.repeat(np.arange(len(judged), dtype=np.int32), judged)
     relevant = self.grades > 0
-    return queries[relevant], self.passages[relevant]
+    queries, passages = queries[relevant], self.passages[relevant]
+    if last:
+      ends = np.append(queries[1:] != queries[:-1], True)
+      queries, passages = queries[ends], passages[ends]
+    return queries, passages
 
 
 class Dataset(NamedTuple):
@@ -110,7 +124,7 @@ class _Source(NamedTuple):
 
   It returns {(query row, passage row): grade}, or None if there is no such
   split; query rows are positions in `query_ids`. `splits_are_in` says for
-  people what splits are there.
+  people what splits are there. `answers` is {query row: list of strings}.
   """
 
   corpus: Corpus
@@ -118,6 +132,7 @@ class _Source(NamedTuple):
   queries: list[str]
   judgements: Callable[[str], dict[tuple[int, int], int] | None]
   splits_are_in: str
+  answers: dict[int, list[str]] | None = None
 
 
 def load(config, split_names):
@@ -192,7 +207,8 @@ def _with_positives(judgements, name):
 
 def _make_split(source, judgements):
   """Returns the `Split` of {(query row, passage row): grade}, in order."""
-  pairs = sorted(judgements)
+  # By query, and what was judged on each in the order of the data.
+  pairs = sorted(judgements, key=lambda pair: pair[0])
   rows, counts = np.unique([query for query, _ in pairs], return_counts=True)
   ids = Strings(source.query_ids[row] for row in rows)
   texts = Strings(source.queries[row] for row in rows)
@@ -204,7 +220,13 @@ def _make_split(source, judgements):
   texts.update_hash(digest)
   for array in (offsets, passages, grades):
     digest.update(array)
-  return Split(ids, texts, offsets, passages, grades, digest.hexdigest())
+  answers = None
+  if source.answers:
+    answers = [source.answers.get(int(row), []) for row in rows]
+    digest.update(json.dumps(answers).encode())
+  return Split(
+    ids, texts, offsets, passages, grades, digest.hexdigest(), answers
+  )
 
 
 def _make_corpus(ids, titles, texts, groups):
@@ -298,7 +320,8 @@ def _read_beir(config):
     return beir.read_qrels(folder, split, query_rows, passage_rows)
 
   found = beir.qrels_found(folder)
-  return _Source(corpus, query_ids, queries, judgements, found)
+  answers = beir.read_answers(folder, query_rows)
+  return _Source(corpus, query_ids, queries, judgements, found, answers)
 
 
 def _text_key(text):

@@ -71,14 +71,18 @@ def prune_embeddings(run, weights_hash):
       handoff.remove_unused(folder)
 
 
-def encode_queries(run, params, split_name, watch):
-  """Returns the (Q, E) float32 embeddings of a split's queries."""
+def encode_queries(run, params, split_name, watch, rows=None):
+  """Returns the (q, E) float32 embeddings of a split's queries.
+
+  Those of all, or of the (q,) int query rows that are given.
+  """
   with watch.phase('encode'):
     return encode.encode_rows(
       run.query_encoder,
       params,
       run.queries[split_name],
       f'encode {split_name} queries',
+      rows,
     )[0]
 
 

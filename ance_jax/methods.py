@@ -21,12 +21,22 @@ class Method(NamedTuple):
       other devices included.
     loss: A function of losses.py.
     paper: Where the row is from.
+    last_positive: Whether the last judged positive of a query is its only one,
+      known by its id: the others, and copies of its text, can be negatives.
+    triplets: Whether a refresh draws a query's `--hard_negatives` from its
+      top-K once, and steps take (query, positive, negative) one after the
+      other, all of a query in a row.
+    without_answers: Whether passages whose text holds an answer of the query
+      are taken from its top-K, and nothing is put in their place.
   """
 
   negatives: str
   in_batch: bool
   loss: Callable
   paper: str
+  last_positive: bool = False
+  triplets: bool = False
+  without_answers: bool = False
 
   @property
   def refreshes(self):
@@ -40,6 +50,30 @@ METHODS = {
   'bm25': Method('bm25', False, losses.softmax_nll, 'DPR, section 3.2'),
   'dpr': Method('bm25', True, losses.softmax_nll, 'DPR, section 3.2'),
   'ance': Method('index', False, losses.pairwise_nll, 'ANCE, section 3'),
+  # The paper has one negative a positive, and all positives. Its code keeps the
+  # last line of each query in the judgements (run_ann_data_gen.py:
+  # training_query_positive_id), drops that passage alone from the top 200,
+  # draws 20 and yields 20 triplets without shuffling them (msmarco_data.py:
+  # GetTripletTrainingDataProcessingFn).
+  'ance_code': Method(
+    'index',
+    False,
+    losses.pairwise_nll,
+    'microsoft/ANCE, drivers/run_ann.py',
+    last_positive=True,
+    triplets=True,
+  ),
+  # Its OpenQA code goes through the first 100 that are not the positive, leaves
+  # out those that hold an answer (run_ann_data_gen_dpr.py: the counter runs on
+  # over them), and draws one of the rest at each visit (data/DPR_data.py).
+  'ance_code_qa': Method(
+    'index',
+    False,
+    losses.pairwise_nll,
+    'microsoft/ANCE, drivers/run_ann_dpr.py',
+    last_positive=True,
+    without_answers=True,
+  ),
   'ance_in_batch': Method(
     'index', True, losses.softmax_nll, 'ANCE with in-batch negatives'
   ),

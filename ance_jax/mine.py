@@ -96,6 +96,26 @@ def hard_negatives(rank, positives, top_k, seed, what='mine'):
   return negatives, counts
 
 
+def draw(negatives, number, seed):
+  """Returns some of each row, drawn evenly without repetition, as drawn.
+
+  Args:
+    negatives: (q, K) int32 passage rows.
+    number: H, entries a row, at most K.
+    seed: Of the draw, as numpy's `default_rng` takes it.
+
+  Returns:
+    (q, H) int32 passage rows.
+  """
+  random = np.random.default_rng(seed)
+  drawn = np.empty((len(negatives), number), np.int32)
+  for start in range(0, len(negatives), _QUERIES_AT_ONCE):
+    block = negatives[start : start + _QUERIES_AT_ONCE]
+    columns = random.random(block.shape).argsort(1)[:, :number]
+    drawn[start : start + len(block)] = np.take_along_axis(block, columns, 1)
+  return drawn
+
+
 def overlap(first, second):
   """Returns the mean share of entries of a row that the other's row has, too.
 

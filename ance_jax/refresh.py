@@ -8,6 +8,8 @@ all. It is a function of (checkpoint, data, settings): made again, the same.
 
 import numpy as np
 
+from ance_jax import answers
+from ance_jax import batches
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import encoders
@@ -16,6 +18,7 @@ from ance_jax import handoff
 from ance_jax import index
 from ance_jax import lexical
 from ance_jax import logs
+from ance_jax import methods
 from ance_jax import mine
 from ance_jax import runs
 from ance_jax import schedule
@@ -45,12 +48,13 @@ def refresh(run, step, *, before=None):
   )
   weights_hash = checkpoint.weights_hash(params)
   about = {'step': step, 'weights_hash': weights_hash, **_sources(run)}
+  about['query_slice'] = list(_query_slice(run, step))
   folder = _folder(run, step)
   if published := handoff.find(folder, about):
     return published
   indexed = evaluate.index_corpus(run, params, watch)
-  negatives, mined = _mine(run, params, indexed, watch)
-  if before is not None:
+  negatives, mined = _mine(run, step, params, indexed, watch)
+  if before is not None and _is_whole(run):
     probe = slice(None, None, -(-len(negatives) // _PROBE_QUERIES))
     mined['overlap'] = mine.overlap(negatives[probe], load(run, before)[probe])
   if indexed.real_tokens is not None:
@@ -68,9 +72,10 @@ def refresh(run, step, *, before=None):
 
 
 def load(run, step):
-  """Returns the (Q, K) int32 negatives of a refresh, as a map.
+  """Returns the negatives of a refresh as a map, (q, K) or (q, H) int32.
 
-  Where it is gone or damaged it is made again, of the checkpoint of its step.
+  They are those of its slice's queries; -1 where a query has fewer. Where they
+  are gone or damaged they are made again, of the checkpoint of their step.
 
   Raises:
     BadInput: That checkpoint is not there, or damaged too.
@@ -79,6 +84,27 @@ def load(run, step):
     logs.say(f'the refresh of step {step} is not there: it is made again')
     refresh(run, step)
   return handoff.load_array(_folder(run, step) / 'negatives.npy')
+
+
+def in_use(run, step):
+  """Returns the `batches.Negatives` of a refresh, to train on.
+
+  Raises:
+    BadInput: As for `load`; or no query has any negatives.
+  """
+  passages, (start, end) = load(run, step), _query_slice(run, step)
+  rows, whole = np.arange(start, end), len(run.queries[run.config.train_split])
+  any_left = passages[:, 0] >= 0
+  if not any_left.any():
+    raise config_lib.BadInput(
+      'a refresh must leave negatives to a query at least; found that all '
+      f'{len(rows):,} of the refresh of step {step} have an answer in each of '
+      f'their top {run.config.top_k}; raise --top_k, or check the answers.'
+    )
+  if not any_left.all():
+    rows, passages = rows[any_left], passages[any_left]
+  since = step if len(rows) < whole or _row(run).triplets else 0
+  return batches.Negatives(rows, passages, since)
 
 
 def bm25_negatives(run):
@@ -95,7 +121,11 @@ def bm25_negatives(run):
       return rank([split.texts[int(row)] for row in rows], depth, None).rows
 
     negatives, counts = mine.hard_negatives(
-      find, _positives(run), config.top_k, config.seed, 'mine with BM25'
+      find,
+      _positives(run, methods.METHODS['bm25'], (0, len(split.ids))),
+      config.top_k,
+      config.seed,
+      'mine with BM25',
     )
     logs.say(f'BM25 negatives: {_counts(counts)}')
     with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
@@ -117,11 +147,38 @@ def check(run):
   mined = any(row.negatives in ('bm25', 'index') for row in rows)
   if mined or config.job == 'refresh':
     _check_depth(run)
+  _check_queries(run)
+
+
+def _check_queries(run):
+  """Raises `BadInput` where a row cannot have the queries that it needs."""
+  config, split = run.config, run.splits[run.config.train_split]
+  if config.query_slices > len(split.ids):
+    raise config_lib.BadInput(
+      f'--query_slices must be at most the {len(split.ids):,} training '
+      f'queries; found {config.query_slices}; lower it.'
+    )
+  if config.query_slices > 1 and not _row(run).refreshes:
+    raise config_lib.BadInput(
+      '--query_slices must be 1 for rows that do not mine from the index; '
+      f'found {config.query_slices} with --method={config.method}; leave it '
+      'out.'
+    )
+  if _row(run).without_answers:
+    given = split.answers or [[] for _ in range(len(split.ids))]
+    without = sum(not texts for texts in given)
+    if without:
+      raise config_lib.BadInput(
+        f'--method={config.method} must have answers to each training query, '
+        f'in answers.jsonl; found {without:,} queries without; add them, or '
+        'use another row.'
+      )
 
 
 def _check_depth(run):
   config = run.config
-  most = int(_positives(run).banned.max())
+  slices = (0, len(run.splits[config.train_split].ids))
+  most = int(_positives(run, _row(run), slices).banned.max())
   if config.top_k + most > len(run.passages):
     raise config_lib.BadInput(
       '--top_k and the positives of a query must together be at most the '
@@ -175,10 +232,13 @@ def dev_summary(values):
   )
 
 
-def _mine(run, params, indexed, watch):
-  """Returns the (Q, K) int32 negatives, and counts of what was dropped."""
-  config = run.config
-  queries = evaluate.encode_queries(run, params, config.train_split, watch)
+def _mine(run, step, params, indexed, watch):
+  """Returns the negatives as `load` does, and counts of what was dropped."""
+  config, method = run.config, _row(run)
+  start, end = _query_slice(run, step)
+  queries = evaluate.encode_queries(
+    run, params, config.train_split, watch, np.arange(start, end)
+  )
 
   def find(rows, depth):
     with watch.phase('search'):
@@ -188,22 +248,54 @@ def _mine(run, params, indexed, watch):
   with watch.phase('mine'):
     negatives, counts = mine.hard_negatives(
       find,
-      _positives(run),
+      _positives(run, method, (start, end)),
       config.top_k,
       config.seed,
       f'search and mine {config.train_split}',
     )
+    if method.without_answers:
+      wanted = run.splits[config.train_split].answers[start:end]
+      negatives, left_out = answers.without(
+        negatives, wanted, run.corpus.texts, 'leave out answers'
+      )
+      counts |= left_out
+    if method.triplets:
+      seed = [config.seed, step]
+      negatives = mine.draw(negatives, config.hard_negatives, seed)
   watch.secs['mine'] -= watch.secs['search'] - before
   return negatives, counts
 
 
-def _positives(run):
-  queries, passages = run.splits[run.config.train_split].positives()
+def _row(run):
+  return methods.METHODS[run.config.method]
+
+
+def _is_whole(run):
+  """Returns whether a refresh publishes all of each query's top K."""
+  row = _row(run)
+  return run.config.query_slices == 1 and not (
+    row.triplets or row.without_answers
+  )
+
+
+def _query_slice(run, step):
+  """Returns the first query row that a refresh mines, and the one behind."""
+  whole = len(run.queries[run.config.train_split])
+  size = whole // run.config.query_slices
+  number = schedule.query_slice(run.config, step)
+  # The last one takes what is left over, as in ANCE (run_ann_data_gen.py).
+  last = number == run.config.query_slices - 1
+  return number * size, whole if last else (number + 1) * size
+
+
+def _positives(run, method, rows):
+  """Returns the `mine.Positives` of query rows from one to another."""
+  queries, passages, groups = batches.judged(
+    run.splits[run.config.train_split], run.corpus, method
+  )
+  here = (queries >= rows[0]) & (queries < rows[1])
   return mine.make_positives(
-    queries,
-    passages,
-    run.corpus.groups,
-    len(run.queries[run.config.train_split]),
+    queries[here] - rows[0], passages[here], groups, rows[1] - rows[0]
   )
 
 
@@ -218,15 +310,23 @@ def _sources(run):
     'index': config.index,
     'index_params': config.index_params,
     'top_k': config.top_k,
+    'hard_negatives': config.hard_negatives,
+    'method': config.method,
     'seed': config.seed,
   }
 
 
 def _counts(counts):
-  return (
+  text = (
     f'dropped {counts["judged"]:,} judged, {counts["same_text"]:,} of their '
     f'text; {counts["random"]:,} drawn at random'
   )
+  if 'answers' in counts:
+    text += (
+      f'; {counts["answers"]:,} with an answer left out, '
+      f'{counts["no_negatives"]:,} queries without negatives'
+    )
+  return text
 
 
 def _folder(run, step):

@@ -24,6 +24,16 @@ def refresh_due(config, step):
   )
 
 
+def query_slice(config, step):
+  """Returns which slice of the training queries a refresh at `step` mines.
+
+  They take turns in a fixed order (ANCE, run_ann_data_gen.py:
+  `output_num % chunk_factor`).
+  """
+  since = max(step - config.warmup_steps, 0)
+  return since // config.steps_per_refresh % config.query_slices
+
+
 def num_refreshes(config):
   """Returns how many refreshes a whole run makes."""
   last = config.max_steps - 1

@@ -12,6 +12,7 @@ import math
 import time
 from typing import NamedTuple
 
+import numpy as np
 import optax
 
 from ance_jax import batches
@@ -39,7 +40,6 @@ class _Parts(NamedTuple):
 
   run: runs.Run
   record: dict[str, bytes]
-  data: batches.TrainingData
   lock: locks.Lock
   checkpoints: checkpoint.Checkpoints
   metrics: logs.Metrics
@@ -121,15 +121,8 @@ def _open(stack, lock, begun):
   else:
     state = steps.init_state(begun.params, optimizer, this.devices)
     resume.begin_pick_ups(this)
-  data = batches.training_data(
-    this.splits[config.train_split],
-    this.corpus,
-    this.queries[config.train_split],
-    this.passages,
-    this.retriever,
-  )
   record = runs.record(this)
-  parts = _Parts(this, record, data, lock, checkpoints, metrics, optimizer)
+  parts = _Parts(this, record, lock, checkpoints, metrics, optimizer)
   return parts, state
 
 
@@ -138,25 +131,34 @@ def _step_maker(parts):
 
   `make_batch` takes (step, negatives) and places the batch on the devices.
   """
-  config = parts.run.config
+  run, config = parts.run, parts.run.config
 
   @functools.cache
   def make(method):
+    data = batches.training_data(
+      run.splits[config.train_split],
+      run.corpus,
+      run.queries[config.train_split],
+      run.passages,
+      run.retriever,
+      method,
+    )
     train_step = steps.make_train_step(
-      config, method, parts.run.retriever, parts.optimizer, parts.run.devices
+      config, method, run.retriever, parts.optimizer, run.devices
     )
     own = method.negatives != 'none'
 
     def make_batch(step, negatives):
       batch = batches.make_batch(
-        parts.data,
+        data,
         step,
         seed=config.seed,
         batch_size=config.batch_size,
         num_negatives=config.hard_negatives if own else 0,
         negatives=negatives,
+        triplets=method.triplets,
       )
-      return devices_lib.shard(batch, parts.run.devices)
+      return devices_lib.shard(batch, run.devices)
 
     return train_step, make_batch
 
@@ -164,10 +166,13 @@ def _step_maker(parts):
 
 
 def _negatives(run, method, in_use):
-  """Returns the (Q, K) int32 negatives of a row, or None for no table."""
+  """Returns the `batches.Negatives` of a row, or None for no table."""
   if method.negatives == 'index':
-    return refresh.load(run, in_use)
-  return refresh.bm25_negatives(run) if method.negatives == 'bm25' else None
+    return refresh.in_use(run, in_use)
+  if method.negatives == 'bm25':
+    table = refresh.bm25_negatives(run)
+    return batches.Negatives(np.arange(len(table)), table, 0)
+  return None
 
 
 def _train(parts, make_step, state, step, until, in_use):

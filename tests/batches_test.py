@@ -33,7 +33,12 @@ def data():
   )
 
 
-def make(data, step, negatives=None, num_negatives=2, batch_size=4, seed=0):
+def make(
+  data, step, table=None, num_negatives=2, batch_size=4, seed=0, **kwargs
+):
+  negatives = kwargs.pop('negatives', None)
+  if table is not None:
+    negatives = batches.Negatives(np.arange(len(table)), table, 0)
   return batches.make_batch(
     data,
     step,
@@ -41,6 +46,7 @@ def make(data, step, negatives=None, num_negatives=2, batch_size=4, seed=0):
     batch_size=batch_size,
     num_negatives=num_negatives,
     negatives=negatives,
+    **kwargs,
   )
 
 
@@ -93,6 +99,72 @@ def test_every_column_of_the_table_is_drawn(data):
     )
   }
   assert len(drawn) == planted.size
+
+
+def seen_in(batch):
+  """(query, negative) of each row of a batch, as rows."""
+  queries, negatives = batch.query_ids[:, 0], batch.passage_ids[:, 1, 0]
+  return [
+    (int(q) - 1, int(n) - 1) for q, n in zip(queries, negatives, strict=True)
+  ]
+
+
+def test_triplets_are_all_negatives_of_a_query_in_a_row_then_the_next(data):
+  table = 10 + np.arange(6).reshape(2, 3)
+  negatives = batches.Negatives(np.array([4, 7]), table, since=100)
+  seen = [
+    pair
+    for step in range(100, 106)
+    for pair in seen_in(
+      make(data, step, num_negatives=1, negatives=negatives, triplets=True)
+    )
+  ]
+  of_query = {
+    4: [(4, n) for n in (10, 11, 12)],
+    7: [(7, n) for n in (13, 14, 15)],
+  }
+  first = seen[0][0]
+  # 24 triplets of 6 different ones: the same order four times.
+  assert seen == 4 * (of_query[first] + of_query[11 - first])
+
+
+def test_a_refresh_gives_its_triplets_an_order_of_its_own(data):
+  table = np.arange(10)[:, None] + 10
+  orders = []
+  for since in (0, 30, 60):
+    negatives = batches.Negatives(np.arange(10), table, since)
+    batch = make(
+      data, since, num_negatives=1, batch_size=10, negatives=negatives,
+      triplets=True
+    )  # fmt: skip
+    orders.append([query for query, _ in seen_in(batch)])
+  assert all(sorted(order) == list(range(10)) for order in orders)
+  assert orders[0] != orders[1] != orders[2]
+
+
+def test_a_slice_is_shown_an_epoch_at_a_time_from_its_refresh_on(data):
+  rows = np.array([2, 5, 6, 9])
+  table = np.arange(8).reshape(4, 2) + 20
+  negatives = batches.Negatives(rows, table, since=7)
+  for step in (7, 8, 9):
+    batch = make(data, step, num_negatives=1, negatives=negatives)
+    pairs = seen_in(batch)
+    assert sorted(query for query, _ in pairs) == rows.tolist()
+    for query, negative in pairs:
+      assert negative in table[rows.tolist().index(query)]
+
+
+def test_missing_negatives_are_never_drawn_and_few_come_again(data):
+  table = np.array([[30, 31, -1, -1], [32, -1, -1, -1], [33, 34, 35, 36]])
+  negatives = batches.Negatives(np.array([1, 3, 8]), table, since=0)
+  of_query = dict(zip([1, 3, 8], table, strict=True))
+  for step in range(20):
+    batch = make(data, step, num_negatives=3, negatives=negatives)
+    drawn = batch.passage_ids[:, 1:, 0] - 1
+    for query, row in zip(batch.query_ids[:, 0] - 1, drawn, strict=True):
+      there = of_query[int(query)][of_query[int(query)] >= 0]
+      assert set(row.tolist()) <= set(there.tolist())
+      assert len(set(row.tolist())) == min(3, len(there))
 
 
 def test_corpus_negatives_cover_the_corpus(data):

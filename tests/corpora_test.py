@@ -82,6 +82,36 @@ def test_positives_are_the_judgements_above_zero(load, folder):
   assert ('q48', 'p149') not in found
 
 
+def test_the_last_positive_is_the_last_line_of_the_query(load, folder):
+  (folder / 'qrels' / 'dev.tsv').write_text(
+    'q1\tp9\t1\nq0\tp5\t1\nq0\tp7\t2\nq1\tp3\t1\nq0\tp6\t1\nq0\tp8\t0\n'
+  )
+  dataset = load('dev')
+  split, ids = dataset.splits['dev'], dataset.corpus.ids
+  for last, expected in {
+    False: [
+      ('q0', 'p5'), ('q0', 'p7'), ('q0', 'p6'), ('q1', 'p9'), ('q1', 'p3')
+    ],
+    True: [('q0', 'p6'), ('q1', 'p3')],
+  }.items():  # fmt: skip
+    pairs = zip(*split.positives(last=last), strict=True)
+    assert [(split.ids[int(q)], ids[int(p)]) for q, p in pairs] == expected
+
+
+def test_answers_belong_to_their_queries_and_to_the_hash(load, folder):
+  assert load('dev').splits['dev'].answers is None
+  lines = [{'_id': f'q{n}', 'answers': [f'a{n}', 'b']} for n in (48, 50, 51)]
+  path = folder / 'answers.jsonl'
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  split = load('dev').splits['dev']
+  answers = dict(zip(split.ids, split.answers, strict=True))
+  assert answers['q48'] == ['a48', 'b']
+  assert answers['q49'] == []
+  lines[0]['answers'] = ['other']
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  assert load('dev').splits['dev'].hash != split.hash
+
+
 def test_equal_texts_are_one_group_whatever_case_and_spaces(load, folder):
   with open(folder / 'corpus.jsonl', 'a') as file:
     for number, text in enumerate(['Some  Text', 'some text\n', 'other text']):

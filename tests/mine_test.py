@@ -116,6 +116,20 @@ def test_queries_come_back_in_their_own_order(monkeypatch):
   assert negatives[:, 0].tolist() == list(range(10))
 
 
+def test_drawn_are_some_of_each_row_once_and_evenly(monkeypatch):
+  monkeypatch.setattr(mine, '_QUERIES_AT_ONCE', 1000)
+  table = np.arange(5) + 10 * np.arange(3000)[:, None]
+  drawn = mine.draw(table, 2, [0, 7])
+  assert drawn.shape == (3000, 2)
+  assert (drawn[:, 0] != drawn[:, 1]).all()
+  assert np.isin(drawn - table[:, :1], np.arange(5)).all()
+  share = np.bincount((drawn % 10)[:, 0], minlength=5) / 3000
+  # Five standard deviations of a share of 1/5 of 3,000.
+  np.testing.assert_allclose(share, 0.2, atol=0.037)
+  assert (drawn != mine.draw(table, 2, [0, 8])).any()
+  np.testing.assert_array_equal(drawn, mine.draw(table, 2, [0, 7]))
+
+
 def test_overlap_is_the_share_of_common_entries():
   first = np.array([[1, 2, 3, 4], [1, 2, 3, 4]])
   second = np.array([[4, 3, 9, 8], [5, 6, 7, 8]])

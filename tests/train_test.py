@@ -1,6 +1,7 @@
 """The whole cycle on the small set: what is due when, and that it is done."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -9,12 +10,15 @@ import jax
 import numpy as np
 import pytest
 
+from ance_jax import batches
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import evaluate
 from ance_jax import handoff
+from ance_jax import index
 from ance_jax import logs
 from ance_jax import mine
 from ance_jax import refresh
@@ -70,6 +74,181 @@ def test_every_other_row_trains(method, tiny):
   mined = logs.series(config.workdir, 'refresh/judged')
   assert list(mined) == ([2, 5] if method == 'ance' else [])
   assert list(logs.series(config.workdir, 'dev/mrr@10'))[-1] == 6
+
+
+def watch_batches(monkeypatch):
+  """Returns a list that fills with (step, batch, `Negatives`) as it is made."""
+  seen, real = [], batches.make_batch
+
+  def make_batch(data, step, **kwargs):
+    batch = real(data, step, **kwargs)
+    seen.append((step, batch, kwargs['negatives']))
+    return batch
+
+  monkeypatch.setattr(batches, 'make_batch', make_batch)
+  return seen
+
+
+def test_the_released_code_trains_on_triplets_of_a_slice_in_a_row(
+  tiny, monkeypatch
+):
+  config = dataclasses.replace(
+    tiny,
+    method='ance_code',
+    warmup_method='bm25',
+    warmup_steps=0,
+    query_slices=3,
+    hard_negatives=3,
+    max_steps=16,
+    num_devices=1,
+    steps_per_checkpoint=3,
+  )
+  seen = watch_batches(monkeypatch)
+  train.run(config)
+  run = runs.read(config, ('train', 'dev'))[0]
+  positives = dict(zip(*run.splits['train'].positives(last=True), strict=True))
+  slices = []
+  for since in (0, 4, 8, 12):
+    manifest = handoff.read_manifest(run.workdir / 'refresh' / f'{since:08d}')
+    slices.append(tuple(manifest['query_slice']))
+    table = refresh.load(run, since)
+    assert table.shape == (16, 3)
+    made = [s for s in seen if since <= s[0] < since + 4]
+    triplets = [t for _, batch, _ in made for t in texts_of(batch)]
+    # 32 triplets of 3 a query: ten whole queries in a row, none twice.
+    queries = [query for query, _, _ in triplets[:30:3]]
+    assert len(set(queries)) == 10
+    for place, (query, positive, negative) in enumerate(triplets):
+      row = row_of(run.queries['train'], query)
+      assert slices[-1][0] <= row < slices[-1][1]
+      assert positive == text_of(run.passages, positives[row])
+      wanted = table[row - slices[-1][0], place % 3]
+      assert negative == text_of(run.passages, wanted)
+  assert slices == [(0, 16), (16, 32), (32, 48), (0, 16)]
+  # The other positives of a query are negatives to this code.
+  every = set(zip(*run.splits['train'].positives(), strict=True))
+  deep = run._replace(config=dataclasses.replace(config, hard_negatives=10))
+  refresh.refresh(deep, 4)
+  mined = {
+    (16 + query, passage)
+    for query, row in enumerate(refresh.load(deep, 4))
+    for passage in row
+  }
+  assert mined & every
+  assert not mined & set(positives.items())
+
+
+def text_of(rows, row):
+  return tuple(rows.ids[rows.offsets[row] : rows.offsets[row + 1]].tolist())
+
+
+def row_of(rows, text):
+  (row,) = [r for r in range(len(rows)) if text_of(rows, r) == text]
+  return row
+
+
+def texts_of(batch):
+  """Returns the (query, positive, negative) tokens of each row."""
+
+  def cut(ids, length):
+    return tuple(ids[:length].tolist())
+
+  return [
+    (
+      cut(batch.query_ids[i], batch.query_lengths[i]),
+      cut(batch.passage_ids[i, 0], batch.passage_lengths[i, 0]),
+      cut(batch.passage_ids[i, 1], batch.passage_lengths[i, 1]),
+    )
+    for i in range(len(batch.rows))
+  ]
+
+
+def test_the_released_code_goes_on_inside_of_a_slice_bit_for_bit(
+  tiny, tmp_path
+):
+  config = dataclasses.replace(
+    tiny,
+    method='ance_code',
+    query_slices=3,
+    hard_negatives=3,
+    max_steps=14,
+    num_devices=1,
+    steps_per_checkpoint=3,
+    checkpoints_to_keep=9,
+  )
+  train.run(config)
+  whole = read_params(config, 14)
+  for step in (12, 14):
+    shutil.rmtree(pathlib.Path(config.workdir) / 'checkpoints' / str(step))
+  train.run(config)
+  jax.tree.map(np.testing.assert_array_equal, read_params(config, 14), whole)
+
+
+def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
+  tiny, beir_folder, tmp_path, monkeypatch
+):
+  folder = tmp_path / 'qa'
+  shutil.copytree(beir_folder, folder)
+  config = dataclasses.replace(
+    tiny,
+    data_dir=str(folder),
+    method='ance_code_qa',
+    hard_negatives=1,
+    max_steps=8,
+    num_devices=1,
+  )
+  with pytest.raises(config_lib.BadInput, match='found 48 queries without'):
+    train.run(config)
+  shutil.rmtree(config.workdir)
+  queries = [
+    json.loads(line)
+    for line in (folder / 'queries.jsonl').read_text().splitlines()
+  ]
+  # The word of a query that is most its own; for two queries one of them all.
+  lines = [
+    {'_id': q['_id'], 'answers': [max(q['text'].split())]} for q in queries
+  ]
+  (folder / 'answers.jsonl').write_text(
+    ''.join(json.dumps(line) + '\n' for line in lines)
+  )
+  seen = watch_batches(monkeypatch)
+  train.run(config)
+  run = runs.read(config, ('train', 'dev'))[0]
+  table, split = refresh.load(run, 4), run.splits['train']
+  plain = mine_plainly(run, 4)
+  left_out = 0
+  for query, row in enumerate(table):
+    (answer,) = split.answers[query]
+    kept = [p for p in plain[query] if answer not in run.corpus.texts[p].split()]
+    left_out += config.top_k - len(kept)
+    assert row.tolist() == kept + [-1] * (config.top_k - len(kept))
+  assert logs.series(config.workdir, 'refresh/answers') == {4: left_out}
+  assert left_out > 0
+  for step, batch, negatives in seen:
+    if step >= 4:
+      for query, _, negative in texts_of(batch):
+        row = row_of(run.queries['train'], query)
+        there = [text_of(run.passages, p) for p in table[row] if p >= 0]
+        assert negative in there
+      assert len(negatives.rows) == (table[:, 0] >= 0).sum()
+
+
+def mine_plainly(run, step):
+  """Returns the top K of all training queries but for the last positive."""
+  other = run._replace(
+    config=dataclasses.replace(run.config, method='ance_code', hard_negatives=1)
+  )
+  last = dict(zip(*run.splits['train'].positives(last=True), strict=True))
+  shapes = encoders.shapes(run.retriever)
+  params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
+  watch = logs.Stopwatch()
+  indexed = evaluate.index_corpus(other, params, watch)
+  queries = evaluate.encode_queries(run, params, 'train', watch)
+  rows = index.search(indexed.faiss_index, queries, run.config.top_k + 1).rows
+  return [
+    [p for p in row.tolist() if p != last[query]][: run.config.top_k]
+    for query, row in enumerate(rows)
+  ]
 
 
 def test_the_sisters_share_the_warm_up_bit_for_bit(tiny):
