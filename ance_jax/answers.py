@@ -15,9 +15,7 @@ from ance_jax import logs
 
 # dpr/utils/tokenizers.py, SimpleTokenizer: words, else single characters that
 # are neither spaces nor control characters.
-_TOKEN = regex.compile(
-  r'[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]', regex.IGNORECASE | regex.MULTILINE
-)
+_TOKEN = r'[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]'
 # Passages whose tokens are kept; the same few are mined for many queries.
 _TEXTS_KEPT = 100_000
 
@@ -28,7 +26,7 @@ def tokens(text):
   No token holds a space, so that tokens stand in a row in a text where their
   string stands in its.
   """
-  found = _TOKEN.findall(unicodedata.normalize('NFD', text))
+  found = regex.findall(_TOKEN, unicodedata.normalize('NFD', text))
   return f' {" ".join(found)} '.lower()
 
 

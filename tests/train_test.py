@@ -219,7 +219,9 @@ def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
   left_out = 0
   for query, row in enumerate(table):
     (answer,) = split.answers[query]
-    kept = [p for p in plain[query] if answer not in run.corpus.texts[p].split()]
+    kept = [
+      p for p in plain[query] if answer not in run.corpus.texts[p].split()
+    ]
     left_out += config.top_k - len(kept)
     assert row.tolist() == kept + [-1] * (config.top_k - len(kept))
   assert logs.series(config.workdir, 'refresh/answers') == {4: left_out}

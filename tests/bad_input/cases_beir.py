@@ -24,6 +24,7 @@ from ance_jax import lexical
 CORPUS, QUERIES, TRAIN, DEV = (
   'corpus.jsonl', 'queries.jsonl', 'qrels/train.tsv', 'qrels/dev.tsv'
 )  # fmt: skip
+ANSWERS = 'answers.jsonl'
 HEADER = 'query-id\tcorpus-id\tscore\n'
 
 
@@ -73,6 +74,11 @@ def fourth(data, says):
 def judged(line, says):
   """Returns the case of a judgement that is refused."""
   return Refused(append(DEV, f'{line}\n'), says, DEV, 4)
+
+
+def answered(line, says, number=1):
+  """Returns the case of lines of answers that are refused."""
+  return Refused(put(ANSWERS, line), says, ANSWERS, number)
 
 
 def corpus_as(data, says, line=None):
@@ -356,6 +362,26 @@ CASES = {
   'nothing held out': Refused(
     lambda folder: {**(remove(DEV)(folder) or {}), 'dev_fraction': 0.0},
     "split 'dev' must have judged queries",
+  ),
+  # Answers.
+  'answers': Accepted(put(ANSWERS, record(_id='q0', answers=['a', 'b']))),
+  'answer as a text': answered(
+    record(_id='q0', answers='a'), "have as 'answers' a list of strings"
+  ),
+  'answer as a number': answered(
+    record(_id='q0', answers=[1970]), "have as 'answers' a list of strings"
+  ),
+  'empty answer': answered(
+    record(_id='q0', answers=['a', ' ']), 'none empty; found'
+  ),
+  'answers by another name': answered(
+    record(_id='q0', answer=['a']), "have as 'answers' a list of strings"
+  ),
+  'answer to no query': answered(
+    record(_id='q9', answers=['a']), 'answered query id must be one of the data'
+  ),
+  'answered twice': answered(
+    2 * record(_id='q0', answers=['a']), 'must have one line of answers', 2
   ),
   'split that is not there': Refused(
     settings(train_split='trian'), 'where there is dev.tsv, train.tsv; name'

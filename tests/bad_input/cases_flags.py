@@ -106,6 +106,7 @@ CASES = {
   'no vocabulary': value('--vocab_size=0', '--vocab_size must be at least 1'),
   'no negatives': value('--hard_negatives=0', 'at least 1; found 0'),
   'no passages mined': value('--top_k=-1', '--top_k must be at least 1'),
+  'no slices': value('--query_slices=0', 'at least 1; found 0'),
   'no block': value('--rows_per_block=0', 'at least 1; found 0'),
   'no refresh': value('--steps_per_refresh=0', 'at least 1; found 0'),
   'no checkpoint kept': value('--checkpoints_to_keep=0', 'at least 1'),
@@ -130,7 +131,9 @@ CASES = {
   'steps beyond int32': value(f'--max_steps={2**31}', 'be below 2**31'),
   'steps beyond int64': value(f'--max_steps={10**30}', 'be below 2**31'),
   # Values that are none of those there are.
-  'method misspelt': line('--method=anse', 'bm25, dpr, ance, ance_in_batch; '),
+  'method misspelt': line(
+    '--method=anse', 'bm25, dpr, ance, ance_code, ance_code_qa, ance_in_batch; '
+  ),
   'similarity misspelt': line('--similarity=cos', 'one of dot, cosine'),
   'another similarity': line('--similarity=euclidean', 'one of dot, cosine'),
   'capital in a choice': line('--pooling=CLS', "one of cls, mean; found 'CLS'"),

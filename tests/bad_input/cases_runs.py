@@ -302,6 +302,18 @@ CASES = {
   'drawn beyond the mined': job(
     'check a refresh', 'must be at most --top_k; found 3', hard_negatives=3
   ),
+  'more slices than queries': job(
+    'check a refresh', 'at most the 2 training queries', query_slices=3
+  ),
+  'slices of a row that does not mine': job(
+    'check a refresh',
+    'must be 1 for rows that do not mine',
+    query_slices=2,
+    method='in_batch',
+  ),
+  'no answers': job(
+    'check a refresh', 'found 2 queries without', method='ance_code_qa'
+  ),
   'no index': job('check a refresh', 'a FAISS factory string', index='Flatt'),
   'no parameter': job(
     'check a refresh', 'and --index_params', index_params='x'
