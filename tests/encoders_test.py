@@ -11,7 +11,7 @@ from ance_jax import bert
 from ance_jax import encoders
 
 BODY = bert.BodyConfig('bert', 60, 16, 2, 2, 32, 24, 2, 1e-12, 'gelu')
-RETRIEVER = encoders.Retriever(BODY, True, 'mean', 0, 'dot', 8, 16)
+RETRIEVER = encoders.Retriever(BODY, True, 'mean', 0, True, 'dot', 8, 16, ' ')
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_our_weights_in_torch_give_our_activations(kind, tmp_path):
   model = make_torch(kind, tmp_path)
   body = hub.read_config(str(tmp_path))
   tower = encoders.init(
-    encoders.Retriever(body, True, 'cls', 0, 'dot', 40, 40), 1
+    encoders.Retriever(body, True, 'cls', 0, True, 'dot', 40, 40, ' '), 1
   )['tied']
   params = jax.tree.map(lambda p: 5 * np.asarray(p), tower['body'])
   tensors = weights.body_to_tensors(params, body)

@@ -49,7 +49,7 @@ def make_sound(folder, sound):
   """Copies a BERT folder, which is made once."""
   if not os.listdir(sound):
     params = encoders.init(
-      encoders.Retriever(BODY, True, 'cls', 0, 'dot', 8, 8), 0
+      encoders.Retriever(BODY, True, 'cls', 0, True, 'dot', 8, 8, ' '), 0
     )['tied']['body']
     save_file(weights.body_to_tensors(params, BODY), sound / WEIGHTS)
     tokens.train_vocabulary(TEXTS, 60).save_pretrained(sound)
@@ -176,7 +176,7 @@ def module(number, **values):
 
 def _run_of_ours(change):
   def make(folder):
-    retriever = encoders.Retriever(BODY, True, 'cls', 0, 'dot', 8, 8)
+    retriever = encoders.Retriever(BODY, True, 'cls', 0, True, 'dot', 8, 8, ' ')
     tokenizer = tokens.load_tokenizer(str(folder))
     record = weights.model_files(retriever, tokenizer)
     step = folder / 'checkpoints' / '3'
