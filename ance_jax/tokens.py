@@ -7,6 +7,7 @@ maps).
 """
 
 import hashlib
+import json
 import os
 import pathlib
 from typing import NamedTuple
@@ -143,20 +144,22 @@ def load_tokenizer(name):
 def check_case(tokenizer, name):
   """Raises `BadInput` if a tokenizer's files and its class differ on case.
 
-  What transformers 2 lower-cased, as ANCE's tokenizer, transformers 5 does not:
-  of `do_lower_case` it takes no notice in the classes of RoBERTa and DPR.
+  What ANCE's tokenizer lower-cased with transformers 2, that of transformers 5
+  does not: the class of RoBERTa takes no notice of `do_lower_case`, nor of what
+  tokenizer.json says.
 
   Args:
     tokenizer: What `load_tokenizer` gave.
     name: Folder or hub name that it is of.
   """
-  settings = transformers.models.auto.tokenization_auto.get_tokenizer_config
-  said, does = settings(name).get('do_lower_case'), _lower_cases(tokenizer)
-  if isinstance(said, bool) and said != does:
+  said, does = _says_lower_case(name), _lower_cases(tokenizer)
+  if said not in (None, does):
+    cases, keeps = 'one that lower-cases', 'one that keeps capitals'
     raise config_lib.BadInput(
-      'a tokenizer must lower-case if its tokenizer_config.json says so, and '
-      f'only then; found do_lower_case {said} at {name} and a tokenizer that '
-      f'{"does" if does else "does not"}; set --lower_case or --nolower_case.'
+      'a tokenizer must lower-case if its files say so, and only then; found '
+      f'{cases if does else keeps}, and files of {cases if said else keeps}, '
+      f'at {name}; set --lower_case or --nolower_case, or mend '
+      'tokenizer_config.json.'
     )
 
 
@@ -304,6 +307,19 @@ def _plain(tokenizer):
     model_max_length=tokenizer.model_max_length,
     **{name: token for name, token in special.items() if token is not None},
   )
+
+
+def _says_lower_case(name):
+  """Returns whether a tokenizer lower-cases by its files; None: not said."""
+  settings = transformers.models.auto.tokenization_auto.get_tokenizer_config
+  said = settings(name).get('do_lower_case')
+  path = transformers.utils.cached_file(
+    name, 'tokenizer.json', _raise_exceptions_for_missing_entries=False
+  )
+  if isinstance(said, bool) or path is None:
+    return said if isinstance(said, bool) else None
+  normalizer = json.dumps(reading.json_file(path).get('normalizer'))
+  return '"Lowercase"' in normalizer or '"lowercase": true' in normalizer
 
 
 def _lower_cases(tokenizer):

@@ -319,6 +319,12 @@ def _retriever(config, source):
         f'--{name} must be at most the {longest} tokens that the model can '
         f'take; found {chosen[name]}; lower it.'
       )
+  if config.head_norm is not None and not chosen['head_size']:
+    raise config_lib.BadInput(
+      '--head_norm must be with a projection; found it '
+      f'{str(config.head_norm).lower()} without one; set --head_size too, or '
+      'leave it out.'
+    )
   return encoders.Retriever(
     source.body, tied=chosen.pop('tie_encoders'), **chosen
   )
