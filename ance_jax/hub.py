@@ -209,7 +209,7 @@ def _kind(given, name):
     (
       # Their positions are counted from behind it.
       kind in ('roberta', 'mpnet') and padding != 1,
-      f'a {kind} of pad_token_id {padding} instead of 1',
+      f'{kind} with pad_token_id {padding} instead of 1',
     ),
     (
       # Its code has this number, too, whatever config.json says.

@@ -211,8 +211,8 @@ def body_from_tensors(tensors, body, where):
   ):
     if names:
       raise config_lib.BadInput(
-        f'a {body.model_type} checkpoint must have exactly the tensors of its '
-        f'architecture; found that {names[0][:80]} {problem} ({len(names)} '
+        f'a checkpoint of {body.model_type} must have exactly the tensors of '
+        f'its architecture; found that {names[0][:80]} {problem} ({len(names)} '
         f'such) in {where}; use a complete checkpoint of that architecture.'
       )
   params = {}

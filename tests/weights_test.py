@@ -57,12 +57,14 @@ def make_torch(kind, folder):
   make_config, make_model = classes[kind]
   first = 2 if kind in ('roberta', 'mpnet') else 0
   sizes = {'dim': 32, 'n_layers': 3, 'n_heads': 4, 'hidden_dim': 48}
+  sizes['activation'] = 'relu'
   if kind != 'distilbert':
     sizes = {
       'hidden_size': 32,
       'num_hidden_layers': 3,
       'num_attention_heads': 4,
       'intermediate_size': 48,
+      'hidden_act': 'gelu_new' if kind == 'mpnet' else 'gelu',
       'layer_norm_eps': 1e-12 if kind == 'bert' else 1e-5,
     }
   if kind in ('bert', 'roberta'):
@@ -398,6 +400,7 @@ def test_prefixes_old_names_and_pretraining_layers_are_understood(saved):
   old['bert.pooler.dense.weight'] = np.zeros((16, 16), np.float32)
   old['bert.embeddings.position_ids'] = np.arange(24)
   old['cls.predictions.bias'] = np.zeros(60, np.float32)
+  old['vocab_transform.weight'] = np.zeros((16, 16), np.float32)
   found = weights.body_from_tensors(old, BODY, 'here')
   expected = weights.body_from_tensors(tensors, BODY, 'here')
   jax.tree.map(np.testing.assert_array_equal, found, expected)
