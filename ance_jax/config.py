@@ -163,8 +163,8 @@ class Config:
   prefix_space: bool | None = knob(
     None,
     'Put a space before each text, so that its first word is one like others; '
-    'only for byte-level tokenizers, such as those of RoBERTa. ANCE: true. Not '
-    "given: what the checkpoint's tokenizer does.",
+    'only for byte-level tokenizers, such as those of RoBERTa. ANCE asks for '
+    "none, STAR for one. Not given: what the checkpoint's tokenizer does.",
   )
   dropout_rate: float = knob(
     0.1, 'Dropout in training, on activations and attention. BERT: 0.1.'

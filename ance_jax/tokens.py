@@ -23,6 +23,7 @@ from ance_jax import reading
 
 PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 Tokenizer = transformers.PreTrainedTokenizerFast
+# Between title and text, as in BEIR and sentence-transformers.
 SPACE = ' '
 _ROWS_AT_ONCE = 4096
 
@@ -313,11 +314,13 @@ def _says_lower_case(name):
   """Returns whether a tokenizer lower-cases by its files; None: not said."""
   settings = transformers.models.auto.tokenization_auto.get_tokenizer_config
   said = settings(name).get('do_lower_case')
+  if isinstance(said, bool):
+    return said
   path = transformers.utils.cached_file(
     name, 'tokenizer.json', _raise_exceptions_for_missing_entries=False
   )
-  if isinstance(said, bool) or path is None:
-    return said if isinstance(said, bool) else None
+  if path is None:
+    return None
   normalizer = json.dumps(reading.json_file(path).get('normalizer'))
   return '"Lowercase"' in normalizer or '"lowercase": true' in normalizer
 
