@@ -1,6 +1,7 @@
-"""The transformer body: BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019).
+"""The transformer body: BERT, RoBERTa, DistilBERT, MPNet.
 
-The mathematics is theirs; three habits make it faster on CPUs and change only
+Devlin et al. 2019, Liu et al. 2019, Sanh et al. 2019, Song et al. 2020. The
+mathematics is theirs; three habits make it faster on CPUs and change only
 rounding and which random numbers dropout draws: activations are (B L, D)
 everywhere but in attention, attention weights are normalised after their
 product with the values, and dropout masks are a hash of their position.
@@ -20,9 +21,11 @@ ACTIVATIONS = {
   'relu': nn.relu,
 }
 # Position embeddings that stand before that of the first token.
-POSITIONS_BEFORE = {'bert': 0, 'roberta': 2}
-# The weights' own standard deviation at the start, as in both papers' code.
-_INITIALIZER = nn.initializers.normal(0.02)
+POSITIONS_BEFORE = {'bert': 0, 'roberta': 2, 'distilbert': 0, 'mpnet': 2}
+# Rows of MPNet's relative bias: half of them for keys before the query.
+NUM_BUCKETS = 32
+# The weights' own standard deviation at the start, as in all four's code.
+INITIALIZER = nn.initializers.normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +33,15 @@ class BodyConfig:
   """Sizes of a transformer body.
 
   Attributes:
-    model_type: 'bert' or 'roberta', which differ in their positions.
+    model_type: Key of `POSITIONS_BEFORE`; 'mpnet' has a relative bias too.
     vocab_size: Entries of the vocabulary.
     hidden_size: D, width of an activation.
     num_layers: Transformer layers.
     num_heads: Attention heads; they divide `hidden_size`.
     intermediate_size: Width of the feed-forward layers.
     max_positions: Rows of the position embedding.
-    num_types: Rows of the token type embedding; only row 0 is used.
+    num_types: Rows of the token type embedding, of which only row 0 is used;
+      0: there is none.
     layer_norm_epsilon: Added to the variance in LayerNorm.
     activation: Key of `ACTIVATIONS`.
   """
@@ -100,18 +104,40 @@ class Body(nn.Module):
     places = slice(first, first + length)
     x = self._table('word_embedding', c.vocab_size)[ids]
     x += self._table('position_embedding', c.max_positions)[places]
-    x += self._table('type_embedding', c.num_types)[0]
+    if c.num_types:
+      x += self._table('type_embedding', c.num_types)[0]
     x = x.astype(self.dtype).reshape(batch * length, -1)
     x = _layer_norm(c, self.dtype, 'embedding_norm')(x)
     x = drop(x, dropout, 0)
     real = jnp.arange(length) < lengths[:, None]
+    bias = None
+    if c.model_type == 'mpnet':
+      bias = RelativeBias(c.num_heads, name='relative')(length)
     for number in range(c.num_layers):
       layer = Layer(c, self.dtype, name=f'layer_{number}')
-      x = layer(x, real, dropout, 3 * number + 1)
+      x = layer(x, real, bias, dropout, 3 * number + 1)
     return x.reshape(batch, length, -1)
 
   def _table(self, name, rows):
-    return self.param(name, _INITIALIZER, (rows, self.config.hidden_size))
+    return self.param(name, INITIALIZER, (rows, self.config.hidden_size))
+
+
+class RelativeBias(nn.Module):
+  """Number of tokens -> what is added to the scores of all of MPNet's layers.
+
+  A query and a key share a learned number a head with all pairs whose distance
+  falls into the same bucket (Raffel et al. 2020, T5, section 2.1).
+  """
+
+  num_heads: int
+
+  @nn.compact
+  def __call__(self, length):
+    """Returns (heads, L, L) float32, by query and key."""
+    # Named so that it is not decayed: theirs is called a bias, too.
+    table = self.param('bias', INITIALIZER, (NUM_BUCKETS, self.num_heads))
+    place = np.arange(length)
+    return table[buckets(place - place[:, None])].transpose(2, 0, 1)
 
 
 class Layer(nn.Module):
@@ -121,12 +147,13 @@ class Layer(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, real, dropout, site):
+  def __call__(self, x, real, bias, dropout, site):
     """Returns (B L, D) activations.
 
     Args:
       x: (B L, D) activations.
       real: (B, L) bool, false for padding.
+      bias: (heads, L, L) float32, added to the scores, or None.
       dropout: A `Dropout`, or None.
       site: int, the first of three numbers for the layer's dropout masks.
     """
@@ -136,7 +163,7 @@ class Layer(nn.Module):
       self._dense(c.hidden_size, name)(x).reshape(heads)
       for name in ('query', 'key', 'value')
     )
-    mixed = attention(query, key, value, real, dropout, site)
+    mixed = attention(query, key, value, real, bias, dropout, site)
     mixed = self._dense(c.hidden_size, 'output')(mixed.reshape(x.shape))
     mixed = drop(mixed, dropout, site + 1)
     x = _layer_norm(c, self.dtype, 'attention_norm')(x + mixed)
@@ -145,12 +172,10 @@ class Layer(nn.Module):
     return _layer_norm(c, self.dtype, 'norm')(x + inner)
 
   def _dense(self, width, name):
-    return nn.Dense(
-      width, dtype=self.dtype, kernel_init=_INITIALIZER, name=name
-    )
+    return nn.Dense(width, dtype=self.dtype, kernel_init=INITIALIZER, name=name)
 
 
-def attention(query, key, value, real, dropout, site):
+def attention(query, key, value, real, bias, dropout, site):
   """Returns scaled dot-product attention (Vaswani et al. 2017, eq. 1).
 
   Args:
@@ -158,6 +183,7 @@ def attention(query, key, value, real, dropout, site):
     key: What each query position is compared with.
     value: What is averaged.
     real: (B, L) bool, the positions that may be looked at; one at least.
+    bias: (heads, L, L) float32, added to the scaled products, or None.
     dropout: A `Dropout` on the weights, or None.
     site: int, number of the dropout mask.
 
@@ -168,6 +194,8 @@ def attention(query, key, value, real, dropout, site):
     'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
   )
   scores *= np.float32(query.shape[-1] ** -0.5)
+  if bias is not None:
+    scores += bias
   scores = jnp.where(real[:, None, None], scores, -jnp.inf)
   highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
   weights = jnp.exp(scores - highest)
@@ -177,6 +205,22 @@ def attention(query, key, value, real, dropout, site):
     'bhqk,bkhd->bqhd', weights, value, preferred_element_type=jnp.float32
   )
   return (mixed / total.transpose(0, 2, 1)[..., None]).astype(value.dtype)
+
+
+def buckets(distance):
+  """Returns the bucket of each entry of an int array: key less query place.
+
+  Distances below 8 have one of their own, those from 8 to 127 share 8 that grow
+  in powers of the square root of 2, and the last holds all from 91 on.
+  """
+  half = NUM_BUCKETS // 2
+  far = np.abs(distance).astype(np.int64)
+  # 8 + floor(log(far / 8) / log(128 / 8) * 8) without logarithms, whose
+  # rounding decides at powers of 2: it is floor(log2(far ** 2)) + 2.
+  shared = np.frexp((far * far).astype(np.float64))[1] + 1
+  near = half // 2
+  bucket = np.where(far < near, far, np.minimum(shared, half - 1))
+  return bucket + half * (distance > 0)
 
 
 def drop(x, dropout, site):

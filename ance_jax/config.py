@@ -98,9 +98,9 @@ class Config:
   # Encoder. None: what --init_from brings with it.
   init_from: str = knob(
     '',
-    'Weights to start from: a run of ours, a folder or hub name of a BERT or '
-    'RoBERTa model, or a sentence-transformers folder. Empty: random weights '
-    'and a vocabulary trained on the corpus.',
+    'Weights to start from: a run of ours, a folder or hub name of a BERT, '
+    'RoBERTa, DistilBERT or MPNet model, or a sentence-transformers folder. '
+    'Empty: random weights and a vocabulary trained on the corpus.',
   )
   vocab_size: int = knob(
     8192, 'Entries of the vocabulary, without --init_from.'
@@ -130,8 +130,13 @@ class Config:
   )
   head_size: int | None = knob(
     None,
-    'Width of a linear projection and LayerNorm after the pooling; 0: none. '
-    "ANCE: 768. Not given: the checkpoint's own, else none.",
+    'Width of a linear projection after the pooling; 0: none. ANCE: 768; DPR: '
+    "none. Not given: the checkpoint's own, else none.",
+  )
+  head_norm: bool | None = knob(
+    None,
+    'Whether a LayerNorm follows the projection of --head_size. ANCE: true; '
+    "DPR: false. Not given: the checkpoint's own, else true.",
   )
   query_length: int | None = knob(
     None,
@@ -142,6 +147,24 @@ class Config:
     None,
     "Tokens of a passage at most. ANCE: 512. Not given: the checkpoint's own, "
     'else 512.',
+  )
+  title_separator: str | None = knob(
+    None,
+    'What stands between title and text of a passage: a space, or the '
+    "tokenizer's separator token. DPR, and ANCE on MS MARCO documents: token. "
+    "Not given: the checkpoint's own, else space.",
+    choices=('space', 'token'),
+  )
+  lower_case: bool | None = knob(
+    None,
+    'Lower-case all texts before they are tokenized. ANCE: true, with a '
+    "RoBERTa. Not given: what the checkpoint's tokenizer does.",
+  )
+  prefix_space: bool | None = knob(
+    None,
+    'Put a space before each text, so that its first word is one like others; '
+    'only for byte-level tokenizers, such as those of RoBERTa. ANCE asks for '
+    "none, STAR for one. Not given: what the checkpoint's tokenizer does.",
   )
   dropout_rate: float = knob(
     0.1, 'Dropout in training, on activations and attention. BERT: 0.1.'

@@ -21,20 +21,25 @@ class Retriever:
     body: Sizes of the transformer of a tower.
     tied: Whether queries and passages share one tower.
     pooling: 'cls', the first token's vector, or 'mean' of all.
-    head_size: Width of a projection and LayerNorm after pooling (ANCE's
-      `embeddingHead` and `norm`); 0: none.
+    head_size: Width of a projection after pooling (ANCE's `embeddingHead`,
+      DPR's `encode_proj`); 0: none.
+    head_norm: Whether a LayerNorm follows the projection (ANCE's `norm`).
     similarity: 'dot' or 'cosine' of the embeddings.
     query_length: Tokens of a query at most.
     passage_length: Tokens of a passage at most.
+    title_separator: What stands between title and text of a passage, a special
+      token perhaps. Lower-casing and the like are in the tokenizer.
   """
 
   body: bert.BodyConfig
   tied: bool
   pooling: str
   head_size: int
+  head_norm: bool
   similarity: str
   query_length: int
   passage_length: int
+  title_separator: str
 
   @property
   def embedding_size(self):
@@ -80,10 +85,11 @@ class Tower(nn.Module):
       real = jnp.arange(ids.shape[1]) < lengths[:, None]
       x = jnp.einsum('bld,bl->bd', x, real / lengths[:, None])
     if r.head_size:
-      x = nn.Dense(r.head_size, name='head')(x)
-      x = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name='head_norm')(
-        x
-      )
+      # Both papers' code starts it as the body is.
+      x = nn.Dense(r.head_size, kernel_init=bert.INITIALIZER, name='head')(x)
+    if r.head_size and r.head_norm:
+      norm = nn.LayerNorm(1e-5, use_fast_variance=False, name='head_norm')
+      x = norm(x)
     if r.similarity == 'cosine':
       x /= jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     return x

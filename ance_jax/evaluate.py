@@ -227,7 +227,7 @@ def _model_finder(config):
 def _bm25(config, split_names):
   runs.require_workdir(config)
   corpus, splits = corpora.load(config, split_names)
-  texts = list(tokens.passage_texts(corpus))
+  texts = list(tokens.passage_texts(corpus, tokens.SPACE))
   rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
   return rank, corpus, splits
 

@@ -17,16 +17,29 @@ from ance_jax import config as config_lib
 from ance_jax import reading
 
 # model_type of Hugging Face -> of our body.
-_BODIES = {'bert': 'bert', 'roberta': 'roberta', 'xlm-roberta': 'roberta'}
-_SIZES = (
-  'vocab_size',
-  'hidden_size',
-  'num_hidden_layers',
-  'num_attention_heads',
-  'intermediate_size',
-  'max_position_embeddings',
-  'type_vocab_size',
-)
+_BODIES = {
+  'bert': 'bert',
+  'roberta': 'roberta',
+  'xlm-roberta': 'roberta',
+  'distilbert': 'distilbert',
+  'mpnet': 'mpnet',
+}
+# Size in `bert.BodyConfig` -> key of config.json, and what DistilBERT has.
+_BERT_KEYS = {
+  'vocab_size': 'vocab_size',
+  'hidden_size': 'hidden_size',
+  'num_layers': 'num_hidden_layers',
+  'num_heads': 'num_attention_heads',
+  'intermediate_size': 'intermediate_size',
+  'max_positions': 'max_position_embeddings',
+  'num_types': 'type_vocab_size',
+}
+_DISTILBERT_KEYS = {
+  'hidden_size': 'dim',
+  'num_layers': 'n_layers',
+  'num_heads': 'n_heads',
+  'intermediate_size': 'hidden_dim',
+}
 # Of any such number in a config.json: a table of tensors is made from it.
 _MAX_LAYERS, _MAX_SIZE = 1000, 2**31
 # Safetensors' names of types that weights may be stored in.
@@ -41,12 +54,14 @@ class SentenceTransformer(NamedTuple):
     length: Tokens of a text at most, or None.
     pooling: 'cls' or 'mean'.
     similarity: 'dot' or 'cosine'.
+    lower_case: Whether texts are lower-cased, whatever the tokenizer does.
   """
 
   body_folder: str
   length: int | None
   pooling: str
   similarity: str
+  lower_case: bool
 
 
 def read_config(name):
@@ -65,36 +80,13 @@ def read_config(name):
       f'none at {name}; check --init_from.'
     )
   given = reading.json_file(path)
-  problems = [
-    ('auto_map' in given, 'code of its own (auto_map)'),
-    (
-      given.get('model_type') not in list(_BODIES),
-      f'model_type {given.get("model_type")}',
-    ),
-    (given.get('is_decoder'), 'a decoder'),
-    (
-      given.get('position_embedding_type', 'absolute') != 'absolute',
-      f'positions {given.get("position_embedding_type")}',
-    ),
-    (
-      given.get('hidden_act', 'gelu') not in list(bert.ACTIVATIONS),
-      f'hidden_act {given.get("hidden_act")}',
-    ),
-    (
-      # Their positions are counted from behind it.
-      _BODIES.get(str(given.get('model_type'))) == 'roberta'
-      and given.get('pad_token_id', 1) != 1,
-      f'a RoBERTa of pad_token_id {given.get("pad_token_id")} instead of 1',
-    ),
-  ]
-  for found, what in problems:
-    if found:
-      raise config_lib.BadInput(
-        f'an encoder must be a BERT or RoBERTa with absolute positions and one '
-        f'of {", ".join(bert.ACTIVATIONS)}; found {what[:120]} at {name}; use '
-        'another.'
-      )
-  _check_sizes(given, path)
+  kind = _kind(given, name)
+  keys = dict(_BERT_KEYS)
+  if kind == 'distilbert':
+    keys |= _DISTILBERT_KEYS
+  if kind in ('distilbert', 'mpnet'):
+    del keys['num_types']
+  _check_sizes(given, keys, path)
   try:
     theirs = transformers.AutoConfig.from_pretrained(
       name, trust_remote_code=False
@@ -106,7 +98,18 @@ def read_config(name):
       f'one that it does not ({" ".join(str(error).split())[:200]})',
       'save the model again',
     ) from error
-  return _body(theirs, path)
+  # Again: a size that is not given has a default, or came by a second name.
+  _check_sizes(theirs.to_dict(), keys, path)
+  sizes = {ours: getattr(theirs, key) for ours, key in keys.items()}
+  body = bert.BodyConfig(
+    **{'num_types': 0, **sizes},
+    model_type=kind,
+    # DistilBERT's code has the number, not its config.json.
+    layer_norm_epsilon=1e-12 if kind == 'distilbert' else theirs.layer_norm_eps,
+    activation=getattr(theirs, _activation_key(kind)),
+  )
+  _check_body(body, keys, path)
+  return body
 
 
 def read_tensors(name, without):
@@ -170,26 +173,72 @@ def read_sentence_transformer(folder):
       raise _not_ours(what, folder)
   body_folder = reading.inside(folder, modules[0].get('path', ''), path)
   sizes = _optional_json(body_folder / 'sentence_bert_config.json')
-  if sizes.get('do_lower_case'):
-    raise _not_ours('do_lower_case', folder)
+  lower_case = sizes.get('do_lower_case', False)
+  if type(lower_case) is not bool:
+    raise _not_ours(f'do_lower_case {lower_case}', folder)
   pooling = reading.inside(folder, modules[1].get('path', ''), path)
   return SentenceTransformer(
     str(body_folder),
     _length(sizes, body_folder),
     _pooling(pooling / 'config.json'),
     'cosine' if 'Normalize' in kinds or named == 'cosine' else 'dot',
+    lower_case,
   )
 
 
-def _check_sizes(given, path):
+def _kind(given, name):
+  """Returns the `model_type` of our body for what a config.json gives.
+
+  Raises:
+    BadInput: It is of a body that we do not have.
+  """
+  kind = _BODIES.get(str(given.get('model_type')))
+  activation = given.get(_activation_key(kind), 'gelu')
+  padding = given.get('pad_token_id', 1)
+  num_buckets = given.get('relative_attention_num_buckets', bert.NUM_BUCKETS)
+  positions = given.get('position_embedding_type', 'absolute')
+  for found, what in (
+    ('auto_map' in given, 'code of its own (auto_map)'),
+    (kind is None, f'model_type {given.get("model_type")}'),
+    (given.get('is_decoder'), 'a decoder'),
+    (positions != 'absolute', f'positions {positions}'),
+    (
+      activation not in list(bert.ACTIVATIONS),
+      f'{_activation_key(kind)} {activation}',
+    ),
+    (
+      # Their positions are counted from behind it.
+      kind in ('roberta', 'mpnet') and padding != 1,
+      f'{kind} with pad_token_id {padding} instead of 1',
+    ),
+    (
+      # Its code has this number, too, whatever config.json says.
+      kind == 'mpnet' and num_buckets != bert.NUM_BUCKETS,
+      f'{num_buckets} buckets of distances instead of {bert.NUM_BUCKETS}',
+    ),
+  ):
+    if found:
+      raise config_lib.BadInput(
+        f'an encoder must be one of {", ".join(_BODIES)}, with absolute '
+        f'positions and one of {", ".join(bert.ACTIVATIONS)}; found '
+        f'{what[:120]} at {name}; use another.'
+      )
+  return kind
+
+
+def _activation_key(kind):
+  return 'activation' if kind == 'distilbert' else 'hidden_act'
+
+
+def _check_sizes(given, keys, path):
   """Raises `BadInput` for numbers of a config.json that no model can have."""
-  for name in _SIZES:
-    size = given.get(name, 1)
-    most = _MAX_LAYERS if name == 'num_hidden_layers' else _MAX_SIZE
+  for ours, key in keys.items():
+    size = given.get(key, 1)
+    most = _MAX_LAYERS if ours == 'num_layers' else _MAX_SIZE
     if type(size) is not int or not 1 <= size <= most:
       raise reading.bad(
         path,
-        f'{name} must be a whole number from 1 to {most:,}',
+        f'{key} must be a whole number from 1 to {most:,}',
         reading.quoted(size),
         "give the checkpoint's own",
       )
@@ -203,24 +252,12 @@ def _check_sizes(given, path):
     )
 
 
-def _body(theirs, path):
-  """Returns the `bert.BodyConfig` of a transformers config."""
-  body = bert.BodyConfig(
-    model_type=_BODIES[theirs.model_type],
-    vocab_size=theirs.vocab_size,
-    hidden_size=theirs.hidden_size,
-    num_layers=theirs.num_hidden_layers,
-    num_heads=theirs.num_attention_heads,
-    intermediate_size=theirs.intermediate_size,
-    max_positions=theirs.max_position_embeddings,
-    num_types=theirs.type_vocab_size,
-    layer_norm_epsilon=theirs.layer_norm_eps,
-    activation=theirs.hidden_act,
-  )
+def _check_body(body, keys, path):
+  """Raises `BadInput` for sizes that do not go together."""
   if body.hidden_size % body.num_heads:
     raise reading.bad(
       path,
-      'num_attention_heads must divide hidden_size',
+      f'{keys["num_heads"]} must divide {keys["hidden_size"]}',
       f'{body.num_heads} and {body.hidden_size}',
       "give the checkpoint's own",
     )
@@ -231,7 +268,6 @@ def _body(theirs, path):
       body.max_positions,
       "give the checkpoint's own",
     )
-  return body
 
 
 def _read_shard(path, without):

@@ -114,7 +114,7 @@ def bm25_negatives(run):
   folder = run.workdir / 'bm25'
   if not handoff.find(folder, about):
     split = run.splits[config.train_split]
-    texts = list(tokens.passage_texts(run.corpus))
+    texts = list(tokens.passage_texts(run.corpus, tokens.SPACE))
     rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
 
     def find(rows, depth):

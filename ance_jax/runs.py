@@ -55,7 +55,9 @@ class Run(NamedTuple):
 def begin(config, split_names):
   """Returns (Run, parameters) of a new run."""
   dataset = corpora.load(config, split_names)
-  model = weights.load(config, tokens.passage_texts(dataset.corpus))
+  model = weights.load(
+    config, tokens.passage_texts(dataset.corpus, tokens.SPACE)
+  )
   return _run(config, dataset, model.retriever, model.tokenizer), model.params
 
 
@@ -113,7 +115,9 @@ def read(config, split_names):
       f'in {config.workdir} and no --init_from; set one of the two.'
     )
   dataset = corpora.load(config, split_names)
-  model = weights.load(config, tokens.passage_texts(dataset.corpus))
+  model = weights.load(
+    config, tokens.passage_texts(dataset.corpus, tokens.SPACE)
+  )
   run = _run(config, dataset, model.retriever, model.tokenizer)
   return run, devices_lib.replicate(model.params, devices), 0
 
@@ -178,11 +182,11 @@ def _run(config, dataset, retriever, tokenizer):
   corpus = dataset.corpus
   passages = tokens.token_rows(
     tokenizer,
-    tokens.passage_texts(corpus),
+    tokens.passage_texts(corpus, retriever.title_separator),
     what='passages',
     num_texts=len(corpus.texts),
     length=retriever.passage_length,
-    content_hash=corpus.hash,
+    content_hash=f'{corpus.hash} {retriever.title_separator!r}',
     folder=folder,
   )
   queries = {

@@ -7,6 +7,7 @@ maps).
 """
 
 import hashlib
+import json
 import os
 import pathlib
 from typing import NamedTuple
@@ -22,8 +23,8 @@ from ance_jax import reading
 
 PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 Tokenizer = transformers.PreTrainedTokenizerFast
-# What stands between title and text: as in BEIR and sentence-transformers.
-TITLE_SEPARATOR = ' '
+# Between title and text, as in BEIR and sentence-transformers.
+SPACE = ' '
 _ROWS_AT_ONCE = 4096
 
 
@@ -138,13 +139,95 @@ def load_tokenizer(name):
       'a tokenizer must put special tokens around a text; found none around '
       f'an empty one at {name}; add its post_processor to tokenizer.json.'
     )
-  return tokenizer
+  return _plain(tokenizer)
 
 
-def passage_texts(corpus):
-  """Yields what is tokenized of each passage: title, if any, and text."""
+def check_case(tokenizer, name):
+  """Raises `BadInput` if a tokenizer's files and its class differ on case.
+
+  What ANCE's tokenizer lower-cased with transformers 2, that of transformers 5
+  does not: the class of RoBERTa takes no notice of `do_lower_case`, nor of what
+  tokenizer.json says.
+
+  Args:
+    tokenizer: What `load_tokenizer` gave.
+    name: Folder or hub name that it is of.
+  """
+  said, does = _says_lower_case(name), _lower_cases(tokenizer)
+  if said not in (None, does):
+    cases, keeps = 'one that lower-cases', 'one that keeps capitals'
+    raise config_lib.BadInput(
+      'a tokenizer must lower-case if its files say so, and only then; found '
+      f'{cases if does else keeps}, and files of {cases if said else keeps}, '
+      f'at {name}; set --lower_case or --nolower_case, or mend '
+      'tokenizer_config.json.'
+    )
+
+
+def set_flavour(tokenizer, *, lower_case, prefix_space):
+  """Makes a tokenizer change texts first, as a part of its tokenizer.json.
+
+  So it cannot be forgotten where a text is tokenized, and is saved with it.
+
+  Args:
+    tokenizer: A fast transformers tokenizer.
+    lower_case: Whether texts are lower-cased; None: as it is.
+    prefix_space: Whether a space is put before each text; None: as it is.
+
+  Raises:
+    BadInput: It cannot do what is asked for.
+  """
+  backend = tokenizer.backend_tokenizer
+  if lower_case is False and _lower_cases(tokenizer):
+    raise config_lib.BadInput(
+      '--lower_case must be true, or left out, with a tokenizer that '
+      'lower-cases; found it false; use a checkpoint that has capitals.'
+    )
+  if lower_case and not _lower_cases(tokenizer):
+    # Letter by letter: unlike Python's lower(), which ANCE used, it makes an
+    # upper-case sigma at the end of a word a sigma like others.
+    steps = [tokenizers.normalizers.Lowercase()]
+    if backend.normalizer is not None:
+      steps.append(backend.normalizer)
+    backend.normalizer = tokenizers.normalizers.Sequence(steps)
+  if prefix_space is not None:
+    if not isinstance(
+      backend.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel
+    ):
+      raise config_lib.BadInput(
+        '--prefix_space must be left out for a tokenizer that is not '
+        f'byte-level; found it {str(prefix_space).lower()}; leave it out.'
+      )
+    backend.pre_tokenizer.add_prefix_space = prefix_space
+
+
+def title_separator(tokenizer, name):
+  """Returns the text that `--title_separator` names: 'space' or 'token'."""
+  if name == 'space':
+    return SPACE
+  if tokenizer.sep_token is None:
+    raise config_lib.BadInput(
+      '--title_separator must be space for a tokenizer without a separator '
+      'token; found token; set it so.'
+    )
+  return tokenizer.sep_token
+
+
+def passage_texts(corpus, separator):
+  """Yields what is tokenized of each passage: title, if any, and text.
+
+  With BERT's separator token this is the pair of DPR, [CLS] title [SEP] text
+  [SEP]. DPR's code shortens the longer of the two until both fit; here the end
+  is cut, and then [SEP] added, which is the same unless a title takes more than
+  half of the tokens. No spaces are around the token: transformers 2, with which
+  ANCE's documents were tokenized, strips them.
+
+  Args:
+    corpus: `corpora.Corpus`.
+    separator: What stands between the two; `SPACE` for all but an encoder.
+  """
   for title, text in zip(corpus.titles, corpus.texts, strict=True):
-    yield f'{title}{TITLE_SEPARATOR}{text}' if title else text
+    yield f'{title}{separator}{text}' if title else text
 
 
 def token_rows(
@@ -158,12 +241,12 @@ def token_rows(
     what: 'passages' or another name for people.
     num_texts: Number of `texts`.
     length: Tokens at most; what is cut is counted in a printed line.
-    content_hash: Hash of the texts.
+    content_hash: Hash of the texts, or of all that they are made of.
     folder: Where token rows are kept, as memory maps.
   """
   backend = _backend(tokenizer)
   key = hashlib.sha256(
-    f'{backend.to_str()} {length} {TITLE_SEPARATOR!r} {content_hash}'.encode()
+    f'{backend.to_str()} {length} {content_hash}'.encode()
   ).hexdigest()
   kept = pathlib.Path(folder) / f'{what}-{key[:16]}'
   manifest = handoff.find(kept, {})
@@ -210,6 +293,41 @@ def _check_tokenizer_files(folder):
   path = pathlib.Path(folder) / 'tokenizer.json'
   if os.path.lexists(path):
     reading.json_file(path)
+
+
+def _plain(tokenizer):
+  """Returns a tokenizer that is what its tokenizer.json says, and no more.
+
+  Classes such as RobertaTokenizer make their own when they are read back, of
+  the vocabulary alone: what was added to it would be lost without a word.
+  """
+  names = ('pad', 'unk', 'cls', 'sep', 'mask', 'bos', 'eos')
+  special = {f'{n}_token': getattr(tokenizer, f'{n}_token') for n in names}
+  return Tokenizer(
+    tokenizer_object=tokenizer.backend_tokenizer,
+    model_max_length=tokenizer.model_max_length,
+    **{name: token for name, token in special.items() if token is not None},
+  )
+
+
+def _says_lower_case(name):
+  """Returns whether a tokenizer lower-cases by its files; None: not said."""
+  settings = transformers.models.auto.tokenization_auto.get_tokenizer_config
+  said = settings(name).get('do_lower_case')
+  if isinstance(said, bool):
+    return said
+  path = transformers.utils.cached_file(
+    name, 'tokenizer.json', _raise_exceptions_for_missing_entries=False
+  )
+  if path is None:
+    return None
+  normalizer = json.dumps(reading.json_file(path).get('normalizer'))
+  return '"Lowercase"' in normalizer or '"lowercase": true' in normalizer
+
+
+def _lower_cases(tokenizer):
+  normalizer = tokenizer.backend_tokenizer.normalizer
+  return normalizer is not None and normalizer.normalize_str('A') == 'a'
 
 
 def _stored(folder, manifest):

@@ -29,23 +29,75 @@ from ance_jax import tokens
 _DROPPED = {
   r'pooler\..*': 'a tanh layer that no dense retriever uses',
   r'embeddings\.position_ids': 'the numbers 0, 1, 2, ...',
-  r'cls\..*|lm_head\..*': "the pretraining's output layers",
+  r'cls\..*|lm_head\..*|vocab_(transform|layer_norm|projector)\..*': (
+    "the pretraining's output layers"
+  ),
 }
-# Our module -> theirs, in a layer and around the layers.
-_LAYER_MODULES = {
-  'query': 'attention.self.query',
-  'key': 'attention.self.key',
-  'value': 'attention.self.value',
-  'output': 'attention.output.dense',
-  'attention_norm': 'attention.output.LayerNorm',
-  'up': 'intermediate.dense',
-  'down': 'output.dense',
-  'norm': 'output.LayerNorm',
-}
+
+
+class _Layout(NamedTuple):
+  """How Hugging Face names the tensors of a kind of body.
+
+  Attributes:
+    tables: Our path -> their name of a tensor, around the layers.
+    layer: What their names in a layer begin with, for its number.
+    modules: Our module -> theirs, in a layer.
+  """
+
+  tables: dict
+  layer: str
+  modules: dict
+
+
 _TABLES = {
-  'word_embedding': 'embeddings.word_embeddings.weight',
-  'position_embedding': 'embeddings.position_embeddings.weight',
-  'type_embedding': 'embeddings.token_type_embeddings.weight',
+  ('word_embedding',): 'embeddings.word_embeddings.weight',
+  ('position_embedding',): 'embeddings.position_embeddings.weight',
+}
+_BERT = _Layout(
+  {**_TABLES, ('type_embedding',): 'embeddings.token_type_embeddings.weight'},
+  'encoder.layer.{}.',
+  {
+    'query': 'attention.self.query',
+    'key': 'attention.self.key',
+    'value': 'attention.self.value',
+    'output': 'attention.output.dense',
+    'attention_norm': 'attention.output.LayerNorm',
+    'up': 'intermediate.dense',
+    'down': 'output.dense',
+    'norm': 'output.LayerNorm',
+  },
+)
+_LAYOUTS = {
+  'bert': _BERT,
+  'roberta': _BERT,
+  'distilbert': _Layout(
+    _TABLES,
+    'transformer.layer.{}.',
+    {
+      'query': 'attention.q_lin',
+      'key': 'attention.k_lin',
+      'value': 'attention.v_lin',
+      'output': 'attention.out_lin',
+      'attention_norm': 'sa_layer_norm',
+      'up': 'ffn.lin1',
+      'down': 'ffn.lin2',
+      'norm': 'output_layer_norm',
+    },
+  ),
+  'mpnet': _Layout(
+    {**_TABLES, ('relative', 'bias'): 'encoder.relative_attention_bias.weight'},
+    'encoder.layer.{}.',
+    {
+      'query': 'attention.attn.q',
+      'key': 'attention.attn.k',
+      'value': 'attention.attn.v',
+      'output': 'attention.attn.o',
+      'attention_norm': 'attention.LayerNorm',
+      'up': 'intermediate.dense',
+      'down': 'output.dense',
+      'norm': 'output.LayerNorm',
+    },
+  ),
 }
 _MODEL_FOLDER = 'model'
 _RETRIEVER_FILE = 'retriever.json'
@@ -89,9 +141,14 @@ def load(config, texts):
       f'{config.init_from}; give the folder that it lies in.'
     )
   elif hub.is_sentence_transformer(config.init_from):
-    source = _sentence_transformers_source(config.init_from)
+    source = _sentence_transformers_source(config)
   else:
-    source = _hugging_face_source(config.init_from)
+    source = _hugging_face_source(config.init_from, config.lower_case)
+  tokens.set_flavour(
+    source.tokenizer,
+    lower_case=config.lower_case,
+    prefix_space=config.prefix_space,
+  )
   retriever = _retriever(config, source)
   return Model(retriever, source.tokenizer, _fitted(source, retriever, config))
 
@@ -154,8 +211,8 @@ def body_from_tensors(tensors, body, where):
   ):
     if names:
       raise config_lib.BadInput(
-        f'a {body.model_type} checkpoint must have exactly the tensors of its '
-        f'architecture; found that {names[0][:80]} {problem} ({len(names)} '
+        f'a checkpoint of {body.model_type} must have exactly the tensors of '
+        f'its architecture; found that {names[0][:80]} {problem} ({len(names)} '
         f'such) in {where}; use a complete checkpoint of that architecture.'
       )
   params = {}
@@ -197,7 +254,7 @@ def body_to_tensors(params, body):
 
 def _our_name(name):
   """Returns the name of a tensor as the table has it."""
-  name = re.sub(r'^(bert|roberta)\.', '', name)
+  name = re.sub(r'^(bert|roberta|distilbert|mpnet)\.', '', name)
   return re.sub(r'\.gamma$', '.weight', re.sub(r'\.beta$', '.bias', name))
 
 
@@ -208,13 +265,15 @@ def _is_dropped(name):
 def _table(body):
   """Returns {their name: (our path, our shape)} for each tensor of a body."""
   wide, inner = body.hidden_size, body.intermediate_size
-  rows = {
-    'word_embedding': body.vocab_size,
-    'position_embedding': body.max_positions,
-    'type_embedding': body.num_types,
+  layout = _LAYOUTS[body.model_type]
+  shapes = {
+    'word_embedding': (body.vocab_size, wide),
+    'position_embedding': (body.max_positions, wide),
+    'type_embedding': (body.num_types, wide),
+    'relative': (bert.NUM_BUCKETS, body.num_heads),
   }
   table = {
-    theirs: ((ours,), (rows[ours], wide)) for ours, theirs in _TABLES.items()
+    theirs: (path, shapes[path[0]]) for path, theirs in layout.tables.items()
   }
 
   def add(path, theirs, shape):
@@ -224,13 +283,13 @@ def _table(body):
 
   add(('embedding_norm',), 'embeddings.LayerNorm', (wide,))
   for number in range(body.num_layers):
-    for ours, theirs in _LAYER_MODULES.items():
+    for ours, theirs in layout.modules.items():
       shape = {'up': (wide, inner), 'down': (inner, wide)}.get(
         ours, (wide, wide)
       )
       shape = (wide,) if ours.endswith('norm') else shape
       name = f'layer_{number}'
-      add((name, ours), f'encoder.layer.{number}.{theirs}', shape)
+      add((name, ours), layout.layer.format(number) + theirs, shape)
   return table
 
 
@@ -241,12 +300,18 @@ def _retriever(config, source):
     'tie_encoders': True,
     'pooling': 'cls',
     'head_size': 0,
+    'head_norm': True,
     'similarity': 'dot',
     'query_length': min(64, longest),
     'passage_length': min(512, longest),
+    'title_separator': tokens.SPACE,
   }
   given = {name: getattr(config, name) for name in defaults}
   given = {name: value for name, value in given.items() if value is not None}
+  if 'title_separator' in given:
+    given['title_separator'] = tokens.title_separator(
+      source.tokenizer, config.title_separator
+    )
   chosen = {**defaults, **source.settings, **given}
   for name in ('query_length', 'passage_length'):
     if chosen[name] > longest:
@@ -254,6 +319,12 @@ def _retriever(config, source):
         f'--{name} must be at most the {longest} tokens that the model can '
         f'take; found {chosen[name]}; lower it.'
       )
+  if config.head_norm is not None and not chosen['head_size']:
+    raise config_lib.BadInput(
+      '--head_norm must be with a projection; found it '
+      f'{str(config.head_norm).lower()} without one; set --head_size too, or '
+      'leave it out.'
+    )
   return encoders.Retriever(
     source.body, tied=chosen.pop('tie_encoders'), **chosen
   )
@@ -273,8 +344,9 @@ def _fitted(source, retriever, config):
     expected = {part: params[name].get(part) for part in tower}
     if jax.tree.map(jnp.shape, tower) != jax.tree.map(jnp.shape, expected):
       raise config_lib.BadInput(
-        '--head_size must be that of the checkpoint, where it has a head; '
-        f'found {config.head_size} with {config.init_from}; leave it out.'
+        '--head_size and --head_norm must be those of the checkpoint, where '
+        f'it has a head; found {retriever.head_size} and '
+        f'{retriever.head_norm} with {config.init_from}; leave them out.'
       )
     # Copies: a donated state may not hold one array twice.
     params[name] = {**params[name], **jax.tree.map(jnp.array, tower)}
@@ -323,11 +395,20 @@ def _run_source(config):
   return _Source(retriever.body, tokenizer, params, settings)
 
 
-def _hugging_face_source(name):
+def _hugging_face_source(name, lower_case):
+  """Returns a folder or hub name of a body.
+
+  Args:
+    name: Folder or hub name.
+    lower_case: What is asked of its tokenizer; None: that it is consistent.
+  """
   body = hub.read_config(name)
   tensors = hub.read_tensors(name, without=_is_dropped)
   params = body_from_tensors(tensors, body, name)
   tokenizer = tokens.load_tokenizer(name)
+  if lower_case is None:
+    tokens.check_case(tokenizer, name)
+  tokens.set_flavour(tokenizer, lower_case=lower_case, prefix_space=None)
   last = max(tokenizer.get_vocab().values(), default=0)
   if last >= body.vocab_size:
     raise config_lib.BadInput(
@@ -337,10 +418,13 @@ def _hugging_face_source(name):
   return _Source(body, tokenizer, {'tied': {'body': params}}, {})
 
 
-def _sentence_transformers_source(folder):
-  """Returns a sentence-transformers folder: its length, pooling, similarity."""
-  found = hub.read_sentence_transformer(folder)
-  source = _hugging_face_source(found.body_folder)
+def _sentence_transformers_source(config):
+  """Returns a sentence-transformers folder, with the settings that it has."""
+  found = hub.read_sentence_transformer(config.init_from)
+  lower_case = config.lower_case
+  if lower_case is None and found.lower_case:
+    lower_case = True
+  source = _hugging_face_source(found.body_folder, lower_case)
   length = found.length or source.tokenizer.model_max_length
   length = min(length, source.body.max_length)
   chosen = {
@@ -349,5 +433,6 @@ def _sentence_transformers_source(folder):
     'query_length': length,
     'passage_length': length,
   }
-  logs.say(f'{folder}: ' + ', '.join(f'{k} {v}' for k, v in chosen.items()))
+  shown = ', '.join(f'{name} {value}' for name, value in chosen.items())
+  logs.say(f'{config.init_from}: {shown}{", lower-cased" * found.lower_case}')
   return source._replace(settings=chosen)

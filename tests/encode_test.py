@@ -11,7 +11,7 @@ from ance_jax import encoders
 from ance_jax import tokens
 
 BODY = bert.BodyConfig('bert', 400, 8, 1, 2, 16, 48, 1, 1e-12, 'gelu')
-RETRIEVER = encoders.Retriever(BODY, True, 'mean', 0, 'dot', 48, 48)
+RETRIEVER = encoders.Retriever(BODY, True, 'mean', 0, True, 'dot', 48, 48, ' ')
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ from ance_jax import bert
 from ance_jax import encoders
 
 BODY = bert.BodyConfig('bert', 60, 16, 2, 2, 32, 24, 2, 1e-12, 'gelu')
-RETRIEVER = encoders.Retriever(BODY, True, 'mean', 0, 'dot', 8, 16)
+RETRIEVER = encoders.Retriever(BODY, True, 'mean', 0, True, 'dot', 8, 16, ' ')
 
 
 @pytest.fixture
@@ -28,8 +28,17 @@ def encode(retriever, ids, lengths, dropout=None, seed=0):
   return np.asarray(jax.jit(function)(params, ids, lengths, dropout))
 
 
-@pytest.mark.parametrize('model_type', ['bert', 'roberta'])
-@pytest.mark.parametrize('pooling', ['cls', 'mean'])
+@pytest.mark.parametrize(
+  ('model_type', 'pooling'),
+  [
+    ('bert', 'cls'),
+    ('bert', 'mean'),
+    ('roberta', 'cls'),
+    ('distilbert', 'mean'),
+    ('mpnet', 'cls'),
+    ('mpnet', 'mean'),
+  ],
+)
 def test_what_stands_in_the_padding_changes_nothing(texts, model_type, pooling):
   body = dataclasses.replace(BODY, model_type=model_type)
   retriever = dataclasses.replace(RETRIEVER, body=body, pooling=pooling)
@@ -63,14 +72,31 @@ def test_cosine_gives_embeddings_of_length_one(texts):
   np.testing.assert_allclose(encode(cosine, *texts), expected, atol=1e-6)
 
 
-def test_the_head_is_a_projection_and_a_layer_norm(texts):
-  retriever = dataclasses.replace(RETRIEVER, head_size=5)
+@pytest.mark.parametrize('norm', [True, False])
+def test_the_head_is_a_projection_and_perhaps_a_layer_norm(texts, norm):
+  retriever = dataclasses.replace(RETRIEVER, head_size=5, head_norm=norm)
   plain = encode(RETRIEVER, *texts)
   params = jax.tree.map(lambda p: 3 * p, encoders.init(retriever, 0))['tied']
   x = plain @ params['head']['kernel'] + params['head']['bias']
-  x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
-  x = x * params['head_norm']['scale'] + params['head_norm']['bias']
+  if norm:
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    x = x * params['head_norm']['scale'] + params['head_norm']['bias']
+  assert ('head_norm' in params) == norm
   np.testing.assert_allclose(encode(retriever, *texts), x, atol=2e-5)
+
+
+def test_weights_begin_as_small_as_those_of_the_papers():
+  body = dataclasses.replace(
+    BODY, model_type='mpnet', hidden_size=64, num_heads=8
+  )
+  retriever = dataclasses.replace(RETRIEVER, body=body, head_size=64)
+  leaves = jax.tree.leaves_with_path(encoders.init(retriever, 0))
+  # The optimizer knows by the last name that it is not to be decayed.
+  assert {p[-1].key for p, _ in leaves if p[-2].key == 'relative'} == {'bias'}
+  for path, leaf in leaves:
+    if leaf.ndim > 1:
+      # 256 draws at least: a standard error of 0.0009 at most, five of them.
+      assert np.std(leaf) == pytest.approx(0.02, abs=0.0045), path
 
 
 def test_untied_towers_are_two_sets_of_parameters(texts):
@@ -148,14 +174,17 @@ def test_masks_of_other_steps_sites_rows_and_places_are_independent():
     assert agreement == pytest.approx(0.5, abs=0.014)
 
 
-def test_attention_is_softmax_attention():
+@pytest.mark.parametrize('biased', [True, False])
+def test_attention_is_softmax_attention(biased):
   random = np.random.default_rng(0)
   query, key, value = random.normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
   real = np.arange(5) < np.array([5, 3])[:, None]
-  found = bert.attention(query, key, value, real, None, 0)
+  bias = random.normal(size=(3, 5, 5)).astype(np.float32) if biased else None
+  found = bert.attention(query, key, value, real, bias, None, 0)
   for b in range(2):
     for h in range(3):
       scores = query[b, :, h] @ key[b, :, h].T / 2
+      scores += bias[h] if biased else 0
       weights = np.exp(scores) * real[b]
       weights /= weights.sum(1, keepdims=True)
       np.testing.assert_allclose(

@@ -198,7 +198,7 @@ def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
   np.testing.assert_array_equal(negatives, refresh.bm25_negatives(run))
   assert (run.workdir / 'bm25' / handoff.MANIFEST).stat().st_mtime_ns == stamp
   rank = refresh.lexical.make_rank(
-    list(refresh.tokens.passage_texts(run.corpus)), k1=0.9, b=0.4
+    list(refresh.tokens.passage_texts(run.corpus, ' ')), k1=0.9, b=0.4
   )
   queries, passages = run.splits['train'].positives()
   for query in range(len(negatives)):

@@ -22,9 +22,11 @@ RETRIEVER = encoders.Retriever(
   tied=True,
   pooling='mean',
   head_size=0,
+  head_norm=True,
   similarity='dot',
   query_length=LENGTH,
   passage_length=LENGTH,
+  title_separator=' ',
 )
 
 

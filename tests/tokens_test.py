@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import transformers
 
 from ance_jax import config
+from ance_jax import corpora
 from ance_jax import tokens
 
 TEXTS = [f'word{i % 7} and some more text, number {i}' for i in range(50)]
@@ -145,3 +147,95 @@ def test_a_saved_vocabulary_is_read_back_alike(tokenizer, tmp_path):
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
   with pytest.raises(config.BadInput, match='must come with its tokenizer'):
     tokens.load_tokenizer(str(tmp_path))
+
+
+@pytest.fixture
+def bytes_folder(tmp_path):
+  """Folder of a RobertaTokenizer of 17 tokens; a letter has its own row."""
+  words = '<s> <pad> </s> <unk> Ġ P p a r i s I is Ġis Ġp ar <mask>'.split()
+  transformers.RobertaTokenizer(
+    vocab={word: row for row, word in enumerate(words)},
+    merges=[('i', 's'), ('Ġ', 'is'), ('Ġ', 'p'), ('a', 'r')],
+  ).save_pretrained(tmp_path / 'plain')
+  return tmp_path / 'plain'
+
+
+@pytest.mark.parametrize(
+  ('lower_case', 'prefix_space', 'ids', 'with_title'),
+  [
+    # P ar is Ġ I s, and P ar is </s> I s.
+    (None, None, [5, 15, 12, 4, 11, 10], [5, 15, 12, 2, 11, 10]),
+    # p ar is Ġis, and p ar is </s> is: as with the code of ANCE.
+    (True, None, [6, 15, 12, 13], [6, 15, 12, 2, 12]),
+    # Ġ P ar is Ġ I s, and Ġ P ar is </s> Ġ I s.
+    (None, True, [4, 5, 15, 12, 4, 11, 10], [4, 5, 15, 12, 2, 4, 11, 10]),
+    # Ġp ar is Ġis, and Ġp ar is </s> Ġis: as with the code of STAR.
+    (True, True, [14, 15, 12, 13], [14, 15, 12, 2, 13]),
+    (True, False, [6, 15, 12, 13], [6, 15, 12, 2, 12]),
+  ],
+)
+def test_case_and_space_are_in_the_tokenizer_and_saved_with_it(
+  lower_case, prefix_space, ids, with_title, bytes_folder, tmp_path
+):
+  made = tokens.load_tokenizer(str(bytes_folder))
+  tokens.set_flavour(made, lower_case=lower_case, prefix_space=prefix_space)
+  made.save_pretrained(tmp_path / 'saved')
+  saved = tokens.load_tokenizer(str(tmp_path / 'saved'))
+  corpus = make_corpus([('Paris', 'Is'), ('', 'Paris Is')])
+  separator = tokens.title_separator(made, 'token')
+  texts = list(tokens.passage_texts(corpus, separator))
+  for tokenizer in (made, saved):
+    rows = tokens.memory_rows(tokenizer, ['Paris Is', *texts], 16)
+    found = [
+      rows.ids[start:end].tolist()
+      for start, end in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)
+    ]
+    assert found == [[0, *i, 2] for i in (ids, with_title, ids)]
+
+
+def make_corpus(passages):
+  titles, texts = zip(*passages, strict=True)
+  ids = [str(number) for number in range(len(texts))]
+  return corpora.Corpus(ids, titles, texts, np.arange(len(texts)), 'h')
+
+
+def test_special_tokens_stay_as_they_are_when_texts_are_lower_cased(tokenizer):
+  cased = tokens.train_vocabulary(TEXTS, 120)
+  cased.backend_tokenizer.normalizer = None
+  tokens.set_flavour(cased, lower_case=True, prefix_space=None)
+  expected = tokenizer('word1 [SEP] text')['input_ids']
+  assert cased('WORD1 [SEP] Text')['input_ids'] == expected
+  assert expected.count(tokenizer.sep_token_id) == 2
+
+
+def test_the_separator_token_makes_the_pair_of_dpr(tokenizer):
+  """Cut like DPR's, but where a title takes more than half of the tokens."""
+  backend = tokenizer.backend_tokenizer
+  passages = [('word1 word2', TEXTS[0]), ('', TEXTS[1]), ('word3', 'text')]
+  passages += [(TEXTS[2], 'word4')]
+  separator = tokens.title_separator(tokenizer, 'token')
+  joined = list(tokens.passage_texts(make_corpus(passages), separator))
+  different = set()
+  for length in range(3, 40):
+    rows = tokens.memory_rows(tokenizer, joined, length)
+    for row, (title, text) in enumerate(passages):
+      found = rows.ids[rows.offsets[row] : rows.offsets[row + 1]].tolist()
+      backend.enable_truncation(max(length, 4), strategy='longest_first')
+      pair = backend.encode(title, text) if title else backend.encode(text)
+      # DPR's code puts the separator in the last place, where it was cut.
+      expected = pair.ids[:length]
+      expected[-1] = tokenizer.sep_token_id
+      title_size = len(backend.encode(title, add_special_tokens=False).ids)
+      if found != expected:
+        different.add(row)
+        assert title_size > (length - 3) // 2
+      assert found[-1] == tokenizer.sep_token_id
+  assert 0 in different
+  assert 1 not in different
+
+
+def test_what_stands_between_title_and_text_is_a_space_or_a_token(tokenizer):
+  corpus = make_corpus([('a', 'b'), ('', 'c')])
+  assert list(tokens.passage_texts(corpus, tokens.SPACE)) == ['a b', 'c']
+  assert tokens.title_separator(tokenizer, 'space') == tokens.SPACE
+  assert tokens.title_separator(tokenizer, 'token') == '[SEP]'

@@ -23,7 +23,7 @@ NUM_PASSAGES = 300
 def main():
   corpus = side_by_side.pydocs().corpus
   rows = np.random.default_rng(0).choice(len(corpus.texts), NUM_PASSAGES, False)
-  passages = list(tokens.passage_texts(corpus))
+  passages = list(tokens.passage_texts(corpus, tokens.SPACE))
   texts = [passages[row] for row in rows]
   model = weights.load(config.Config(init_from=side_by_side.MODEL), ())
   encoder = encode.make_encoder(

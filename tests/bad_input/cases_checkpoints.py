@@ -49,7 +49,7 @@ def make_sound(folder, sound):
   """Copies a BERT folder, which is made once."""
   if not os.listdir(sound):
     params = encoders.init(
-      encoders.Retriever(BODY, True, 'cls', 0, 'dot', 8, 8), 0
+      encoders.Retriever(BODY, True, 'cls', 0, True, 'dot', 8, 8, ' '), 0
     )['tied']['body']
     save_file(weights.body_to_tensors(params, BODY), sound / WEIGHTS)
     tokens.train_vocabulary(TEXTS, 60).save_pretrained(sound)
@@ -176,7 +176,7 @@ def module(number, **values):
 
 def _run_of_ours(change):
   def make(folder):
-    retriever = encoders.Retriever(BODY, True, 'cls', 0, 'dot', 8, 8)
+    retriever = encoders.Retriever(BODY, True, 'cls', 0, True, 'dot', 8, 8, ' ')
     tokenizer = tokens.load_tokenizer(str(folder))
     record = weights.model_files(retriever, tokenizer)
     step = folder / 'checkpoints' / '3'
@@ -190,11 +190,17 @@ def _run_of_ours(change):
   return make
 
 
-def _other_version(folder):
-  # As a later version would write it: with the right hashes.
-  change_json('record/model/retriever.json', dialect='new')(folder)
-  (folder / 'manifest.json').unlink()
-  handoff.seal(folder, {})
+def _other_version(*without, **values):
+  """Returns the case of a run as another version writes it: rightly hashed."""
+
+  def change(folder):
+    change_json('record/model/retriever.json', *without, **values)(folder)
+    (folder / 'manifest.json').unlink()
+    handoff.seal(folder, {})
+
+  return Refused(
+    _run_of_ours(change), 'that this version knows', 'retriever.json'
+  )
 
 
 HEADER = b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, %s]}}'
@@ -279,7 +285,27 @@ CASES = {
   'unknown activation': other('hidden_act silu', hidden_act='silu'),
   'list as activation': other("hidden_act ['gelu']", hidden_act=['gelu']),
   'RoBERTa with other padding': other(
-    'a RoBERTa of pad_token_id 0', model_type='roberta', pad_token_id=0
+    'found roberta with pad_token_id 0', model_type='roberta', pad_token_id=0
+  ),
+  'MPNet with other padding': other(
+    'found mpnet with pad_token_id 2', model_type='mpnet', pad_token_id=2
+  ),
+  'MPNet with other distances': other(
+    '16 buckets of', model_type='mpnet', relative_attention_num_buckets=16
+  ),
+  'DistilBERT of another activation': other(
+    'activation silu', model_type='distilbert', activation='silu'
+  ),
+  'DistilBERT of a text as size': Refused(
+    change_json(CONFIG, model_type='distilbert', dim='8'), 'dim must be', CONFIG
+  ),
+  'DistilBERT by names of BERT': Refused(
+    change_json(CONFIG, model_type='distilbert', num_hidden_layers=10**9),
+    'n_layers must be a whole number from 1 to 1,000',
+    CONFIG,
+  ),
+  'BERT under another name': other(
+    'a checkpoint of distilbert must have exactly', model_type='distilbert'
   ),
   'code of its own': other('code of its own', auto_map={'AutoModel': 'evil.M'}),
   # Weights.
@@ -423,6 +449,14 @@ CASES = {
   'no special tokens': Refused(
     change_json(TOKENS, post_processor=None), 'must put special tokens around'
   ),
+  'case of another tokenizer': Refused(
+    change_json(TOKENS_CONFIG, do_lower_case=False), 'one that keeps capitals'
+  ),
+  'case that a flag decides': Accepted(
+    together(
+      change_json(TOKENS_CONFIG, do_lower_case=False), settings(lower_case=True)
+    )
+  ),
   'tokenizer of more words': Refused(
     lambda folder: (
       tokens.train_vocabulary(
@@ -438,6 +472,24 @@ CASES = {
   ),
   'passage beyond the positions': Refused(
     settings(passage_length=512), '--passage_length must be at most the 16'
+  ),
+  'capitals from nowhere': Refused(
+    settings(lower_case=False), '--lower_case must be true, or left out'
+  ),
+  'space before words': Refused(
+    settings(prefix_space=True), 'must be left out for a tokenizer that is not'
+  ),
+  'no space before words': Refused(
+    settings(prefix_space=False, init_from=''), '--prefix_space must be left'
+  ),
+  'no token as separator': Refused(
+    together(
+      change_json(TOKENS_CONFIG, 'sep_token'), settings(title_separator='token')
+    ),
+    '--title_separator must be space',
+  ),
+  'norm without a projection': Refused(
+    settings(head_norm=False), '--head_norm must be with a projection'
   ),
   'heads of new weights': Refused(
     settings(init_from='', num_heads=5), '--num_heads must divide --hidden'
@@ -518,8 +570,11 @@ CASES = {
   'settings a list': Refused(
     sentences(put(SENTENCES, '[]')), 'must be a JSON object', SENTENCES
   ),
-  'lower case': Refused(
-    sentences(put_json(LENGTH, {'do_lower_case': True})), 'do_lower_case'
+  'lower case': Accepted(
+    sentences(put_json(LENGTH, {'do_lower_case': True})), 'lower-cased'
+  ),
+  'lower case as text': Refused(
+    sentences(put_json(LENGTH, {'do_lower_case': 'no'})), 'do_lower_case no'
   ),
   'length as text': Refused(
     sentences(put_json(LENGTH, {'max_seq_length': '12'})),
@@ -540,9 +595,10 @@ CASES = {
     _run_of_ours(edit('record/model/retriever.json', lambda data: data + b' ')),
     'was changed',
   ),
-  'run of another version': Refused(
-    _run_of_ours(_other_version), 'that this version knows', 'retriever.json'
-  ),
+  'run of a later version': _other_version(dialect='new'),
+  'run of an earlier version': _other_version('title_separator'),
+  'run without a body': _other_version('body'),
+  'run of a shorter body': _other_version(body={'model_type': 'bert'}),
   'run without checkpoints': Refused(
     _run_of_ours(shutil.rmtree), 'must have a checkpoint for this'
   ),

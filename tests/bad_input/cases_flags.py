@@ -116,6 +116,9 @@ CASES = {
   'negative devices': value('--num_devices=-1', 'at least 0; found -1'),
   'negative clipping': value('--clip_norm=-0.5', 'at least 0; found -0.5'),
   'negative head': value('--head_size=-1', 'at least 0; found -1'),
+  'separator by its text': value(
+    '--title_separator=[SEP]', 'one of space, tok'
+  ),
   'cold softmax': value('--temperature=0', 'above 0; found 0.0'),
   'no learning': value('--learning_rate=0', 'above 0; found 0.0'),
   'learning rate NaN': value('--learning_rate=nan', 'above 0; found nan'),
