@@ -8,6 +8,7 @@ product with the values, and dropout masks are a hash of their position.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 from flax import linen as nn
@@ -84,10 +85,13 @@ class Body(nn.Module):
   Attributes:
     config: Sizes.
     dtype: Type of the activations; parameters are float32.
+    remat: Whether the backward pass computes each layer anew from its input,
+      instead of keeping all that is between (Chen et al. 2016).
   """
 
   config: BodyConfig
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, ids, lengths, dropout=None):
@@ -113,10 +117,34 @@ class Body(nn.Module):
     bias = None
     if c.model_type == 'mpnet':
       bias = RelativeBias(c.num_heads, name='relative')(length)
-    for number in range(c.num_layers):
-      layer = Layer(c, self.dtype, name=f'layer_{number}')
-      x = layer(x, real, bias, dropout, 3 * number + 1)
+    if self.remat and not self.is_initializing():
+      x = self._layers_in_a_loop(x, real, bias, dropout)
+    else:
+      for number in range(c.num_layers):
+        layer = Layer(c, self.dtype, name=f'layer_{number}')
+        x = layer(x, real, bias, dropout, 3 * number + 1)
     return x.reshape(batch, length, -1)
+
+  def _layers_in_a_loop(self, x, real, bias, dropout):
+    """Returns what the layers make of `x`, and keeps only what each is given.
+
+    One after the other, XLA on CPUs would compute them all anew at once, and
+    save 4%: it drops the barriers that are to keep them apart.
+    """
+    params = [
+      self.variables['params'][f'layer_{number}']
+      for number in range(self.config.num_layers)
+    ]
+    layer = Layer(self.config, self.dtype, parent=None)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def apply(x, one):
+      params, site = one
+      return layer.apply({'params': params}, x, real, bias, dropout, site), None
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    sites = 3 * jnp.arange(len(params), dtype=jnp.uint32) + 1
+    return jax.lax.scan(apply, x, (stacked, sites))[0]
 
   def _table(self, name, rows):
     return self.param(name, INITIALIZER, (rows, self.config.hidden_size))
@@ -236,7 +264,7 @@ def drop(x, dropout, site):
   texts = len(dropout.rows)
   inner = (len(x) // texts, *x.shape[1:])
   key = mix(
-    dropout.rows * np.uint32(0x9E3779B1) ^ mix(dropout.seed + np.uint32(site))
+    dropout.rows * np.uint32(0x9E3779B1) ^ mix(dropout.seed + jnp.uint32(site))
   )
   position = jnp.arange(np.prod(inner), dtype=jnp.uint32).reshape(1, *inner)
   bits = mix(position ^ key.reshape(texts, *[1] * len(inner)))

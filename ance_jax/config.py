@@ -239,6 +239,21 @@ class Config:
     'Queries a step, over all devices; with --method=ance_code, triplets. '
     'ANCE: 64 on MS MARCO, 128 on NQ.',
   )
+  micro_batch_size: int = knob(
+    0,
+    'Queries, with their passages, that a device has the activations of at '
+    "once; it divides the device's part of --batch_size. The gradient stays "
+    "that of the whole batch: other queries' passages included, where the row "
+    'has these, at the price of encoding twice (gradient caching). 0: all. '
+    'ANCE: 8.',
+    may_change=True,
+  )
+  remat: bool = knob(
+    False,
+    'Compute each layer a second time in the backward pass instead of keeping '
+    'its activations: less memory, a third more work. ANCE: false.',
+    may_change=True,
+  )
   max_steps: int = knob(
     1_000_000,
     'Optimizer steps of the whole run. Where a run goes on with other ones, '
@@ -437,7 +452,8 @@ _RANGES = (
     'at least 3, for two special tokens and a word',
   ),
   (
-    'num_devices warmup_steps max_refreshes max_steps lr_warmup_steps '
+    'num_devices warmup_steps max_refreshes micro_batch_size max_steps '
+    'lr_warmup_steps '
     'weight_decay clip_norm head_size bm25_k1',
     lambda value: value >= 0,
     'at least 0',

@@ -66,6 +66,7 @@ class Tower(nn.Module):
 
   retriever: Retriever
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, ids, lengths, dropout=None):
@@ -77,7 +78,8 @@ class Tower(nn.Module):
       dropout: A `bert.Dropout`, or None.
     """
     r = self.retriever
-    x = bert.Body(r.body, self.dtype, name='body')(ids, lengths, dropout)
+    body = bert.Body(r.body, self.dtype, self.remat, name='body')
+    x = body(ids, lengths, dropout)
     x = x.astype(jnp.float32)
     if r.pooling == 'cls':
       x = x[:, 0]
@@ -111,15 +113,16 @@ def shapes(retriever):
   return jax.eval_shape(lambda: init(retriever, 0))
 
 
-def make_encode(retriever, dtype, side):
+def make_encode(retriever, dtype, side, remat=False):
   """Returns encode(params, ids, lengths, dropout=None) -> (B, E) float32.
 
   Args:
     retriever: A `Retriever`.
     dtype: Type that the body computes in, by name.
     side: `QUERY` or `PASSAGE`.
+    remat: As in `bert.Body`, for those who differentiate it.
   """
-  tower = Tower(retriever, jnp.dtype(dtype))
+  tower = Tower(retriever, jnp.dtype(dtype), remat)
   name = _TIED if retriever.tied else side
 
   def encode(params, ids, lengths, dropout=None):

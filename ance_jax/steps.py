@@ -4,6 +4,7 @@ Inside, a device sees its part of the batch: B queries of the whole batch's
 n B. The state has no leading axis; it is the same on all devices.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -62,38 +63,17 @@ def make_loss(config, method, retriever):
   """Returns loss(params, batch, step) -> (loss, accuracy), means over devices.
 
   Args:
-    config: The run's; its temperature, dropout rate, dtype and seed are read.
+    config: The run's; its temperature, dropout rate, dtype, seed and what is
+      about memory are read.
     method: A row of the method table.
     retriever: A `Retriever`.
   """
-  encode_queries, encode_passages = (
-    encoders.make_encode(retriever, config.dtype, side)
-    for side in (encoders.QUERY, encoders.PASSAGE)
-  )
-
-  def dropout(rows, step):
-    if not config.dropout_rate:
-      return None
-    # Mixed before the step comes in: seed ^ step alone would give two seeds
-    # the same masks at other steps.
-    seed = bert.mix(jnp.uint32(config.seed))
-    seed = bert.mix(step.astype(jnp.uint32) ^ seed)
-    return bert.Dropout(jnp.float32(config.dropout_rate), seed, rows)
+  embed = _make_embed(config, retriever)
+  if method.in_batch and config.micro_batch_size:
+    embed = _in_pieces(embed, config.micro_batch_size)
 
   def loss(params, batch, step):
-    columns = batch.passage_ids.shape[1]
-    # Each text of the whole batch has a number: the query, then its passages.
-    rows = batch.rows[:, None] * np.uint32(columns + 1)
-    rows += jnp.arange(columns + 1, dtype=jnp.uint32)
-    queries = encode_queries(
-      params, batch.query_ids, batch.query_lengths, dropout(rows[:, 0], step)
-    )
-    passages = encode_passages(
-      params,
-      batch.passage_ids.reshape(-1, batch.passage_ids.shape[-1]),
-      batch.passage_lengths.ravel(),
-      dropout(rows[:, 1:].ravel(), step),
-    ).reshape(*batch.passage_groups.shape, -1)
+    queries, passages = embed(params, batch, step)
     positive = _scores('be,be->b', queries, passages[:, 0])
     negatives, groups = _negative_scores(method, queries, passages, batch)
     # A passage of the same text group as any of the positives is no negative,
@@ -110,6 +90,26 @@ def make_loss(config, method, retriever):
   return loss
 
 
+def make_gradient(config, method, retriever):
+  """Returns gradient(params, batch, step) -> ((loss, accuracy), gradient).
+
+  All three are means over the whole batch, the same on all devices. Arguments
+  are those of `make_loss`.
+  """
+  loss_and_grads = jax.value_and_grad(
+    make_loss(config, method, retriever), has_aux=True
+  )
+  if config.micro_batch_size and not method.in_batch:
+    # A query's loss is its own, so that pieces have gradients of their own.
+    loss_and_grads = _accumulated(loss_and_grads, config.micro_batch_size)
+
+  def gradient(params, batch, step):
+    values, grads = loss_and_grads(params, batch, step)
+    return values, lax.pmean(grads, _AXIS)
+
+  return gradient
+
+
 def make_train_step(config, method, retriever, optimizer, devices):
   """Returns train_step(state, batch) -> (state, metrics), pmapped.
 
@@ -118,13 +118,10 @@ def make_train_step(config, method, retriever, optimizer, devices):
   queries whose positive is above all their negatives; 'grad_norm', before
   clipping; 'real_tokens', share of tokens that are not padding.
   """
-  loss_and_grads = jax.value_and_grad(
-    make_loss(config, method, retriever), has_aux=True
-  )
+  gradient = make_gradient(config, method, retriever)
 
   def train_step(state, batch):
-    (loss, accuracy), grads = loss_and_grads(state.params, batch, state.step)
-    grads = lax.pmean(grads, _AXIS)
+    (loss, accuracy), grads = gradient(state.params, batch, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {
@@ -143,6 +140,97 @@ def make_train_step(config, method, retriever, optimizer, devices):
     devices=devices,
     donate_argnums=0,
   )
+
+
+def _make_embed(config, retriever):
+  """Returns embed(params, batch, step) -> (B, E), (B, 1 + H, E) float32.
+
+  They are the embeddings of queries and passages, with the step's dropout.
+  """
+  encode_queries, encode_passages = (
+    encoders.make_encode(retriever, config.dtype, side, config.remat)
+    for side in (encoders.QUERY, encoders.PASSAGE)
+  )
+
+  def dropout(rows, step):
+    if not config.dropout_rate:
+      return None
+    # Mixed before the step comes in: seed ^ step alone would give two seeds
+    # the same masks at other steps.
+    seed = bert.mix(jnp.uint32(config.seed))
+    seed = bert.mix(step.astype(jnp.uint32) ^ seed)
+    return bert.Dropout(jnp.float32(config.dropout_rate), seed, rows)
+
+  def embed(params, batch, step):
+    columns = batch.passage_ids.shape[1]
+    # Each text of the whole batch has a number: the query, then its passages.
+    rows = batch.rows[:, None] * np.uint32(columns + 1)
+    rows += jnp.arange(columns + 1, dtype=jnp.uint32)
+    queries = encode_queries(
+      params, batch.query_ids, batch.query_lengths, dropout(rows[:, 0], step)
+    )
+    passages = encode_passages(
+      params,
+      batch.passage_ids.reshape(-1, batch.passage_ids.shape[-1]),
+      batch.passage_lengths.ravel(),
+      dropout(rows[:, 1:].ravel(), step),
+    )
+    return queries, passages.reshape(*batch.passage_groups.shape, -1)
+
+  return embed
+
+
+def _in_pieces(embed, size):
+  """Returns `embed` that has one piece's activations at a time in memory.
+
+  Differentiated, it is gradient caching (Gao et al. 2021, section 3.2): the
+  embeddings of all pieces without activations, the gradient of the loss on
+  them, and with it each piece again. Dropout, a function of the text's number
+  in the whole batch, is then the same again.
+
+  Args:
+    embed: What `_make_embed` returned.
+    size: int, queries of a piece.
+  """
+
+  def embed_in_pieces(params, batch, step):
+    # Two loops have nothing in common that a compiler could merge.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def embed_piece(piece):
+      return embed(params, piece, step)
+
+    embeddings = lax.map(embed_piece, _pieces(batch, size))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), embeddings)
+
+  return embed_in_pieces
+
+
+def _accumulated(loss_and_grads, size):
+  """Returns `loss_and_grads` as the mean of those of pieces of the batch.
+
+  Args:
+    loss_and_grads: (params, batch, step) -> ((loss, accuracy), gradient), each
+      a mean over the queries of the batch.
+    size: int, queries of a piece.
+  """
+
+  def accumulated(params, batch, step):
+    def add(total, piece):
+      new = loss_and_grads(params, piece, step)
+      return jax.tree.map(jnp.add, total, new), None
+
+    pieces = _pieces(batch, size)
+    zero = jnp.float32(0)
+    zeros = (zero, zero), jax.tree.map(jnp.zeros_like, params)
+    total, _ = lax.scan(add, zeros, pieces)
+    return jax.tree.map(lambda x: x / len(pieces.rows), total)
+
+  return accumulated
+
+
+def _pieces(batch, size):
+  """Returns the batch with leaves (B / size, size, ...)."""
+  return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
 
 
 def _real_tokens(batch):

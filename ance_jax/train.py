@@ -104,6 +104,13 @@ def check(config):
       f'--batch_size must divide over the {num_devices} devices; found '
       f'{config.batch_size}; set it to a multiple of {num_devices}.'
     )
+  per_device = config.batch_size // num_devices
+  if config.micro_batch_size and per_device % config.micro_batch_size:
+    raise config_lib.BadInput(
+      f'--micro_batch_size must divide the {per_device} queries of a device, '
+      f'--batch_size={config.batch_size} over {num_devices}; found '
+      f'{config.micro_batch_size}; set it to a divisor of {per_device}.'
+    )
 
 
 def _open(stack, lock, begun):

@@ -30,6 +30,13 @@ RETRIEVER = encoders.Retriever(
 )
 
 
+DEEP = dataclasses.replace(
+  RETRIEVER, body=dataclasses.replace(RETRIEVER.body, num_layers=3)
+)
+# At this temperature all columns weigh in: scores differ by some 10.
+DROPOUT = {'dropout_rate': 0.3, 'temperature': 10.0}
+
+
 # One row of each kind that the step tells apart.
 KINDS = {
   (row.in_batch, row.loss): name for name, row in methods.METHODS.items()
@@ -60,28 +67,29 @@ def batch():
 
 @pytest.fixture
 def params():
+  return make_params(RETRIEVER)
+
+
+def make_params(retriever):
   """Parameters with a standard deviation that makes scores differ."""
-  return jax.tree.map(lambda p: 3 * p, encoders.init(RETRIEVER, 0))
+  return jax.tree.map(lambda p: 3 * p, encoders.init(retriever, 0))
 
 
-def loss_and_grads(config, method, params, batch, num_devices, step=3):
+def loss_and_grads(
+  config, method, params, batch, num_devices, step=3, retriever=RETRIEVER
+):
   devices = devices_lib.local(num_devices)
-  loss = steps.make_loss(config, method, RETRIEVER)
-
-  def function(params, batch):
-    (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(
-      params, batch, jnp.int32(step)
-    )
-    return value, accuracy, jax.lax.pmean(grads, devices_lib.AXIS)
-
   pmapped = jax.pmap(
-    function,
+    steps.make_gradient(config, method, retriever),
     axis_name=devices_lib.AXIS,
-    in_axes=(None, 0),
+    in_axes=(None, 0, None),
     out_axes=None,
     devices=devices,
   )
-  return jax.device_get(pmapped(params, devices_lib.shard(batch, devices)))
+  (value, accuracy), grads = jax.device_get(
+    pmapped(params, devices_lib.shard(batch, devices), jnp.int32(step))
+  )
+  return value, accuracy, grads
 
 
 def slow_loss(config, method, params, batch):
@@ -133,6 +141,97 @@ def test_loss_and_gradient_are_those_of_one_device_without_collectives(
       jax.tree.leaves(grads), jax.tree.leaves(gradient), strict=True
     ):
       np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_small_pieces_give_loss_accuracy_and_gradient_of_the_whole_batch(
+  name, tiny, params, batch
+):
+  """Dropout included: a text loses the same entries in any piece."""
+  config = dataclasses.replace(tiny, **DROPOUT)
+  method = methods.METHODS[name]
+  expected = loss_and_grads(config, method, params, batch, 1)
+  sizes = {1: 2, 2: 1, 4: 2, 8: 1} if method.in_batch else {1: 4, 4: 1}
+  for num_devices, size in sizes.items():
+    pieces = dataclasses.replace(config, micro_batch_size=size)
+    found = loss_and_grads(pieces, method, params, batch, num_devices)
+    assert_the_same(found, expected)
+
+
+def test_remat_gives_loss_accuracy_and_gradient_of_doing_without(tiny, batch):
+  config = dataclasses.replace(tiny, **DROPOUT)
+  remat = dataclasses.replace(config, remat=True, micro_batch_size=2)
+  arguments = methods.METHODS['dpr'], make_params(DEEP), batch, 2
+  found, expected = (
+    loss_and_grads(settings, *arguments, retriever=DEEP)
+    for settings in (remat, config)
+  )
+  assert_the_same(found, expected)
+
+
+def assert_the_same(found, expected):
+  """Two results of `loss_and_grads` differ by less than 1e-5 of the largest."""
+  assert found[0] == pytest.approx(float(expected[0]), rel=1e-5)
+  assert found[1] == expected[1]
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(expected[2]))
+  assert largest > 1e-3
+  for one, other in zip(
+    jax.tree.leaves(found[2]), jax.tree.leaves(expected[2]), strict=True
+  ):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * largest)
+
+
+def test_pieces_and_remat_take_half_of_the_memory_away(tiny, batch):
+  # So many texts that activations are most of it, as in a run.
+  batch = jax.tree.map(lambda x: np.concatenate([x] * 16), batch)
+  devices = devices_lib.local(1)
+  batch = devices_lib.shard(batch, devices)
+
+  def temporary_bytes(name, **changes):
+    config = dataclasses.replace(tiny, **DROPOUT, **changes)
+    gradient = jax.pmap(
+      steps.make_gradient(config, methods.METHODS[name], DEEP),
+      axis_name=devices_lib.AXIS,
+      in_axes=(None, 0, None),
+      out_axes=None,
+      devices=devices,
+    )
+    shapes = encoders.shapes(DEEP)
+    compiled = gradient.lower(shapes, batch, jnp.int32(0)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  # The two rows encode the same texts, with the same activations.
+  whole = temporary_bytes('dpr')
+  found = {
+    'pieces, in-batch columns': temporary_bytes('dpr', micro_batch_size=8),
+    'pieces, own columns': temporary_bytes('ance', micro_batch_size=8),
+    'remat': temporary_bytes('dpr', remat=True),
+  }
+  print(f'whole {whole:,} bytes', found)
+  assert max(found.values()) < whole / 2
+
+
+def test_a_step_in_pieces_is_compiled_once(tiny, params, batch):
+  config = dataclasses.replace(tiny, micro_batch_size=2, remat=True)
+  devices = devices_lib.local(2)
+  optimizer = steps.make_optimizer(config)
+  state = steps.init_state(params, optimizer, devices)
+  traced = []
+
+  def loss(*scores):
+    traced.append(1)
+    return losses.softmax_nll(*scores)
+
+  method = methods.METHODS['dpr']._replace(loss=loss)
+  train_step = steps.make_train_step(
+    config, method, RETRIEVER, optimizer, devices
+  )
+  for number in range(3):
+    state, _ = train_step(state, devices_lib.shard(batch, devices))
+    if not number:
+      once = len(traced)
+  assert int(state.step) == 3
+  assert len(traced) == once > 0
 
 
 def test_dropout_takes_the_same_entries_on_any_number_of_devices(

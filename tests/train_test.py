@@ -352,6 +352,7 @@ def test_what_is_not_finite_stops_and_keeps_the_last_checkpoint(
   ('change', 'expected'),
   [
     ({'batch_size': 9}, '--batch_size must divide over the 8 devices; found 9'),
+    ({'micro_batch_size': 3}, 'must divide the 1 queries of a device'),
     ({'num_devices': 9}, '--num_devices must be at most the 8 devices'),
     ({'workdir': ''}, 'found no --workdir'),
     ({'top_k': 149}, '--top_k and the positives of a query .* found 149'),
@@ -488,8 +489,9 @@ def _scores_of(run, step):
 def test_flags_that_may_change_are_chosen_by_hand():
   """A new flag may not; these change where and how far, not what is learned.
 
-  --max_steps moves the end of the learning rate's line, and --tokens_per_batch
-  and --num_devices the rounding of embeddings, and a line says so.
+  --max_steps moves the end of the learning rate's line, --tokens_per_batch and
+  --num_devices the rounding of embeddings, --micro_batch_size and --remat that
+  of gradients, and a line says so.
   """
   may = {
     field.name
@@ -498,7 +500,8 @@ def test_flags_that_may_change_are_chosen_by_hand():
   }
   assert may == {
     'job', 'workdir', 'num_devices', 'dry_run', 'debug', 'data_dir',
-    'max_steps', 'tokens_per_batch', 'steps_per_eval', 'retriever', 'split',
+    'micro_batch_size', 'remat', 'max_steps', 'tokens_per_batch',
+    'steps_per_eval', 'retriever', 'split',
     'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
     'steps_per_log', 'query', 'num_results', 'runs', 'picture',
   }  # fmt: skip

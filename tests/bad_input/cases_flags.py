@@ -99,6 +99,9 @@ CASES = {
   'no with a value': line('--notie_encoders=true', 'have the form'),
   'underscores in a number': Accepted(append(FILE, '--max_steps=1_000\n')),
   # Values out of range.
+  'pieces of less': value(
+    '--micro_batch_size=-1', '--micro_batch_size must be at least 0'
+  ),
   'no batch': value('--batch_size=0', '--batch_size must be at least 1'),
   'negative width': value('--hidden_size=-8', 'at least 1; found -8'),
   'no layers': value('--num_layers=0', '--num_layers must be at least 1'),

@@ -296,6 +296,9 @@ CASES = {
   # Settings that do not go with the data or the machine.
   'more devices': job('check', 'must be at most the 8', num_devices=9),
   'batch over devices': job('check', 'must divide over the', batch_size=3),
+  'batch in pieces': job(
+    'check', '--micro_batch_size must', micro_batch_size=3
+  ),
   'mined beyond the corpus': job(
     'check a refresh', 'must together be at most the 5 passages', top_k=5
   ),
