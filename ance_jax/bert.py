@@ -109,7 +109,7 @@ class Body(nn.Module):
     x = _layer_norm(c, self.dtype, 'embedding_norm')(x)
     x = drop(x, dropout, 0)
     real = jnp.arange(length) < lengths[:, None]
-    if self.remat and not self.is_initializing():
+    if self.remat:
       x = self._layers_in_a_loop(x, real, dropout)
     else:
       for number in range(c.num_layers):
@@ -156,7 +156,8 @@ class Layer(nn.Module):
       x: (B L, D) activations.
       real: (B, L) bool, false for padding.
       dropout: A `Dropout`, or None.
-      site: int, the first of three numbers for the layer's dropout masks.
+      site: int or () uint32, the first of three numbers for the layer's
+        dropout masks.
     """
     c = self.config
     heads = (*real.shape, c.num_heads, c.hidden_size // c.num_heads)
@@ -187,7 +188,7 @@ def attention(query, key, value, real, dropout, site):
     value: What is averaged.
     real: (B, L) bool, the positions that may be looked at; one at least.
     dropout: A `Dropout` on the weights, or None.
-    site: int, number of the dropout mask.
+    site: int or () uint32, number of the dropout mask.
 
   Returns:
     (B, L, heads, d) of the dtype of `value`.
@@ -213,7 +214,8 @@ def drop(x, dropout, site):
   Args:
     x: (B, ...) or (B L, D) array; its rows belong to the B texts in order.
     dropout: A `Dropout`, or None for `x` itself.
-    site: int, number of this mask; each mask of a step has its own.
+    site: int or () uint32, number of this mask; each mask of a step has its
+      own.
   """
   if dropout is None:
     return x
