@@ -117,7 +117,7 @@ class Body(nn.Module):
     bias = None
     if c.model_type == 'mpnet':
       bias = RelativeBias(c.num_heads, name='relative')(length)
-    if self.remat and not self.is_initializing():
+    if self.remat:
       x = self._layers_in_a_loop(x, real, bias, dropout)
     else:
       for number in range(c.num_layers):
@@ -183,7 +183,8 @@ class Layer(nn.Module):
       real: (B, L) bool, false for padding.
       bias: (heads, L, L) float32, added to the scores, or None.
       dropout: A `Dropout`, or None.
-      site: int, the first of three numbers for the layer's dropout masks.
+      site: int or () uint32, the first of three numbers for the layer's
+        dropout masks.
     """
     c = self.config
     heads = (*real.shape, c.num_heads, c.hidden_size // c.num_heads)
@@ -213,7 +214,7 @@ def attention(query, key, value, real, bias, dropout, site):
     real: (B, L) bool, the positions that may be looked at; one at least.
     bias: (heads, L, L) float32, added to the scaled products, or None.
     dropout: A `Dropout` on the weights, or None.
-    site: int, number of the dropout mask.
+    site: int or () uint32, number of the dropout mask.
 
   Returns:
     (B, L, heads, d) of the dtype of `value`.
@@ -257,7 +258,8 @@ def drop(x, dropout, site):
   Args:
     x: (B, ...) or (B L, D) array; its rows belong to the B texts in order.
     dropout: A `Dropout`, or None for `x` itself.
-    site: int, number of this mask; each mask of a step has its own.
+    site: int or () uint32, number of this mask; each mask of a step has its
+      own.
   """
   if dropout is None:
     return x

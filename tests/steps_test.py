@@ -214,7 +214,7 @@ def test_pieces_and_remat_take_half_of_the_memory_away(tiny, batch):
 def test_a_step_in_pieces_is_compiled_once(tiny, params, batch):
   config = dataclasses.replace(tiny, micro_batch_size=2, remat=True)
   devices = devices_lib.local(2)
-  optimizer = steps.make_optimizer(config)
+  optimizer = optimizers.make(config)
   state = steps.init_state(params, optimizer, devices)
   traced = []
 
