@@ -9,8 +9,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
   'main train resume footprint report refresh evaluate runs encode steps '
   'weights hub encoders schedule methods batches checkpoint corpora beir '
-  'datasets tokens lexical index mine metrics losses bert logs locks handoff '
-  'devices reading config'
+  'datasets tokens lexical index mine metrics losses bert compiled logs locks '
+  'handoff devices reading config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
