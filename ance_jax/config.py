@@ -73,6 +73,15 @@ class Config:
     False, 'Show where an error comes from: its traceback.', may_change=True
   )
 
+  compilation_cache_dir: str | None = knob(
+    None,
+    'Folder that what XLA compiles is kept in for the next start; it may be '
+    'deleted at any time. Empty: nothing is kept. Not given: ance_jax/compiled '
+    "in the user's cache folder ($XDG_CACHE_HOME, ~/.cache), or what jax's own "
+    'JAX_COMPILATION_CACHE_DIR says. No bit depends on it.',
+    may_change=True,
+  )
+
   # Data.
   dataset: str = knob(
     'pydocs',
@@ -472,7 +481,9 @@ _RANGES = (
   ('bm25_b', lambda value: 0 <= value <= 1, 'from 0 to 1'),
 )
 # Fields that are paths, or names of files without their ending.
-_PATHS = ('workdir', 'data_dir', 'init_from', 'runs', 'picture')
+_PATHS = (
+  'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs', 'picture'
+)  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
 # What a path cannot have, as no shell reads it, and what to do instead.
 _NO_PATHS = (

@@ -39,7 +39,7 @@ def describe(devices):
   return {
     'devices': f'{len(devices)} {devices[0].device_kind}',
     'processor': cpu[1] if cpu else platform.machine(),
-    'processor cores': str(os.cpu_count()),
+    'processor cores': str(_num_cores()),
     'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
     'python': platform.python_version(),
     **versions,
@@ -77,6 +77,13 @@ def shard(batch, devices):
     return jax.device_put(parts, split(devices))
 
   return jax.tree.map(place, batch)
+
+
+def _num_cores():
+  """Returns how many cores this process may use; XLA splits work by that."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
 
 
 def _mesh(devices):

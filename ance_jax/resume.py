@@ -20,7 +20,9 @@ from ance_jax import schedule
 
 PICK_UPS_FILE = 'pickups.json'
 # Settings that say nothing about how a run goes on.
-_OF_ONE_START = ('job', 'workdir', 'dry_run', 'debug')
+_OF_ONE_START = (
+  'job', 'workdir', 'dry_run', 'debug', 'compilation_cache_dir'
+)  # fmt: skip
 
 
 class Begun(NamedTuple):

@@ -5,6 +5,7 @@ import pathlib
 from typing import NamedTuple
 
 from ance_jax import checkpoint
+from ance_jax import compiled
 from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import devices as devices_lib
@@ -102,6 +103,7 @@ def read(config, split_names):
   """
   require_workdir(config)
   devices = devices_lib.local(config.num_devices)
+  compiled.keep(config.compilation_cache_dir, devices)
   if is_run(config.workdir):
     step = checkpoint.choose(config.workdir, config.checkpoint)
     check_same_run(config, step)

@@ -6,17 +6,20 @@ pick-up ◄── publish ◄── mine ◄── search ◄── index ◄─
                              (refresh.py)
 """
 
+import collections
 import contextlib
 import functools
 import math
 import time
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 
 from ance_jax import batches
 from ance_jax import checkpoint
+from ance_jax import compiled
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
@@ -43,6 +46,7 @@ class _Parts(NamedTuple):
   lock: locks.Lock
   checkpoints: checkpoint.Checkpoints
   metrics: logs.Metrics
+  compiles: collections.Counter
   optimizer: optax.GradientTransformation
 
 
@@ -63,6 +67,8 @@ def run(config, *, leave=logs.interrupt):
     logs.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
   """
   check(config)
+  devices = devices_lib.local(config.num_devices)
+  compiled.keep(config.compilation_cache_dir, devices)
   with logs.stop_signals(leave), contextlib.ExitStack() as stack:
     lock = stack.enter_context(contextlib.closing(locks.Lock(config.workdir)))
     begun = resume.begin(config)
@@ -116,6 +122,7 @@ def check(config):
 def _open(stack, lock, begun):
   """Returns (`_Parts`, state); what has to be closed is so by `stack`."""
   this, config = begun.run, begun.run.config
+  compiles = stack.enter_context(compiled.counted())
   runs.write_flags(config)
   checkpoints = stack.enter_context(checkpoint.Checkpoints(config.workdir))
   metrics = logs.Metrics(config.workdir, history=begun.history, step=begun.step)
@@ -129,7 +136,9 @@ def _open(stack, lock, begun):
     state = steps.init_state(begun.params, optimizer, this.devices)
     resume.begin_pick_ups(this)
   record = runs.record(this)
-  parts = _Parts(this, record, lock, checkpoints, metrics, optimizer)
+  parts = _Parts(
+    this, record, lock, checkpoints, metrics, compiles, optimizer
+  )
   return parts, state
 
 
@@ -217,7 +226,8 @@ def _train(parts, make_step, state, step, until, in_use):
 def _log_step(parts, step, metrics, in_use):
   """Reads a step's metrics, and logs them where due."""
   config = parts.run.config
-  values = {f'train/{name}': float(value) for name, value in metrics.items()}
+  values = jax.device_get(metrics)
+  values = {f'train/{name}': float(value) for name, value in values.items()}
   # A gradient that is not finite has spoiled the parameters already.
   if not math.isfinite(values['train/loss'] + values['train/grad_norm']):
     raise FloatingPointError(
@@ -262,6 +272,8 @@ def _boundary(parts, state, step, in_use):
   else:
     return in_use
   secs = {f'time/{name}_secs': value for name, value in made['secs'].items()}
+  secs['time/compiles'] = parts.compiles.pop('compiles', 0)
+  secs['time/compile_secs'] = parts.compiles.pop('compile_secs', 0)
   parts.metrics.write(step, {**made['metrics'], **secs})
   examples = run.workdir / 'examples'
   handoff.make_folder(examples)

@@ -1,5 +1,7 @@
 """Batches: every query once an epoch, any positive, the negatives given."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -187,6 +189,37 @@ def test_lengths_and_groups_belong_to_the_rows(data):
   )
   real = np.arange(8) < batch.passage_lengths[..., None]
   np.testing.assert_array_equal(batch.passage_ids > 0, real)
+
+
+def test_ahead_makes_the_next_ones_on_a_thread_while_one_is_used():
+  makers, third = {}, threading.Event()
+
+  def make(number):
+    makers[number] = threading.current_thread()
+    if number == 2:
+      third.set()
+    return number
+
+  given = batches.ahead(make, range(9))
+  assert next(given) == 0
+  assert third.wait(timeout=60)
+  # Not the whole epoch: what is made has to be kept.
+  assert max(makers) < 4
+  assert threading.main_thread() not in makers.values()
+  assert list(given) == list(range(1, 9))
+  assert len(set(makers.values())) == 1
+
+
+def test_ahead_gives_what_was_made_before_an_error():
+  def make(number):
+    if number == 2:
+      raise ValueError('two')
+    return number
+
+  given = batches.ahead(make, range(9))
+  assert [next(given), next(given)] == [0, 1]
+  with pytest.raises(ValueError, match='two'):
+    next(given)
 
 
 def test_ahead_keeps_the_order_and_raises_what_the_maker_raises():

@@ -10,7 +10,7 @@ ORDER = (
   'main train resume footprint report refresh evaluate runs encode steps '
   'optimizers weights hub encoders schedule methods batches checkpoint '
   'corpora beir datasets tokens answers lexical index mine metrics losses '
-  'bert logs locks handoff devices reading config'
+  'bert compiled logs locks handoff devices reading config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

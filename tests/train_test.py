@@ -348,6 +348,52 @@ def test_what_is_not_finite_stops_and_keeps_the_last_checkpoint(
   assert max(logs.series(config.workdir, 'train/loss')) == 6
 
 
+def test_nothing_is_compiled_once_a_refresh_was_trained_on(eventful):
+  config = dataclasses.replace(eventful, dropout_rate=0.3)
+  train.run(config)
+  compiles = logs.series(config.workdir, 'time/compiles')
+  assert list(compiles) == [0, 4, 5, 8, 10, 12, 15, 16]
+  # The first training on mined negatives ends at the evaluation of step 5.
+  assert [compiles[step] > 0 for step in (0, 4, 5)] == [True] * 3
+  assert [compiles[step] for step in (8, 10, 12, 15, 16)] == [0] * 5
+
+
+def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
+  tiny, monkeypatch
+):
+  order, real = [], steps.make_train_step
+
+  class Loss:
+    """Tells when it is read."""
+
+    def __init__(self, step, value):
+      self.step, self.value = step, value
+
+    def __array__(self, *_, **__):
+      order.append(f'read {self.step}')
+      return np.asarray(self.value)
+
+  def make_train_step(*arguments):
+    train_step = real(*arguments)
+
+    def told(state, batch):
+      state, metrics = train_step(state, batch)
+      order.append(f'give {int(state.step)}')
+      return state, {**metrics, 'loss': Loss(int(state.step), metrics['loss'])}
+
+    return told
+
+  monkeypatch.setattr(steps, 'make_train_step', make_train_step)
+  train.run(dataclasses.replace(tiny, num_devices=1, max_steps=8))
+  expected = []
+  for step in (1, 5):  # What was given before a boundary is read there.
+    for number in range(step + 1, step + 4):
+      expected += [f'give {number}', f'read {number - 1}']
+    expected = [*expected[:-6], f'give {step}', *expected[-6:]]
+    expected.append(f'read {step + 3}')
+  assert order == expected
+
+
 @pytest.mark.parametrize(
   ('change', 'expected'),
   [
@@ -499,9 +545,9 @@ def test_flags_that_may_change_are_chosen_by_hand():
     if field.metadata['may_change']
   }
   assert may == {
-    'job', 'workdir', 'num_devices', 'dry_run', 'debug', 'data_dir',
-    'micro_batch_size', 'remat', 'max_steps', 'tokens_per_batch',
-    'steps_per_eval', 'retriever', 'split',
+    'job', 'workdir', 'num_devices', 'dry_run', 'debug',
+    'compilation_cache_dir', 'data_dir', 'micro_batch_size', 'remat',
+    'max_steps', 'tokens_per_batch', 'steps_per_eval', 'retriever', 'split',
     'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
     'steps_per_log', 'query', 'num_results', 'runs', 'picture',
   }  # fmt: skip
