@@ -1,6 +1,7 @@
 """Flagfiles, notebook and README: what they name exists, and works."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import re
@@ -10,6 +11,7 @@ import nbformat
 import pytest
 
 from ance_jax import config
+from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import methods
 
@@ -45,6 +47,45 @@ def test_the_sisters_differ_from_the_quickstart_in_their_negatives_alone():
     assert sister == dataclasses.replace(
       whole, workdir=sister.workdir, **change
     )
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+  monkeypatch.syspath_prepend(str(REPOSITORY / 'experiments'))
+  return [importlib.import_module(n) for n in ('compare_methods', 'figures')]
+
+
+def test_rows_are_compared_at_their_best_rate_and_drawn(
+  scripts, tiny, tmp_path
+):
+  compare_methods, figures = scripts
+  base = dataclasses.replace(
+    tiny, num_devices=1, max_steps=9, warmup_method='bm25', hard_negatives=1
+  )
+  rows, rates = ['in_batch', 'ance'], [1e-2, 1e-4]
+  compare_methods.compare(base, tmp_path, [0], rates, rows, start=3)
+  results = handoff.read_json(tmp_path / 'results.json')['rows']
+  assert list(results) == rows
+  for row, found in results.items():
+    dev = {
+      rate: logs.series(tmp_path / f'{row}-{rate:g}-0', 'dev/mrr@10')[6]
+      for rate in rates
+    }
+    assert found['rate'] == max(dev, key=dev.get)
+    assert found['runs'] == [str(tmp_path / f'{row}-{found["rate"]:g}-0')]
+    (scores,) = (pathlib.Path(found['runs'][0])).glob('test-model-*.json')
+    assert found['test'] == [handoff.read_json(scores)['metrics']]
+    assert found['secs'][0]['train'] > 0
+  table = (tmp_path / 'table.md').read_text().splitlines()
+  assert len(table) == 4
+  assert f'{results["ance"]["test"][0]["mrr@10"]:.4f}' in table[3]
+  figures.main(tmp_path)
+  for name in ('dev', 'gradients', 'overlap'):
+    assert (tmp_path / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+  # 100 of 150 passages are the final top; those mined last are all in it.
+  shares = [figures.overlaps(results[row]['runs'][0]) for row in rows]
+  assert shares[0].keys() == shares[1].keys() == set(range(6))
+  assert shares[1][5] > 0.9 > max(shares[0].values())
 
 
 def test_the_notebook_holds_no_logic_and_no_output():

@@ -1,0 +1,174 @@
+"""Runs the rows of the method table on one data set, tuned alike.
+
+    python experiments/compare_methods.py experiments/nl2bash.flags FOLDER \
+      --data_dir=DATA --seeds 0 1 2 --rates 5e-3 1e-2 2e-2
+
+Each row is trained at each rate with the first seed; at the rate that is best
+on dev, then with the other seeds; test is read once for each of those runs.
+With --start, all rows of a seed go on from one run of in-batch negatives of so
+many steps, for the steps that are left, and nothing else is warmed up. Runs
+that are there are not made again. Writes table.md and results.json into the
+folder, and figures.py draws them.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+
+from ance_jax import checkpoint
+from ance_jax import config as config_lib
+from ance_jax import evaluate
+from ance_jax import handoff
+from ance_jax import logs
+from ance_jax import runs
+from ance_jax import train
+
+# What differs between the rows; all else is the flagfile's.
+ROWS = {
+  'random': {},
+  'in_batch': {},
+  'bm25': {},
+  'dpr': {},
+  'ance': {},
+  # Its batch is of triplets, 20 of a query.
+  'ance_code': {'hard_negatives': 20, 'query_slices': 5},
+  'ance_in_batch': {},
+}
+MEASURES = {
+  'mrr@10': 'MRR@10',
+  'ndcg@10': 'nDCG@10',
+  'recall@100': 'Recall@100',
+}
+CHOSEN_BY = 'mrr@10'
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('flagfile')
+  parser.add_argument('folder', type=pathlib.Path)
+  parser.add_argument('--data_dir')
+  parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+  parser.add_argument('--rates', type=float, nargs='+', default=[1e-2])
+  parser.add_argument('--rows', nargs='+', choices=list(ROWS), default=ROWS)
+  parser.add_argument('--start', type=int, default=0, metavar='STEPS')
+  given = parser.parse_args()
+  changes = {'data_dir': given.data_dir} if given.data_dir else {}
+  base = config_lib.Config.from_flagfile(given.flagfile, **changes)
+  compare(base, given.folder, given.seeds, given.rates, given.rows, given.start)
+
+
+def compare(base, folder, seeds, rates, rows, start=0):
+  """Trains and scores the rows; writes results.json and table.md.
+
+  Args:
+    base: `Config` of what all rows share.
+    folder: Path of the folder of the runs.
+    seeds: List of int.
+    rates: List of float, peak learning rates that each row is tried at.
+    rows: Names of rows.
+    start: Steps of the run that all rows go on from; 0: from random weights.
+  """
+  results = {}
+  for row in rows:
+    first = [_run(base, folder, row, rate, seeds[0], start) for rate in rates]
+    tried = {rate: _dev(run) for rate, run in zip(rates, first, strict=True)}
+    best = max(tried, key=tried.get)
+    chosen = [_run(base, folder, row, best, seed, start) for seed in seeds]
+    results[row] = {
+      'rate': best,
+      'dev by rate': {f'{rate:g}': score for rate, score in tried.items()},
+      'runs': [run.workdir for run in chosen],
+      'test': [_test(run) for run in chosen],
+      'secs': [_secs(run.workdir) for run in chosen],
+    }
+    handoff.write_json(folder / 'results.json', {'rows': results})
+    handoff.write_text(folder / 'table.md', table(results))
+  print(table(results))
+
+
+def table(results):
+  """Returns mean and range over seeds as a Markdown table."""
+  columns = [*MEASURES.values(), 'rate', 'train s', 'refresh and dev s']
+  lines = ['| row | ' + ' | '.join(columns) + ' |']
+  lines.append('|---' * (1 + len(columns)) + '|')
+  for row, found in results.items():
+    cells = [f'`{row}`']
+    cells += [_cell([s[name] for s in found['test']]) for name in MEASURES]
+    cells.append(f'{found["rate"]:g}')
+    for kind in ('train', 'other'):
+      cells.append(f'{statistics.mean(s[kind] for s in found["secs"]):.0f}')
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+def _cell(values):
+  text = f'{statistics.mean(values):.4f}'
+  if len(values) > 1:
+    text += f' ({min(values):.4f}-{max(values):.4f})'
+  return text
+
+
+def _run(base, folder, row, rate, seed, start):
+  """Returns the `Config` of a run that is over, made if it is not there."""
+  config = dataclasses.replace(
+    base,
+    workdir=str(folder / f'{row}-{rate:g}-{seed}'),
+    method=row,
+    learning_rate=rate,
+    seed=seed,
+    **ROWS[row],
+  )
+  if start:
+    begin = dataclasses.replace(
+      base,
+      workdir=str(folder / f'start-{seed}'),
+      method='in_batch',
+      max_steps=start,
+      seed=seed,
+    )
+    _train(begin)
+    config = dataclasses.replace(
+      config,
+      init_from=begin.workdir,
+      max_steps=base.max_steps - start,
+      warmup_steps=0,
+    )
+  _train(config)
+  return config
+
+
+def _train(config):
+  committed = checkpoint.committed_steps(config.workdir)
+  if committed:
+    runs.check_same_run(config, committed[-1])
+  if config.max_steps not in logs.series(config.workdir, f'dev/{CHOSEN_BY}'):
+    train.run(config)
+
+
+def _dev(config):
+  return logs.series(config.workdir, f'dev/{CHOSEN_BY}')[config.max_steps]
+
+
+def _test(config):
+  """Returns the test scores of a run's end, read once."""
+  config = dataclasses.replace(config, job='evaluate', split='test')
+  path = evaluate.scores_path(config, config.max_steps)
+  if path.exists():
+    return handoff.read_json(path)['metrics']
+  return evaluate.run(config)
+
+
+def _secs(workdir):
+  """Returns the seconds of a run in training, and in all else."""
+  secs = {'train': 0.0, 'other': 0.0}
+  for line in logs.read(workdir):
+    for name, value in line.items():
+      if name.startswith('time/'):
+        kind = 'train' if name == 'time/train_secs' else 'other'
+        secs[kind] += value
+  return secs
+
+
+if __name__ == '__main__':
+  main()

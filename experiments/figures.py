@@ -1,0 +1,198 @@
+"""Draws what compare_methods.py left, in the spirit of the paper's figures.
+
+    python experiments/figures.py FOLDER
+
+Writes FOLDER/dev.png: dev MRR@10 against steps and against seconds;
+FOLDER/overlap.png: the share of the negatives of a step that are in the final
+model's own top 100, its best ranked passages that are no positives (Xiong et
+al. 2020, figure 3); FOLDER/gradients.png: training loss, and norm of the
+gradient before clipping (figure 4). All are of the first seed.
+"""
+
+import pathlib
+import sys
+
+from matplotlib import figure as figure_lib
+import numpy as np
+
+from ance_jax import batches
+from ance_jax import config as config_lib
+from ance_jax import evaluate
+from ance_jax import handoff
+from ance_jax import index
+from ance_jax import logs
+from ance_jax import methods
+from ance_jax import mine
+from ance_jax import refresh
+from ance_jax import runs
+from ance_jax import schedule
+from ance_jax import tokens
+
+# Passages that a model ranks highest, as in the paper; steps looked at.
+TOP, LOOKS = 100, 20
+
+
+def main(folder):
+  folder = pathlib.Path(folder)
+  rows = handoff.read_json(folder / 'results.json')['rows']
+  workdirs = {row: found['runs'][0] for row, found in rows.items()}
+  draw_dev(workdirs, folder / 'dev.png')
+  draw_gradients(workdirs, folder / 'gradients.png')
+  draw_overlap(workdirs, folder / 'overlap.png')
+
+
+def draw_dev(workdirs, path):
+  """Draws dev MRR@10 by row, against steps and against seconds of the run."""
+  figure, (by_step, by_secs) = _figure()
+  for row, workdir in workdirs.items():
+    scores = logs.series(workdir, 'dev/mrr@10')
+    secs = _secs_until(workdir)
+    by_step.plot(list(scores), list(scores.values()), '.-', label=row)
+    times = [secs[step] for step in scores]
+    by_secs.plot(times, list(scores.values()), '.-', label=row)
+  _label(by_step, 'step', 'dev MRR@10')
+  _label(by_secs, 'seconds of training, refreshes and evaluations', '')
+  _save(figure, path)
+
+
+def draw_gradients(workdirs, path):
+  """Draws training loss and gradient norm by row, on logarithmic axes."""
+  figure, both = _figure()
+  names = {'train/loss': 'loss, nats', 'train/grad_norm': 'gradient norm'}
+  for axes, (name, label) in zip(both, names.items(), strict=True):
+    for row, workdir in workdirs.items():
+      series = logs.series(workdir, name)
+      axes.plot(list(series), list(series.values()), label=row, linewidth=1)
+    axes.set_yscale('log')
+    _label(axes, 'step', label)
+  _save(figure, path)
+
+
+def draw_overlap(workdirs, path):
+  """Draws the share of training negatives in the final model's top 100."""
+  figure = figure_lib.Figure(figsize=(7, 4.5), layout='constrained')
+  axes, shares = figure.subplots(), {}
+  for row, workdir in workdirs.items():
+    shares[row] = overlaps(workdir)
+    steps, values = zip(*shares[row].items(), strict=True)
+    axes.plot(steps, values, '.-', label=row)
+  _label(axes, 'step', f"share of negatives in the final model's top {TOP}")
+  axes.set_ylim(-0.02, 1.02)
+  _save(figure, path)
+  print('| row | first step | last step |\n|---|---|---|')
+  for row, found in shares.items():
+    steps = sorted(found)
+    print(f'| `{row}` | {found[steps[0]]:.3f} | {found[steps[-1]]:.3f} |')
+
+
+def overlaps(workdir):
+  """Returns {step: share of its batch's negatives in the final top 100}.
+
+  The negatives are what the steps draw, with those of the other queries where
+  the row has them.
+  """
+  config = config_lib.Config.from_flagfile(f'{workdir}/run.flags')
+  run, params, last = runs.read(config, (config.train_split, config.dev_split))
+  best = _final_best(run, params)
+  shares = {}
+  for step in np.linspace(0, last - 1, LOOKS).astype(int).tolist():
+    method = schedule.method_at(config, step)
+    own = config.hard_negatives if method.negatives != 'none' else 0
+    data = batches.training_data(
+      run.splits[config.train_split],
+      run.corpus,
+      run.queries[config.train_split],
+      run.passages,
+      run.retriever,
+      method,
+    )
+    # Token rows whose one token is their row: the batch then names its rows.
+    batch = batches.make_batch(
+      data._replace(queries=_rows(data.queries), passages=_rows(data.passages)),
+      step,
+      seed=config.seed,
+      batch_size=config.batch_size,
+      num_negatives=1 if method.triplets else own,
+      negatives=_negatives(run, method, step),
+      triplets=method.triplets,
+    )
+    shares[step] = _share(batch, method, best)
+  return shares
+
+
+def _share(batch, method, best):
+  queries, passages = batch.query_ids[:, 0], batch.passage_ids[..., 0]
+  inside = counted = 0
+  for place, query in enumerate(queries):
+    negatives = passages[place, 1:]
+    if method.in_batch:
+      negatives = np.append(negatives, np.delete(passages, place, 0))
+    inside += np.isin(negatives, best[query]).sum()
+    counted += len(negatives)
+  return float(inside / counted)
+
+
+def _final_best(run, params):
+  """Returns the (Q, TOP) passage rows that the final model ranks highest."""
+  watch, split = logs.Stopwatch(), run.config.train_split
+  indexed = evaluate.index_corpus(run, params, watch)
+  queries = evaluate.encode_queries(run, params, split, watch)
+  judged = batches.judged(
+    run.splits[split], run.corpus, methods.METHODS['ance']
+  )
+  positives = mine.make_positives(*judged, len(queries))
+
+  def rank(rows, depth):
+    return index.search(indexed.faiss_index, queries[rows], depth).rows
+
+  return mine.hard_negatives(rank, positives, TOP, run.config.seed)[0]
+
+
+def _negatives(run, method, step):
+  if method.negatives == 'bm25':
+    table = refresh.bm25_negatives(run)
+    return batches.Negatives(np.arange(len(table)), table, 0)
+  if method.negatives == 'index':
+    pick_ups = handoff.read_json(run.workdir / 'pickups.json')['pickups']
+    return refresh.in_use(
+      run, max(p['refresh'] for p in pick_ups if p['step'] <= step)
+    )
+  return None
+
+
+def _rows(token_rows):
+  number = len(token_rows)
+  return tokens.TokenRows(
+    np.arange(number), np.arange(number + 1), token_rows.pad_id, ''
+  )
+
+
+def _secs_until(workdir):
+  """Returns {step: seconds of all that was done up to there}."""
+  total, secs = 0.0, {}
+  for line in logs.read(workdir):
+    total += sum(v for name, v in line.items() if name.startswith('time/'))
+    secs[line['step']] = total
+  return secs
+
+
+def _figure():
+  figure = figure_lib.Figure(figsize=(12, 4.5), layout='constrained')
+  return figure, figure.subplots(1, 2)
+
+
+def _label(axes, x, y):
+  axes.set_xlabel(x)
+  axes.set_ylabel(y)
+  axes.grid(alpha=0.3)
+  axes.legend()
+
+
+def _save(figure, path):
+  with handoff.writing(path) as file:
+    figure.savefig(file, format='png', dpi=110)
+  print(path)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])
