@@ -136,9 +136,7 @@ def _open(stack, lock, begun):
     state = steps.init_state(begun.params, optimizer, this.devices)
     resume.begin_pick_ups(this)
   record = runs.record(this)
-  parts = _Parts(
-    this, record, lock, checkpoints, metrics, compiles, optimizer
-  )
+  parts = _Parts(this, record, lock, checkpoints, metrics, compiles, optimizer)
   return parts, state
 
 
