@@ -56,7 +56,12 @@ def index_corpus(run, params, watch):
     with watch.phase('encode'):
       blocks, real_tokens = _encode_corpus(run, params, folder)
     with watch.phase('index'):
-      faiss_index = index.build(config.index, config.index_params, blocks)
+      faiss_index = index.build(
+        config.index,
+        config.index_params,
+        blocks,
+        center=config.center_passages,
+      )
   return IndexedCorpus(faiss_index, weights_hash, real_tokens)
 
 

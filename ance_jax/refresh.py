@@ -309,6 +309,7 @@ def _sources(run):
     'groups': run.corpus.hash,
     'index': config.index,
     'index_params': config.index_params,
+    'center_passages': config.center_passages,
     'top_k': config.top_k,
     'hard_negatives': config.hard_negatives,
     'method': config.method,

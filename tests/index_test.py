@@ -1,6 +1,7 @@
 """FAISS against plain numpy: the same rows, the same order, ties included."""
 
 import faiss
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -102,3 +103,69 @@ def test_training_takes_no_more_vectors_than_it_may(monkeypatch):
   monkeypatch.setattr(faiss.IndexIVFFlat, 'train', train)
   index.build('IVF1,Flat', '', np.array_split(integers(640), 2))
   assert taken == [64]
+
+
+def cone(rows, random, width=768):
+  """Embeddings like ANCE's: cosine .97 between any two, scores around 745."""
+  base = np.random.default_rng(0).normal(size=width)
+  content = np.random.default_rng(1).normal(size=(64, width)) / 8
+  x = base + 0.18 * (random.normal(size=(rows, 64)) @ content)
+  x -= x.mean(1, keepdims=True)
+  return (x / x.std(1, keepdims=True)).astype(np.float32)
+
+
+def test_low_precision_keeps_the_top_200_of_a_narrow_cone_if_centered():
+  random = np.random.default_rng(2)
+  passages, queries = cone(20_000, random), cone(16, random)
+  exact = queries.astype(float) @ passages.T.astype(float)
+  assert 730 < exact.mean() < 760
+  assert exact.std(1).mean() < 6
+  best = np.argsort(-exact, 1)[:, :200]
+
+  def overlap(rows):
+    pairs = zip(rows.tolist(), best.tolist(), strict=True)
+    return np.mean([len(set(a) & set(b)) / 200 for a, b in pairs])
+
+  def rounded(x):
+    return np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float32)
+
+  kept = {}
+  for center in (False, True):
+    blocks = np.array_split(passages, 3)
+    stored = passages - passages.mean(0) if center else passages
+    products = rounded(queries) @ rounded(stored).T
+    for name, scores in (
+      ('bfloat16 in, float32 out', products),
+      ('bfloat16 in and out', rounded(products)),
+    ):
+      rows = np.argsort(-scores, 1, kind='stable')[:, :200]
+      kept[name, center] = overlap(rows)
+    for factory in ('Flat', 'SQfp16', 'SQbf16', 'SQ8'):
+      built = index.build(factory, '', blocks, center=center)
+      rows = index.search(built, queries, 200).rows
+      kept[factory, center] = overlap(rows)
+  for (name, center), share in kept.items():
+    print(f'{name:26} centered {center!s:5}  top-200 overlap {share:.3f}')
+  for center in (False, True):
+    assert kept['Flat', center] > 0.995
+  # Scores have three digits in bfloat16: hundreds of passages share one.
+  assert kept['bfloat16 in and out', False] < 0.6
+  assert kept['bfloat16 in, float32 out', False] > 0.9
+  low = 'bfloat16 in and out', 'bfloat16 in, float32 out', 'SQbf16', 'SQfp16'
+  for name in low:
+    assert kept[name, True] > kept[name, False]
+    assert kept[name, True] > 0.95
+
+
+def test_centered_scores_are_less_by_one_number_a_query():
+  passages, queries = integers(300, width=8) + 5, integers(9, width=8, seed=1)
+  blocks = np.array_split(passages, 2)
+  plain = index.search(index.build('Flat', '', blocks), queries, 20)
+  centered = index.search(
+    index.build('Flat', '', blocks, center=True), queries, 20
+  )
+  less = queries @ passages.mean(0)
+  # Ties are broken by rounding once the mean is taken off.
+  np.testing.assert_allclose(
+    centered.scores + less[:, None], plain.scores, rtol=0, atol=1e-4
+  )

@@ -21,6 +21,7 @@ from ance_jax import config
 from ance_jax import devices
 from ance_jax import encoders
 from ance_jax import methods
+from ance_jax import optimizers
 from ance_jax import steps
 
 QUERIES, QUERY_LENGTH, PASSAGE_LENGTH, ROUNDS = 64, 32, 128, 3
@@ -29,9 +30,11 @@ RETRIEVER = encoders.Retriever(
   tied=True,
   pooling='mean',
   head_size=0,
+  head_norm=True,
   similarity='cosine',
   query_length=QUERY_LENGTH,
   passage_length=PASSAGE_LENGTH,
+  title_separator=' ',
 )
 WAYS = {
   'plain': {},
@@ -72,7 +75,7 @@ def measure(row):
     settings = config.Config(
       batch_size=QUERIES, temperature=0.05, lr_warmup_steps=0, **changes
     )
-    optimizer = steps.make_optimizer(settings)
+    optimizer = optimizers.make(settings)
     shapes = steps.state_shapes(encoders.shapes(RETRIEVER), optimizer, here)
     train_step = steps.make_train_step(
       settings, methods.METHODS[row], RETRIEVER, optimizer, here
