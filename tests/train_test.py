@@ -354,7 +354,8 @@ def test_nothing_is_compiled_once_a_refresh_was_trained_on(eventful):
   compiles = logs.series(config.workdir, 'time/compiles')
   assert list(compiles) == [0, 4, 5, 8, 10, 12, 15, 16]
   # The first training on mined negatives ends at the evaluation of step 5.
-  assert [compiles[step] > 0 for step in (0, 4, 5)] == [True] * 3
+  assert compiles[4] > 0
+  assert compiles[5] > 0
   assert [compiles[step] for step in (8, 10, 12, 15, 16)] == [0] * 5
 
 
@@ -384,9 +385,9 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
     return told
 
   monkeypatch.setattr(steps, 'make_train_step', make_train_step)
-  train.run(dataclasses.replace(tiny, num_devices=1, max_steps=8))
+  train.run(dataclasses.replace(tiny, num_devices=1))
   expected = []
-  for step in (1, 5):  # What was given before a boundary is read there.
+  for step in (1, 5, 9):  # What was given before a boundary is read there.
     for number in range(step + 1, step + 4):
       expected += [f'give {number}', f'read {number - 1}']
     expected = [*expected[:-6], f'give {step}', *expected[-6:]]
