@@ -40,6 +40,7 @@ def finished(beir_folder, tmp_path_factory):
     passage_length=16,
     batch_size=8,
     top_k=10,
+    optimizer='adamw',
     learning_rate=1e-2,
     lr_warmup_steps=2,
     tokens_per_batch=1024,
