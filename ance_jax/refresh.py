@@ -86,12 +86,24 @@ def load(run, step):
   return handoff.load_array(_folder(run, step) / 'negatives.npy')
 
 
-def in_use(run, step):
-  """Returns the `batches.Negatives` of a refresh, to train on.
+def negatives_for(run, method, step):
+  """Returns the `batches.Negatives` to train on, or None for no table.
+
+  Args:
+    run: `runs.Run`.
+    method: A row of the method table.
+    step: int, that of the refresh in use; only for rows that refresh.
 
   Raises:
     BadInput: As for `load`; or no query has any negatives.
   """
+  if method.negatives == 'bm25':
+    table = bm25_negatives(run)
+    return batches.Negatives(np.arange(len(table)), table, 0)
+  return _in_use(run, step) if method.refreshes else None
+
+
+def _in_use(run, step):
   passages, (start, end) = load(run, step), _query_slice(run, step)
   rows, whole = np.arange(start, end), len(run.queries[run.config.train_split])
   any_left = passages[:, 0] >= 0

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import NamedTuple
 
+from ance_jax import batches
 from ance_jax import checkpoint
 from ance_jax import compiled
 from ance_jax import config as config_lib
@@ -122,6 +123,19 @@ def read(config, split_names):
   )
   run = _run(config, dataset, model.retriever, model.tokenizer)
   return run, devices_lib.replicate(model.params, devices), 0
+
+
+def training_data(run, method):
+  """Returns the `batches.TrainingData` of a row of the method table."""
+  split = run.config.train_split
+  return batches.training_data(
+    run.splits[split],
+    run.corpus,
+    run.queries[split],
+    run.passages,
+    run.retriever,
+    method,
+  )
 
 
 def is_run(workdir):

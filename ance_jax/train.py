@@ -14,7 +14,6 @@ import time
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from ance_jax import batches
@@ -149,14 +148,7 @@ def _step_maker(parts):
 
   @functools.cache
   def make(method):
-    data = batches.training_data(
-      run.splits[config.train_split],
-      run.corpus,
-      run.queries[config.train_split],
-      run.passages,
-      run.retriever,
-      method,
-    )
+    data = runs.training_data(run, method)
     train_step = steps.make_train_step(
       config, method, run.retriever, parts.optimizer, run.devices
     )
@@ -179,22 +171,12 @@ def _step_maker(parts):
   return make
 
 
-def _negatives(run, method, in_use):
-  """Returns the `batches.Negatives` of a row, or None for no table."""
-  if method.negatives == 'index':
-    return refresh.in_use(run, in_use)
-  if method.negatives == 'bm25':
-    table = refresh.bm25_negatives(run)
-    return batches.Negatives(np.arange(len(table)), table, 0)
-  return None
-
-
 def _train(parts, make_step, state, step, until, in_use):
   """Returns (state, step) after training to `until`, or to a stop signal."""
   config = parts.run.config
   method = schedule.method_at(config, step)
   train_step, make_batch = make_step(method)
-  negatives = _negatives(parts.run, method, in_use)
+  negatives = refresh.negatives_for(parts.run, method, in_use)
   prepared = batches.ahead(
     lambda n: make_batch(n, negatives), range(step, until)
   )

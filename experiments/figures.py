@@ -24,6 +24,7 @@ from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
 from ance_jax import refresh
+from ance_jax import resume
 from ance_jax import runs
 from ance_jax import schedule
 from ance_jax import tokens
@@ -98,14 +99,7 @@ def overlaps(workdir):
   for step in np.linspace(0, last - 1, LOOKS).astype(int).tolist():
     method = schedule.method_at(config, step)
     own = config.hard_negatives if method.negatives != 'none' else 0
-    data = batches.training_data(
-      run.splits[config.train_split],
-      run.corpus,
-      run.queries[config.train_split],
-      run.passages,
-      run.retriever,
-      method,
-    )
+    data = runs.training_data(run, method)
     # Token rows whose one token is their row: the batch then names its rows.
     batch = batches.make_batch(
       data._replace(queries=_rows(data.queries), passages=_rows(data.passages)),
@@ -113,7 +107,7 @@ def overlaps(workdir):
       seed=config.seed,
       batch_size=config.batch_size,
       num_negatives=1 if method.triplets else own,
-      negatives=_negatives(run, method, step),
+      negatives=refresh.negatives_for(run, method, resume.picked_up(run, step)),
       triplets=method.triplets,
     )
     shares[step] = _share(batch, method, best)
@@ -146,18 +140,6 @@ def _final_best(run, params):
     return index.search(indexed.faiss_index, queries[rows], depth).rows
 
   return mine.hard_negatives(rank, positives, TOP, run.config.seed)[0]
-
-
-def _negatives(run, method, step):
-  if method.negatives == 'bm25':
-    table = refresh.bm25_negatives(run)
-    return batches.Negatives(np.arange(len(table)), table, 0)
-  if method.negatives == 'index':
-    pick_ups = handoff.read_json(run.workdir / 'pickups.json')['pickups']
-    return refresh.in_use(
-      run, max(p['refresh'] for p in pick_ups if p['step'] <= step)
-    )
-  return None
 
 
 def _rows(token_rows):
