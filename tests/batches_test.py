@@ -148,12 +148,17 @@ def test_a_slice_is_shown_an_epoch_at_a_time_from_its_refresh_on(data):
   rows = np.array([2, 5, 6, 9])
   table = np.arange(8).reshape(4, 2) + 20
   negatives = batches.Negatives(rows, table, since=7)
-  for step in (7, 8, 9):
-    batch = make(data, step, num_negatives=1, negatives=negatives)
-    pairs = seen_in(batch)
-    assert sorted(query for query, _ in pairs) == rows.tolist()
-    for query, negative in pairs:
-      assert negative in table[rows.tolist().index(query)]
+  pairs = [
+    pair
+    for step in (7, 8, 9, 10)
+    for pair in seen_in(
+      make(data, step, num_negatives=1, batch_size=3, negatives=negatives)
+    )
+  ]
+  for epoch in (pairs[:4], pairs[4:8], pairs[8:]):
+    assert sorted(query for query, _ in epoch) == rows.tolist()
+  for query, negative in pairs:
+    assert negative in table[rows.tolist().index(query)]
 
 
 def test_missing_negatives_are_never_drawn_and_few_come_again(data):
