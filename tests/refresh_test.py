@@ -11,7 +11,9 @@ import pytest
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import encoders
+from ance_jax import evaluate
 from ance_jax import handoff
+from ance_jax import logs
 from ance_jax import refresh
 from ance_jax import runs
 from ance_jax import train
@@ -165,6 +167,29 @@ def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(
   )
   assert least < recall
   assert manifest['index'] == index
+
+
+def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
+  run = open_run()
+  refresh.refresh(run, 6)
+  plain = np.array(refresh.load(run, 6))
+  centered = run._replace(
+    config=dataclasses.replace(run.config, center_passages=True)
+  )
+  assert refresh.refresh(centered, 6)['center_passages']
+  # The same order, but for scores that rounding can tell apart or not.
+  assert agreement(refresh.load(centered, 6), plain) > 0.995
+  shapes = encoders.shapes(run.retriever)
+  params = checkpoint.read_params(run.workdir, 6, shapes, run.devices)
+  means = [
+    indexed.faiss_index.reconstruct_n(0, len(run.passages)).mean(0)
+    for indexed in (
+      evaluate.index_corpus(one, params, logs.Stopwatch())
+      for one in (run, centered)
+    )
+  ]
+  assert np.abs(means[0]).max() > 1e-2
+  np.testing.assert_allclose(means[1], 0, atol=1e-6)
 
 
 def test_the_manifest_says_what_was_made_of_what(open_run):
