@@ -34,12 +34,15 @@ TOP, LOOKS = 100, 20
 
 
 def main(folder):
+  """Draws all three; returns {row: what `overlaps` does}."""
   folder = pathlib.Path(folder)
   rows = handoff.read_json(folder / 'results.json')['rows']
   workdirs = {row: found['runs'][0] for row, found in rows.items()}
   draw_dev(workdirs, folder / 'dev.png')
   draw_gradients(workdirs, folder / 'gradients.png')
-  draw_overlap(workdirs, folder / 'overlap.png')
+  shares = {row: overlaps(workdir) for row, workdir in workdirs.items()}
+  draw_overlap(shares, folder / 'overlap.png')
+  return shares
 
 
 def draw_dev(workdirs, path):
@@ -69,13 +72,12 @@ def draw_gradients(workdirs, path):
   _save(figure, path)
 
 
-def draw_overlap(workdirs, path):
+def draw_overlap(shares, path):
   """Draws the share of training negatives in the final model's top 100."""
   figure = figure_lib.Figure(figsize=(7, 4.5), layout='constrained')
-  axes, shares = figure.subplots(), {}
-  for row, workdir in workdirs.items():
-    shares[row] = overlaps(workdir)
-    steps, values = zip(*shares[row].items(), strict=True)
+  axes = figure.subplots()
+  for row, found in shares.items():
+    steps, values = zip(*found.items(), strict=True)
     axes.plot(steps, values, '.-', label=row)
   _label(axes, 'step', f"share of negatives in the final model's top {TOP}")
   axes.set_ylim(-0.02, 1.02)
