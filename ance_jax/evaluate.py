@@ -17,6 +17,7 @@ from ance_jax import lexical
 from ance_jax import logs
 from ance_jax import metrics
 from ance_jax import runs
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
 # Dev queries whose results are kept at each evaluation, and results of each.
@@ -232,7 +233,7 @@ def _model_finder(config):
 def _bm25(config, split_names):
   runs.require_workdir(config)
   corpus, splits = corpora.load(config, split_names)
-  texts = list(tokens.passage_texts(corpus, tokens.SPACE))
+  texts = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
   rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
   return rank, corpus, splits
 

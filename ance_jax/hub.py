@@ -1,4 +1,4 @@
-"""Folders of Hugging Face and sentence-transformers, read strictly.
+"""Folders and hub names of Hugging Face: config.json and tensors, strict.
 
 Only safetensors and JSON are read: no pickle, no code that a model brings, no
 file outside of its folder (links are followed, as the hub's cache has them).
@@ -6,7 +6,6 @@ file outside of its folder (links are followed, as the hub's cache has them).
 
 import os
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -24,6 +23,7 @@ _BODIES = {
   'distilbert': 'distilbert',
   'mpnet': 'mpnet',
 }
+
 # Size in `bert.BodyConfig` -> key of config.json, and what DistilBERT has.
 _BERT_KEYS = {
   'vocab_size': 'vocab_size',
@@ -34,34 +34,19 @@ _BERT_KEYS = {
   'max_positions': 'max_position_embeddings',
   'num_types': 'type_vocab_size',
 }
+
 _DISTILBERT_KEYS = {
   'hidden_size': 'dim',
   'num_layers': 'n_layers',
   'num_heads': 'n_heads',
   'intermediate_size': 'hidden_dim',
 }
+
 # Of any such number in a config.json: a table of tensors is made from it.
 _MAX_LAYERS, _MAX_SIZE = 1000, 2**31
+
 # Safetensors' names of types that weights may be stored in.
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
-
-
-class SentenceTransformer(NamedTuple):
-  """What a sentence-transformers folder says about its model.
-
-  Attributes:
-    body_folder: Folder of the transformer.
-    length: Tokens of a text at most, or None.
-    pooling: 'cls' or 'mean'.
-    similarity: 'dot' or 'cosine'.
-    lower_case: Whether texts are lower-cased, whatever the tokenizer does.
-  """
-
-  body_folder: str
-  length: int | None
-  pooling: str
-  similarity: str
-  lower_case: bool
 
 
 def read_config(name):
@@ -144,46 +129,6 @@ def read_tensors(name, without):
         )  # fmt: skip
       tensors[key] = array
   return tensors
-
-
-def is_sentence_transformer(folder):
-  """Returns whether a folder is that of a sentence-transformers model."""
-  return os.path.lexists(pathlib.Path(folder) / 'modules.json')
-
-
-def read_sentence_transformer(folder):
-  """Returns the `SentenceTransformer` of a folder.
-
-  Raises:
-    BadInput: It does something that we do not.
-  """
-  folder = pathlib.Path(folder)
-  path = folder / 'modules.json'
-  modules = reading.json_file(path, list)
-  kinds = [_module_kind(module, path) for module in modules]
-  settings = _optional_json(folder / 'config_sentence_transformers.json')
-  named = settings.get('similarity_fn_name') or 'cosine'
-  for found, what in (
-    (kinds[:2] != ['Transformer', 'Pooling'], f'modules {", ".join(kinds)}'),
-    (kinds[2:] not in ([], ['Normalize']), f'modules {", ".join(kinds)}'),
-    (_prompts(settings), f'prompts {_prompts(settings)}'),
-    (named not in ('cosine', 'dot'), f'similarity {named}'),
-  ):
-    if found:
-      raise _not_ours(what, folder)
-  body_folder = reading.inside(folder, modules[0].get('path', ''), path)
-  sizes = _optional_json(body_folder / 'sentence_bert_config.json')
-  lower_case = sizes.get('do_lower_case', False)
-  if type(lower_case) is not bool:
-    raise _not_ours(f'do_lower_case {lower_case}', folder)
-  pooling = reading.inside(folder, modules[1].get('path', ''), path)
-  return SentenceTransformer(
-    str(body_folder),
-    _length(sizes, body_folder),
-    _pooling(pooling / 'config.json'),
-    'cosine' if 'Normalize' in kinds or named == 'cosine' else 'dot',
-    lower_case,
-  )
 
 
 def _kind(given, name):
@@ -342,78 +287,3 @@ def _file(name, file):
       f'none that loads at {name} ({str(error).splitlines()[0].rstrip(".")}); '
       'check --init_from.'
     ) from error
-
-
-def _optional_json(path):
-  """Returns the dict of a JSON file, empty if there is no such file."""
-  return reading.json_file(path) if os.path.lexists(path) else {}
-
-
-def _not_ours(what, folder):
-  return config_lib.BadInput(
-    'a sentence-transformers folder must be Transformer, Pooling and '
-    f'perhaps Normalize, for cosine or dot, without prompts; found {what} in '
-    f'{folder}; use another model.'
-  )
-
-
-def _module_kind(module, path):
-  """Returns the class of an entry of modules.json, without its package."""
-  kind = module.get('type') if isinstance(module, dict) else None
-  if not isinstance(kind, str):
-    raise reading.bad(
-      path,
-      "a module must be an object with a string 'type'",
-      reading.quoted(module),
-      'save the model again',
-    )
-  if not kind.startswith('sentence_transformers.'):
-    raise reading.bad(
-      path,
-      'a module must be one of sentence_transformers',
-      reading.quoted(kind),
-      'use a model without code of its own',
-    )
-  return kind.rpartition('.')[2]
-
-
-def _prompts(settings):
-  """Returns the prompts that are not empty, or what is no dict of them."""
-  prompts = settings.get('prompts') or {}
-  if not isinstance(prompts, dict):
-    return prompts
-  return [prompt for prompt in prompts.values() if prompt]
-
-
-def _length(sizes, folder):
-  """Returns the tokens at most of a sentence-transformers folder, or None."""
-  length = sizes.get('max_seq_length')
-  if length is not None and (type(length) is not int or length < 3):
-    raise reading.bad(
-      folder / 'sentence_bert_config.json',
-      'max_seq_length must be a whole number, at least 3',
-      reading.quoted(length),
-      'mend it',
-    )
-  return length
-
-
-def _pooling(path):
-  """Returns 'cls' or 'mean' of a Pooling module's config.json, old or new."""
-  settings = reading.json_file(path)
-  modes = settings.get('pooling_mode')
-  if modes is None:
-    modes = [
-      name.removeprefix('pooling_mode_')
-      .removesuffix('_token')
-      .removesuffix('_tokens')
-      for name, chosen in settings.items()
-      if name.startswith('pooling_mode_') and chosen
-    ]
-  modes = [modes] if isinstance(modes, str) else modes
-  if modes not in (['cls'], ['mean']):
-    raise config_lib.BadInput(
-      f'pooling must be cls or mean; found {modes} in {path}; use another '
-      'model.'
-    )
-  return modes[0]

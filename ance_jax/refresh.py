@@ -22,6 +22,7 @@ from ance_jax import methods
 from ance_jax import mine
 from ance_jax import runs
 from ance_jax import schedule
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
 # Queries that the overlap of two refreshes is measured on, at most.
@@ -126,7 +127,7 @@ def bm25_negatives(run):
   folder = run.workdir / 'bm25'
   if not handoff.find(folder, about):
     split = run.splits[config.train_split]
-    texts = list(tokens.passage_texts(run.corpus, tokens.SPACE))
+    texts = list(tokens.passage_texts(run.corpus, tokenizer_lib.SPACE))
     rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
 
     def find(rows, depth):

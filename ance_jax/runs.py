@@ -14,8 +14,9 @@ from ance_jax import encode
 from ance_jax import encoders
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import models
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
-from ance_jax import weights
 
 FLAGS_FILE = 'run.flags'
 _DATA_FILE = 'data.json'
@@ -44,7 +45,7 @@ class Run(NamedTuple):
   passages: tokens.TokenRows
   queries: dict[str, tokens.TokenRows]
   retriever: encoders.Retriever
-  tokenizer: tokens.Tokenizer
+  tokenizer: tokenizer_lib.Tokenizer
   query_encoder: encode.Encoder
   passage_encoder: encode.Encoder
 
@@ -57,8 +58,8 @@ class Run(NamedTuple):
 def begin(config, split_names):
   """Returns (Run, parameters) of a new run."""
   dataset = corpora.load(config, split_names)
-  model = weights.load(
-    config, tokens.passage_texts(dataset.corpus, tokens.SPACE)
+  model = models.load(
+    config, tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
   )
   return _run(config, dataset, model.retriever, model.tokenizer), model.params
 
@@ -70,7 +71,7 @@ def record(run):
   return {
     FLAGS_FILE: run.config.to_flagfile().encode(),
     _DATA_FILE: json.dumps(began).encode(),
-    **weights.model_files(run.retriever, run.tokenizer),
+    **models.model_files(run.retriever, run.tokenizer),
   }
 
 
@@ -93,7 +94,7 @@ def go_on(config, split_names, step):
         f' of hash {new[:12]} instead of {old[:12]}; give back the data, or '
         f'name another --workdir, with --init_from={config.workdir}.'
       )
-  return _run(config, dataset, *weights.load_model(config.workdir, step))
+  return _run(config, dataset, *models.load_model(config.workdir, step))
 
 
 def read(config, split_names):
@@ -118,8 +119,8 @@ def read(config, split_names):
       f'in {config.workdir} and no --init_from; set one of the two.'
     )
   dataset = corpora.load(config, split_names)
-  model = weights.load(
-    config, tokens.passage_texts(dataset.corpus, tokens.SPACE)
+  model = models.load(
+    config, tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
   )
   run = _run(config, dataset, model.retriever, model.tokenizer)
   return run, devices_lib.replicate(model.params, devices), 0
@@ -141,7 +142,7 @@ def training_data(run, method):
 def is_run(workdir):
   """Returns whether a run was begun in a folder."""
   begun = (FLAGS_FILE, logs.METRICS_FILE)
-  return weights.is_run(workdir) or any(
+  return models.is_run(workdir) or any(
     (pathlib.Path(workdir) / name).exists() for name in begun
   )
 

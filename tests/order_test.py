@@ -8,16 +8,17 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
   'main train resume footprint report refresh evaluate runs encode steps '
-  'optimizers weights hub encoders schedule methods batches checkpoint '
-  'corpora beir datasets tokens answers lexical index mine metrics losses '
-  'bert compiled logs locks handoff devices reading config'
+  'optimizers models weights hub sbert encoders schedule methods batches '
+  'checkpoint corpora beir datasets tokens tokenizer answers lexical index '
+  'mine metrics losses bert compiled logs locks handoff devices reading '
+  'config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
   'absl': {'main', 'config'},
   'faiss': {'index'},
   'orbax': {'checkpoint'},
-  'transformers': {'tokens', 'hub'},
+  'transformers': {'tokenizer', 'hub'},
   'tensorflow_datasets': {'corpora', 'datasets'},
   'bm25s': {'lexical'},
   'ir_measures': {'metrics'},

@@ -19,6 +19,7 @@ from ance_jax import encode
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
 TEXTS = [f'word{i % 7} word{i % 5} word{i % 3}' for i in range(10)]
@@ -40,7 +41,7 @@ def _quick():
 
 @pytest.fixture(scope='module')
 def tokenizer():
-  return tokens.train_vocabulary(TEXTS, 60)
+  return tokenizer_lib.train_vocabulary(TEXTS, 60)
 
 
 def encoder():

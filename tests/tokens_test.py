@@ -6,6 +6,7 @@ import transformers
 
 from ance_jax import config
 from ance_jax import corpora
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
 TEXTS = [f'word{i % 7} and some more text, number {i}' for i in range(50)]
@@ -13,7 +14,7 @@ TEXTS = [f'word{i % 7} and some more text, number {i}' for i in range(50)]
 
 @pytest.fixture(scope='module')
 def tokenizer():
-  return tokens.train_vocabulary(TEXTS, 120)
+  return tokenizer_lib.train_vocabulary(TEXTS, 120)
 
 
 def make(tokenizer, folder, texts=TEXTS, length=8, content_hash='h'):
@@ -72,7 +73,7 @@ def test_rows_are_made_once_for_the_same_text_length_and_tokenizer(
   assert (first / 'ids.bin').stat().st_mtime_ns == stamp
   make(tokenizer, tmp_path, length=9)
   make(tokenizer, tmp_path, content_hash='other')
-  make(tokens.train_vocabulary(TEXTS, 60), tmp_path)
+  make(tokenizer_lib.train_vocabulary(TEXTS, 60), tmp_path)
   assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -120,7 +121,7 @@ def test_padding_and_cutting_that_a_tokenizer_file_asks_for_have_no_effect(
 
 def test_a_large_vocabulary_is_held_in_wider_numbers(tmp_path):
   texts = [f'{chr(0x4E00 + i)}' for i in range(10)]
-  tokenizer = tokens.train_vocabulary(texts, 100)
+  tokenizer = tokenizer_lib.train_vocabulary(texts, 100)
   tokenizer.add_tokens([f'extra{i}' for i in range(66_000)])
   rows = make(tokenizer, tmp_path, ['extra65999'])
   assert rows.ids.dtype == np.uint32
@@ -128,7 +129,7 @@ def test_a_large_vocabulary_is_held_in_wider_numbers(tmp_path):
 
 
 def test_the_vocabulary_is_the_same_each_time_it_is_trained():
-  first, second = (tokens.train_vocabulary(TEXTS, 120) for _ in range(2))
+  first, second = (tokenizer_lib.train_vocabulary(TEXTS, 120) for _ in range(2))
   assert first.get_vocab() == second.get_vocab()
   ids = first('word1 Unseen!')['input_ids']
   assert ids == second('word1 Unseen!')['input_ids']
@@ -138,7 +139,7 @@ def test_the_vocabulary_is_the_same_each_time_it_is_trained():
 
 def test_a_saved_vocabulary_is_read_back_alike(tokenizer, tmp_path):
   tokenizer.save_pretrained(tmp_path)
-  loaded = tokens.load_tokenizer(str(tmp_path))
+  loaded = tokenizer_lib.load(str(tmp_path))
   text = 'Word3 and MORE, ünseen \u4e00'
   assert loaded(text)['input_ids'] == tokenizer(text)['input_ids']
   assert loaded.pad_token_id == tokenizer.pad_token_id
@@ -146,7 +147,7 @@ def test_a_saved_vocabulary_is_read_back_alike(tokenizer, tmp_path):
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
   with pytest.raises(config.BadInput, match='must come with its tokenizer'):
-    tokens.load_tokenizer(str(tmp_path))
+    tokenizer_lib.load(str(tmp_path))
 
 
 @pytest.fixture
@@ -177,12 +178,14 @@ def bytes_folder(tmp_path):
 def test_case_and_space_are_in_the_tokenizer_and_saved_with_it(
   lower_case, prefix_space, ids, with_title, bytes_folder, tmp_path
 ):
-  made = tokens.load_tokenizer(str(bytes_folder))
-  tokens.set_flavour(made, lower_case=lower_case, prefix_space=prefix_space)
+  made = tokenizer_lib.load(str(bytes_folder))
+  tokenizer_lib.set_flavour(
+    made, lower_case=lower_case, prefix_space=prefix_space
+  )
   made.save_pretrained(tmp_path / 'saved')
-  saved = tokens.load_tokenizer(str(tmp_path / 'saved'))
+  saved = tokenizer_lib.load(str(tmp_path / 'saved'))
   corpus = make_corpus([('Paris', 'Is'), ('', 'Paris Is')])
-  separator = tokens.title_separator(made, 'token')
+  separator = tokenizer_lib.title_separator(made, 'token')
   texts = list(tokens.passage_texts(corpus, separator))
   for tokenizer in (made, saved):
     rows = tokens.memory_rows(tokenizer, ['Paris Is', *texts], 16)
@@ -200,9 +203,9 @@ def make_corpus(passages):
 
 
 def test_special_tokens_stay_as_they_are_when_texts_are_lower_cased(tokenizer):
-  cased = tokens.train_vocabulary(TEXTS, 120)
+  cased = tokenizer_lib.train_vocabulary(TEXTS, 120)
   cased.backend_tokenizer.normalizer = None
-  tokens.set_flavour(cased, lower_case=True, prefix_space=None)
+  tokenizer_lib.set_flavour(cased, lower_case=True, prefix_space=None)
   expected = tokenizer('word1 [SEP] text')['input_ids']
   assert cased('WORD1 [SEP] Text')['input_ids'] == expected
   assert expected.count(tokenizer.sep_token_id) == 2
@@ -213,7 +216,7 @@ def test_the_separator_token_makes_the_pair_of_dpr(tokenizer):
   backend = tokenizer.backend_tokenizer
   passages = [('word1 word2', TEXTS[0]), ('', TEXTS[1]), ('word3', 'text')]
   passages += [(TEXTS[2], 'word4')]
-  separator = tokens.title_separator(tokenizer, 'token')
+  separator = tokenizer_lib.title_separator(tokenizer, 'token')
   joined = list(tokens.passage_texts(make_corpus(passages), separator))
   different = set()
   for length in range(3, 40):
@@ -236,6 +239,8 @@ def test_the_separator_token_makes_the_pair_of_dpr(tokenizer):
 
 def test_what_stands_between_title_and_text_is_a_space_or_a_token(tokenizer):
   corpus = make_corpus([('a', 'b'), ('', 'c')])
-  assert list(tokens.passage_texts(corpus, tokens.SPACE)) == ['a b', 'c']
-  assert tokens.title_separator(tokenizer, 'space') == tokens.SPACE
-  assert tokens.title_separator(tokenizer, 'token') == '[SEP]'
+  assert list(tokens.passage_texts(corpus, tokenizer_lib.SPACE)) == ['a b', 'c']
+  assert (
+    tokenizer_lib.title_separator(tokenizer, 'space') == tokenizer_lib.SPACE
+  )
+  assert tokenizer_lib.title_separator(tokenizer, 'token') == '[SEP]'

@@ -20,7 +20,9 @@ from ance_jax import config as config_lib
 from ance_jax import encode
 from ance_jax import encoders
 from ance_jax import hub
+from ance_jax import models
 from ance_jax import runs
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 from ance_jax import train
 from ance_jax import weights
@@ -80,7 +82,9 @@ def make_torch(kind, folder):
   for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.3)
   model.eval().save_pretrained(folder)
-  tokenizer = byte_level() if first else tokens.train_vocabulary(TEXTS, 80)
+  tokenizer = (
+    byte_level() if first else tokenizer_lib.train_vocabulary(TEXTS, 80)
+  )
   tokenizer.save_pretrained(folder)
   return model
 
@@ -263,7 +267,7 @@ def load(config, **changes):
     passage_length=None,
     **changes,
   )
-  return weights.load(changed, TEXTS)
+  return models.load(changed, TEXTS)
 
 
 def embeddings_of(model, texts):
@@ -377,7 +381,7 @@ def saved(tmp_path):
     tensors[key] = tensors[key].T.copy()
   save_file(tensors, folder / 'model.safetensors')
   (folder / 'config.json').write_text(json.dumps(CONFIG))
-  tokens.train_vocabulary(TEXTS, 60).save_pretrained(folder)
+  tokenizer_lib.train_vocabulary(TEXTS, 60).save_pretrained(folder)
   return folder, tensors
 
 
@@ -435,7 +439,7 @@ def test_flags_that_are_given_go_before_what_the_checkpoint_brings(saved, tiny):
   config = dataclasses.replace(
     tiny, init_from=str(folder), head_size=8, tie_encoders=False
   )
-  model = weights.load(config, TEXTS)
+  model = models.load(config, TEXTS)
   given = model.retriever
   assert (given.pooling, given.similarity) == ('mean', 'cosine')
   assert (given.query_length, given.passage_length) == (8, 16)
@@ -449,8 +453,8 @@ def test_flags_that_are_given_go_before_what_the_checkpoint_brings(saved, tiny):
 
 
 def test_random_weights_follow_the_seed(tiny):
-  first, again = (weights.load(tiny, TEXTS) for _ in range(2))
-  other = weights.load(dataclasses.replace(tiny, seed=1), TEXTS)
+  first, again = (models.load(tiny, TEXTS) for _ in range(2))
+  other = models.load(dataclasses.replace(tiny, seed=1), TEXTS)
   table = 'word_embedding'
   a, b, c = (m.params['tied']['body'][table] for m in (first, again, other))
   np.testing.assert_array_equal(a, b)
@@ -526,7 +530,7 @@ def test_a_run_keeps_head_and_tokenizer_wherever_it_is_used(roberta, tiny):
   assert again.retriever == run.retriever
   np.testing.assert_array_equal(
     embeddings_of(again, TEXTS),
-    embeddings_of(weights.Model(run.retriever, run.tokenizer, params), TEXTS),
+    embeddings_of(models.Model(run.retriever, run.tokenizer, params), TEXTS),
   )
 
 

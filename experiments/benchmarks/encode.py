@@ -14,8 +14,9 @@ from ance_jax import config
 from ance_jax import devices
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import models
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
-from ance_jax import weights
 
 NUM_PASSAGES, PEER_BATCH = 300, 32
 
@@ -30,9 +31,9 @@ def peer_computes(texts, lengths):
 def main():
   corpus = side_by_side.pydocs().corpus
   rows = np.random.default_rng(0).choice(len(corpus.texts), NUM_PASSAGES, False)
-  passages = list(tokens.passage_texts(corpus, tokens.SPACE))
+  passages = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
   texts = [passages[row] for row in rows]
-  model = weights.load(config.Config(init_from=side_by_side.MODEL), ())
+  model = models.load(config.Config(init_from=side_by_side.MODEL), ())
   encoder = encode.make_encoder(
     model.retriever,
     encoders.PASSAGE,

@@ -19,10 +19,10 @@ from ance_jax import batches
 from ance_jax import config
 from ance_jax import devices
 from ance_jax import methods
+from ance_jax import models
 from ance_jax import optimizers
 from ance_jax import steps
 from ance_jax import tokens
-from ance_jax import weights
 
 PAIRS, QUERY_LENGTH, PASSAGE_LENGTH, STEPS = 32, 32, 128, 3
 SETTINGS = config.Config(
@@ -56,7 +56,7 @@ def read_pairs():
 
 def make_ours(queries, passages):
   """Returns (step function, loss without dropout)."""
-  model = weights.load(SETTINGS, ())
+  model = models.load(SETTINGS, ())
   here = devices.local(1)
   optimizer = optimizers.make(SETTINGS)
   query_rows = tokens.memory_rows(model.tokenizer, queries, QUERY_LENGTH)
@@ -84,7 +84,7 @@ def make_ours(queries, passages):
 
   def new_state():
     # Each state has parameters of its own: a step gives their memory away.
-    params = weights.load(SETTINGS, ()).params
+    params = models.load(SETTINGS, ()).params
     return steps.init_state(params, optimizer, here)
 
   without = make(dataclasses.replace(SETTINGS, dropout_rate=0.0))

@@ -27,7 +27,8 @@ from ance_jax import bert
 from ance_jax import config
 from ance_jax import encoders
 from ance_jax import handoff
-from ance_jax import tokens
+from ance_jax import models
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import weights
 
 TEXTS = ['some text of few words', 'more words of another text']
@@ -52,7 +53,7 @@ def make_sound(folder, sound):
       encoders.Retriever(BODY, True, 'cls', 0, True, 'dot', 8, 8, ' '), 0
     )['tied']['body']
     save_file(weights.body_to_tensors(params, BODY), sound / WEIGHTS)
-    tokens.train_vocabulary(TEXTS, 60).save_pretrained(sound)
+    tokenizer_lib.train_vocabulary(TEXTS, 60).save_pretrained(sound)
     theirs = {
       'model_type': 'bert',
       'vocab_size': 60,
@@ -72,7 +73,7 @@ def make_sound(folder, sound):
 def use(folder, changes):
   """Starts from it."""
   changes = {'init_from': str(folder), **(changes or {})}
-  weights.load(config.Config(**changes), TEXTS)
+  models.load(config.Config(**changes), TEXTS)
 
 
 def tensors(change):
@@ -177,8 +178,8 @@ def module(number, **values):
 def _run_of_ours(change):
   def make(folder):
     retriever = encoders.Retriever(BODY, True, 'cls', 0, True, 'dot', 8, 8, ' ')
-    tokenizer = tokens.load_tokenizer(str(folder))
-    record = weights.model_files(retriever, tokenizer)
+    tokenizer = tokenizer_lib.load(str(folder))
+    record = models.model_files(retriever, tokenizer)
     step = folder / 'checkpoints' / '3'
     for name, content in record.items():
       path = step / 'record' / name
@@ -459,7 +460,7 @@ CASES = {
   ),
   'tokenizer of more words': Refused(
     lambda folder: (
-      tokens.train_vocabulary(
+      tokenizer_lib.train_vocabulary(
         [chr(0x4E00 + i) for i in range(99)], 99
       ).save_pretrained(folder)
       and None

@@ -19,9 +19,10 @@ from ance_jax import beir
 from ance_jax import config as config_lib
 from ance_jax import encode
 from ance_jax import handoff
+from ance_jax import models
 from ance_jax import reading
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
-from ance_jax import weights
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SOURCES = sorted((REPOSITORY / 'ance_jax').rglob('*.py'))
@@ -163,7 +164,7 @@ def pickled_array(path, proof):
 
 
 def test_pickled_token_rows_are_not_run(tmp_path, proof):
-  tokenizer = tokens.train_vocabulary(cases_checkpoints.TEXTS, 60)
+  tokenizer = tokenizer_lib.train_vocabulary(cases_checkpoints.TEXTS, 60)
   kwargs = {
     'what': 'texts', 'num_texts': 2, 'length': 8, 'content_hash': 'h',
     'folder': tmp_path / 'tokens',
@@ -196,7 +197,7 @@ def test_a_path_out_of_the_folder_is_not_read(model, tmp_path):
   index = {'weight_map': {'x': '../b.safetensors'}}
   (model / 'model.safetensors.index.json').write_text(json.dumps(index))
   with pytest.raises(config_lib.BadInput, match='lie in the same folder'):
-    weights.load(config_lib.Config(init_from=str(model)), [])
+    models.load(config_lib.Config(init_from=str(model)), [])
 
 
 def test_a_gzip_bomb_is_refused_before_it_fills_memory(tmp_path):

@@ -1,0 +1,224 @@
+"""Tokenizers: trained, loaded, and their flavour set; and what they are given.
+
+A flavour (lower case, a space in front) is a part of tokenizer.json, so that
+training, encoding and search cannot differ in it.
+"""
+
+import json
+import os
+import pathlib
+
+import tokenizers
+import transformers
+
+from ance_jax import config as config_lib
+from ance_jax import reading
+
+PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
+
+Tokenizer = transformers.PreTrainedTokenizerFast
+
+# Between title and text, as in BEIR and sentence-transformers.
+SPACE = ' '
+
+
+def train_vocabulary(texts, vocab_size):
+  """Returns a transformers tokenizer with a vocabulary trained on `texts`.
+
+  Byte pairs over lower-cased words and single punctuation marks. The library's
+  WordPiece trainer is not used: it gives another vocabulary at every call.
+
+  Args:
+    texts: Iterable of strings.
+    vocab_size: Entries at most, special tokens included.
+  """
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=UNKNOWN))
+  tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  special = [PAD, UNKNOWN, CLS, SEP, MASK]
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=special,
+    limit_alphabet=500,
+    show_progress=True,
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single=f'{CLS} $A {SEP}',
+    pair=f'{CLS} $A {SEP} $B {SEP}',
+    special_tokens=[(t, special.index(t)) for t in (CLS, SEP)],
+  )
+  return Tokenizer(
+    tokenizer_object=tokenizer,
+    pad_token=PAD,
+    unk_token=UNKNOWN,
+    cls_token=CLS,
+    sep_token=SEP,
+    mask_token=MASK,
+  )
+
+
+def load(name):
+  """Returns the transformers tokenizer of a folder or hub name.
+
+  Raises:
+    BadInput: There is none, it needs code of its own, or it cannot do what
+      is asked of one here.
+  """
+  _check_tokenizer_files(name)
+  try:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+      name, trust_remote_code=False
+    )
+  except Exception as error:  # Its parsers raise any kind.
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
+    raise config_lib.BadInput(
+      f'a model must come with its tokenizer; found none that loads at {name} '
+      f'({reason}); check --init_from.'
+    ) from error
+  if not tokenizer.is_fast:
+    raise config_lib.BadInput(
+      'a tokenizer must be a fast one (tokenizer.json); found '
+      f'{type(tokenizer).__name__} at {name}; convert it with transformers.'
+    )
+  if tokenizer.pad_token_id is None:
+    raise config_lib.BadInput(
+      f'a tokenizer must have a padding token; found none at {name}; name it '
+      'as pad_token in tokenizer_config.json.'
+    )
+  if not backend(tokenizer).encode('').ids:
+    raise config_lib.BadInput(
+      'a tokenizer must put special tokens around a text; found none around '
+      f'an empty one at {name}; add its post_processor to tokenizer.json.'
+    )
+  return _plain(tokenizer)
+
+
+def check_case(tokenizer, name):
+  """Raises `BadInput` if a tokenizer's files and its class differ on case.
+
+  What ANCE's tokenizer lower-cased with transformers 2, that of transformers 5
+  does not: the class of RoBERTa takes no notice of `do_lower_case`, nor of what
+  tokenizer.json says.
+
+  Args:
+    tokenizer: What `load` gave.
+    name: Folder or hub name that it is of.
+  """
+  said, does = _says_lower_case(name), _lower_cases(tokenizer)
+  if said not in (None, does):
+    cases, keeps = 'one that lower-cases', 'one that keeps capitals'
+    raise config_lib.BadInput(
+      'a tokenizer must lower-case if its files say so, and only then; found '
+      f'{cases if does else keeps}, and files of {cases if said else keeps}, '
+      f'at {name}; set --lower_case or --nolower_case, or mend '
+      'tokenizer_config.json.'
+    )
+
+
+def set_flavour(tokenizer, *, lower_case, prefix_space):
+  """Makes a tokenizer change texts first, as a part of its tokenizer.json.
+
+  So it cannot be forgotten where a text is tokenized, and is saved with it.
+
+  Args:
+    tokenizer: A fast transformers tokenizer.
+    lower_case: Whether texts are lower-cased; None: as it is.
+    prefix_space: Whether a space is put before each text; None: as it is.
+
+  Raises:
+    BadInput: It cannot do what is asked for.
+  """
+  backend = tokenizer.backend_tokenizer
+  if lower_case is False and _lower_cases(tokenizer):
+    raise config_lib.BadInput(
+      '--lower_case must be true, or left out, with a tokenizer that '
+      'lower-cases; found it false; use a checkpoint that has capitals.'
+    )
+  if lower_case and not _lower_cases(tokenizer):
+    # Letter by letter: unlike Python's lower(), which ANCE used, it makes an
+    # upper-case sigma at the end of a word a sigma like others.
+    steps = [tokenizers.normalizers.Lowercase()]
+    if backend.normalizer is not None:
+      steps.append(backend.normalizer)
+    backend.normalizer = tokenizers.normalizers.Sequence(steps)
+  if prefix_space is not None:
+    if not isinstance(
+      backend.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel
+    ):
+      raise config_lib.BadInput(
+        '--prefix_space must be left out for a tokenizer that is not '
+        f'byte-level; found it {str(prefix_space).lower()}; leave it out.'
+      )
+    backend.pre_tokenizer.add_prefix_space = prefix_space
+
+
+def title_separator(tokenizer, name):
+  """Returns the text that `--title_separator` names: 'space' or 'token'."""
+  if name == 'space':
+    return SPACE
+  if tokenizer.sep_token is None:
+    raise config_lib.BadInput(
+      '--title_separator must be space for a tokenizer without a separator '
+      'token; found token; set it so.'
+    )
+  return tokenizer.sep_token
+
+
+def _check_tokenizer_files(folder):
+  """Raises `BadInput` if JSON files of a local tokenizer cannot be used."""
+  for name in ('tokenizer_config.json', 'special_tokens_map.json'):
+    path = pathlib.Path(folder) / name
+    if os.path.lexists(path) and 'auto_map' in reading.json_file(path):
+      raise reading.bad(
+        path,
+        'a tokenizer must need no code of its own',
+        'auto_map',
+        'use a model of a class that transformers has',
+      )
+  path = pathlib.Path(folder) / 'tokenizer.json'
+  if os.path.lexists(path):
+    reading.json_file(path)
+
+
+def _plain(tokenizer):
+  """Returns a tokenizer that is what its tokenizer.json says, and no more.
+
+  Classes such as RobertaTokenizer make their own when they are read back, of
+  the vocabulary alone: what was added to it would be lost without a word.
+  """
+  names = ('pad', 'unk', 'cls', 'sep', 'mask', 'bos', 'eos')
+  special = {f'{n}_token': getattr(tokenizer, f'{n}_token') for n in names}
+  return Tokenizer(
+    tokenizer_object=tokenizer.backend_tokenizer,
+    model_max_length=tokenizer.model_max_length,
+    **{name: token for name, token in special.items() if token is not None},
+  )
+
+
+def _says_lower_case(name):
+  """Returns whether a tokenizer lower-cases by its files; None: not said."""
+  settings = transformers.models.auto.tokenization_auto.get_tokenizer_config
+  said = settings(name).get('do_lower_case')
+  if isinstance(said, bool):
+    return said
+  path = transformers.utils.cached_file(
+    name, 'tokenizer.json', _raise_exceptions_for_missing_entries=False
+  )
+  if path is None:
+    return None
+  normalizer = json.dumps(reading.json_file(path).get('normalizer'))
+  return '"Lowercase"' in normalizer or '"lowercase": true' in normalizer
+
+
+def _lower_cases(tokenizer):
+  normalizer = tokenizer.backend_tokenizer.normalizer
+  return normalizer is not None and normalizer.normalize_str('A') == 'a'
+
+
+def backend(tokenizer):
+  """Returns the `tokenizers.Tokenizer`, without the limits some files bring."""
+  backend = tokenizer.backend_tokenizer
+  backend.no_truncation()
+  backend.no_padding()
+  return backend
