@@ -48,12 +48,14 @@ def main():
   parser.add_argument('flagfile')
   parser.add_argument('folder', type=pathlib.Path)
   parser.add_argument('--data_dir')
+  parser.add_argument('--init_from')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0])
   parser.add_argument('--rates', type=float, nargs='+', default=[1e-2])
   parser.add_argument('--rows', nargs='+', choices=list(ROWS), default=ROWS)
   parser.add_argument('--start', type=int, default=0, metavar='STEPS')
   given = parser.parse_args()
-  changes = {'data_dir': given.data_dir} if given.data_dir else {}
+  given_flags = {'data_dir': given.data_dir, 'init_from': given.init_from}
+  changes = {name: value for name, value in given_flags.items() if value}
   base = config_lib.Config.from_flagfile(given.flagfile, **changes)
   compare(base, given.folder, given.seeds, given.rates, given.rows, given.start)
 

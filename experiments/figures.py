@@ -97,7 +97,25 @@ def overlaps(workdir):
   config = config_lib.Config.from_flagfile(f'{workdir}/run.flags')
   run, params, last = runs.read(config, (config.train_split, config.dev_split))
   best = _final_best(run, params)
-  shares = {}
+  return {
+    step: float(
+      np.mean(np.concatenate([np.isin(n, best[q]) for q, _, n in batch]))
+    )
+    for step, batch in drawn(run, last)
+  }
+
+
+def drawn(run, last):
+  """Yields step and batch of some steps of a run, the first and last with them.
+
+  A batch is a list of (query row, row of its positive, (n,) rows of its
+  negatives), those of the other queries too where the row has them.
+
+  Args:
+    run: `runs.Run` with the training split.
+    last: int, step that the run ended at.
+  """
+  config = run.config
   for step in np.linspace(0, last - 1, LOOKS).astype(int).tolist():
     method = schedule.method_at(config, step)
     own = config.hard_negatives if method.negatives != 'none' else 0
@@ -112,20 +130,14 @@ def overlaps(workdir):
       negatives=refresh.negatives_for(run, method, resume.picked_up(run, step)),
       triplets=method.triplets,
     )
-    shares[step] = _share(batch, method, best)
-  return shares
-
-
-def _share(batch, method, best):
-  queries, passages = batch.query_ids[:, 0], batch.passage_ids[..., 0]
-  inside = counted = 0
-  for place, query in enumerate(queries):
-    negatives = passages[place, 1:]
-    if method.in_batch:
-      negatives = np.append(negatives, np.delete(passages, place, 0))
-    inside += np.isin(negatives, best[query]).sum()
-    counted += len(negatives)
-  return float(inside / counted)
+    queries, passages = batch.query_ids[:, 0], batch.passage_ids[..., 0]
+    found = []
+    for place, query in enumerate(queries):
+      negatives = passages[place, 1:]
+      if method.in_batch:
+        negatives = np.append(negatives, np.delete(passages, place, 0))
+      found.append((int(query), int(passages[place, 0]), negatives))
+    yield step, found
 
 
 def _final_best(run, params):

@@ -8,6 +8,7 @@ import re
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 
 from ance_jax import config
@@ -52,14 +53,15 @@ def test_the_sisters_differ_from_the_quickstart_in_their_negatives_alone():
 @pytest.fixture
 def scripts(monkeypatch):
   monkeypatch.syspath_prepend(str(REPOSITORY / 'experiments'))
-  return [importlib.import_module(n) for n in ('compare_methods', 'figures')]
+  names = ('compare_methods', 'figures', 'false_negatives')
+  return [importlib.import_module(name) for name in names]
 
 
 @pytest.mark.usefixtures('compiled_once')
 def test_rows_are_compared_at_their_best_rate_and_drawn(
   scripts, tiny, tmp_path
 ):
-  compare_methods, figures = scripts
+  compare_methods, figures, false_negatives = scripts
   base = dataclasses.replace(
     tiny, num_devices=1, max_steps=9, warmup_method='bm25', hard_negatives=1
   )
@@ -86,6 +88,18 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
   # 100 of 150 passages are the final top; those mined last are all in it.
   assert shares['in_batch'].keys() == shares['ance'].keys() == set(range(6))
   assert shares['ance'][5] > 0.9 > max(shares['in_batch'].values())
+  judge = results['ance']['runs'][0]
+  shares = false_negatives.main(tmp_path, judge)
+  # It was trained to score nearly all below; of rows mixed up, half would be.
+  assert shares.keys() == results.keys()
+  assert all(0 < share < 0.2 for share in shares.values())
+
+
+def test_negatives_at_or_above_their_positive_are_counted(scripts):
+  queries = np.eye(2, dtype=np.float32)
+  passages = np.float32([[0.5, 0.1], [0.5, 0.9], [0.4, 0.2], [0.6, 0.3]])
+  batch = [(0, 0, np.array([1, 2, 3])), (1, 1, np.array([3]))]
+  assert scripts[2].share_above(batch, queries, passages) == 0.5
 
 
 def test_the_notebook_holds_no_logic_and_no_output():

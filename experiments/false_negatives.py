@@ -1,0 +1,81 @@
+"""What another model thinks of the negatives that each row was trained on.
+
+    python experiments/false_negatives.py FOLDER JUDGE
+
+FOLDER is one that compare_methods.py made; JUDGE a folder or hub name of a
+model that knows the subject, such as all-MiniLM-L6-v2. For the first seed of
+each row it prints the share of negatives, over 20 steps, that the judge scores
+at least as high as the positive of their query: among these are those that are
+right, and only not judged to be.
+"""
+
+import pathlib
+import sys
+
+import figures
+import numpy as np
+
+from ance_jax import config as config_lib
+from ance_jax import encode
+from ance_jax import handoff
+from ance_jax import runs
+
+# Settings that say what the training queries and passages are.
+_DATA = ('dataset', 'data_dir', 'train_split', 'dev_split', 'dev_fraction')
+
+
+def main(folder, judge):
+  """Prints the table; returns {row: share}."""
+  folder = pathlib.Path(folder)
+  rows = handoff.read_json(folder / 'results.json')['rows']
+  shares, embeddings = {}, None
+  for row, found in rows.items():
+    config = config_lib.Config.from_flagfile(f'{found["runs"][0]}/run.flags')
+    run, _, last = runs.read(config, (config.train_split, config.dev_split))
+    if embeddings is None:
+      embeddings = _embed(config, folder / 'judge', judge)
+    batches = [batch for _, batch in figures.drawn(run, last)]
+    shares[row] = share_above(sum(batches, []), *embeddings)
+  print('| row | negatives at or above the positive |\n|---|---|')
+  for row, share in shares.items():
+    print(f'| `{row}` | {share:.1%} |')
+  return shares
+
+
+def share_above(batch, queries, passages):
+  """Returns the share of negatives that score at least as the positive does.
+
+  Args:
+    batch: List of (query row, row of the positive, (n,) rows of negatives).
+    queries: (Q, E) float32 embeddings.
+    passages: (N, E) float32.
+  """
+  above = []
+  for query, positive, negatives in batch:
+    scores = passages[[positive, *negatives]] @ queries[query]
+    above.append(scores[1:] >= scores[0])
+  return float(np.mean(np.concatenate(above)))
+
+
+def _embed(config, workdir, judge):
+  """Returns the judge's embeddings of training queries and of the corpus."""
+  config = config_lib.Config(
+    job='evaluate',
+    workdir=str(workdir),
+    init_from=judge,
+    tokens_per_batch=4096,
+    **{name: getattr(config, name) for name in _DATA},
+  )
+  run, params, _ = runs.read(config, (config.train_split,))
+  queries = run.queries[config.train_split]
+  return [
+    encode.encode_rows(encoder, params, rows, what)[0]
+    for encoder, rows, what in (
+      (run.query_encoder, queries, "judge's queries"),
+      (run.passage_encoder, run.passages, "judge's passages"),
+    )
+  ]
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
