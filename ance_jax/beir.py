@@ -1,4 +1,4 @@
-"""A BEIR folder -> plain lists: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
+"""A BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
 
 A file answers.jsonl, which is not of BEIR, may lie beside them.
 
@@ -13,12 +13,36 @@ import pathlib
 import re
 
 from ance_jax import config as config_lib
+from ance_jax import data
 from ance_jax import logs
 from ance_jax import reading
 
 # Characters.
 _LONGEST_ID = 500
 _MOST_GRADE = 1000
+
+
+def read(config):
+  """Returns the `data.Source` of the folder `--data_dir`."""
+  folder = open_folder(config.data_dir)
+  corpus = data.make_corpus(*read_corpus(folder))
+  size = len(corpus.ids)
+  logs.say(
+    f'{folder.name}: {size:,} passages, {size - corpus.groups.max() - 1:,} of '
+    f'them the same text as another, hash {corpus.hash[:12]}'
+  )
+  query_ids, queries = read_queries(folder)
+  passage_rows = {passage_id: row for row, passage_id in enumerate(corpus.ids)}
+  query_rows = {query_id: row for row, query_id in enumerate(query_ids)}
+  answers = read_answers(folder, query_rows)
+
+  def read_split(name):
+    judgements = read_qrels(folder, name, query_rows, passage_rows)
+    if judgements is None:
+      return None
+    return data.Judged(query_ids, queries, judgements, answers)
+
+  return data.Source(corpus, read_split, qrels_found(folder))
 
 
 def open_folder(path):

@@ -22,7 +22,7 @@ def score(rows, split):
   Args:
     rows: (Q, K) int32 passage rows, best first, -1 where there is none; K is
       `DEPTH`, or all passages of a smaller corpus.
-    split: The `corpora.Split` of the Q queries.
+    split: The `data.Split` of the Q queries.
   """
   # trec_eval breaks ties of scores by id. Falling ranks as scores keep our
   # order, and rows serve as ids.
@@ -51,8 +51,8 @@ def write_run(path, ranking, split, corpus, tag):
   Args:
     path: The file.
     ranking: An `index.Ranking` of the split's queries.
-    split: A `corpora.Split`.
-    corpus: The `corpora.Corpus`.
+    split: A `data.Split`.
+    corpus: The `data.Corpus`.
     tag: Name of the run, the last column.
   """
   with handoff.writing(path) as file:

@@ -9,6 +9,7 @@ from ance_jax import checkpoint
 from ance_jax import compiled
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import data
 from ance_jax import devices as devices_lib
 from ance_jax import encode
 from ance_jax import encoders
@@ -28,8 +29,8 @@ class Run(NamedTuple):
   Attributes:
     config: `Config`.
     devices: The accelerators used.
-    corpus: `corpora.Corpus`, N passages.
-    splits: `corpora.Split` by name.
+    corpus: `data.Corpus`, N passages.
+    splits: `data.Split` by name.
     passages: `tokens.TokenRows` of the corpus.
     queries: `tokens.TokenRows` by split.
     retriever: `encoders.Retriever`.
@@ -40,8 +41,8 @@ class Run(NamedTuple):
 
   config: config_lib.Config
   devices: tuple
-  corpus: corpora.Corpus
-  splits: dict[str, corpora.Split]
+  corpus: data.Corpus
+  splits: dict[str, data.Split]
   passages: tokens.TokenRows
   queries: dict[str, tokens.TokenRows]
   retriever: encoders.Retriever

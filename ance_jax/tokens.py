@@ -72,7 +72,7 @@ def passage_texts(corpus, separator):
   ANCE's documents were tokenized, strips them.
 
   Args:
-    corpus: `corpora.Corpus`.
+    corpus: `data.Corpus`.
     separator: What stands between the two; `tokenizer.SPACE` for all but an
       encoder.
   """

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ance_jax import corpora
+from ance_jax import data
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ def test_the_hash_tells_any_change(load, folder):
 
 def test_strings_are_a_list_of_any_text():
   items = ['', 'a', 'ü\U0001f600', 'line\nbreak', 'half \ud83d pair']
-  strings = corpora.Strings(items)
+  strings = data.Strings(items)
   assert list(strings) == items[:-1] + ['half ? pair']
   assert len(strings) == 5
   with pytest.raises(IndexError):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ance_jax import corpora
+from ance_jax import data
 from ance_jax import index
 from ance_jax import metrics
 
@@ -12,9 +12,9 @@ def make_split(judgements, num_queries):
   """A split of {(query, passage): grade}."""
   pairs = sorted(judgements)
   counts = np.bincount([q for q, _ in pairs], minlength=num_queries)
-  return corpora.Split(
-    corpora.Strings(f'q{q}' for q in range(num_queries)),
-    corpora.Strings('' for _ in range(num_queries)),
+  return data.Split(
+    data.Strings(f'q{q}' for q in range(num_queries)),
+    data.Strings('' for _ in range(num_queries)),
     np.concatenate([[0], np.cumsum(counts)]),
     np.array([p for _, p in pairs], np.int32),
     np.array([judgements[pair] for pair in pairs], np.int32),
@@ -74,9 +74,7 @@ def test_the_order_of_the_ranking_counts_whatever_the_ids():
 def test_run_file_has_the_columns_of_trec_and_leaves_out_what_was_not_found(
   tmp_path,
 ):
-  corpus = corpora.Corpus(
-    corpora.Strings(['a', 'b', 'c']), None, None, None, ''
-  )
+  corpus = data.Corpus(data.Strings(['a', 'b', 'c']), None, None, None, '')
   ranking = index.Ranking(
     np.array([[2, 0], [1, -1]], np.int32),
     np.array([[1.5, 0.25], [3, -np.inf]], np.float32),

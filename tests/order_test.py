@@ -9,8 +9,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
   'main train resume footprint report refresh evaluate runs encode steps '
   'optimizers models weights hub sbert encoders schedule methods batches '
-  'checkpoint corpora beir datasets tokens tokenizer answers lexical index '
-  'mine metrics losses bert compiled logs locks handoff devices reading '
+  'checkpoint corpora beir datasets data tokens tokenizer answers lexical '
+  'index mine metrics losses bert compiled logs locks handoff devices reading '
   'config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
@@ -19,7 +19,7 @@ ROOMS = {
   'faiss': {'index'},
   'orbax': {'checkpoint'},
   'transformers': {'tokenizer', 'hub'},
-  'tensorflow_datasets': {'corpora', 'datasets'},
+  'tensorflow_datasets data': {'corpora', 'datasets'},
   'bm25s': {'lexical'},
   'ir_measures': {'metrics'},
   'matplotlib': {'report'},

@@ -5,7 +5,7 @@ import pytest
 import transformers
 
 from ance_jax import config
-from ance_jax import corpora
+from ance_jax import data
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
@@ -199,7 +199,7 @@ def test_case_and_space_are_in_the_tokenizer_and_saved_with_it(
 def make_corpus(passages):
   titles, texts = zip(*passages, strict=True)
   ids = [str(number) for number in range(len(texts))]
-  return corpora.Corpus(ids, titles, texts, np.arange(len(texts)), 'h')
+  return data.Corpus(ids, titles, texts, np.arange(len(texts)), 'h')
 
 
 def test_special_tokens_stay_as_they_are_when_texts_are_lower_cased(tokenizer):

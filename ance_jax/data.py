@@ -1,0 +1,198 @@
+"""Corpus, queries and judgements as arrays; string ids stay here.
+
+Everywhere else a passage is its row in the corpus, and a query its row in its
+split (int32).
+"""
+
+from collections.abc import Callable
+import hashlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Strings:
+  """An immutable list of strings in two arrays: one blob of UTF-8, offsets.
+
+  21M Python strings take several times the memory of their text.
+  """
+
+  def __init__(self, items):
+    blob, ends = bytearray(), [0]
+    for item in items:
+      # Half of a surrogate pair is valid JSON but not UTF-8.
+      blob += item.encode('utf-8', 'replace')
+      ends.append(len(blob))
+    self._blob = bytes(blob)
+    self._offsets = np.array(ends, np.int64)
+
+  def __len__(self):
+    return len(self._offsets) - 1
+
+  def __getitem__(self, row):
+    if not 0 <= row < len(self):
+      raise IndexError(row)
+    start, end = self._offsets[row : row + 2]
+    return self._blob[start:end].decode()
+
+  def update_hash(self, digest):
+    """Feeds the text, and where it is cut, to a hashlib object."""
+    digest.update(self._offsets)
+    digest.update(self._blob)
+
+
+class Corpus(NamedTuple):
+  """All passages, in row order.
+
+  Attributes:
+    ids: N passage ids, all different.
+    titles: N titles, some or all empty.
+    texts: N texts, none empty.
+    groups: (N,) int32; rows of equal number have the same text, or nearly.
+    hash: SHA-256 of all this, in hexadecimal digits.
+  """
+
+  ids: Strings
+  titles: Strings
+  texts: Strings
+  groups: np.ndarray
+  hash: str
+
+
+class Split(NamedTuple):
+  """The judged queries of one split, and what they were judged on.
+
+  Query row i was judged on the entries from offsets[i] to offsets[i + 1], in
+  the order of the data.
+
+  Attributes:
+    ids: Q query ids, all different.
+    texts: Q queries.
+    offsets: (Q + 1,) int64.
+    passages: (J,) int32, the judged passage rows.
+    grades: (J,) int32; above 0 is relevant.
+    hash: SHA-256 of all this, in hexadecimal digits.
+    answers: Q lists of strings, what a text must hold one of to answer the
+      query; None where the data has none.
+    negatives: Q lists of passage rows, best first, that the data brings as
+      negatives; None where it has none.
+  """
+
+  ids: Strings
+  texts: Strings
+  offsets: np.ndarray
+  passages: np.ndarray
+  grades: np.ndarray
+  hash: str
+  answers: list[list[str]] | None = None
+  negatives: list[list[int]] | None = None
+
+  def positives(self, *, last=False):
+    """Returns the query and the passage rows, (P,) int32, of positives.
+
+    Args:
+      last: Whether only the last one of each query is given, in the order of
+        the judgements.
+    """
+    judged = np.diff(self.offsets)
+    queries = np.repeat(np.arange(len(judged), dtype=np.int32), judged)
+    relevant = self.grades > 0
+    queries, passages = queries[relevant], self.passages[relevant]
+    if last:
+      ends = np.append(queries[1:] != queries[:-1], True)
+      queries, passages = queries[ends], passages[ends]
+    return queries, passages
+
+
+class Dataset(NamedTuple):
+  """A corpus and its splits by name."""
+
+  corpus: Corpus
+  splits: dict[str, Split]
+
+
+class Judged(NamedTuple):
+  """A split as a reader finds it: queries, of which some are judged.
+
+  Attributes:
+    query_ids: Ids of all queries, a list of strings.
+    queries: Their texts.
+    judgements: {(row in query_ids, passage row): grade}, in the order of the
+      data.
+    answers: {row in query_ids: list of strings}, or None.
+    negatives: {row in query_ids: list of passage rows, best first}, or None.
+  """
+
+  query_ids: list[str]
+  queries: list[str]
+  judgements: dict[tuple[int, int], int]
+  answers: dict[int, list[str]] | None = None
+  negatives: dict[int, list[int]] | None = None
+
+
+class Source(NamedTuple):
+  """What a reader gives.
+
+  Attributes:
+    corpus: `Corpus`.
+    read_split: read_split(name) -> `Judged`, or None if there is no such split.
+    found: Where splits were looked for, and what is there, for people.
+  """
+
+  corpus: Corpus
+  read_split: Callable[[str], Judged | None]
+  found: str
+
+
+def make_corpus(ids, titles, texts, groups=None):
+  """Returns the `Corpus` of N passages.
+
+  Args:
+    ids: N strings, all different.
+    titles: N strings.
+    texts: N strings.
+    groups: (N,) int, equal where texts are the same; None: where their words
+      are, in lower case.
+  """
+  if groups is None:
+    groups = np.unique([_text_key(t) for t in texts], return_inverse=True)[1]
+  columns = [Strings(column) for column in (ids, titles, texts)]
+  digest = hashlib.sha256()
+  for strings in columns:
+    strings.update_hash(digest)
+  groups = np.asarray(groups, np.int32)
+  digest.update(groups)
+  return Corpus(*columns, groups, digest.hexdigest())
+
+
+def make_split(judged):
+  """Returns the `Split` of a `Judged`: its judged queries, in order."""
+  # By query, and what was judged on each in the order of the data.
+  pairs = sorted(judged.judgements, key=lambda pair: pair[0])
+  rows, counts = np.unique([query for query, _ in pairs], return_counts=True)
+  ids = Strings(judged.query_ids[row] for row in rows)
+  texts = Strings(judged.queries[row] for row in rows)
+  offsets = np.concatenate([[0], np.cumsum(counts)])
+  passages = np.array([passage for _, passage in pairs], np.int32)
+  grades = np.array([judged.judgements[pair] for pair in pairs], np.int32)
+  digest = hashlib.sha256()
+  ids.update_hash(digest)
+  texts.update_hash(digest)
+  for array in (offsets, passages, grades):
+    digest.update(array)
+  lists = []
+  for by_row in (judged.answers, judged.negatives):
+    found = by_row and [by_row.get(int(row), []) for row in rows]
+    if found:
+      digest.update(json.dumps(found).encode())
+    lists.append(found or None)
+  return Split(
+    ids, texts, offsets, passages, grades, digest.hexdigest(), *lists
+  )
+
+
+def _text_key(text):
+  """Returns what two passages of the same text share, as bytes."""
+  normal = ' '.join(text.lower().split()).encode('utf-8', 'replace')
+  return hashlib.blake2b(normal, digest_size=12).digest()
