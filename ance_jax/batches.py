@@ -97,7 +97,12 @@ def training_data(split, corpus, queries, passages, retriever, method):
   """Returns the `TrainingData` of a split whose queries have positives."""
   query_rows, positives, of_passage = judged(split, corpus, method)
   offsets = np.searchsorted(query_rows, np.arange(len(queries) + 1))
-  pairs = np.unique(np.stack([query_rows, of_passage[positives]], 1), axis=0)
+  banned = np.stack([query_rows, of_passage[positives]], 1)
+  if split.own is not None:
+    (with_own,) = np.nonzero(split.own >= 0)
+    own = np.stack([with_own, of_passage[split.own[with_own]]], 1)
+    banned = np.concatenate([banned, own])
+  pairs = np.unique(banned, axis=0)
   first = np.searchsorted(pairs[:, 0], np.arange(len(queries)))
   column = np.arange(len(pairs)) - first[pairs[:, 0]]
   groups = np.full((len(queries), column.max() + 1), -1, np.int32)

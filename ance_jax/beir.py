@@ -7,58 +7,43 @@ Files may be gzipped. What cannot be used is refused with file and line.
 
 import collections
 import functools
-import itertools
 import os
-import pathlib
 import re
 
-from ance_jax import config as config_lib
 from ance_jax import data
 from ance_jax import logs
 from ance_jax import reading
-
-# Characters.
-_LONGEST_ID = 500
-_MOST_GRADE = 1000
+from ance_jax import records
 
 
 def read(config):
   """Returns the `data.Source` of the folder `--data_dir`."""
-  folder = open_folder(config.data_dir)
+  folder = records.open_folder(config, 'corpus.jsonl')
   corpus = data.make_corpus(*read_corpus(folder))
-  size = len(corpus.ids)
-  logs.say(
-    f'{folder.name}: {size:,} passages, {size - corpus.groups.max() - 1:,} of '
-    f'them the same text as another, hash {corpus.hash[:12]}'
-  )
+  records.say_corpus(folder.name, corpus)
   query_ids, queries = read_queries(folder)
   passage_rows = {passage_id: row for row, passage_id in enumerate(corpus.ids)}
   query_rows = {query_id: row for row, query_id in enumerate(query_ids)}
   answers = read_answers(folder, query_rows)
+  own = {}
+  if config.protocol == 'beir':
+    own = {
+      row: passage_rows[query_id]
+      for query_id, row in query_rows.items()
+      if query_id in passage_rows
+    }
+    logs.say(
+      f'{folder.name}: {len(own):,} of {len(query_ids):,} queries have the id '
+      'of a passage, which is no result for them'
+    )
 
   def read_split(name):
     judgements = read_qrels(folder, name, query_rows, passage_rows)
     if judgements is None:
       return None
-    return data.Judged(query_ids, queries, judgements, answers)
+    return data.Judged(query_ids, queries, judgements, answers, own=own)
 
   return data.Source(corpus, read_split, qrels_found(folder))
-
-
-def open_folder(path):
-  """Returns the folder as a `pathlib.Path`, or raises `BadInput`."""
-  if not path:
-    raise config_lib.BadInput(
-      '--dataset=beir must be told where the data is; found no --data_dir; set '
-      'it to the folder that holds corpus.jsonl.'
-    )
-  if not os.path.isdir(path):
-    found = 'a file' if os.path.exists(path) else 'nothing'
-    raise config_lib.BadInput(
-      f'--data_dir must be a folder; found {found} at {path}; set it to the '
-      'folder that holds corpus.jsonl.'
-    )
-  return pathlib.Path(path)
 
 
 def read_corpus(folder):
@@ -67,9 +52,10 @@ def read_corpus(folder):
   A passage that has only a title has it as its text, and is counted.
   """
   ids, titles, texts, counts = {}, [], [], collections.Counter()
-  path = _existing(folder, 'corpus.jsonl')
+  path = records.existing(folder, 'corpus.jsonl', 'a BEIR folder')
   for line, record in _records(path, 'read the corpus'):
-    an_id = _new_id(path, line, record, ids)
+    an_id = _string(path, line, record, '_id')
+    records.check_id(path, line, an_id, ids)
     title = record.get('title') or ''
     if not isinstance(title, str):
       raise reading.bad(
@@ -88,15 +74,18 @@ def read_corpus(folder):
     ids[an_id] = line
     titles.append(title)
     texts.append(text)
-  return _counted(path, counts, list(ids), titles, texts)
+  records.check_any(path, ids)
+  records.say_counts(path, counts)
+  return list(ids), titles, texts
 
 
 def read_queries(folder):
   """Returns the ids and texts of all queries."""
   ids, texts, counts = {}, [], collections.Counter()
-  path = _existing(folder, 'queries.jsonl')
+  path = records.existing(folder, 'queries.jsonl', 'a BEIR folder')
   for line, record in _records(path):
-    an_id = _new_id(path, line, record, ids)
+    an_id = _string(path, line, record, '_id')
+    records.check_id(path, line, an_id, ids)
     text = _text(path, line, record, counts)
     if not text.strip():
       raise reading.bad(
@@ -105,7 +94,9 @@ def read_queries(folder):
       )  # fmt: skip
     ids[an_id] = line
     texts.append(text)
-  return _counted(path, counts, list(ids), texts)
+  records.check_any(path, ids)
+  records.say_counts(path, counts)
+  return list(ids), texts
 
 
 def read_qrels(folder, split, query_rows, passage_rows):
@@ -120,10 +111,10 @@ def read_qrels(folder, split, query_rows, passage_rows):
   Returns:
     The dict, or None if there is no such file.
   """
-  path = _find(folder / 'qrels', f'{split}.tsv')
+  path = records.find(folder / 'qrels', f'{split}.tsv')
   if path is None:
     return None
-  judgements, repeated = {}, 0
+  judgements = records.Judgements(path)
   for number, line in reading.lines(path):
     cells = line.split('\t')
     if len(cells) != 3:
@@ -131,22 +122,17 @@ def read_qrels(folder, split, query_rows, passage_rows):
         path, 'a judgement must be query id, passage id and grade with tabs '
         'between', reading.quoted(line), 'mend the line', number
       )  # fmt: skip
-    query_id, passage_id, grade = cells
-    is_word = not re.search(r'\d', grade)
+    query_id, passage_id, given = cells
+    is_word = not re.search(r'\d', given)
     if number == 1 and is_word and query_id not in query_rows:
       continue  # The header.
-    grade = _grade(path, number, grade)
-    query = _row(path, number, 'judged query', query_rows, query_id)
-    passage = _row(path, number, 'judged passage', passage_rows, passage_id)
-    repeated += (query, passage) in judgements
-    if judgements.setdefault((query, passage), grade) != grade:
-      raise reading.bad(
-        path, 'a pair must have one grade', reading.quoted(line),
-        'keep one of the two', number
-      )  # fmt: skip
-  if repeated:
-    logs.say(f'{path}: {repeated:,} judgements that stand twice, read once')
-  return judgements
+    grade = records.grade(path, number, given)
+    query = records.row(path, number, 'judged query', query_rows, query_id)
+    passage = records.row(
+      path, number, 'judged passage', passage_rows, passage_id
+    )
+    judgements.add(number, query, passage, grade)
+  return judgements.done()
 
 
 def read_answers(folder, query_rows):
@@ -158,13 +144,13 @@ def read_answers(folder, query_rows):
     folder: The BEIR folder.
     query_rows: {query id: row}.
   """
-  path = _find(folder, 'answers.jsonl')
+  path = records.find(folder, 'answers.jsonl')
   if path is None:
     return None
   answers = {}
   for line, record in _records(path):
     query_id = _string(path, line, record, '_id')
-    row = _row(path, line, 'answered query', query_rows, query_id)
+    row = records.row(path, line, 'answered query', query_rows, query_id)
     texts = record.get('answers')
     if not isinstance(texts, list) or not all(
       isinstance(text, str) and text.strip() for text in texts
@@ -190,55 +176,6 @@ def qrels_found(folder):
   names = sorted(os.listdir(path))
   shown = ', '.join(names[:8]) + ', ...' * (len(names) > 8)
   return f'{path}, where there is {shown or "nothing"}'
-
-
-def _grade(path, number, text):
-  if not re.fullmatch(r'[+-]?[0-9]+', text.strip()):
-    raise reading.bad(
-      path, 'a grade must be a whole number', reading.quoted(text),
-      'mend the line', number
-    )  # fmt: skip
-  # Python does not read a number of more than 4300 digits.
-  if len(text) > 9 or abs(int(text)) > _MOST_GRADE:
-    raise reading.bad(
-      path, f'a grade must be from -{_MOST_GRADE} to {_MOST_GRADE}',
-      reading.quoted(text), 'mend the line', number
-    )  # fmt: skip
-  return int(text)
-
-
-def _row(path, number, kind, rows, an_id):
-  if an_id not in rows:
-    near = an_id.strip()
-    cure = 'add it, or remove the line'
-    if near in rows:
-      cure = 'remove the spaces around it'
-    raise reading.bad(
-      path, f'a {kind} id must be one of the data',
-      reading.quoted(an_id), cure, number
-    )  # fmt: skip
-  return rows[an_id]
-
-
-def _new_id(path, line, record, ids):
-  """Returns the id of a record; `ids` are those before, with their lines."""
-  an_id = _string(path, line, record, '_id')
-  if len(an_id) > _LONGEST_ID:
-    raise reading.bad(
-      path, f'an id must have at most {_LONGEST_ID} characters',
-      f'{len(an_id):,}, beginning {an_id[:20]!r}', 'shorten it', line
-    )  # fmt: skip
-  if not an_id or not an_id.isprintable() or an_id != ''.join(an_id.split()):
-    raise reading.bad(
-      path, 'an id must have characters, none of them a space (run files are '
-      'split there) or invisible', reading.quoted(an_id), 'rename it', line
-    )  # fmt: skip
-  if an_id in ids:
-    raise reading.bad(
-      path, 'ids must differ',
-      f'{an_id!r} in lines {ids[an_id]} and {line}', 'remove one'
-    )  # fmt: skip
-  return an_id
 
 
 def _text(path, line, record, counts):
@@ -277,36 +214,3 @@ def _records(path, what=None):
         'give each line as {"_id": ..., "text": ...}', number
       )  # fmt: skip
     yield number, record
-
-
-def _counted(path, counts, ids, *texts):
-  """Returns what a file holds, and says what was taken otherwise."""
-  if not ids:
-    raise reading.bad(
-      path, 'a file must have a line', 'none', 'fetch it again'
-    )  # fmt: skip
-  for what, number in counts.items():
-    logs.say(f'{path}: {number:,} {what}')
-  return ids, *texts
-
-
-def _find(folder, name):
-  """Returns the path of a file, plain or gzipped, or None."""
-  paths = [folder / name, folder / f'{name}.gz']
-  there = [path for path in paths if os.path.lexists(path)]
-  if len(there) == 2:
-    logs.say(f'{there[0]}: 1 of 2 files is read, not {there[1].name}')
-  return reading.regular(there[0]) if there else None
-
-
-def _existing(folder, name):
-  path = _find(folder, name)
-  if path is None:
-    below = [p.parent for p in itertools.islice(folder.glob(f'*/{name}*'), 1)]
-    cure = f'set --data_dir={below[0]}' if below else 'check --data_dir'
-    names = ', '.join(sorted(os.listdir(folder))[:8]) or 'nothing'
-    raise config_lib.BadInput(
-      f'a BEIR folder must hold {name} or {name}.gz; found neither in '
-      f'{folder}, but {names}; {cure}.'
-    )
-  return path

@@ -281,8 +281,11 @@ def choose(workdir, which):
 
 
 def best(workdir, committed):
-  """Returns the step of `committed` with the best dev MRR@10, else the last."""
-  scores = logs.series(workdir, 'dev/mrr@10')
+  """Returns the step of `committed` that is best on dev, else the last.
+
+  By the first measure of dev's protocol.
+  """
+  scores = logs.series(workdir, next(iter(logs.dev_measures(workdir)), ''))
   return max(committed, key=lambda step: (scores.get(step, -1.0), step))
 
 

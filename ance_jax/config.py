@@ -94,6 +94,20 @@ class Config:
     'Folder with corpus.jsonl, queries.jsonl and qrels/, plain or gzipped.',
     may_change=True,
   )
+  protocol: str | None = knob(
+    None,
+    "How dev and --split are scored, a row of the README's protocols; by the "
+    "first measure checkpoints are chosen. Not given: the dataset's own.",
+    choices=(
+      'usual',
+      'beir',
+      'msmarco',
+      'trec_dl',
+      'msmarco_doc',
+      'trec_dl_doc',
+      'answers',
+    ),
+  )
   train_split: str = knob('train', 'Name of the judgements to train on.')
   dev_split: str = knob(
     'dev', 'Name of the judgements that settings and checkpoints are chosen on.'

@@ -35,6 +35,13 @@ def load(config, split_names):
   splits = {}
   for name in split_names:
     judged = _judged(source, name, config)
+    if config.protocol:
+      judged = judged._replace(protocol=config.protocol)
+    if judged.protocol == 'answers' and not judged.answers:
+      raise config_lib.BadInput(
+        '--protocol=answers must be for data with answers; found none for '
+        f'split {name!r}; add answers.jsonl, or leave it out.'
+      )
     if name == config.train_split:
       judged = _with_positives(judged, name)
     splits[name] = data.make_split(judged)
@@ -61,7 +68,7 @@ def _judged(source, name, config):
     share = f'{config.dev_fraction:.0%} of {config.train_split!r}, by hash'
     if want_held_out:
       logs.say(f'no split {name!r} in the data: it is {share} of the query id')
-  if not judged or not judged.judgements:
+  if not judged or not (judged.judgements or judged.all_count):
     raise config_lib.BadInput(
       f'split {name!r} must have judged queries; found none in {source.found}; '
       'name another split, or add its judgements.'
@@ -87,7 +94,7 @@ def _with_positives(judged, name):
       f'{without:,} queries, none with a grade above 0; check the judgements.'
     )
   kept = {pair: g for pair, g in pairs.items() if pair[0] in useful}
-  return judged._replace(judgements=kept)
+  return judged._replace(judgements=kept, all_count=False)
 
 
 def _read_pydocs(config):

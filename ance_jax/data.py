@@ -77,6 +77,11 @@ class Split(NamedTuple):
       query; None where the data has none.
     negatives: Q lists of passage rows, best first, that the data brings as
       negatives; None where it has none.
+    own: (Q,) int32 row of the passage with the query's id, -1 without one:
+      it is never a result (BEIR: ignore_identical_ids). None: ids of queries
+      have nothing to do with those of passages.
+    protocol: Name of a row of `metrics.PROTOCOLS`.
+    answers_are_patterns: Whether answers are regular expressions.
   """
 
   ids: Strings
@@ -87,6 +92,9 @@ class Split(NamedTuple):
   hash: str
   answers: list[list[str]] | None = None
   negatives: list[list[int]] | None = None
+  own: np.ndarray | None = None
+  protocol: str = 'usual'
+  answers_are_patterns: bool = False
 
   def positives(self, *, last=False):
     """Returns the query and the passage rows, (P,) int32, of positives.
@@ -122,6 +130,10 @@ class Judged(NamedTuple):
       data.
     answers: {row in query_ids: list of strings}, or None.
     negatives: {row in query_ids: list of passage rows, best first}, or None.
+    own: {row in query_ids: row of the passage of that id}, or None.
+    protocol: As in `Split`.
+    answers_are_patterns: As in `Split`.
+    all_count: Whether queries that nothing was judged on are in the split.
   """
 
   query_ids: list[str]
@@ -129,6 +141,10 @@ class Judged(NamedTuple):
   judgements: dict[tuple[int, int], int]
   answers: dict[int, list[str]] | None = None
   negatives: dict[int, list[int]] | None = None
+  own: dict[int, int] | None = None
+  protocol: str = 'usual'
+  answers_are_patterns: bool = False
+  all_count: bool = False
 
 
 class Source(NamedTuple):
@@ -167,10 +183,14 @@ def make_corpus(ids, titles, texts, groups=None):
 
 
 def make_split(judged):
-  """Returns the `Split` of a `Judged`: its judged queries, in order."""
+  """Returns the `Split` of a `Judged`, in the order of its queries."""
   # By query, and what was judged on each in the order of the data.
   pairs = sorted(judged.judgements, key=lambda pair: pair[0])
-  rows, counts = np.unique([query for query, _ in pairs], return_counts=True)
+  counts = np.bincount(
+    [query for query, _ in pairs], minlength=len(judged.query_ids)
+  )
+  rows = np.arange(len(counts)) if judged.all_count else np.nonzero(counts)[0]
+  counts = counts[rows]
   ids = Strings(judged.query_ids[row] for row in rows)
   texts = Strings(judged.queries[row] for row in rows)
   offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -187,8 +207,20 @@ def make_split(judged):
     if found:
       digest.update(json.dumps(found).encode())
     lists.append(found or None)
+  own = None
+  if judged.own:
+    own = np.array([judged.own.get(int(row), -1) for row in rows], np.int32)
   return Split(
-    ids, texts, offsets, passages, grades, digest.hexdigest(), *lists
+    ids,
+    texts,
+    offsets,
+    passages,
+    grades,
+    digest.hexdigest(),
+    *lists,
+    own,
+    judged.protocol,
+    judged.answers_are_patterns,
   )
 
 

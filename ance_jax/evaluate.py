@@ -96,11 +96,12 @@ def evaluate(run, params, indexed, split_name, watch):
   """Returns {measure: value} of a split, and the `index.Ranking` behind it."""
   queries = encode_queries(run, params, split_name, watch)
   with watch.phase('evaluate'):
-    depth = min(metrics.DEPTH, len(run.passages))
+    split = run.splits[split_name]
+    depth = metrics.depth(split, len(run.passages))
     ranking = index.search(
       indexed.faiss_index, queries, depth, f'search {split_name}'
     )
-    return metrics.score(ranking.rows, run.splits[split_name]), ranking
+    return metrics.score(ranking.rows, split, run.corpus.texts), ranking
 
 
 def examples(run, ranking, split_name):
@@ -153,8 +154,9 @@ def run(config):
       )
     find, corpus, splits = _bm25(config, (config.split,))
     split, step = splits[config.split], 0
-    ranking = find(list(split.texts), min(metrics.DEPTH, len(corpus.texts)))
-    scores = metrics.score(ranking.rows, split)
+    depth = metrics.depth(split, len(corpus.texts))
+    ranking = find(list(split.texts), depth)
+    scores = metrics.score(ranking.rows, split, corpus.texts)
   else:
     this, params, step = runs.read(config, (config.split,))
     watch = logs.Stopwatch()

@@ -192,6 +192,14 @@ def read(workdir):
   return found
 
 
+def dev_measures(workdir):
+  """Returns the names of a run's dev metrics, in the order of the protocol."""
+  for line in read(workdir):
+    if names := [name for name in line if name.startswith('dev/')]:
+      return names
+  return []
+
+
 def series(workdir, name):
   """Returns {step: value} of one metric."""
   return {line['step']: line[name] for line in read(workdir) if name in line}

@@ -127,23 +127,43 @@ def bm25_negatives(run):
   folder = run.workdir / 'bm25'
   if not handoff.find(folder, about):
     split = run.splits[config.train_split]
-    texts = list(tokens.passage_texts(run.corpus, tokenizer_lib.SPACE))
-    rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
-
-    def find(rows, depth):
-      return rank([split.texts[int(row)] for row in rows], depth, None).rows
-
     negatives, counts = mine.hard_negatives(
-      find,
+      _given_rank(split) if split.negatives else _bm25_rank(run, split),
       _positives(run, methods.METHODS['bm25'], (0, len(split.ids))),
       config.top_k,
       config.seed,
       'mine with BM25',
     )
-    logs.say(f'BM25 negatives: {_counts(counts)}')
+    where = ' of the data' if split.negatives else ''
+    logs.say(f'BM25 negatives{where}: {_counts(counts)}')
     with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
       np.save(unfinished / 'negatives.npy', negatives)
   return handoff.load_array(folder / 'negatives.npy')
+
+
+def _bm25_rank(run, split):
+  """Returns rank(query rows, depth) -> passage rows by BM25."""
+  config = run.config
+  texts = list(tokens.passage_texts(run.corpus, tokenizer_lib.SPACE))
+  rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
+
+  def find(rows, depth):
+    return rank([split.texts[int(row)] for row in rows], depth, None).rows
+
+  return find
+
+
+def _given_rank(split):
+  """Returns rank(query rows, depth) -> passage rows that the data brings."""
+
+  def find(rows, depth):
+    found = np.full((len(rows), depth), -1, np.int32)
+    for place, row in enumerate(rows):
+      given = split.negatives[int(row)][:depth]
+      found[place, : len(given)] = given
+    return found
+
+  return find
 
 
 def check(run):
@@ -238,10 +258,11 @@ def summary(manifest, negatives_age=None):
 
 
 def dev_summary(values):
-  """Returns the text of the dev metrics among `values`."""
+  """Returns the text of the first two and the last dev metric of `values`."""
+  *first, last = [name for name in values if name.startswith('dev/')]
   return 'dev ' + ', '.join(
     f'{name.removeprefix("dev/")} {values[name]:.4f}'
-    for name in ('dev/mrr@10', 'dev/ndcg@10', 'dev/recall@100')
+    for name in (*first[:2], last)
   )
 
 
@@ -267,9 +288,13 @@ def _mine(run, step, params, indexed, watch):
       f'search and mine {config.train_split}',
     )
     if method.without_answers:
-      wanted = run.splits[config.train_split].answers[start:end]
+      split = run.splits[config.train_split]
       negatives, left_out = answers.without(
-        negatives, wanted, run.corpus.texts, 'leave out answers'
+        negatives,
+        split.answers[start:end],
+        run.corpus.texts,
+        split.answers_are_patterns,
+        'leave out answers',
       )
       counts |= left_out
     if method.triplets:
@@ -303,9 +328,12 @@ def _query_slice(run, step):
 
 def _positives(run, method, rows):
   """Returns the `mine.Positives` of query rows from one to another."""
-  queries, passages, groups = batches.judged(
-    run.splits[run.config.train_split], run.corpus, method
-  )
+  split = run.splits[run.config.train_split]
+  queries, passages, groups = batches.judged(split, run.corpus, method)
+  if split.own is not None:
+    (with_own,) = np.nonzero(split.own >= 0)
+    queries = np.concatenate([queries, with_own])
+    passages = np.concatenate([passages, split.own[with_own]])
   here = (queries >= rows[0]) & (queries < rows[1])
   return mine.make_positives(
     queries[here] - rows[0], passages[here], groups, rows[1] - rows[0]
@@ -315,10 +343,12 @@ def _positives(run, method, rows):
 def _sources(run):
   """Returns what negatives depend on, besides the weights."""
   config = run.config
+  split = run.splits[config.train_split]
   return {
+    **({} if split.own is None else {'own': True}),
     'passages': run.passages.hash,
     'queries': run.queries[config.train_split].hash,
-    'judgements': run.splits[config.train_split].hash,
+    'judgements': split.hash,
     'groups': run.corpus.hash,
     'index': config.index,
     'index_params': config.index_params,

@@ -9,13 +9,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import reading
 
-_PANELS = {
-  'train/loss': 'training loss, nats',
-  'dev/mrr@10': 'dev MRR@10',
-  'dev/ndcg@10': 'dev nDCG@10',
-  'dev/recall@100': 'dev recall@100',
-}
-_COLUMNS = ('dev/mrr@10', 'dev/ndcg@10', 'dev/recall@20', 'dev/recall@100')
+_LOSS = 'train/loss'
 
 
 def draw(workdirs, path):
@@ -26,7 +20,8 @@ def draw(workdirs, path):
     path: The PNG, written whole or not at all.
   """
   figure = matplotlib.figure.Figure(figsize=(12, 7), layout='constrained')
-  for axes, name in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+  panels = [_LOSS, *_columns(workdirs[0], 3)]
+  for axes, name in zip(figure.subplots(2, 2).flat, panels, strict=False):
     _draw_panel(axes, name, workdirs)
   figure.suptitle('Dotted lines: refreshes of the run of that colour')
   with handoff.writing(path) as file:
@@ -36,17 +31,19 @@ def draw(workdirs, path):
 def table(workdir):
   """Returns the dev metrics of a run by evaluation, as lines of text."""
   refreshes = sorted(logs.series(workdir, 'refresh/judged'))
-  columns = {name: logs.series(workdir, name) for name in _COLUMNS}
-  head = '    step  refresh' + ''.join(f'{name[4:]:>12}' for name in _COLUMNS)
+  columns = {n: logs.series(workdir, n) for n in _columns(workdir, 4)}
+  head = '    step  refresh' + ''.join(f'{name[4:]:>14}' for name in columns)
+  if not columns:
+    return head
   lines = [head]
-  for step in sorted(columns['dev/mrr@10']):
+  first, scores = next(iter(columns.items()))
+  for step in sorted(scores):
     number = refreshes.index(step) + 1 if step in refreshes else ''
-    cells = ''.join(f'{columns[name][step]:12.4f}' for name in _COLUMNS)
+    cells = ''.join(f'{values[step]:14.4f}' for values in columns.values())
     lines.append(f'{step:8d}  {number:>7}{cells}')
-  scores = columns['dev/mrr@10']
   if refreshes and max(scores) > refreshes[0]:
     gain = scores[max(scores)] - scores[refreshes[0]]
-    lines.append(f'dev MRR@10 since the first refresh: {gain:+.4f}')
+    lines.append(f'dev {first[4:]} since the first refresh: {gain:+.4f}')
   return '\n'.join(lines)
 
 
@@ -111,14 +108,21 @@ def _check(workdir):
       '--runs must name folders of runs, separated by commas; found no '
       f'metrics.jsonl in {workdir or "an empty name"}; check the path.'
     )
+  measures = set(logs.dev_measures(workdir))
   for number, line in enumerate(lines, 1):
-    missing = set(_COLUMNS) - line.keys()
-    if _COLUMNS[0] in line and missing:
+    missing = measures - line.keys()
+    if measures & line.keys() and missing:
       path = pathlib.Path(workdir) / logs.METRICS_FILE
       raise reading.bad(
         path, 'the measures of dev must be there together',
         f'no {min(missing)}', 'remove the line', number
       )  # fmt: skip
+
+
+def _columns(workdir, most):
+  """Returns dev metrics of a run: the first two, then the last ones."""
+  names = logs.dev_measures(workdir)
+  return [*names[:2], *names[2:][2 - most :]]
 
 
 def _draw_panel(axes, name, workdirs):
@@ -128,7 +132,7 @@ def _draw_panel(axes, name, workdirs):
     series, style = logs.series(workdir, name), {'ms': 4, 'marker': 'o'}
     refreshes = logs.series(workdir, 'refresh/judged')
     late += [v for s, v in series.items() if refreshes and s >= min(refreshes)]
-    if name == 'train/loss':
+    if name == _LOSS:
       series, style = _smoothed(series), {}
     label = pathlib.Path(workdir).name
     axes.plot(
@@ -141,7 +145,8 @@ def _draw_panel(axes, name, workdirs):
     spread = max(late) - min(late)
     lowest = max(min(late) - 0.5 * spread, 0)
     axes.set_ylim(lowest, max(late) + 0.1 * spread + 1e-6)
-  axes.set(title=_PANELS[name], xlabel='step')
+  title = 'training loss, nats' if name == _LOSS else name.replace('/', ' ')
+  axes.set(title=title, xlabel='step')
   axes.grid(alpha=0.3)
   axes.legend()
 

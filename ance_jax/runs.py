@@ -1,5 +1,6 @@
 """What the jobs of a run share: its data as rows, its model, its folder."""
 
+import dataclasses
 import json
 import pathlib
 from typing import NamedTuple
@@ -109,7 +110,9 @@ def read(config, split_names):
   compiled.keep(config.compilation_cache_dir, devices)
   if is_run(config.workdir):
     step = checkpoint.choose(config.workdir, config.checkpoint)
-    check_same_run(config, step)
+    # What is scored now may be scored by other rules than dev was.
+    kept = settings(config.workdir, step).protocol
+    check_same_run(dataclasses.replace(config, protocol=kept), step)
     run = go_on(config, split_names, step)
     shapes = encoders.shapes(run.retriever)
     params = checkpoint.read_params(config.workdir, step, shapes, devices)

@@ -27,7 +27,6 @@ from ance_jax import footprint
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
-from ance_jax import metrics as metrics_lib
 from ance_jax import optimizers
 from ance_jax import refresh
 from ance_jax import report
@@ -323,6 +322,6 @@ def _finish(run):
   logs.say(report.compare_examples(shown[0], shown[-1]))
   logs.say(f'curves: {workdir / "curves.png"}')
   return {
-    name: logs.series(workdir, f'dev/{name}')[config.max_steps]
-    for name in metrics_lib.MEASURES
+    name.removeprefix('dev/'): logs.series(workdir, name)[config.max_steps]
+    for name in logs.dev_measures(workdir)
   }

@@ -8,7 +8,7 @@ from ance_jax import answers
 
 def holds(text, answer):
   table = np.array([[0]], np.int32)
-  kept, _ = answers.without(table, [[answer]], [text], 'x')
+  kept, _ = answers.without(table, [[answer]], [text], False, 'x')
   return kept[0, 0] < 0
 
 
@@ -40,6 +40,6 @@ def test_what_holds_an_answer_is_left_out_and_the_order_kept():
   texts = ['a red fox', 'a blue fox', 'a dog', 'red', 'a cat']
   negatives = np.array([[3, 2, 0, 4], [0, 1, 2, 3], [0, 3, 0, 3]], np.int32)
   wanted = [['red'], ['green', 'fox'], ['red']]
-  kept, counts = answers.without(negatives, wanted, texts, 'x')
+  kept, counts = answers.without(negatives, wanted, texts, False, 'x')
   assert kept.tolist() == [[2, 4, -1, -1], [2, 3, -1, -1], [-1] * 4]
   assert counts == {'answers': 8, 'no_negatives': 1}

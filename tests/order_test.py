@@ -9,9 +9,9 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
   'main train resume footprint report refresh evaluate runs encode steps '
   'optimizers models weights hub sbert encoders schedule methods batches '
-  'checkpoint corpora beir datasets data tokens tokenizer answers lexical '
-  'index mine metrics losses bert compiled logs locks handoff devices reading '
-  'config'
+  'checkpoint corpora beir datasets records data tokens tokenizer metrics '
+  'answers lexical index mine losses bert compiled logs locks handoff devices '
+  'reading config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
