@@ -25,6 +25,8 @@ setuptools.setup(
     'flax>=0.12,<0.13',
     # TFDS 4.9.10 imports it and does not ask for it.
     'importlib_resources>=6',
+    # DPR's files are JSON arrays of gigabytes.
+    'ijson>=3.2',
     'ir-measures>=0.3.7',
     # A range that a Colab machine's own jax satisfies is left alone by pip.
     'jax>=0.10,<0.13',

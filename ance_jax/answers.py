@@ -12,6 +12,7 @@ import unicodedata
 import numpy as np
 import regex
 
+from ance_jax import config as config_lib
 from ance_jax import logs
 
 # dpr/utils/tokenizers.py, SimpleTokenizer: words, else single characters that
@@ -21,6 +22,10 @@ _TOKEN = r'[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]'
 _TEXTS_KEPT = 100_000
 # Of a regular expression in one text; some double their time with each letter.
 _MAX_SECS = 10
+
+
+class BadPattern(config_lib.BadInput):
+  """An answer is no regular expression that can be searched for."""
 
 
 def tokens(text):
@@ -41,12 +46,14 @@ def is_in(pattern, text):
     text: The text, in Unicode form NFD.
 
   Raises:
-    regex.error: It is no regular expression.
-    TimeoutError: It takes far too long.
+    BadPattern: It is no regular expression, or takes far too long.
   """
   flags = regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
   pattern = unicodedata.normalize('NFD', pattern)
-  return regex.search(pattern, text, flags, timeout=_MAX_SECS) is not None
+  try:
+    return regex.search(pattern, text, flags, timeout=_MAX_SECS) is not None
+  except (regex.error, TimeoutError) as error:
+    raise BadPattern(str(error) or 'too slow') from error
 
 
 def held(rows, answers, texts, are_patterns, what='match answers'):

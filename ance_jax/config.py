@@ -85,14 +85,31 @@ class Config:
   # Data.
   dataset: str = knob(
     'pydocs',
-    'pydocs: docstrings of the installed Python packages, no download; beir: '
-    'the BEIR folder --data_dir.',
-    choices=('pydocs', 'beir'),
+    'pydocs: docstrings of the installed Python packages, no download; all '
+    'others are read from --data_dir: beir, a BEIR folder; msmarco, the '
+    'passages of MS MARCO; msmarco_titled, the same with titles, which are not '
+    "part of it; msmarco_doc, its documents; dpr, Wikipedia and DPR's "
+    'questions.',
+    choices=(
+      'pydocs',
+      'beir',
+      'msmarco',
+      'msmarco_titled',
+      'msmarco_doc',
+      'dpr',
+    ),
   )
   data_dir: str = knob(
     '',
-    'Folder with corpus.jsonl, queries.jsonl and qrels/, plain or gzipped.',
+    'Folder of the files of --dataset as their source names them, plain or '
+    'gzipped; for beir corpus.jsonl, queries.jsonl and qrels/.',
     may_change=True,
+  )
+  questions: str | None = knob(
+    None,
+    'Set of questions of --dataset=dpr. Not given: the one whose files are in '
+    '--data_dir.',
+    choices=('nq', 'trivia', 'webquestions', 'curatedtrec', 'squad1'),
   )
   protocol: str | None = knob(
     None,

@@ -1,6 +1,7 @@
 """A dataset's name -> its corpus and splits."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import pathlib
@@ -11,8 +12,10 @@ import tensorflow_datasets as tfds
 from ance_jax import beir
 from ance_jax import config as config_lib
 from ance_jax import data
+from ance_jax import dpr
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import msmarco
 from ance_jax.datasets import pydocs
 
 
@@ -32,6 +35,8 @@ def load(config, split_names):
       cure.
   """
   source = _READERS[config.dataset](config)
+  # Whether there is a dev split is asked more than once.
+  source = source._replace(read_split=functools.cache(source.read_split))
   splits = {}
   for name in split_names:
     judged = _judged(source, name, config)
@@ -162,4 +167,11 @@ def _pydocs_judgements(queries, splits, groups):
   return judgements
 
 
-_READERS = {'pydocs': _read_pydocs, 'beir': beir.read}
+_READERS = {
+  'pydocs': _read_pydocs,
+  'beir': beir.read,
+  'msmarco': msmarco.read_passages,
+  'msmarco_titled': msmarco.read_titled_passages,
+  'msmarco_doc': msmarco.read_documents,
+  'dpr': dpr.read,
+}

@@ -11,6 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Between the parts of a title, such as address and title of a page: where text
+# is tokenized, the separator goes in. A control character that no title has.
+TITLE_PART = '\x1f'
+
 
 class Strings:
   """An immutable list of strings in two arrays: one blob of UTF-8, offsets.
@@ -47,7 +51,7 @@ class Corpus(NamedTuple):
 
   Attributes:
     ids: N passage ids, all different.
-    titles: N titles, some or all empty.
+    titles: N titles, some or all empty; `TITLE_PART` between their parts.
     texts: N texts, none empty.
     groups: (N,) int32; rows of equal number have the same text, or nearly.
     hash: SHA-256 of all this, in hexadecimal digits.

@@ -10,6 +10,7 @@ import numpy as np
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import data
 from ance_jax import encode
 from ance_jax import handoff
 from ance_jax import index
@@ -135,7 +136,8 @@ def examples(run, ranking, split_name):
 
 def passage_name(corpus, row):
   """Returns the title of a passage, or where it has none how it begins."""
-  return corpus.titles[row] or corpus.texts[row][:60]
+  title = corpus.titles[row].replace(data.TITLE_PART, ' ')
+  return title or corpus.texts[row][:60]
 
 
 def run(config):

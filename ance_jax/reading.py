@@ -5,6 +5,7 @@ else is refused in one sentence: file and line, rule, found value, cure.
 """
 
 import collections
+import contextlib
 import functools
 import gzip
 import json
@@ -86,6 +87,45 @@ def inside(folder, name, named_by):
   return pathlib.Path(folder).joinpath(*parts)
 
 
+@contextlib.contextmanager
+def opened(path, line=lambda: None):
+  """Opens a file to read bytes; a name that ends in .gz is unzipped.
+
+  Args:
+    path: The file.
+    line: Function that gives the line that is read, for a message, or None.
+
+  Yields:
+    The file as it lies on disk, and what is in it.
+
+  Raises:
+    BadInput: It is no file, or not the kind that its name says, or its end is
+      missing; the last also from within the block.
+  """
+  path = regular(path)
+  try:
+    with open(path, 'rb') as raw:
+      _check_zipped(path, raw.peek(2)[:2] == _GZIP)
+      yield raw, gzip.open(raw) if path.suffix == '.gz' else raw
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise bad(
+      path, 'a gzipped file must be whole', f'it damaged ({error})',
+      'fetch it again', line()
+    ) from error  # fmt: skip
+
+
+def bytes_since(raw):
+  """Returns count(item): the bytes that were read since it was last called."""
+  place = 0
+
+  def count(_):
+    nonlocal place
+    before, place = place, raw.tell()
+    return place - before
+
+  return count
+
+
 def lines(path, progress=None):
   """Yields (line number, text) of the lines of a file that are not empty.
 
@@ -101,23 +141,15 @@ def lines(path, progress=None):
     BadInput: It is no file of text lines.
   """
   path, counts, number = regular(path), collections.Counter(), 0
-  try:
-    with open(path, 'rb') as raw:
-      _check_zipped(path, raw.peek(2)[:2] == _GZIP)
-      file = gzip.open(raw) if path.suffix == '.gz' else raw
-      chunks = iter(functools.partial(file.readline, MAX_LINE + 1), b'')
-      if progress:
-        size = path.stat().st_size
-        chunks = progress(chunks, total=size, count=_bytes_since(raw))
-      for number, chunk in enumerate(chunks, 1):
-        text = _line(chunk, path, number, counts)
-        if text:
-          yield number, text
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise bad(
-      path, 'a gzipped file must be whole', f'it damaged ({error})',
-      'fetch it again', number + 1
-    ) from error  # fmt: skip
+  with opened(path, lambda: number + 1) as (raw, file):
+    chunks = iter(functools.partial(file.readline, MAX_LINE + 1), b'')
+    if progress:
+      size = path.stat().st_size
+      chunks = progress(chunks, total=size, count=bytes_since(raw))
+    for number, chunk in enumerate(chunks, 1):
+      text = _line(chunk, path, number, counts)
+      if text:
+        yield number, text
   if counts:
     changes = ', '.join(f'{n:,} {what}' for what, n in counts.items())
     tqdm.tqdm.write(f'{path}: {changes}')
@@ -178,18 +210,6 @@ def json_file(path, kind=dict):
       f'{type(value).__name__} {quoted(value)}', 'give the right file'
     )  # fmt: skip
   return value
-
-
-def _bytes_since(raw):
-  """Returns count(item): the bytes that were read since it was last called."""
-  place = 0
-
-  def count(_):
-    nonlocal place
-    before, place = place, raw.tell()
-    return place - before
-
-  return count
 
 
 def _check_zipped(path, is_zipped):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ance_jax import data
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import reading
@@ -77,6 +78,7 @@ def passage_texts(corpus, separator):
       encoder.
   """
   for title, text in zip(corpus.titles, corpus.texts, strict=True):
+    title = title.replace(data.TITLE_PART, separator)
     yield f'{title}{separator}{text}' if title else text
 
 

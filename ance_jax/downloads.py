@@ -1,0 +1,134 @@
+"""Where the files of public datasets are, how large, and their checksums.
+
+Facts of public registries (the page of MS MARCO, NIST, DPR's download_data.py,
+ir_datasets); what none of them has is left empty.
+"""
+
+from typing import NamedTuple
+
+_MARCO = 'https://msmarco.z22.web.core.windows.net/msmarcoranking/'
+_NIST = 'https://trec.nist.gov/data/deep/'
+_DPR = 'https://dl.fbaipublicfiles.com/dpr/'
+
+
+class Download(NamedTuple):
+  """A file that is fetched.
+
+  Attributes:
+    url: Its address.
+    size: Bytes, or None.
+    md5: Checksum in hexadecimal digits, or None.
+  """
+
+  url: str
+  size: int | None = None
+  md5: str | None = None
+
+
+_COLLECTION = Download(
+  f'{_MARCO}collectionandqueries.tar.gz',
+  1_057_717_952,
+  '31644046b18952c1386cd4564ba2ae69',
+)
+_DL19_QUERIES = Download(
+  f'{_MARCO}msmarco-test2019-queries.tsv.gz',
+  4_276,
+  'eda71eccbe4d251af83150abe065368c',
+)
+_DL20_QUERIES = Download(
+  f'{_MARCO}msmarco-test2020-queries.tsv.gz',
+  4_131,
+  '00a406fb0d14ed3752d70d1e4eb98600',
+)
+# Name of a file, unpacked -> what it is in.
+DOWNLOADS = {
+  'collection.tsv': _COLLECTION,
+  'queries.train.tsv': _COLLECTION,
+  'queries.dev.small.tsv': _COLLECTION,
+  'qrels.train.tsv': _COLLECTION,
+  'qrels.dev.small.tsv': _COLLECTION,
+  'msmarco-test2019-queries.tsv': _DL19_QUERIES,
+  '2019qrels-pass.txt': Download(
+    f'{_NIST}2019qrels-pass.txt', 187_092, '2f4be390198da108f6845c822e5ada14'
+  ),
+  'msmarco-test2020-queries.tsv': _DL20_QUERIES,
+  '2020qrels-pass.txt': Download(
+    f'{_NIST}2020qrels-pass.txt', 218_617, '0355ccee7509ac0463e8278186cdd8d1'
+  ),
+  'msmarco-docs.tsv': Download(f'{_MARCO}msmarco-docs.tsv.gz'),
+  'msmarco-doctrain-queries.tsv': Download(
+    f'{_MARCO}msmarco-doctrain-queries.tsv.gz',
+    6_457_962,
+    '4086d31a9cf2d7b69c4932609058111d',
+  ),
+  'msmarco-doctrain-qrels.tsv': Download(
+    f'{_MARCO}msmarco-doctrain-qrels.tsv.gz',
+    2_385_717,
+    '9d1609e240113b0504fd2e61cb36d924',
+  ),
+  'msmarco-docdev-queries.tsv': Download(
+    f'{_MARCO}msmarco-docdev-queries.tsv.gz',
+    91_837,
+    'ac20593d71b9c32ab2633230f9cdf10d',
+  ),
+  'msmarco-docdev-qrels.tsv': Download(
+    f'{_MARCO}msmarco-docdev-qrels.tsv.gz',
+    38_553,
+    '5eeafaeb4960979a62e7fed93273254e',
+  ),
+  '2019qrels-docs.txt': Download(
+    f'{_NIST}2019qrels-docs.txt', 339_438, 'd7ef53b995ef7e01676ea85d7ec01dda'
+  ),
+  '2020qrels-docs.txt': Download(
+    f'{_NIST}2020qrels-docs.txt', 182_852, 'e10f3545583b124a4ed5e7992293e15a'
+  ),
+  'psgs_w100.tsv': Download(
+    f'{_DPR}wikipedia_split/psgs_w100.tsv.gz',
+    4_694_541_059,
+    '612fe66e0b6b41ee28f806140226c563',
+  ),
+  'biencoder-nq-train.json': Download(
+    f'{_DPR}data/retriever/biencoder-nq-train.json.gz',
+    2_314_892_908,
+    'a1c927b5adae71388eb064329387709f',
+  ),
+  'biencoder-nq-dev.json': Download(
+    f'{_DPR}data/retriever/biencoder-nq-dev.json.gz',
+    256_239_282,
+    '2640483dbe0df7ae29c6da419c551a80',
+  ),
+  'biencoder-trivia-train.json': Download(
+    f'{_DPR}data/retriever/biencoder-trivia-train.json.gz',
+    1_848_559_940,
+    '5aa4d3577c91425cd20e239ed89a252b',
+  ),
+  'biencoder-trivia-dev.json': Download(
+    f'{_DPR}data/retriever/biencoder-trivia-dev.json.gz',
+    207_271_749,
+    'd559dffe09acfe5a6370adea55b8abf2',
+  ),
+  'nq-test.qa.csv': Download(f'{_DPR}data/retriever/nq-test.qa.csv'),
+  'nq-dev.qa.csv': Download(f'{_DPR}data/retriever/nq-dev.qa.csv'),
+  'trivia-test.qa.csv': Download(f'{_DPR}data/retriever/trivia-test.qa.csv.gz'),
+  'trivia-dev.qa.csv': Download(f'{_DPR}data/retriever/trivia-dev.qa.csv.gz'),
+}
+for _set in ('webquestions', 'curatedtrec', 'squad1'):
+  _file = f'{_set}-test.qa.csv'
+  DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}')
+  for _split in ('train', 'dev'):
+    _file = f'biencoder-{_set}-{_split}.json'
+    DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}.gz')
+
+
+def how(name):
+  """Returns how a file can be had, as an imperative; '' if that is not known.
+
+  Args:
+    name: Name of the file, unpacked.
+  """
+  found = DOWNLOADS.get(name)
+  if found is None:
+    return ''
+  size = f'{found.size / 1e6:,.1f} MB' if found.size else 'size not known'
+  verb = 'unpack' if found.url.endswith('.tar.gz') else 'fetch'
+  return f'{verb} {found.url} ({size})'

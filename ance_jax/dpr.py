@@ -1,0 +1,263 @@
+"""DPR's own files: Wikipedia in 100 words, questions with contexts or answers.
+
+Karpukhin et al. 2020; dpr/data/retriever_data.py and biencoder_data.py.
+psgs_w100.tsv; biencoder-<set>-<split>.json to train on, with a gold passage and
+those that BM25 found; <set>-<split>.qa.csv to score, with answers alone.
+"""
+
+import ast
+import csv
+import functools
+
+import ijson
+
+from ance_jax import answers as answers_lib
+from ance_jax import config as config_lib
+from ance_jax import data
+from ance_jax import downloads
+from ance_jax import logs
+from ance_jax import reading
+from ance_jax import records
+
+_PASSAGES = 'psgs_w100.tsv'
+_HEADER = ['id', 'text', 'title']
+# Their answers are regular expressions.
+_PATTERNS = ('curatedtrec',)
+# Characters of a list of answers: a longer one is none.
+_LONGEST_ANSWERS = 2**20
+
+
+def read(config):
+  """Returns the `data.Source` of the folder `--data_dir`."""
+  folder = records.open_folder(config, _PASSAGES)
+  corpus = data.make_corpus(*_read_passages(_needed(folder, _PASSAGES)))
+  records.say_corpus('Wikipedia passages of DPR', corpus)
+  passage_rows = {passage_id: row for row, passage_id in enumerate(corpus.ids)}
+  questions = config.questions or _only_set(folder)
+
+  def read_split(name):
+    contexts = f'biencoder-{questions}-{name}.json'
+    if path := records.find(folder, contexts):
+      judged = _read_contexts(path, f'{questions}-{name}', passage_rows)
+    elif path := records.find(folder, f'{questions}-{name}.qa.csv'):
+      judged = _read_answers(path, f'{questions}-{name}')
+    elif name == config.train_split:
+      _needed(folder, contexts)
+    else:
+      return None
+    if questions in _PATTERNS:
+      _check_patterns(path, judged.answers)
+      judged = judged._replace(answers_are_patterns=True)
+    return judged
+
+  return data.Source(corpus, read_split, f'{folder} for questions {questions}')
+
+
+def _read_passages(path):
+  """Returns ids, titles and texts of a file of id, text and title."""
+  ids, titles, texts = {}, [], []
+  for number, cells in _rows(path, f'read {path.name}'):
+    if len(cells) != 3:
+      raise reading.bad(
+        path, 'a line must have 3 columns, id, text and title', len(cells),
+        'fetch the file again', number
+      )  # fmt: skip
+    if number == 1 and cells == _HEADER:
+      continue
+    an_id, text, title = cells
+    records.check_id(path, number, an_id, ids)
+    if not text.strip():
+      raise reading.bad(
+        path, 'a passage must have a text', reading.quoted(text), 'remove it',
+        number
+      )  # fmt: skip
+    ids[an_id] = number
+    texts.append(text)
+    titles.append(title)
+  records.check_any(path, ids)
+  return list(ids), titles, texts
+
+
+def _read_contexts(path, name, passage_rows):
+  """Returns the `data.Judged` of a file of questions with contexts.
+
+  The first positive context is the positive of the question, as in DPR; those
+  of BM25 are its negatives. A question without a positive is left out.
+  """
+  ids, queries, judgements, answers, negatives = [], [], {}, {}, {}
+  without = 0
+  for number, record in enumerate(_records(path), 1):
+    place = f'question {number}'
+    question, contexts = _question(path, place, record)
+    if not contexts['positive_ctxs']:
+      without += 1
+      continue
+    rows = {
+      key: [_row(path, place, context, passage_rows) for context in found]
+      for key, found in contexts.items()
+    }
+    row = len(ids)
+    ids.append(f'{name}-{number}')
+    queries.append(question)
+    answers[row] = _answers(path, place, record.get('answers'))
+    judgements[row, rows['positive_ctxs'][0]] = 1
+    negatives[row] = rows['hard_negative_ctxs']
+  records.check_any(path, ids)
+  if without:
+    logs.say(f'{path}: left out {without:,} questions without a positive')
+  lacking = sum(not rows for rows in negatives.values())
+  if lacking:
+    logs.say(f'{path}: {lacking:,} questions without a negative of BM25')
+  return data.Judged(
+    ids, queries, judgements, answers, negatives, protocol='answers'
+  )
+
+
+def _read_answers(path, name):
+  """Returns the `data.Judged` of a file of questions and their answers."""
+  ids, queries, answers = [], [], {}
+  for number, cells in _rows(path, f'read {path.name}'):
+    if len(cells) != 2:
+      raise reading.bad(
+        path, 'a line must have 2 columns, question and answers', len(cells),
+        'fetch the file again', number
+      )  # fmt: skip
+    place = f'line {number}'
+    answers[len(ids)] = _answers(path, place, _listed(path, number, cells[1]))
+    ids.append(f'{name}-{number}')
+    queries.append(_normal(path, place, cells[0]))
+  records.check_any(path, ids)
+  return data.Judged(
+    ids, queries, {}, answers, protocol='answers', all_count=True
+  )
+
+
+def _rows(path, what):
+  """Yields (line number, cells) of a file with tabs and double quotes."""
+  progress = functools.partial(logs.progress, what=what, unit='bytes')
+  for number, text in reading.lines(path, progress):
+    try:
+      (cells,) = csv.reader([text], delimiter='\t', strict=True)
+    except csv.Error as error:
+      raise reading.bad(
+        path, 'a cell that begins with a quote must end with one in its line, '
+        'and have those inside it twice', f'{reading.quoted(text)} ({error})',
+        'fetch the file again', number
+      ) from error  # fmt: skip
+    yield number, cells
+
+
+def _records(path):
+  """Yields the objects of a JSON array, which need not fit in memory."""
+  with reading.opened(path) as (raw, file):
+    try:
+      yield from logs.progress(
+        ijson.items(file, 'item'),
+        f'read {path.name}',
+        total=path.stat().st_size,
+        unit='bytes',
+        count=reading.bytes_since(raw),
+      )
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+      raise reading.bad(
+        path, 'a file must be a whole JSON array of questions',
+        ' '.join(str(error).split())[:80], 'fetch it again'
+      ) from error  # fmt: skip
+
+
+def _question(path, place, record):
+  """Returns a question's text and its lists of contexts."""
+  if not isinstance(record, dict):
+    raise _bad_record(path, place, 'be an object', record)
+  contexts = {}
+  for key in ('positive_ctxs', 'hard_negative_ctxs'):
+    contexts[key] = record.get(key)
+    if not isinstance(contexts[key], list):
+      raise _bad_record(path, place, f'have a list {key!r}', contexts[key])
+  return _normal(path, place, record.get('question')), contexts
+
+
+def _normal(path, place, question):
+  """Returns a question as DPR takes it (normalize_question)."""
+  if not isinstance(question, str) or not question.strip():
+    raise _bad_record(path, place, 'have a text', question)
+  return question.replace('\u2019', "'")
+
+
+def _row(path, place, context, passage_rows):
+  """Returns the row of a context: 'passage_id', or 'psg_id' in TriviaQA."""
+  if not isinstance(context, dict):
+    raise _bad_record(path, place, 'have objects as contexts', context)
+  an_id = context.get('passage_id', context.get('psg_id'))
+  an_id = str(an_id).removeprefix('wiki:')
+  if an_id not in passage_rows:
+    raise _bad_record(
+      path, place, f'have contexts of {_PASSAGES}', f'passage {an_id}'
+    )
+  return passage_rows[an_id]
+
+
+def _listed(path, line, text):
+  """Returns what a Python literal says; nothing in it is run."""
+  try:
+    if len(text) <= _LONGEST_ANSWERS:
+      return ast.literal_eval(text)
+  except (ValueError, SyntaxError, RecursionError, MemoryError):
+    pass
+  raise reading.bad(
+    path, "answers must be a list of strings, such as ['a', 'b']",
+    reading.quoted(text), 'fetch the file again', line
+  )  # fmt: skip
+
+
+def _answers(path, place, answers):
+  if (
+    not isinstance(answers, list)
+    or not answers
+    or not all(isinstance(text, str) and text.strip() for text in answers)
+  ):
+    raise _bad_record(
+      path, place, 'have a list of answers, none empty', answers
+    )
+  return answers
+
+
+def _check_patterns(path, answers):
+  """Raises `BadInput` for an answer that is no regular expression."""
+  for row, patterns in answers.items():
+    for pattern in patterns:
+      try:
+        answers_lib.is_in(pattern, '')
+      except answers_lib.BadPattern as error:
+        raise _bad_record(
+          path, f'question {row + 1}', f'have regular expressions ({error})',
+          pattern
+        ) from error  # fmt: skip
+
+
+def _bad_record(path, place, rule, found):
+  return reading.bad(
+    path, f'{place} must {rule}', reading.quoted(found), 'fetch the file again'
+  )
+
+
+def _only_set(folder):
+  """Returns the name of the only set of questions that lies in a folder."""
+  names = {
+    path.name.split('-')[path.name.startswith('biencoder-')]
+    for pattern in ('biencoder-*-*.json*', '*-*.qa.csv*')
+    for path in folder.glob(pattern)
+  }
+  if len(names) != 1:
+    shown = ', '.join(sorted(names)) or 'none'
+    raise config_lib.BadInput(
+      f'--questions must name one set where there is not one alone; found '
+      f'{shown} in {folder}; set it to one of them, or fetch '
+      f'{downloads.DOWNLOADS["biencoder-nq-train.json"].url}.'
+    )
+  return names.pop()
+
+
+def _needed(folder, name):
+  how = downloads.how(name)
+  return records.existing(folder, name, "a folder of DPR's files", how)

@@ -1,0 +1,210 @@
+"""MS MARCO's own files: passages and documents, and the tracks of TREC DL.
+
+Nguyen et al. 2016; Craswell et al. 2020. All are columns with tabs between,
+without quotes and without a header; judgements are those of TREC.
+"""
+
+import functools
+from typing import NamedTuple
+
+from ance_jax import data
+from ance_jax import downloads
+from ance_jax import logs
+from ance_jax import reading
+from ance_jax import records
+
+# Between the parts of a title, where a tokenizer's separator goes in. A control
+# character, which no title has.
+_PART = data.TITLE_PART
+# Characters of a document that ANCE's code goes on with (msmarco_data.py).
+# address</s>title</s>body; our `_PART` is one of these characters.
+_DOCUMENT_CHARACTERS, _SEPARATORS = 10_000, 7
+
+
+class _Files(NamedTuple):
+  """Names of a split's files, the first ones being those of the source."""
+
+  queries: tuple
+  judgements: tuple
+  protocol: str
+
+
+_PASSAGE_SPLITS = {
+  'train': _Files(('queries.train.tsv',), ('qrels.train.tsv',), 'msmarco'),
+  'dev': _Files(
+    ('queries.dev.small.tsv',), ('qrels.dev.small.tsv',), 'msmarco'
+  ),
+  'dl19': _Files(
+    ('msmarco-test2019-queries.tsv', 'queries.dl19.tsv'),
+    ('2019qrels-pass.txt', 'qrels.dl19-passage.txt'),
+    'trec_dl',
+  ),
+  'dl20': _Files(
+    ('msmarco-test2020-queries.tsv', 'queries.dl20.tsv'),
+    ('2020qrels-pass.txt', 'qrels.dl20-passage.txt'),
+    'trec_dl',
+  ),
+}
+_DOCUMENT_SPLITS = {
+  'train': _Files(
+    ('msmarco-doctrain-queries.tsv',),
+    ('msmarco-doctrain-qrels.tsv',),
+    'msmarco_doc',
+  ),
+  'dev': _Files(
+    ('msmarco-docdev-queries.tsv',),
+    ('msmarco-docdev-qrels.tsv',),
+    'msmarco_doc',
+  ),
+  'dl19': _Files(
+    ('msmarco-test2019-queries.tsv',), ('2019qrels-docs.txt',), 'trec_dl_doc'
+  ),
+  'dl20': _Files(
+    ('msmarco-test2020-queries.tsv',), ('2020qrels-docs.txt',), 'trec_dl_doc'
+  ),
+}
+
+
+def read_passages(config):
+  """Returns the `data.Source` of the passages in `--data_dir`."""
+  folder = records.open_folder(config, 'collection.tsv')
+  ids, texts = _columns(_needed(folder, 'collection.tsv'), 2)
+  corpus = data.make_corpus(ids, [''] * len(ids), texts)
+  records.say_corpus('MS MARCO passages, without titles', corpus)
+  return _source(folder, corpus, _PASSAGE_SPLITS)
+
+
+def read_titled_passages(config):
+  """Returns the `data.Source` of the passages with the titles of their pages.
+
+  The corpus of RocketQA, coCondenser, Tevatron, SimLM and ANCE-Tele, which is
+  not that of MS MARCO: para.txt and para.title.txt. Passages without a title
+  have none.
+  """
+  folder = records.open_folder(config, 'para.txt')
+  ids, texts = _columns(_needed(folder, 'para.txt'), 2)
+  path = _needed(folder, 'para.title.txt')
+  titles = dict(zip(*_columns(path, 2, may_be_empty=True), strict=True))
+  corpus = data.make_corpus(ids, [titles.get(i, '') for i in ids], texts)
+  records.say_corpus('MS MARCO passages, with titles (unofficial)', corpus)
+  missing = sum(an_id not in titles for an_id in ids)
+  logs.say(f'{path}: {missing:,} passages without a title')
+  return _source(folder, corpus, _PASSAGE_SPLITS)
+
+
+def read_documents(config):
+  """Returns the `data.Source` of the documents in `--data_dir`.
+
+  Their text is address, title and body, as in ANCE, with the separator of
+  `--title_separator` between, of which the first 10,000 characters count.
+  """
+  folder = records.open_folder(config, 'msmarco-docs.tsv')
+  path = _needed(folder, 'msmarco-docs.tsv')
+  heads, texts, shortened = [], [], 0
+  ids, *columns = _columns(path, 4, may_be_empty=True)
+  for url, title, body in zip(*columns, strict=True):
+    # A document without a body has its title as its text.
+    head, text = (f'{url}{_PART}{title}', body) if body else (url, title or url)
+    room = max(_DOCUMENT_CHARACTERS - len(head) - _SEPARATORS, 1)
+    shortened += len(text) > room
+    heads.append(head)
+    texts.append(text[:room])
+  corpus = data.make_corpus(ids, heads, texts)
+  records.say_corpus('MS MARCO documents', corpus)
+  logs.say(
+    f'{path}: {shortened:,} documents cut at {_DOCUMENT_CHARACTERS:,} '
+    'characters'
+  )
+  return _source(folder, corpus, _DOCUMENT_SPLITS)
+
+
+def _source(folder, corpus, splits):
+  passage_rows = {passage_id: row for row, passage_id in enumerate(corpus.ids)}
+
+  def read_split(name):
+    files = splits.get(
+      name, _Files((f'queries.{name}.tsv',), (f'qrels.{name}.tsv',), 'msmarco')
+    )
+    queries = _first(folder, files.queries)
+    judgements = _first(folder, files.judgements)
+    if queries is None and judgements is None:
+      return None
+    query_ids, texts = _columns(queries or _needed(folder, files.queries[0]), 2)
+    path = judgements or _needed(folder, files.judgements[0])
+    rows = {query_id: row for row, query_id in enumerate(query_ids)}
+    pairs = _judgements(path, rows, passage_rows)
+    return data.Judged(query_ids, texts, pairs, protocol=files.protocol)
+
+  return data.Source(corpus, read_split, _splits_found(folder, splits))
+
+
+def _judgements(path, query_rows, passage_rows):
+  """Returns {(query row, passage row): grade} of a file of TREC judgements."""
+  judgements = records.Judgements(path)
+  for number, line in reading.lines(path):
+    cells = line.split()
+    if len(cells) != 4:
+      raise reading.bad(
+        path, 'a judgement must be query id, 0, passage id and grade',
+        reading.quoted(line), 'mend the line', number
+      )  # fmt: skip
+    query_id, _, passage_id, given = cells
+    grade = records.grade(path, number, given)
+    query = records.row(path, number, 'judged query', query_rows, query_id)
+    passage = records.row(
+      path, number, 'judged passage', passage_rows, passage_id
+    )
+    judgements.add(number, query, passage, grade)
+  return judgements.done()
+
+
+def _columns(path, number, *, may_be_empty=False):
+  """Returns the columns of a file, lists of strings; the first are ids.
+
+  Args:
+    path: The file.
+    number: Columns that each line must have.
+    may_be_empty: Whether a cell may have no text.
+  """
+  columns, ids = [[] for _ in range(number)], {}
+  progress = functools.partial(
+    logs.progress, what=f'read {path.name}', unit='bytes'
+  )
+  for line, text in reading.lines(path, progress):
+    cells = text.split('\t')
+    if len(cells) != number:
+      raise reading.bad(
+        path, f'a line must have {number} columns, tabs between', len(cells),
+        'fetch the file again', line
+      )  # fmt: skip
+    records.check_id(path, line, cells[0], ids)
+    ids[cells[0]] = line
+    if not may_be_empty and not cells[-1].strip():
+      raise reading.bad(
+        path, 'a line must have a text behind its id', reading.quoted(text),
+        'remove it', line
+      )  # fmt: skip
+    for column, cell in zip(columns, cells, strict=True):
+      column.append(cell)
+  records.check_any(path, ids)
+  return columns
+
+
+def _first(folder, names):
+  """Returns the path of the first of some files that is there, or None."""
+  return next(
+    filter(None, (records.find(folder, name) for name in names)), None
+  )
+
+
+def _needed(folder, name):
+  how = downloads.how(name)
+  return records.existing(folder, name, 'a folder of MS MARCO', how)
+
+
+def _splits_found(folder, splits):
+  """Returns which splits are there, for people."""
+  there = [name for name in splits if _first(folder, splits[name].judgements)]
+  missing = splits['train'].judgements[0]
+  found = ', '.join(there) or f'none, not even {missing}'
+  return f'{folder}, where there is {found}'

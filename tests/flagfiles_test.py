@@ -1,0 +1,92 @@
+"""Each family of flagfiles, whole, on a miniature in the files' true format."""
+
+import dataclasses
+
+import formats
+import pytest
+
+from ance_jax import config
+from ance_jax import evaluate
+from ance_jax import handoff
+from ance_jax import logs
+from ance_jax import report
+from ance_jax import train
+
+# What a miniature must have otherwise: its size, and random weights.
+SMALL = {
+  'init_from': '',
+  'checkpoint': 'last',
+  'num_layers': 1,
+  'hidden_size': 16,
+  'num_heads': 2,
+  'intermediate_size': 32,
+  'vocab_size': 300,
+  'head_size': None,
+  'lower_case': None,
+  'prefix_space': None,
+  'query_length': 8,
+  'passage_length': 24,
+  'batch_size': 8,
+  'hard_negatives': 2,
+  'top_k': 10,
+  'warmup_steps': 4,
+  'steps_per_refresh': 3,
+  'max_steps': 9,
+  'lr_warmup_steps': 1,
+  'learning_rate': 1e-2,
+  'tokens_per_batch': 1024,
+  'num_devices': 1,
+}
+WRITERS = {
+  'msmarco_passage': (formats.write_msmarco, 'dl19', 'mrr@10', 'ndcg@10'),
+  'msmarco_doc': (formats.write_documents, 'dl19', 'mrr@100', 'ndcg@10'),
+  'nq': (formats.write_dpr, 'test', 'accuracy@20', 'accuracy@20'),
+}
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_a_miniature_is_trained_refreshed_twice_scored_and_searched(
+  name, tmp_path, capsys
+):
+  write, split, on_dev, on_test = WRITERS[name]
+  (tmp_path / 'data').mkdir()
+  write(tmp_path / 'data')
+  settings = config.Config.from_flagfile(
+    f'experiments/{name}.flags',
+    **{**SMALL, 'data_dir': str(tmp_path / 'data')},
+    workdir=str(tmp_path / 'run'),
+  )
+  scores = train.run(settings)
+  assert next(iter(scores)) == on_dev
+  assert len(logs.series(settings.workdir, 'refresh/judged')) >= 2
+  out = capsys.readouterr().out
+  assert f': dev {on_dev} ' in out
+  assert f'dev {on_dev} since the first refresh' in report.table(
+    settings.workdir
+  )
+  job = dataclasses.replace(
+    settings, job='evaluate', split=split, checkpoint='best'
+  )
+  found = evaluate.run(job)
+  assert next(iter(found)) == on_test
+  assert all(0 <= value <= 1 for value in found.values())
+  assert any(found.values())
+  (path,) = (tmp_path / 'run').glob(f'{split}-model-*.json')
+  assert handoff.read_json(path)['metrics'] == found
+  evaluate.search(
+    dataclasses.replace(settings, job='search', query='t1w1 t1w2')
+  )
+  assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_data_that_is_not_there_ends_in_a_sentence_that_names_it(tmp_path):
+  settings = config.Config.from_flagfile(
+    'experiments/nq.flags', workdir=str(tmp_path)
+  )
+  with pytest.raises(config.BadInput, match='--data_dir must be a folder'):
+    train.run(settings)
+  (tmp_path / 'data').mkdir()
+  settings = dataclasses.replace(settings, data_dir=str(tmp_path / 'data'))
+  says = r'hold psgs_w100.tsv .*; fetch https://dl.*4,694.5 MB'
+  with pytest.raises(config.BadInput, match=says):
+    train.run(settings)
