@@ -99,7 +99,11 @@ def _read_contexts(path, name, passage_rows):
     row = len(ids)
     ids.append(f'{name}-{number}')
     queries.append(question)
-    answers[row] = _answers(path, place, record.get('answers'))
+    answers[row] = record.get('answers')
+    if not _are_answers(answers[row]):
+      raise _bad_record(
+        path, place, 'have a list of answers, none empty', answers[row]
+      )
     judgements[row, rows['positive_ctxs'][0]] = 1
     negatives[row] = rows['hard_negative_ctxs']
   records.check_any(path, ids)
@@ -122,10 +126,15 @@ def _read_answers(path, name):
         path, 'a line must have 2 columns, question and answers', len(cells),
         'fetch the file again', number
       )  # fmt: skip
-    place = f'line {number}'
-    answers[len(ids)] = _answers(path, place, _listed(path, number, cells[1]))
+    found = _listed(cells[1])
+    if not _are_answers(found):
+      raise reading.bad(
+        path, "answers must be a list of strings, such as ['a', 'b']",
+        reading.quoted(cells[1]), 'fetch the file again', number
+      )  # fmt: skip
+    answers[len(ids)] = found
     ids.append(f'{name}-{number}')
-    queries.append(_normal(path, place, cells[0]))
+    queries.append(_normal(path, f'line {number}', cells[0]))
   records.check_any(path, ids)
   return data.Judged(
     ids, queries, {}, answers, protocol='answers', all_count=True
@@ -197,29 +206,22 @@ def _row(path, place, context, passage_rows):
   return passage_rows[an_id]
 
 
-def _listed(path, line, text):
-  """Returns what a Python literal says; nothing in it is run."""
+def _listed(text):
+  """Returns what a Python literal says, or None; nothing in it is run."""
   try:
     if len(text) <= _LONGEST_ANSWERS:
       return ast.literal_eval(text)
   except (ValueError, SyntaxError, RecursionError, MemoryError):
     pass
-  raise reading.bad(
-    path, "answers must be a list of strings, such as ['a', 'b']",
-    reading.quoted(text), 'fetch the file again', line
-  )  # fmt: skip
+  return None
 
 
-def _answers(path, place, answers):
-  if (
-    not isinstance(answers, list)
-    or not answers
-    or not all(isinstance(text, str) and text.strip() for text in answers)
-  ):
-    raise _bad_record(
-      path, place, 'have a list of answers, none empty', answers
-    )
-  return answers
+def _are_answers(found):
+  return (
+    isinstance(found, list)
+    and bool(found)
+    and all(isinstance(text, str) and text.strip() for text in found)
+  )
 
 
 def _check_patterns(path, answers):

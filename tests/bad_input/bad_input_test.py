@@ -12,6 +12,7 @@ from bad_input_tools import Refused
 import cases_beir
 import cases_checkpoints
 import cases_flags
+import cases_formats
 import cases_runs
 import pytest
 
@@ -21,6 +22,7 @@ from ance_jax import handoff
 GROUPS = {
   'flags': cases_flags,
   'beir': cases_beir,
+  'formats': cases_formats,
   'checkpoints': cases_checkpoints,
   'runs': cases_runs,
 }
