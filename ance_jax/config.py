@@ -523,6 +523,8 @@ _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs', 'picture'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
+# What nothing may be chosen on.
+TEST_SPLITS = ('test', 'dl19', 'dl20')
 # What a path cannot have, as no shell reads it, and what to do instead.
 _NO_PATHS = (
   (r'\s#', 'be without a comment behind it', 'put it on a line of its own'),
@@ -751,6 +753,12 @@ def _check_text(name, value):
     raise _bad(
       name, 'be a name of letters, digits, _, - and .', value,
       'name a file of qrels/, without its folder and its ending'
+    )  # fmt: skip
+  if name in ('train_split', 'dev_split') and value in TEST_SPLITS:
+    raise _bad(
+      name, 'not be a test split, or the test is none', value,
+      'name another; without a dev split in the data, a share of train is held '
+      'out'
     )  # fmt: skip
   paths = value.split(',') if name == 'runs' else [value]
   for pattern, rule, cure in _NO_PATHS if name in _PATHS else ():
