@@ -50,10 +50,19 @@ class Config:
   # The job.
   job: str = knob(
     'train',
-    'What to do: train a retriever; refresh: mine negatives once with a '
-    'checkpoint; encode: write the embeddings of the corpus; evaluate: score a '
-    'split; search: type queries, see passages; report: draw the curves.',
-    choices=('train', 'refresh', 'encode', 'evaluate', 'search', 'report'),
+    'What to do: train a retriever; inspect: report on the dataset; refresh: '
+    'mine negatives once with a checkpoint; encode: write the embeddings of '
+    'the corpus; evaluate: score a split; search: type queries, see passages; '
+    'report: draw the curves.',
+    choices=(
+      'train',
+      'inspect',
+      'refresh',
+      'encode',
+      'evaluate',
+      'search',
+      'report',
+    ),
     may_change=True,
   )
   workdir: str = knob(

@@ -24,7 +24,8 @@ def load(config, split_names):
 
   Args:
     config: The run's `Config`; its data and split flags and workdir are read.
-    split_names: Splits to read.
+    split_names: Splits to read; None: train, dev and the test splits that are
+      there.
 
   Returns:
     A `data.Dataset` with these splits. Where the data has no dev split, a
@@ -37,6 +38,9 @@ def load(config, split_names):
   source = _READERS[config.dataset](config)
   # Whether there is a dev split is asked more than once.
   source = source._replace(read_split=functools.cache(source.read_split))
+  if split_names is None:
+    tests = [n for n in config_lib.TEST_SPLITS if source.read_split(n)]
+    split_names = (config.train_split, config.dev_split, *tests)
   splits = {}
   for name in split_names:
     judged = _judged(source, name, config)

@@ -69,6 +69,11 @@ def check(run):
       )
 
 
+def needs(run):
+  """Returns what a run needs and what there is, as lines of text."""
+  return table(_needs(run), _room(run))
+
+
 def table(needs, room):
   """Returns the needs and what there is, as lines of text.
 

@@ -18,6 +18,7 @@ import jax
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import evaluate
+from ance_jax import inspection
 from ance_jax import logs
 from ance_jax import refresh
 from ance_jax import report
@@ -26,6 +27,7 @@ from ance_jax import train
 
 _JOBS = {
   'train': lambda config: train.run(config, leave=_leave),
+  'inspect': inspection.run,
   'refresh': refresh.run,
   'encode': evaluate.write_embeddings,
   'evaluate': evaluate.run,

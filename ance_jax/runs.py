@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
 
 def begin(config, split_names):
-  """Returns (Run, parameters) of a new run."""
+  """Returns (Run, parameters) of a new run; `corpora.load` has the splits."""
   dataset = corpora.load(config, split_names)
   model = models.load(
     config, tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
