@@ -81,8 +81,14 @@ class TrainingData(NamedTuple):
   passage_length: int
 
 
-def judged(split, corpus, method):
+def judged(split, corpus, method, same_text=True):
   """Returns what positives are for a row of the method table.
+
+  Args:
+    split: `data.Split`.
+    corpus: `data.Corpus`.
+    method: The row.
+    same_text: Whether passages of a positive's text are positives.
 
   Returns:
     (P,) int32 query rows, sorted, and the passage rows of their positives; and
@@ -90,12 +96,15 @@ def judged(split, corpus, method):
   """
   queries, passages = split.positives(last=method.last_positive)
   apart = np.arange(len(corpus.groups), dtype=np.int32)
-  return queries, passages, apart if method.last_positive else corpus.groups
+  alone = method.last_positive or not same_text
+  return queries, passages, apart if alone else corpus.groups
 
 
-def training_data(split, corpus, queries, passages, retriever, method):
+def training_data(
+  split, corpus, queries, passages, retriever, method, same_text=True
+):
   """Returns the `TrainingData` of a split whose queries have positives."""
-  query_rows, positives, of_passage = judged(split, corpus, method)
+  query_rows, positives, of_passage = judged(split, corpus, method, same_text)
   offsets = np.searchsorted(query_rows, np.arange(len(queries) + 1))
   banned = np.stack([query_rows, of_passage[positives]], 1)
   if split.own is not None:

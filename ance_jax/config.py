@@ -262,6 +262,17 @@ class Config:
     'Passages that are mined for each query, best first, positives and their '
     'duplicates removed. ANCE: 200.',
   )
+  drop_same_text: bool = knob(
+    True,
+    'No passage with the text of a positive is a negative, in mining or in the '
+    'batch; --method=ance_code has its own rule.',
+  )
+  drop_answers: bool | None = knob(
+    None,
+    'No passage whose text holds an answer is mined as a negative; the next '
+    'ones take its place. Not given: true where there are answers. DPR, ANCE '
+    'on NQ: true.',
+  )
   temperature: float = knob(
     1.0,
     'Scores are divided by it in the loss. ANCE and DPR: 1; with cosine, 0.05 '

@@ -11,6 +11,8 @@ import numpy as np
 from ance_jax import logs
 
 _QUERIES_AT_ONCE = 1024
+# Draws for a query of passages that `drop` does not name.
+_TRIES = 20
 
 
 class Positives(NamedTuple):
@@ -40,7 +42,7 @@ def make_positives(query_rows, passage_rows, groups, num_queries):
   return Positives(judged, grouped, banned, groups)
 
 
-def hard_negatives(rank, positives, top_k, seed, what='mine'):
+def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
   """Returns the best `top_k` passages of each query that are no positives.
 
   A positive is what was judged relevant, and each passage of its text group.
@@ -56,11 +58,16 @@ def hard_negatives(rank, positives, top_k, seed, what='mine'):
       at most N.
     seed: For the passages drawn at random.
     what: Name of the phase for the progress bar.
+    drop: drop((q,) query rows, (q, depth) passage rows, -1 for none) -> (q,
+      depth) bool, candidates that are no negatives either; twice as many are
+      asked for then, and drawn ones are asked about, too. Or None.
 
   Returns:
     (Q, K) int32 passage rows, best first, and a dict of counts over all
     queries: 'judged' and 'same_text', candidates that were dropped as
-    positives and as passages of their text; 'random', that were drawn.
+    positives and as passages of their text; 'random', that were drawn; with
+    `drop` also 'answers', that it names, and 'for_want_of_others', negatives
+    that it names, too, of a query of which it names nearly all passages.
   """
   num_passages = len(positives.groups)
   depths = top_k + positives.banned
@@ -69,6 +76,9 @@ def hard_negatives(rank, positives, top_k, seed, what='mine'):
   order = np.argsort(depths, kind='stable')
   negatives = np.empty((len(depths), top_k), np.int32)
   counts = {'judged': 0, 'same_text': 0, 'random': 0}
+  if drop:
+    depths = depths + top_k
+    counts |= {'answers': 0, 'for_want_of_others': 0}
   random = np.random.default_rng(seed)
   starts = range(0, len(order), _QUERIES_AT_ONCE)
   for start in logs.progress(starts, what, total=len(starts), unit='batches'):
@@ -81,6 +91,10 @@ def hard_negatives(rank, positives, top_k, seed, what='mine'):
       keys + positives.groups[ranking], positives.grouped
     )
     kept = found & ~same_text
+    if drop:
+      dropped = kept & drop(queries, np.where(kept, ranking, -1))
+      counts['answers'] += int(dropped.sum())
+      kept &= ~dropped
     counts['same_text'] += int(same_text.sum())
     counts['judged'] += int(
       (found & _is_in(keys + ranking, positives.judged)).sum()
@@ -90,7 +104,10 @@ def hard_negatives(rank, positives, top_k, seed, what='mine'):
     kept &= place <= top_k
     block = np.full((len(queries), top_k), -1, np.int32)
     block[np.arange(top_k) < (top_k - short)[:, None]] = ranking[kept]
-    counts['random'] += _fill(block, queries, positives, random)
+    drawn, unwilling = _fill(block, queries, positives, random, drop)
+    counts['random'] += drawn
+    if drop:
+      counts['for_want_of_others'] += unwilling
     negatives[queries] = block
   counts['same_text'] -= counts['judged']
   return negatives, counts
@@ -127,10 +144,14 @@ def overlap(first, second):
   return float(np.isin(first + keys, second + keys).mean())
 
 
-def _fill(block, queries, positives, random):
-  """Fills each -1 of (q, K) `block` at random; returns how many there were."""
+def _fill(block, queries, positives, random, drop):
+  """Fills each -1 of (q, K) `block` at random.
+
+  Returns:
+    How many there were, and how many of them `drop` names all the same.
+  """
   (short,) = np.nonzero((block < 0).any(1))
-  filled = block[short]
+  filled, unwilling, tries = block[short], 0, 0
   keys = queries[short].astype(np.int64) * len(positives.groups)
   while (empty := filled < 0).any():
     drawn = random.integers(len(positives.groups), size=empty.sum())
@@ -138,9 +159,16 @@ def _fill(block, queries, positives, random):
     filled[_repeated(filled)] = -1
     groups = keys[:, None] + positives.groups[filled]
     filled[(filled >= 0) & empty & _is_in(groups, positives.grouped)] = -1
+    if drop:
+      named = drop(queries[short], np.where(empty, filled, -1))
+      if tries < _TRIES:
+        filled[named] = -1
+      else:
+        unwilling += int(named.sum())
+      tries += 1
   num_filled = int((block[short] < 0).sum())
   block[short] = filled
-  return num_filled
+  return num_filled, unwilling
 
 
 def _repeated(block):

@@ -14,7 +14,7 @@ from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import handoff
 from ance_jax import logs
-from ance_jax import refresh
+from ance_jax import negatives
 from ance_jax import runs
 from ance_jax import schedule
 
@@ -49,7 +49,7 @@ def begin(config):
   if saved is None:
     _check_never_trained(config.workdir)
     this, params = runs.begin(config, splits)
-    refresh.check(this)
+    negatives.check(this)
     logs.say(f'training {config.workdir} from step 0')
     return Begun(this, params, 0, b'')
   runs.check_same_run(config, step)

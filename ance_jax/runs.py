@@ -140,6 +140,7 @@ def training_data(run, method):
     run.passages,
     run.retriever,
     method,
+    run.config.drop_same_text,
   )
 
 

@@ -135,3 +135,49 @@ def test_overlap_is_the_share_of_common_entries():
   second = np.array([[4, 3, 9, 8], [5, 6, 7, 8]])
   assert mine.overlap(first, second) == pytest.approx((2 + 0) / 8)
   assert mine.overlap(first, first) == 1
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_what_drop_names_is_no_negative_and_the_next_take_its_place(seed):
+  random = np.random.default_rng(seed)
+  num_queries, num_passages, k = 20, 60, 5
+  orders = np.array(
+    [random.permutation(num_passages) for _ in range(num_queries)]
+  )
+  named = random.random((num_queries, num_passages)) < 0.3
+  pairs = [(q, int(orders[q, 1])) for q in range(num_queries)]
+  judged = positives_of(pairs, np.arange(num_passages), num_queries)
+
+  def rank(rows, depth):
+    return orders[rows, :depth].astype(np.int32)
+
+  def drop(rows, ranking):
+    return (ranking >= 0) & named[rows[:, None], ranking]
+
+  negatives, counts = mine.hard_negatives(rank, judged, k, seed, drop=drop)
+  answers = 0
+  for query, row in enumerate(negatives):
+    banned = {*np.nonzero(named[query])[0].tolist(), pairs[query][1]}
+    expected = slow_negatives(orders[query], banned, k)
+    looked_at = orders[query, : 2 * k + 1].tolist()
+    answers += len(set(looked_at) & banned - {pairs[query][1]})
+    # Of 11 looked at, 5 are nearly always left; others are drawn.
+    found = [p for p in expected if p in looked_at]
+    assert row.tolist()[: len(found)] == found
+    assert len(set(row.tolist())) == k
+    assert not set(row.tolist()) & banned
+  assert counts['answers'] == answers
+  assert counts['for_want_of_others'] == 0
+
+
+def test_a_query_of_which_all_is_named_keeps_random_ones_and_says_so():
+  judged = positives_of([(0, 0), (1, 1)], np.arange(9), 2)
+
+  def drop(rows, ranking):
+    return (ranking >= 0) & (rows[:, None] == 1)
+
+  negatives, counts = mine.hard_negatives(by_row, judged, 3, 0, drop=drop)
+  assert negatives[0].tolist() == [1, 2, 3]
+  assert 1 not in negatives[1]
+  assert len(set(negatives[1].tolist())) == 3
+  assert counts['for_want_of_others'] == 3

@@ -10,10 +10,13 @@ import pytest
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import data
 from ance_jax import encoders
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import methods
+from ance_jax import negatives as negatives_lib
 from ance_jax import refresh
 from ance_jax import runs
 from ance_jax import train
@@ -219,12 +222,12 @@ def test_the_manifest_says_what_was_made_of_what(open_run):
 
 def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
   run = open_run()
-  negatives = refresh.bm25_negatives(run)
+  negatives = negatives_lib.by_bm25(run)
   stamp = (run.workdir / 'bm25' / handoff.MANIFEST).stat().st_mtime_ns
-  np.testing.assert_array_equal(negatives, refresh.bm25_negatives(run))
+  np.testing.assert_array_equal(negatives, negatives_lib.by_bm25(run))
   assert (run.workdir / 'bm25' / handoff.MANIFEST).stat().st_mtime_ns == stamp
-  rank = refresh.lexical.make_rank(
-    list(refresh.tokens.passage_texts(run.corpus, ' ')), k1=0.9, b=0.4
+  rank = negatives_lib.lexical.make_rank(
+    list(negatives_lib.tokens.passage_texts(run.corpus, ' ')), k1=0.9, b=0.4
   )
   queries, passages = run.splits['train'].positives()
   for query in range(len(negatives)):
@@ -233,3 +236,63 @@ def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
     kept = [p for p in ranking if p >= 0 and run.corpus.groups[p] not in banned]
     kept = kept[: run.config.top_k]
     assert negatives[query, : len(kept)].tolist() == kept
+
+
+def planted(run, rows):
+  """The run with an answer of each query in some of its passages' texts."""
+  texts = list(run.corpus.texts)
+  for row in rows:
+    texts[row] += ' The Answer'
+  corpus = run.corpus._replace(texts=data.Strings(texts))
+  split = run.splits['train']
+  split = split._replace(answers=[['the answer']] * len(split.ids))
+  return run._replace(corpus=corpus, splits={**run.splits, 'train': split})
+
+
+def test_passages_with_an_answer_are_no_negatives_of_bm25_or_the_index(
+  open_run, capsys
+):
+  run = open_run(method='ance_in_batch')
+  step = checkpoint.committed_steps(run.workdir)[-1]
+  before = refresh.refresh(run, step)
+  frequent = np.bincount(refresh.load(run, step).ravel()).argsort()[-30:]
+  run = planted(run, frequent.tolist())
+  manifest = refresh.refresh(run, step)
+  assert manifest['metrics']['refresh/answers'] > 0
+  assert 'with an answer left out' in refresh.summary(manifest)
+  assert 'refresh/answers' not in before['metrics']
+  for table in (refresh.load(run, step), negatives_lib.by_bm25(run)):
+    assert not np.isin(table, frequent).any()
+    assert (table >= 0).all()
+  allowed = dataclasses.replace(run.config, drop_answers=False)
+  run = run._replace(config=allowed)
+  assert np.isin(negatives_lib.by_bm25(run), frequent).any()
+
+
+def test_same_texts_can_be_let_in(open_run):
+  run = open_run(method='ance_in_batch', drop_same_text=False)
+  step = checkpoint.committed_steps(run.workdir)[-1]
+  assert refresh.refresh(run, step)['metrics']['refresh/same_text'] == 0
+  of_rows = runs.training_data(run, methods.METHODS['ance_in_batch'])
+  assert len(set(of_rows.groups.tolist())) == len(run.passages)
+
+
+def test_negatives_that_the_data_brings_are_those_of_bm25(open_run, capsys):
+  run = open_run(method='bm25', top_k=2, hard_negatives=1)
+  split = run.splits['train']
+  queries, positives = split.positives()
+  given = [[] for _ in split.ids]
+  for query, row in zip(queries.tolist(), positives.tolist(), strict=True):
+    # Its positive is among them, and has no place in the table.
+    given[query] = [(row + 51) % 150, row, (row + 53) % 150, (row + 55) % 150]
+  given[3] = []
+  split = split._replace(negatives=given)
+  run = run._replace(splits={**run.splits, 'train': split})
+  table = negatives_lib.by_bm25(run)
+  groups = run.corpus.groups
+  for query, row in enumerate(table.tolist()):
+    banned = {int(groups[p]) for q, p in zip(queries, positives, strict=True)
+              if q == query}  # fmt: skip
+    wanted = [p for p in given[query] if int(groups[p]) not in banned][:2]
+    assert row[: len(wanted)] == wanted
+  assert 'BM25 negatives of the data: dropped' in capsys.readouterr().out

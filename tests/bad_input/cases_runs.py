@@ -21,7 +21,7 @@ from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import evaluate
 from ance_jax import handoff
-from ance_jax import refresh
+from ance_jax import negatives
 from ance_jax import report
 from ance_jax import runs
 from ance_jax import train
@@ -86,7 +86,7 @@ def _go_on(config):
 CALLS = {
   'report': report.run,
   'go on': _go_on,
-  'check a refresh': lambda config: refresh.check(_go_on(config)),
+  'check a refresh': lambda config: negatives.check(_go_on(config)),
   'choose': lambda config: checkpoint.choose(config.workdir, config.checkpoint),
   'check': train.check,
   'begin': train.run,

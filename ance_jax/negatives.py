@@ -1,0 +1,238 @@
+"""The rules of a run by which a ranking becomes negatives; those of BM25.
+
+What may not be a negative: judged passages, those of the same text, and for
+questions with answers those that hold one. Each rule counts what it took.
+"""
+
+import numpy as np
+
+from ance_jax import answers
+from ance_jax import batches
+from ance_jax import config as config_lib
+from ance_jax import handoff
+from ance_jax import index
+from ance_jax import lexical
+from ance_jax import logs
+from ance_jax import methods
+from ance_jax import mine
+from ance_jax import schedule
+from ance_jax import tokenizer as tokenizer_lib
+from ance_jax import tokens
+
+
+def of_ranking(run, method, rank, rows, what):
+  """Returns the negatives that a row of the method table takes of a ranking.
+
+  Args:
+    run: `runs.Run`.
+    method: The row.
+    rank: As for `mine.hard_negatives`, query rows counted from rows[0].
+    rows: First training query row, and the one behind the last.
+    what: Name of the phase for the progress bar.
+
+  Returns:
+    (q, K) int32 passage rows, best first, -1 behind the last of a query that
+    has fewer; and counts, as `counts_text` reads them.
+  """
+  config, split = run.config, run.splits[run.config.train_split]
+  drop = None
+  if drops_answers(run) and not method.without_answers:
+
+    def drop(queries, ranking):
+      return answers.held(
+        ranking,
+        [split.answers[rows[0] + query] for query in queries.tolist()],
+        run.corpus.texts,
+        split.answers_are_patterns,
+        'match answers',
+      )
+
+  negatives, counts = mine.hard_negatives(
+    rank,
+    _positives(run, method, rows),
+    config.top_k,
+    config.seed,
+    what,
+    drop=drop,
+  )
+  if method.without_answers:
+    negatives, left_out = answers.without(
+      negatives,
+      split.answers[rows[0] : rows[1]],
+      run.corpus.texts,
+      split.answers_are_patterns,
+      'leave out answers',
+    )
+    counts |= left_out
+  return negatives, counts
+
+
+def drops_answers(run):
+  """Returns whether a passage with an answer is no negative of its query."""
+  if run.config.drop_answers is not None:
+    return run.config.drop_answers
+  return run.splits[run.config.train_split].answers is not None
+
+
+def by_bm25(run):
+  """Returns the (Q, K) int32 negatives of BM25, mined once a run."""
+  config = run.config
+  about = {**sources(run), 'k1': config.bm25_k1, 'b': config.bm25_b}
+  folder = run.workdir / 'bm25'
+  if not handoff.find(folder, about):
+    split = run.splits[config.train_split]
+    negatives, counts = of_ranking(
+      run,
+      methods.METHODS['bm25'],
+      _given_rank(split) if split.negatives else _bm25_rank(run, split),
+      (0, len(split.ids)),
+      'mine with BM25',
+    )
+    where = ' of the data' if split.negatives else ''
+    logs.say(f'BM25 negatives{where}: {counts_text(counts)}')
+    with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
+      np.save(unfinished / 'negatives.npy', negatives)
+  return handoff.load_array(folder / 'negatives.npy')
+
+
+def check(run):
+  """Raises `BadInput` for settings that would stop the run later."""
+  config = run.config
+  index.check(
+    config.index,
+    config.index_params,
+    run.retriever.embedding_size,
+    len(run.passages),
+  )
+  steps = (0, config.max_steps)
+  rows = [schedule.method_at(config, step) for step in steps]
+  mined = any(row.negatives in ('bm25', 'index') for row in rows)
+  if mined or config.job == 'refresh':
+    _check_depth(run)
+  _check_queries(run)
+
+
+def sources(run):
+  """Returns what negatives depend on, besides the weights."""
+  config = run.config
+  split = run.splits[config.train_split]
+  return {
+    **({} if split.own is None else {'own': True}),
+    'drop_same_text': config.drop_same_text,
+    'drop_answers': drops_answers(run),
+    'passages': run.passages.hash,
+    'queries': run.queries[config.train_split].hash,
+    'judgements': split.hash,
+    'groups': run.corpus.hash,
+    'index': config.index,
+    'index_params': config.index_params,
+    'center_passages': config.center_passages,
+    'top_k': config.top_k,
+    'hard_negatives': config.hard_negatives,
+    'method': config.method,
+    'seed': config.seed,
+  }
+
+
+def counts_text(counts):
+  """Returns what the rules took, for people."""
+  text = (
+    f'dropped {counts["judged"]:,} judged, {counts["same_text"]:,} of their '
+    f'text; {counts["random"]:,} drawn at random'
+  )
+  if 'answers' in counts:
+    text += f'; {counts["answers"]:,} with an answer left out'
+  if counts.get('for_want_of_others'):
+    text += f', {counts["for_want_of_others"]:,} kept for want of others'
+  if 'no_negatives' in counts:
+    text += f', {counts["no_negatives"]:,} queries without negatives'
+  return text
+
+
+def _positives(run, method, rows):
+  """Returns the `mine.Positives` of query rows from one to another."""
+  split = run.splits[run.config.train_split]
+  queries, passages, groups = batches.judged(
+    split, run.corpus, method, run.config.drop_same_text
+  )
+  if split.own is not None:
+    (with_own,) = np.nonzero(split.own >= 0)
+    queries = np.concatenate([queries, with_own])
+    passages = np.concatenate([passages, split.own[with_own]])
+  here = (queries >= rows[0]) & (queries < rows[1])
+  return mine.make_positives(
+    queries[here] - rows[0], passages[here], groups, rows[1] - rows[0]
+  )
+
+
+def _bm25_rank(run, split):
+  """Returns rank(query rows, depth) -> passage rows by BM25."""
+  config = run.config
+  texts = list(tokens.passage_texts(run.corpus, tokenizer_lib.SPACE))
+  rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
+
+  def find(rows, depth):
+    return rank([split.texts[int(row)] for row in rows], depth, None).rows
+
+  return find
+
+
+def _given_rank(split):
+  """Returns rank(query rows, depth) -> passage rows that the data brings."""
+
+  def find(rows, depth):
+    found = np.full((len(rows), depth), -1, np.int32)
+    for place, row in enumerate(rows):
+      given = split.negatives[int(row)][:depth]
+      found[place, : len(given)] = given
+    return found
+
+  return find
+
+
+def _check_queries(run):
+  """Raises `BadInput` where a row cannot have the queries that it needs."""
+  config, split = run.config, run.splits[run.config.train_split]
+  if config.query_slices > len(split.ids):
+    raise config_lib.BadInput(
+      f'--query_slices must be at most the {len(split.ids):,} training '
+      f'queries; found {config.query_slices}; lower it.'
+    )
+  if config.query_slices > 1 and not methods.METHODS[config.method].refreshes:
+    raise config_lib.BadInput(
+      '--query_slices must be 1 for rows that do not mine from the index; '
+      f'found {config.query_slices} with --method={config.method}; leave it '
+      'out.'
+    )
+  given = split.answers or [[] for _ in range(len(split.ids))]
+  without = sum(not texts for texts in given)
+  if methods.METHODS[config.method].without_answers and without:
+    raise config_lib.BadInput(
+      f'--method={config.method} must have answers to each training query, '
+      f'in answers.jsonl; found {without:,} queries without; add them, or '
+      'use another row.'
+    )
+  if config.drop_answers and not split.answers:
+    raise config_lib.BadInput(
+      '--drop_answers must be with data that has answers; found none to the '
+      'training queries; leave it out.'
+    )
+
+
+def _check_depth(run):
+  config = run.config
+  slices = (0, len(run.splits[config.train_split].ids))
+  most = int(
+    _positives(run, methods.METHODS[config.method], slices).banned.max()
+  )
+  if config.top_k + most > len(run.passages):
+    raise config_lib.BadInput(
+      '--top_k and the positives of a query must together be at most the '
+      f'{len(run.passages):,} passages of the corpus; found {config.top_k} and '
+      f'up to {most}; lower --top_k.'
+    )
+  if config.hard_negatives > config.top_k:
+    raise config_lib.BadInput(
+      '--hard_negatives, drawn from the top k, must be at most --top_k; found '
+      f'{config.hard_negatives} and {config.top_k}; change one.'
+    )
