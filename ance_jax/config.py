@@ -50,13 +50,15 @@ class Config:
   # The job.
   job: str = knob(
     'train',
-    'What to do: train a retriever; inspect: report on the dataset; refresh: '
-    'mine negatives once with a checkpoint; encode: write the embeddings of '
-    'the corpus; evaluate: score a split; search: type queries, see passages; '
+    'What to do: train a retriever; inspect: report on the dataset; audit: '
+    'look for false negatives in what a checkpoint ranks high; refresh: mine '
+    'negatives once with a checkpoint; encode: write the embeddings of the '
+    'corpus; evaluate: score a split; search: type queries, see passages; '
     'report: draw the curves.',
     choices=(
       'train',
       'inspect',
+      'audit',
       'refresh',
       'encode',
       'evaluate',

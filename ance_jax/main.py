@@ -15,6 +15,7 @@ from absl import flags
 from absl import logging
 import jax
 
+from ance_jax import audit
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import evaluate
@@ -28,6 +29,7 @@ from ance_jax import train
 _JOBS = {
   'train': lambda config: train.run(config, leave=_leave),
   'inspect': inspection.run,
+  'audit': audit.run,
   'refresh': refresh.run,
   'encode': evaluate.write_embeddings,
   'evaluate': evaluate.run,

@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
-  'main train resume inspection footprint report refresh negatives evaluate '
-  'runs encode steps optimizers models weights hub sbert encoders schedule '
-  'methods batches checkpoint corpora beir msmarco dpr datasets downloads '
-  'records metrics answers tokens tokenizer data lexical index mine losses '
-  'bert compiled logs locks handoff devices reading config'
+  'main train resume inspection audit footprint report refresh negatives '
+  'evaluate runs encode steps optimizers models weights hub sbert encoders '
+  'schedule methods batches checkpoint corpora beir msmarco dpr datasets '
+  'downloads records metrics answers tokens tokenizer data lexical index mine '
+  'losses bert compiled logs locks handoff devices reading config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

@@ -1,0 +1,77 @@
+"""The audit of what a model ranks high, on planted false negatives."""
+
+import dataclasses
+
+import numpy as np
+
+from ance_jax import audit
+from ance_jax import data
+from ance_jax import handoff
+from ance_jax import train
+
+TEXTS = [
+  'the one right passage of this very query here',  # 0: judged
+  'the one right passage of this very query here',  # 1: same text
+  'the one right passage of this very query here today',  # 2: nearly
+  'another one with the Answer in it',  # 3
+  'nothing of the kind',  # 4
+  'nor this one',  # 5
+]
+
+
+def corpus_and_split():
+  none = data.Strings([''] * len(TEXTS))
+  ids = data.Strings(f'p{i}' for i in range(len(TEXTS)))
+  groups = np.array([0, 0, 1, 2, 3, 4], np.int32)
+  corpus = data.Corpus(ids, none, data.Strings(TEXTS), groups, '')
+  split = data.Split(
+    data.Strings(['q0', 'q1']),
+    data.Strings(['what', 'who']),
+    np.array([0, 1, 2]),
+    np.array([0, 5], np.int32),
+    np.array([1, 1], np.int32),
+    '',
+    answers=[['the answer'], ['nobody']],
+  )
+  return corpus, split
+
+
+def test_each_mark_is_on_what_was_planted():
+  corpus, split = corpus_and_split()
+  rows = np.array([[4, 3, 0, 1, 2, -1], [0, 5, 1, 2, 3, 4]], np.int32)
+  marks = audit.marked(rows, np.array([0, 1]), split, corpus)
+  found = {name: np.argwhere(mark).tolist() for name, mark in marks.items()}
+  assert found == {
+    'judged': [[0, 2], [1, 1]],
+    'same text': [[0, 3]],
+    'near-duplicate': [[0, 4]],
+    'above the positive': [[0, 0], [0, 1], [1, 0]],
+    'with an answer': [[0, 1]],
+  }
+  shares = audit.by_band(marks, rows)
+  assert shares['above the positive'][0] == 3 / 11
+  assert np.isnan(shares['judged'][1])
+
+
+def test_where_no_positive_was_ranked_all_is_above_it():
+  corpus, split = corpus_and_split()
+  rows = np.array([[4, 3, 2]], np.int32)
+  marks = audit.marked(rows, np.array([0]), split, corpus)
+  assert marks['above the positive'].all()
+
+
+def test_a_run_is_audited_by_rank_with_examples(tiny, capsys):
+  settings = dataclasses.replace(tiny, num_devices=1, max_steps=6)
+  train.run(settings)
+  job = dataclasses.replace(settings, job='audit')
+  shares = audit.run(job)
+  written = handoff.read_json(f'{tiny.workdir}/audit-6.json')
+  assert written['shares'].keys() == shares.keys()
+  assert written['shares']['judged'][0] == shares['judged'][0]
+  # All 48 training queries; 150 passages, so that the last band is short.
+  assert written['queries'] == 48
+  assert sum(shares['same text']) > 0
+  assert 0 < len(written['examples']) <= 20
+  out = capsys.readouterr().out
+  assert 'share that is' in out
+  assert 'above the positive' in out
