@@ -116,6 +116,12 @@ class Config:
     'gzipped; for beir corpus.jsonl, queries.jsonl and qrels/.',
     may_change=True,
   )
+  download: bool = knob(
+    False,
+    'Fetch the files of --dataset=msmarco, msmarco_doc or dpr that are not in '
+    '--data_dir: gigabytes, from their source, with their checksums.',
+    may_change=True,
+  )
   questions: str | None = knob(
     None,
     'Set of questions of --dataset=dpr. Not given: the one whose files are in '

@@ -52,7 +52,7 @@ class Corpus(NamedTuple):
   Attributes:
     ids: N passage ids, all different.
     titles: N titles, some or all empty; `TITLE_PART` between their parts.
-    texts: N texts, none empty.
+    texts: N texts.
     groups: (N,) int32; rows of equal number have the same text, or nearly.
     hash: SHA-256 of all this, in hexadecimal digits.
   """

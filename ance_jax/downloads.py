@@ -1,10 +1,24 @@
 """Where the files of public datasets are, how large, and their checksums.
 
 Facts of public registries (the page of MS MARCO, NIST, DPR's download_data.py,
-ir_datasets); what none of them has is left empty.
+ir_datasets); what none of them has is left empty. TFDS fetches them.
 """
 
+import hashlib
+import os
+import pathlib
+import shutil
+import tarfile
 from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+from ance_jax import config as config_lib
+from ance_jax import handoff
+from ance_jax import logs
+from ance_jax import records
+
+_CHUNK = 2**20
 
 _MARCO = 'https://msmarco.z22.web.core.windows.net/msmarcoranking/'
 _NIST = 'https://trec.nist.gov/data/deep/'
@@ -120,6 +134,23 @@ for _set in ('webquestions', 'curatedtrec', 'squad1'):
     DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}.gz')
 
 
+def existing(config, folder, name, what):
+  """Returns the path of a file, plain or gzipped; with `--download` fetched.
+
+  Args:
+    config: The run's `Config`.
+    folder: `pathlib.Path`.
+    name: Name of the file, without .gz.
+    what: What such a folder is called.
+
+  Raises:
+    BadInput: It is not there, or cannot be fetched.
+  """
+  if not records.find(folder, name) and config.download and name in DOWNLOADS:
+    fetch(name, folder)
+  return records.existing(folder, name, what, how(name))
+
+
 def how(name):
   """Returns how a file can be had, as an imperative; '' if that is not known.
 
@@ -130,5 +161,76 @@ def how(name):
   if found is None:
     return ''
   size = f'{found.size / 1e6:,.1f} MB' if found.size else 'size not known'
-  verb = 'unpack' if found.url.endswith('.tar.gz') else 'fetch'
-  return f'{verb} {found.url} ({size})'
+  verb = 'unpack' if _is_archive(found) else 'fetch'
+  return f'{verb} {found.url} ({size}), or set --download'
+
+
+def fetch(name, folder):
+  """Downloads a file into a folder: all of it is there afterwards, or none.
+
+  What was fetched before is not fetched again. It lies in downloads/, and the
+  file is a link to it, or one of an archive.
+
+  Args:
+    name: Name of the file, unpacked; a key of `DOWNLOADS`.
+    folder: `pathlib.Path`.
+
+  Raises:
+    BadInput: It cannot be fetched, or has another checksum.
+  """
+  found = DOWNLOADS[name]
+  manager = tfds.download.DownloadManager(download_dir=folder / 'downloads')
+  logs.say(f'{name}: fetching {found.url}')
+  try:
+    path = pathlib.Path(manager.download(found.url))
+  except Exception as error:  # Of requests, TFDS or the disk.
+    reason = ' '.join(str(error).split())[:120]
+    raise config_lib.BadInput(
+      f'{found.url} must be there to be fetched; found that it is not '
+      f'({reason}); put {name} into {folder} by hand.'
+    ) from error
+  if found.md5 is None:
+    logs.say(f'{name}: no checksum of it is known')
+  elif (md5 := _md5(path)) != found.md5:
+    path.unlink()
+    raise config_lib.BadInput(
+      f'{found.url} must have the MD5 {found.md5}; found {md5}, and removed '
+      'it; give the same command again.'
+    )
+  if _is_archive(found):
+    _extract(path, name, folder)
+    return
+  if found.url.endswith('.gz'):
+    name = f'{name}.gz'
+  os.symlink(path.relative_to(folder), folder / name)
+
+
+def _extract(path, name, folder):
+  """Writes one file of an archive into a folder."""
+  # Not by TFDS, which needs TensorFlow for it.
+  with tarfile.open(path) as archive:
+    members = [m for m in archive if m.name == name and m.isfile()]
+    if not members:
+      raise config_lib.BadInput(
+        f'{path} must hold the file {name}; found none; fetch it by hand.'
+      )
+    with handoff.writing(folder / name) as file:
+      shutil.copyfileobj(archive.extractfile(members[0]), file, _CHUNK)
+
+
+def _is_archive(found):
+  return found.url.endswith('.tar.gz')
+
+
+def _md5(path):
+  digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
+  with open(path, 'rb') as file:
+    for chunk in logs.progress(
+      iter(lambda: file.read(_CHUNK), b''),
+      f'check {path.name}',
+      total=size,
+      unit='bytes',
+      count=len,
+    ):
+      digest.update(chunk)
+  return digest.hexdigest()

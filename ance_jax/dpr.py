@@ -30,19 +30,26 @@ _LONGEST_ANSWERS = 2**20
 def read(config):
   """Returns the `data.Source` of the folder `--data_dir`."""
   folder = records.open_folder(config, _PASSAGES)
-  corpus = data.make_corpus(*_read_passages(_needed(folder, _PASSAGES)))
+  corpus = data.make_corpus(*_read_passages(_needed(config, folder, _PASSAGES)))
   records.say_corpus('Wikipedia passages of DPR', corpus)
   passage_rows = {passage_id: row for row, passage_id in enumerate(corpus.ids)}
   questions = config.questions or _only_set(folder)
 
   def read_split(name):
     contexts = f'biencoder-{questions}-{name}.json'
+    alone = f'{questions}-{name}.qa.csv'
+    for file in (contexts, alone):
+      fetched = config.download and file in downloads.DOWNLOADS
+      if fetched and not (
+        records.find(folder, contexts) or records.find(folder, alone)
+      ):
+        downloads.fetch(file, folder)
     if path := records.find(folder, contexts):
       judged = _read_contexts(path, f'{questions}-{name}', passage_rows)
-    elif path := records.find(folder, f'{questions}-{name}.qa.csv'):
+    elif path := records.find(folder, alone):
       judged = _read_answers(path, f'{questions}-{name}')
     elif name == config.train_split:
-      _needed(folder, contexts)
+      _needed(config, folder, contexts)
     else:
       return None
     if questions in _PATTERNS:
@@ -260,6 +267,5 @@ def _only_set(folder):
   return names.pop()
 
 
-def _needed(folder, name):
-  how = downloads.how(name)
-  return records.existing(folder, name, "a folder of DPR's files", how)
+def _needed(config, folder, name):
+  return downloads.existing(config, folder, name, "a folder of DPR's files")

@@ -68,10 +68,10 @@ _DOCUMENT_SPLITS = {
 def read_passages(config):
   """Returns the `data.Source` of the passages in `--data_dir`."""
   folder = records.open_folder(config, 'collection.tsv')
-  ids, texts = _columns(_needed(folder, 'collection.tsv'), 2)
+  ids, texts = _columns(_needed(config, folder, 'collection.tsv'), 2)
   corpus = data.make_corpus(ids, [''] * len(ids), texts)
   records.say_corpus('MS MARCO passages, without titles', corpus)
-  return _source(folder, corpus, _PASSAGE_SPLITS)
+  return _source(config, folder, corpus, _PASSAGE_SPLITS)
 
 
 def read_titled_passages(config):
@@ -82,14 +82,14 @@ def read_titled_passages(config):
   have none.
   """
   folder = records.open_folder(config, 'para.txt')
-  ids, texts = _columns(_needed(folder, 'para.txt'), 2)
-  path = _needed(folder, 'para.title.txt')
+  ids, texts = _columns(_needed(config, folder, 'para.txt'), 2)
+  path = _needed(config, folder, 'para.title.txt')
   titles = dict(zip(*_columns(path, 2, may_be_empty=True), strict=True))
   corpus = data.make_corpus(ids, [titles.get(i, '') for i in ids], texts)
   records.say_corpus('MS MARCO passages, with titles (unofficial)', corpus)
   missing = sum(an_id not in titles for an_id in ids)
   logs.say(f'{path}: {missing:,} passages without a title')
-  return _source(folder, corpus, _PASSAGE_SPLITS)
+  return _source(config, folder, corpus, _PASSAGE_SPLITS)
 
 
 def read_documents(config):
@@ -99,7 +99,7 @@ def read_documents(config):
   `--title_separator` between, of which the first 10,000 characters count.
   """
   folder = records.open_folder(config, 'msmarco-docs.tsv')
-  path = _needed(folder, 'msmarco-docs.tsv')
+  path = _needed(config, folder, 'msmarco-docs.tsv')
   heads, texts, shortened = [], [], 0
   ids, *columns = _columns(path, 4, may_be_empty=True)
   for url, title, body in zip(*columns, strict=True):
@@ -115,10 +115,10 @@ def read_documents(config):
     f'{path}: {shortened:,} documents cut at {_DOCUMENT_CHARACTERS:,} '
     'characters'
   )
-  return _source(folder, corpus, _DOCUMENT_SPLITS)
+  return _source(config, folder, corpus, _DOCUMENT_SPLITS)
 
 
-def _source(folder, corpus, splits):
+def _source(config, folder, corpus, splits):
   passage_rows = {passage_id: row for row, passage_id in enumerate(corpus.ids)}
 
   def read_split(name):
@@ -127,10 +127,13 @@ def _source(folder, corpus, splits):
     )
     queries = _first(folder, files.queries)
     judgements = _first(folder, files.judgements)
-    if queries is None and judgements is None:
+    fetched = config.download and name in splits
+    if queries is None and judgements is None and not fetched:
       return None
-    query_ids, texts = _columns(queries or _needed(folder, files.queries[0]), 2)
-    path = judgements or _needed(folder, files.judgements[0])
+    query_ids, texts = _columns(
+      queries or _needed(config, folder, files.queries[0]), 2
+    )
+    path = judgements or _needed(config, folder, files.judgements[0])
     rows = {query_id: row for row, query_id in enumerate(query_ids)}
     pairs = _judgements(path, rows, passage_rows)
     return data.Judged(query_ids, texts, pairs, protocol=files.protocol)
@@ -197,9 +200,8 @@ def _first(folder, names):
   )
 
 
-def _needed(folder, name):
-  how = downloads.how(name)
-  return records.existing(folder, name, 'a folder of MS MARCO', how)
+def _needed(config, folder, name):
+  return downloads.existing(config, folder, name, 'a folder of MS MARCO')
 
 
 def _splits_found(folder, splits):

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 from ance_jax import config as config_lib
+from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import reading
 
@@ -30,6 +31,8 @@ def open_folder(config, first):
       f'--dataset={config.dataset} must be told where the data is; found no '
       f'--data_dir; set it to the folder that holds {first}.'
     )
+  if config.download:
+    handoff.make_folder(path)
   if not os.path.isdir(path):
     found = 'a file' if os.path.exists(path) else 'nothing'
     raise config_lib.BadInput(

@@ -19,7 +19,7 @@ ROOMS = {
   'faiss': {'index'},
   'orbax': {'checkpoint'},
   'transformers': {'tokenizer', 'hub'},
-  'tensorflow_datasets data': {'corpora', 'datasets'},
+  'tensorflow_datasets': {'corpora', 'datasets', 'downloads'},
   'bm25s': {'lexical'},
   'ir_measures': {'metrics'},
   'matplotlib': {'report'},

@@ -1,0 +1,120 @@
+"""Files are fetched from a server on this machine, whole or not at all."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+
+import formats
+import pytest
+
+from ance_jax import config
+from ance_jax import corpora
+from ance_jax import downloads
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+  def log_message(self, *args):
+    pass
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+  """serve(name, data) puts a file on a server, as what a name is in."""
+  source = tmp_path / 'source'
+  source.mkdir()
+  server = http.server.ThreadingHTTPServer(
+    ('127.0.0.1', 0), functools.partial(Quiet, directory=str(source))
+  )
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+
+  def serve(file, data, *names, md5=None):
+    (source / file).write_bytes(data)
+    md5 = md5 or hashlib.md5(data).hexdigest()
+    url = f'http://127.0.0.1:{server.server_port}/{file}'
+    for name in names:
+      found = downloads.Download(url, len(data), md5)
+      monkeypatch.setitem(downloads.DOWNLOADS, name, found)
+    return source / file
+
+  yield serve
+  server.shutdown()
+  server.server_close()
+
+
+def read(folder, **changes):
+  settings = config.Config(data_dir=str(folder), download=True, **changes)
+  return corpora.load(settings, ('train', 'dev'))
+
+
+def archive(folder):
+  file = io.BytesIO()
+  with tarfile.open(fileobj=file, mode='w:gz') as opened:
+    for path in sorted(folder.iterdir()):
+      opened.add(path, path.name)
+  return file.getvalue()
+
+
+def test_an_archive_is_fetched_once_and_read_as_if_it_lay_there(
+  served, tmp_path, capsys
+):
+  (tmp_path / 'by_hand').mkdir()
+  formats.write_msmarco(tmp_path / 'by_hand')
+  source = served(
+    'collectionandqueries.tar.gz',
+    archive(tmp_path / 'by_hand'),
+    'collection.tsv',
+    'queries.train.tsv',
+    'queries.dev.small.tsv',
+    'qrels.train.tsv',
+    'qrels.dev.small.tsv',
+  )
+  fetched = read(tmp_path / 'new', dataset='msmarco')
+  source.unlink()
+  again = read(tmp_path / 'new', dataset='msmarco')
+  by_hand = corpora.load(
+    config.Config(dataset='msmarco', data_dir=str(tmp_path / 'by_hand')),
+    ('train', 'dev'),
+  )
+  assert fetched.corpus.hash == again.corpus.hash == by_hand.corpus.hash
+  assert fetched.splits['train'].hash == by_hand.splits['train'].hash
+  assert 'collection.tsv: fetching http://127' in capsys.readouterr().out
+
+
+def test_gzipped_and_plain_files_are_fetched(served, tmp_path):
+  (tmp_path / 'by_hand').mkdir()
+  formats.write_dpr(tmp_path / 'by_hand')
+  for name in (
+    'psgs_w100.tsv',
+    'biencoder-nq-train.json',
+    'biencoder-nq-dev.json',
+  ):
+    data = (tmp_path / 'by_hand' / name).read_bytes()
+    served(f'{name}.gz', gzip.compress(data), name)
+  data = (tmp_path / 'by_hand' / 'nq-test.qa.csv').read_bytes()
+  served('nq-test.qa.csv', data, 'nq-test.qa.csv')
+  found = read(tmp_path / 'new', dataset='dpr', questions='nq')
+  assert len(found.splits['train'].ids) == formats.NUM_TRAIN - 1
+  settings = config.Config(
+    data_dir=str(tmp_path / 'new'), download=True, dataset='dpr', questions='nq'
+  )
+  split = corpora.load(settings, ('test',)).splits['test']
+  assert len(split.ids) == formats.NUM_TEST
+
+
+def test_a_file_with_another_checksum_is_removed_and_named(served, tmp_path):
+  served('psgs_w100.tsv.gz', gzip.compress(b'x'), 'psgs_w100.tsv', md5='0' * 32)
+  with pytest.raises(config.BadInput, match='must have the MD5 000.*; found '):
+    read(tmp_path / 'new', dataset='dpr', questions='nq')
+  assert not (tmp_path / 'new' / 'psgs_w100.tsv.gz').is_symlink()
+
+
+def test_what_cannot_be_fetched_is_to_be_put_there_by_hand(served, tmp_path):
+  served('psgs_w100.tsv.gz', b'', 'psgs_w100.tsv').unlink()
+  with pytest.raises(
+    config.BadInput, match='put psgs_w100.tsv into .* by hand'
+  ):
+    read(tmp_path / 'new', dataset='dpr', questions='nq')
