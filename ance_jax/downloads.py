@@ -134,6 +134,37 @@ for _set in ('webquestions', 'curatedtrec', 'squad1'):
     DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}.gz')
 
 
+# Rows that files of the sources have, without a header. Those of the papers and
+# of the registries; what is not here is not known.
+ROWS = {
+  'collection.tsv': 8_841_823,
+  'qrels.train.tsv': 532_761,
+  'queries.dev.small.tsv': 6_980,
+  'qrels.dev.small.tsv': 7_437,
+  'msmarco-docs.tsv': 3_213_835,
+  'msmarco-doctrain-queries.tsv': 367_013,
+  'msmarco-docdev-queries.tsv': 5_193,
+  'psgs_w100.tsv': 21_015_324,
+  'biencoder-nq-train.json': 58_880,
+  'biencoder-nq-dev.json': 6_515,
+  'nq-dev.qa.csv': 8_757,
+  'nq-test.qa.csv': 3_610,
+  'trivia-test.qa.csv': 11_313,
+}
+
+
+def say_rows(path, rows):
+  """Prints a line if a file has not the rows that the source's has.
+
+  Args:
+    path: `pathlib.Path` of the file.
+    rows: Rows that were read of it.
+  """
+  expected = ROWS.get(path.name.removesuffix('.gz'))
+  if expected not in (None, rows):
+    logs.say(f"{path}: {rows:,} rows; the source's has {expected:,}")
+
+
 def existing(config, folder, name, what):
   """Returns the path of a file, plain or gzipped; with `--download` fetched.
 

@@ -82,6 +82,7 @@ def _read_passages(path):
     texts.append(text)
     titles.append(title)
   records.check_any(path, ids)
+  downloads.say_rows(path, len(ids))
   return list(ids), titles, texts
 
 
@@ -114,6 +115,7 @@ def _read_contexts(path, name, passage_rows):
     judgements[row, rows['positive_ctxs'][0]] = 1
     negatives[row] = rows['hard_negative_ctxs']
   records.check_any(path, ids)
+  downloads.say_rows(path, len(ids) + without)
   if without:
     logs.say(f'{path}: left out {without:,} questions without a positive')
   lacking = sum(not rows for rows in negatives.values())
@@ -143,6 +145,7 @@ def _read_answers(path, name):
     ids.append(f'{name}-{number}')
     queries.append(_normal(path, f'line {number}', cells[0]))
   records.check_any(path, ids)
+  downloads.say_rows(path, len(ids))
   return data.Judged(
     ids, queries, {}, answers, protocol='answers', all_count=True
   )

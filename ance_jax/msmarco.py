@@ -158,6 +158,7 @@ def _judgements(path, query_rows, passage_rows):
       path, number, 'judged passage', passage_rows, passage_id
     )
     judgements.add(number, query, passage, grade)
+  downloads.say_rows(path, len(judgements.pairs))
   return judgements.done()
 
 
@@ -190,6 +191,7 @@ def _columns(path, number, *, may_be_empty=False):
     for column, cell in zip(columns, cells, strict=True):
       column.append(cell)
   records.check_any(path, ids)
+  downloads.say_rows(path, len(ids))
   return columns
 
 

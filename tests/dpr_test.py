@@ -103,6 +103,13 @@ def test_a_question_may_span_any_lines_of_its_json(folder):
   assert load(folder, 'train').splits['train'].hash == before
 
 
+def test_files_of_another_size_than_the_sources_are_told_of(folder, capsys):
+  load(folder, 'train')
+  out = capsys.readouterr().out
+  assert "psgs_w100.tsv: 120 rows; the source's has 21,015,324" in out
+  assert "biencoder-nq-train.json: 32 rows; the source's has 58,880" in out
+
+
 def test_a_missing_file_says_where_it_is_and_how_large(folder):
   (folder / 'psgs_w100.tsv').unlink()
   with pytest.raises(config.BadInput) as caught:

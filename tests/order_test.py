@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
   'main train resume inspection audit footprint report refresh negatives '
   'evaluate runs encode steps optimizers models weights hub sbert encoders '
-  'schedule methods batches checkpoint corpora beir msmarco dpr datasets '
+  'schedule methods batches checkpoint corpora datasets beir msmarco dpr '
   'downloads records metrics answers tokens tokenizer data lexical index mine '
   'losses bert compiled logs locks handoff devices reading config'
 ).split()

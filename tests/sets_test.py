@@ -1,0 +1,60 @@
+"""The TFDS builders hold the rows that the readers give."""
+
+import formats
+import pytest
+
+from ance_jax import config
+from ance_jax import corpora
+from ance_jax.datasets import sets
+
+
+def build(builder, folder, table, out):
+  made = builder(
+    config=table,
+    source_dir=str(folder),
+    data_dir=out,
+    file_format='array_record',
+  )
+  made.download_and_prepare()
+  return {name: list(made.as_data_source(name)) for name in made.info.splits}
+
+
+def text(row):
+  return {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
+
+
+@pytest.mark.parametrize(
+  ('builder', 'write', 'dataset', 'split'),
+  [
+    (sets.MsMarcoPassage, formats.write_msmarco, 'msmarco', 'dl19'),
+    (sets.MsMarcoPassageTitled, formats.write_msmarco, 'msmarco_titled', 'dev'),
+    (sets.MsMarcoDocument, formats.write_documents, 'msmarco_doc', 'train'),
+    (sets.DprNq, formats.write_dpr, 'dpr', 'dev'),
+  ],
+)
+def test_a_builder_gives_the_rows_of_the_reader(
+  builder, write, dataset, split, tmp_path
+):
+  folder = tmp_path / 'files'
+  folder.mkdir()
+  write(folder)
+  out = tmp_path / 'tfds'
+  read = corpora.load(
+    config.Config(dataset=dataset, data_dir=str(folder)), (split,)
+  )
+  corpus, judged = read.corpus, read.splits[split]
+  passages = [text(r) for r in build(builder, folder, 'corpus', out)['corpus']]
+  assert [p['id'] for p in passages] == list(corpus.ids)
+  assert [p['title'] for p in passages] == list(corpus.titles)
+  assert [p['text'] for p in passages] == list(corpus.texts)
+  queries = [text(r) for r in build(builder, folder, 'queries', out)[split]]
+  assert [q['id'] for q in queries] == list(judged.ids)
+  assert [q['text'] for q in queries] == list(judged.texts)
+  if judged.answers:
+    found = [[a.decode() for a in q['answers']] for q in queries]
+    assert found == judged.answers
+  rows = [text(r) for r in build(builder, folder, 'judgements', out)[split]]
+  assert [r['passage'] for r in rows] == [
+    corpus.ids[int(p)] for p in judged.passages
+  ]
+  assert [r['grade'] for r in rows] == judged.grades.tolist()
