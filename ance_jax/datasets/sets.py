@@ -81,15 +81,14 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
     if self.builder_config.name == 'corpus':
       return {'corpus': _passages(source.corpus)}
     found = {name: source.read_split(name) for name in self.SPLITS}
+    found = {name: judged for name, judged in found.items() if judged}
     if self.builder_config.name == 'queries':
-      return {
-        name: _queries(judged) for name, judged in found.items() if judged
-      }
+      return {name: _queries(judged) for name, judged in found.items()}
     return {
       name: _judgements(judged, source.corpus)
       for name, judged in found.items()
       # Of questions with answers alone, none is judged.
-      if judged and judged.judgements
+      if judged.judgements
     }
 
   def _generate_examples(self):
