@@ -5,6 +5,7 @@ A file answers.jsonl, which is not of BEIR, may lie beside them.
 Files may be gzipped. What cannot be used is refused with file and line.
 """
 
+import array
 import collections
 import functools
 import os
@@ -19,18 +20,17 @@ from ance_jax import records
 def read(config):
   """Returns the `data.Source` of the folder `--data_dir`."""
   folder = records.open_folder(config, 'corpus.jsonl')
-  corpus = data.make_corpus(*read_corpus(folder))
+  corpus = read_corpus(folder)
   records.say_corpus(folder.name, corpus)
   query_ids, queries = read_queries(folder)
-  passage_rows = {passage_id: row for row, passage_id in enumerate(corpus.ids)}
   query_rows = {query_id: row for row, query_id in enumerate(query_ids)}
   answers = read_answers(folder, query_rows)
   own = {}
   if config.protocol == 'beir':
     own = {
-      row: passage_rows[query_id]
+      row: corpus.rows[query_id]
       for query_id, row in query_rows.items()
-      if query_id in passage_rows
+      if query_id in corpus.rows
     }
     logs.say(
       f'{folder.name}: {len(own):,} of {len(query_ids):,} queries have the id '
@@ -38,7 +38,7 @@ def read(config):
     )
 
   def read_split(name):
-    judgements = read_qrels(folder, name, query_rows, passage_rows)
+    judgements = read_qrels(folder, name, query_rows, corpus.rows)
     if judgements is None:
       return None
     return data.Judged(query_ids, queries, judgements, answers, own=own)
@@ -47,16 +47,17 @@ def read(config):
 
 
 def read_corpus(folder):
-  """Returns the ids, titles ('' where missing) and texts of all passages.
+  """Returns the `data.Corpus`; a title that is missing is ''.
 
   A passage that has only a title has it as its text; one that has nothing is
   kept. Both are counted.
   """
-  ids, titles, texts, counts = {}, [], [], collections.Counter()
+  writer, lines = data.CorpusWriter(), array.array('q')
+  counts = collections.Counter()
   path = records.existing(folder, 'corpus.jsonl', 'a BEIR folder')
   for line, record in _records(path, 'read the corpus'):
     an_id = _string(path, line, record, '_id')
-    records.check_id(path, line, an_id, ids)
+    records.check_id(path, line, an_id, {})
     title = record.get('title') or ''
     if not isinstance(title, str):
       raise reading.bad(
@@ -70,12 +71,13 @@ def read_corpus(folder):
     elif not text.strip():
       # Cranfield has two; that they are ranked last is part of its figures.
       counts['passages without a title and a text, kept empty'] += 1
-    ids[an_id] = line
-    titles.append(title)
-    texts.append(text)
-  records.check_any(path, ids)
+    writer.add(an_id, title, text)
+    lines.append(line)
+  records.check_any(path, writer)
   records.say_counts(path, counts)
-  return list(ids), titles, texts
+  corpus = writer.done()
+  records.check_ids(path, corpus, lines)
+  return corpus
 
 
 def read_queries(folder):
@@ -105,7 +107,7 @@ def read_qrels(folder, split, query_rows, passage_rows):
     folder: The BEIR folder.
     split: Name of the split.
     query_rows: {query id: row}.
-    passage_rows: {passage id: row}.
+    passage_rows: {passage id: row}, or `data.Rows`.
 
   Returns:
     The dict, or None if there is no such file.

@@ -5,6 +5,7 @@ psgs_w100.tsv; biencoder-<set>-<split>.json to train on, with a gold passage and
 those that BM25 found; <set>-<split>.qa.csv to score, with answers alone.
 """
 
+import array
 import ast
 import csv
 import functools
@@ -30,9 +31,8 @@ _LONGEST_ANSWERS = 2**20
 def read(config):
   """Returns the `data.Source` of the folder `--data_dir`."""
   folder = records.open_folder(config, _PASSAGES)
-  corpus = data.make_corpus(*_read_passages(_needed(config, folder, _PASSAGES)))
+  corpus = _read_passages(_needed(config, folder, _PASSAGES))
   records.say_corpus('Wikipedia passages of DPR', corpus)
-  passage_rows = {passage_id: row for row, passage_id in enumerate(corpus.ids)}
   questions = config.questions or _only_set(folder)
 
   def read_split(name):
@@ -45,7 +45,7 @@ def read(config):
       ):
         downloads.fetch(file, folder)
     if path := records.find(folder, contexts):
-      judged = _read_contexts(path, f'{questions}-{name}', passage_rows)
+      judged = _read_contexts(path, f'{questions}-{name}', corpus.rows)
     elif path := records.find(folder, alone):
       judged = _read_answers(path, f'{questions}-{name}')
     elif name == config.train_split:
@@ -61,8 +61,8 @@ def read(config):
 
 
 def _read_passages(path):
-  """Returns ids, titles and texts of a file of id, text and title."""
-  ids, titles, texts = {}, [], []
+  """Returns the `data.Corpus` of a file of id, text and title."""
+  writer, lines = data.CorpusWriter(), array.array('q')
   for number, cells in _rows(path, f'read {path.name}'):
     if len(cells) != 3:
       raise reading.bad(
@@ -72,18 +72,19 @@ def _read_passages(path):
     if number == 1 and cells == _HEADER:
       continue
     an_id, text, title = cells
-    records.check_id(path, number, an_id, ids)
+    records.check_id(path, number, an_id, {})
     if not text.strip():
       raise reading.bad(
         path, 'a passage must have a text', reading.quoted(text), 'remove it',
         number
       )  # fmt: skip
-    ids[an_id] = number
-    texts.append(text)
-    titles.append(title)
-  records.check_any(path, ids)
-  downloads.say_rows(path, len(ids))
-  return list(ids), titles, texts
+    writer.add(an_id, title, text)
+    lines.append(number)
+  records.check_any(path, writer)
+  corpus = writer.done()
+  records.check_ids(path, corpus, lines)
+  downloads.say_rows(path, len(lines))
+  return corpus
 
 
 def _read_contexts(path, name, passage_rows):

@@ -4,6 +4,7 @@ Nguyen et al. 2016; Craswell et al. 2020. All are columns with tabs between,
 without quotes and without a header; judgements are those of TREC.
 """
 
+import array
 import functools
 from typing import NamedTuple
 
@@ -68,8 +69,8 @@ _DOCUMENT_SPLITS = {
 def read_passages(config):
   """Returns the `data.Source` of the passages in `--data_dir`."""
   folder = records.open_folder(config, 'collection.tsv')
-  ids, texts = _columns(_needed(config, folder, 'collection.tsv'), 2)
-  corpus = data.make_corpus(ids, [''] * len(ids), texts)
+  path = _needed(config, folder, 'collection.tsv')
+  corpus = _corpus(path, 2, lambda an_id, text: (an_id, '', text))
   records.say_corpus('MS MARCO passages, without titles', corpus)
   return _source(config, folder, corpus, _PASSAGE_SPLITS)
 
@@ -82,12 +83,18 @@ def read_titled_passages(config):
   have none.
   """
   folder = records.open_folder(config, 'para.txt')
-  ids, texts = _columns(_needed(config, folder, 'para.txt'), 2)
   path = _needed(config, folder, 'para.title.txt')
-  titles = dict(zip(*_columns(path, 2, may_be_empty=True), strict=True))
-  corpus = data.make_corpus(ids, [titles.get(i, '') for i in ids], texts)
+  titles = _corpus(
+    path, 2, lambda an_id, title: (an_id, '', title), may_be_empty=True
+  )
+
+  def titled(an_id, text):
+    row = titles.rows.get(an_id)
+    return an_id, '' if row is None else titles.texts[row], text
+
+  corpus = _corpus(_needed(config, folder, 'para.txt'), 2, titled)
   records.say_corpus('MS MARCO passages, with titles (unofficial)', corpus)
-  missing = sum(an_id not in titles for an_id in ids)
+  missing = sum(not title for title in corpus.titles)
   logs.say(f'{path}: {missing:,} passages without a title')
   return _source(config, folder, corpus, _PASSAGE_SPLITS)
 
@@ -100,16 +107,17 @@ def read_documents(config):
   """
   folder = records.open_folder(config, 'msmarco-docs.tsv')
   path = _needed(config, folder, 'msmarco-docs.tsv')
-  heads, texts, shortened = [], [], 0
-  ids, *columns = _columns(path, 4, may_be_empty=True)
-  for url, title, body in zip(*columns, strict=True):
+  shortened = 0
+
+  def document(an_id, url, title, body):
+    nonlocal shortened
     # A document without a body has its title as its text.
     head, text = (f'{url}{_PART}{title}', body) if body else (url, title or url)
     room = max(_DOCUMENT_CHARACTERS - len(head) - _SEPARATORS, 1)
     shortened += len(text) > room
-    heads.append(head)
-    texts.append(text[:room])
-  corpus = data.make_corpus(ids, heads, texts)
+    return an_id, head, text[:room]
+
+  corpus = _corpus(path, 4, document, may_be_empty=True)
   records.say_corpus('MS MARCO documents', corpus)
   logs.say(
     f'{path}: {shortened:,} documents cut at {_DOCUMENT_CHARACTERS:,} '
@@ -119,8 +127,6 @@ def read_documents(config):
 
 
 def _source(config, folder, corpus, splits):
-  passage_rows = {passage_id: row for row, passage_id in enumerate(corpus.ids)}
-
   def read_split(name):
     files = splits.get(
       name, _Files((f'queries.{name}.tsv',), (f'qrels.{name}.tsv',), 'msmarco')
@@ -130,12 +136,11 @@ def _source(config, folder, corpus, splits):
     fetched = config.download and name in splits
     if queries is None and judgements is None and not fetched:
       return None
-    query_ids, texts = _columns(
-      queries or _needed(config, folder, files.queries[0]), 2
-    )
+    queries = queries or _needed(config, folder, files.queries[0])
+    query_ids, texts = _queries(queries)
     path = judgements or _needed(config, folder, files.judgements[0])
     rows = {query_id: row for row, query_id in enumerate(query_ids)}
-    pairs = _judgements(path, rows, passage_rows)
+    pairs = _judgements(path, rows, corpus.rows)
     return data.Judged(query_ids, texts, pairs, protocol=files.protocol)
 
   return data.Source(corpus, read_split, _splits_found(folder, splits))
@@ -162,15 +167,40 @@ def _judgements(path, query_rows, passage_rows):
   return judgements.done()
 
 
-def _columns(path, number, *, may_be_empty=False):
-  """Returns the columns of a file, lists of strings; the first are ids.
+def _corpus(path, number, row, *, may_be_empty=False):
+  """Returns the `data.Corpus` of a file.
 
   Args:
     path: The file.
     number: Columns that each line must have.
+    row: row(*cells) -> id, title and text.
     may_be_empty: Whether a cell may have no text.
   """
-  columns, ids = [[] for _ in range(number)], {}
+  writer, lines = data.CorpusWriter(), array.array('q')
+  for line, cells in _lines(path, number, may_be_empty):
+    writer.add(*row(*cells))
+    lines.append(line)
+  records.check_any(path, writer)
+  corpus = writer.done()
+  records.check_ids(path, corpus, lines)
+  downloads.say_rows(path, len(lines))
+  return corpus
+
+
+def _queries(path):
+  """Returns the ids and the texts of a file of queries, two lists."""
+  ids, texts = {}, []
+  for line, (an_id, text) in _lines(path, 2, False):
+    records.check_id(path, line, an_id, ids)
+    ids[an_id] = line
+    texts.append(text)
+  records.check_any(path, ids)
+  downloads.say_rows(path, len(ids))
+  return list(ids), texts
+
+
+def _lines(path, number, may_be_empty):
+  """Yields line number and cells of a file with tabs, the first an id."""
   progress = functools.partial(
     logs.progress, what=f'read {path.name}', unit='bytes'
   )
@@ -181,18 +211,13 @@ def _columns(path, number, *, may_be_empty=False):
         path, f'a line must have {number} columns, tabs between', len(cells),
         'fetch the file again', line
       )  # fmt: skip
-    records.check_id(path, line, cells[0], ids)
-    ids[cells[0]] = line
+    records.check_id(path, line, cells[0], {})
     if not may_be_empty and not cells[-1].strip():
       raise reading.bad(
         path, 'a line must have a text behind its id', reading.quoted(text),
         'remove it', line
       )  # fmt: skip
-    for column, cell in zip(columns, cells, strict=True):
-      column.append(cell)
-  records.check_any(path, ids)
-  downloads.say_rows(path, len(ids))
-  return columns
+    yield line, cells
 
 
 def _first(folder, names):

@@ -102,6 +102,22 @@ def check_id(path, line, an_id, ids):
     )  # fmt: skip
 
 
+def check_ids(path, corpus, lines):
+  """Raises `BadInput` if an id of a corpus stands twice.
+
+  Args:
+    path: The file.
+    corpus: `data.Corpus`.
+    lines: Line of each passage there.
+  """
+  if found := corpus.rows.repeated():
+    first, second = found
+    raise reading.bad(
+      path, 'ids must differ', f'{corpus.ids[first]!r} in lines '
+      f'{lines[first]} and {lines[second]}', 'remove one'
+    )  # fmt: skip
+
+
 def row(path, line, kind, rows, an_id):
   """Returns the row of an id; `kind` names it for people."""
   if an_id not in rows:

@@ -6,6 +6,7 @@ smallest on disk, and far the fastest to read at random after plain memory
 maps).
 """
 
+import array
 import hashlib
 import pathlib
 from typing import NamedTuple
@@ -153,14 +154,14 @@ def _tokenize(backend, batches, folder):
   """Publishes the ragged token rows of batches of texts as `folder`."""
   narrow = backend.get_vocab_size() <= np.iinfo(np.uint16).max + 1
   dtype = np.dtype(np.uint16 if narrow else np.uint32)
-  lengths, num_cut, manifest = [], 0, {}
+  lengths, num_cut, manifest = array.array('q'), 0, {}
   with handoff.publish(folder, manifest) as unfinished:
     with open(unfinished / 'ids.bin', 'wb') as file:
       for batch in batches:
         encodings = backend.encode_batch_fast(batch)
         ids = [np.array(encoding.ids, dtype) for encoding in encodings]
         file.write(np.concatenate(ids).tobytes())
-        lengths += map(len, ids)
+        lengths.extend(map(len, ids))
         num_cut += sum(bool(e.overflowing) for e in encodings)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     np.save(unfinished / 'offsets.npy', offsets)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import shutil
 
@@ -190,3 +191,43 @@ def test_strings_are_a_list_of_any_text():
   assert len(strings) == 5
   with pytest.raises(IndexError):
     strings[5]
+
+
+def test_strings_are_the_same_in_a_file_as_in_memory(monkeypatch):
+  items = [
+    '',
+    'a',
+    '\u00fc\U0001f600' * 7,
+    'line\nbreak',
+    'half \ud83d pair',
+    '',
+  ]
+  in_memory = data.Strings(items)
+  monkeypatch.setattr(data, '_MAX_BLOB', 10)
+  in_file = data.Strings(items)
+  assert isinstance(in_file._blob, np.memmap)
+  assert list(in_file) == list(in_memory)
+  hashes = [hashlib.sha256(), hashlib.sha256()]
+  for strings, digest in zip((in_file, in_memory), hashes, strict=True):
+    strings.update_hash(digest)
+  assert hashes[0].digest() == hashes[1].digest()
+
+
+@pytest.mark.parametrize('spread', [2**40, 5, 1])
+def test_rows_are_those_of_a_dict_also_where_hashes_are_equal(
+  spread, monkeypatch
+):
+  monkeypatch.setattr(
+    data, 'hash', lambda text: len(text) * 31 % spread, raising=False
+  )
+  ids = [f'{"x" * (number % 4)}{number}' for number in range(60)]
+  corpus = data.make_corpus(ids, [''] * 60, ids)
+  assert [corpus.rows[an_id] for an_id in ids] == list(range(60))
+  assert 'x' not in corpus.rows
+  assert corpus.rows.get('60', -1) == -1
+  with pytest.raises(KeyError):
+    corpus.rows['']
+  assert corpus.rows.repeated() is None
+  again = data.make_corpus([*ids, ids[7]], [''] * 61, [*ids, 'a'])
+  assert again.rows.repeated() == (7, 60)
+  assert again.rows[ids[7]] == 7

@@ -202,6 +202,6 @@ CASES = {
     marco(remove('queries.train.tsv')), 'must hold queries.train.tsv'
   ),
   'titles missing': Refused(
-    lambda folder: {'dataset': 'msmarco_titled'}, 'must hold para.txt'
+    lambda folder: {'dataset': 'msmarco_titled'}, 'must hold para.title.txt'
   ),
 }
