@@ -7,7 +7,9 @@ maps).
 """
 
 import array
+import collections
 import hashlib
+import itertools
 import pathlib
 from typing import NamedTuple
 
@@ -20,6 +22,8 @@ from ance_jax import reading
 from ance_jax import tokenizer as tokenizer_lib
 
 _ROWS_AT_ONCE = 4096
+# Half a million rows: what a kill can cost.
+_BATCHES_A_PART = 128
 
 
 class TokenRows(NamedTuple):
@@ -112,7 +116,10 @@ def token_rows(
       unit='texts',
       count=len,
     )
-    _tokenize(backend, batches, kept)
+    if num_texts > _BATCHES_A_PART * _ROWS_AT_ONCE:
+      _tokenize_in_parts(backend, iter(batches), kept)
+    else:
+      _tokenize(backend, batches, kept)
     manifest = handoff.read_manifest(kept)
   logs.say(
     f'{what}: {num_texts:,} rows of {manifest["mean_length"]:.1f} tokens in '
@@ -168,6 +175,34 @@ def _tokenize(backend, batches, folder):
     manifest['dtype'] = dtype.name
     manifest['mean_length'] = float(np.mean(lengths))
     manifest['num_cut'] = num_cut
+
+
+def _tokenize_in_parts(backend, batches, folder):
+  """Does what `_tokenize` does, and after a kill goes on with the next part."""
+  parts, whole = folder.with_name(f'{folder.name}-parts'), []
+  while (first := next(batches, None)) is not None:
+    rest = itertools.islice(batches, _BATCHES_A_PART - 1)
+    part = parts / f'{len(whole):05d}'
+    if handoff.find(part, {}):
+      collections.deque(rest, 0)  # Goes past these texts.
+    else:
+      _tokenize(backend, itertools.chain([first], rest), part)
+    whole.append(part)
+  manifests = [handoff.read_manifest(part) for part in whole]
+  stored = [_stored(*pair) for pair in zip(whole, manifests, strict=True)]
+  lengths = np.concatenate([np.diff(offsets) for _, offsets in stored])
+  manifest = {
+    'dtype': manifests[0]['dtype'],
+    'mean_length': float(lengths.mean()),
+    'num_cut': sum(each['num_cut'] for each in manifests),
+  }
+  with handoff.publish(folder, manifest) as unfinished:
+    with open(unfinished / 'ids.bin', 'wb') as file:
+      for ids, _ in stored:
+        file.write(ids)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    np.save(unfinished / 'offsets.npy', offsets)
+  handoff.remove_folder(parts)
 
 
 def _batches(texts):

@@ -96,6 +96,36 @@ def test_rows_in_several_batches_are_those_of_one(
   np.testing.assert_array_equal(whole.offsets, parts.offsets)
 
 
+def test_a_kill_between_parts_costs_the_part_and_changes_no_byte(
+  tokenizer, tmp_path, monkeypatch
+):
+  texts = [f'{text} {number}' for number in range(9) for text in TEXTS]
+  before = make(tokenizer, tmp_path / 'whole', texts)
+  monkeypatch.setattr(tokens, '_ROWS_AT_ONCE', 2)
+  monkeypatch.setattr(tokens, '_BATCHES_A_PART', 3)
+  real, made = tokens._tokenize, []
+
+  def killed_at_third(*args):
+    made.append(args)
+    if len(made) == 3:
+      raise KeyboardInterrupt
+    real(*args)
+
+  monkeypatch.setattr(tokens, '_tokenize', killed_at_third)
+  with pytest.raises(KeyboardInterrupt):
+    make(tokenizer, tmp_path / 'parts', texts)
+  again = make(tokenizer, tmp_path / 'parts', texts)
+  # The two that were whole were not made again.
+  assert len(made) == 3 + -(-len(texts) // 6) - 2
+  np.testing.assert_array_equal(again.ids, before.ids)
+  np.testing.assert_array_equal(again.offsets, before.offsets)
+  assert [p.name for p in (tmp_path / 'parts').glob('*-parts')] == []
+  stored = next((tmp_path / 'parts').glob('texts-*'))
+  whole = next((tmp_path / 'whole').glob('texts-*'))
+  for name in ('ids.bin', 'offsets.npy'):
+    assert (stored / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_memory_rows_are_those_on_disk(tokenizer, tmp_path):
   on_disk = make(tokenizer, tmp_path)
   in_memory = tokens.memory_rows(tokenizer, TEXTS, 8)
