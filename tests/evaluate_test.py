@@ -77,6 +77,21 @@ def test_a_test_score_has_a_file_of_its_own_however_often_it_is_read(finished):
   assert len(run_file.read_text().splitlines()) == 12 * 100
 
 
+def test_a_split_may_be_scored_by_another_protocol_but_not_dev_in_training(
+  finished,
+):
+  scores = evaluate.run(
+    dataclasses.replace(
+      finished, job='evaluate', split='test', protocol='msmarco'
+    )
+  )
+  assert list(scores)[0] == 'mrr@10'
+  assert scores['recall@1000'] == 1  # Of 150 passages.
+  longer = dataclasses.replace(finished, max_steps=8, protocol='msmarco')
+  with pytest.raises(config_lib.BadInput, match='--protocol must stay as the'):
+    train.run(longer)
+
+
 def test_bm25_is_evaluated_without_a_model(finished, tmp_path):
   config = dataclasses.replace(
     finished,
