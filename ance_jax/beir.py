@@ -107,7 +107,7 @@ def read_qrels(folder, split, query_rows, passage_rows):
     folder: The BEIR folder.
     split: Name of the split.
     query_rows: {query id: row}.
-    passage_rows: {passage id: row}, or `data.Rows`.
+    passage_rows: {passage id: row}, or `strings.Rows`.
 
   Returns:
     The dict, or None if there is no such file.

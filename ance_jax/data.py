@@ -8,90 +8,17 @@ import array
 from collections.abc import Callable
 import hashlib
 import json
-import tempfile
 from typing import NamedTuple
 
 import numpy as np
 
+from ance_jax import strings
+
 # Between the parts of a title, such as address and title of a page: where text
 # is tokenized, the separator goes in. A control character that no title has.
 TITLE_PART = '\x1f'
-# Of a blob of strings in memory; of the hash that equal texts share.
-_MAX_BLOB, _KEY_BYTES = 2**27, 12
-
-
-class Strings:
-  """An immutable list of strings in two arrays: one blob of UTF-8, offsets.
-
-  21M Python strings take several times the memory of their text. A large blob
-  lies in a temporary file ($TMPDIR), mapped.
-  """
-
-  def __init__(self, items=()):
-    writer = _StringsWriter()
-    for item in items:
-      writer.add(item)
-    self._blob, self._offsets = writer.done()
-
-  def __len__(self):
-    return len(self._offsets) - 1
-
-  def __getitem__(self, row):
-    if not 0 <= row < len(self):
-      raise IndexError(row)
-    start, end = self._offsets[row : row + 2]
-    return bytes(self._blob[start:end]).decode()
-
-  def update_hash(self, digest):
-    """Feeds the text, and where it is cut, to a hashlib object."""
-    digest.update(self._offsets)
-    digest.update(self._blob)
-
-
-class Rows:
-  """{id: row} of many ids, in two arrays; looked up as in a dict.
-
-  Args:
-    ids: `Strings`.
-    hashes: (N,) int64, hash(id) of each.
-  """
-
-  def __init__(self, ids, hashes):
-    self._ids = ids
-    self._order = np.argsort(hashes, kind='stable')
-    self._hashes = hashes[self._order]
-
-  def get(self, an_id, default=None):
-    """Returns the first row of an id, or `default`."""
-    place = np.searchsorted(self._hashes, np.int64(hash(an_id)))
-    for row in self._order[place:]:
-      if self._hashes[place] != hash(an_id):
-        break
-      if self._ids[int(row)] == an_id:
-        return int(row)
-      place += 1
-    return default
-
-  def __contains__(self, an_id):
-    return self.get(an_id) is not None
-
-  def __getitem__(self, an_id):
-    row = self.get(an_id)
-    if row is None:
-      raise KeyError(an_id)
-    return row
-
-  def repeated(self):
-    """Returns the two rows of an id that stands twice, or None."""
-    (equal,) = np.nonzero(self._hashes[1:] == self._hashes[:-1])
-    for place in equal:
-      first = self._order[place]
-      for other in self._order[place + 1 :]:
-        if self._ids[int(first)] == self._ids[int(other)]:
-          return int(first), int(other)
-        if hash(self._ids[int(other)]) != self._hashes[place]:
-          break
-    return None
+# Of the hash that equal texts share.
+_KEY_BYTES = 12
 
 
 class Corpus(NamedTuple):
@@ -103,15 +30,15 @@ class Corpus(NamedTuple):
     texts: N texts.
     groups: (N,) int32; rows of equal number have the same text, or nearly.
     hash: SHA-256 of all this, in hexadecimal digits.
-    rows: `Rows` of the ids.
+    rows: `strings.Rows` of the ids.
   """
 
-  ids: Strings
-  titles: Strings
-  texts: Strings
+  ids: strings.Strings
+  titles: strings.Strings
+  texts: strings.Strings
   groups: np.ndarray
   hash: str
-  rows: Rows | None = None
+  rows: strings.Rows | None = None
 
 
 class Split(NamedTuple):
@@ -138,8 +65,8 @@ class Split(NamedTuple):
     answers_are_patterns: Whether answers are regular expressions.
   """
 
-  ids: Strings
-  texts: Strings
+  ids: strings.Strings
+  texts: strings.Strings
   offsets: np.ndarray
   passages: np.ndarray
   grades: np.ndarray
@@ -223,14 +150,14 @@ class CorpusWriter:
   """
 
   def __init__(self):
-    self._columns = [_StringsWriter() for _ in range(3)]
+    self._columns = [strings.Writer() for _ in range(3)]
     self._hashes, self._keys = array.array('q'), bytearray()
 
   def add(self, an_id, title, text):
     """Adds the next row."""
     for column, value in zip(self._columns, (an_id, title, text), strict=True):
       column.add(value)
-    self._hashes.append(hash(an_id))
+    self._hashes.append(strings.hashed(an_id))
     self._keys += _text_key(text)
 
   def __len__(self):
@@ -246,17 +173,13 @@ class CorpusWriter:
     if groups is None:
       keys = np.frombuffer(self._keys, f'S{_KEY_BYTES}')
       groups = np.unique(keys, return_inverse=True)[1]
-    columns = []
-    for writer in self._columns:
-      strings = Strings()
-      strings._blob, strings._offsets = writer.done()
-      columns.append(strings)
+    columns = [writer.done() for writer in self._columns]
     digest = hashlib.sha256()
-    for strings in columns:
-      strings.update_hash(digest)
+    for column in columns:
+      column.update_hash(digest)
     groups = np.asarray(groups, np.int32)
     digest.update(groups)
-    rows = Rows(columns[0], np.array(self._hashes, np.int64))
+    rows = strings.Rows(columns[0], np.array(self._hashes, np.int64))
     return Corpus(*columns, groups, digest.hexdigest(), rows)
 
 
@@ -277,8 +200,8 @@ def make_split(judged):
   )
   rows = np.arange(len(counts)) if judged.all_count else np.nonzero(counts)[0]
   counts = counts[rows]
-  ids = Strings(judged.query_ids[row] for row in rows)
-  texts = Strings(judged.queries[row] for row in rows)
+  ids = strings.make(judged.query_ids[row] for row in rows)
+  texts = strings.make(judged.queries[row] for row in rows)
   offsets = np.concatenate([[0], np.cumsum(counts)])
   passages = np.array([passage for _, passage in pairs], np.int32)
   grades = np.array([judged.judgements[pair] for pair in pairs], np.int32)
@@ -308,37 +231,6 @@ def make_split(judged):
     judged.protocol,
     judged.answers_are_patterns,
   )
-
-
-class _StringsWriter:
-  """Collects strings in a blob that goes to a file when it is large."""
-
-  def __init__(self):
-    self._blob, self._ends = bytearray(), array.array('q', [0])
-    self._file, self._written = None, 0
-
-  def add(self, text):
-    # Half of a surrogate pair is valid JSON but not UTF-8.
-    self._blob += text.encode('utf-8', 'replace')
-    self._ends.append(self._written + len(self._blob))
-    if len(self._blob) > _MAX_BLOB:
-      self._flush()
-
-  def done(self):
-    """Returns the blob, and the (N + 1,) int64 offsets."""
-    offsets = np.array(self._ends, np.int64)
-    if self._file is None:
-      return bytes(self._blob), offsets
-    self._flush()
-    with self._file:  # It is gone with the map.
-      return np.memmap(self._file, np.uint8, 'r'), offsets
-
-  def _flush(self):
-    self._file = self._file or tempfile.TemporaryFile()
-    self._file.write(self._blob)
-    self._file.flush()
-    self._written += len(self._blob)
-    self._blob = bytearray()
 
 
 def _text_key(text):

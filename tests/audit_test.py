@@ -7,6 +7,7 @@ import numpy as np
 from ance_jax import audit
 from ance_jax import data
 from ance_jax import handoff
+from ance_jax import strings
 from ance_jax import train
 
 TEXTS = [
@@ -20,13 +21,13 @@ TEXTS = [
 
 
 def corpus_and_split():
-  none = data.Strings([''] * len(TEXTS))
-  ids = data.Strings(f'p{i}' for i in range(len(TEXTS)))
+  none = strings.make([''] * len(TEXTS))
+  ids = strings.make(f'p{i}' for i in range(len(TEXTS)))
   groups = np.array([0, 0, 1, 2, 3, 4], np.int32)
-  corpus = data.Corpus(ids, none, data.Strings(TEXTS), groups, '')
+  corpus = data.Corpus(ids, none, strings.make(TEXTS), groups, '')
   split = data.Split(
-    data.Strings(['q0', 'q1']),
-    data.Strings(['what', 'who']),
+    strings.make(['q0', 'q1']),
+    strings.make(['what', 'who']),
     np.array([0, 1, 2]),
     np.array([0, 5], np.int32),
     np.array([1, 1], np.int32),

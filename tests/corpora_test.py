@@ -11,6 +11,7 @@ import pytest
 
 from ance_jax import corpora
 from ance_jax import data
+from ance_jax import strings as strings_lib
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_the_hash_tells_any_change(load, folder):
 
 def test_strings_are_a_list_of_any_text():
   items = ['', 'a', 'ü\U0001f600', 'line\nbreak', 'half \ud83d pair']
-  strings = data.Strings(items)
+  strings = strings_lib.make(items)
   assert list(strings) == items[:-1] + ['half ? pair']
   assert len(strings) == 5
   with pytest.raises(IndexError):
@@ -202,9 +203,9 @@ def test_strings_are_the_same_in_a_file_as_in_memory(monkeypatch):
     'half \ud83d pair',
     '',
   ]
-  in_memory = data.Strings(items)
-  monkeypatch.setattr(data, '_MAX_BLOB', 10)
-  in_file = data.Strings(items)
+  in_memory = strings_lib.make(items)
+  monkeypatch.setattr(strings_lib, '_MAX_BLOB', 10)
+  in_file = strings_lib.make(items)
   assert isinstance(in_file._blob, np.memmap)
   assert list(in_file) == list(in_memory)
   hashes = [hashlib.sha256(), hashlib.sha256()]
@@ -218,7 +219,7 @@ def test_rows_are_those_of_a_dict_also_where_hashes_are_equal(
   spread, monkeypatch
 ):
   monkeypatch.setattr(
-    data, 'hash', lambda text: len(text) * 31 % spread, raising=False
+    strings_lib, 'hashed', lambda text: len(text) * 31 % spread
   )
   ids = [f'{"x" * (number % 4)}{number}' for number in range(60)]
   corpus = data.make_corpus(ids, [''] * 60, ids)

@@ -10,6 +10,7 @@ from ance_jax import data
 from ance_jax import handoff
 from ance_jax import inspection
 from ance_jax import logs
+from ance_jax import strings
 
 
 def test_the_report_counts_what_is_in_the_set(tiny, capsys):
@@ -41,8 +42,8 @@ def test_queries_that_train_has_too_are_counted():
   def split(*texts):
     empty = np.zeros(0, np.int32)
     offsets = np.zeros(len(texts) + 1, np.int64)
-    ids = data.Strings(map(str, range(len(texts))))
-    return data.Split(ids, data.Strings(texts), offsets, empty, empty, '')
+    ids = strings.make(map(str, range(len(texts))))
+    return data.Split(ids, strings.make(texts), offsets, empty, empty, '')
 
   first = split('What is it', 'who', 'when')
   assert inspection.shared_texts(split('what  is IT', 'where'), first) == 1

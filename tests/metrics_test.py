@@ -7,6 +7,7 @@ import pytrec_eval
 from ance_jax import data
 from ance_jax import index
 from ance_jax import metrics
+from ance_jax import strings
 
 
 def make_split(judgements, num_queries):
@@ -14,8 +15,8 @@ def make_split(judgements, num_queries):
   pairs = sorted(judgements)
   counts = np.bincount([q for q, _ in pairs], minlength=num_queries)
   return data.Split(
-    data.Strings(f'q{q}' for q in range(num_queries)),
-    data.Strings('' for _ in range(num_queries)),
+    strings.make(f'q{q}' for q in range(num_queries)),
+    strings.make('' for _ in range(num_queries)),
     np.concatenate([[0], np.cumsum(counts)]),
     np.array([p for _, p in pairs], np.int32),
     np.array([judgements[pair] for pair in pairs], np.int32),
@@ -75,7 +76,7 @@ def test_the_order_of_the_ranking_counts_whatever_the_ids():
 def test_run_file_has_the_columns_of_trec_and_leaves_out_what_was_not_found(
   tmp_path,
 ):
-  corpus = data.Corpus(data.Strings(['a', 'b', 'c']), None, None, None, '')
+  corpus = data.Corpus(strings.make(['a', 'b', 'c']), None, None, None, '')
   ranking = index.Ranking(
     np.array([[2, 0], [1, -1]], np.int32),
     np.array([[1.5, 0.25], [3, -np.inf]], np.float32),

@@ -10,7 +10,6 @@ import pytest
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
-from ance_jax import data
 from ance_jax import encoders
 from ance_jax import evaluate
 from ance_jax import handoff
@@ -19,6 +18,7 @@ from ance_jax import methods
 from ance_jax import negatives as negatives_lib
 from ance_jax import refresh
 from ance_jax import runs
+from ance_jax import strings
 from ance_jax import train
 
 
@@ -243,7 +243,7 @@ def planted(run, rows):
   texts = list(run.corpus.texts)
   for row in rows:
     texts[row] += ' The Answer'
-  corpus = run.corpus._replace(texts=data.Strings(texts))
+  corpus = run.corpus._replace(texts=strings.make(texts))
   split = run.splits['train']
   split = split._replace(answers=[['the answer']] * len(split.ids))
   return run._replace(corpus=corpus, splits={**run.splits, 'train': split})
