@@ -10,7 +10,6 @@ import numpy as np
 from ance_jax import answers
 from ance_jax import evaluate
 from ance_jax import handoff
-from ance_jax import index
 from ance_jax import logs
 from ance_jax import runs
 from ance_jax.datasets import pydocs
@@ -38,7 +37,7 @@ def run(config):
     this, params, config.train_split, watch, queries
   )
   depth = min(_DEPTH, len(this.passages))
-  rows = index.search(indexed.faiss_index, embedded, depth, 'search').rows
+  rows = indexed.search(embedded, depth, 'search').rows
   marks = marked(rows, queries, split, this.corpus)
   shares = by_band(marks, rows)
   logs.say(_table(shares, size, step))

@@ -25,8 +25,10 @@ class Batch(NamedTuple):
     rows: (B,) uint32, number of the query in the batch.
     query_ids: (B, L) int32 token ids.
     query_lengths: (B,) int32, numbers of tokens.
-    passage_ids: (B, 1 + H, L) int32 token ids, the positive first.
-    passage_lengths: (B, 1 + H) int32, numbers of tokens.
+    passage_ids: (B, (1 + H) C, L) int32 token ids, the positive first; C is 1,
+      or the pieces of a passage.
+    passage_lengths: (B, (1 + H) C) int32, numbers of tokens; 0 where a passage
+      has no such piece.
     passage_groups: (B, 1 + H) int32, text groups.
     positive_groups: (B, P) int32, text groups of all positives of the query,
       filled up with -1.
@@ -68,7 +70,8 @@ class TrainingData(NamedTuple):
     positive_groups: (Q, G) int32, text groups of these, filled up with -1.
     groups: (N,) int32, text group of each passage.
     query_length: Tokens that queries are padded to.
-    passage_length: Tokens that passages are padded to.
+    passage_length: Tokens that passages, or their pieces, are padded to.
+    pieces: C, pieces of a passage at most.
   """
 
   queries: tokens.TokenRows
@@ -79,6 +82,7 @@ class TrainingData(NamedTuple):
   groups: np.ndarray
   query_length: int
   passage_length: int
+  pieces: int = 1
 
 
 def judged(split, corpus, method, same_text=True):
@@ -125,6 +129,7 @@ def training_data(
     of_passage,
     retriever.query_length,
     retriever.passage_length,
+    1 if passages.first is None else int(np.diff(passages.first).max()),
   )
 
 
@@ -178,18 +183,28 @@ def make_batch(
       drawn = _drawn(random, negatives.passages[places], num_negatives)
     passages = np.concatenate([passages, drawn], 1)
   query_ids, query_lengths = data.queries.padded(rows, data.query_length)
-  passage_ids, passage_lengths = data.passages.padded(
-    passages.ravel(), data.passage_length
-  )
+  passage_ids, passage_lengths = _padded_passages(data, passages)
   return Batch(
     np.arange(batch_size, dtype=np.uint32),
     query_ids,
     query_lengths,
-    passage_ids.reshape(*passages.shape, -1),
-    passage_lengths.reshape(passages.shape),
+    passage_ids,
+    passage_lengths,
     data.groups[passages],
     data.positive_groups[rows],
   )
+
+
+def _padded_passages(data, passages):
+  """Returns token ids and lengths of (B, n) passages, or of their pieces."""
+  if data.passages.first is None:
+    ids, lengths = data.passages.padded(passages.ravel(), data.passage_length)
+  else:
+    ids, lengths = data.passages.padded_pieces(
+      passages.ravel(), data.passage_length, data.pieces
+    )
+  size = len(passages)
+  return ids.reshape(size, -1, ids.shape[-1]), lengths.reshape(size, -1)
 
 
 def ahead(make, items):

@@ -205,6 +205,18 @@ class Config:
     "Tokens of a passage at most. ANCE: 512. Not given: the checkpoint's own, "
     'else 512.',
   )
+  chunks: int = knob(
+    1,
+    'Pieces of --passage_length tokens that a passage is cut into; the best of '
+    'them is its score (MaxP). 1: the first alone (FirstP). ANCE on documents: '
+    '4.',
+  )
+  whole_chunks: bool = knob(
+    False,
+    'With --chunks, tokenize a passage once and cut it then, so that the first '
+    "piece alone begins with a special token, as ANCE's code has it. Else each "
+    'piece has its own.',
+  )
   title_separator: str | None = knob(
     None,
     'What stands between title and text of a passage: a space, or the '
@@ -515,7 +527,7 @@ class Config:
 _RANGES = (
   (
     'vocab_size num_layers hidden_size num_heads intermediate_size '
-    'hard_negatives top_k steps_per_refresh query_slices '
+    'hard_negatives top_k steps_per_refresh query_slices chunks '
     'batch_size tokens_per_batch rows_per_block steps_per_eval '
     'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results',
     lambda value: value >= 1,

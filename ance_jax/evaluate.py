@@ -29,15 +29,25 @@ class IndexedCorpus(NamedTuple):
   """The corpus as some weights see it.
 
   Attributes:
-    faiss_index: FAISS index, ids being passage rows.
+    faiss_index: FAISS index, ids being passage rows, or those of their pieces.
     weights_hash: Hash of the parameters.
     real_tokens: Share of real tokens in what was computed; None if the
       embeddings were there.
+    texts_of: (R,) int32, the passage row of each piece; None without pieces.
   """
 
   faiss_index: index.Index
   weights_hash: str
   real_tokens: float | None
+  texts_of: np.ndarray | None
+
+  def search(self, queries, k, what=None):
+    """Returns the `index.Ranking` of passages; arguments as `index.search`."""
+    if self.texts_of is None:
+      return index.search(self.faiss_index, queries, k, what)
+    return index.search_pieces(
+      self.faiss_index, self.texts_of, queries, k, what
+    )
 
 
 def index_corpus(run, params, watch):
@@ -64,7 +74,9 @@ def index_corpus(run, params, watch):
         blocks,
         center=config.center_passages,
       )
-  return IndexedCorpus(faiss_index, weights_hash, real_tokens)
+  return IndexedCorpus(
+    faiss_index, weights_hash, real_tokens, run.passages.texts_of_pieces()
+  )
 
 
 def prune_embeddings(run, weights_hash):
@@ -99,9 +111,7 @@ def evaluate(run, params, indexed, split_name, watch):
   with watch.phase('evaluate'):
     split = run.splits[split_name]
     depth = metrics.depth(split, len(run.passages))
-    ranking = index.search(
-      indexed.faiss_index, queries, depth, f'search {split_name}'
-    )
+    ranking = indexed.search(queries, depth, f'search {split_name}')
     return metrics.score(ranking.rows, split, run.corpus.texts), ranking
 
 
@@ -229,7 +239,7 @@ def _model_finder(config):
     embeddings, _ = encode.encode_rows(
       this.query_encoder, params, rows, 'encode the query'
     )
-    return index.search(indexed.faiss_index, embeddings, depth)
+    return indexed.search(embeddings, depth)
 
   return find, this.corpus
 
@@ -258,7 +268,7 @@ def _encode_corpus(run, params, folder):
   return encode.encode_corpus(
     run.passage_encoder,
     params,
-    run.passages,
+    run.passages.pieces(),
     folder,
     rows_per_block=run.config.rows_per_block,
   )

@@ -99,7 +99,8 @@ def _needs(run):
   config, width = run.config, run.retriever.embedding_size
   shapes = encoders.shapes(run.retriever)
   num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  passages, queries = len(run.passages), len(run.queries[config.train_split])
+  passages = len(run.passages.pieces())
+  queries = len(run.queries[config.train_split])
   state = f'{num_params:,} parameters x 4 bytes x {_STATE}'
   # Besides the newest: the best, that of the negatives in use, one in writing.
   kept = min(config.checkpoints_to_keep + 3, schedule.num_saves(config))

@@ -130,6 +130,36 @@ def search(index, queries, k, what=None):
   return Ranking(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
+def search_pieces(index, texts_of, queries, k, what=None):
+  """Returns the `Ranking` of the k best texts by the best of their pieces.
+
+  So deep that k texts are found whatever the pieces of the best: of a text
+  that comes back several times the first, which is the best, stays, and then
+  all behind the first k are cut off (MaxP).
+
+  Args:
+    index: A FAISS index of pieces.
+    texts_of: (R,) int32, row of each piece's text, in order.
+    queries: As for `search`.
+    k: Texts a query, at most those that there are.
+    what: As for `search`.
+  """
+  depth = min(k * int(np.bincount(texts_of).max()), len(texts_of))
+  found = search(index, queries, depth, what)
+  rows = np.where(found.rows < 0, -1, texts_of[found.rows])
+  order = rows.argsort(1, kind='stable')
+  ordered = np.take_along_axis(rows, order, 1)
+  again = np.zeros(rows.shape, bool)
+  np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+  last = (again | (rows < 0)).argsort(1, kind='stable')[:, :k]
+  gone = np.take_along_axis(again | (rows < 0), last, 1)
+  rows = np.where(gone, -1, np.take_along_axis(rows, last, 1))
+  scores = np.take_along_axis(found.scores, last, 1)
+  return Ranking(
+    rows.astype(np.int32), np.where(gone, -np.inf, scores).astype(np.float32)
+  )
+
+
 def top_k(find, queries, k, num_passages):
   """Returns the `Ranking` that `find` gives, with its ties in row order.
 

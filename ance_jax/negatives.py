@@ -102,7 +102,7 @@ def check(run):
     config.index,
     config.index_params,
     run.retriever.embedding_size,
-    len(run.passages),
+    len(run.passages.pieces()),
   )
   steps = (0, config.max_steps)
   rows = [schedule.method_at(config, step) for step in steps]

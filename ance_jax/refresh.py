@@ -14,7 +14,6 @@ from ance_jax import config as config_lib
 from ance_jax import encoders
 from ance_jax import evaluate
 from ance_jax import handoff
-from ance_jax import index
 from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
@@ -172,7 +171,7 @@ def _mine(run, step, params, indexed, watch):
 
   def find(rows, depth):
     with watch.phase('search'):
-      return index.search(indexed.faiss_index, queries[rows], depth).rows
+      return indexed.search(queries[rows], depth).rows
 
   before = watch.secs.get('search', 0.0)
   with watch.phase('mine'):

@@ -207,7 +207,9 @@ def _run(config, dataset, retriever, tokenizer):
     tokens.passage_texts(corpus, retriever.title_separator),
     what='passages',
     num_texts=len(corpus.texts),
-    length=retriever.passage_length,
+    cut=tokens.Cut(
+      retriever.passage_length, config.chunks, config.whole_chunks
+    ),
     content_hash=f'{corpus.hash} {retriever.title_separator!r}',
     folder=folder,
   )
@@ -217,7 +219,7 @@ def _run(config, dataset, retriever, tokenizer):
       split.texts,
       what=f'{name}-queries',
       num_texts=len(split.texts),
-      length=retriever.query_length,
+      cut=tokens.Cut(retriever.query_length),
       content_hash=split.hash,
       folder=folder,
     )

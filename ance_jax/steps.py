@@ -74,7 +74,7 @@ def make_loss(config, method, retriever):
 
   def loss(params, batch, step):
     queries, passages = embed(params, batch, step)
-    positive = _scores('be,be->b', queries, passages[:, 0])
+    positive = _positive_scores(queries, passages, batch)
     negatives, groups = _negative_scores(method, queries, passages, batch)
     # A passage of the same text group as any of the positives is no negative,
     # and with it the positive itself, where it is among the columns.
@@ -143,9 +143,10 @@ def make_train_step(config, method, retriever, optimizer, devices):
 
 
 def _make_embed(config, retriever):
-  """Returns embed(params, batch, step) -> (B, E), (B, 1 + H, E) float32.
+  """Returns embed(params, batch, step) -> (B, E), (B, (1 + H) C, E) float32.
 
-  They are the embeddings of queries and passages, with the step's dropout.
+  They are the embeddings of queries and passages, or of the C pieces of these,
+  with the step's dropout.
   """
   encode_queries, encode_passages = (
     encoders.make_encode(retriever, config.dtype, side, config.remat)
@@ -172,10 +173,11 @@ def _make_embed(config, retriever):
     passages = encode_passages(
       params,
       batch.passage_ids.reshape(-1, batch.passage_ids.shape[-1]),
-      batch.passage_lengths.ravel(),
+      # What is no piece is encoded as one token, to something finite.
+      jnp.maximum(batch.passage_lengths.ravel(), 1),
       dropout(rows[:, 1:].ravel(), step),
     )
-    return queries, passages.reshape(*batch.passage_groups.shape, -1)
+    return queries, passages.reshape(*batch.passage_lengths.shape, -1)
 
   return embed
 
@@ -238,19 +240,52 @@ def _real_tokens(batch):
   return real / (batch.query_ids.size + batch.passage_ids.size)
 
 
+def _positive_scores(queries, passages, batch):
+  """Returns the (B,) scores of the positives."""
+  number = _num_pieces(batch)
+  if number == 1:
+    return _scores('be,be->b', queries, passages[:, 0])
+  own = _scores('be,bce->bc', queries, passages[:, :number])
+  return _best(own, batch.passage_lengths[:, :number], number)[:, 0]
+
+
 def _negative_scores(method, queries, passages, batch):
   """Returns (B, C) scores and (1 or B, C) text groups of the columns.
 
   Without in-batch negatives the columns are the query's own; with them, all
   passages of the whole batch, in its order on any number of devices.
   """
+  number = _num_pieces(batch)
+  lengths, groups = batch.passage_lengths[:, number:], batch.passage_groups
   if not method.in_batch:
-    own = _scores('be,bhe->bh', queries, passages[:, 1:])
-    return own, batch.passage_groups[:, 1:]
+    own = _scores('be,bhe->bh', queries, passages[:, number:])
+    return _best(own, lengths, number), groups[:, 1:]
   flat = passages.reshape(-1, passages.shape[-1])
-  everyone = lax.all_gather(flat, _AXIS, tiled=True)
-  groups = lax.all_gather(batch.passage_groups.ravel(), _AXIS, tiled=True)
-  return _scores('be,ce->bc', queries, everyone), groups[None]
+  everyone, groups, lengths = (
+    lax.all_gather(x, _AXIS, tiled=True)
+    for x in (flat, groups.ravel(), batch.passage_lengths.ravel())
+  )
+  scores = _scores('be,ce->bc', queries, everyone)
+  return _best(scores, lengths[None], number), groups[None]
+
+
+def _num_pieces(batch):
+  """Returns C, pieces of a passage."""
+  return batch.passage_lengths.shape[1] // batch.passage_groups.shape[1]
+
+
+def _best(scores, lengths, number):
+  """Returns the (B, c) best scores of passages in so many pieces each (MaxP).
+
+  Args:
+    scores: (B, c number) float32, of pieces.
+    lengths: (B or 1, c number) int32, 0 for what is no piece.
+    number: int, pieces of a passage.
+  """
+  if number == 1:
+    return scores
+  scores = jnp.where(lengths > 0, scores, -jnp.inf)
+  return scores.reshape(len(scores), -1, number).max(-1)
 
 
 def _scores(equation, queries, passages):

@@ -29,24 +29,59 @@ _BATCHES_A_PART = 128
 class TokenRows(NamedTuple):
   """Tokens of N texts; row i is ids[offsets[i]:offsets[i + 1]].
 
+  A text has a row, or, where documents are cut into pieces, the R rows from
+  first[i] to first[i + 1].
+
   Attributes:
     ids: (T,) uint16 or uint32, token ids, special tokens included.
-    offsets: (N + 1,) int64.
+    offsets: (R + 1,) int64.
     pad_id: Token id that padding is made of.
     hash: Hash of the tokenizer, the length and the texts.
+    first: (N + 1,) int64, or None: N and R are the same.
   """
 
   ids: np.ndarray
   offsets: np.ndarray
   pad_id: int
   hash: str
+  first: np.ndarray | None = None
 
   def __len__(self):
-    return len(self.offsets) - 1
+    return len(self.offsets if self.first is None else self.first) - 1
+
+  def pieces(self):
+    """Returns the `TokenRows` of R texts that the pieces are."""
+    return TokenRows(self.ids, self.offsets, self.pad_id, self.hash)
+
+  def texts_of_pieces(self):
+    """Returns the (R,) int32 rows of the pieces' texts, or None."""
+    if self.first is None:
+      return None
+    numbers = np.arange(len(self), dtype=np.int32)
+    return np.repeat(numbers, np.diff(self.first))
 
   def lengths(self):
-    """Returns the (N,) int32 numbers of tokens."""
+    """Returns the (R,) int32 numbers of tokens."""
     return np.diff(self.offsets).astype(np.int32)
+
+  def padded_pieces(self, rows, length, number):
+    """Returns the token ids of the pieces of some texts.
+
+    Args:
+      rows: (n,) int, rows of texts.
+      length: As for `padded`.
+      number: C, pieces of a text at most.
+
+    Returns:
+      (n, C, length) int32 token ids, and (n, C) int32 numbers of tokens, 0
+      where a text has no such piece.
+    """
+    start, end = self.first[rows], self.first[np.asarray(rows) + 1]
+    pieces = start[:, None] + np.arange(number)
+    pieces = np.where(pieces < end[:, None], pieces, -1)
+    ids, lengths = self.pieces().padded(pieces.ravel(), length)
+    lengths = np.where(pieces < 0, 0, lengths.reshape(pieces.shape))
+    return ids.reshape(*pieces.shape, -1), lengths
 
   def padded(self, rows, length):
     """Returns the token ids of some rows, padded on the right.
@@ -87,9 +122,23 @@ def passage_texts(corpus, separator):
     yield f'{title}{separator}{text}' if title else text
 
 
-def token_rows(
-  tokenizer, texts, *, what, num_texts, length, content_hash, folder
-):
+class Cut(NamedTuple):
+  """How texts are cut to what an encoder takes.
+
+  Attributes:
+    length: Tokens at most, special ones included.
+    pieces: Pieces of a text at most, each of so many tokens (MaxP); 1: the
+      first alone (FirstP).
+    whole: Whether a text is tokenized to all that its pieces hold, special
+      tokens around it, and then cut: ANCE's code. Else each piece has them.
+  """
+
+  length: int
+  pieces: int = 1
+  whole: bool = False
+
+
+def token_rows(tokenizer, texts, *, what, num_texts, cut, content_hash, folder):
   """Returns the `TokenRows` of some texts, from disk if they are there.
 
   Args:
@@ -97,18 +146,19 @@ def token_rows(
     texts: Iterable of strings, one a row.
     what: 'passages' or another name for people.
     num_texts: Number of `texts`.
-    length: Tokens at most; what is cut is counted in a printed line.
+    cut: `Cut`; what is cut off is counted in a printed line.
     content_hash: Hash of the texts, or of all that they are made of.
     folder: Where token rows are kept, as memory maps.
   """
   backend = tokenizer_lib.backend(tokenizer)
+  of_cut = f'{cut.length}' if cut.pieces == 1 else f'{tuple(cut)}'
   key = hashlib.sha256(
-    f'{backend.to_str()} {length} {content_hash}'.encode()
+    f'{backend.to_str()} {of_cut} {content_hash}'.encode()
   ).hexdigest()
   kept = pathlib.Path(folder) / f'{what}-{key[:16]}'
   manifest = handoff.find(kept, {})
   if manifest is None:
-    backend.enable_truncation(length)
+    backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
     batches = logs.progress(
       _batches(texts),
       f'tokenize {what}',
@@ -117,15 +167,18 @@ def token_rows(
       count=len,
     )
     if num_texts > _BATCHES_A_PART * _ROWS_AT_ONCE:
-      _tokenize_in_parts(backend, iter(batches), kept)
+      _tokenize_in_parts(backend, iter(batches), kept, cut)
     else:
-      _tokenize(backend, batches, kept)
+      _tokenize(backend, batches, kept, cut)
     manifest = handoff.read_manifest(kept)
+  ids, offsets, first = _stored(kept, manifest, cut)
+  pieces = f' in {len(offsets) - 1:,} pieces' if cut.pieces > 1 else ''
   logs.say(
-    f'{what}: {num_texts:,} rows of {manifest["mean_length"]:.1f} tokens in '
-    f'the mean, {manifest["num_cut"]:,} of them cut at {length}'
+    f'{what}: {num_texts:,} rows{pieces} of {manifest["mean_length"]:.1f} '
+    f'tokens in the mean, {manifest["num_cut"]:,} of them cut at '
+    f'{cut.length * cut.pieces}'
   )
-  return TokenRows(*_stored(kept, manifest), tokenizer.pad_token_id, key)
+  return TokenRows(ids, offsets, tokenizer.pad_token_id, key, first)
 
 
 def memory_rows(tokenizer, texts, length):
@@ -139,13 +192,14 @@ def memory_rows(tokenizer, texts, length):
   )
 
 
-def _stored(folder, manifest):
-  """Returns the ids and offsets of a folder that `_tokenize` published."""
+def _stored(folder, manifest, cut):
+  """Returns ids, offsets and first rows of what `_tokenize` published."""
   try:
     ids = np.memmap(folder / 'ids.bin', manifest['dtype'], 'r')
     offsets = np.load(folder / 'offsets.npy')
+    first = np.load(folder / 'first.npy') if cut.pieces > 1 else None
     if offsets.dtype == np.int64 and offsets[-1] == len(ids):
-      return ids, offsets
+      return ids, offsets, first
     reason = f'{offsets.dtype} offsets for {len(ids):,} tokens'
   except (ValueError, KeyError, TypeError, IndexError) as error:
     reason = str(error).splitlines()[0]
@@ -157,27 +211,45 @@ def _stored(folder, manifest):
   )
 
 
-def _tokenize(backend, batches, folder):
+def _tokenize(backend, batches, folder, cut):
   """Publishes the ragged token rows of batches of texts as `folder`."""
   narrow = backend.get_vocab_size() <= np.iinfo(np.uint16).max + 1
   dtype = np.dtype(np.uint16 if narrow else np.uint32)
-  lengths, num_cut, manifest = array.array('q'), 0, {}
+  lengths, numbers = array.array('q'), array.array('q')
+  num_cut, manifest = 0, {}
   with handoff.publish(folder, manifest) as unfinished:
     with open(unfinished / 'ids.bin', 'wb') as file:
       for batch in batches:
-        encodings = backend.encode_batch_fast(batch)
-        ids = [np.array(encoding.ids, dtype) for encoding in encodings]
-        file.write(np.concatenate(ids).tobytes())
-        lengths.extend(map(len, ids))
-        num_cut += sum(bool(e.overflowing) for e in encodings)
+        rows = []
+        for encoding in backend.encode_batch_fast(batch):
+          pieces, is_cut = _rows_of(encoding, cut)
+          rows += [np.array(ids, dtype) for ids in pieces]
+          numbers.append(len(pieces))
+          num_cut += is_cut
+        file.write(np.concatenate(rows).tobytes())
+        lengths.extend(map(len, rows))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     np.save(unfinished / 'offsets.npy', offsets)
+    if cut.pieces > 1:
+      first = np.concatenate([[0], np.cumsum(numbers)])
+      np.save(unfinished / 'first.npy', first)
     manifest['dtype'] = dtype.name
     manifest['mean_length'] = float(np.mean(lengths))
     manifest['num_cut'] = num_cut
 
 
-def _tokenize_in_parts(backend, batches, folder):
+def _rows_of(encoding, cut):
+  """Returns the ids of a text's pieces, and whether some of it is in none."""
+  if cut.pieces > 1 and cut.whole:
+    starts = range(0, len(encoding.ids), cut.length)
+    rows = [encoding.ids[i : i + cut.length] for i in starts]
+    return rows, bool(encoding.overflowing)
+  # With special tokens around each, as the tokenizer gives them.
+  rows = [encoding, *encoding.overflowing]
+  return [r.ids for r in rows[: cut.pieces]], len(rows) > cut.pieces
+
+
+def _tokenize_in_parts(backend, batches, folder, cut):
   """Does what `_tokenize` does, and after a kill goes on with the next part."""
   parts, whole = folder.with_name(f'{folder.name}-parts'), []
   while (first := next(batches, None)) is not None:
@@ -186,11 +258,14 @@ def _tokenize_in_parts(backend, batches, folder):
     if handoff.find(part, {}):
       collections.deque(rest, 0)  # Goes past these texts.
     else:
-      _tokenize(backend, itertools.chain([first], rest), part)
+      _tokenize(backend, itertools.chain([first], rest), part, cut)
     whole.append(part)
   manifests = [handoff.read_manifest(part) for part in whole]
-  stored = [_stored(*pair) for pair in zip(whole, manifests, strict=True)]
-  lengths = np.concatenate([np.diff(offsets) for _, offsets in stored])
+  stored = [
+    _stored(part, manifest, cut)
+    for part, manifest in zip(whole, manifests, strict=True)
+  ]
+  lengths = np.concatenate([np.diff(offsets) for _, offsets, _ in stored])
   manifest = {
     'dtype': manifests[0]['dtype'],
     'mean_length': float(lengths.mean()),
@@ -198,10 +273,14 @@ def _tokenize_in_parts(backend, batches, folder):
   }
   with handoff.publish(folder, manifest) as unfinished:
     with open(unfinished / 'ids.bin', 'wb') as file:
-      for ids, _ in stored:
+      for ids, _, _ in stored:
         file.write(ids)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     np.save(unfinished / 'offsets.npy', offsets)
+    if cut.pieces > 1:
+      numbers = np.concatenate([np.diff(first) for _, _, first in stored])
+      first = np.concatenate([[0], np.cumsum(numbers)])
+      np.save(unfinished / 'first.npy', first)
   handoff.remove_folder(parts)
 
 

@@ -19,7 +19,6 @@ from ance_jax import batches
 from ance_jax import config as config_lib
 from ance_jax import evaluate
 from ance_jax import handoff
-from ance_jax import index
 from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
@@ -151,7 +150,7 @@ def _final_best(run, params):
   positives = mine.make_positives(*judged, len(queries))
 
   def rank(rows, depth):
-    return index.search(indexed.faiss_index, queries[rows], depth).rows
+    return indexed.search(queries[rows], depth).rows
 
   return mine.hard_negatives(rank, positives, TOP, run.config.seed)[0]
 

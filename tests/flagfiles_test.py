@@ -39,7 +39,7 @@ SMALL = {
 }
 WRITERS = {
   'msmarco_passage': (formats.write_msmarco, 'dl19', 'mrr@10', 'ndcg@10'),
-  'msmarco_doc': (formats.write_documents, 'dl19', 'mrr@100', 'ndcg@10'),
+  'msmarco_doc_maxp': (formats.write_documents, 'dl19', 'mrr@100', 'ndcg@10'),
   'nq': (formats.write_dpr, 'test', 'accuracy@20', 'accuracy@20'),
 }
 

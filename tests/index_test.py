@@ -169,3 +169,42 @@ def test_centered_scores_are_less_by_one_number_a_query():
   np.testing.assert_allclose(
     centered.scores + less[:, None], plain.scores, rtol=0, atol=1e-4
   )
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_texts_are_ranked_by_their_best_piece_and_cut_behind_k_of_them(seed):
+  random = np.random.default_rng(seed)
+  numbers = random.integers(1, 5, 40)
+  texts_of = np.repeat(np.arange(40, dtype=np.int32), numbers)
+  # Few values, so that pieces of one text and of others tie.
+  pieces = random.integers(-2, 3, (len(texts_of), 4)).astype(np.float32)
+  queries = random.integers(-2, 3, (9, 4)).astype(np.float32)
+  built = index.build('Flat', '', [pieces])
+  found = index.search_pieces(built, texts_of, queries, 7)
+  scores = queries @ pieces.T
+  for query in range(9):
+    best = {text: scores[query, texts_of == text].max() for text in range(40)}
+    first = {
+      text: np.nonzero((texts_of == text) & (scores[query] == best[text]))[0][0]
+      for text in best
+    }
+    expected = sorted(best, key=lambda t: (-best[t], first[t]))[:7]
+    assert found.rows[query].tolist() == expected
+    assert found.scores[query].tolist() == [best[t] for t in expected]
+
+
+def test_texts_that_an_inverted_file_does_not_reach_are_left_out():
+  texts_of = np.array([0, 0, 1, 2], np.int32)
+
+  class Found:
+    ntotal = 4
+
+    def search(self, queries, k):
+      scores = np.full((len(queries), k), -np.inf, np.float32)
+      rows = np.full((len(queries), k), -1)
+      scores[:, :3], rows[:, :3] = [3, 2, 1], [1, 0, 3]
+      return scores, rows
+
+  found = index.search_pieces(Found(), texts_of, np.zeros((1, 2)), 3)
+  assert found.rows.tolist() == [[0, 2, -1]]
+  assert found.scores.tolist() == [[3, 1, -np.inf]]

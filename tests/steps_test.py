@@ -348,3 +348,74 @@ def test_restored_shapes_fit_the_state(tiny, params):
   ):
     assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
     assert shape.sharding == leaf.sharding
+
+
+def in_pieces(batch, number, random):
+  """The batch with `number` pieces a passage, some of them missing."""
+  shape = BATCH, (1 + NEGATIVES) * number
+  lengths = random.integers(1, LENGTH + 1, shape)
+  missing = random.random(shape) < 0.4
+  missing[:, ::number] = False  # Each has its first.
+  return batch._replace(
+    passage_ids=random.integers(1, VOCABULARY, (*shape, LENGTH)).astype(
+      np.int32
+    ),
+    passage_lengths=np.where(missing, 0, lengths).astype(np.int32),
+  )
+
+
+def slow_best_loss(config, method, params, batch, number):
+  """The loss of passages by their best piece, each piece by itself."""
+  encode = encoders.make_encode(RETRIEVER, 'float32', encoders.QUERY)
+  queries = encode(params, batch.query_ids, batch.query_lengths)
+  pieces = encode(
+    params,
+    batch.passage_ids.reshape(-1, LENGTH),
+    np.maximum(batch.passage_lengths.ravel(), 1),
+  )
+  there = batch.passage_lengths.reshape(-1, number) > 0
+  best = []
+  for passage, pieces_there in enumerate(there):
+    own = passage * number + np.nonzero(pieces_there)[0]
+    best.append((queries @ pieces[own].T).max(1) / config.temperature)
+  scores = jnp.stack(best, 1)
+  total = 0
+  for i in range(BATCH):
+    banned = set(batch.positive_groups[i].tolist())
+    columns = [
+      other * (1 + NEGATIVES) + place
+      for other in range(BATCH)
+      for place in range(1 + NEGATIVES)
+      if (method.in_batch or (other == i and place))
+      and int(batch.passage_groups[other, place]) not in banned
+    ]
+    positive = scores[i, i * (1 + NEGATIVES)]
+    negatives = scores[i, np.array(columns, int)]
+    if method.loss is losses.softmax_nll:
+      row = jnp.concatenate([positive[None], negatives])
+      total += jax.nn.logsumexp(row) - positive
+    elif columns:
+      total += jnp.logaddexp(0, negatives - positive).mean()
+  return total / BATCH
+
+
+@pytest.mark.parametrize('name', ['ance', 'ance_in_batch'])
+def test_a_passage_in_pieces_is_scored_by_its_best_one(
+  name, tiny, params, batch
+):
+  config = dataclasses.replace(tiny, dropout_rate=0.0, temperature=10.0)
+  method = methods.METHODS[name]
+  batch = in_pieces(batch, 3, np.random.default_rng(1))
+  expected, gradient = jax.jit(
+    jax.value_and_grad(lambda p: slow_best_loss(config, method, p, batch, 3))
+  )(params)
+  cached = dataclasses.replace(config, micro_batch_size=2)
+  for settings, num_devices in ((config, 2), (cached, 1)):
+    value, _, grads = loss_and_grads(
+      settings, method, params, batch, num_devices
+    )
+    assert value == pytest.approx(float(expected), rel=1e-6, abs=1e-6)
+    for found, wanted in zip(
+      jax.tree.leaves(grads), jax.tree.leaves(gradient), strict=True
+    ):
+      np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

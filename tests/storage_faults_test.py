@@ -78,7 +78,7 @@ def store(folder, tokenizer):
     TEXTS,
     what='passages',
     num_texts=len(TEXTS),
-    length=16,
+    cut=tokens.Cut(16),
     content_hash='texts',
     folder=folder / 'tokens',
   )

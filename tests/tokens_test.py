@@ -17,13 +17,13 @@ def tokenizer():
   return tokenizer_lib.train_vocabulary(TEXTS, 120)
 
 
-def make(tokenizer, folder, texts=TEXTS, length=8, content_hash='h'):
+def make(tokenizer, folder, texts=TEXTS, length=8, content_hash='h', **cut):
   return tokens.token_rows(
     tokenizer,
     texts,
     what='texts',
     num_texts=len(texts),
-    length=length,
+    cut=tokens.Cut(length, **cut),
     content_hash=content_hash,
     folder=folder,
   )
@@ -274,3 +274,41 @@ def test_what_stands_between_title_and_text_is_a_space_or_a_token(tokenizer):
     tokenizer_lib.title_separator(tokenizer, 'space') == tokenizer_lib.SPACE
   )
   assert tokenizer_lib.title_separator(tokenizer, 'token') == '[SEP]'
+
+
+def test_pieces_have_special_tokens_of_their_own_and_are_no_more_than_asked(
+  tokenizer, tmp_path, capsys
+):
+  texts = ['word1', TEXTS[0] * 3, TEXTS[1]]
+  rows = make(tokenizer, tmp_path, texts, pieces=3)
+  assert 'of them cut at 24' in capsys.readouterr().out
+  pieces, texts_of = rows.pieces(), rows.texts_of_pieces()
+  assert len(rows) == 3
+  assert len(pieces) == len(texts_of) == rows.first[-1]
+  for number, text in enumerate(texts):
+    plain = tokenizer(text, add_special_tokens=False)['input_ids']
+    expected = [plain[i : i + 6] for i in range(0, len(plain), 6)][:3]
+    found = [
+      pieces.ids[pieces.offsets[p] : pieces.offsets[p + 1]].tolist()
+      for p in np.nonzero(texts_of == number)[0]
+    ]
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    assert found == [[cls, *ids, sep] for ids in expected]
+  again = make(tokenizer, tmp_path, texts, pieces=3)
+  np.testing.assert_array_equal(again.first, rows.first)
+  ids, lengths = rows.padded_pieces([0, 1], 8, 3)
+  assert ids.shape == (2, 3, 8)
+  assert lengths[0].tolist() == [rows.lengths()[0], 0, 0]
+  assert (lengths[1] == 8).all()
+  assert ids[0, 1].tolist() == [tokenizer.pad_token_id] * 8
+
+
+def test_whole_pieces_are_cut_as_in_ance_and_only_the_first_has_a_first_token(
+  tokenizer, tmp_path
+):
+  text = TEXTS[0] * 3
+  rows = make(tokenizer, tmp_path, [text, 'word1'], pieces=3, whole=True)
+  expected = tokenizer(text, truncation=True, max_length=24)['input_ids']
+  assert rows.ids[: rows.offsets[3]].tolist() == expected
+  assert rows.first.tolist() == [0, 3, 4]
+  assert rows.lengths()[:3].tolist() == [8, 8, 8]

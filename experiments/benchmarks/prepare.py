@@ -71,7 +71,7 @@ def one(number):
         tokens.passage_texts(corpus, tokenizer.SPACE),
         what='passages',
         num_texts=number,
-        length=LENGTH,
+        cut=tokens.Cut(LENGTH),
         content_hash=corpus.hash,
         folder=folder / 'tokens',
       )

@@ -170,7 +170,7 @@ def pickled_array(path, proof):
 def test_pickled_token_rows_are_not_run(tmp_path, proof):
   tokenizer = tokenizer_lib.train_vocabulary(cases_checkpoints.TEXTS, 60)
   kwargs = {
-    'what': 'texts', 'num_texts': 2, 'length': 8, 'content_hash': 'h',
+    'what': 'texts', 'num_texts': 2, 'cut': tokens.Cut(8), 'content_hash': 'h',
     'folder': tmp_path / 'tokens',
   }  # fmt: skip
   tokens.token_rows(tokenizer, cases_checkpoints.TEXTS, **kwargs)
