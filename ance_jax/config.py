@@ -412,6 +412,12 @@ class Config:
     'or a step.',
     may_change=True,
   )
+  bm25_run: str = knob(
+    '',
+    'TREC run file of the training queries, such as --job=evaluate '
+    '--retriever=bm25 --split=train or Anserini writes, whose ranking is taken '
+    'for that of BM25. Empty: what the data brings, or else bm25s ranks.',
+  )
   bm25_k1: float = knob(0.9, 'BM25 term saturation. Anserini: 0.9.')
   bm25_b: float = knob(0.4, 'BM25 length normalisation. Anserini: 0.4.')
 
@@ -560,7 +566,8 @@ _RANGES = (
 )
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
-  'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs', 'picture'
+  'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
+  'picture', 'bm25_run'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
 # What nothing may be chosen on.

@@ -15,6 +15,8 @@ from ance_jax import lexical
 from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
+from ance_jax import reading
+from ance_jax import records
 from ance_jax import schedule
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
@@ -75,21 +77,26 @@ def drops_answers(run):
 
 
 def by_bm25(run):
-  """Returns the (Q, K) int32 negatives of BM25, mined once a run."""
+  """Returns the (Q, K) int32 negatives of BM25, mined once a run.
+
+  Of the ranking in `--bm25_run`, or that which the data brings, or bm25s's.
+  """
   config = run.config
   about = {**sources(run), 'k1': config.bm25_k1, 'b': config.bm25_b}
+  if config.bm25_run:
+    about['bm25_run'] = handoff.file_hash(reading.regular(config.bm25_run))
   folder = run.workdir / 'bm25'
   if not handoff.find(folder, about):
     split = run.splits[config.train_split]
+    rank, where = _bm25_rank(run, split)
     negatives, counts = of_ranking(
       run,
       methods.METHODS['bm25'],
-      _given_rank(split) if split.negatives else _bm25_rank(run, split),
+      rank,
       (0, len(split.ids)),
       'mine with BM25',
     )
-    where = ' of the data' if split.negatives else ''
-    logs.say(f'BM25 negatives{where}: {counts_text(counts)}')
+    logs.say(f'BM25 negatives of {where}: {counts_text(counts)}')
     with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
       np.save(unfinished / 'negatives.npy', negatives)
   return handoff.load_array(folder / 'negatives.npy')
@@ -166,24 +173,33 @@ def _positives(run, method, rows):
 
 
 def _bm25_rank(run, split):
-  """Returns rank(query rows, depth) -> passage rows by BM25."""
+  """Returns rank(query rows, depth) -> passage rows, and whose it is."""
   config = run.config
+  if config.bm25_run:
+    rows = {split.ids[row]: row for row in range(len(split.ids))}
+    ranked = records.read_run(config.bm25_run, rows, run.corpus.rows)
+    without = len(split.ids) - len(ranked)
+    if without:
+      logs.say(f'{config.bm25_run}: {without:,} training queries are not in it')
+    return _given_rank(ranked), config.bm25_run
+  if split.negatives:
+    return _given_rank(dict(enumerate(split.negatives))), 'the data'
   texts = list(tokens.passage_texts(run.corpus, tokenizer_lib.SPACE))
   rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
 
   def find(rows, depth):
     return rank([split.texts[int(row)] for row in rows], depth, None).rows
 
-  return find
+  return find, 'bm25s'
 
 
-def _given_rank(split):
-  """Returns rank(query rows, depth) -> passage rows that the data brings."""
+def _given_rank(ranked):
+  """Returns rank(query rows, depth) of {query row: passage rows}."""
 
   def find(rows, depth):
     found = np.full((len(rows), depth), -1, np.int32)
     for place, row in enumerate(rows):
-      given = split.negatives[int(row)][:depth]
+      given = ranked.get(int(row), [])[:depth]
       found[place, : len(given)] = given
     return found
 

@@ -296,3 +296,31 @@ def test_negatives_that_the_data_brings_are_those_of_bm25(open_run, capsys):
     wanted = [p for p in given[query] if int(groups[p]) not in banned][:2]
     assert row[: len(wanted)] == wanted
   assert 'BM25 negatives of the data: dropped' in capsys.readouterr().out
+
+
+def test_a_run_file_is_taken_for_the_ranking_of_bm25(open_run, tmp_path):
+  run = open_run(method='bm25')
+  ranked = evaluate.run(
+    dataclasses.replace(
+      run.config,
+      job='evaluate',
+      retriever='bm25',
+      split='train',
+      workdir=str(tmp_path / 'bm25'),
+    )
+  )
+  assert ranked['mrr@10'] > 0
+  path = tmp_path / 'bm25' / 'train-bm25-0.trec'
+  # The order of the lines says nothing, but between equal scores.
+  lines = path.read_text().splitlines()
+  lines.sort(key=lambda line: float(line.split()[4]))
+  path.write_text('\n'.join(lines) + '\nother Q0 p1 1 2.5 x\n')
+  of_file = run._replace(
+    config=dataclasses.replace(run.config, bm25_run=str(path), top_k=5)
+  )
+  small = run._replace(config=dataclasses.replace(run.config, top_k=5))
+  expected = np.array(negatives_lib.by_bm25(small))
+  found = np.array(negatives_lib.by_bm25(of_file))
+  np.testing.assert_array_equal(found, expected)
+  path.write_text('\n'.join(lines[:50]) + '\n')
+  assert (np.array(negatives_lib.by_bm25(of_file)) != found).any()

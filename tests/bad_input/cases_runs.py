@@ -90,6 +90,7 @@ CALLS = {
   'choose': lambda config: checkpoint.choose(config.workdir, config.checkpoint),
   'check': train.check,
   'begin': train.run,
+  'mine with BM25': lambda config: negatives.by_bm25(_go_on(config)),
   'read': lambda config: runs.read(config, ('dev',)),
   'evaluate': evaluate.run,
   'encode': evaluate.write_embeddings,
@@ -104,6 +105,21 @@ def metric(text, says):
 def job(call, says, **changes):
   """Returns the case of settings that do not go with the run."""
   return Refused(settings(call=call, **changes), says)
+
+
+def ranked(text):
+  """Returns a `make` of a run file of BM25's rankings, and the job it is of."""
+
+  def make(folder):
+    put('run.trec', text)(folder)
+    return {'call': 'mine with BM25', 'bm25_run': str(folder / 'run.trec')}
+
+  return make
+
+
+def misranked(text, says, line=1):
+  """Returns the case of a run file that cannot be used."""
+  return Refused(ranked(text), says, 'run.trec', line)
 
 
 def going_on(make, says, file=''):
@@ -316,6 +332,30 @@ CASES = {
   ),
   'no answers': job(
     'check a refresh', 'found 2 queries without', method='ance_code_qa'
+  ),
+  'answers dropped where there are none': job(
+    'check a refresh', 'must be with data that has answers', drop_answers=True
+  ),
+  # Rankings of BM25 that are given.
+  'run of BM25': Accepted(
+    ranked('q0 Q0 p1 1 2.5 x\nq1 Q0 p2 1 2 x\n'), 'BM25 negatives of '
+  ),
+  'run without some queries': Accepted(
+    ranked('q0 Q0 p1 1 2.5 x\n'), '1 training queries are not in it'
+  ),
+  'run of other queries': Accepted(
+    ranked('q9 Q0 p1 1 2.5 x\n'), 'left out 1 lines of other queries'
+  ),
+  'run of other passages': misranked(
+    'q0 Q0 p77 1 2.5 x\n', 'a ranked passage id must be one of the data'
+  ),
+  'run of five columns': misranked('q0 Q0 p1 1 2.5\n', 'query id, Q0, passage'),
+  'run with a word as score': misranked(
+    'q0 Q0 p1 1 2.5 x\nq0 Q0 p2 2 two x\n', 'a score must be a number', 2
+  ),
+  'run with no score': misranked('q0 Q0 p1 1 nan x\n', 'a score must be a num'),
+  'run file that is not there': job(
+    'mine with BM25', 'what is read must be a file', bm25_run='/nowhere/run'
   ),
   'no index': job('check a refresh', 'a FAISS factory string', index='Flatt'),
   'no parameter': job(
