@@ -112,6 +112,7 @@ def evaluate(run, params, indexed, split_name, watch):
     split = run.splits[split_name]
     depth = metrics.depth(split, len(run.passages))
     ranking = indexed.search(queries, depth, f'search {split_name}')
+    ranking = metrics.without_own(ranking, split)
     return metrics.score(ranking.rows, split, run.corpus.texts), ranking
 
 
@@ -167,7 +168,7 @@ def run(config):
     find, corpus, splits = _bm25(config, (config.split,))
     split, step = splits[config.split], 0
     depth = metrics.depth(split, len(corpus.texts))
-    ranking = find(list(split.texts), depth)
+    ranking = metrics.without_own(find(list(split.texts), depth), split)
     scores = metrics.score(ranking.rows, split, corpus.texts)
   else:
     this, params, step = runs.read(config, (config.split,))

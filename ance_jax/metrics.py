@@ -128,11 +128,10 @@ def score(rows, split, texts):
 
   Args:
     rows: (Q, K) int32 passage rows, best first, -1 where there is none; K is
-      `depth`, or all passages of a smaller corpus.
+      `depth`, or all passages of a smaller corpus. See `without_own`.
     split: The `data.Split` of the Q queries.
     texts: Texts of all passages, looked at where answers count.
   """
-  rows = without_own(rows, split)
   chosen = protocol(split)
   rows = rows[:, : chosen.depth]
   # trec_eval breaks ties of scores by id. Falling ranks as scores keep our
@@ -148,7 +147,9 @@ def score(rows, split, texts):
   for name, measure in chosen.measures.items():
     names.setdefault(str(measure), []).append(name)
   totals = dict.fromkeys(chosen.measures, 0.0)
-  for found in ir_measures.iter_calc(set(chosen.measures.values()), qrels, run):
+  for found in ir_measures.iter_calc(
+    dict.fromkeys(chosen.measures.values()), qrels, run
+  ):
     for name in names[str(found.measure)]:
       value = found.value
       if name.startswith(CAPPED):
@@ -157,21 +158,27 @@ def score(rows, split, texts):
   return {name: total / len(split.ids) for name, total in totals.items()}
 
 
-def without_own(rows, split):
+def without_own(ranking, split):
   """Returns a ranking without the passages that have their query's id.
 
   Args:
-    rows: (Q, K) int32 passage rows.
-    split: A `data.Split` of Q queries.
+    ranking: `index.Ranking` of the split's queries.
+    split: A `data.Split`.
 
   Returns:
-    (Q, K) int32; -1 at the end of a row that one was taken from.
+    An `index.Ranking` of the same shape; -1, and -inf as the score, at the end
+    of what one was taken from.
   """
   if split.own is None:
-    return rows
-  own = (rows == split.own[:, None]) & (rows >= 0)
+    return ranking
+  own = (ranking.rows == split.own[:, None]) & (ranking.rows >= 0)
   order = np.argsort(own, 1, kind='stable')
-  return np.take_along_axis(np.where(own, -1, rows), order, 1)
+  rows = np.where(own, -1, ranking.rows)
+  scores = np.where(own, -np.inf, ranking.scores).astype(np.float32)
+  return ranking._replace(
+    rows=np.take_along_axis(rows, order, 1),
+    scores=np.take_along_axis(scores, order, 1),
+  )
 
 
 def write_run(path, ranking, split, corpus, tag):

@@ -199,12 +199,13 @@ def test_the_passage_with_the_id_of_a_query_is_no_result_for_it():
     protocol='beir', own=np.array([4, -1, 7], np.int32)
   )
   assert metrics.depth(split, 5000) == 101
-  assert metrics.without_own(rows, split).tolist() == [
-    [2, 7, -1],
-    [1, 4, -1],
-    [5, 6, -1],
+  scores = np.array([[3, 2, 1], [3, 2, -np.inf], [3, 2, 1]], np.float32)
+  found = metrics.without_own(index.Ranking(rows, scores), split)
+  assert found.rows.tolist() == [[2, 7, -1], [1, 4, -1], [5, 6, -1]]
+  assert found.scores.tolist() == [[2, 1, -np.inf], [3, 2, -np.inf]] + [
+    [3, 2, -np.inf]
   ]
-  found = metrics.score(rows, split, None)
+  found = metrics.score(found.rows, split, None)
   assert found['mrr@10'] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
 
 
