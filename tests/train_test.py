@@ -301,8 +301,8 @@ def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
   config = dataclasses.replace(tiny, max_steps=6, num_devices=1)
   real_mining = mine.hard_negatives
 
-  def plant(rank, positives, top_k, *rest):
-    mined, counts = real_mining(rank, positives, top_k, *rest)
+  def plant(rank, positives, top_k, *rest, **kwargs):
+    mined, counts = real_mining(rank, positives, top_k, *rest, **kwargs)
     planted = np.broadcast_to(np.arange(top_k, dtype=np.int32), mined.shape)
     return planted.copy(), counts
 
@@ -554,7 +554,7 @@ def test_flags_that_may_change_are_chosen_by_hand():
   }
   assert may == {
     'job', 'workdir', 'num_devices', 'dry_run', 'debug',
-    'compilation_cache_dir', 'data_dir', 'micro_batch_size', 'remat',
+    'compilation_cache_dir', 'data_dir', 'download', 'micro_batch_size', 'remat',
     'max_steps', 'tokens_per_batch', 'steps_per_eval', 'retriever', 'split',
     'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
     'steps_per_log', 'query', 'num_results', 'runs', 'picture',
