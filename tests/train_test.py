@@ -554,9 +554,9 @@ def test_flags_that_may_change_are_chosen_by_hand():
   }
   assert may == {
     'job', 'workdir', 'num_devices', 'dry_run', 'debug',
-    'compilation_cache_dir', 'data_dir', 'download', 'micro_batch_size', 'remat',
-    'max_steps', 'tokens_per_batch', 'steps_per_eval', 'retriever', 'split',
-    'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
+    'compilation_cache_dir', 'data_dir', 'download', 'micro_batch_size',
+    'remat', 'max_steps', 'tokens_per_batch', 'steps_per_eval', 'retriever',
+    'split', 'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
     'steps_per_log', 'query', 'num_results', 'runs', 'picture',
   }  # fmt: skip
 
