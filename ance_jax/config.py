@@ -274,8 +274,8 @@ class Config:
   hard_negatives: int = knob(
     1,
     'Negatives of its own that a query has in a step, drawn from its --top_k; '
-    'with --method=ance_code, that a refresh draws for it. ANCE: 1; its code: '
-    '20.',
+    'with --method=ance_code, that a refresh draws for it, to take them one by '
+    'one. ANCE: 1; its code: 20.',
   )
   top_k: int = knob(
     200,

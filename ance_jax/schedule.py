@@ -14,6 +14,21 @@ def method_at(config, step):
   return method
 
 
+def num_negatives(config, method):
+  """Returns H, the negatives of its own that a query has in a step.
+
+  Args:
+    config: The run's.
+    method: The row that the step is of.
+  """
+  if method.negatives == 'none':
+    return 0
+  # `--hard_negatives` is then what a refresh draws: a triplet has one of them,
+  # and the warm-up of such a run is on triplets, too (run_train_warmup.sh).
+  triplets = methods.METHODS[config.method].triplets
+  return 1 if triplets else config.hard_negatives
+
+
 def refresh_due(config, step):
   """Returns whether negatives are mined after `step` optimizer steps."""
   if not method_at(config, step).refreshes or step >= config.max_steps:

@@ -151,7 +151,7 @@ def _step_maker(parts):
     train_step = steps.make_train_step(
       config, method, run.retriever, parts.optimizer, run.devices
     )
-    own = method.negatives != 'none'
+    number = schedule.num_negatives(config, method)
 
     def make_batch(step, negatives):
       batch = batches.make_batch(
@@ -159,7 +159,7 @@ def _step_maker(parts):
         step,
         seed=config.seed,
         batch_size=config.batch_size,
-        num_negatives=config.hard_negatives if own else 0,
+        num_negatives=number,
         negatives=negatives,
         triplets=method.triplets,
       )

@@ -117,7 +117,6 @@ def drawn(run, last):
   config = run.config
   for step in np.linspace(0, last - 1, LOOKS).astype(int).tolist():
     method = schedule.method_at(config, step)
-    own = config.hard_negatives if method.negatives != 'none' else 0
     data = runs.training_data(run, method)
     # Token rows whose one token is their row: the batch then names its rows.
     batch = batches.make_batch(
@@ -125,7 +124,7 @@ def drawn(run, last):
       step,
       seed=config.seed,
       batch_size=config.batch_size,
-      num_negatives=1 if method.triplets else own,
+      num_negatives=schedule.num_negatives(config, method),
       negatives=refresh.negatives_for(run, method, resume.picked_up(run, step)),
       triplets=method.triplets,
     )

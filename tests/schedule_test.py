@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import methods
 from ance_jax import schedule
 
 
@@ -64,3 +65,15 @@ def test_the_warm_up_row_is_used_up_to_the_first_refresh(settings):
   assert rows == ['bm25', 'bm25', 'index', 'index']
   plain = dataclasses.replace(settings, method='random')
   assert schedule.method_at(plain, 0).negatives == 'corpus'
+
+
+def test_a_query_has_the_negatives_of_its_row_and_one_where_triplets_are_made():
+  def numbers(method, hard_negatives):
+    config = config_lib.Config(method=method, hard_negatives=hard_negatives)
+    return [
+      schedule.num_negatives(config, methods.METHODS[name])
+      for name in (method, 'bm25', 'in_batch')
+    ]
+
+  assert numbers('ance', 3) == [3, 3, 0]
+  assert numbers('ance_code', 20) == [1, 1, 0]
