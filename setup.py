@@ -57,6 +57,7 @@ setuptools.setup(
       'nbclient>=0.10',
       'nbformat>=5.10',
       'pytest>=8',
+      'pytest-xdist>=3.5',
       'ruff==0.17.6',
       # The oracles of the parity tests. Elsewhere those tests are skipped: an
       # open range of torch would bring gigabytes of accelerator libraries.
