@@ -124,10 +124,9 @@ def sources(run):
   config = run.config
   split = run.splits[config.train_split]
   return {
-    # Rules that not every run has, so that refreshes of before stay valid.
-    **({} if split.own is None else {'own': True}),
-    **({} if config.drop_same_text else {'drop_same_text': False}),
-    **({'drop_answers': True} if drops_answers(run) else {}),
+    'own': split.own is not None,
+    'drop_same_text': config.drop_same_text,
+    'drop_answers': drops_answers(run),
     'passages': run.passages.hash,
     'queries': run.queries[config.train_split].hash,
     'judgements': split.hash,
