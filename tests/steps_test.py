@@ -92,16 +92,8 @@ def loss_and_grads(
   return value, accuracy, grads
 
 
-def slow_loss(config, method, params, batch):
-  """The loss on one device, no collective, its columns picked by loops."""
-  encode = encoders.make_encode(RETRIEVER, 'float32', encoders.QUERY)
-  queries = encode(params, batch.query_ids, batch.query_lengths)
-  passages = encode(
-    params,
-    batch.passage_ids.reshape(-1, LENGTH),
-    batch.passage_lengths.ravel(),
-  )
-  scores = queries @ passages.T / config.temperature
+def loss_of_scores(method, scores, batch):
+  """The loss of (B, B (1 + H)) scores of all passages, columns by loops."""
   total = 0
   for i in range(BATCH):
     banned = set(batch.positive_groups[i].tolist())
@@ -120,6 +112,19 @@ def slow_loss(config, method, params, batch):
     elif columns:
       total += jnp.logaddexp(0, negatives - positive).mean()
   return total / BATCH
+
+
+def slow_loss(config, method, params, batch):
+  """The loss on one device, no collective, its columns picked by loops."""
+  encode = encoders.make_encode(RETRIEVER, 'float32', encoders.QUERY)
+  queries = encode(params, batch.query_ids, batch.query_lengths)
+  passages = encode(
+    params,
+    batch.passage_ids.reshape(-1, LENGTH),
+    batch.passage_lengths.ravel(),
+  )
+  scores = queries @ passages.T / config.temperature
+  return loss_of_scores(method, scores, batch)
 
 
 @pytest.mark.parametrize('name', KINDS)
@@ -379,24 +384,7 @@ def slow_best_loss(config, method, params, batch, number):
     own = passage * number + np.nonzero(pieces_there)[0]
     best.append((queries @ pieces[own].T).max(1) / config.temperature)
   scores = jnp.stack(best, 1)
-  total = 0
-  for i in range(BATCH):
-    banned = set(batch.positive_groups[i].tolist())
-    columns = [
-      other * (1 + NEGATIVES) + place
-      for other in range(BATCH)
-      for place in range(1 + NEGATIVES)
-      if (method.in_batch or (other == i and place))
-      and int(batch.passage_groups[other, place]) not in banned
-    ]
-    positive = scores[i, i * (1 + NEGATIVES)]
-    negatives = scores[i, np.array(columns, int)]
-    if method.loss is losses.softmax_nll:
-      row = jnp.concatenate([positive[None], negatives])
-      total += jax.nn.logsumexp(row) - positive
-    elif columns:
-      total += jnp.logaddexp(0, negatives - positive).mean()
-  return total / BATCH
+  return loss_of_scores(method, scores, batch)
 
 
 @pytest.mark.parametrize('name', ['ance', 'ance_in_batch'])

@@ -79,20 +79,23 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
     folder = self._source_dir or dl_manager.download_dir / self.name
     source = self._read(str(folder), self._source_dir is None)
     if self.builder_config.name == 'corpus':
-      return {'corpus': _passages(source.corpus)}
+      return {'corpus': self._generate_examples(_passages(source.corpus))}
     found = {name: source.read_split(name) for name in self.SPLITS}
     found = {name: judged for name, judged in found.items() if judged}
     if self.builder_config.name == 'queries':
-      return {name: _queries(judged) for name, judged in found.items()}
+      return {
+        name: self._generate_examples(_queries(judged))
+        for name, judged in found.items()
+      }
     return {
-      name: _judgements(judged, source.corpus)
+      name: self._generate_examples(_judgements(judged, source.corpus))
       for name, judged in found.items()
       # Of questions with answers alone, none is judged.
       if judged.judgements
     }
 
-  def _generate_examples(self):
-    raise NotImplementedError('each split has a generator of its own')
+  def _generate_examples(self, rows):
+    yield from rows
 
 
 class MsMarcoPassage(_RetrievalSet):
