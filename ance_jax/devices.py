@@ -31,6 +31,14 @@ def local(num_devices):
   return tuple(found[: num_devices or len(found)])
 
 
+def host():
+  """Returns the CPU as a device; None where `JAX_PLATFORMS` leaves it out."""
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError:
+    return None
+
+
 def describe(devices):
   """Returns what the bits of a run hang on besides its flags: {name: text}."""
   versions = {name: metadata.version(name) for name in _PACKAGES}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ance_jax import bert
+from ance_jax import devices
 
 QUERY, PASSAGE = 'query', 'passage'
 # Name of the one tower that encodes both.
@@ -81,14 +82,22 @@ class Tower(nn.Module):
     body = bert.Body(r.body, self.dtype, self.remat, name='body')
     x = body(ids, lengths, dropout)
     x = x.astype(jnp.float32)
+    precision = bert.precision(x.dtype)
     if r.pooling == 'cls':
       x = x[:, 0]
     else:
       real = jnp.arange(ids.shape[1]) < lengths[:, None]
-      x = jnp.einsum('bld,bl->bd', x, real / lengths[:, None])
+      share = real / lengths[:, None]
+      x = jnp.einsum('bld,bl->bd', x, share, precision=precision)
     if r.head_size:
       # Both papers' code starts it as the body is.
-      x = nn.Dense(r.head_size, kernel_init=bert.INITIALIZER, name='head')(x)
+      head = nn.Dense(
+        r.head_size,
+        precision=precision,
+        kernel_init=bert.INITIALIZER,
+        name='head',
+      )
+      x = head(x)
     if r.head_size and r.head_norm:
       norm = nn.LayerNorm(1e-5, use_fast_variance=False, name='head_norm')
       x = norm(x)
@@ -102,15 +111,24 @@ def init(retriever, seed):
 
   Untied towers start equal, as two copies of one checkpoint would.
   """
-  ids, lengths = jnp.zeros((1, 2), jnp.int32), jnp.ones(1, jnp.int32)
-  key = jax.random.key(seed)
-  params = jax.jit(Tower(retriever).init)(key, ids, lengths)['params']
-  return {name: jax.tree.map(jnp.copy, params) for name in retriever.towers}
+  # The host's compiler needs a second for it; that of a GPU took more than 30
+  # for BERT-base, and for other bits.
+  with jax.default_device(devices.host()):
+    params = jax.jit(_init, static_argnums=0)(retriever, seed)
+  params = jax.device_get(params)
+  return {name: jax.tree.map(jnp.array, params) for name in retriever.towers}
 
 
 def shapes(retriever):
   """Returns the parameters' tree, of shapes and dtypes in place of arrays."""
-  return jax.eval_shape(lambda: init(retriever, 0))
+  params = jax.eval_shape(lambda: _init(retriever, 0))
+  return dict.fromkeys(retriever.towers, params)
+
+
+def _init(retriever, seed):
+  """Returns random parameters of one tower."""
+  ids, lengths = jnp.zeros((1, 2), jnp.int32), jnp.ones(1, jnp.int32)
+  return Tower(retriever).init(jax.random.key(seed), ids, lengths)['params']
 
 
 def make_encode(retriever, dtype, side, remat=False):

@@ -290,7 +290,7 @@ def test_the_sisters_share_the_warm_up_bit_for_bit(tiny):
 
 def read_params(config, step):
   run = runs.read(config, ('train', 'dev'))[0]
-  shapes = jax.eval_shape(lambda: runs.encoders.init(run.retriever, 0))
+  shapes = runs.encoders.shapes(run.retriever)
   return jax.device_get(
     checkpoint.read_params(config.workdir, step, shapes, run.devices)
   )

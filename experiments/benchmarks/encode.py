@@ -33,7 +33,7 @@ def main():
   rows = np.random.default_rng(0).choice(len(corpus.texts), NUM_PASSAGES, False)
   passages = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
   texts = [passages[row] for row in rows]
-  model = models.load(config.Config(init_from=side_by_side.MODEL), ())
+  model = models.load(config.Config(init_from=side_by_side.minilm()), ())
   encoder = encode.make_encoder(
     model.retriever,
     encoders.PASSAGE,
@@ -42,7 +42,7 @@ def main():
     devices=devices.local(1),
   )
   peer = sentence_transformers.SentenceTransformer(
-    side_by_side.MODEL, device='cpu'
+    side_by_side.minilm(), device='cpu'
   )
   length = model.retriever.passage_length
 

@@ -26,7 +26,7 @@ from ance_jax import tokens
 
 PAIRS, QUERY_LENGTH, PASSAGE_LENGTH, STEPS = 32, 32, 128, 3
 SETTINGS = config.Config(
-  init_from=side_by_side.MODEL,
+  init_from=side_by_side.minilm(),
   method='in_batch',
   query_length=QUERY_LENGTH,
   passage_length=PASSAGE_LENGTH,
@@ -102,7 +102,7 @@ def make_ours(queries, passages):
 def make_theirs(queries, passages):
   """Returns (step function, loss without dropout)."""
   peer = sentence_transformers.SentenceTransformer(
-    side_by_side.MODEL, device='cpu'
+    side_by_side.minilm(), device='cpu'
   )
   loss = losses.MultipleNegativesRankingLoss(peer)
   features = []
