@@ -48,6 +48,7 @@ setuptools.setup(
     'transformers>=5,<6',
   ],
   extras_require={
+    'beam': ['apache-beam>=2.70,<3'],
     # Beside the extra test: what experiments/benchmarks/mine.py is timed with.
     'benchmarks': ['datasets>=3'],
     'cuda': ['jax[cuda]>=0.10,<0.13'],

@@ -50,13 +50,15 @@ class Config:
   # The job.
   job: str = knob(
     'train',
-    'What to do: train a retriever; inspect: report on the dataset; audit: '
+    'What to do: train a retriever; prepare: only read and tokenize the data; '
+    'inspect: report on the dataset; audit: '
     'look for false negatives in what a checkpoint ranks high; refresh: mine '
     'negatives once with a checkpoint; encode: write the embeddings of the '
     'corpus; evaluate: score a split; search: type queries, see passages; '
     'report: draw the curves.',
     choices=(
       'train',
+      'prepare',
       'inspect',
       'audit',
       'refresh',
@@ -94,6 +96,25 @@ class Config:
   )
 
   # Data.
+  tokens_dir: str = knob(
+    '',
+    'Folder of token rows, made once per text, tokenizer and length: runs that '
+    'name the same one share them. Not given: tokens in --workdir.',
+    may_change=True,
+  )
+  beam_runner: str = knob(
+    '',
+    'With --job=prepare: the runner of Apache Beam that passages are tokenized '
+    'on (extra beam): DirectRunner, FlinkRunner, SparkRunner, DataflowRunner; '
+    'its workers must see --tokens_dir under the same path. Not given: the '
+    'cores of this machine.',
+    may_change=True,
+  )
+  beam_options: str = knob(
+    '',
+    "Options of --beam_runner, as on a command line: '--parallelism=64'.",
+    may_change=True,
+  )
   dataset: str = knob(
     'pydocs',
     'pydocs: docstrings of the installed Python packages, no download; all '
@@ -463,6 +484,11 @@ class Config:
         f'--dry_run must be with --job=train; found it with --job={self.job}; '
         'leave it out.'
       )
+    if self.beam_runner and self.job != 'prepare':
+      raise BadInput(
+        f'--beam_runner must be with --job=prepare; found it with '
+        f'--job={self.job}; leave it out.'
+      )
     values = [
       (field, getattr(self, field.name)) for field in dataclasses.fields(self)
     ]
@@ -567,7 +593,7 @@ _RANGES = (
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
-  'picture', 'bm25_run'
+  'picture', 'bm25_run', 'tokens_dir'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
 # What nothing may be chosen on.

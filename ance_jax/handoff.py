@@ -14,6 +14,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import time
 
 import numpy as np
 import tqdm
@@ -23,7 +24,8 @@ from ance_jax import config as config_lib
 MANIFEST = 'manifest.json'
 _UNFINISHED = '.unfinished'
 _NEW, _OLD = 'new', 'old'
-_LOCK, _IN_USE = '.lock', 'in-use.lock'
+_LOCK, _IN_USE, _IN_TURN = '.lock', 'in-use.lock', 'in-turn.lock'
+_POLL_SECS = 0.2
 
 
 class Damaged(config_lib.BadInput):
@@ -279,6 +281,28 @@ def in_use(folder):
   make_folder(folder)
   with _locked(pathlib.Path(folder) / _IN_USE, fcntl.LOCK_SH):
     yield
+
+
+@contextlib.contextmanager
+def turn(folder, waiting):
+  """Lets one process at a time run the block for a folder, made if missing.
+
+  Args:
+    folder: Path.
+    waiting: Called once if another process has it, before this one waits.
+  """
+  make_folder(folder)
+  descriptor = os.open(
+    pathlib.Path(folder) / _IN_TURN, os.O_RDWR | os.O_CREAT, 0o644
+  )
+  try:
+    if not lock(descriptor):
+      waiting()
+    while not lock(descriptor):
+      time.sleep(_POLL_SECS)
+    yield
+  finally:
+    os.close(descriptor)
 
 
 def lock(descriptor, how=fcntl.LOCK_EX):

@@ -28,6 +28,7 @@ from ance_jax import train
 
 _JOBS = {
   'train': lambda config: train.run(config, leave=_leave),
+  'prepare': runs.prepare,
   'inspect': inspection.run,
   'audit': audit.run,
   'refresh': refresh.run,

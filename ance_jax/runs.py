@@ -17,6 +17,7 @@ from ance_jax import encoders
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import models
+from ance_jax import pipelines
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
@@ -57,13 +58,20 @@ class Run(NamedTuple):
     return pathlib.Path(self.config.workdir)
 
 
-def begin(config, split_names):
-  """Returns (Run, parameters) of a new run; `corpora.load` has the splits."""
+def begin(config, split_names, spread=None):
+  """Returns (Run, parameters) of a new run.
+
+  Args:
+    config: The run's `Config`.
+    split_names: As for `corpora.load`.
+    spread: As for `tokens.token_rows`, of the passages.
+  """
   dataset = corpora.load(config, split_names)
   model = models.load(
     config, tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
   )
-  return _run(config, dataset, model.retriever, model.tokenizer), model.params
+  run = _run(config, dataset, model.retriever, model.tokenizer, spread)
+  return run, model.params
 
 
 def record(run):
@@ -75,6 +83,21 @@ def record(run):
     _DATA_FILE: json.dumps(began).encode(),
     **models.model_files(run.retriever, run.tokenizer),
   }
+
+
+def prepare(config):
+  """Reads the data and keeps its token rows, for the runs to come."""
+  require_workdir(config)
+  spread = None
+  if config.beam_runner:
+    spread = pipelines.on_beam(config.beam_runner, config.beam_options)
+  begin(config, None, spread)
+  logs.say(f'prepared: {tokens_folder(config)}')
+
+
+def tokens_folder(config):
+  """Returns the folder of token rows, a `pathlib.Path`."""
+  return pathlib.Path(config.tokens_dir or f'{config.workdir}/tokens')
 
 
 def go_on(config, split_names, step):
@@ -199,9 +222,8 @@ def write_flags(config):
   )
 
 
-def _run(config, dataset, retriever, tokenizer):
-  folder = pathlib.Path(config.workdir) / 'tokens'
-  corpus = dataset.corpus
+def _run(config, dataset, retriever, tokenizer, spread=None):
+  corpus, folder = dataset.corpus, tokens_folder(config)
   passages = tokens.token_rows(
     tokenizer,
     tokens.passage_texts(corpus, retriever.title_separator),
@@ -212,6 +234,7 @@ def _run(config, dataset, retriever, tokenizer):
     ),
     content_hash=f'{corpus.hash} {retriever.title_separator!r}',
     folder=folder,
+    spread=spread,
   )
   queries = {
     name: tokens.token_rows(

@@ -7,6 +7,7 @@ import numpy as np
 
 # Bytes of a blob in memory.
 _MAX_BLOB = 2**27
+_BLOB_FILE, _OFFSETS_FILE = 'texts.bin', 'offsets.npy'
 
 
 def make(items):
@@ -15,6 +16,13 @@ def make(items):
   for item in items:
     writer.add(item)
   return writer.done()
+
+
+def load(folder):
+  """Returns the `Strings` that `Strings.save` wrote, the blob as a map."""
+  offsets = np.load(folder / _OFFSETS_FILE)
+  blob = np.memmap(folder / _BLOB_FILE, np.uint8, 'r') if offsets[-1] else b''
+  return Strings(blob, offsets)
 
 
 def hashed(text):
@@ -44,6 +52,11 @@ class Strings:
       raise IndexError(row)
     start, end = self._offsets[row : row + 2]
     return bytes(self._blob[start:end]).decode()
+
+  def save(self, folder):
+    """Writes the two arrays into a folder; `load` reads them."""
+    np.asarray(memoryview(self._blob)).tofile(folder / _BLOB_FILE)
+    np.save(folder / _OFFSETS_FILE, self._offsets)
 
   def update_hash(self, digest):
     """Feeds the text, and where it is cut, to a hashlib object."""

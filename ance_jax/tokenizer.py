@@ -22,6 +22,11 @@ Tokenizer = transformers.PreTrainedTokenizerFast
 SPACE = ' '
 
 
+def read_backend(path):
+  """Returns the `tokenizers.Tokenizer` of a tokenizer.json."""
+  return tokenizers.Tokenizer.from_file(str(path))
+
+
 def train_vocabulary(texts, vocab_size):
   """Returns a transformers tokenizer with a vocabulary trained on `texts`.
 

@@ -7,7 +7,7 @@ maps).
 """
 
 import array
-import collections
+import functools
 import hashlib
 import itertools
 import pathlib
@@ -19,6 +19,7 @@ from ance_jax import data
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import reading
+from ance_jax import strings
 from ance_jax import tokenizer as tokenizer_lib
 
 _ROWS_AT_ONCE = 4096
@@ -138,7 +139,9 @@ class Cut(NamedTuple):
   whole: bool = False
 
 
-def token_rows(tokenizer, texts, *, what, num_texts, cut, content_hash, folder):
+def token_rows(
+  tokenizer, texts, *, what, num_texts, cut, content_hash, folder, spread=None
+):
   """Returns the `TokenRows` of some texts, from disk if they are there.
 
   Args:
@@ -148,7 +151,11 @@ def token_rows(tokenizer, texts, *, what, num_texts, cut, content_hash, folder):
     num_texts: Number of `texts`.
     cut: `Cut`; what is cut off is counted in a printed line.
     content_hash: Hash of the texts, or of all that they are made of.
-    folder: Where token rows are kept, as memory maps.
+    folder: Where token rows are kept, as memory maps. One process at a time
+      makes them there, others wait for it.
+    spread: spread(function, tasks) calls function(task) of each task, on other
+      machines perhaps; None: this process tokenizes, on all its cores. The
+      bytes are the same.
   """
   backend = tokenizer_lib.backend(tokenizer)
   of_cut = f'{cut.length}' if cut.pieces == 1 else f'{tuple(cut)}'
@@ -156,21 +163,26 @@ def token_rows(tokenizer, texts, *, what, num_texts, cut, content_hash, folder):
     f'{backend.to_str()} {of_cut} {content_hash}'.encode()
   ).hexdigest()
   kept = pathlib.Path(folder) / f'{what}-{key[:16]}'
-  manifest = handoff.find(kept, {})
-  if manifest is None:
-    backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
-    batches = logs.progress(
-      _batches(texts),
-      f'tokenize {what}',
-      total=num_texts,
-      unit='texts',
-      count=len,
-    )
-    if num_texts > _BATCHES_A_PART * _ROWS_AT_ONCE:
-      _tokenize_in_parts(backend, iter(batches), kept, cut)
-    else:
-      _tokenize(backend, batches, kept, cut)
-    manifest = handoff.read_manifest(kept)
+
+  def waiting():
+    logs.say(f'{folder}: another process tokenizes there; waiting for it')
+
+  with handoff.turn(folder, waiting):
+    manifest = handoff.find(kept, {})
+    if manifest is None:
+      backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
+      batches = logs.progress(
+        _batches(texts),
+        f'{"hand out" if spread else "tokenize"} {what}',
+        total=num_texts,
+        unit='texts',
+        count=len,
+      )
+      if spread or num_texts > _BATCHES_A_PART * _ROWS_AT_ONCE:
+        _tokenize_in_parts(backend, iter(batches), kept, cut, spread)
+      else:
+        _tokenize(backend, batches, kept, cut)
+      manifest = handoff.read_manifest(kept)
   ids, offsets, first = _stored(kept, manifest, cut)
   pieces = f' in {len(offsets) - 1:,} pieces' if cut.pieces > 1 else ''
   logs.say(
@@ -249,17 +261,62 @@ def _rows_of(encoding, cut):
   return [r.ids for r in rows[: cut.pieces]], len(rows) > cut.pieces
 
 
-def _tokenize_in_parts(backend, batches, folder, cut):
+def tokenize_part(part, tokenizer_file, cut):
+  """Publishes the token rows of a part, whose texts lie beside it.
+
+  Args:
+    part: Path of the folder to publish.
+    tokenizer_file: Path of a tokenizer.json, with its truncation.
+    cut: `Cut`.
+  """
+  if not handoff.find(part, {}):
+    backend = tokenizer_lib.read_backend(tokenizer_file)
+    texts = strings.load(_texts_of(part))
+    _tokenize(backend, _batches(texts), part, cut)
+
+
+def _tokenize_in_parts(backend, batches, folder, cut, spread):
   """Does what `_tokenize` does, and after a kill goes on with the next part."""
   parts, whole = folder.with_name(f'{folder.name}-parts'), []
   while (first := next(batches, None)) is not None:
     rest = itertools.islice(batches, _BATCHES_A_PART - 1)
     part = parts / f'{len(whole):05d}'
+    some = itertools.chain([first], rest)
     if handoff.find(part, {}):
-      collections.deque(rest, 0)  # Goes past these texts.
+      for _ in some:  # Goes past these texts.
+        pass
+    elif spread:
+      _leave_texts(some, part)
     else:
-      _tokenize(backend, itertools.chain([first], rest), part, cut)
+      _tokenize(backend, some, part, cut)
     whole.append(part)
+  if spread:
+    file = parts / 'tokenizer.json'
+    handoff.write_text(file, backend.to_str())
+    logs.say(f'{folder.name}: workers tokenize {len(whole):,} parts')
+    spread(
+      functools.partial(tokenize_part, tokenizer_file=file, cut=cut), whole
+    )
+  _join(whole, folder, cut)
+  handoff.remove_folder(parts)
+
+
+def _leave_texts(batches, part):
+  """Publishes the texts of a part for who tokenizes them."""
+  if not handoff.find(_texts_of(part), {}):
+    texts = strings.make(itertools.chain.from_iterable(batches))
+    with handoff.publish(_texts_of(part), {}) as unfinished:
+      texts.save(unfinished)
+  for _ in batches:
+    pass
+
+
+def _texts_of(part):
+  return part.with_name(f'{part.name}-texts')
+
+
+def _join(whole, folder, cut):
+  """Publishes the token rows of parts, one behind the other, as `folder`."""
   manifests = [handoff.read_manifest(part) for part in whole]
   stored = [
     _stored(part, manifest, cut)
@@ -281,7 +338,6 @@ def _tokenize_in_parts(backend, batches, folder, cut):
       numbers = np.concatenate([np.diff(first) for _, _, first in stored])
       first = np.concatenate([[0], np.cumsum(numbers)])
       np.save(unfinished / 'first.npy', first)
-  handoff.remove_folder(parts)
 
 
 def _batches(texts):

@@ -66,15 +66,15 @@ def test_rows_are_made_once_for_the_same_text_length_and_tokenizer(
   tokenizer, tmp_path
 ):
   make(tokenizer, tmp_path)
-  (first,) = tmp_path.iterdir()
+  (first,) = tmp_path.glob('texts-*')
   stamp = (first / 'ids.bin').stat().st_mtime_ns
   make(tokenizer, tmp_path)
-  assert list(tmp_path.iterdir()) == [first]
+  assert list(tmp_path.glob('texts-*')) == [first]
   assert (first / 'ids.bin').stat().st_mtime_ns == stamp
   make(tokenizer, tmp_path, length=9)
   make(tokenizer, tmp_path, content_hash='other')
   make(tokenizer_lib.train_vocabulary(TEXTS, 60), tmp_path)
-  assert len(list(tmp_path.iterdir())) == 4
+  assert len(list(tmp_path.glob('texts-*'))) == 4
 
 
 def test_the_length_of_an_earlier_call_does_not_change_the_key(
