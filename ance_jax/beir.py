@@ -12,15 +12,19 @@ import os
 import re
 
 from ance_jax import data
+from ance_jax import downloads
 from ance_jax import logs
 from ance_jax import reading
 from ance_jax import records
+from ance_jax import registry
 
 
 def read(config):
   """Returns the `data.Source` of the folder `--data_dir`."""
   folder = records.open_folder(config, 'corpus.jsonl')
-  corpus = read_corpus(folder)
+  if config.download:
+    downloads.fetch_beir(config.beir_set, folder)
+  corpus = read_corpus(folder, config.beir_set)
   records.say_corpus(folder.name, corpus)
   query_ids, queries = read_queries(folder)
   query_rows = {query_id: row for row, query_id in enumerate(query_ids)}
@@ -46,15 +50,24 @@ def read(config):
   return data.Source(corpus, read_split, qrels_found(folder))
 
 
-def read_corpus(folder):
+def read_corpus(folder, beir_set=None):
   """Returns the `data.Corpus`; a title that is missing is ''.
 
   A passage that has only a title has it as its text; one that has nothing is
   kept. Both are counted.
+
+  Args:
+    folder: The BEIR folder.
+    beir_set: Name of the set of BEIR that should be there, or None.
   """
   writer, lines = data.CorpusWriter(), array.array('q')
   counts = collections.Counter()
-  path = records.existing(folder, 'corpus.jsonl', 'a BEIR folder')
+  how = ''
+  if beir_set:
+    archive = registry.beir_archive(beir_set)
+    how = f'unpack {archive.url} ({archive.size / 1e6:,.1f} MB)'
+    how += ', or set --download'
+  path = records.existing(folder, 'corpus.jsonl', 'a BEIR folder', how)
   for line, record in _records(path, 'read the corpus'):
     an_id = _string(path, line, record, '_id')
     records.check_id(path, line, an_id, {})
@@ -77,6 +90,8 @@ def read_corpus(folder):
   records.say_counts(path, counts)
   corpus = writer.done()
   records.check_ids(path, corpus, lines)
+  expected = registry.BEIR_PASSAGES.get(beir_set)
+  downloads.say_rows(path, len(lines), expected)
   return corpus
 
 

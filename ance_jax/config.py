@@ -139,8 +139,44 @@ class Config:
   )
   download: bool = knob(
     False,
-    'Fetch the files of --dataset=msmarco, msmarco_doc or dpr that are not in '
-    '--data_dir: gigabytes, from their source, with their checksums.',
+    'Fetch the files of --dataset=msmarco, msmarco_doc, dpr, or beir with '
+    '--beir_set, that are not in --data_dir: up to gigabytes, from their '
+    'source, with their checksums.',
+    may_change=True,
+  )
+  beir_set: str | None = knob(
+    None,
+    'Set of BEIR that is in --data_dir, or that --download fetches into it; a '
+    'line says so if it has not as many passages as that set. Not given: any '
+    'folder of the form.',
+    choices=(
+      'arguana',
+      'climate-fever',
+      'cqadupstack/android',
+      'cqadupstack/english',
+      'cqadupstack/gaming',
+      'cqadupstack/gis',
+      'cqadupstack/mathematica',
+      'cqadupstack/physics',
+      'cqadupstack/programmers',
+      'cqadupstack/stats',
+      'cqadupstack/tex',
+      'cqadupstack/unix',
+      'cqadupstack/webmasters',
+      'cqadupstack/wordpress',
+      'dbpedia-entity',
+      'fever',
+      'fiqa',
+      'hotpotqa',
+      'msmarco',
+      'nfcorpus',
+      'nq',
+      'quora',
+      'scidocs',
+      'scifact',
+      'trec-covid',
+      'webis-touche2020',
+    ),
     may_change=True,
   )
   questions: str | None = knob(
@@ -479,16 +515,7 @@ class Config:
     for field in dataclasses.fields(self):
       if isinstance(value := getattr(self, field.name), os.PathLike):
         object.__setattr__(self, field.name, os.fspath(value))
-    if self.dry_run and self.job != 'train':
-      raise BadInput(
-        f'--dry_run must be with --job=train; found it with --job={self.job}; '
-        'leave it out.'
-      )
-    if self.beam_runner and self.job != 'prepare':
-      raise BadInput(
-        f'--beam_runner must be with --job=prepare; found it with '
-        f'--job={self.job}; leave it out.'
-      )
+    self._check_together()
     values = [
       (field, getattr(self, field.name)) for field in dataclasses.fields(self)
     ]
@@ -502,6 +529,24 @@ class Config:
           raise _bad(name, f'be {rule}', value, 'set it so')
     for field, value in given:
       _check_value(field, value)
+
+  def _check_together(self):
+    """Raises `BadInput` for flags that do not go together."""
+    if self.dry_run and self.job != 'train':
+      raise BadInput(
+        f'--dry_run must be with --job=train; found it with --job={self.job}; '
+        'leave it out.'
+      )
+    if self.download and self.dataset == 'beir' and not self.beir_set:
+      raise BadInput(
+        '--download must be with --beir_set for --dataset=beir; found none; '
+        'name the set, such as --beir_set=scifact.'
+      )
+    if self.beam_runner and self.job != 'prepare':
+      raise BadInput(
+        f'--beam_runner must be with --job=prepare; found it with '
+        f'--job={self.job}; leave it out.'
+      )
 
   @classmethod
   def from_flags(cls, flag_values=flags.FLAGS):

@@ -1,15 +1,12 @@
-"""Where the files of public datasets are, how large, and their checksums.
-
-Facts of public registries (the page of MS MARCO, NIST, DPR's download_data.py,
-ir_datasets); what none of them has is left empty. TFDS fetches them.
-"""
+"""Fetches the files of public datasets, through TFDS, and counts their rows."""
 
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import tarfile
-from typing import NamedTuple
+import zipfile
 
 import tensorflow_datasets as tfds
 
@@ -17,150 +14,22 @@ from ance_jax import config as config_lib
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import records
+from ance_jax import registry
 
 _CHUNK = 2**20
 
-_MARCO = 'https://msmarco.z22.web.core.windows.net/msmarcoranking/'
-_NIST = 'https://trec.nist.gov/data/deep/'
-_DPR = 'https://dl.fbaipublicfiles.com/dpr/'
 
-
-class Download(NamedTuple):
-  """A file that is fetched.
-
-  Attributes:
-    url: Its address.
-    size: Bytes, or None.
-    md5: Checksum in hexadecimal digits, or None.
-  """
-
-  url: str
-  size: int | None = None
-  md5: str | None = None
-
-
-_COLLECTION = Download(
-  f'{_MARCO}collectionandqueries.tar.gz',
-  1_057_717_952,
-  '31644046b18952c1386cd4564ba2ae69',
-)
-_DL19_QUERIES = Download(
-  f'{_MARCO}msmarco-test2019-queries.tsv.gz',
-  4_276,
-  'eda71eccbe4d251af83150abe065368c',
-)
-_DL20_QUERIES = Download(
-  f'{_MARCO}msmarco-test2020-queries.tsv.gz',
-  4_131,
-  '00a406fb0d14ed3752d70d1e4eb98600',
-)
-# Name of a file, unpacked -> what it is in.
-DOWNLOADS = {
-  'collection.tsv': _COLLECTION,
-  'queries.train.tsv': _COLLECTION,
-  'queries.dev.small.tsv': _COLLECTION,
-  'qrels.train.tsv': _COLLECTION,
-  'qrels.dev.small.tsv': _COLLECTION,
-  'msmarco-test2019-queries.tsv': _DL19_QUERIES,
-  '2019qrels-pass.txt': Download(
-    f'{_NIST}2019qrels-pass.txt', 187_092, '2f4be390198da108f6845c822e5ada14'
-  ),
-  'msmarco-test2020-queries.tsv': _DL20_QUERIES,
-  '2020qrels-pass.txt': Download(
-    f'{_NIST}2020qrels-pass.txt', 218_617, '0355ccee7509ac0463e8278186cdd8d1'
-  ),
-  'msmarco-docs.tsv': Download(f'{_MARCO}msmarco-docs.tsv.gz'),
-  'msmarco-doctrain-queries.tsv': Download(
-    f'{_MARCO}msmarco-doctrain-queries.tsv.gz',
-    6_457_962,
-    '4086d31a9cf2d7b69c4932609058111d',
-  ),
-  'msmarco-doctrain-qrels.tsv': Download(
-    f'{_MARCO}msmarco-doctrain-qrels.tsv.gz',
-    2_385_717,
-    '9d1609e240113b0504fd2e61cb36d924',
-  ),
-  'msmarco-docdev-queries.tsv': Download(
-    f'{_MARCO}msmarco-docdev-queries.tsv.gz',
-    91_837,
-    'ac20593d71b9c32ab2633230f9cdf10d',
-  ),
-  'msmarco-docdev-qrels.tsv': Download(
-    f'{_MARCO}msmarco-docdev-qrels.tsv.gz',
-    38_553,
-    '5eeafaeb4960979a62e7fed93273254e',
-  ),
-  '2019qrels-docs.txt': Download(
-    f'{_NIST}2019qrels-docs.txt', 339_438, 'd7ef53b995ef7e01676ea85d7ec01dda'
-  ),
-  '2020qrels-docs.txt': Download(
-    f'{_NIST}2020qrels-docs.txt', 182_852, 'e10f3545583b124a4ed5e7992293e15a'
-  ),
-  'psgs_w100.tsv': Download(
-    f'{_DPR}wikipedia_split/psgs_w100.tsv.gz',
-    4_694_541_059,
-    '612fe66e0b6b41ee28f806140226c563',
-  ),
-  'biencoder-nq-train.json': Download(
-    f'{_DPR}data/retriever/biencoder-nq-train.json.gz',
-    2_314_892_908,
-    'a1c927b5adae71388eb064329387709f',
-  ),
-  'biencoder-nq-dev.json': Download(
-    f'{_DPR}data/retriever/biencoder-nq-dev.json.gz',
-    256_239_282,
-    '2640483dbe0df7ae29c6da419c551a80',
-  ),
-  'biencoder-trivia-train.json': Download(
-    f'{_DPR}data/retriever/biencoder-trivia-train.json.gz',
-    1_848_559_940,
-    '5aa4d3577c91425cd20e239ed89a252b',
-  ),
-  'biencoder-trivia-dev.json': Download(
-    f'{_DPR}data/retriever/biencoder-trivia-dev.json.gz',
-    207_271_749,
-    'd559dffe09acfe5a6370adea55b8abf2',
-  ),
-  'nq-test.qa.csv': Download(f'{_DPR}data/retriever/nq-test.qa.csv'),
-  'nq-dev.qa.csv': Download(f'{_DPR}data/retriever/nq-dev.qa.csv'),
-  'trivia-test.qa.csv': Download(f'{_DPR}data/retriever/trivia-test.qa.csv.gz'),
-  'trivia-dev.qa.csv': Download(f'{_DPR}data/retriever/trivia-dev.qa.csv.gz'),
-}
-for _set in ('webquestions', 'curatedtrec', 'squad1'):
-  _file = f'{_set}-test.qa.csv'
-  DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}')
-  for _split in ('train', 'dev'):
-    _file = f'biencoder-{_set}-{_split}.json'
-    DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}.gz')
-
-
-# Rows that files of the sources have, without a header. Those of the papers and
-# of the registries; what is not here is not known.
-ROWS = {
-  'collection.tsv': 8_841_823,
-  'qrels.train.tsv': 532_761,
-  'queries.dev.small.tsv': 6_980,
-  'qrels.dev.small.tsv': 7_437,
-  'msmarco-docs.tsv': 3_213_835,
-  'msmarco-doctrain-queries.tsv': 367_013,
-  'msmarco-docdev-queries.tsv': 5_193,
-  'psgs_w100.tsv': 21_015_324,
-  'biencoder-nq-train.json': 58_880,
-  'biencoder-nq-dev.json': 6_515,
-  'nq-dev.qa.csv': 8_757,
-  'nq-test.qa.csv': 3_610,
-  'trivia-test.qa.csv': 11_313,
-}
-
-
-def say_rows(path, rows):
+def say_rows(path, rows, expected=None):
   """Prints a line if a file has not the rows that the source's has.
 
   Args:
     path: `pathlib.Path` of the file.
     rows: Rows that were read of it.
+    expected: Rows of the source's; None: those of a file of that name, if it
+      has a row in `registry.ROWS`.
   """
-  expected = ROWS.get(path.name.removesuffix('.gz'))
+  if expected is None:
+    expected = registry.ROWS.get(path.name.removesuffix('.gz'))
   if expected not in (None, rows):
     logs.say(f"{path}: {rows:,} rows; the source's has {expected:,}")
 
@@ -177,7 +46,11 @@ def existing(config, folder, name, what):
   Raises:
     BadInput: It is not there, or cannot be fetched.
   """
-  if not records.find(folder, name) and config.download and name in DOWNLOADS:
+  if (
+    not records.find(folder, name)
+    and config.download
+    and name in registry.DOWNLOADS
+  ):
     fetch(name, folder)
   return records.existing(folder, name, what, how(name))
 
@@ -188,12 +61,42 @@ def how(name):
   Args:
     name: Name of the file, unpacked.
   """
-  found = DOWNLOADS.get(name)
+  found = registry.DOWNLOADS.get(name)
   if found is None:
     return ''
   size = f'{found.size / 1e6:,.1f} MB' if found.size else 'size not known'
   verb = 'unpack' if _is_archive(found) else 'fetch'
   return f'{verb} {found.url} ({size}), or set --download'
+
+
+def fetch_beir(name, folder):
+  """Downloads a set of BEIR into a folder, if its corpus is not there.
+
+  Args:
+    name: Key of `registry.BEIR_PASSAGES`.
+    folder: `pathlib.Path`.
+
+  Raises:
+    BadInput: It cannot be fetched, or is not what it should be.
+  """
+  if records.find(folder, 'corpus.jsonl'):
+    return
+  path = _fetched(registry.beir_archive(name), folder, name)
+  inside = re.compile(
+    rf'{re.escape(name)}/((?:corpus|queries)\.jsonl|qrels/[a-z]+\.tsv)'
+  )
+  with zipfile.ZipFile(path) as archive:
+    found = list(filter(None, map(inside.fullmatch, archive.namelist())))
+    if 'corpus.jsonl' not in {match[1] for match in found}:
+      raise config_lib.BadInput(
+        f'{path} must hold {name}/corpus.jsonl; found none; fetch it by hand.'
+      )
+    # The corpus last: where it is, all is.
+    for match in sorted(found, key=lambda match: match[1], reverse=True):
+      handoff.make_folder((folder / match[1]).parent)
+      with archive.open(match[0]) as member:
+        with handoff.writing(folder / match[1]) as file:
+          shutil.copyfileobj(member, file, _CHUNK)
 
 
 def fetch(name, folder):
@@ -203,13 +106,30 @@ def fetch(name, folder):
   file is a link to it, or one of an archive.
 
   Args:
-    name: Name of the file, unpacked; a key of `DOWNLOADS`.
+    name: Name of the file, unpacked; a key of `registry.DOWNLOADS`.
     folder: `pathlib.Path`.
 
   Raises:
     BadInput: It cannot be fetched, or has another checksum.
   """
-  found = DOWNLOADS[name]
+  found = registry.DOWNLOADS[name]
+  path = _fetched(found, folder, name)
+  if _is_archive(found):
+    _extract(path, name, folder)
+    return
+  if found.url.endswith('.gz'):
+    name = f'{name}.gz'
+  os.symlink(path.relative_to(folder), folder / name)
+
+
+def _fetched(found, folder, name):
+  """Returns the path of what was fetched, now or before, its checksum checked.
+
+  Args:
+    found: `registry.Download`.
+    folder: `pathlib.Path` of the folder that downloads/ is in.
+    name: What is wanted of it, for people.
+  """
   manager = tfds.download.DownloadManager(download_dir=folder / 'downloads')
   logs.say(f'{name}: fetching {found.url}')
   try:
@@ -228,12 +148,7 @@ def fetch(name, folder):
       f'{found.url} must have the MD5 {found.md5}; found {md5}, and removed '
       'it; give the same command again.'
     )
-  if _is_archive(found):
-    _extract(path, name, folder)
-    return
-  if found.url.endswith('.gz'):
-    name = f'{name}.gz'
-  os.symlink(path.relative_to(folder), folder / name)
+  return path
 
 
 def _extract(path, name, folder):

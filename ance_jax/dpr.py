@@ -19,6 +19,7 @@ from ance_jax import downloads
 from ance_jax import logs
 from ance_jax import reading
 from ance_jax import records
+from ance_jax import registry
 
 _PASSAGES = 'psgs_w100.tsv'
 _HEADER = ['id', 'text', 'title']
@@ -39,7 +40,7 @@ def read(config):
     contexts = f'biencoder-{questions}-{name}.json'
     alone = f'{questions}-{name}.qa.csv'
     for file in (contexts, alone):
-      fetched = config.download and file in downloads.DOWNLOADS
+      fetched = config.download and file in registry.DOWNLOADS
       if fetched and not (
         records.find(folder, contexts) or records.find(folder, alone)
       ):
@@ -266,7 +267,7 @@ def _only_set(folder):
     raise config_lib.BadInput(
       f'--questions must name one set where there is not one alone; found '
       f'{shown} in {folder}; set it to one of them, or fetch '
-      f'{downloads.DOWNLOADS["biencoder-nq-train.json"].url}.'
+      f'{registry.DOWNLOADS["biencoder-nq-train.json"].url}.'
     )
   return names.pop()
 

@@ -1,9 +1,14 @@
 """Work dealt out by Apache Beam, where it outgrows one machine."""
 
-import importlib
 import shlex
 
 from ance_jax import config as config_lib
+
+try:
+  import apache_beam as beam
+  from apache_beam.options import pipeline_options
+except ImportError:  # It is an extra.
+  beam = None
 
 
 def on_beam(runner, options):
@@ -19,17 +24,12 @@ def on_beam(runner, options):
   Raises:
     BadInput: Beam is not installed, or takes no such runner or options.
   """
-  try:
-    beam = importlib.import_module('apache_beam')
-    pipeline_options = importlib.import_module(
-      'apache_beam.options.pipeline_options'
-    )
-  except ImportError as error:
+  if beam is None:
     raise config_lib.BadInput(
-      '--beam_runner must be with Apache Beam installed; found that it is not '
-      f"({error}); run python -m pip install 'ance_jax[beam]', in an "
-      'environment of its own.'
-    ) from error
+      '--beam_runner must be with Apache Beam installed; found that it is not; '
+      "run python -m pip install 'ance_jax[beam]', in an environment of its "
+      'own.'
+    )
   given = pipeline_options.PipelineOptions(
     [f'--runner={runner}', *shlex.split(options)]
   )

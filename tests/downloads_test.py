@@ -1,5 +1,6 @@
 """Files are fetched from a server on this machine, whole or not at all."""
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -7,13 +8,14 @@ import http.server
 import io
 import tarfile
 import threading
+import zipfile
 
 import formats
 import pytest
 
 from ance_jax import config
 from ance_jax import corpora
-from ance_jax import downloads
+from ance_jax import registry
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -36,10 +38,11 @@ def served(tmp_path, monkeypatch):
     md5 = md5 or hashlib.md5(data).hexdigest()
     url = f'http://127.0.0.1:{server.server_port}/{file}'
     for name in names:
-      found = downloads.Download(url, len(data), md5)
-      monkeypatch.setitem(downloads.DOWNLOADS, name, found)
+      found = registry.Download(url, len(data), md5)
+      monkeypatch.setitem(registry.DOWNLOADS, name, found)
     return source / file
 
+  serve.address = f'http://127.0.0.1:{server.server_port}/'
   yield serve
   server.shutdown()
   server.server_close()
@@ -48,6 +51,76 @@ def served(tmp_path, monkeypatch):
 def read(folder, **changes):
   settings = config.Config(data_dir=str(folder), download=True, **changes)
   return corpora.load(settings, ('train', 'dev'))
+
+
+def zipped(folder, name):
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, 'w') as opened:
+    for path in sorted(folder.rglob('*')):
+      if path.is_file():
+        opened.write(path, f'{name}/{path.relative_to(folder)}')
+    opened.writestr(f'{name}/../../out.tsv', 'a path that leads out')
+    opened.writestr(f'{name}/qrels/../../../out.tsv', 'another')
+  return file.getvalue()
+
+
+@pytest.mark.parametrize('name', ['scifact', 'cqadupstack/unix'])
+def test_a_set_of_beir_is_fetched_by_its_name(
+  name, served, beir_folder, tmp_path, monkeypatch, capsys
+):
+  data = zipped(beir_folder, name)
+  file = name.split('/')[0]
+  source = served(f'{file}.zip', data)
+  found = len(data), hashlib.md5(data).hexdigest()
+  monkeypatch.setitem(registry._BEIR_ARCHIVES, file, found)
+  monkeypatch.setattr(registry, '_BEIR', served.address)
+  folder = tmp_path / 'one' / 'new'
+  fetched = read(folder, dataset='beir', beir_set=name)
+  assert f"150 rows; the source's has {registry.BEIR_PASSAGES[name]:,}" in (
+    capsys.readouterr().out
+  )
+  assert not list(tmp_path.rglob('out.tsv'))
+  by_hand = corpora.load(
+    config.Config(dataset='beir', data_dir=str(beir_folder)), ('train', 'dev')
+  )
+  assert fetched.corpus.hash == by_hand.corpus.hash
+  assert fetched.splits['dev'].hash == by_hand.splits['dev'].hash
+  source.unlink()
+  again = read(folder, dataset='beir', beir_set=name)
+  assert again.corpus.hash == fetched.corpus.hash
+
+
+def test_a_set_of_beir_that_another_archive_holds_is_refused(
+  served, beir_folder, tmp_path, monkeypatch
+):
+  data = zipped(beir_folder, 'nfcorpus')
+  served('scifact.zip', data)
+  monkeypatch.setattr(registry, '_BEIR', served.address)
+  with pytest.raises(config.BadInput, match='must have the MD5 5f7d1de60b17'):
+    read(tmp_path / 'new', dataset='beir', beir_set='scifact')
+  found = len(data), hashlib.md5(data).hexdigest()
+  monkeypatch.setitem(registry._BEIR_ARCHIVES, 'scifact', found)
+  with pytest.raises(config.BadInput, match='must hold scifact/corpus.jsonl'):
+    read(tmp_path / 'new', dataset='beir', beir_set='scifact')
+
+
+def test_where_a_set_of_beir_can_be_had_is_said(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  settings = config.Config(
+    dataset='beir', beir_set='nq', data_dir=str(tmp_path / 'empty')
+  )
+  with pytest.raises(
+    config.BadInput, match=r'unpack https://\S+/nq.zip \(498.3 MB\), or set'
+  ):
+    corpora.load(settings, ('train',))
+
+
+def test_flags_and_registry_name_the_same_sets_of_beir():
+  fields = {field.name: field for field in dataclasses.fields(config.Config)}
+  choices = fields['beir_set'].metadata['choices']
+  assert sorted(choices) == sorted(registry.BEIR_PASSAGES)
+  archives = {name.split('/')[0] for name in choices}
+  assert archives == set(registry._BEIR_ARCHIVES)
 
 
 def archive(folder):

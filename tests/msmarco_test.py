@@ -10,6 +10,7 @@ from ance_jax import config
 from ance_jax import corpora
 from ance_jax import downloads
 from ance_jax import msmarco
+from ance_jax import registry
 from ance_jax import tokens
 
 
@@ -116,8 +117,8 @@ def test_all_files_of_the_splits_have_an_address():
         assert downloads.how(name).startswith(
           ('fetch https://', 'unpack https')
         )
-  sizes = [d.size for d in downloads.DOWNLOADS.values() if d.size]
+  sizes = [d.size for d in registry.DOWNLOADS.values() if d.size]
   assert np.min(sizes) > 1000
   assert all(
-    d.md5 is None or len(d.md5) == 32 for d in downloads.DOWNLOADS.values()
+    d.md5 is None or len(d.md5) == 32 for d in registry.DOWNLOADS.values()
   )

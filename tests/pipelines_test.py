@@ -84,10 +84,7 @@ def test_after_a_kill_only_missing_parts_are_made(tmp_path, small_parts):
 
 
 def test_without_beam_a_sentence_says_how_to_install_it(monkeypatch):
-  def missing(name):
-    raise ImportError(f'no module named {name}')
-
-  monkeypatch.setattr(pipelines.importlib, 'import_module', missing)
+  monkeypatch.setattr(pipelines, 'beam', None)
   with pytest.raises(config.BadInput, match=r"install 'ance_jax\[beam\]'"):
     pipelines.on_beam('DirectRunner', '')
 

@@ -23,6 +23,18 @@ def text(row):
   return {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
 
 
+def test_a_set_of_beir_is_built_by_its_name(beir_folder, tmp_path):
+  read = corpora.load(
+    config.Config(dataset='beir', data_dir=str(beir_folder)), ('dev',)
+  )
+  corpus = build(sets.Beir, beir_folder, 'cqadupstack-unix_corpus', tmp_path)
+  assert [text(row)['id'] for row in corpus['corpus']] == list(read.corpus.ids)
+  found = build(sets.Beir, beir_folder, 'scifact_judgements', tmp_path)
+  assert set(found) == {'train', 'dev', 'test'}
+  judged = read.splits['dev']
+  assert [row['grade'] for row in found['dev']] == judged.grades.tolist()
+
+
 @pytest.mark.parametrize(
   ('builder', 'write', 'dataset', 'split'),
   [

@@ -1,9 +1,10 @@
-"""MS MARCO, TREC DL and DPR's sets as TFDS builders: one table a config.
+"""MS MARCO, TREC DL, DPR's sets and BEIR as TFDS builders: a table a config.
 
 They hold the rows that the readers give, so that a set can be handed on in
 TFDS's form, and read without this project:
 
     sets.MsMarcoPassage(config='corpus').download_and_prepare()
+    sets.Beir(config='scifact_corpus').download_and_prepare()
 
 `source_dir` is a folder with the files of the source; without it they are
 fetched.
@@ -14,9 +15,11 @@ import abc
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ance_jax import beir
 from ance_jax import config as config_lib
 from ance_jax import dpr
 from ance_jax import msmarco
+from ance_jax import registry
 
 _MARCO_SPLITS = ('train', 'dev', 'dl19', 'dl20')
 _MARCO_CITATION = """\
@@ -31,6 +34,13 @@ _DPR_CITATION = """\
   author={Karpukhin, Vladimir and Oguz, Barlas and Min, Sewon and Lewis, Patrick
     and Wu, Ledell and Edunov, Sergey and Chen, Danqi and Yih, Wen-tau},
   booktitle={EMNLP}, year={2020}}"""
+_BEIR_CITATION = """\
+@inproceedings{thakur2021beir,
+  title={{BEIR}: A Heterogeneous Benchmark for Zero-shot Evaluation of
+    Information Retrieval Models},
+  author={Thakur, Nandan and Reimers, Nils and R{\\"u}ckl{\\'e}, Andreas and
+    Srivastava, Abhishek and Gurevych, Iryna},
+  booktitle={NeurIPS Datasets and Benchmarks}, year={2021}}"""
 _TEXT = tfds.features.Text()
 _TEXTS = tfds.features.Sequence(tfds.features.Text())
 _TABLES = {
@@ -44,6 +54,11 @@ _TABLES = {
 }
 
 
+def _flat(name):
+  """Returns the name of a set of BEIR as TFDS lets a config be called."""
+  return name.replace('/', '-')
+
+
 class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
   """A set in three tables, rows in the order of the source."""
 
@@ -54,6 +69,11 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
     for name in _TABLES
   ]
   SPLITS, LICENCE, CITATION, HOMEPAGE = (), '', '', ''
+
+  @property
+  def table(self):
+    """Name of the table that this config is."""
+    return self.builder_config.name
 
   def __init__(self, *, source_dir=None, **kwargs):
     self._source_dir = source_dir
@@ -67,7 +87,7 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
     return tfds.core.DatasetInfo(
       builder=self,
       description=type(self).__doc__,
-      features=tfds.features.FeaturesDict(_TABLES[self.builder_config.name]),
+      features=tfds.features.FeaturesDict(_TABLES[self.table]),
       license=self.LICENCE,
       citation=self.CITATION,
       homepage=self.HOMEPAGE,
@@ -78,11 +98,11 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
   def _split_generators(self, dl_manager):
     folder = self._source_dir or dl_manager.download_dir / self.name
     source = self._read(str(folder), self._source_dir is None)
-    if self.builder_config.name == 'corpus':
+    if self.table == 'corpus':
       return {'corpus': self._generate_examples(_passages(source.corpus))}
     found = {name: source.read_split(name) for name in self.SPLITS}
     found = {name: judged for name, judged in found.items() if judged}
-    if self.builder_config.name == 'queries':
+    if self.table == 'queries':
       return {
         name: self._generate_examples(_queries(judged))
         for name, judged in found.items()
@@ -164,6 +184,34 @@ class DprSquad(DprNq):
   """The same Wikipedia, and SQuAD 1.1 as DPR has it."""
 
   QUESTIONS = 'squad1'
+
+
+class Beir(_RetrievalSet):
+  """A set of BEIR; the config is its name and a table, as in 'nq_corpus'."""
+
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(
+      name=f'{_flat(name)}_{table}',
+      description=f'The table of {table} of {name}.',
+    )
+    for name in registry.BEIR_PASSAGES
+    for table in _TABLES
+  ]
+  SPLITS, CITATION = ('train', 'dev', 'test'), _BEIR_CITATION
+  LICENCE = "Each set has its own: see BEIR's README."
+  HOMEPAGE = 'https://github.com/beir-cellar/beir'
+
+  @property
+  def table(self):
+    """Name of the table that this config is."""
+    return self.builder_config.name.rpartition('_')[2]
+
+  def _read(self, folder, download):
+    wanted = self.builder_config.name.rpartition('_')[0]
+    (name,) = (n for n in registry.BEIR_PASSAGES if _flat(n) == wanted)
+    if download:
+      folder = f'{folder}/{wanted}'
+    return beir.read(_config('beir', folder, download, beir_set=name))
 
 
 def _config(dataset, folder, download, **kwargs):
