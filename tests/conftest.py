@@ -7,7 +7,13 @@ an encoder something; each text and id is a function of its number.
 import os
 
 # Before jax is imported: the number of CPU devices is fixed at that moment.
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+# XLA compiles with little optimization, as in jax's own tests: most of their time
+# is compiling.
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=8 '
+  '--xla_backend_optimization_level=0 '
+  '--xla_llvm_disable_expensive_passes=true'
+)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['HF_HUB_OFFLINE'] = '1'
 
