@@ -7,8 +7,8 @@ an encoder something; each text and id is a function of its number.
 import os
 
 # Before jax is imported: the number of CPU devices is fixed at that moment.
-# XLA compiles with little optimization, as in jax's own tests: most of their time
-# is compiling.
+# XLA compiles with little optimization, as in jax's own tests: it takes most of
+# their time.
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 '
   '--xla_backend_optimization_level=0 '
