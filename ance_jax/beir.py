@@ -86,13 +86,9 @@ def read_corpus(folder, beir_set=None):
       counts['passages without a title and a text, kept empty'] += 1
     writer.add(an_id, title, text)
     lines.append(line)
-  records.check_any(path, writer)
   records.say_counts(path, counts)
-  corpus = writer.done()
-  records.check_ids(path, corpus, lines)
   expected = registry.BEIR_PASSAGES.get(beir_set)
-  downloads.say_rows(path, len(lines), expected)
-  return corpus
+  return records.corpus(path, writer, lines, expected)
 
 
 def read_queries(folder):

@@ -1,4 +1,4 @@
-"""Fetches the files of public datasets, through TFDS, and counts their rows."""
+"""Fetches the files of public datasets, through TFDS."""
 
 import hashlib
 import os
@@ -17,21 +17,6 @@ from ance_jax import records
 from ance_jax import registry
 
 _CHUNK = 2**20
-
-
-def say_rows(path, rows, expected=None):
-  """Prints a line if a file has not the rows that the source's has.
-
-  Args:
-    path: `pathlib.Path` of the file.
-    rows: Rows that were read of it.
-    expected: Rows of the source's; None: those of a file of that name, if it
-      has a row in `registry.ROWS`.
-  """
-  if expected is None:
-    expected = registry.ROWS.get(path.name.removesuffix('.gz'))
-  if expected not in (None, rows):
-    logs.say(f"{path}: {rows:,} rows; the source's has {expected:,}")
 
 
 def existing(config, folder, name, what):

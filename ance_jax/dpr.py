@@ -81,11 +81,7 @@ def _read_passages(path):
       )  # fmt: skip
     writer.add(an_id, title, text)
     lines.append(number)
-  records.check_any(path, writer)
-  corpus = writer.done()
-  records.check_ids(path, corpus, lines)
-  downloads.say_rows(path, len(lines))
-  return corpus
+  return records.corpus(path, writer, lines)
 
 
 def _read_contexts(path, name, passage_rows):
@@ -117,7 +113,7 @@ def _read_contexts(path, name, passage_rows):
     judgements[row, rows['positive_ctxs'][0]] = 1
     negatives[row] = rows['hard_negative_ctxs']
   records.check_any(path, ids)
-  downloads.say_rows(path, len(ids) + without)
+  records.say_rows(path, len(ids) + without)
   if without:
     logs.say(f'{path}: left out {without:,} questions without a positive')
   lacking = sum(not rows for rows in negatives.values())
@@ -147,7 +143,7 @@ def _read_answers(path, name):
     ids.append(f'{name}-{number}')
     queries.append(_normal(path, f'line {number}', cells[0]))
   records.check_any(path, ids)
-  downloads.say_rows(path, len(ids))
+  records.say_rows(path, len(ids))
   return data.Judged(
     ids, queries, {}, answers, protocol='answers', all_count=True
   )

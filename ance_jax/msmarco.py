@@ -163,7 +163,7 @@ def _judgements(path, query_rows, passage_rows):
       path, number, 'judged passage', passage_rows, passage_id
     )
     judgements.add(number, query, passage, grade)
-  downloads.say_rows(path, len(judgements.pairs))
+  records.say_rows(path, len(judgements.pairs))
   return judgements.done()
 
 
@@ -180,11 +180,7 @@ def _corpus(path, number, row, *, may_be_empty=False):
   for line, cells in _lines(path, number, may_be_empty):
     writer.add(*row(*cells))
     lines.append(line)
-  records.check_any(path, writer)
-  corpus = writer.done()
-  records.check_ids(path, corpus, lines)
-  downloads.say_rows(path, len(lines))
-  return corpus
+  return records.corpus(path, writer, lines)
 
 
 def _queries(path):
@@ -195,7 +191,7 @@ def _queries(path):
     ids[an_id] = line
     texts.append(text)
   records.check_any(path, ids)
-  downloads.say_rows(path, len(ids))
+  records.say_rows(path, len(ids))
   return list(ids), texts
 
 

@@ -11,6 +11,7 @@ from ance_jax import config as config_lib
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import reading
+from ance_jax import registry
 
 # Characters.
 _LONGEST_ID = 500
@@ -104,20 +105,43 @@ def check_id(path, line, an_id, ids):
     )  # fmt: skip
 
 
-def check_ids(path, corpus, lines):
-  """Raises `BadInput` if an id of a corpus stands twice.
+def corpus(path, writer, lines, expected=None):
+  """Returns the `data.Corpus` of what was read of a file.
 
   Args:
     path: The file.
-    corpus: `data.Corpus`.
-    lines: Line of each passage there.
+    writer: `data.CorpusWriter` that has its passages.
+    lines: Line of each of them there.
+    expected: As for `say_rows`.
+
+  Raises:
+    BadInput: There are none, or an id stands twice.
   """
-  if found := corpus.rows.repeated():
+  check_any(path, writer)
+  made = writer.done()
+  if found := made.rows.repeated():
     first, second = found
     raise reading.bad(
-      path, 'ids must differ', f'{corpus.ids[first]!r} in lines '
+      path, 'ids must differ', f'{made.ids[first]!r} in lines '
       f'{lines[first]} and {lines[second]}', 'remove one'
     )  # fmt: skip
+  say_rows(path, len(lines), expected)
+  return made
+
+
+def say_rows(path, rows, expected=None):
+  """Prints a line if a file has not the rows that the source's has.
+
+  Args:
+    path: `pathlib.Path` of the file.
+    rows: Rows that were read of it.
+    expected: Rows of the source's; None: those of a file of that name, if it
+      has a row in `registry.ROWS`.
+  """
+  if expected is None:
+    expected = registry.ROWS.get(path.name.removesuffix('.gz'))
+  if expected not in (None, rows):
+    logs.say(f"{path}: {rows:,} rows; the source's has {expected:,}")
 
 
 def row(path, line, kind, rows, an_id):

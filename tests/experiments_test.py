@@ -53,15 +53,15 @@ def test_the_sisters_differ_from_the_quickstart_in_their_negatives_alone():
 @pytest.fixture
 def scripts(monkeypatch):
   monkeypatch.syspath_prepend(str(REPOSITORY / 'experiments'))
-  names = ('compare_methods', 'figures', 'false_negatives')
+  names = ('compare_methods', 'figures', 'false_negatives', 'baselines')
   return [importlib.import_module(name) for name in names]
 
 
 @pytest.mark.usefixtures('compiled_once')
 def test_rows_are_compared_at_their_best_rate_and_drawn(
-  scripts, tiny, tmp_path
+  scripts, tiny, tmp_path, capsys, monkeypatch
 ):
-  compare_methods, figures, false_negatives = scripts
+  compare_methods, figures, false_negatives, baselines = scripts
   base = dataclasses.replace(
     tiny, num_devices=1, max_steps=9, warmup_method='bm25', hard_negatives=1
   )
@@ -93,6 +93,16 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
   # It was trained to score nearly all below; of rows mixed up, half would be.
   assert shares.keys() == results.keys()
   assert all(0 < share < 0.2 for share in shares.values())
+  arguments = judge, tmp_path / 'baselines', [base.data_dir]
+  ((folder, found),) = baselines.main(*arguments).items()
+  printed = capsys.readouterr().out
+  assert f'| {folder} | ' in printed
+  for scores in found.values():
+    assert f'{scores["mrr@10"]:.4f}'.removeprefix('0') in printed
+  bm25, _, model = found.values()
+  assert bm25 != model
+  monkeypatch.setattr(baselines.evaluate, 'run', None)
+  assert baselines.main(*arguments) == {folder: found}
 
 
 def test_negatives_at_or_above_their_positive_are_counted(scripts):

@@ -10,7 +10,7 @@ ORDER = (
   'main train resume inspection audit footprint report refresh negatives '
   'evaluate runs pipelines encode steps optimizers models weights hub sbert '
   'encoders schedule methods batches checkpoint corpora datasets beir '
-  'msmarco dpr downloads registry records metrics answers tokens tokenizer '
+  'msmarco dpr downloads records registry metrics answers tokens tokenizer '
   'data strings lexical index mine losses bert compiled logs locks handoff '
   'devices reading config'
 ).split()
