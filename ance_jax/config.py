@@ -51,6 +51,7 @@ class Config:
   job: str = knob(
     'train',
     'What to do: train a retriever; prepare: only read and tokenize the data; '
+    'export: write a checkpoint as sentence-transformers reads it; '
     'inspect: report on the dataset; audit: '
     'look for false negatives in what a checkpoint ranks high; refresh: mine '
     'negatives once with a checkpoint; encode: write the embeddings of the '
@@ -59,6 +60,7 @@ class Config:
     choices=(
       'train',
       'prepare',
+      'export',
       'inspect',
       'audit',
       'refresh',
@@ -281,6 +283,16 @@ class Config:
     "Not given: the checkpoint's own, else space.",
     choices=('space', 'token'),
   )
+  query_prompt: str | None = knob(
+    None,
+    "What is put before each query, such as 'query: ' for E5. Not given: the "
+    "checkpoint's own, else nothing.",
+  )
+  passage_prompt: str | None = knob(
+    None,
+    "What is put before each passage, such as 'passage: ' for E5. Not given: "
+    "the checkpoint's own, else nothing.",
+  )
   lower_case: bool | None = knob(
     None,
     'Lower-case all texts before they are tokenized. ANCE: true, with a '
@@ -463,6 +475,22 @@ class Config:
     'Split that --job=evaluate scores. Choose on dev, read test once.',
     may_change=True,
   )
+  output: str = knob(
+    '',
+    'Folder that --job=export writes. Not given: export-<step> in --workdir.',
+    may_change=True,
+  )
+  overwrite: bool = knob(
+    False,
+    'Let a job replace what is at --output. Without it, it is refused.',
+    may_change=True,
+  )
+  export_corpus: bool = knob(
+    False,
+    'With --job=export: write also the embeddings of the corpus, its ids, and '
+    'a FAISS index of --index.',
+    may_change=True,
+  )
   checkpoint: str = knob(
     'last',
     'Checkpoint that a job other than train reads: last, best (by dev MRR@10) '
@@ -638,7 +666,8 @@ _RANGES = (
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
-  'picture', 'bm25_run', 'tokens_dir'
+  'picture', 'bm25_run', 'tokens_dir',
+  'output'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
 # What nothing may be chosen on.

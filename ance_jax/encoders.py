@@ -11,7 +11,7 @@ from ance_jax import devices
 
 QUERY, PASSAGE = 'query', 'passage'
 # Name of the one tower that encodes both.
-_TIED = 'tied'
+TIED = 'tied'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Retriever:
     passage_length: Tokens of a passage at most.
     title_separator: What stands between title and text of a passage, a special
       token perhaps. Lower-casing and the like are in the tokenizer.
+    query_prompt: What is put before each query.
+    passage_prompt: What is put before each passage, and its title.
   """
 
   body: bert.BodyConfig
@@ -41,6 +43,8 @@ class Retriever:
   query_length: int
   passage_length: int
   title_separator: str
+  query_prompt: str = ''
+  passage_prompt: str = ''
 
   @property
   def embedding_size(self):
@@ -50,7 +54,7 @@ class Retriever:
   @property
   def towers(self):
     """Names of the towers: the keys of the parameters."""
-    return (_TIED,) if self.tied else (QUERY, PASSAGE)
+    return (TIED,) if self.tied else (QUERY, PASSAGE)
 
   def to_dict(self):
     """Returns this as a dict for JSON."""
@@ -141,7 +145,7 @@ def make_encode(retriever, dtype, side, remat=False):
     remat: As in `bert.Body`, for those who differentiate it.
   """
   tower = Tower(retriever, jnp.dtype(dtype), remat)
-  name = _TIED if retriever.tied else side
+  name = TIED if retriever.tied else side
 
   def encode(params, ids, lengths, dropout=None):
     return tower.apply({'params': params[name]}, ids, lengths, dropout)

@@ -209,6 +209,12 @@ def write_embeddings(config):
   )
 
 
+def embedding_files(run, params):
+  """Returns the paths of the .npy files that `index_corpus` left, in order."""
+  folder = _embeddings_folder(run, checkpoint.weights_hash(params))
+  return sorted(folder.glob('[0-9]*/embeddings.npy'))
+
+
 def search(config):
   """Answers `--query`, or queries from the terminal: `--job=search`."""
   if config.retriever == 'bm25':
@@ -234,9 +240,9 @@ def _model_finder(config):
   logs.say(f'searching {len(this.passages):,} passages with step {step}')
 
   def find(queries, depth):
-    rows = tokens.memory_rows(
-      this.tokenizer, queries, this.retriever.query_length
-    )
+    retriever = this.retriever
+    texts = [retriever.query_prompt + query for query in queries]
+    rows = tokens.memory_rows(this.tokenizer, texts, retriever.query_length)
     embeddings, _ = encode.encode_rows(
       this.query_encoder, params, rows, 'encode the query'
     )

@@ -97,6 +97,30 @@ def read_config(name):
   return body
 
 
+def write_config(folder, body, pad_token_id):
+  """Writes a body's config.json, as transformers reads it.
+
+  Args:
+    folder: `pathlib.Path` of the folder.
+    body: `bert.BodyConfig`.
+    pad_token_id: int, the tokenizer's.
+  """
+  keys = dict(_BERT_KEYS)
+  if body.model_type == 'distilbert':
+    keys |= _DISTILBERT_KEYS
+  sizes = {key: getattr(body, ours) for ours, key in keys.items()}
+  if not body.num_types:
+    del sizes['type_vocab_size']
+  made = transformers.AutoConfig.for_model(
+    body.model_type,
+    **sizes,
+    **{_activation_key(body.model_type): body.activation},
+    layer_norm_eps=body.layer_norm_epsilon,
+    pad_token_id=pad_token_id,
+  )
+  made.save_pretrained(folder)
+
+
 def read_tensors(name, without):
   """Returns {name: float32 array} of a model's safetensors files.
 

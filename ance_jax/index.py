@@ -109,6 +109,11 @@ def build(factory, params, blocks, *, center=False):
   return index
 
 
+def write(index, path):
+  """Writes an index to a file, as `faiss.read_index` reads it."""
+  faiss.write_index(index, str(path))
+
+
 def search(index, queries, k, what=None):
   """Returns the `Ranking` of the k best passages of each query.
 

@@ -44,13 +44,16 @@ def run(config):
     logs.say(f'\n{title}')
     for what, value in facts.items():
       logs.say(f'  {what:40}{_text(value):>14}')
-  separator = this.retriever.title_separator
-  passages = list(
-    _sample(tokens.passage_texts(this.corpus, separator), this.corpus, random)
+  retriever = this.retriever
+  passages = tokens.passage_texts(
+    this.corpus, retriever.title_separator, retriever.passage_prompt
   )
+  passages = list(_sample(passages, this.corpus, random))
+  queries = list(train.texts)[:_SAMPLE]
+  queries = [retriever.query_prompt + query for query in queries]
   for side, texts, limit in (
-    ('passages', passages, this.retriever.passage_length),
-    ('queries', list(train.texts)[:_SAMPLE], this.retriever.query_length),
+    ('passages', passages, retriever.passage_length),
+    ('queries', queries, retriever.query_length),
   ):
     lengths = token_lengths(this.tokenizer, texts)
     found['tokens'][side] = length_facts(lengths, limit)

@@ -19,6 +19,7 @@ from ance_jax import audit
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import evaluate
+from ance_jax import export
 from ance_jax import inspection
 from ance_jax import logs
 from ance_jax import refresh
@@ -29,6 +30,7 @@ from ance_jax import train
 _JOBS = {
   'train': lambda config: train.run(config, leave=_leave),
   'prepare': runs.prepare,
+  'export': export.run,
   'inspect': inspection.run,
   'audit': audit.run,
   'refresh': refresh.run,

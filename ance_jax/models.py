@@ -27,7 +27,7 @@ from ance_jax import weights
 
 _MODEL_FOLDER = 'model'
 
-_RETRIEVER_FILE = 'retriever.json'
+RETRIEVER_FILE = 'retriever.json'
 
 
 class Model(NamedTuple):
@@ -89,17 +89,22 @@ def model_files(retriever, tokenizer):
       for path in sorted(pathlib.Path(folder).iterdir())
     }
   retriever = json.dumps(retriever.to_dict(), indent=1)
-  return {**files, f'{_MODEL_FOLDER}/{_RETRIEVER_FILE}': retriever.encode()}
+  return {**files, f'{_MODEL_FOLDER}/{RETRIEVER_FILE}': retriever.encode()}
 
 
 def load_model(workdir, step):
   """Returns the retriever and tokenizer of a run's checkpoint."""
   checkpoint.read_record(workdir, step)  # Which checks it.
   folder = checkpoint.record_folder(workdir, step) / _MODEL_FOLDER
-  path = folder / _RETRIEVER_FILE
+  retriever = _read_retriever(folder / RETRIEVER_FILE)
+  return retriever, tokenizer_lib.load(str(folder))
+
+
+def _read_retriever(path):
+  """Returns the `encoders.Retriever` of a file."""
   values = reading.json_file(path)
   try:
-    retriever = encoders.Retriever.from_dict(values)
+    return encoders.Retriever.from_dict(values)
   except (TypeError, KeyError) as error:
     raise reading.bad(
       path,
@@ -107,7 +112,6 @@ def load_model(workdir, step):
       f'others ({error})',
       'use the version that wrote it',
     ) from error
-  return retriever, tokenizer_lib.load(str(folder))
 
 
 def is_run(folder):
@@ -127,6 +131,8 @@ def _retriever(config, source):
     'query_length': min(64, longest),
     'passage_length': min(512, longest),
     'title_separator': tokenizer_lib.SPACE,
+    'query_prompt': '',
+    'passage_prompt': '',
   }
   given = {name: getattr(config, name) for name in defaults}
   given = {name: value for name, value in given.items() if value is not None}
@@ -242,19 +248,69 @@ def _hugging_face_source(name, lower_case):
 
 def _sentence_transformers_source(config):
   """Returns a sentence-transformers folder, with the settings that it has."""
-  found = sbert.read(config.init_from)
+  folder = config.init_from
+  towers = sbert.read(folder)
+  sources = {
+    name: _tower_source(config, found) for name, found in towers.items()
+  }
+  (first, *others), (source, *_) = towers.values(), sources.values()
+  for name, other in zip(list(towers)[1:], others, strict=True):
+    backends = source.tokenizer, sources[name].tokenizer
+    same = (
+      other._replace(head={}, length=None)
+      == first._replace(head={}, length=None, body_folder=other.body_folder),
+      source.body == sources[name].body,
+      len({backend.backend_tokenizer.to_str() for backend in backends}) == 1,
+    )
+    if not all(same):
+      raise config_lib.BadInput(
+        'two encoders must be of one size, pooling, similarity and tokenizer; '
+        f'found others in {folder}; use another model.'
+      )
+  params = {
+    name: {**sources[name].params['tied'], **found.head}
+    for name, found in towers.items()
+  }
+  settings = {
+    'tie_encoders': len(towers) == 1,
+    'pooling': first.pooling,
+    'similarity': first.similarity,
+    'head_size': len(first.head['head']['bias']) if first.head else 0,
+    'head_norm': 'head_norm' in first.head,
+    'query_prompt': first.prompts[encoders.QUERY],
+    'passage_prompt': first.prompts[encoders.PASSAGE],
+    **_lengths(towers, sources),
+    **_exported(folder),
+  }
+  shown = ', '.join(f'{name} {value!r}' for name, value in settings.items())
+  logs.say(f'{folder}: {shown}{", lower-cased" * first.lower_case}')
+  return source._replace(params=params, settings=settings)
+
+
+def _tower_source(config, found):
+  """Returns the `_Source` of the body of a `sbert.SentenceTransformer`."""
   lower_case = config.lower_case
   if lower_case is None and found.lower_case:
     lower_case = True
-  source = _hugging_face_source(found.body_folder, lower_case)
-  length = found.length or source.tokenizer.model_max_length
-  length = min(length, source.body.max_length)
-  chosen = {
-    'pooling': found.pooling,
-    'similarity': found.similarity,
-    'query_length': length,
-    'passage_length': length,
-  }
-  shown = ', '.join(f'{name} {value}' for name, value in chosen.items())
-  logs.say(f'{config.init_from}: {shown}{", lower-cased" * found.lower_case}')
-  return source._replace(settings=chosen)
+  return _hugging_face_source(found.body_folder, lower_case)
+
+
+def _lengths(towers, sources):
+  """Returns the settings of lengths that the towers' folders have."""
+  lengths = {}
+  for side in (encoders.QUERY, encoders.PASSAGE):
+    name = side if side in towers else encoders.TIED
+    source = sources[name]
+    length = towers[name].length or source.tokenizer.model_max_length
+    lengths[f'{side}_length'] = min(length, source.body.max_length)
+  return lengths
+
+
+def _exported(folder):
+  """Returns the settings of an export of ours that its form cannot hold."""
+  path = pathlib.Path(folder) / RETRIEVER_FILE
+  if not path.exists():
+    return {}
+  given = _read_retriever(path)
+  names = ('query_length', 'passage_length', 'title_separator', 'head_norm')
+  return {name: getattr(given, name) for name in names}

@@ -226,24 +226,28 @@ def _run(config, dataset, retriever, tokenizer, spread=None):
   corpus, folder = dataset.corpus, tokens_folder(config)
   passages = tokens.token_rows(
     tokenizer,
-    tokens.passage_texts(corpus, retriever.title_separator),
+    tokens.passage_texts(
+      corpus, retriever.title_separator, retriever.passage_prompt
+    ),
     what='passages',
     num_texts=len(corpus.texts),
     cut=tokens.Cut(
       retriever.passage_length, config.chunks, config.whole_chunks
     ),
-    content_hash=f'{corpus.hash} {retriever.title_separator!r}',
+    content_hash=_hash_of(
+      corpus, repr(retriever.title_separator), retriever.passage_prompt
+    ),
     folder=folder,
     spread=spread,
   )
   queries = {
     name: tokens.token_rows(
       tokenizer,
-      split.texts,
+      (retriever.query_prompt + text for text in split.texts),
       what=f'{name}-queries',
       num_texts=len(split.texts),
       cut=tokens.Cut(retriever.query_length),
-      content_hash=split.hash,
+      content_hash=_hash_of(split, retriever.query_prompt),
       folder=folder,
     )
     for name, split in dataset.splits.items()
@@ -272,3 +276,8 @@ def _run(config, dataset, retriever, tokenizer, spread=None):
     query_encoder,
     passage_encoder,
   )
+
+
+def _hash_of(texts, *additions):
+  """Returns the hash of a corpus or split with what is added to its texts."""
+  return ' '.join([texts.hash, *filter(None, additions)])

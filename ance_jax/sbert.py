@@ -1,15 +1,31 @@
-"""Folders of sentence-transformers: what their modules say, read strictly."""
+"""Folders of sentence-transformers: what their modules say, read strictly.
+
+A module or setting that we do not have is refused by name.
+"""
 
 import os
 import pathlib
 from typing import NamedTuple
 
+import numpy as np
+
 from ance_jax import config as config_lib
+from ance_jax import encoders
+from ance_jax import hub
+from ance_jax import logs
 from ance_jax import reading
+
+# What a route of a Router is called there, and our tower.
+ROUTES = {'query': encoders.QUERY, 'document': encoders.PASSAGE}
+# What comes after the Transformer, each of them once or, but Pooling, never.
+_CHAIN = ('Pooling', 'Dense', 'LayerNorm', 'Normalize')
+_PASSAGE_PROMPTS = ('document', 'passage', 'corpus')
+IDENTITY = 'torch.nn.modules.linear.Identity'
+SETTINGS_FILE = 'config_sentence_transformers.json'
 
 
 class SentenceTransformer(NamedTuple):
-  """What a sentence-transformers folder says about its model.
+  """What a sentence-transformers folder says about a tower.
 
   Attributes:
     body_folder: Folder of the transformer.
@@ -17,6 +33,8 @@ class SentenceTransformer(NamedTuple):
     pooling: 'cls' or 'mean'.
     similarity: 'dot' or 'cosine'.
     lower_case: Whether texts are lower-cased, whatever the tokenizer does.
+    head: Parameters 'head' and 'head_norm' of our tower, as far as it has them.
+    prompts: What is put before a text, by `encoders.QUERY` and `PASSAGE`.
   """
 
   body_folder: str
@@ -24,6 +42,8 @@ class SentenceTransformer(NamedTuple):
   pooling: str
   similarity: str
   lower_case: bool
+  head: dict
+  prompts: dict
 
 
 def is_folder(folder):
@@ -32,38 +52,121 @@ def is_folder(folder):
 
 
 def read(folder):
-  """Returns the `SentenceTransformer` of a folder.
+  """Returns the `SentenceTransformer` of each tower of a folder, by its name.
 
   Raises:
     BadInput: It does something that we do not.
   """
   folder = pathlib.Path(folder)
   path = folder / 'modules.json'
-  modules = reading.json_file(path, list)
-  kinds = [_module_kind(module, path) for module in modules]
-  settings = _optional_json(folder / 'config_sentence_transformers.json')
+  modules = []
+  for module in reading.json_file(path, list):
+    kind = _module_kind(module, path)
+    modules.append((kind, reading.inside(folder, module.get('path', ''), path)))
+  if modules and modules[0][0] == 'Router':
+    routes = _routes(modules[0][1])
+    return {
+      name: _tower(folder, [*route, *modules[1:]])
+      for name, route in routes.items()
+    }
+  return {encoders.TIED: _tower(folder, modules)}
+
+
+def _tower(folder, modules):
+  """Returns the `SentenceTransformer` of a list of (kind, path)."""
+  kinds = [kind for kind, _ in modules]
+  paths = dict(modules)
+  expected = ['Transformer', *(kind for kind in _CHAIN if kind in kinds)]
+  settings = _optional_json(folder / SETTINGS_FILE)
   named = settings.get('similarity_fn_name') or 'cosine'
   for found, what in (
-    (kinds[:2] != ['Transformer', 'Pooling'], f'modules {", ".join(kinds)}'),
-    (kinds[2:] not in ([], ['Normalize']), f'modules {", ".join(kinds)}'),
-    (_prompts(settings), f'prompts {_prompts(settings)}'),
+    (kinds != expected, f'modules {", ".join(kinds)}'),
+    ('Pooling' not in kinds, 'no Pooling'),
+    ('LayerNorm' in kinds and 'Dense' not in kinds, 'LayerNorm without Dense'),
+    (
+      settings.get('default_prompt_name'),
+      f'a prompt for all texts, {settings.get("default_prompt_name")}',
+    ),
     (named not in ('cosine', 'dot'), f'similarity {named}'),
   ):
     if found:
       raise _not_ours(what, folder)
-  body_folder = reading.inside(folder, modules[0].get('path', ''), path)
+  body_folder = paths['Transformer']
   sizes = _optional_json(body_folder / 'sentence_bert_config.json')
   lower_case = sizes.get('do_lower_case', False)
   if type(lower_case) is not bool:
     raise _not_ours(f'do_lower_case {lower_case}', folder)
-  pooling = reading.inside(folder, modules[1].get('path', ''), path)
+  prompts = _prompts(settings, folder)
+  pooling = paths['Pooling'] / 'config.json'
+  if any(prompts.values()) and not reading.json_file(pooling).get(
+    'include_prompt', True
+  ):
+    raise _not_ours('a prompt that is not pooled', folder)
   return SentenceTransformer(
     str(body_folder),
     _length(sizes, body_folder),
-    _pooling(pooling / 'config.json'),
+    _pooling(pooling),
     'cosine' if 'Normalize' in kinds or named == 'cosine' else 'dot',
     lower_case,
+    _head(paths, folder),
+    prompts,
   )
+
+
+def _routes(folder):
+  """Returns the (kind, path) of the modules of each route, by our tower."""
+  path = folder / 'router_config.json'
+  given = reading.json_file(path)
+  types, structure = given.get('types'), given.get('structure')
+  if not isinstance(types, dict) or not isinstance(structure, dict):
+    raise _not_ours('a Router without types and structure', folder)
+  if set(structure) != set(ROUTES):
+    raise _not_ours(f'a Router of {", ".join(map(str, structure))}', folder)
+  routes = {}
+  for route, name in ROUTES.items():
+    routes[name] = []
+    for part in structure[route] if isinstance(structure[route], list) else [0]:
+      kind = _module_kind({'type': types.get(str(part))}, path)
+      routes[name].append((kind, reading.inside(folder, part, path)))
+  return routes
+
+
+def _head(paths, folder):
+  """Returns the parameters of Dense and LayerNorm, as far as they are there."""
+  if 'Dense' not in paths:
+    return {}
+  settings = reading.json_file(paths['Dense'] / 'config.json')
+  activation = settings.get('activation_function', 'Tanh')
+  if activation != IDENTITY:
+    raise _not_ours(f'Dense with {activation}', folder)
+  shape = settings.get('out_features'), settings.get('in_features')
+  names = {'linear.weight': shape}
+  if settings.get('bias', True):
+    names['linear.bias'] = shape[:1]
+  found = _tensors(paths['Dense'], names)
+  bias = found.get('linear.bias', np.zeros(len(found['linear.weight'])))
+  head = {'kernel': found['linear.weight'].T, 'bias': np.float32(bias)}
+  if 'LayerNorm' not in paths:
+    return {'head': head}
+  names = {'norm.weight': shape[:1], 'norm.bias': shape[:1]}
+  found = _tensors(paths['LayerNorm'], names)
+  norm = {'scale': found['norm.weight'], 'bias': found['norm.bias']}
+  return {'head': head, 'head_norm': norm}
+
+
+def _tensors(folder, shapes):
+  """Returns {name: float32 array} of a module that has just these tensors."""
+  found = hub.read_tensors(str(folder), lambda name: False)
+  if {name: array.shape for name, array in found.items()} != shapes:
+    raise reading.bad(
+      folder / 'model.safetensors',
+      f'a module must have the tensors {", ".join(shapes)} in the shapes of '
+      'its config.json',
+      ', '.join(f'{n[:40]} {a.shape}' for n, a in list(found.items())[:4])
+      or 'none',
+      'save the model again',
+    )
+  return found
 
 
 def _optional_json(path):
@@ -73,9 +176,10 @@ def _optional_json(path):
 
 def _not_ours(what, folder):
   return config_lib.BadInput(
-    'a sentence-transformers folder must be Transformer, Pooling and '
-    f'perhaps Normalize, for cosine or dot, without prompts; found {what} in '
-    f'{folder}; use another model.'
+    'a sentence-transformers folder must be Transformer, Pooling and perhaps '
+    'Dense (without an activation), LayerNorm and Normalize, or a Router of a '
+    f'query and a document, for cosine or dot; found {what[:120]} in {folder}; '
+    'use another model.'
   )
 
 
@@ -99,12 +203,23 @@ def _module_kind(module, path):
   return kind.rpartition('.')[2]
 
 
-def _prompts(settings):
-  """Returns the prompts that are not empty, or what is no dict of them."""
+def _prompts(settings, folder):
+  """Returns what is put before queries and passages, by side."""
   prompts = settings.get('prompts') or {}
-  if not isinstance(prompts, dict):
-    return prompts
-  return [prompt for prompt in prompts.values() if prompt]
+  if not isinstance(prompts, dict) or not all(
+    isinstance(prompt, str) for prompt in prompts.values()
+  ):
+    raise _not_ours(f'prompts {prompts}', folder)
+  given = {name: prompt for name, prompt in prompts.items() if prompt}
+  passage = [given.pop(n) for n in _PASSAGE_PROMPTS if n in given]
+  found = {
+    encoders.QUERY: given.pop('query', ''),
+    encoders.PASSAGE: passage[0] if passage else '',
+  }
+  if given:
+    names = ', '.join(given)
+    logs.say(f'{folder}: prompts for other tasks are left out: {names}')
+  return found
 
 
 def _length(sizes, folder):

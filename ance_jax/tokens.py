@@ -104,7 +104,7 @@ class TokenRows(NamedTuple):
     return ids, np.maximum(lengths, 1).astype(np.int32)
 
 
-def passage_texts(corpus, separator):
+def passage_texts(corpus, separator, prompt=''):
   """Yields what is tokenized of each passage: title, if any, and text.
 
   With BERT's separator token this is the pair of DPR, [CLS] title [SEP] text
@@ -117,10 +117,11 @@ def passage_texts(corpus, separator):
     corpus: `data.Corpus`.
     separator: What stands between the two; `tokenizer.SPACE` for all but an
       encoder.
+    prompt: What is put before each.
   """
   for title, text in zip(corpus.titles, corpus.texts, strict=True):
     title = title.replace(data.TITLE_PART, separator)
-    yield f'{title}{separator}{text}' if title else text
+    yield prompt + (f'{title}{separator}{text}' if title else text)
 
 
 class Cut(NamedTuple):

@@ -1,0 +1,194 @@
+"""What is exported gives the same embeddings elsewhere, and comes back."""
+
+import dataclasses
+import json
+import pathlib
+
+import faiss
+import jax
+import numpy as np
+import pytest
+import weights_test
+
+from ance_jax import checkpoint
+from ance_jax import config as config_lib
+from ance_jax import corpora
+from ance_jax import devices
+from ance_jax import encode
+from ance_jax import encoders
+from ance_jax import export
+from ance_jax import handoff
+from ance_jax import logs
+from ance_jax import models
+from ance_jax import runs
+from ance_jax import tokens
+from ance_jax import train
+
+LENGTH = 24
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  """500 docstrings."""
+  folder = tmp_path_factory.mktemp('pydocs')
+  corpus = corpora.load(config_lib.Config(workdir=folder), ('dev',)).corpus
+  rows = np.random.default_rng(0).choice(len(corpus.texts), 500, False)
+  return [corpus.texts[int(row)] for row in rows]
+
+
+def make(kind, folder, **settings):
+  """A model of a kind with random weights, norms and biases included."""
+  weights_test.make_torch(kind, folder)
+  config = config_lib.Config(
+    init_from=folder, query_length=LENGTH, passage_length=LENGTH, **settings
+  )
+  model = models.load(config, ())
+  random = np.random.default_rng(1)
+  params = jax.tree.map(
+    lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32),
+    model.params,
+  )
+  return model._replace(params=params)
+
+
+def embed(model, texts, side):
+  encoder = encode.make_encoder(
+    model.retriever,
+    side,
+    dtype='float32',
+    tokens_per_batch=4096,
+    devices=devices.local(1),
+  )
+  length = getattr(model.retriever, f'{side}_length')
+  prompt = getattr(model.retriever, f'{side}_prompt')
+  rows = tokens.memory_rows(
+    model.tokenizer, [prompt + text for text in texts], length
+  )
+  return encode.encode_rows(encoder, model.params, rows, 'encode')[0]
+
+
+FORMS = {
+  'ance': ('roberta', {'head_size': 20, 'lower_case': True}),
+  'dpr': ('bert', {'tie_encoders': False}),
+  'dpr, projected': (
+    'bert', {'tie_encoders': False, 'head_size': 12, 'head_norm': False}
+  ),
+  'minilm': ('bert', {'pooling': 'mean', 'similarity': 'cosine'}),
+  'tas-b': ('distilbert', {}),
+  'e5': (
+    'mpnet', {
+      'pooling': 'mean', 'similarity': 'cosine', 'query_prompt': 'query: ',
+      'passage_prompt': 'passage: ', 'tie_encoders': False,
+    }
+  ),
+}  # fmt: skip
+
+
+@weights_test.needs_torch
+@pytest.mark.parametrize(('kind', 'settings'), FORMS.values(), ids=FORMS)
+def test_sentence_transformers_gives_the_same_embeddings(
+  kind, settings, texts, tmp_path
+):
+  import sentence_transformers
+
+  model = make(kind, tmp_path / 'body', **settings)
+  out = tmp_path / 'out'
+  out.mkdir()
+  export.write(out, model.retriever, model.params, model.tokenizer)
+  theirs = sentence_transformers.SentenceTransformer(str(out), device='cpu')
+  assert theirs.similarity_fn_name == model.retriever.similarity
+  for side, encode_them in (
+    (encoders.QUERY, theirs.encode_query),
+    (encoders.PASSAGE, theirs.encode_document),
+  ):
+    ours = embed(model, texts, side)
+    assert ours.std(0).max() > 1e-3
+    scale = np.abs(ours).max()
+    found = encode_them(texts, show_progress_bar=False)
+    np.testing.assert_allclose(ours / scale, found / scale, atol=1e-5)
+    if not model.retriever.tied:
+      alone = sentence_transformers.SentenceTransformer(
+        str(out / side), device='cpu'
+      )
+      prompt = getattr(model.retriever, f'{side}_prompt')
+      found = alone.encode([prompt + text for text in texts[:9]])
+      np.testing.assert_allclose(ours[:9] / scale, found / scale, atol=1e-5)
+
+
+@weights_test.needs_torch
+@pytest.mark.parametrize(('kind', 'settings'), FORMS.values(), ids=FORMS)
+def test_what_was_exported_comes_back_bit_for_bit(kind, settings, tmp_path):
+  model = make(kind, tmp_path / 'body', title_separator='token', **settings)
+  retriever = dataclasses.replace(model.retriever, query_length=9)
+  (tmp_path / 'out').mkdir()
+  export.write(tmp_path / 'out', retriever, model.params, model.tokenizer)
+  about = json.dumps(retriever.to_dict())
+  (tmp_path / 'out' / models.RETRIEVER_FILE).write_text(about)
+  back = models.load(config_lib.Config(init_from=tmp_path / 'out'), ())
+  assert back.retriever == retriever
+  backends = (m.tokenizer.backend_tokenizer.to_str() for m in (model, back))
+  assert len(set(backends)) == 1
+  assert checkpoint.weights_hash(back.params) == checkpoint.weights_hash(
+    model.params
+  )
+
+
+@pytest.mark.usefixtures('compiled_once')
+def test_a_run_is_exported_with_its_card_and_corpus(tiny, capsys):
+  train.run(tiny)
+  config = config_lib.Config(
+    job='export', workdir=tiny.workdir, export_corpus=True, checkpoint='8'
+  )
+  folder = export.run(dataclasses.replace(tiny, **{
+    name: getattr(config, name)
+    for name in ('job', 'export_corpus', 'checkpoint')
+  }))  # fmt: skip
+  assert folder == pathlib.Path(tiny.workdir) / 'export-8'
+  card = (folder / 'README.md').read_text()
+  assert '--method=ance_in_batch' in card
+  dev = logs.series(tiny.workdir, 'dev/mrr@10')
+  assert f'{dev[8]:.4f}' in card
+  assert (folder / 'curves.png').exists()
+  facts = json.loads((folder / 'run.json').read_text())
+  this, params, _ = runs.read(
+    dataclasses.replace(tiny, job='evaluate', checkpoint='8'), ()
+  )
+  assert facts['weights'] == checkpoint.weights_hash(params)
+  assert facts['dev']['dev/mrr@10']['8'] == dev[8]
+  ids = (folder / 'corpus' / 'ids.txt').read_text().splitlines()
+  assert ids == list(this.corpus.ids)
+  parts = sorted((folder / 'corpus').glob('*.npy'))
+  assert len(parts) > 1
+  embeddings = np.concatenate([np.load(path) for path in parts])
+  alone = faiss.read_index(str(folder / 'corpus' / 'index.faiss'))
+  assert alone.ntotal == len(ids) == len(embeddings)
+  scores, rows = alone.search(embeddings[:5], 3)
+  best = np.sort(embeddings[:5] @ embeddings.T, 1)[:, ::-1][:, :3]
+  np.testing.assert_allclose(scores, best, rtol=1e-5)
+  assert handoff.read_manifest(folder)['step'] == 8
+
+
+@weights_test.needs_torch
+def test_what_is_there_is_replaced_only_if_that_is_asked_for(tmp_path):
+  weights_test.make_torch('bert', tmp_path / 'body')
+  config = config_lib.Config(
+    job='export', init_from=tmp_path / 'body', workdir=tmp_path / 'run'
+  )
+  folder = export.run(config)
+  assert 'as it was in' in (folder / 'README.md').read_text()
+  with pytest.raises(config_lib.BadInput, match='not there yet; found'):
+    export.run(config)
+  (folder / 'README.md').write_text('mine')
+  again = dataclasses.replace(config, overwrite=True)
+  assert 'mine' != (export.run(again) / 'README.md').read_text()
+  (tmp_path / 'home').mkdir()
+  (tmp_path / 'home' / 'thesis.tex').write_text('')
+  with pytest.raises(config_lib.BadInput, match='what an export wrote'):
+    export.run(dataclasses.replace(again, output=tmp_path / 'home'))
+  assert (tmp_path / 'home' / 'thesis.tex').exists()
+
+
+def test_nothing_to_export_is_said(tmp_path):
+  config = config_lib.Config(job='export', workdir=tmp_path)
+  with pytest.raises(config_lib.BadInput, match='no run in'):
+    export.run(config)
