@@ -140,6 +140,14 @@ def _head(paths, folder):
   if activation != IDENTITY:
     raise _not_ours(f'Dense with {activation}', folder)
   shape = settings.get('out_features'), settings.get('in_features')
+  width = hub.read_config(str(paths['Transformer'])).hidden_size
+  if shape[1] != width:
+    raise reading.bad(
+      paths['Dense'] / 'config.json',
+      f'a Dense must take the {width} numbers of its Transformer',
+      reading.quoted(shape[1]),
+      'save the model again',
+    )
   names = {'linear.weight': shape}
   if settings.get('bias', True):
     names['linear.bias'] = shape[:1]

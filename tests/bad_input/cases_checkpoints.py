@@ -40,6 +40,7 @@ POOLING, SENTENCES = (
   '1_Pooling/config.json',
   'config_sentence_transformers.json',
 )
+DENSE, ROUTER = '2_Dense/model.safetensors', 'router_config.json'
 BODY = bert.BodyConfig('bert', 60, 8, 1, 2, 8, 16, 2, 1e-12, 'gelu')
 WORDS = 'embeddings.word_embeddings.weight'
 BIAS = 'embeddings.LayerNorm.bias'
@@ -164,6 +165,41 @@ def sentences(*makes, kinds=('Transformer', 'Pooling', 'Normalize')):
   return make
 
 
+def dense(config=None, tensors=None, *more):
+  """Returns a `make` of such a folder with a Dense of 4, then spoilt."""
+  config = {
+    'in_features': 8,
+    'out_features': 4,
+    'bias': True,
+    'activation_function': 'torch.nn.modules.linear.Identity',
+    **(config or {}),
+  }
+  random = np.random.default_rng(0)
+  shapes = {'linear.weight': (4, 8), 'linear.bias': (4,), **(tensors or {})}
+  arrays = {
+    name: random.normal(size=shape).astype(np.float32)
+    for name, shape in shapes.items()
+    if shape
+  }
+
+  def make(folder):
+    put_json('2_Dense/config.json', config)(folder)
+    save_file(arrays, folder / DENSE)
+    for one in more:
+      one(folder)
+
+  return sentences(make, kinds=('Transformer', 'Pooling', 'Dense'))
+
+
+def router(**values):
+  """Returns a `make` of a Router, some of its settings changed."""
+  kinds = {'': 'Transformer', '1_Pooling': 'Pooling'}
+  types = {path: TYPE + kind for path, kind in kinds.items()}
+  routes = {'query': list(kinds), 'document': list(kinds)}
+  given = {'types': types, 'structure': routes, **values}
+  return sentences(put_json(ROUTER, given), kinds=('Router', 'Pooling'))
+
+
 def module(number, **values):
   """Returns the `make` of modules.json with one entry changed."""
 
@@ -205,7 +241,7 @@ def _other_version(*without, **values):
 
 
 HEADER = b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, %s]}}'
-NOT_OURS = 'must be Transformer, Pooling and perhaps Normalize'
+NOT_OURS = 'must be Transformer, Pooling and perhaps Dense'
 LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n'
 
 
@@ -499,7 +535,7 @@ CASES = {
     settings(init_from='', vocab_size=5), 'must be at least the special token'
   ),
   # sentence-transformers.
-  'sentence-transformers': Accepted(sentences(), 'pooling mean, similarity'),
+  'sentence-transformers': Accepted(sentences(), "pooling 'mean', simil"),
   'modules no JSON': Refused(
     sentences(put(MODULES, '[{')), 'must be one JSON value', MODULES
   ),
@@ -530,8 +566,60 @@ CASES = {
     'found nothing; give one',
     '2_Pooling/config.json',
   ),
-  'dense on top': Refused(
-    sentences(kinds=('Transformer', 'Pooling', 'Dense')), 'Pooling, Dense in'
+  'dense on top': Accepted(dense(), 'head_size 4, head_norm False'),
+  'dense with an activation': Refused(
+    dense({'activation_function': 'torch.nn.modules.activation.Tanh'}),
+    'found Dense with torch.nn.modules.activation.Tanh',
+  ),
+  'dense that says no activation': Refused(
+    dense(
+      None, None, change_json('2_Dense/config.json', 'activation_function')
+    ),
+    'found Dense with Tanh',
+  ),
+  'dense without a file': Refused(
+    dense(None, None, remove(DENSE)), 'found no model.safetensors'
+  ),
+  'dense without a bias': Refused(
+    dense(None, {'linear.bias': None}), 'must have the tensors', DENSE
+  ),
+  'dense that needs no bias': Accepted(
+    dense({'bias': False}, {'linear.bias': None}), 'head_size 4'
+  ),
+  'dense with one tensor more': Refused(
+    dense(None, {'more': (3,)}), 'must have the tensors', DENSE
+  ),
+  'dense of another shape': Refused(
+    dense({'out_features': 5}), 'in the shapes of its config.json', DENSE
+  ),
+  'dense of another width': Refused(
+    dense({'in_features': 9}, {'linear.weight': (4, 9)}),
+    'must take the 8 numbers of its Transformer; found 9',
+  ),
+  'a norm without dense': Refused(
+    sentences(kinds=('Transformer', 'Pooling', 'LayerNorm')),
+    'found LayerNorm without Dense',
+  ),
+  'a module we have not': Refused(
+    sentences(kinds=('Transformer', 'Pooling', 'LSTM')), 'Pooling, LSTM in'
+  ),
+  'router': Refused(router(), "must be cls or mean; found ['mean'"),
+  'router of other routes': Refused(
+    router(structure={'a': [], 'b': []}), 'found a Router of a, b'
+  ),
+  'router without types': Refused(
+    router(types=[]), 'a Router without types and structure'
+  ),
+  'router that leads out': Refused(
+    router(
+      types={'../x': f'{TYPE}Transformer'},
+      structure={'query': ['../x'], 'document': ['../x']},
+    ),
+    "must lie in the same folder; found '../x'",
+    ROUTER,
+  ),
+  'router of no list': Refused(
+    router(structure={'query': 3, 'document': 4}), "a string 'type'", ROUTER
   ),
   'no pooling': Refused(sentences(kinds=('Transformer',)), NOT_OURS),
   'modules in another order': Refused(
@@ -554,8 +642,36 @@ CASES = {
   'mode a number': Refused(
     sentences(put_json(POOLING, {'pooling_mode': 3})), 'found 3 in'
   ),
-  'prompts': Refused(
-    sentences(put_json(SENTENCES, {'prompts': {'query': 'q: '}})), "['q: ']"
+  'prompts': Accepted(
+    sentences(
+      put_json(SENTENCES, {'prompts': {'query': 'q: ', 'passage': 'p: '}})
+    ),
+    "query_prompt 'q: ', passage_prompt 'p: '",
+  ),
+  'prompts of other tasks': Accepted(
+    sentences(put_json(SENTENCES, {'prompts': {'cluster': 'c: '}})),
+    'prompts for other tasks are left out: cluster',
+  ),
+  'a prompt for all': Refused(
+    sentences(
+      put_json(SENTENCES, {'prompts': {'a': 'a: '}, 'default_prompt_name': 'a'})
+    ),
+    'a prompt for all texts, a',
+  ),
+  'a prompt that is not pooled': Refused(
+    sentences(
+      put_json(SENTENCES, {'prompts': {'query': 'q: '}}),
+      change_json(POOLING, include_prompt=False),
+    ),
+    'a prompt that is not pooled',
+  ),
+  'prompts that are numbers': Refused(
+    sentences(put_json(SENTENCES, {'prompts': {'query': 3}})), 'prompts {'
+  ),
+  'an export of another version': Refused(
+    sentences(put_json('retriever.json', {'tied': True})),
+    'that this version knows',
+    'retriever.json',
   ),
   'prompts a text': Refused(
     sentences(put_json(SENTENCES, {'prompts': 'q: '})), 'prompts q:'
