@@ -214,8 +214,11 @@ class Config:
   # Encoder. None: what --init_from brings with it.
   init_from: str = knob(
     '',
-    'Weights to start from: a run of ours, a folder or hub name of a BERT, '
-    'RoBERTa, DistilBERT or MPNet model, or a sentence-transformers folder. '
+    'Weights to start from: a run of ours; a folder or hub name of a BERT, '
+    'RoBERTa, DistilBERT or MPNet model, of ANCE or DPR, or a '
+    'sentence-transformers folder; a file of weights with config.json and '
+    'tokenizer beside it; or two of these, of queries and of passages, with a '
+    'comma between. '
     'Empty: random weights and a vocabulary trained on the corpus.',
   )
   vocab_size: int = knob(

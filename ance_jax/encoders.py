@@ -8,10 +8,13 @@ import jax.numpy as jnp
 
 from ance_jax import bert
 from ance_jax import devices
+from ance_jax import reading
 
 QUERY, PASSAGE = 'query', 'passage'
 # Name of the one tower that encodes both.
 TIED = 'tied'
+# Of what `Retriever.to_dict` gives.
+FILE = 'retriever.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,20 @@ class Tower(nn.Module):
     if r.similarity == 'cosine':
       x /= jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     return x
+
+
+def read(path):
+  """Returns the `Retriever` of a file."""
+  values = reading.json_file(path)
+  try:
+    return Retriever.from_dict(values)
+  except (TypeError, KeyError) as error:
+    raise reading.bad(
+      path,
+      'a retriever must have the settings that this version knows',
+      f'others ({error})',
+      'use the version that wrote it',
+    ) from error
 
 
 def init(retriever, seed):

@@ -48,7 +48,7 @@ def run(config):
   with handoff.publish(folder, about) as unfinished:
     write(unfinished, model.retriever, model.params, model.tokenizer)
     retriever = json.dumps(model.retriever.to_dict(), indent=1)
-    (unfinished / models.RETRIEVER_FILE).write_text(retriever)
+    (unfinished / encoders.FILE).write_text(retriever)
     facts = _facts(settings, model, step)
     _write_json(unfinished / 'run.json', facts)
     (unfinished / 'README.md').write_text(card(settings, model, facts))

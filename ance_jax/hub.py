@@ -1,7 +1,8 @@
 """Folders and hub names of Hugging Face: config.json and tensors, strict.
 
-Only safetensors and JSON are read: no pickle, no code that a model brings, no
-file outside of its folder (links are followed, as the hub's cache has them).
+Safetensors and JSON are read, and of files of torch the tensors alone: no code
+that a model brings, no file outside of its folder (links are followed, as the
+hub's cache has them).
 """
 
 import os
@@ -14,10 +15,12 @@ import transformers
 from ance_jax import bert
 from ance_jax import config as config_lib
 from ance_jax import reading
+from ance_jax import torch_files
 
 # model_type of Hugging Face -> of our body.
 _BODIES = {
   'bert': 'bert',
+  'dpr': 'bert',
   'roberta': 'roberta',
   'xlm-roberta': 'roberta',
   'distilbert': 'distilbert',
@@ -42,6 +45,7 @@ _DISTILBERT_KEYS = {
   'intermediate_size': 'hidden_dim',
 }
 
+_TORCH_FILE = 'pytorch_model.bin'
 # Of any such number in a config.json: a table of tensors is made from it.
 _MAX_LAYERS, _MAX_SIZE = 1000, 2**31
 
@@ -122,28 +126,33 @@ def write_config(folder, body, pad_token_id):
 
 
 def read_tensors(name, without):
-  """Returns {name: float32 array} of a model's safetensors files.
+  """Returns {name: float32 array} of a model's files.
+
+  Those of torch are read only where there are no safetensors.
 
   Args:
-    name: Folder or hub name.
+    name: Folder, hub name, or one file.
     without: without(name of a tensor) -> whether it is not read.
 
   Raises:
     BadInput: A file is missing or damaged, or leads out of the folder, or a
       tensor is not of floats.
   """
+  if os.path.isfile(name):
+    return _read_file(pathlib.Path(name), without)
   index = _file(name, 'model.safetensors.index.json')
   files = _shards(index) if index else ['model.safetensors']
+  if not index and _file(name, files[0]) is None:
+    if pickled := _file(name, _TORCH_FILE):
+      return torch_files.read(reading.regular(pickled), without)
   tensors = {}
   for file in files:
     path = _file(name, file)
     if path is None:
-      pickled = _file(name, 'pytorch_model.bin') is not None
       raise config_lib.BadInput(
         'a checkpoint must have its weights in a whole model.safetensors; '
-        f'found no {file[:80]} at {name}'
-        + (', but a pickle, which is never read' if pickled else '')
-        + '; convert it with transformers, or fetch it.'
+        f'found no {file[:80]} at {name}; convert it with transformers, or '
+        'fetch it.'
       )
     for key, array in _read_shard(path, without).items():
       if key in tensors:
@@ -153,6 +162,13 @@ def read_tensors(name, without):
         )  # fmt: skip
       tensors[key] = array
   return tensors
+
+
+def _read_file(path, without):
+  """Returns {name: float32 array} of one file, by its name's ending."""
+  if path.suffix == '.safetensors':
+    return _read_shard(path, without)
+  return torch_files.read(reading.regular(path), without)
 
 
 def _kind(given, name):

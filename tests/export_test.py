@@ -123,7 +123,7 @@ def test_what_was_exported_comes_back_bit_for_bit(kind, settings, tmp_path):
   (tmp_path / 'out').mkdir()
   export.write(tmp_path / 'out', retriever, model.params, model.tokenizer)
   about = json.dumps(retriever.to_dict())
-  (tmp_path / 'out' / models.RETRIEVER_FILE).write_text(about)
+  (tmp_path / 'out' / encoders.FILE).write_text(about)
   back = models.load(config_lib.Config(init_from=tmp_path / 'out'), ())
   assert back.retriever == retriever
   backends = (m.tokenizer.backend_tokenizer.to_str() for m in (model, back))

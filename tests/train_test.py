@@ -558,7 +558,8 @@ def test_flags_that_may_change_are_chosen_by_hand():
     'remat', 'max_steps', 'tokens_per_batch', 'steps_per_eval', 'retriever',
     'split', 'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
     'steps_per_log', 'query', 'num_results', 'runs', 'picture',
-    'tokens_dir', 'beir_set', 'beam_runner', 'beam_options',
+    'tokens_dir', 'beir_set', 'beam_runner', 'beam_options', 'output',
+    'overwrite', 'export_corpus',
   }  # fmt: skip
 
 

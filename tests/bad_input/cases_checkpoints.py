@@ -258,8 +258,14 @@ CASES = {
   'hub that is not reached': Refused(
     settings(init_from='someone/some-model'), 'found none at someone/some-mo'
   ),
-  'file, not folder': Refused(
-    lambda folder: {'init_from': str(folder / WEIGHTS)}, 'found the file'
+  'file in its folder': Accepted(
+    lambda folder: {'init_from': str(folder / WEIGHTS)}, 'tie_encoders True'
+  ),
+  'file without a folder': Refused(
+    together(
+      remove(CONFIG), lambda folder: {'init_from': str(folder / WEIGHTS)}
+    ),
+    'must be a folder with a config.json',
   ),
   'empty folder': Refused(
     remove(WEIGHTS, CONFIG, TOKENS, TOKENS_CONFIG), 'with a config.json'
@@ -349,7 +355,7 @@ CASES = {
   'no weights': Refused(remove(WEIGHTS), 'found no model.safetensors'),
   'pickle alone': Refused(
     together(remove(WEIGHTS), put('pytorch_model.bin', b'\x80\x04.')),
-    'a pickle, which is never read',
+    'a file of torch',
   ),
   'pickle under another name': Refused(
     put(WEIGHTS, b'\x80\x04\x95' * 40), 'one that cannot be read', WEIGHTS

@@ -1,0 +1,208 @@
+"""Checkpoints of retrievers, in the layouts of ANCE and DPR: bodies and heads.
+
+Strict as `weights` is: each tensor of the layout, and no other.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from ance_jax import config as config_lib
+from ance_jax import weights
+
+
+class _Tower(NamedTuple):
+  """How the checkpoint of a retriever names the parts of a tower.
+
+  Attributes:
+    name: Our tower.
+    prefix: What stands before the names of its body.
+    head: Module of the projection, or None.
+    head_norm: Module of the LayerNorm after it, or None.
+  """
+
+  name: str
+  prefix: str
+  head: str | None
+  head_norm: str | None
+
+
+class _Form(NamedTuple):
+  """A layout of a retriever's checkpoint.
+
+  Attributes:
+    mark: A tensor whose name begins so is in no other form.
+    towers: The `_Tower`s that may be there.
+    settings: What such checkpoints are trained with, by the retriever's
+      setting.
+    dropped: Pattern of tensors that are left out, beside those of a body.
+  """
+
+  mark: str
+  towers: tuple
+  settings: dict
+  dropped: str = '(?!)'
+
+
+_DPR_SETTINGS = {
+  'pooling': 'cls',
+  'similarity': 'dot',
+  'query_length': 256,
+  'passage_length': 256,
+  'title_separator': 'token',
+}
+_FORMS = (
+  # RobertaDot_NLL_LN of ANCE (model/models.py), STAR and ADORE.
+  _Form(
+    'embeddingHead.',
+    (_Tower('tied', 'roberta.', 'embeddingHead', 'norm'),),
+    {
+      'pooling': 'cls',
+      'similarity': 'dot',
+      'query_length': 64,
+      'passage_length': 512,
+      # The tokenizer of transformers 2 did; that of 5 takes no notice.
+      'lower_case': True,
+    },
+    # Of RobertaForSequenceClassification, which the class inherits and never
+    # uses.
+    r'classifier\..*',
+  ),
+  # DPR as the hub has it, an encoder a repository.
+  _Form(
+    'question_encoder.',
+    (
+      _Tower(
+        'query', 'question_encoder.bert_model.', 'question_encoder.encode_proj',
+        None
+      ),
+    ),
+    _DPR_SETTINGS,
+  ),
+  _Form(
+    'ctx_encoder.',
+    (
+      _Tower(
+        'passage', 'ctx_encoder.bert_model.', 'ctx_encoder.encode_proj', None
+      ),
+    ),
+    _DPR_SETTINGS,
+  ),
+  # DPR's own checkpoints, and ANCE's of OpenQA (BiEncoder).
+  _Form(
+    'question_model.',
+    (
+      _Tower('query', 'question_model.', 'question_model.encode_proj', None),
+      _Tower('passage', 'ctx_model.', 'ctx_model.encode_proj', None),
+    ),
+    _DPR_SETTINGS,
+  ),
+)  # fmt: skip
+
+
+def is_dropped(name):
+  """Returns whether a tensor is one that no retriever uses."""
+  prefixes = [tower.prefix for form in _FORMS for tower in form.towers]
+  for prefix in prefixes:
+    name = name.removeprefix(prefix)
+  return weights.is_dropped(name)
+
+
+def towers_from_tensors(tensors, body, where):
+  """Returns the parameters by tower, and the settings that come with them.
+
+  Args:
+    tensors: As for `weights.body_from_tensors`, with the projection's.
+    body: `bert.BodyConfig`.
+    where: Where they are from, for people.
+
+  Raises:
+    BadInput: A tensor is missing, not expected, or of another shape.
+  """
+  form = next(
+    (f for f in _FORMS if any(name.startswith(f.mark) for name in tensors)),
+    None,
+  )
+  if form is None:
+    return {
+      'tied': {'body': weights.body_from_tensors(tensors, body, where)}
+    }, {}
+  towers = {}
+  left = {
+    name: array
+    for name, array in tensors.items()
+    if not re.fullmatch(form.dropped, name)
+  }
+  for tower in form.towers:
+    params = towers[tower.name] = {}
+    for part, module, leaves in (
+      ('head', tower.head, {'kernel': 'weight', 'bias': 'bias'}),
+      ('head_norm', tower.head_norm, {'scale': 'weight', 'bias': 'bias'}),
+    ):
+      theirs = {ours: f'{module}.{name}' for ours, name in leaves.items()}
+      if set(theirs.values()) & set(left):
+        params[part] = _part(left, theirs, where)
+    of_body = {
+      name: left.pop(name) for name in list(left)
+      if name.startswith(tower.prefix)
+    }  # fmt: skip
+    of_body = {name[len(tower.prefix) :]: a for name, a in of_body.items()}
+    params['body'] = weights.body_from_tensors(of_body, body, where)
+    _check_head(params, body, where)
+  if left:
+    raise config_lib.BadInput(
+      'a checkpoint of a retriever must have exactly the tensors of its '
+      f'layout; found that {sorted(left)[0][:80]} is not expected ({len(left)} '
+      f'such) in {where}; use a complete checkpoint.'
+    )
+  heads = [params.get('head') for params in towers.values()]
+  size = len(heads[0]['bias']) if heads[0] else 0
+  return towers, {
+    **form.settings,
+    'head_size': size,
+    'head_norm': all('head_norm' in params for params in towers.values()),
+  }
+
+
+def _part(tensors, theirs, where):
+  """Takes the tensors of a module out; returns its parameters."""
+  found = {}
+  for ours, name in theirs.items():
+    if name not in tensors:
+      raise config_lib.BadInput(
+        'a checkpoint of a retriever must have exactly the tensors of its '
+        f'layout; found that {name} is missing in {where}; use a complete '
+        'checkpoint.'
+      )
+    array = np.asarray(tensors.pop(name), np.float32)
+    found[ours] = np.ascontiguousarray(array.T if ours == 'kernel' else array)
+  return found
+
+
+def _check_head(params, body, where):
+  """Raises `BadInput` for a projection that does not fit its body."""
+  head, norm = params.get('head'), params.get('head_norm')
+  if norm and not head:
+    raise config_lib.BadInput(
+      'a checkpoint of a retriever must have a projection before its norm; '
+      f'found the norm alone in {where}; use a complete checkpoint.'
+    )
+  if head:
+    size = (body.hidden_size, *head['bias'].shape)
+    shapes = [head['kernel'].shape]
+    shapes += [
+      (body.hidden_size, *leaf.shape) for leaf in (norm or {}).values()
+    ]
+    if any(shape != size for shape in shapes):
+      raise config_lib.BadInput(
+        f'a projection must take the {body.hidden_size} numbers of its body; '
+        f'found shapes {shapes} in {where}; use a complete checkpoint.'
+      )
+  for part in (head or {}), (norm or {}):
+    for name, array in part.items():
+      if not np.isfinite(array).all():
+        raise config_lib.BadInput(
+          f'a projection must be finite; found values in its {name} that are '
+          f'not in {where}; use a checkpoint from before the run diverged.'
+        )

@@ -1,0 +1,215 @@
+"""What `--init_from` names: weights, tokenizer, and the settings they bring.
+
+A body of Hugging Face, a retriever in the layout of ANCE or DPR, a folder of
+sentence-transformers, one of these for each side, or nothing.
+"""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+from ance_jax import bert
+from ance_jax import config as config_lib
+from ance_jax import encoders
+from ance_jax import hub
+from ance_jax import layouts
+from ance_jax import logs
+from ance_jax import sbert
+from ance_jax import tokenizer as tokenizer_lib
+
+
+class Source(NamedTuple):
+  """Parameters by tower, and settings by name."""
+
+  body: bert.BodyConfig
+  tokenizer: tokenizer_lib.Tokenizer
+  params: dict
+  settings: dict
+
+
+def random(config, texts):
+  """Returns the `Source` of random weights and a vocabulary of the texts."""
+  if config.hidden_size % config.num_heads:
+    raise config_lib.BadInput(
+      f'--num_heads must divide --hidden_size; found {config.num_heads} and '
+      f'{config.hidden_size}; change one of them.'
+    )
+  logs.say(f'training a vocabulary of {config.vocab_size:,} on the corpus')
+  tokenizer = tokenizer_lib.train_vocabulary(texts, config.vocab_size)
+  if len(tokenizer) > config.vocab_size:
+    raise config_lib.BadInput(
+      '--vocab_size must be at least the special tokens and letters of the '
+      f'corpus, {len(tokenizer)}; found {config.vocab_size}; raise it.'
+    )
+  body = bert.BodyConfig(
+    model_type='bert',
+    vocab_size=len(tokenizer),
+    hidden_size=config.hidden_size,
+    num_layers=config.num_layers,
+    num_heads=config.num_heads,
+    intermediate_size=config.intermediate_size,
+    max_positions=max(config.query_length or 64, config.passage_length or 512),
+    num_types=1,
+    layer_norm_epsilon=1e-12,
+    activation='gelu',
+  )
+  return Source(body, tokenizer, {}, {})
+
+
+def read(name, lower_case):
+  """Returns the `Source` of a checkpoint.
+
+  Args:
+    name: Folder, hub name or file; two of them, a comma between, are the
+      encoder of queries and that of passages.
+    lower_case: Whether texts are to be lower-cased; None: what it does.
+
+  Raises:
+    BadInput: It cannot be used; the text says why.
+  """
+  names = name.split(',')
+  if len(names) > 2 or not all(names):
+    raise config_lib.BadInput(
+      '--init_from must name one checkpoint, or two with a comma between, of '
+      f'queries and of passages; found {name!r}; name them so.'
+    )
+  found = [_read_one(one, lower_case) for one in names]
+  if len(found) == 2:
+    source = _both(*found, name)
+  else:
+    (source,) = found
+    if len(source.params) == 1:
+      (params,) = source.params.values()
+      source = source._replace(params={encoders.TIED: params})
+  settings = {'tie_encoders': len(source.params) == 1, **source.settings}
+  shown = ', '.join(f'{name} {value!r}' for name, value in settings.items())
+  logs.say(f'{name}: {shown}')
+  return source._replace(settings=settings)
+
+
+def _read_one(name, lower_case):
+  if os.path.isfile(name):
+    return _hugging_face(os.path.dirname(name) or '.', lower_case, name)
+  if sbert.is_folder(name):
+    return _sentence_transformers(name, lower_case)
+  return _hugging_face(name, lower_case)
+
+
+def _both(query, passage, name):
+  """Returns the `Source` of an encoder of queries and one of passages."""
+  params = {}
+  for side, source in ((encoders.QUERY, query), (encoders.PASSAGE, passage)):
+    if len(source.params) > 1 or not {side, encoders.TIED} & set(source.params):
+      raise config_lib.BadInput(
+        '--init_from must name the encoder of queries, then that of passages; '
+        f'found {" and ".join(source.params)} as the one of {side} in {name}; '
+        'name them so.'
+      )
+    (params[side],) = source.params.values()
+  of_one_side = {f'{encoders.PASSAGE}_{what}' for what in ('length', 'prompt')}
+  settings = dict(query.settings)
+  for key, value in passage.settings.items():
+    if key in of_one_side:
+      settings[key] = value
+  _check_alike(query, passage, name)
+  return query._replace(params=params, settings=settings)
+
+
+def _check_alike(first, second, name):
+  """Raises `BadInput` if two towers cannot be those of one retriever."""
+  tokenizers = (s.tokenizer.backend_tokenizer.to_str() for s in (first, second))
+  ours = ('pooling', 'similarity', 'head_size', 'head_norm', 'title_separator')
+  chosen = ([s.settings.get(key) for key in ours] for s in (first, second))
+  for what, differs in (
+    ('sizes', first.body != second.body),
+    ('tokenizers', len(set(tokenizers)) > 1),
+    ('pooling, similarity or heads', len(set(map(tuple, chosen))) > 1),
+  ):
+    if differs:
+      raise config_lib.BadInput(
+        'two encoders must be of one size, tokenizer, pooling, similarity and '
+        f'head; found other {what} in {name}; use encoders that were trained '
+        'together.'
+      )
+
+
+def _hugging_face(name, lower_case, file=None):
+  """Returns a folder or hub name in a layout that `layouts` knows.
+
+  Args:
+    name: Folder or hub name.
+    lower_case: What is asked of its tokenizer; None: what such checkpoints
+      are trained with, or that it is consistent.
+    file: File of the weights; None: those of the folder.
+  """
+  body = hub.read_config(name)
+  tensors = hub.read_tensors(file or name, without=layouts.is_dropped)
+  params, settings = layouts.towers_from_tensors(tensors, body, file or name)
+  settings = dict(settings)
+  trained_with = settings.pop('lower_case', None)
+  tokenizer = tokenizer_lib.load(name)
+  if lower_case is None and trained_with is None:
+    tokenizer_lib.check_case(tokenizer, name)
+  if lower_case is None:
+    lower_case = trained_with
+  tokenizer_lib.set_flavour(tokenizer, lower_case=lower_case, prefix_space=None)
+  if lower_case:
+    logs.say(f'{name}: texts are lower-cased')
+  if 'title_separator' in settings:
+    settings['title_separator'] = tokenizer_lib.title_separator(
+      tokenizer, settings['title_separator']
+    )
+  for key in ('query_length', 'passage_length'):
+    if key in settings:
+      settings[key] = min(settings[key], body.max_length)
+  last = max(tokenizer.get_vocab().values(), default=0)
+  if last >= body.vocab_size:
+    raise config_lib.BadInput(
+      f'a tokenizer must fit the {body.vocab_size:,} rows of the word '
+      f"embedding; found the id {last:,} at {name}; use the checkpoint's own."
+    )
+  return Source(body, tokenizer, params, settings)
+
+
+def _sentence_transformers(folder, lower_case):
+  """Returns a sentence-transformers folder, with the settings that it has."""
+  sources = {}
+  for name, found in sbert.read(folder).items():
+    wanted = lower_case
+    if wanted is None and found.lower_case:
+      wanted = True
+    source = _hugging_face(found.body_folder, wanted)
+    if list(source.params) != [encoders.TIED]:
+      raise config_lib.BadInput(
+        'the Transformer of a sentence-transformers folder must be a body '
+        f'alone; found {", ".join(source.params)} in {found.body_folder}; use '
+        'another model.'
+      )
+    length = found.length or source.tokenizer.model_max_length
+    length = min(length, source.body.max_length)
+    settings = {
+      'pooling': found.pooling,
+      'similarity': found.similarity,
+      'head_size': len(found.head['head']['bias']) if found.head else 0,
+      'head_norm': 'head_norm' in found.head,
+      'query_length': length,
+      'passage_length': length,
+      **{f'{side}_prompt': text for side, text in found.prompts.items()},
+    }
+    params = {**source.params[encoders.TIED], **found.head}
+    sources[name] = source._replace(params={name: params}, settings=settings)
+  if len(sources) == 1:
+    (source,) = sources.values()
+  else:
+    source = _both(*sources.values(), folder)
+  return source._replace(settings={**source.settings, **_exported(folder)})
+
+
+def _exported(folder):
+  """Returns the settings of an export of ours that its form cannot hold."""
+  path = pathlib.Path(folder) / encoders.FILE
+  if not path.exists():
+    return {}
+  given = encoders.read(path)
+  names = ('query_length', 'passage_length', 'title_separator', 'head_norm')
+  return {name: getattr(given, name) for name in names}

@@ -1,0 +1,258 @@
+"""Retrievers as ANCE and DPR save them give the embeddings that torch gives."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file
+import transformers
+import weights_test
+
+from ance_jax import config as config_lib
+from ance_jax import encoders
+from ance_jax import models
+from ance_jax import tokens
+from ance_jax import torch_files
+
+pytestmark = weights_test.needs_torch
+SIDES = (encoders.QUERY, encoders.PASSAGE)
+
+
+def embed(model, ids, real, side):
+  """Returns the embeddings of padded token ids."""
+  encode_them = encoders.make_encode(model.retriever, 'float32', side)
+  return np.asarray(encode_them(model.params, ids, real.sum(1)))
+
+
+def randomized(module, seed):
+  import torch
+
+  torch.manual_seed(seed)
+  for parameter in module.parameters():
+    torch.nn.init.normal_(parameter, std=0.3)
+  return module.eval()
+
+
+def outputs(module, ids, real):
+  import torch
+
+  with torch.no_grad():
+    return module(**weights_test.torch_inputs(ids, real))
+
+
+def arrays(module):
+  return {
+    name: tensor.detach().numpy().copy()
+    for name, tensor in module.state_dict().items()
+  }
+
+
+def make_ance(folder):
+  """A checkpoint of ANCE's class, and its embeddings of ids."""
+  import torch
+
+  body = weights_test.make_torch('roberta', folder)
+  head = randomized(torch.nn.Linear(32, 20), 1)
+  norm = randomized(torch.nn.LayerNorm(20), 2)
+  unused = randomized(torch.nn.Linear(32, 32), 3)
+  tensors = {}
+  for prefix, module in (
+    ('roberta', body),
+    ('embeddingHead', head),
+    ('norm', norm),
+    ('classifier.dense', unused),
+  ):
+    tensors |= {f'{prefix}.{n}': a for n, a in arrays(module).items()}
+  save_file(tensors, folder / 'model.safetensors')
+
+  def theirs(ids, real):
+    with torch.no_grad():
+      first = outputs(body, ids, real).last_hidden_state[:, 0]
+      return norm(head(first)).numpy()
+
+  return theirs
+
+
+def make_dpr(folder, side, seed):
+  """An encoder of DPR's as the hub has it, and its embeddings of ids."""
+  weights_test.make_torch('bert', folder)
+  config = transformers.DPRConfig.from_json_file(folder / 'config.json')
+  config.projection_dim = 12
+  classes = {
+    encoders.QUERY: transformers.DPRQuestionEncoder,
+    encoders.PASSAGE: transformers.DPRContextEncoder,
+  }
+  model = randomized(classes[side](config), seed)
+  model.save_pretrained(folder)
+  return model, lambda ids, real: outputs(
+    model, ids, real
+  ).pooler_output.numpy()
+
+
+def check(model, side, theirs, kind):
+  ids, real = weights_test.ragged(kind, np.array([7, 3, 12, 1, 9]), 12)
+  ours, found = embed(model, ids, real, side), theirs(ids, real)
+  scale = np.abs(found).max()
+  # One text's embedding is none of another's.
+  assert np.ptp(found, axis=0).max() > 1e-3 * scale
+  np.testing.assert_allclose(ours / scale, found / scale, atol=1e-5)
+
+
+def load(**settings):
+  return models.load(config_lib.Config(**settings), ())
+
+
+def test_ance_has_its_head_its_norm_and_its_tokenizer(tmp_path, capsys):
+  theirs = make_ance(tmp_path)
+  model = load(init_from=tmp_path)
+  r = model.retriever
+  assert (r.head_size, r.head_norm, r.pooling, r.tied) == (
+    20,
+    True,
+    'cls',
+    True,
+  )
+  assert (r.similarity, r.query_length, r.passage_length) == ('dot', 64, 160)
+  check(model, encoders.QUERY, theirs, 'roberta')
+  lower, upper = (
+    tokens.memory_rows(model.tokenizer, [text], 9).ids for text in ('ab', 'AB')
+  )
+  assert lower.tolist() == upper.tolist()
+  assert 'texts are lower-cased' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['norm.weight', 'embeddingHead.bias'])
+def test_ance_without_a_tensor_is_refused(name, tmp_path):
+  make_ance(tmp_path)
+  path = tmp_path / 'model.safetensors'
+  tensors = load_file(path)
+  del tensors[name]
+  save_file(tensors, path)
+  with pytest.raises(config_lib.BadInput, match=f'{name} is missing'):
+    load(init_from=tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('change', 'says'),
+  [
+    ({'more': np.zeros(3)}, 'more is not expected'),
+    ({'roberta.more': np.zeros(3)}, 'more is not expected'),
+    ({'norm.weight': np.zeros(3)}, 'must take the 32 numbers of its body'),
+    ({'embeddingHead.weight': np.zeros((20, 9))}, 'must take the 32 numbers'),
+    ({'norm.bias': np.full(20, np.nan)}, 'must be finite'),
+  ],
+)
+def test_ance_with_another_tensor_is_refused(change, says, tmp_path):
+  make_ance(tmp_path)
+  path = tmp_path / 'model.safetensors'
+  new = {name: array.astype(np.float32) for name, array in change.items()}
+  save_file({**load_file(path), **new}, path)
+  with pytest.raises(config_lib.BadInput, match=says):
+    load(init_from=tmp_path)
+
+
+def test_two_encoders_of_dpr_are_read_in_their_order(tmp_path):
+  made = {
+    side: make_dpr(tmp_path / side, side, seed)[1]
+    for seed, side in enumerate(SIDES)
+  }
+  query, passage = (str(tmp_path / side) for side in SIDES)
+  model = load(init_from=f'{query},{passage}')
+  r = model.retriever
+  assert (r.head_size, r.head_norm, r.tied) == (12, False, False)
+  assert r.title_separator == model.tokenizer.sep_token
+  for side in SIDES:
+    check(model, side, made[side], 'bert')
+  with pytest.raises(config_lib.BadInput, match='queries, then that of pass'):
+    load(init_from=f'{passage},{query}')
+  alone = load(init_from=query)
+  assert alone.retriever.tied
+  check(alone, encoders.PASSAGE, made[encoders.QUERY], 'bert')
+
+
+def test_a_checkpoint_of_dprs_own_code_is_a_file_beside_a_config(tmp_path):
+  import torch
+
+  states, made = {}, {}
+  for seed, side in enumerate(SIDES):
+    model, made[side] = make_dpr(tmp_path / side, side, seed)
+    theirs = 'question' if side == encoders.QUERY else 'ctx'
+    for name, tensor in model.state_dict().items():
+      name = name.removeprefix(f'{theirs}_encoder.').removeprefix('bert_model.')
+      states[f'{theirs}_model.{name}'] = tensor
+  folder = tmp_path / encoders.QUERY
+  (folder / 'model.safetensors').unlink()
+  path = tmp_path / encoders.QUERY / 'dpr.cp'
+  torch.save(
+    {
+      'model_dict': states,
+      'optimizer_dict': {'state': {}, 'param_groups': []},
+      'scheduler_dict': {'last_epoch': 3},
+      'offset': 0,
+      'epoch': 1,
+      'encoder_params': {'pretrained_model_cfg': 'bert-base-uncased'},
+    },
+    path,
+  )
+  model = load(init_from=path)
+  assert not model.retriever.tied
+  for side in SIDES:
+    check(model, side, made[side], 'bert')
+  del states['ctx_model.encode_proj.weight']
+  torch.save({'model_dict': states}, path)
+  with pytest.raises(config_lib.BadInput, match='ctx_model.encode_proj.weight'):
+    load(init_from=path)
+
+
+def test_a_body_in_a_file_of_torch_is_read(tmp_path):
+  import torch
+
+  body = weights_test.make_torch('distilbert', tmp_path)
+  (tmp_path / 'model.safetensors').unlink()
+  torch.save(body.state_dict(), tmp_path / 'pytorch_model.bin')
+  model = load(init_from=tmp_path)
+  check(
+    model,
+    encoders.QUERY,
+    lambda *args: outputs(body, *args).last_hidden_state[:, 0].numpy(),
+    'distilbert',
+  )
+  torch.save({'a': 3}, tmp_path / 'pytorch_model.bin')
+  with pytest.raises(config_lib.BadInput, match="found int 'a'"):
+    load(init_from=tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    ({'hidden_act': 'relu'}, 'found other sizes'),
+    ({'tokenizer': 'another'}, 'found other tokenizers'),
+  ],
+)
+def test_two_encoders_must_go_together(changes, says, tmp_path):
+  for side in SIDES:
+    weights_test.make_torch('bert', tmp_path / side)
+  other = tmp_path / encoders.PASSAGE
+  if 'tokenizer' in changes:
+    tokenizer = models.tokenizer_lib.train_vocabulary(['other words'], 60)
+    tokenizer.save_pretrained(other)
+  else:
+    values = json.loads((other / 'config.json').read_text())
+    (other / 'config.json').write_text(json.dumps({**values, **changes}))
+  names = ','.join(str(tmp_path / side) for side in SIDES)
+  with pytest.raises(config_lib.BadInput, match=says):
+    load(init_from=names)
+
+
+@pytest.mark.parametrize('name', ['a,b,c', 'a,', ','])
+def test_more_than_two_names_are_refused(name):
+  with pytest.raises(config_lib.BadInput, match='one checkpoint, or two'):
+    load(init_from=name)
+
+
+def test_without_torch_a_sentence_says_what_to_do(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(config_lib.BadInput, match='torch is not installed'):
+    torch_files.read(tmp_path / 'pytorch_model.bin', None)
