@@ -189,8 +189,9 @@ class Config:
   )
   protocol: str | None = knob(
     None,
-    "How dev and --split are scored, a row of the README's protocols; by the "
-    "first measure checkpoints are chosen. Not given: the dataset's own.",
+    'How dev and --split are scored, a row of the protocols in '
+    'ance_jax/datasets/README.md; by the first measure checkpoints are chosen. '
+    "Not given: the dataset's own.",
     choices=(
       'usual',
       'beir',

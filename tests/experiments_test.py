@@ -157,16 +157,27 @@ def test_the_readme_lists_the_methods_and_the_modules_that_exist():
   modules = {p.stem for p in (REPOSITORY / 'ance_jax').glob('*.py')} - {
     '__init__'
   }
+  text = (REPOSITORY / 'ance_jax' / 'README.md').read_text()
   listed = re.findall(r'^(\w+)\.py ', text, re.M)
   assert set(listed) == modules
 
 
-def test_the_readme_names_only_flags_and_files_that_exist():
-  text = (REPOSITORY / 'README.md').read_text()
+@pytest.mark.parametrize(
+  'path',
+  [
+    'README.md',
+    'ance_jax/README.md',
+    'ance_jax/datasets/README.md',
+  ],
+)
+def test_a_readme_names_only_flags_and_files_that_exist(path):
+  text = (REPOSITORY / path).read_text()
   names = {field.name for field in dataclasses.fields(config.Config)}
   for flag in re.findall(r'--(\w+)=', text):
     assert flag in names | {'flagfile'} or flag.startswith('xla_'), flag
-  for path in re.findall(r'(?:experiments|colab|tests)/[\w/]+\.\w+', text):
+  for path in re.findall(
+    r'(?:ance_jax|experiments|colab|tests)/[\w/]+\.\w+', text
+  ):
     assert (REPOSITORY / path).exists(), path
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 
 import formats
+import layouts_test
 import pytest
+import weights_test
 
 from ance_jax import config
 from ance_jax import evaluate
@@ -77,6 +79,36 @@ def test_a_miniature_is_trained_refreshed_twice_scored_and_searched(
     dataclasses.replace(settings, job='search', query='t1w1 t1w2')
   )
   assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+@weights_test.needs_torch
+@pytest.mark.parametrize('name', ['eval_ance_passage', 'eval_ance_nq'])
+def test_a_released_checkpoint_is_scored_as_its_flagfile_says(name, tmp_path):
+  (tmp_path / 'data').mkdir()
+  if name == 'eval_ance_nq':
+    formats.write_dpr(tmp_path / 'data')
+    model = [tmp_path / side for side in layouts_test.SIDES]
+    for seed, (folder, side) in enumerate(
+      zip(model, layouts_test.SIDES, strict=True)
+    ):
+      layouts_test.make_dpr(folder, side, seed)
+  else:
+    formats.write_msmarco(tmp_path / 'data')
+    model = [tmp_path / 'model']
+    layouts_test.make_ance(*model)
+  settings = config.Config.from_flagfile(
+    f'experiments/{name}.flags',
+    data_dir=str(tmp_path / 'data'),
+    workdir=str(tmp_path / 'run'),
+    init_from=','.join(map(str, model)),
+    num_devices=1,
+  )
+  found = evaluate.run(settings)
+  path = tmp_path / 'run' / f'{settings.split}-model-0.json'
+  assert handoff.read_json(path)['metrics'] == found
+  assert next(iter(found)) == ('accuracy@20' if len(model) > 1 else 'mrr@10')
+  assert all(0 <= value <= 1 for value in found.values())
+  assert any(found.values())
 
 
 def test_data_that_is_not_there_ends_in_a_sentence_that_names_it(tmp_path):
