@@ -190,3 +190,18 @@ def test_nothing_to_export_is_said(tmp_path):
   config = config_lib.Config(job='export', workdir=tmp_path)
   with pytest.raises(config_lib.BadInput, match='no run in'):
     export.run(config)
+
+
+def test_prompts_stand_before_what_a_run_tokenizes(tiny):
+  run, _ = runs.begin(
+    dataclasses.replace(tiny, query_prompt='t1w1 ', passage_prompt='t2w2 '),
+    ('train', 'dev'),
+  )
+  passages = tokens.passage_texts(run.corpus, run.retriever.title_separator)
+  for prompt, texts, length, rows in (
+    ('t1w1 ', run.splits['dev'].texts, 8, run.queries['dev']),
+    ('t2w2 ', passages, 16, run.passages),
+  ):
+    texts = [prompt + text for text in texts]
+    expected = tokens.memory_rows(run.tokenizer, texts, length)
+    assert rows.ids.tolist() == expected.ids.tolist()
