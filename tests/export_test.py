@@ -39,8 +39,13 @@ def texts():
 def make(kind, folder, **settings):
   """A model of a kind with random weights, norms and biases included."""
   weights_test.make_torch(kind, folder)
+  # Of one tower, sentence-transformers has one length.
+  query_length = LENGTH if settings.get('tie_encoders', True) else LENGTH - 5
   config = config_lib.Config(
-    init_from=folder, query_length=LENGTH, passage_length=LENGTH, **settings
+    init_from=folder,
+    query_length=query_length,
+    passage_length=LENGTH,
+    **settings,
   )
   model = models.load(config, ())
   random = np.random.default_rng(1)
@@ -122,6 +127,13 @@ def test_what_was_exported_comes_back_bit_for_bit(kind, settings, tmp_path):
   retriever = dataclasses.replace(model.retriever, query_length=9)
   (tmp_path / 'out').mkdir()
   export.write(tmp_path / 'out', retriever, model.params, model.tokenizer)
+  without = models.load(config_lib.Config(init_from=tmp_path / 'out'), ())
+  lengths = retriever.query_length, retriever.passage_length
+  lengths = lengths if not retriever.tied else lengths[1:] * 2
+  found = without.retriever
+  assert (found.query_length, found.passage_length) == lengths
+  assert found.query_prompt == retriever.query_prompt
+  assert found.passage_prompt == retriever.passage_prompt
   about = json.dumps(retriever.to_dict())
   (tmp_path / 'out' / encoders.FILE).write_text(about)
   back = models.load(config_lib.Config(init_from=tmp_path / 'out'), ())
