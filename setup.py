@@ -39,7 +39,7 @@ setuptools.setup(
     'PyStemmer>=2.2',
     'regex>=2024.5.15',
     'safetensors>=0.5',
-    'scipy>=1.13',
+    'scipy>=1.15',
     'tensorboardX>=2.6.2',
     'tensorflow-datasets>=4.9.10,<5',
     'tokenizers>=0.22',

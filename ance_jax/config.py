@@ -55,7 +55,8 @@ class Config:
     'inspect: report on the dataset; audit: '
     'look for false negatives in what a checkpoint ranks high; refresh: mine '
     'negatives once with a checkpoint; encode: write the embeddings of the '
-    'corpus; evaluate: score a split; search: type queries, see passages; '
+    'corpus; evaluate: score a split; compare: whether runs differ there by '
+    'more than chance; search: type queries, see passages; '
     'report: draw the curves.',
     choices=(
       'train',
@@ -66,6 +67,7 @@ class Config:
       'refresh',
       'encode',
       'evaluate',
+      'compare',
       'search',
       'report',
     ),
@@ -476,7 +478,8 @@ class Config:
   )
   split: str = knob(
     'dev',
-    'Split that --job=evaluate scores. Choose on dev, read test once.',
+    'Split that --job=evaluate scores, and --job=compare. Choose on dev, read '
+    'test once.',
     may_change=True,
   )
   output: str = knob(
@@ -534,7 +537,9 @@ class Config:
   runs: str = knob(
     '',
     'Folders of the runs that --job=report draws into one picture, separated '
-    'by commas. Empty: --workdir.',
+    'by commas. Empty: --workdir. With --job=compare: folders that '
+    '--job=evaluate scored, or TREC run files; all are compared with the '
+    'first.',
     may_change=True,
   )
   picture: str = knob(

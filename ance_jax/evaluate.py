@@ -177,7 +177,15 @@ def run(config):
     scores, ranking = evaluate(this, params, indexed, config.split, watch)
     corpus, split = this.corpus, this.splits[config.split]
   path = scores_path(config, step)
-  handoff.write_json(path, {'queries': len(split.ids), 'metrics': scores})
+  handoff.write_json(
+    path,
+    {
+      'queries': len(split.ids),
+      'metrics': scores,
+      'corpus': corpus.hash,
+      'judgements': split.hash,
+    },
+  )
   path = path.with_suffix('.trec')
   metrics.write_run(path, ranking, split, corpus, f'ance_jax-{step}')
   logs.say(

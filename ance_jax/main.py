@@ -17,6 +17,7 @@ import jax
 
 from ance_jax import audit
 from ance_jax import checkpoint
+from ance_jax import compare
 from ance_jax import config as config_lib
 from ance_jax import evaluate
 from ance_jax import export
@@ -25,6 +26,7 @@ from ance_jax import logs
 from ance_jax import refresh
 from ance_jax import report
 from ance_jax import runs
+from ance_jax import systems
 from ance_jax import train
 
 _JOBS = {
@@ -36,6 +38,7 @@ _JOBS = {
   'refresh': refresh.run,
   'encode': evaluate.write_embeddings,
   'evaluate': evaluate.run,
+  'compare': compare.run,
   'search': evaluate.search,
   'report': report.run,
 }
@@ -90,16 +93,18 @@ def _explain(error):
 def _with_flags_of_run(config):
   """Returns the settings of a run's folder under the flags that were given.
 
-  A job other than training needs only to be told the folder.
+  A job other than training needs only to be told the folder; one that compares
+  runs takes the data of the first that is a folder.
   """
-  committed = checkpoint.committed_steps(config.workdir)
+  comparing = config.job == 'compare'
+  folder = systems.data_folder(config) if comparing else config.workdir
+  committed = checkpoint.committed_steps(folder)
   if config.job == 'train' or not committed:
     return config
   names = [field.name for field in dataclasses.fields(config)]
   given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
-  return dataclasses.replace(
-    runs.settings(config.workdir, committed[-1]), **given
-  )
+  given['workdir'] = config.workdir
+  return dataclasses.replace(runs.settings(folder, committed[-1]), **given)
 
 
 def run():

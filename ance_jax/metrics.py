@@ -4,6 +4,7 @@ A protocol is a row; the reader of a dataset names that of each split. All of
 them divide by the number of judged queries, those without a hit included.
 """
 
+import math
 from typing import NamedTuple
 
 import ir_measures
@@ -127,6 +128,23 @@ def score(rows, split, texts):
   """Returns {measure: mean over all judged queries} of a ranking.
 
   Args:
+    rows: As for `by_query`.
+    split: The `data.Split` of the queries.
+    texts: As for `by_query`.
+  """
+  found = by_query(rows, split, texts)
+  return {name: mean(values) for name, values in found.items()}
+
+
+def mean(values):
+  """Returns the mean of (Q,) float64, rounded once: in any order the same."""
+  return math.fsum(values) / len(values)
+
+
+def by_query(rows, split, texts):
+  """Returns {measure: (Q,) float64} of a ranking; nothing found counts 0.
+
+  Args:
     rows: (Q, K) int32 passage rows, best first, -1 where there is none; K is
       `depth`, or all passages of a smaller corpus. See `without_own`.
     split: The `data.Split` of the Q queries.
@@ -146,7 +164,7 @@ def score(rows, split, texts):
   names = {}
   for name, measure in chosen.measures.items():
     names.setdefault(str(measure), []).append(name)
-  totals = dict.fromkeys(chosen.measures, 0.0)
+  values = {name: np.zeros(len(split.ids)) for name in chosen.measures}
   for found in ir_measures.iter_calc(
     dict.fromkeys(chosen.measures.values()), qrels, run
   ):
@@ -154,8 +172,37 @@ def score(rows, split, texts):
       value = found.value
       if name.startswith(CAPPED):
         value *= _uncapped(qrels[found.query_id], int(name.split('@')[1]))
-      totals[name] += value
-  return {name: total / len(split.ids) for name, total in totals.items()}
+      values[name][int(found.query_id)] = value
+  return values
+
+
+def first_relevant(rows, split, texts, queries):
+  """Returns the place of each query's first relevant passage, from 1.
+
+  Relevant is a grade above 0, or, where answers count, a text with an answer.
+
+  Args:
+    rows: As for `by_query`.
+    split: The `data.Split` of the Q queries.
+    texts: As for `by_query`.
+    queries: q query rows.
+
+  Returns:
+    A list of q places, None where no passage of the ranking is relevant.
+  """
+  rows = rows[queries]
+  if protocol(split).by_answers:
+    given = [split.answers[query] for query in queries]
+    right = answers.held(rows, given, texts, split.answers_are_patterns)
+  else:
+    of_query, positives = split.positives()
+    right = np.array(
+      [
+        np.isin(ranking, positives[of_query == query])
+        for query, ranking in zip(queries, rows, strict=True)
+      ]
+    ).reshape(rows.shape)
+  return [int(r.argmax()) + 1 if r.any() else None for r in right]
 
 
 def without_own(ranking, split):

@@ -1,5 +1,7 @@
-"""What a person looks at after a run: curves, a table, examples."""
+"""What a person looks at in a run: curves, tables, examples; and its page."""
 
+import io
+import itertools
 import pathlib
 
 import matplotlib.figure
@@ -7,9 +9,13 @@ import matplotlib.figure
 from ance_jax import config as config_lib
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import pages
 from ance_jax import reading
+from ance_jax import sections
 
+PAGE_FILE = 'report.html'
 _LOSS = 'train/loss'
+_OVERLAP, _AGE = 'refresh/overlap', 'train/negatives_age'
 
 
 def draw(workdirs, path):
@@ -19,32 +25,23 @@ def draw(workdirs, path):
     workdirs: Folders of the runs; the last part of each is its label.
     path: The PNG, written whole or not at all.
   """
-  figure = matplotlib.figure.Figure(figsize=(12, 7), layout='constrained')
-  panels = [_LOSS, *_columns(workdirs[0], 3)]
-  for axes, name in zip(figure.subplots(2, 2).flat, panels, strict=False):
-    _draw_panel(axes, name, workdirs)
-  figure.suptitle('Dotted lines: refreshes of the run of that colour')
+  drawn = [(pathlib.Path(path).name, logs.read(path)) for path in workdirs]
+  panels = [_LOSS, *_columns(drawn[0][1], 3)]
   with handoff.writing(path) as file:
-    figure.savefig(file, format='png', dpi=110)
+    file.write(_png(drawn, panels, 2))
 
 
 def table(workdir):
   """Returns the dev metrics of a run by evaluation, as lines of text."""
-  refreshes = sorted(logs.series(workdir, 'refresh/judged'))
-  columns = {n: logs.series(workdir, n) for n in _columns(workdir, 4)}
-  head = '    step  refresh' + ''.join(f'{name[4:]:>14}' for name in columns)
-  if not columns:
-    return head
-  lines = [head]
-  first, scores = next(iter(columns.items()))
-  for step in sorted(scores):
-    number = refreshes.index(step) + 1 if step in refreshes else ''
-    cells = ''.join(f'{values[step]:14.4f}' for values in columns.values())
-    lines.append(f'{step:8d}  {number:>7}{cells}')
-  if refreshes and max(scores) > refreshes[0]:
-    gain = scores[max(scores)] - scores[refreshes[0]]
-    lines.append(f'dev {first[4:]} since the first refresh: {gain:+.4f}')
-  return '\n'.join(lines)
+  lines = logs.read(workdir)
+  names = _columns(lines, 4)
+  rows = _evaluations(lines, names)
+  widths = [8, 9, *(14 for _ in names)]
+  text = [
+    ''.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+    for row in rows
+  ]
+  return '\n'.join([*text, *_gain(lines)])
 
 
 def compare_examples(first, last):
@@ -78,8 +75,23 @@ def examples(workdir):
   return shown
 
 
+def write_page(workdir, path):
+  """Writes the page of a run: all that its folder tells, in one file.
+
+  Args:
+    workdir: Folder of the run.
+    path: The page, written whole or not at all.
+  """
+  workdir = pathlib.Path(workdir)
+  lines = logs.read(workdir)
+  handoff.write_text(path, _page(workdir, lines))
+
+
 def run(config):
-  """Draws the runs `--runs` into `--picture`: `--job=report`."""
+  """Draws the runs `--runs` into `--picture`: `--job=report`.
+
+  Of one run it writes the page, too, beside the picture.
+  """
   workdirs = [path for path in config.runs.split(',') if path]
   workdirs = workdirs or [config.workdir]
   for workdir in workdirs:
@@ -98,6 +110,10 @@ def run(config):
   for workdir in workdirs:
     logs.say(f'{workdir}\n{table(workdir)}')
   logs.say(f'curves: {path}')
+  if len(workdirs) == 1:
+    page = pathlib.Path(path).with_name(PAGE_FILE)
+    write_page(workdirs[0], page)
+    logs.say(f'page: {page}')
 
 
 def _check(workdir):
@@ -119,27 +135,124 @@ def _check(workdir):
       )  # fmt: skip
 
 
-def _columns(workdir, most):
+def _columns(lines, most):
   """Returns dev metrics of a run: the first two, then the last ones."""
-  names = logs.dev_measures(workdir)
+  names = _measures(lines)
   return [*names[:2], *names[2:][2 - most :]]
 
 
-def _draw_panel(axes, name, workdirs):
+def _measures(lines):
+  """Returns the names of the dev metrics, in the order of the protocol."""
+  named = ([n for n in line if n.startswith('dev/')] for line in lines)
+  return next(filter(None, named), [])
+
+
+def _evaluations(lines, names):
+  """Returns the rows of the table of dev metrics, the head first."""
+  refreshes = sorted(_series(lines, sections.REFRESHED))
+  columns = [_series(lines, name) for name in names]
+  rows = [['step', 'refresh', *(name[4:] for name in names)]]
+  for step in sorted(columns[0]) if columns else ():
+    number = str(refreshes.index(step) + 1) if step in refreshes else ''
+    values = (f'{column[step]:.4f}' for column in columns)
+    rows.append([str(step), number, *values])
+  return rows
+
+
+def _gain(lines):
+  """Returns the line of what the refreshes brought, in a list if there is."""
+  refreshes, names = (
+    sorted(_series(lines, sections.REFRESHED)),
+    _measures(lines),
+  )
+  scores = _series(lines, names[0]) if names else {}
+  if not refreshes or not scores or max(scores) <= refreshes[0]:
+    return []
+  gain = scores[max(scores)] - scores[refreshes[0]]
+  return [f'dev {names[0][4:]} since the first refresh: {gain:+.4f}']
+
+
+def _page(workdir, lines):
+  """Returns the page of a run."""
+  name = workdir.absolute().name
+  curves = [_LOSS, *_columns(lines, 3)]
+  curves += [n for n in (_AGE, _OVERLAP) if any(n in line for line in lines)]
+  png = _png([(name, lines)], curves, 3)
+  parts = [
+    pages.paragraph(f'Folder: {workdir}'),
+    *map(pages.paragraph, _gain(lines)),
+    pages.image(png, 'curves of: ' + ', '.join(curves)),
+    pages.heading('Dev by evaluation'),
+    pages.table(_evaluations(lines, _measures(lines)), numbers=True),
+    *sections.refreshes(lines),
+    *sections.seconds(lines),
+    *sections.audits(workdir),
+    *_example_parts(workdir),
+    *sections.flags(workdir),
+  ]
+  return pages.page(f'Run {name}', parts)
+
+
+def _example_parts(workdir):
+  """Returns the HTML of what a few queries found, first and last."""
+  shown = examples(workdir)
+  rows = [['query', 'step', 'first relevant at', 'results']]
+  for both in zip(*(found for _, found in _ends(shown)), strict=True):
+    for (step, _), found in zip(_ends(shown), both, strict=True):
+      place = str(found['place'] or 'beyond the ranking')
+      results = ' | '.join(found['results'])
+      rows.append([found['query'], str(step), place, results])
+  return [pages.heading('Examples of dev'), pages.table(rows)]
+
+
+def _ends(items):
+  """Returns the first and the last of a list, which may be one, or none."""
+  return items[:1] + items[1:][-1:]
+
+
+def _png(runs, panels, columns):
+  """Returns the bytes of a picture of two rows of panels.
+
+  Args:
+    runs: List of (label, lines of metrics).
+    panels: Names of metrics, at most two rows of them.
+    columns: Panels of a row.
+  """
+  # Not a layout of matplotlib's, which draws all a second time to measure it.
+  figure = matplotlib.figure.Figure(figsize=(6 * columns, 7))
+  figure.subplots_adjust(
+    left=0.3 / columns**2, right=0.98, bottom=0.07, top=0.89, hspace=0.34,
+    wspace=0.15
+  )  # fmt: skip
+  places = figure.subplots(2, columns).flat
+  for axes, name in zip(places, panels, strict=False):
+    _draw_panel(axes, name, runs)
+  for axes in itertools.islice(places, len(panels)):
+    axes.set_visible(False)
+  figure.suptitle('Dotted lines: refreshes of the run of that colour')
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=90)
+  return file.getvalue()
+
+
+def _draw_panel(axes, name, runs):
   """Draws one metric of some runs, and their refreshes as dotted lines."""
   late = []
-  for number, workdir in enumerate(workdirs):
-    series, style = logs.series(workdir, name), {'ms': 4, 'marker': 'o'}
-    refreshes = logs.series(workdir, 'refresh/judged')
+  for number, (label, lines) in enumerate(runs):
+    series, style = _series(lines, name), {'ms': 4, 'marker': 'o'}
+    refreshes = _series(lines, sections.REFRESHED)
     late += [v for s, v in series.items() if refreshes and s >= min(refreshes)]
     if name == _LOSS:
-      series, style = _smoothed(series), {}
-    label = pathlib.Path(workdir).name
+      series = _smoothed(series)
+    if name in (_LOSS, _AGE):
+      style = {}
     axes.plot(
       series.keys(), series.values(), color=f'C{number}', label=label, **style
     )
-    for step in refreshes:
-      axes.axvline(step, color=f'C{number}', alpha=0.3, lw=0.8, ls=':')
+    axes.vlines(
+      list(refreshes), 0, 1, transform=axes.get_xaxis_transform(),
+      color=f'C{number}', alpha=0.3, lw=0.8, ls=':'
+    )  # fmt: skip
   if late:
     # What comes before the first refresh is steeper than all that matters.
     spread = max(late) - min(late)
@@ -151,12 +264,17 @@ def _draw_panel(axes, name, workdirs):
   axes.legend()
 
 
+def _series(lines, name):
+  """Returns {step: value} of a metric; `lines` are those of metrics.jsonl."""
+  return {line['step']: line[name] for line in lines if name in line}
+
+
 def _smoothed(series):
   """Returns {step: mean of the last fiftieth of the values up to there}."""
-  values = list(series.values())
-  width = max(len(values) // 50, 1)
+  sums = [0.0, *itertools.accumulate(series.values())]
+  width = max(len(series) // 50, 1)
   means = {}
   for place, step in enumerate(series):
-    recent = values[max(0, place - width + 1) : place + 1]
-    means[step] = sum(recent) / len(recent)
+    start = max(0, place - width + 1)
+    means[step] = (sums[place + 1] - sums[start]) / (place + 1 - start)
   return means

@@ -259,6 +259,7 @@ def _boundary(parts, state, step, in_use):
   handoff.write_json(
     examples / f'{step:08d}.json', {'examples': made['examples']}
   )
+  report.write_page(run.workdir, run.workdir / report.PAGE_FILE)
   evaluate.prune_embeddings(run, made['weights_hash'])
   return in_use
 
@@ -321,6 +322,7 @@ def _finish(run):
   shown = report.examples(workdir)
   logs.say(report.compare_examples(shown[0], shown[-1]))
   logs.say(f'curves: {workdir / "curves.png"}')
+  logs.say(f'page: {workdir / report.PAGE_FILE}')
   return {
     name.removeprefix('dev/'): logs.series(workdir, name)[config.max_steps]
     for name in logs.dev_measures(workdir)

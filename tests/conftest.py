@@ -27,6 +27,7 @@ import pytest
 
 from ance_jax import config
 from ance_jax import encode
+from ance_jax import report
 from ance_jax import steps
 
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
@@ -75,6 +76,22 @@ def _compile_once(tmp_path_factory):
   ):
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _draw_once():
+  """Draws one picture of each set of panels: a run draws at each boundary."""
+  real, kept = report._png, {}
+
+  def png(drawn, panels, columns):
+    key = len(drawn), tuple(panels), columns
+    if key not in kept:
+      kept[key] = real(drawn, panels, columns)
+    return kept[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(report, '_png', png)
+    yield
 
 
 @pytest.fixture(scope='module')

@@ -34,7 +34,7 @@ ERRORS = 200
 POWER_CUTS = 200
 DAMAGES = 500
 # Nothing reads these again.
-OUTPUTS = ('tensorboard', 'curves.png', 'lock')
+OUTPUTS = ('tensorboard', 'curves.png', 'report.html', 'lock')
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -18,6 +18,7 @@ import cases_beir
 import numpy as np
 
 from ance_jax import checkpoint
+from ance_jax import compare
 from ance_jax import config as config_lib
 from ance_jax import evaluate
 from ance_jax import handoff
@@ -94,6 +95,7 @@ CALLS = {
   'read': lambda config: runs.read(config, ('dev',)),
   'evaluate': evaluate.run,
   'encode': evaluate.write_embeddings,
+  'compare': compare.run,
 }
 
 
@@ -120,6 +122,14 @@ def ranked(text):
 def misranked(text, says, line=1):
   """Returns the case of a run file that cannot be used."""
   return Refused(ranked(text), says, 'run.trec', line)
+
+
+def two_run_files(folder):
+  """Writes two run files of dev, which has one query, and compares them."""
+  names = [str(folder / name) for name in ('first.trec', 'second.trec')]
+  for name in names:
+    put(name, 'q2 Q0 p1 1 2.5 x\n')(folder)
+  return {'call': 'compare', 'runs': ','.join(names)}
 
 
 def going_on(make, says, file=''):
@@ -209,6 +219,11 @@ CASES = {
   'runs by semicolon': job('report', '--runs must name', runs='/no/a;/no/b'),
   'picture nowhere': job('report', 'in a folder that exi', picture='/no/a.png'),
   'picture a folder': job('report', '--picture must be a file', picture='/tmp'),
+  # Runs that are compared.
+  'one run compared': job('compare', 'two runs or more', runs='/no/run'),
+  'a run with itself': job('compare', 'name different runs', runs='/a,/b,/a'),
+  'run files nowhere': job('compare', 'must be a file', runs='/no/a,/no/b'),
+  'runs on one query': Refused(two_run_files, 'two judged queries or more'),
   # run.flags.
   'run.flags cut': flags(edit(FLAGS, lambda d: d[:-8]), 'run.flags is missing'),
   'no run.flags': flags(remove(FLAGS), 'run.flags is missing or was changed'),

@@ -1,0 +1,127 @@
+"""Sections of a run's page: what its folder tells, but for the curves."""
+
+import bisect
+
+from ance_jax import config as config_lib
+from ance_jax import handoff
+from ance_jax import logs
+from ance_jax import pages
+from ance_jax import runs
+
+# What each refresh has among its metrics, and nothing else.
+REFRESHED = 'refresh/judged'
+_REFRESH_LEGEND = (
+  'Taken from the rankings because they were judged, have the text of a '
+  'judged one, or hold an answer; and drawn at random where too few were left. '
+  'Overlap: share of the negatives that were those of the refresh before, too. '
+  'Real tokens: share of what was encoded that is no padding. Negatives age: '
+  'steps since the refresh before.'
+)
+_SECS_LEGEND = (
+  'Compile: of XLA, within the other stages. Compiles: how many, not seconds.'
+)
+
+
+def refreshes(lines):
+  """Returns the HTML of what each refresh took, and of its other metrics."""
+  made = [line for line in lines if REFRESHED in line]
+  names = list(dict.fromkeys(n for m in made for n in _named(m, 'refresh/')))
+  rows = [['refresh', 'step', *(_words(name) for name in names)]]
+  for number, line in enumerate(made, 1):
+    cells = (_number(line[name]) if name in line else '' for name in names)
+    rows.append([str(number), str(line['step']), *cells])
+  return [
+    pages.heading('Refreshes'),
+    pages.paragraph(_REFRESH_LEGEND),
+    pages.table(rows, numbers=True),
+  ]
+
+
+def seconds(lines):
+  """Returns the HTML of the seconds of each stage, in all and by refresh.
+
+  What passed up to a refresh, and in it, is in the row of that refresh.
+  """
+  steps = sorted(line['step'] for line in lines if REFRESHED in line)
+  totals, by_refresh = {}, [{} for _ in range(len(steps) + 1)]
+  for line in lines:
+    here = by_refresh[bisect.bisect_left(steps, line['step'])]
+    for name in _named(line, 'time/'):
+      for sums in (totals, here):
+        sums[name] = sums.get(name, 0.0) + line[name]
+  rows = [['', *(_words(name.removesuffix('_secs')) for name in totals)]]
+  labels = [f'to refresh {n} at step {s}' for n, s in enumerate(steps, 1)]
+  for label, sums in zip(
+    ['all', *labels, 'after the last'],
+    [totals, *by_refresh],
+    strict=True,
+  ):
+    if sums:
+      rows.append([label, *(_amount(n, sums.get(n, 0.0)) for n in totals)])
+  return [
+    pages.heading('Seconds by stage'),
+    pages.paragraph(_SECS_LEGEND),
+    pages.table(rows, numbers=True),
+  ]
+
+
+def audits(workdir):
+  """Returns the HTML of each audit in the folder that is whole."""
+  parts = []
+  for path in sorted(workdir.glob('audit-*.json')):
+    try:
+      found = handoff.read_json(path)
+    except handoff.Damaged as damaged:
+      logs.say(f'{damaged} This audit is left out.')
+      continue
+    head = ['share that is', *(f'up to rank {n}' for n in found['ranks up to'])]
+    shares = [
+      [name, *('' if v is None else f'{v:.2%}' for v in values)]
+      for name, values in found['shares'].items()
+    ]
+    examples = [
+      [f'{name}: {text}' for name, text in example.items()]
+      for example in found['examples']
+    ]
+    shown = pages.table([['query', 'positive', 'ranked', 'why'], *examples])
+    parts += [
+      pages.heading(f'False negatives: {path.stem}'),
+      pages.paragraph(f'{found["queries"]:,} training queries'),
+      pages.table([head, *shares], numbers=True),
+      pages.folded(f'{len(examples)} examples', [shown]),
+    ]
+  return parts
+
+
+def flags(workdir):
+  """Returns the HTML of the run's flags."""
+  path = workdir / runs.FLAGS_FILE
+  parts = [pages.heading('Flags that are not the default')]
+  if not path.is_file():
+    return [*parts, pages.paragraph(f'no {path.name} in the folder')]
+  text = path.read_text(errors='replace')
+  defaults = set(config_lib.Config().to_flagfile().splitlines())
+  changed = [line for line in text.splitlines() if line not in defaults]
+  return [
+    *parts,
+    pages.preformatted('\n'.join(changed)),
+    pages.folded('all flags', [pages.preformatted(text)]),
+  ]
+
+
+def _named(line, start):
+  return [name for name in line if name.startswith(start)]
+
+
+def _words(name):
+  return name.partition('/')[2].replace('_', ' ')
+
+
+def _amount(name, value):
+  """Returns seconds, or a count, of a time/* metric."""
+  return f'{value:,.1f}' if name.endswith('_secs') else f'{value:,.0f}'
+
+
+def _number(value):
+  """Returns a count in digits, and any other number with four decimals."""
+  return f'{value:,.0f}' if value == int(value) else f'{value:.4f}'
