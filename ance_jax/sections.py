@@ -74,14 +74,19 @@ def audits(workdir):
     except handoff.Damaged as damaged:
       logs.say(f'{damaged} This audit is left out.')
       continue
-    head = ['share that is', *(f'up to rank {n}' for n in found['ranks up to'])]
+    ends = found['ranks up to']
+    bands = zip([1, *(end + 1 for end in ends)], ends, strict=False)
+    head = ['share that is', *(f'ranks {s}-{end}' for s, end in bands)]
     shares = [
       [name, *('' if v is None else f'{v:.2%}' for v in values)]
       for name, values in found['shares'].items()
     ]
     examples = [
-      [f'{name}: {text}' for name, text in example.items()]
-      for example in found['examples']
+      [
+        f'{n}: {text}' if n.startswith('rank') else text
+        for n, text in e.items()
+      ]
+      for e in found['examples']
     ]
     shown = pages.table([['query', 'positive', 'ranked', 'why'], *examples])
     parts += [
