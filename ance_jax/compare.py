@@ -24,7 +24,7 @@ _SHOWN, _QUERY_CHARS, _PASSAGE_CHARS = 10, 60, 300
 def run(config):
   """Compares `--runs` on `--split` with the first of them.
 
-  Prints the tables, and writes compare.json and compare.html.
+  Prints the tables, and writes compare-<split>.json and .html.
 
   Returns:
     {label: `chance.Difference`} of each run but the first.
@@ -193,7 +193,7 @@ def _write(config, about, systems, found, shown):
     for s in systems
   }
   handoff.write_json(
-    folder / 'compare.json',
+    folder / f'compare-{config.split}.json',
     {
       'about': about,
       'run_files': {s.label: s.path for s in systems},
@@ -203,7 +203,7 @@ def _write(config, about, systems, found, shown):
       'queries': shown,
     },
   )
-  page = folder / 'compare.html'
+  page = folder / f'compare-{config.split}.html'
   handoff.write_text(page, _page(about, systems, found, shown))
   logs.say(f'comparison: {page}')
 

@@ -101,13 +101,13 @@ def test_the_tables_the_file_and_the_page_say_the_same(settings, capsys):
   assert found.losses > 0
   out = capsys.readouterr().out
   folder = pathlib.Path(settings.workdir)
-  written = handoff.read_json(folder / 'compare.json')
+  written = handoff.read_json(folder / 'compare-train.json')
   assert written['baseline'] == 'usual'
   assert written['differences'] == {'flat': found._asdict()}
   means = written['metrics']
   difference = means['flat']['mrr@10'] - means['usual']['mrr@10']
   assert found.mean == pytest.approx(difference)
-  reader = check((folder / 'compare.html').read_text())
+  reader = check((folder / 'compare-train.html').read_text())
   for shown in (f'{found.mean:+.4f}', f'{found.p:.4f}', f'{found.losses}'):
     assert shown in out
     assert shown in reader.texts
@@ -118,7 +118,7 @@ def test_the_tables_the_file_and_the_page_say_the_same(settings, capsys):
 
 def test_the_queries_that_gained_and_lost_most_are_those(settings):
   compare.run(settings)
-  shown = handoff.read_json(f'{settings.workdir}/compare.json')['queries']
+  shown = handoff.read_json(f'{settings.workdir}/compare-train.json')['queries']
   corpus, split, (first, other) = systems.read(settings)
   values = other.values['mrr@10'] - first.values['mrr@10']
   lost = shown['flat']['lost']
@@ -168,7 +168,7 @@ def test_a_query_that_is_missing_counts_as_0_and_is_counted(
     capsys.readouterr().out
   )
   assert found.mean == pytest.approx(-whole.values['mrr@10'][:5].sum() / 48)
-  shown = handoff.read_json(f'{config.workdir}/compare.json')['queries']
+  shown = handoff.read_json(f'{config.workdir}/compare-train.json')['queries']
   lost = shown['copy.trec']['lost'][0]
   assert lost['query_id'] in gone
   assert lost['places'][1] is None
@@ -190,7 +190,7 @@ def test_hostile_passages_are_shown_as_text(beir_folder, settings, tmp_path):
     settings, data_dir=str(data), runs=f'{bare},{tmp_path}/copy.trec'
   )
   compare.run(config)
-  reader = check(pathlib.Path(config.workdir, 'compare.html').read_text())
+  reader = check(pathlib.Path(config.workdir, 'compare-train.html').read_text())
   assert any(HOSTILE[0] in text for text in reader.texts)
   assert any(texts in text for text in reader.texts)
 
@@ -301,7 +301,7 @@ def test_from_the_shell_the_first_folder_of_a_run_brings_the_data(
     timeout=120,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  written = handoff.read_json(tmp_path / 'out/compare.json')
+  written = handoff.read_json(tmp_path / 'out/compare-train.json')
   assert written['metrics']['run'] == scored[1]['flat']
   assert 'seed 5' in written['about']['p']
-  assert not (folder / 'compare.json').exists()
+  assert not (folder / 'compare-train.json').exists()
