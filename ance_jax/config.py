@@ -53,7 +53,8 @@ class Config:
     'What to do: train a retriever; prepare: only read and tokenize the data; '
     'export: write a checkpoint as sentence-transformers reads it; '
     'inspect: report on the dataset; audit: '
-    'look for false negatives in what a checkpoint ranks high; refresh: mine '
+    'look for false negatives in what a checkpoint ranks high; mine: write '
+    'filtered hard negatives for other trainers; refresh: mine '
     'negatives once with a checkpoint; encode: write the embeddings of the '
     'corpus; evaluate: score a split; compare: whether runs differ there by '
     'more than chance; search: type queries, see passages; '
@@ -64,6 +65,7 @@ class Config:
       'export',
       'inspect',
       'audit',
+      'mine',
       'refresh',
       'encode',
       'evaluate',
@@ -472,7 +474,7 @@ class Config:
   )
   retriever: str = knob(
     'model',
-    'What --job=evaluate and --job=search rank with.',
+    'What --job=evaluate, --job=search and --job=mine rank with.',
     choices=('model', 'bm25'),
     may_change=True,
   )
@@ -484,7 +486,9 @@ class Config:
   )
   output: str = knob(
     '',
-    'Folder that --job=export writes. Not given: export-<step> in --workdir.',
+    'What a job writes. export: a folder; not given: export-<step> in '
+    '--workdir. mine: a file, and beside it its report; not given: '
+    'hard_negatives.FORMAT in --workdir.',
     may_change=True,
   )
   overwrite: bool = knob(
@@ -512,6 +516,90 @@ class Config:
   )
   bm25_k1: float = knob(0.9, 'BM25 term saturation. Anserini: 0.9.')
   bm25_b: float = knob(0.4, 'BM25 length normalisation. Anserini: 0.4.')
+
+  # Hard negatives for others: --job=mine, of --train_split.
+  ranking: str = knob(
+    '',
+    'TREC run file of the training queries that --job=mine takes negatives '
+    'from, with its scores. Empty: --retriever ranks.',
+    may_change=True,
+  )
+  num_negatives: int = knob(
+    4,
+    'Negatives that --job=mine writes for a query. NV-Retriever: 4.',
+    may_change=True,
+  )
+  mine_from: int = knob(
+    0,
+    'Ranks that --job=mine skips; ranks are those among what is neither '
+    'judged a positive, nor of its text, nor holds an answer. NV-Retriever: '
+    'Top-k shifted by N. sentence-transformers: range_min.',
+    may_change=True,
+  )
+  mine_to: int = knob(
+    100,
+    'Last rank that --job=mine takes a candidate from, before its filters of '
+    'scores. sentence-transformers: range_max.',
+    may_change=True,
+  )
+  max_score: float | None = knob(
+    None,
+    'With --job=mine, no negative scores more. NV-Retriever: TopK-Abs.',
+    may_change=True,
+  )
+  min_score: float | None = knob(
+    None, 'With --job=mine, no negative scores less.', may_change=True
+  )
+  absolute_margin: float | None = knob(
+    None,
+    'With --job=mine, a negative scores less than p - margin, p being the '
+    "least score of the query's positives. NV-Retriever, TopK-MarginPos: 0.05.",
+    may_change=True,
+  )
+  relative_margin: float | None = knob(
+    None,
+    'With --job=mine, a negative scores less than p - margin * |p|, which is '
+    "p * (1 - margin) for p above 0; p is the least score of the query's "
+    'positives. NV-Retriever, TopK-PercPos at 95 %: 0.05. Little passes it '
+    'where all scores are alike, as dot products of ANCE are.',
+    may_change=True,
+  )
+  judge_run: str = knob(
+    '',
+    'TREC run file with the scores of a judge, such as a cross-encoder; with '
+    '--job=mine, and --judge_max_score.',
+    may_change=True,
+  )
+  judge_max_score: float | None = knob(
+    None,
+    'With --job=mine, no negative has more than this from the judge of '
+    '--judge_run, or no score from it. RocketQA: 0.1.',
+    may_change=True,
+  )
+  sampling: str = knob(
+    'top',
+    'How --job=mine takes --num_negatives of what its filters leave: the best, '
+    'or drawn evenly by --seed.',
+    choices=('top', 'random'),
+    may_change=True,
+  )
+  too_few: str = knob(
+    'keep',
+    'What --job=mine does with a query that is left fewer than '
+    '--num_negatives: keep what there is (a query with none is left out); drop '
+    'the query; fill up with passages at random that no filter took.',
+    choices=('keep', 'drop', 'fill'),
+    may_change=True,
+  )
+  format: str = knob(
+    'triplets',
+    'What --job=mine writes. triplets, n_tuples: JSON lines of '
+    'sentence-transformers, title and text as one; a line of n_tuples has as '
+    'many columns as the query has negatives. dpr: the JSON array of DPR. '
+    'tevatron: its JSON lines. ids: JSON lines of ids and scores.',
+    choices=('triplets', 'n_tuples', 'dpr', 'tevatron', 'ids'),
+    may_change=True,
+  )
 
   # Saving and showing.
   steps_per_checkpoint: int | None = knob(
@@ -643,7 +731,8 @@ _RANGES = (
     'vocab_size num_layers hidden_size num_heads intermediate_size '
     'hard_negatives top_k steps_per_refresh query_slices chunks '
     'batch_size tokens_per_batch rows_per_block steps_per_eval '
-    'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results',
+    'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results '
+    'num_negatives mine_to',
     lambda value: value >= 1,
     'at least 1',
   ),
@@ -655,7 +744,7 @@ _RANGES = (
   (
     'num_devices warmup_steps max_refreshes micro_batch_size max_steps '
     'lr_warmup_steps '
-    'weight_decay clip_norm head_size bm25_k1',
+    'weight_decay clip_norm head_size bm25_k1 mine_from absolute_margin',
     lambda value: value >= 0,
     'at least 0',
   ),
@@ -665,7 +754,7 @@ _RANGES = (
     'above 0',
   ),
   (
-    'dropout_rate dev_fraction',
+    'dropout_rate dev_fraction relative_margin',
     lambda value: 0 <= value < 1,
     'at least 0 and below 1',
   ),
@@ -675,8 +764,7 @@ _RANGES = (
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
-  'picture', 'bm25_run', 'tokens_dir',
-  'output'
+  'picture', 'bm25_run', 'tokens_dir', 'ranking', 'judge_run', 'output'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
 # What nothing may be chosen on.

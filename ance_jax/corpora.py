@@ -43,7 +43,8 @@ def load(config, split_names):
     split_names = (config.train_split, config.dev_split, *tests)
   splits = {}
   for name in split_names:
-    judged = _judged(source, name, config)
+    alone = config.dev_split not in split_names
+    judged = _judged(source, name, config, alone)
     if config.protocol:
       judged = judged._replace(protocol=config.protocol)
     if judged.protocol == 'answers' and not judged.answers:
@@ -61,7 +62,7 @@ def load(config, split_names):
   return data.Dataset(source.corpus, splits)
 
 
-def _judged(source, name, config):
+def _judged(source, name, config, alone):
   judged = source.read_split(name)
   held_out_names = (config.train_split, config.dev_split)
   if name in held_out_names and source.read_split(config.dev_split) is None:
@@ -77,6 +78,11 @@ def _judged(source, name, config):
     share = f'{config.dev_fraction:.0%} of {config.train_split!r}, by hash'
     if want_held_out:
       logs.say(f'no split {name!r} in the data: it is {share} of the query id')
+    elif alone:
+      logs.say(
+        f'no split {config.dev_split!r} in the data: {share} of the query id, '
+        'is held out for it (--dev_fraction)'
+      )
   if not judged or not (judged.judgements or judged.all_count):
     raise config_lib.BadInput(
       f'split {name!r} must have judged queries; found none in {source.found}; '

@@ -34,12 +34,14 @@ class IndexedCorpus(NamedTuple):
     real_tokens: Share of real tokens in what was computed; None if the
       embeddings were there.
     texts_of: (R,) int32, the passage row of each piece; None without pieces.
+    blocks: Embeddings as `encode.encode_corpus` returns them.
   """
 
   faiss_index: index.Index
   weights_hash: str
   real_tokens: float | None
   texts_of: np.ndarray | None
+  blocks: list[np.ndarray]
 
   def search(self, queries, k, what=None):
     """Returns the `index.Ranking` of passages; arguments as `index.search`."""
@@ -48,6 +50,10 @@ class IndexedCorpus(NamedTuple):
     return index.search_pieces(
       self.faiss_index, self.texts_of, queries, k, what
     )
+
+  def scores(self, queries, rows):
+    """Returns (q, K) float32 scores of passages; see `index.exact_scores`."""
+    return index.exact_scores(self.blocks, queries, rows, self.texts_of)
 
 
 def index_corpus(run, params, watch):
@@ -75,7 +81,11 @@ def index_corpus(run, params, watch):
         center=config.center_passages,
       )
   return IndexedCorpus(
-    faiss_index, weights_hash, real_tokens, run.passages.texts_of_pieces()
+    faiss_index,
+    weights_hash,
+    real_tokens,
+    run.passages.texts_of_pieces(),
+    blocks,
   )
 
 
@@ -165,7 +175,7 @@ def run(config):
         'the scores of BM25 must have a folder of their own; found a run in '
         f'{config.workdir}; name another --workdir, and the data.'
       )
-    find, corpus, splits = _bm25(config, (config.split,))
+    find, corpus, splits = bm25(config, (config.split,))
     split, step = splits[config.split], 0
     depth = metrics.depth(split, len(corpus.texts))
     ranking = metrics.without_own(find(list(split.texts), depth), split)
@@ -226,7 +236,7 @@ def embedding_files(run, params):
 def search(config):
   """Answers `--query`, or queries from the terminal: `--job=search`."""
   if config.retriever == 'bm25':
-    find, corpus, _ = _bm25(config, ())
+    find, corpus, _ = bm25(config, ())
   else:
     find, corpus = _model_finder(config)
   depth = min(config.num_results, len(corpus.texts))
@@ -259,7 +269,8 @@ def _model_finder(config):
   return find, this.corpus
 
 
-def _bm25(config, split_names):
+def bm25(config, split_names):
+  """Returns BM25's rank, as `lexical.make_rank` does, the corpus and splits."""
   runs.require_workdir(config)
   corpus, splits = corpora.load(config, split_names)
   texts = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))

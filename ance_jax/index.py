@@ -14,6 +14,8 @@ _TRAINING_VECTORS = 262_144
 # which of them are ranked.
 _MAX_TIES = 1024
 _QUERIES_AT_ONCE = 1024
+# Pairs whose embeddings are side by side in memory.
+_PAIRS_AT_ONCE = 16_384
 
 Index = faiss.Index
 
@@ -165,6 +167,36 @@ def search_pieces(index, texts_of, queries, k, what=None):
   )
 
 
+def exact_scores(blocks, queries, rows, texts_of=None):
+  """Returns the scores of given passages by their embeddings, not an index's.
+
+  An index that rounds, or has the mean taken out, ranks; what its scores are is
+  its own affair, and no threshold or margin is meant for them.
+
+  Args:
+    blocks: As for `build`.
+    queries: (q, E) float32 embeddings.
+    rows: (q, K) int32 passage rows, -1 where there is none.
+    texts_of: As for `search_pieces`, or None.
+
+  Returns:
+    (q, K) float32, -inf where there is none.
+  """
+  scores = np.full(rows.shape, -np.inf, np.float32)
+  there = rows >= 0
+  of_query, wanted = np.nonzero(there)[0], rows[there]
+  if texts_of is None:
+    scores[there] = _dots(blocks, queries, of_query, wanted)
+  elif len(wanted):
+    first = np.searchsorted(texts_of, wanted)
+    number = np.searchsorted(texts_of, wanted, side='right') - first
+    ends = np.cumsum(number)
+    pieces = np.arange(ends[-1]) + np.repeat(first - ends + number, number)
+    dots = _dots(blocks, queries, np.repeat(of_query, number), pieces)
+    scores[there] = np.maximum.reduceat(dots, ends - number)
+  return scores
+
+
 def top_k(find, queries, k, num_passages):
   """Returns the `Ranking` that `find` gives, with its ties in row order.
 
@@ -193,6 +225,22 @@ def top_k(find, queries, k, num_passages):
       break
     depth = min(2 * depth, most)
   return Ranking(rows, scores)
+
+
+def _dots(blocks, queries, of_query, rows):
+  """Returns the (P,) float32 dot products of pairs of embeddings."""
+  ends = np.cumsum([len(block) for block in blocks])
+  dots = np.empty(len(rows), np.float32)
+  for start in range(0, len(rows), _PAIRS_AT_ONCE):
+    part = slice(start, start + _PAIRS_AT_ONCE)
+    of_block = np.searchsorted(ends, rows[part], side='right')
+    found = np.empty((len(of_block), queries.shape[1]), np.float32)
+    for number in np.unique(of_block):
+      here = of_block == number
+      block = blocks[number]
+      found[here] = block[rows[part][here] - (ends[number] - len(block))]
+    dots[part] = np.einsum('pe,pe->p', queries[of_query[part]], found)
+  return dots
 
 
 def _ordered(scores, rows):

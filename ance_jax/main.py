@@ -23,6 +23,7 @@ from ance_jax import evaluate
 from ance_jax import export
 from ance_jax import inspection
 from ance_jax import logs
+from ance_jax import mining
 from ance_jax import refresh
 from ance_jax import report
 from ance_jax import runs
@@ -35,6 +36,7 @@ _JOBS = {
   'export': export.run,
   'inspect': inspection.run,
   'audit': audit.run,
+  'mine': mining.run,
   'refresh': refresh.run,
   'encode': evaluate.write_embeddings,
   'evaluate': evaluate.run,

@@ -87,7 +87,7 @@ def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
     ranking = rank(queries, depth)
     keys = queries[:, None].astype(np.int64) * num_passages
     found = ranking >= 0
-    same_text = found & _is_in(
+    same_text = found & is_in(
       keys + positives.groups[ranking], positives.grouped
     )
     kept = found & ~same_text
@@ -97,20 +97,55 @@ def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
       kept &= ~dropped
     counts['same_text'] += int(same_text.sum())
     counts['judged'] += int(
-      (found & _is_in(keys + ranking, positives.judged)).sum()
+      (found & is_in(keys + ranking, positives.judged)).sum()
     )
     place = np.cumsum(kept, 1)
     short = np.maximum(top_k - place[:, -1], 0)
     kept &= place <= top_k
     block = np.full((len(queries), top_k), -1, np.int32)
     block[np.arange(top_k) < (top_k - short)[:, None]] = ranking[kept]
-    drawn, unwilling = _fill(block, queries, positives, random, drop)
+    drawn, unwilling = fill(block, queries, positives, random, drop)
     counts['random'] += drawn
     if drop:
       counts['for_want_of_others'] += unwilling
     negatives[queries] = block
   counts['same_text'] -= counts['judged']
   return negatives, counts
+
+
+def fill(block, queries, positives, random, drop=None):
+  """Fills each -1 of `block` with passages at random that are no positives.
+
+  Args:
+    block: (q, K) int32 passage rows; it is changed.
+    queries: (q,) int query rows; K and the banned passages of each are together
+      at most N.
+    positives: `Positives`.
+    random: numpy Generator.
+    drop: As for `hard_negatives`.
+
+  Returns:
+    How many there were, and how many of them `drop` names all the same.
+  """
+  (short,) = np.nonzero((block < 0).any(1))
+  filled, unwilling, tries = block[short], 0, 0
+  keys = queries[short].astype(np.int64) * len(positives.groups)
+  while (empty := filled < 0).any():
+    drawn = random.integers(len(positives.groups), size=empty.sum())
+    filled[empty] = drawn
+    filled[_repeated(filled)] = -1
+    groups = keys[:, None] + positives.groups[filled]
+    filled[(filled >= 0) & empty & is_in(groups, positives.grouped)] = -1
+    if drop:
+      named = drop(queries[short], np.where(empty, filled, -1))
+      if tries < _TRIES:
+        filled[named] = -1
+      else:
+        unwilling += int(named.sum())
+      tries += 1
+  num_filled = int((block[short] < 0).sum())
+  block[short] = filled
+  return num_filled, unwilling
 
 
 def draw(negatives, number, seed):
@@ -144,33 +179,6 @@ def overlap(first, second):
   return float(np.isin(first + keys, second + keys).mean())
 
 
-def _fill(block, queries, positives, random, drop):
-  """Fills each -1 of (q, K) `block` at random.
-
-  Returns:
-    How many there were, and how many of them `drop` names all the same.
-  """
-  (short,) = np.nonzero((block < 0).any(1))
-  filled, unwilling, tries = block[short], 0, 0
-  keys = queries[short].astype(np.int64) * len(positives.groups)
-  while (empty := filled < 0).any():
-    drawn = random.integers(len(positives.groups), size=empty.sum())
-    filled[empty] = drawn
-    filled[_repeated(filled)] = -1
-    groups = keys[:, None] + positives.groups[filled]
-    filled[(filled >= 0) & empty & _is_in(groups, positives.grouped)] = -1
-    if drop:
-      named = drop(queries[short], np.where(empty, filled, -1))
-      if tries < _TRIES:
-        filled[named] = -1
-      else:
-        unwilling += int(named.sum())
-      tries += 1
-  num_filled = int((block[short] < 0).sum())
-  block[short] = filled
-  return num_filled, unwilling
-
-
 def _repeated(block):
   """Returns where (q, K) `block` holds what its row has further left."""
   order = block.argsort(1, kind='stable')
@@ -181,7 +189,7 @@ def _repeated(block):
   return repeated
 
 
-def _is_in(keys, sorted_keys):
+def is_in(keys, sorted_keys):
   """Returns whether each of `keys` is one of `sorted_keys` (not empty)."""
   places = np.searchsorted(sorted_keys, keys)
   return sorted_keys[np.minimum(places, len(sorted_keys) - 1)] == keys

@@ -15,8 +15,8 @@ from ance_jax import lexical
 from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
+from ance_jax import rankings
 from ance_jax import reading
-from ance_jax import records
 from ance_jax import schedule
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
@@ -38,7 +38,7 @@ def of_ranking(run, method, rank, rows, what):
   """
   config, split = run.config, run.splits[run.config.train_split]
   drop = None
-  if drops_answers(run) and not method.without_answers:
+  if drops_answers(config, split) and not method.without_answers:
 
     def drop(queries, ranking):
       return answers.held(
@@ -51,7 +51,7 @@ def of_ranking(run, method, rank, rows, what):
 
   negatives, counts = mine.hard_negatives(
     rank,
-    _positives(run, method, rows),
+    positives(split, run.corpus, method, rows, config.drop_same_text),
     config.top_k,
     config.seed,
     what,
@@ -69,11 +69,32 @@ def of_ranking(run, method, rank, rows, what):
   return negatives, counts
 
 
-def drops_answers(run):
+def drops_answers(config, split):
   """Returns whether a passage with an answer is no negative of its query."""
-  if run.config.drop_answers is not None:
-    return run.config.drop_answers
-  return run.splits[run.config.train_split].answers is not None
+  if config.drop_answers is not None:
+    return config.drop_answers
+  return split.answers is not None
+
+
+def positives(split, corpus, method, rows, same_text=True):
+  """Returns the `mine.Positives` of query rows from one to another.
+
+  Args:
+    split: `data.Split`.
+    corpus: `data.Corpus`.
+    method: A row of the method table.
+    rows: The first query row, and the one behind the last.
+    same_text: Whether passages of a positive's text are positives.
+  """
+  queries, passages, groups = batches.judged(split, corpus, method, same_text)
+  if split.own is not None:
+    (with_own,) = np.nonzero(split.own >= 0)
+    queries = np.concatenate([queries, with_own])
+    passages = np.concatenate([passages, split.own[with_own]])
+  here = (queries >= rows[0]) & (queries < rows[1])
+  return mine.make_positives(
+    queries[here] - rows[0], passages[here], groups, rows[1] - rows[0]
+  )
 
 
 def by_bm25(run):
@@ -126,7 +147,7 @@ def sources(run):
   return {
     'own': split.own is not None,
     'drop_same_text': config.drop_same_text,
-    'drop_answers': drops_answers(run),
+    'drop_answers': drops_answers(config, split),
     'passages': run.passages.hash,
     'queries': run.queries[config.train_split].hash,
     'judgements': split.hash,
@@ -156,34 +177,18 @@ def counts_text(counts):
   return text
 
 
-def _positives(run, method, rows):
-  """Returns the `mine.Positives` of query rows from one to another."""
-  split = run.splits[run.config.train_split]
-  queries, passages, groups = batches.judged(
-    split, run.corpus, method, run.config.drop_same_text
-  )
-  if split.own is not None:
-    (with_own,) = np.nonzero(split.own >= 0)
-    queries = np.concatenate([queries, with_own])
-    passages = np.concatenate([passages, split.own[with_own]])
-  here = (queries >= rows[0]) & (queries < rows[1])
-  return mine.make_positives(
-    queries[here] - rows[0], passages[here], groups, rows[1] - rows[0]
-  )
-
-
 def _bm25_rank(run, split):
   """Returns rank(query rows, depth) -> passage rows, and whose it is."""
   config = run.config
   if config.bm25_run:
     rows = {split.ids[row]: row for row in range(len(split.ids))}
-    ranked = records.read_run(config.bm25_run, rows, run.corpus.rows)
-    without = len(split.ids) - len(ranked)
+    ranked = rankings.read_run(config.bm25_run, rows, run.corpus.rows)
+    without = int((np.diff(ranked.offsets) == 0).sum())
     if without:
       logs.say(f'{config.bm25_run}: {without:,} training queries are not in it')
-    return _given_rank(ranked), config.bm25_run
+    return _given_rank(ranked.of), config.bm25_run
   if split.negatives:
-    return _given_rank(dict(enumerate(split.negatives))), 'the data'
+    return _given_rank(split.negatives.__getitem__), 'the data'
   texts = list(tokens.passage_texts(run.corpus, tokenizer_lib.SPACE))
   rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
 
@@ -194,12 +199,12 @@ def _bm25_rank(run, split):
 
 
 def _given_rank(ranked):
-  """Returns rank(query rows, depth) of {query row: passage rows}."""
+  """Returns rank(query rows, depth) of ranked(query row) -> passage rows."""
 
   def find(rows, depth):
     found = np.full((len(rows), depth), -1, np.int32)
     for place, row in enumerate(rows):
-      given = ranked.get(int(row), [])[:depth]
+      given = ranked(int(row))[:depth]
       found[place, : len(given)] = given
     return found
 
@@ -237,10 +242,15 @@ def _check_queries(run):
 
 def _check_depth(run):
   config = run.config
-  slices = (0, len(run.splits[config.train_split].ids))
-  most = int(
-    _positives(run, methods.METHODS[config.method], slices).banned.max()
+  split = run.splits[config.train_split]
+  found = positives(
+    split,
+    run.corpus,
+    methods.METHODS[config.method],
+    (0, len(split.ids)),
+    config.drop_same_text,
   )
+  most = int(found.banned.max())
   if config.top_k + most > len(run.passages):
     raise config_lib.BadInput(
       '--top_k and the positives of a query must together be at most the '

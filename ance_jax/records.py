@@ -1,8 +1,6 @@
 """Folders, ids and judgements, as the readers of all datasets take them."""
 
-import functools
 import itertools
-import math
 import os
 import pathlib
 import re
@@ -212,51 +210,6 @@ class Judgements:
         'once'
       )
     return self.pairs
-
-
-def read_run(path, query_rows, passage_rows):
-  """Returns {query row: passage rows, best first} of a TREC run file.
-
-  A line is query id, Q0, passage id, rank, score and a name. The score counts,
-  as in trec_eval; equal ones keep the order of the file. Queries that are not
-  among `query_rows` are left out, and counted.
-
-  Args:
-    path: Path of the file.
-    query_rows: {query id: row}.
-    passage_rows: {passage id: row}, or `strings.Rows`.
-  """
-  found, unknown = {}, 0
-  progress = functools.partial(
-    logs.progress, what=f'read {pathlib.Path(path).name}', unit='bytes'
-  )
-  for number, line in reading.lines(path, progress):
-    cells = line.split()
-    if len(cells) != 6:
-      raise reading.bad(
-        path, 'a line of a run must be query id, Q0, passage id, rank, score '
-        'and name', reading.quoted(line), 'give a TREC run file', number
-      )  # fmt: skip
-    if cells[0] not in query_rows:
-      unknown += 1
-      continue
-    passage = row(path, number, 'ranked passage', passage_rows, cells[2])
-    try:
-      score = float(cells[4])
-    except ValueError:
-      score = math.nan
-    if math.isnan(score):
-      raise reading.bad(
-        path, 'a score must be a number', reading.quoted(cells[4]),
-        'mend the line', number
-      )  # fmt: skip
-    found.setdefault(query_rows[cells[0]], []).append((score, passage))
-  if unknown:
-    logs.say(f'{path}: left out {unknown:,} lines of other queries')
-  return {
-    query: [p for _, p in sorted(ranked, key=lambda pair: -pair[0])]
-    for query, ranked in found.items()
-  }
 
 
 def say_corpus(name, corpus):

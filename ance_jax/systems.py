@@ -14,8 +14,8 @@ from ance_jax import handoff
 from ance_jax import index
 from ance_jax import logs
 from ance_jax import metrics
+from ance_jax import rankings
 from ance_jax import reading
-from ance_jax import records
 
 
 class System(NamedTuple):
@@ -119,8 +119,9 @@ def _system(label, path, corpus, split):
   """Returns the `System` of a run file, after all that can be checked."""
   _check_same_data(path, corpus, split)
   query_rows = {split.ids[row]: row for row in range(len(split.ids))}
-  ranked = records.read_run(path, query_rows, corpus.rows)
-  if not ranked:
+  ranked = rankings.read_run(path, query_rows, corpus.rows)
+  sizes = np.diff(ranked.offsets)
+  if not sizes.any():
     raise reading.bad(
       path, 'a run must rank queries of the split that is compared',
       f'none of its {len(query_rows):,}, such as {split.ids[0]!r}',
@@ -128,14 +129,10 @@ def _system(label, path, corpus, split):
     )  # fmt: skip
   depth = metrics.depth(split, len(corpus.texts))
   rows = np.full((len(query_rows), depth), -1, np.int32)
-  for query, ranking in ranked.items():
-    if len(set(ranking)) < len(ranking):
-      raise reading.bad(
-        path, 'a run must rank a passage once for a query',
-        f'one twice for {split.ids[query]!r}', 'remove the second line'
-      )  # fmt: skip
-    rows[query, : len(ranking)] = ranking[:depth]
-  missing = len(query_rows) - len(ranked)
+  for query in np.nonzero(sizes)[0]:
+    ranking = ranked.of(query)[:depth]
+    rows[query, : len(ranking)] = ranking
+  missing = int((sizes == 0).sum())
   if missing:
     logs.say(f'{path}: {missing:,} queries are not in it, and count 0')
   scores = np.zeros(rows.shape, np.float32)

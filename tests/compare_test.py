@@ -195,10 +195,6 @@ def test_hostile_passages_are_shown_as_text(beir_folder, settings, tmp_path):
   assert any(texts in text for text in reader.texts)
 
 
-def repeated(lines):
-  return [lines[0], *lines]
-
-
 @pytest.mark.parametrize(
   ('change', 'says'),
   [
@@ -207,7 +203,6 @@ def repeated(lines):
       lambda lines: [line.replace(' Q0 p', ' Q0 x') for line in lines],
       'a ranked passage id must be one of the data',
     ),
-    (repeated, 'must rank a passage once for a query'),
     (lambda lines: ['q0 Q0 p1 1 2.5'], 'query id, Q0, passage'),
   ],
 )
@@ -217,6 +212,13 @@ def test_a_run_of_other_queries_or_passages_is_refused(
   with pytest.raises(config_lib.BadInput, match=says) as raised:
     compare.run(with_copy(settings, tmp_path, change))
   assert str(raised.value).startswith(f'{tmp_path}/copy.trec')
+
+
+def test_a_passage_that_stands_twice_counts_once(settings, tmp_path, capsys):
+  config = with_copy(settings, tmp_path, lambda lines: [lines[0], *lines])
+  (found,) = compare.run(config).values()
+  assert (found.mean, found.wins, found.losses) == (0, 0, 0)
+  assert 'left out 1 lines of a passage' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['corpus.jsonl', 'qrels/train.tsv'])

@@ -208,3 +208,24 @@ def test_texts_that_an_inverted_file_does_not_reach_are_left_out():
   found = index.search_pieces(Found(), texts_of, np.zeros((1, 2)), 3)
   assert found.rows.tolist() == [[0, 2, -1]]
   assert found.scores.tolist() == [[3, 1, -np.inf]]
+
+
+@pytest.mark.parametrize('pieces', [False, True])
+def test_exact_scores_are_of_the_embeddings_whatever_the_index(
+  pieces, monkeypatch
+):
+  monkeypatch.setattr(index, '_PAIRS_AT_ONCE', 7)
+  random = np.random.default_rng(3)
+  blocks = [random.normal(size=(n, 6)).astype(np.float32) for n in (5, 1, 8)]
+  texts_of = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6, 6, 7], np.int32)
+  queries = random.normal(size=(4, 6)).astype(np.float32)
+  rows = random.integers(-1, 8, size=(4, 9)).astype(np.int32)
+  scores = index.exact_scores(
+    blocks, queries, rows, texts_of if pieces else None
+  )
+  dots = queries.astype(np.float64) @ np.concatenate(blocks).T
+  for query, row in np.ndindex(rows.shape):
+    passage = rows[query, row]
+    own = dots[query][texts_of == passage] if pieces else dots[query, [passage]]
+    expected = own.max() if passage >= 0 else -np.inf
+    np.testing.assert_allclose(scores[query, row], expected, rtol=1e-5)

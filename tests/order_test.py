@@ -7,13 +7,14 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
-  'main train resume export inspection audit compare systems footprint '
-  'report sections pages refresh negatives evaluate runs pipelines encode '
-  'steps optimizers models sources sbert layouts weights hub torch_files '
-  'encoders schedule methods batches checkpoint corpora datasets beir '
-  'msmarco dpr downloads records registry chance metrics answers tokens '
-  'tokenizer data strings lexical index mine losses bert compiled logs '
-  'locks handoff devices reading config'
+  'main train resume export inspection audit mining tally candidates '
+  'compare systems footprint report sections pages refresh negatives '
+  'evaluate runs pipelines encode steps optimizers models sources sbert '
+  'layouts weights hub torch_files encoders schedule methods batches '
+  'checkpoint corpora datasets beir msmarco dpr downloads rankings records '
+  'registry chance metrics answers tokens tokenizer forms data strings '
+  'lexical index filters mine losses bert compiled logs locks handoff '
+  'devices reading config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

@@ -52,7 +52,7 @@ def main(numbers):
 
 def one(number):
   """Returns {what: value} of preparing `number` passages."""
-  peak = _Peak()
+  peak = Peak()
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     source = _write(folder, number)
@@ -104,7 +104,7 @@ def _write(folder, number):
   return (folder / 'collection.tsv').stat().st_size
 
 
-class _Peak:
+class Peak:
   """The most memory of this process that is no file's, in MB, by samples."""
 
   def __init__(self):

@@ -1,0 +1,75 @@
+"""Where the candidates of `--job=mine` come from: a model, BM25, a run file."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ance_jax import corpora
+from ance_jax import evaluate
+from ance_jax import index
+from ance_jax import logs
+from ance_jax import rankings
+from ance_jax import runs
+
+
+class Source(NamedTuple):
+  """Where candidates and their scores come from.
+
+  Attributes:
+    name: For people.
+    rank: rank((q,) query rows, depth) -> `index.Ranking`, as wide as it likes.
+    score: score((P,) query rows, (P,) passage rows) -> (P,) float32; None where
+      only what is ranked has a score.
+  """
+
+  name: str
+  rank: Callable
+  score: Callable | None
+
+
+def load(config):
+  """Returns the `Source`, the corpus and the split of the training queries."""
+  name = config.train_split
+  if config.ranking:
+    corpus, splits = corpora.load(config, (name,))
+    return _given(config.ranking, corpus, splits[name]), corpus, splits[name]
+  if config.retriever == 'bm25':
+    rank, corpus, splits = evaluate.bm25(config, (name,))
+    return _bm25(rank, splits[name]), corpus, splits[name]
+  run, params, step = runs.read(config, (name,))
+  return _model(run, params, step), run.corpus, run.splits[name]
+
+
+def query_rows(split):
+  """Returns {query id: row} of a split."""
+  return {split.ids[row]: row for row in range(len(split.ids))}
+
+
+def _given(path, corpus, split):
+  ranked = rankings.read_run(path, query_rows(split), corpus.rows)
+  if without := int((np.diff(ranked.offsets) == 0).sum()):
+    logs.say(f'{path}: {without:,} training queries are not in it')
+  return Source(path, lambda rows, _: ranked.block(rows), None)
+
+
+def _bm25(rank, split):
+  def find(rows, depth):
+    return rank([split.texts[row] for row in rows.tolist()], depth, None)
+
+  return Source('BM25', find, None)
+
+
+def _model(run, params, step):
+  watch = logs.Stopwatch()
+  indexed = evaluate.index_corpus(run, params, watch)
+  queries = evaluate.encode_queries(run, params, run.config.train_split, watch)
+
+  def rank(rows, depth):
+    found = indexed.search(queries[rows], depth).rows
+    return index.Ranking(found, indexed.scores(queries[rows], found))
+
+  def score(rows, passages):
+    return indexed.scores(queries[rows], passages[:, None])[:, 0]
+
+  return Source(f'the model at step {step}', rank, score)

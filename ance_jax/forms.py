@@ -1,0 +1,152 @@
+"""The forms that others train on: hard negatives -> bytes of a file.
+
+Each form is a function of one query that yields JSON objects; they come one
+after the other, so that no more than a batch is in memory.
+"""
+
+import json
+import math
+from typing import NamedTuple
+
+from ance_jax import data
+
+
+class Example(NamedTuple):
+  """One query with its positives and its negatives.
+
+  Attributes:
+    query_id: Its id.
+    query: Its text.
+    answers: List of strings, empty where there are none.
+    positives: List of (passage row, score), as they were judged; a score that
+      is not known is NaN or infinite.
+    negatives: The same, by rank, at least one; what was drawn at random last.
+  """
+
+  query_id: str
+  query: str
+  answers: list[str]
+  positives: list[tuple[int, float]]
+  negatives: list[tuple[int, float]]
+
+
+def triplets(example, corpus):
+  """Yields sentence-transformers' triplets: a line for each pair of both."""
+  for positive, _ in example.positives:
+    for negative, _ in example.negatives:
+      yield {
+        'anchor': example.query,
+        'positive': whole_text(corpus, positive),
+        'negative': whole_text(corpus, negative),
+      }
+
+
+def n_tuples(example, corpus):
+  """Yields sentence-transformers' n-tuples: a line for each positive."""
+  negatives = {
+    f'negative_{number}': whole_text(corpus, row)
+    for number, (row, _) in enumerate(example.negatives, 1)
+  }
+  for positive, _ in example.positives:
+    yield {
+      'anchor': example.query,
+      'positive': whole_text(corpus, positive),
+      **negatives,
+    }
+
+
+def dpr(example, corpus):
+  """Yields DPR's question (Karpukhin et al. 2020, README of their data)."""
+  contexts = [
+    [
+      {
+        'title': _title(corpus, row),
+        'text': corpus.texts[row],
+        'score': _known(score),
+        'passage_id': corpus.ids[row],
+      }
+      for row, score in found
+    ]
+    for found in (example.positives, example.negatives)
+  ]
+  yield {
+    'question': example.query,
+    'answers': example.answers,
+    'positive_ctxs': contexts[0],
+    'negative_ctxs': [],
+    'hard_negative_ctxs': contexts[1],
+  }
+
+
+def tevatron(example, corpus):
+  """Yields Tevatron's line, as in Tevatron/msmarco-passage; without scores."""
+  passages = [
+    [
+      {
+        'docid': corpus.ids[row],
+        'title': _title(corpus, row),
+        'text': corpus.texts[row],
+      }
+      for row, _ in found
+    ]
+    for found in (example.positives, example.negatives)
+  ]
+  yield {
+    'query_id': example.query_id,
+    'query': example.query,
+    'positive_passages': passages[0],
+    'negative_passages': passages[1],
+  }
+
+
+def ids(example, corpus):
+  """Yields ids and scores alone; null is a score that is not known."""
+  yield {
+    'query_id': example.query_id,
+    'positive_ids': [corpus.ids[row] for row, _ in example.positives],
+    'positive_scores': [_known(score) for _, score in example.positives],
+    'negative_ids': [corpus.ids[row] for row, _ in example.negatives],
+    'negative_scores': [_known(score) for _, score in example.negatives],
+  }
+
+
+# By the name of --format; those of `ARRAYS` are one JSON array, not lines.
+FORMS = {
+  'triplets': triplets,
+  'n_tuples': n_tuples,
+  'dpr': dpr,
+  'tevatron': tevatron,
+  'ids': ids,
+}
+ARRAYS = ('dpr',)
+
+
+def encoded(name, examples, corpus):
+  """Yields the bytes of a file in a form, an object a piece.
+
+  Args:
+    name: One of `FORMS`.
+    examples: Iterable of `Example`, one at least.
+    corpus: `data.Corpus`.
+  """
+  before, after = (b'[\n', b'\n]\n') if name in ARRAYS else (b'', b'\n')
+  between = b',\n' if name in ARRAYS else b'\n'
+  for example in examples:
+    for item in FORMS[name](example, corpus):
+      yield before + json.dumps(item, ensure_ascii=False).encode()
+      before = between
+  yield after
+
+
+def whole_text(corpus, row):
+  """Returns title and text of a passage as one, with a space between."""
+  title = _title(corpus, row)
+  return f'{title} {corpus.texts[row]}' if title else corpus.texts[row]
+
+
+def _title(corpus, row):
+  return corpus.titles[row].replace(data.TITLE_PART, ' ')
+
+
+def _known(score):
+  return float(score) if math.isfinite(score) else None
