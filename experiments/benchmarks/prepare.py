@@ -87,7 +87,7 @@ def one(number):
       'peak memory, reading, MB': memory_read,
       'peak memory, all, MB': peak.value,
       'token rows on disk, MB': size / 1e6,
-      'tokens': len(rows.ids) / 1e6,
+      'tokens, millions': len(rows.ids) / 1e6,
     }
 
 
