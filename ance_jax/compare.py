@@ -19,6 +19,8 @@ from ance_jax import systems as systems_lib
 
 # Queries that gained most, and that lost most; characters of their texts.
 _SHOWN, _QUERY_CHARS, _PASSAGE_CHARS = 10, 60, 300
+# Ranks that the overlap of two systems is measured in.
+_DEPTHS = (10, 100)
 
 
 def run(config):
@@ -133,6 +135,7 @@ def _tests(systems, found):
       'ties',
       'p',
       'p (Holm)',
+      *(f'same in first {k}' for k in _DEPTHS),
     ],
     *(
       [
@@ -144,10 +147,25 @@ def _tests(systems, found):
         f'{d.ties:,}',
         f'{d.p:.4f}',
         f'{d.p_holm:.4f}',
+        *(f'{share:.1%}' for share in _shared(systems[0], other)),
       ]
-      for label, d in found.items()
+      for other, (label, d) in zip(systems[1:], found.items(), strict=True)
     ),
   ]
+
+
+def _shared(first, other):
+  """Returns the shares of the first system's best that the other has, too.
+
+  With BM25 as the baseline it is the overlap of ANCE's table 6: what judges who
+  saw the one's rankings know little of.
+  """
+  shares = []
+  for depth in _DEPTHS:
+    pairs = zip(first.rows[:, :depth], other.rows[:, :depth], strict=True)
+    same = [np.isin(ours[ours >= 0], theirs) for ours, theirs in pairs]
+    shares.append(float(np.concatenate(same).mean()))
+  return shares
 
 
 def _places(example):
@@ -200,6 +218,12 @@ def _write(config, about, systems, found, shown):
       'metrics': means,
       'baseline': systems[0].label,
       'differences': {label: d._asdict() for label, d in found.items()},
+      'same in first': {
+        s.label: dict(
+          zip(map(str, _DEPTHS), _shared(systems[0], s), strict=True)
+        )
+        for s in systems[1:]
+      },
       'queries': shown,
     },
   )

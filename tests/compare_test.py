@@ -111,6 +111,16 @@ def test_the_tables_the_file_and_the_page_say_the_same(settings, capsys):
   for shown in (f'{found.mean:+.4f}', f'{found.p:.4f}', f'{found.losses}'):
     assert shown in out
     assert shown in reader.texts
+  _, _, (first, other) = systems.read(settings)
+  for depth, share in written['same in first']['flat'].items():
+    ours, theirs = (
+      [set(row[: int(depth)].tolist()) - {-1} for row in system.rows]
+      for system in (first, other)
+    )
+    both = sum(len(a & b) for a, b in zip(ours, theirs, strict=True))
+    assert share == pytest.approx(both / sum(map(len, ours)))
+    assert (share < 1) == (depth == '10')
+    assert f'{share:.1%}' in out
   for said in ('9,999', 'seed 0', 'mrr@10', 'as p: there is one comparison'):
     assert said in out
     assert any(said in text for text in reader.texts)
