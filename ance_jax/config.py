@@ -619,6 +619,12 @@ class Config:
     'Query of --job=search. Empty: they are read from the terminal.',
     may_change=True,
   )
+  port: int | None = knob(
+    None,
+    'With --job=search: serve a web page on this port of this machine alone; 0 '
+    'takes a free one. Not given: the terminal.',
+    may_change=True,
+  )
   num_results: int = knob(
     5, 'Passages that --job=search shows.', may_change=True
   )
@@ -760,6 +766,7 @@ _RANGES = (
   ),
   ('seed', lambda value: 0 <= value < 2**31, 'at least 0 and below 2**31'),
   ('bm25_b', lambda value: 0 <= value <= 1, 'from 0 to 1'),
+  ('port', lambda value: 0 <= value < 2**16, 'from 0 to 65,535'),
 )
 # Fields that are paths, or names of files without their ending.
 _PATHS = (

@@ -27,6 +27,7 @@ from ance_jax import mining
 from ance_jax import refresh
 from ance_jax import report
 from ance_jax import runs
+from ance_jax import serving
 from ance_jax import systems
 from ance_jax import train
 
@@ -41,7 +42,9 @@ _JOBS = {
   'encode': evaluate.write_embeddings,
   'evaluate': evaluate.run,
   'compare': compare.run,
-  'search': evaluate.search,
+  'search': lambda config: (
+    evaluate.search(config) if config.port is None else serving.run(config)
+  ),
   'report': report.run,
 }
 # Exit codes, beside 0: a disk failed, or something nobody thought of; what the

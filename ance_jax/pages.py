@@ -6,6 +6,7 @@ The functions take texts, which they escape, and return HTML; only `page` and
 
 import base64
 import html
+import urllib.parse
 
 # Whatever a text holds, a browser runs nothing and loads nothing; and a text in
 # Arabic runs from the right.
@@ -71,6 +72,25 @@ def table(rows, *, numbers=False):
   lines = [_row('th', head), *(_row('td', row) for row in body)]
   kind = ' class="numbers"' if numbers else ''
   return f'<div class="wide"><table{kind}>\n{"".join(lines)}</table></div>'
+
+
+def search_form(query):
+  """Returns a line to type a query into, which asks the same address."""
+  return (
+    '<form role="search"><label>Query <input name="q" type="search" size="60" '
+    f'value="{html.escape(query)}" autofocus></label> '
+    '<button>Search</button></form>'
+  )
+
+
+def links(queries):
+  """Returns a list of queries, each a link to what it finds."""
+  lines = (
+    f'<li><a href="?q={html.escape(urllib.parse.quote(query))}">'
+    f'{html.escape(query)}</a></li>'
+    for query in queries
+  )
+  return f'<ul>{"".join(lines)}</ul>'
 
 
 def image(png, about):

@@ -8,9 +8,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
   'main train resume export inspection audit mining tally candidates '
-  'compare systems footprint report sections pages refresh negatives '
-  'evaluate runs pipelines encode steps optimizers models sources sbert '
-  'layouts weights hub torch_files encoders schedule methods batches '
+  'compare systems serving footprint report sections pages refresh '
+  'negatives evaluate runs pipelines encode steps optimizers models sources '
+  'sbert layouts weights hub torch_files encoders schedule methods batches '
   'checkpoint corpora datasets beir msmarco dpr downloads rankings records '
   'registry chance metrics answers tokens tokenizer forms data strings '
   'lexical index filters mine losses bert compiled logs locks handoff '

@@ -559,7 +559,7 @@ def test_flags_that_may_change_are_chosen_by_hand():
     'split', 'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
     'steps_per_log', 'query', 'num_results', 'runs', 'picture',
     'tokens_dir', 'beir_set', 'beam_runner', 'beam_options', 'output',
-    'overwrite', 'export_corpus',
+    'overwrite', 'export_corpus', 'port',
     'ranking', 'num_negatives', 'mine_from', 'mine_to', 'max_score',
     'min_score', 'absolute_margin', 'relative_margin', 'judge_run',
     'judge_max_score', 'sampling', 'too_few', 'format',

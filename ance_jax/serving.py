@@ -1,0 +1,193 @@
+"""Search as a web page of this machine: `--job=search --port=8000`.
+
+One types a query and sees what the oldest checkpoint that is kept finds, beside
+the one that was asked for; and for a training query what was mined for it.
+"""
+
+import functools
+from http import server
+import pathlib
+from typing import NamedTuple
+import urllib.parse
+
+import numpy as np
+
+from ance_jax import checkpoint
+from ance_jax import encode
+from ance_jax import encoders
+from ance_jax import evaluate
+from ance_jax import handoff
+from ance_jax import logs
+from ance_jax import pages
+from ance_jax import runs
+from ance_jax import tokens
+
+# Who else is on this machine's network sees nothing.
+_HOST = '127.0.0.1'
+_MOST_CHARS, _PASSAGE_CHARS, _NUM_SAMPLES = 1000, 300, 5
+
+
+class Snapshot(NamedTuple):
+  """A checkpoint that is searched with.
+
+  Attributes:
+    step: Its step.
+    params: Parameters by tower.
+    indexed: `evaluate.IndexedCorpus`.
+  """
+
+  step: int
+  params: dict
+  indexed: evaluate.IndexedCorpus
+
+
+def run(config):
+  """Serves the page until Ctrl-C."""
+  with make_server(config) as made:
+    logs.say(f'http://{_HOST}:{made.server_port}/ (Ctrl-C ends it)')
+    made.serve_forever()
+
+
+def make_server(config):
+  """Returns an `http.server.HTTPServer` of a run, which listens already.
+
+  Args:
+    config: The run's `Config`, with its port; 0 takes a free one.
+  """
+  this, params, step = runs.read(config, (config.train_split,))
+  shots = [_snapshot(this, params, step)]
+  oldest = min(checkpoint.committed_steps(this.workdir), default=step)
+  if oldest != step:
+    old = checkpoint.read_params(
+      this.workdir, oldest, encoders.shapes(this.retriever), this.devices
+    )
+    shots.insert(0, _snapshot(this, old, oldest))
+  split = this.splits[config.train_split]
+  rows = {text: row for row, text in enumerate(split.texts)}
+  show = functools.partial(_page, this, shots, rows)
+  # One request at a time: what is compiled is not shared by threads.
+  return server.HTTPServer((_HOST, config.port), _handler(show))
+
+
+def _snapshot(run, params, step):
+  indexed = evaluate.index_corpus(run, params, logs.Stopwatch())
+  return Snapshot(step, params, indexed)
+
+
+def _handler(show):
+  """Returns a handler class that answers with show(query), a page."""
+
+  class Handler(server.BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802, the library's name.
+      url = urllib.parse.urlsplit(self.path)
+      # A page of elsewhere may not ask in a browser's name.
+      host = self.headers.get('Host', '').rpartition(':')[0]
+      if host not in (_HOST, 'localhost'):
+        self.send_error(403)
+      elif url.path != '/':
+        self.send_error(404)
+      else:
+        given = urllib.parse.parse_qs(url.query).get('q', [''])[0]
+        page = show(' '.join(given.split())[:_MOST_CHARS]).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'text/html; charset=utf-8')
+        self.send_header('Content-Length', str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *args):
+      pass
+
+  return Handler
+
+
+def _page(run, shots, rows, query):
+  """Returns the page of a query, which may be ''."""
+  split = run.splits[run.config.train_split]
+  parts = [pages.search_form(query)]
+  if query:
+    row = rows.get(query)
+    judged = set()
+    if row is not None:
+      found = slice(*split.offsets[row : row + 2])
+      judged = set(split.passages[found][split.grades[found] > 0].tolist())
+    parts.append(pages.table(_results(run, shots, query, judged)))
+    parts += _mined(run, row) if row is not None else []
+  else:
+    random = np.random.default_rng(run.config.seed)
+    size = min(_NUM_SAMPLES, len(split.texts))
+    chosen = random.choice(len(split.texts), size, replace=False)
+    parts.append(pages.paragraph('Some of the training queries:'))
+    parts.append(pages.links([split.texts[int(row)] for row in chosen]))
+  return pages.page(pathlib.Path(run.config.workdir).name, parts)
+
+
+def _results(run, shots, query, judged):
+  """Returns the rows of the table of what each snapshot finds."""
+  depth = min(run.config.num_results, len(run.corpus.ids))
+  columns = []
+  for shot in shots:
+    ranking = _search(run, shot, query, depth)
+    columns.append(
+      [
+        f'{score:.3f}{" (judged right)" * (row in judged)} '
+        + _passage(run.corpus, row)
+        for row, score in zip(
+          ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True
+        )
+        if row >= 0
+      ]
+    )
+  head = ['', *(f'step {shot.step:,}' for shot in shots)]
+  return [
+    head,
+    *(
+      [str(place), *cells]
+      for place, cells in enumerate(zip(*columns, strict=True), 1)
+    ),
+  ]
+
+
+def _search(run, shot, query, depth):
+  retriever = run.retriever
+  rows = tokens.memory_rows(
+    run.tokenizer, [retriever.query_prompt + query], retriever.query_length
+  )
+  embeddings, _ = encode.encode_rows(
+    run.query_encoder, shot.params, rows, 'encode the query'
+  )
+  return shot.indexed.search(embeddings, depth)
+
+
+def _mined(run, row):
+  """Returns HTML of the negatives of a training query, by refresh."""
+  found = []
+  for folder in sorted((run.workdir / 'refresh').glob('[0-9]*')):
+    if handoff.is_sealed(folder):
+      negatives = handoff.load_array(folder / 'negatives.npy')
+      # With --query_slices a refresh has some of the queries alone.
+      if len(negatives) == len(run.splits[run.config.train_split].ids):
+        found.append((int(folder.name), negatives[row]))
+  if not found:
+    return [pages.paragraph('Nothing was mined for it.')]
+  shown = found[:1] + found[1:][-1:]
+  size = min(run.config.num_results, *(len(rows) for _, rows in shown))
+  table = [['', *(f'refresh at step {step:,}' for step, _ in shown)]]
+  for place in range(size):
+    cells = (int(rows[place]) for _, rows in shown)
+    table.append(
+      [
+        str(place + 1),
+        *(_passage(run.corpus, row) if row >= 0 else '' for row in cells),
+      ]
+    )
+  return [
+    pages.heading('Mined for this training query'),
+    pages.table(table),
+  ]
+
+
+def _passage(corpus, row):
+  title = corpus.titles[row].replace('\x1f', ' ')
+  text = f'{title} | {corpus.texts[row]}' if title else corpus.texts[row]
+  return f'[{corpus.ids[row]}] {text[:_PASSAGE_CHARS]}'

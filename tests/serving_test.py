@@ -1,0 +1,130 @@
+"""The page of a search shows what checkpoints find and what was mined."""
+
+import dataclasses
+import html
+import http.client
+import re
+import threading
+import urllib.parse
+
+import numpy as np
+import pages_test
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import runs
+from ance_jax import serving
+from ance_jax import train
+
+
+@pytest.fixture(scope='module')
+def _once():
+  """Keeps the server of the module's run."""
+  return {}
+
+
+@pytest.fixture
+def ask(tiny, compiled_once, _once):
+  """ask(path, **headers) -> status and body of a served run."""
+  if not _once:
+    config = dataclasses.replace(tiny, num_devices=1, checkpoints_to_keep=9)
+    train.run(config)
+    job = dataclasses.replace(config, job='search', port=0)
+    _once['config'] = config
+    _once['server'] = serving.make_server(job)
+    threading.Thread(target=_once['server'].serve_forever, daemon=True).start()
+
+  def ask(path, method='GET', **headers):
+    connection = http.client.HTTPConnection(
+      '127.0.0.1', _once['server'].server_port
+    )
+    connection.request(method, path, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+  ask.config = _once['config']
+  return ask
+
+
+def cells(page):
+  rows = re.findall(r'<tr>(.*?)</tr>', page)
+  found = [re.findall(r'<t[hd]>(.*?)</t[hd]>', row) for row in rows]
+  return [[html.unescape(cell) for cell in row] for row in found]
+
+
+def test_a_page_to_begin_with_links_to_training_queries(ask):
+  status, page = ask('/')
+  assert status == 200
+  pages_test.check(page)
+  assert '<input name="q"' in page
+  links = re.findall(r'href="(\?q=[^"]+)"', page)
+  assert len(links) == 5
+  status, page = ask(f'/{links[0]}')
+  assert status == 200
+  assert 'Mined for this training query' in page
+
+
+def test_a_training_query_shows_both_checkpoints_and_both_refreshes(ask):
+  config = ask.config
+  run, params, last = runs.read(
+    dataclasses.replace(config, job='evaluate'), ('train',)
+  )
+  split = run.splits['train']
+  query = split.texts[0]
+  _, page = ask(f'/?q={urllib.parse.quote(query)}')
+  table = cells(page)
+  assert table[0] == ['', 'step 0', f'step {last}']
+  shot = serving.Snapshot(
+    last, params, serving.evaluate.index_corpus(run, params, _watch())
+  )
+  best = serving._search(run, shot, query, config.num_results)
+  relevant = split.passages[: split.offsets[1]]
+  for place, row in enumerate(best.rows[0].tolist(), 1):
+    assert f'[{run.corpus.ids[row]}]' in table[place][2]
+    assert ('judged right' in table[place][2]) == (row in relevant)
+  first, newest = (
+    np.load(run.workdir / 'refresh' / f'{step:08d}' / 'negatives.npy')[0]
+    for step in (4, 8)
+  )
+  head = table.index(['', 'refresh at step 4', 'refresh at step 8'])
+  for place in range(5):
+    for column, rows in ((1, first), (2, newest)):
+      an_id = run.corpus.ids[int(rows[place])]
+      assert f'[{an_id}]' in table[head + 1 + place][column]
+
+
+def _watch():
+  return serving.logs.Stopwatch()
+
+
+def test_what_is_typed_is_shown_as_text(ask):
+  typed = '<script>alert("1")</script> & more'
+  status, page = ask(f'/?q={urllib.parse.quote(typed)}')
+  assert status == 200
+  pages_test.check(page)
+  assert '<script' not in page
+  assert html.escape(typed) in page
+  assert 'Mined for' not in page
+
+
+@pytest.mark.parametrize(
+  ('path', 'method', 'host', 'status'),
+  [
+    ('/', 'GET', 'localhost:1', 200),
+    ('/', 'GET', 'evil.example:80', 403),
+    ('/', 'GET', '127.0.0.1.evil.example:80', 403),
+    ('/run.flags', 'GET', 'localhost:1', 404),
+    ('/../run.flags', 'GET', 'localhost:1', 404),
+    ('/', 'POST', 'localhost:1', 501),
+  ],
+)
+def test_nothing_but_the_page_is_served_and_only_here(
+  path, method, host, status, ask
+):
+  assert ask(path, method, Host=host)[0] == status
+  assert ask('/?q=' + 'x' * 5000)[0] == 200
+
+
+def test_a_port_must_be_one():
+  with pytest.raises(config_lib.BadInput, match='--port must be from 0 to 65'):
+    config_lib.Config(port=70_000)
