@@ -19,7 +19,7 @@ img { max-width: 100%; height: auto; }
 pre, .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 0.5rem 0 1rem; }
 th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #8886;
-  text-align: left; vertical-align: top; overflow-wrap: anywhere;
+  text-align: left; vertical-align: top; overflow-wrap: break-word;
   unicode-bidi: plaintext; }
 .numbers th, .numbers td { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
