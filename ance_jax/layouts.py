@@ -141,13 +141,14 @@ def towers_from_tensors(tensors, body, where):
       ('head_norm', tower.head_norm, {'scale': 'weight', 'bias': 'bias'}),
     ):
       theirs = {ours: f'{module}.{name}' for ours, name in leaves.items()}
-      if set(theirs.values()) & set(left):
+      # ANCE's class always has its norm; DPR's projection is a choice.
+      if part == 'head_norm' and module or set(theirs.values()) & set(left):
         params[part] = _part(left, theirs, where)
     of_body = {
-      name: left.pop(name) for name in list(left)
+      name.removeprefix(tower.prefix): left.pop(name)
+      for name in list(left)
       if name.startswith(tower.prefix)
-    }  # fmt: skip
-    of_body = {name[len(tower.prefix) :]: a for name, a in of_body.items()}
+    }
     params['body'] = weights.body_from_tensors(of_body, body, where)
     _check_head(params, body, where)
   if left:
@@ -156,13 +157,18 @@ def towers_from_tensors(tensors, body, where):
       f'layout; found that {sorted(left)[0][:80]} is not expected ({len(left)} '
       f'such) in {where}; use a complete checkpoint.'
     )
-  heads = [params.get('head') for params in towers.values()]
-  size = len(heads[0]['bias']) if heads[0] else 0
-  return towers, {
-    **form.settings,
-    'head_size': size,
-    'head_norm': all('head_norm' in params for params in towers.values()),
-  }
+  settings, (first, *others) = dict(form.settings), towers.values()
+  for other in others:
+    if set(other) != set(first):
+      odd = sorted(set(other) ^ set(first))[0]
+      raise config_lib.BadInput(
+        'two encoders of a checkpoint must both have a projection, or none; '
+        f'found a {odd} in one alone in {where}; use a complete checkpoint.'
+      )
+  if 'head' in first:
+    settings['head_size'] = len(first['head']['bias'])
+    settings['head_norm'] = 'head_norm' in first
+  return towers, settings
 
 
 def _part(tensors, theirs, where):

@@ -190,12 +190,13 @@ def _sentence_transformers(folder, lower_case):
     settings = {
       'pooling': found.pooling,
       'similarity': found.similarity,
-      'head_size': len(found.head['head']['bias']) if found.head else 0,
-      'head_norm': 'head_norm' in found.head,
       'query_length': length,
       'passage_length': length,
       **{f'{side}_prompt': text for side, text in found.prompts.items()},
     }
+    if found.head:
+      settings['head_size'] = len(found.head['head']['bias'])
+      settings['head_norm'] = 'head_norm' in found.head
     params = {**source.params[encoders.TIED], **found.head}
     sources[name] = source._replace(params={name: params}, settings=settings)
   if len(sources) == 1:

@@ -134,6 +134,9 @@ def test_what_was_exported_comes_back_bit_for_bit(kind, settings, tmp_path):
   assert (found.query_length, found.passage_length) == lengths
   assert found.query_prompt == retriever.query_prompt
   assert found.passage_prompt == retriever.passage_prompt
+  if not retriever.head_size:
+    config = config_lib.Config(init_from=tmp_path / 'out', head_size=5)
+    assert models.load(config, ()).retriever.head_norm
   about = json.dumps(retriever.to_dict())
   (tmp_path / 'out' / encoders.FILE).write_text(about)
   back = models.load(config_lib.Config(init_from=tmp_path / 'out'), ())

@@ -123,14 +123,23 @@ def test_ance_has_its_head_its_norm_and_its_tokenizer(tmp_path, capsys):
   assert 'texts are lower-cased' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('name', ['norm.weight', 'embeddingHead.bias'])
-def test_ance_without_a_tensor_is_refused(name, tmp_path):
+@pytest.mark.parametrize(
+  ('names', 'says'),
+  [
+    (['norm.weight'], 'norm.weight'),
+    (['embeddingHead.bias'], 'embeddingHead.bias'),
+    (['norm.weight', 'norm.bias'], 'norm.weight'),
+    (['roberta.embeddings.LayerNorm.bias'], 'embeddings.LayerNorm.bias'),
+  ],
+)
+def test_ance_without_a_tensor_is_refused(names, says, tmp_path):
   make_ance(tmp_path)
   path = tmp_path / 'model.safetensors'
   tensors = load_file(path)
-  del tensors[name]
+  for name in names:
+    del tensors[name]
   save_file(tensors, path)
-  with pytest.raises(config_lib.BadInput, match=f'{name} is missing'):
+  with pytest.raises(config_lib.BadInput, match=f'{says} is missing'):
     load(init_from=tmp_path)
 
 
@@ -203,6 +212,10 @@ def test_a_checkpoint_of_dprs_own_code_is_a_file_beside_a_config(tmp_path):
   del states['ctx_model.encode_proj.weight']
   torch.save({'model_dict': states}, path)
   with pytest.raises(config_lib.BadInput, match='ctx_model.encode_proj.weight'):
+    load(init_from=path)
+  del states['ctx_model.encode_proj.bias']
+  torch.save({'model_dict': states}, path)
+  with pytest.raises(config_lib.BadInput, match='both have a projection'):
     load(init_from=path)
 
 

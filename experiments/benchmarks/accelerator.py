@@ -30,7 +30,6 @@ import side_by_side
 import torch
 import transformers
 
-from ance_jax import batches
 from ance_jax import config
 from ance_jax import devices
 from ance_jax import encode
@@ -143,23 +142,11 @@ def matrix_peak(size=8192, times=20):
 
 def training_batch(model, texts, pairs, here):
   """Returns a batch of so many pairs of texts, on the devices `here`."""
-
-  def rows(texts, length):
-    found = tokens.memory_rows(model.tokenizer, texts, length)
-    return found.padded(np.arange(len(texts)), length)
-
-  queries = [text[:150] for text in texts[:pairs]]
-  query_ids, query_lengths = rows(queries, QUERY_LENGTH)
-  ids, lengths = rows(texts[pairs : 2 * pairs], PASSAGE_LENGTH)
-  groups = np.arange(pairs, dtype=np.int32)[:, None]
-  batch = batches.Batch(
-    np.arange(pairs, dtype=np.uint32),
-    query_ids,
-    query_lengths,
-    ids[:, None],
-    lengths[:, None],
-    groups,
-    groups,
+  batch = side_by_side.in_batch(
+    model.tokenizer,
+    [text[:150] for text in texts[:pairs]],
+    texts[pairs : 2 * pairs],
+    (QUERY_LENGTH, PASSAGE_LENGTH),
   )
   return devices.shard(batch, here)
 

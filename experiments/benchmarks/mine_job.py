@@ -12,7 +12,6 @@ cache of a file, seconds are of the CPU.
 import dataclasses
 import json
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,16 +26,8 @@ PASSAGES, DEPTH, WORDS = 1_000_000, 100, 30
 
 
 def main(numbers):
-  """Measures each number of queries in a process of its own."""
-  found = []
-  for number in numbers:
-    done = subprocess.run(
-      [sys.executable, __file__, '--one', str(number)],
-      check=True,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    found.append(json.loads(done.stdout.splitlines()[-1]))
+  """Prints the table, and the same as JSON."""
+  found = prepare.each(__file__, numbers)
   for name in found[0]:
     cells = [f'{one[name]:18,.1f}' for one in found]
     print(f'{name:>26}' + ''.join(cells))

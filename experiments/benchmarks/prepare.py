@@ -28,17 +28,29 @@ from ance_jax import tokens
 WORDS, LENGTH, VOCABULARY, TRAINED_ON, WIKIPEDIA = 60, 128, 30_000, 20_000, 21e6
 
 
-def main(numbers):
-  """Measures each number of passages in a process of its own."""
+def each(script, numbers):
+  """Returns what a script measures of each number, in a process of its own.
+
+  Args:
+    script: Path of a script that takes --one NUMBER, and whose last line is a
+      JSON object.
+    numbers: The numbers.
+  """
   found = []
   for number in numbers:
     done = subprocess.run(
-      [sys.executable, __file__, '--one', str(number)],
+      [sys.executable, script, '--one', str(number)],
       check=True,
       stdout=subprocess.PIPE,
       text=True,
     )
     found.append(json.loads(done.stdout.splitlines()[-1]))
+  return found
+
+
+def main(numbers):
+  """Prints the table, and the same as JSON."""
+  found = each(__file__, numbers)
   names = list(found[0])
   head = [*(f'{one["passages"]:,}' for one in found), '21M, by the line']
   print(''.join(f'{cell:>26}' for cell in ('', *head)))

@@ -7,10 +7,13 @@ import statistics
 import tempfile
 import time
 
+import numpy as np
 import psutil
 
+from ance_jax import batches
 from ance_jax import config
 from ance_jax import corpora
+from ance_jax import tokens
 
 
 def minilm():
@@ -22,6 +25,34 @@ def pydocs():
   """Returns the dataset pydocs, its training split with it."""
   with tempfile.TemporaryDirectory() as folder:
     return corpora.load(config.Config(workdir=folder), ('train',))
+
+
+def in_batch(tokenizer, queries, passages, lengths):
+  """Returns the `batches.Batch` of pairs, with each other's passages only.
+
+  Args:
+    tokenizer: A transformers tokenizer.
+    queries: B strings.
+    passages: B strings, the positives.
+    lengths: Tokens of a query and of a passage at most; all are padded to it.
+  """
+  number = len(queries)
+  (query_ids, query_lengths), (ids, passage_lengths) = (
+    tokens.memory_rows(tokenizer, texts, length).padded(
+      np.arange(number), length
+    )
+    for texts, length in zip((queries, passages), lengths, strict=True)
+  )
+  groups = np.arange(number, dtype=np.int32)[:, None]
+  return batches.Batch(
+    np.arange(number, dtype=np.uint32),
+    query_ids,
+    query_lengths,
+    ids[:, None],
+    passage_lengths[:, None],
+    groups,
+    groups,
+  )
 
 
 def busy_secs():

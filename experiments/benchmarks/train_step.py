@@ -15,14 +15,12 @@ from sentence_transformers import losses
 import side_by_side
 import torch
 
-from ance_jax import batches
 from ance_jax import config
 from ance_jax import devices
 from ance_jax import methods
 from ance_jax import models
 from ance_jax import optimizers
 from ance_jax import steps
-from ance_jax import tokens
 
 PAIRS, QUERY_LENGTH, PASSAGE_LENGTH, STEPS = 32, 32, 128, 3
 SETTINGS = config.Config(
@@ -59,22 +57,12 @@ def make_ours(queries, passages):
   model = models.load(SETTINGS, ())
   here = devices.local(1)
   optimizer = optimizers.make(SETTINGS)
-  query_rows = tokens.memory_rows(model.tokenizer, queries, QUERY_LENGTH)
-  passage_rows = tokens.memory_rows(model.tokenizer, passages, PASSAGE_LENGTH)
-  query_ids, query_lengths = query_rows.padded(np.arange(PAIRS), QUERY_LENGTH)
-  ids, lengths = passage_rows.padded(np.arange(PAIRS), PASSAGE_LENGTH)
-  groups = np.arange(PAIRS, dtype=np.int32)[:, None]
-  batch = batches.Batch(
-    np.arange(PAIRS, dtype=np.uint32),
-    query_ids,
-    query_lengths,
-    ids[:, None],
-    lengths[:, None],
-    groups,
-    groups,
+  batch = side_by_side.in_batch(
+    model.tokenizer, queries, passages, (QUERY_LENGTH, PASSAGE_LENGTH)
   )
-  real = query_lengths.sum() + lengths.sum()
-  print(f'padding: {1 - real / (query_ids.size + ids.size):.1%}')
+  real = batch.query_lengths.sum() + batch.passage_lengths.sum()
+  size = batch.query_ids.size + batch.passage_ids.size
+  print(f'padding: {1 - real / size:.1%}')
   batch = devices.shard(batch, here)
 
   def make(settings):
