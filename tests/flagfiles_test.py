@@ -1,7 +1,9 @@
 """Each family of flagfiles, whole, on a miniature in the files' true format."""
 
 import dataclasses
+import functools
 
+import conftest
 import formats
 import layouts_test
 import pytest
@@ -42,7 +44,15 @@ SMALL = {
 WRITERS = {
   'msmarco_passage': (formats.write_msmarco, 'dl19', 'mrr@10', 'ndcg@10'),
   'msmarco_doc_maxp': (formats.write_documents, 'dl19', 'mrr@100', 'ndcg@10'),
+  'msmarco_doc': (formats.write_documents, 'dl19', 'mrr@100', 'ndcg@10'),
   'nq': (formats.write_dpr, 'test', 'accuracy@20', 'accuracy@20'),
+  'trivia_qa': (
+    functools.partial(formats.write_dpr, questions='trivia'),
+    'test',
+    'accuracy@20',
+    'accuracy@20',
+  ),
+  'beir_scifact': (conftest.write_beir, 'test', 'ndcg@10', 'ndcg@10'),
 }
 
 
