@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 
 import pytest
 
@@ -155,3 +156,20 @@ def test_a_folder_in_use_is_not_removed_as_unused(tmp_path):
     assert folder.is_dir()
   handoff.remove_unused(folder)
   assert not folder.exists()
+
+
+def test_one_at_a_time_makes_what_is_in_a_folder(tmp_path):
+  """The second says that it waits, and goes on when the first is done."""
+  said, went_in = [], threading.Event()
+
+  def second():
+    with handoff.turn(tmp_path / 'new', lambda: said.append('waiting')):
+      went_in.set()
+
+  with handoff.turn(tmp_path / 'new', lambda: said.append('wrong')):
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert not went_in.wait(0.6)
+  assert went_in.wait(10)
+  thread.join()
+  assert said == ['waiting']
