@@ -13,6 +13,7 @@ import urllib.parse
 import numpy as np
 
 from ance_jax import checkpoint
+from ance_jax import data
 from ance_jax import encode
 from ance_jax import encoders
 from ance_jax import evaluate
@@ -78,7 +79,7 @@ def _handler(show):
   """Returns a handler class that answers with show(query), a page."""
 
   class Handler(server.BaseHTTPRequestHandler):
-    def do_GET(self):  # noqa: N802, the library's name.
+    def do_GET(self):  # So the library calls it.
       url = urllib.parse.urlsplit(self.path)
       # A page of elsewhere may not ask in a browser's name.
       host = self.headers.get('Host', '').rpartition(':')[0]
@@ -188,6 +189,6 @@ def _mined(run, row):
 
 
 def _passage(corpus, row):
-  title = corpus.titles[row].replace('\x1f', ' ')
+  title = corpus.titles[row].replace(data.TITLE_PART, ' ')
   text = f'{title} | {corpus.texts[row]}' if title else corpus.texts[row]
   return f'[{corpus.ids[row]}] {text[:_PASSAGE_CHARS]}'

@@ -171,6 +171,8 @@ def token_rows(
   with handoff.turn(folder, waiting):
     manifest = handoff.find(kept, {})
     if manifest is None:
+      # Of a killed process; a run cleans no folder but its own.
+      handoff.remove_unfinished(folder)
       backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
       batches = logs.progress(
         _batches(texts),

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from ance_jax import config
+from ance_jax import handoff
 from ance_jax import pipelines
 from ance_jax import runs
 from ance_jax import tokenizer as tokenizer_lib
@@ -81,6 +82,14 @@ def test_after_a_kill_only_missing_parts_are_made(tmp_path, small_parts):
   assert len(made) == 3
   rows(tmp_path / 'whole')
   assert files(tmp_path / 'killed') == files(tmp_path / 'whole')
+
+
+def test_what_a_killed_process_left_of_a_shared_folder_is_removed(tmp_path):
+  left = tmp_path / f'passages-0.new-1-2{handoff._UNFINISHED}'
+  left.mkdir()
+  (left / 'ids.bin').write_text('half')
+  rows(tmp_path)
+  assert not left.exists()
 
 
 def test_without_beam_a_sentence_says_how_to_install_it(monkeypatch):
