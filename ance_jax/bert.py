@@ -17,8 +17,21 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+
+def gelu(x):
+  """Returns x times the normal distribution's share below it, as torch does.
+
+  In float32 inside. Flax's own, by erfc, took 2.6 times as long on a CPU and,
+  at the widths of BERT-base on a GPU, a quarter of the time of a layer.
+  """
+  wide = x.astype(jnp.float32)
+  return (0.5 * wide * (1 + lax.erf(wide * np.float32(0.5**0.5)))).astype(
+    x.dtype
+  )
+
+
 ACTIVATIONS = {
-  'gelu': lambda x: nn.gelu(x, approximate=False),
+  'gelu': gelu,
   'gelu_new': lambda x: nn.gelu(x, approximate=True),
   'relu': nn.relu,
 }
@@ -226,6 +239,8 @@ def attention(query, key, value, real, bias, dropout, site):
   Returns:
     (B, L, heads, d) of the dtype of `value`.
   """
+  if dropout is None and bias is None and _has_kernel(query):
+    return _attention_by_cudnn(query, key, value, real)
   scores = jnp.einsum(
     'bqhd,bkhd->bhqk',
     query,
@@ -249,6 +264,29 @@ def attention(query, key, value, real, bias, dropout, site):
     preferred_element_type=jnp.float32,
   )
   return (mixed / total.transpose(0, 2, 1)[..., None]).astype(value.dtype)
+
+
+def _has_kernel(query):
+  """Returns whether cuDNN has a kernel for this attention."""
+  head_size = query.shape[-1]
+  fits = head_size <= 128 and head_size % 8 == 0
+  return fits and query.dtype == jnp.bfloat16 and jax.default_backend() == 'gpu'
+
+
+def _attention_by_cudnn(query, key, value, real):
+  """Returns `attention` by one kernel that keeps no scores (Dao et al. 2022).
+
+  Where a text is padding it gives 0, which nothing looks at.
+  """
+  lengths = real.sum(1, dtype=jnp.int32)
+  return jax.nn.dot_product_attention(
+    query,
+    key,
+    value,
+    query_seq_lengths=lengths,
+    key_value_seq_lengths=lengths,
+    implementation='cudnn',
+  )
 
 
 def precision(dtype):
