@@ -303,8 +303,9 @@ class Config:
   )
   lower_case: bool | None = knob(
     None,
-    'Lower-case all texts before they are tokenized. ANCE: true, with a '
-    "RoBERTa. Not given: what the checkpoint's tokenizer does.",
+    'Lower-case all texts, and drop spaces at their ends, before they are '
+    'tokenized. ANCE: true, with a RoBERTa. Not given: what the '
+    "checkpoint's tokenizer does.",
   )
   prefix_space: bool | None = knob(
     None,

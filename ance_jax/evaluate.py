@@ -213,11 +213,15 @@ def scores_path(config, step):
 
 
 def write_embeddings(config):
-  """Writes the embeddings of the corpus as .npy blocks: `--job=encode`."""
+  """Writes the embeddings of the corpus, and its ids: `--job=encode`.
+
+  Row i of the .npy files, one behind the other, is line i of ids.txt.
+  """
   this, params, step = runs.read(config, ())
   folder = _embeddings_folder(this, checkpoint.weights_hash(params))
   with handoff.in_use(folder):
     blocks, real_tokens = _encode_corpus(this, params, folder)
+    write_ids(folder / 'ids.txt', this)
   made = (
     'there already' if real_tokens is None else f'{real_tokens:.1%} real tokens'
   )
@@ -225,6 +229,19 @@ def write_embeddings(config):
     f'embeddings of step {step}: {sum(map(len, blocks)):,} rows in '
     f'{len(blocks)} blocks, {made}: {folder}'
   )
+
+
+def write_ids(path, run):
+  """Writes a passage id a line, as rows of embeddings are: each piece has one.
+
+  Args:
+    path: `pathlib.Path` of the file.
+    run: `runs.Run`.
+  """
+  rows = run.passages.texts_of_pieces()
+  rows = range(len(run.corpus.ids)) if rows is None else rows.tolist()
+  with handoff.writing(path) as file:
+    file.writelines(f'{run.corpus.ids[row]}\n'.encode() for row in rows)
 
 
 def embedding_files(run, params):

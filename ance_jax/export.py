@@ -5,6 +5,7 @@ is asked for, the corpus too: embeddings, ids and an index that FAISS reads.
 """
 
 import json
+import os
 import pathlib
 import sys
 
@@ -176,17 +177,27 @@ def _model(config):
 
 
 def _check_free(folder, config):
-  """Raises `BadInput` where something is that may not be replaced."""
-  if folder.exists() and not config.overwrite:
+  """Raises `BadInput` where nothing can be made, or what is may not go."""
+  there = os.path.lexists(folder)
+  if there and not config.overwrite:
     raise config_lib.BadInput(
       f'--output must be a folder that is not there yet; found {folder}; name '
       'another, or set --overwrite.'
     )
-  if folder.exists() and not handoff.is_sealed(folder):
+  # A manifest alone is in each checkpoint of a run, too.
+  ours = handoff.is_sealed(folder) and (folder / encoders.FILE).is_file()
+  if there and (not ours or folder.is_symlink()):
     raise config_lib.BadInput(
-      '--overwrite must be for what an export wrote; found another folder at '
+      '--overwrite must be for what an export wrote; found something else at '
       f'{folder}; name another --output.'
     )
+  try:
+    handoff.make_folder(folder.parent)
+  except (NotADirectoryError, FileExistsError) as error:
+    raise config_lib.BadInput(
+      f'--output must be in a folder; found that it cannot be made ({error}); '
+      'name another.'
+    ) from error
 
 
 def _facts(config, model, step):
@@ -216,10 +227,7 @@ def _write_corpus(folder, config):
   indexed = evaluate.index_corpus(this, params, logs.Stopwatch())
   folder.mkdir()
   index.write(indexed.faiss_index, folder / 'index.faiss')
-  rows = indexed.texts_of
-  rows = range(len(this.corpus.ids)) if rows is None else rows.tolist()
-  with open(folder / 'ids.txt', 'w') as file:
-    file.writelines(f'{this.corpus.ids[row]}\n' for row in rows)
+  evaluate.write_ids(folder / 'ids.txt', this)
   for block in evaluate.embedding_files(this, params):
     (folder / f'{block.parent.name}.npy').write_bytes(block.read_bytes())
 

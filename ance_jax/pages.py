@@ -1,15 +1,16 @@
-"""Web pages of one file: no script, nothing loaded, and all text escaped.
+"""Web pages of one file: nothing loaded, all text escaped, one script at most.
 
 The functions take texts, which they escape, and return HTML; only `page` and
 `folded` take HTML, which is what the others returned.
 """
 
 import base64
+import hashlib
 import html
 import urllib.parse
 
-# Whatever a text holds, a browser runs nothing and loads nothing; and a text in
-# Arabic runs from the right.
+# Whatever a text holds, a browser runs nothing but KEYS, by its hash, and loads
+# nothing; and a text in Arabic runs from the right.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -25,19 +26,47 @@ th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #8886;
   font-variant-numeric: tabular-nums; }
 .numbers th:first-child, .numbers td:first-child { text-align: left; }
 summary { cursor: pointer; font-weight: 600; }
+td summary { font-weight: inherit; }
+"""
+# A script: / goes to the query; j and k, or arrows, go down and up a column of
+# results or links; Enter, of the browser's own, unfolds or follows.
+KEYS = """
+document.addEventListener('keydown', event => {
+  const field = document.querySelector('input');
+  const here = document.activeElement;
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  if (here === field && event.key.length === 1) return;
+  const step = {j: 1, ArrowDown: 1, k: -1, ArrowUp: -1}[event.key];
+  const column = node => node?.closest('td')?.cellIndex;
+  let places = [...document.querySelectorAll('td [tabindex], summary, li a')];
+  const start = places.includes(here) ? here : places[0];
+  places = places.filter(node => column(node) === column(start));
+  const next = event.key === '/' ? field
+    : step && (places[places.indexOf(here) + step] || (step < 0 && field));
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+  if (next === field) field.select();
+});
 """
 
 
-def page(title, parts):
+def page(title, parts, script=''):
   """Returns a page.
 
   Args:
     title: A text, also the first heading.
     parts: HTML of its parts, in order.
+    script: `KEYS`, or none.
   """
+  policy = _POLICY
+  if script:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy += f"; script-src 'sha256-{digest}'"
+    parts = [*parts, f'<script>{script}</script>']
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+    f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     f'<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n'
     f'<body>\n<h1>{html.escape(title)}</h1>\n'
@@ -74,11 +103,30 @@ def table(rows, *, numbers=False):
   return f'<div class="wide"><table{kind}>\n{"".join(lines)}</table></div>'
 
 
+def results(rows, shown):
+  """Returns a table whose cells are reached by `KEYS`, and unfolded.
+
+  Args:
+    rows: As for `table`; first in each is its place, which is no result.
+    shown: Characters of a cell that are seen before it is unfolded.
+  """
+  head, *body = rows
+  lines = [_row('th', head)]
+  for place, *cells in body:
+    cells = ''.join(f'<td>{_result(cell, shown)}</td>' for cell in cells)
+    lines.append(f'<tr><td>{html.escape(place)}</td>{cells}</tr>\n')
+  return f'<div class="wide"><table>\n{"".join(lines)}</table></div>'
+
+
 def search_form(query):
-  """Returns a line to type a query into, which asks the same address."""
+  """Returns a line to type a query into, which asks the same address.
+
+  Keys go to the results of a query, and else to the line.
+  """
+  focus = '' if query else ' autofocus'
   return (
     '<form role="search"><label>Query <input name="q" type="search" size="60" '
-    f'value="{html.escape(query)}" autofocus></label> '
+    f'value="{html.escape(query)}"{focus}></label> '
     '<button>Search</button></form>'
   )
 
@@ -111,6 +159,13 @@ def folded(summary, parts):
     + '\n'.join(parts)
     + '\n</details>'
   )
+
+
+def _result(text, shown):
+  first, rest = html.escape(text[:shown]), html.escape(text[shown:])
+  if not rest:
+    return f'<span tabindex="0">{first}</span>' if first else ''
+  return f'<details><summary>{first}…</summary>…{rest}</details>'
 
 
 def _row(tag, cells):

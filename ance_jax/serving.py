@@ -1,7 +1,8 @@
 """Search as a web page of this machine: `--job=search --port=8000`.
 
 One types a query and sees what the oldest checkpoint that is kept finds, beside
-the one that was asked for; and for a training query what was mined for it.
+the one that was asked for; and for a training query what was mined for it. All
+of it without a mouse: `pages.KEYS`.
 """
 
 import functools
@@ -26,6 +27,7 @@ from ance_jax import tokens
 # Who else is on this machine's network sees nothing.
 _HOST = '127.0.0.1'
 _MOST_CHARS, _PASSAGE_CHARS, _NUM_SAMPLES = 1000, 300, 5
+_HINT = 'Keys: / query, j and k or arrows up and down, Tab across, Enter opens.'
 
 
 class Snapshot(NamedTuple):
@@ -105,14 +107,15 @@ def _handler(show):
 def _page(run, shots, rows, query):
   """Returns the page of a query, which may be ''."""
   split = run.splits[run.config.train_split]
-  parts = [pages.search_form(query)]
+  parts = [pages.search_form(query), pages.paragraph(_HINT)]
   if query:
     row = rows.get(query)
     judged = set()
     if row is not None:
       found = slice(*split.offsets[row : row + 2])
       judged = set(split.passages[found][split.grades[found] > 0].tolist())
-    parts.append(pages.table(_results(run, shots, query, judged)))
+    results = _results(run, shots, query, judged)
+    parts.append(pages.results(results, _PASSAGE_CHARS))
     parts += _mined(run, row) if row is not None else []
   else:
     random = np.random.default_rng(run.config.seed)
@@ -120,7 +123,8 @@ def _page(run, shots, rows, query):
     chosen = random.choice(len(split.texts), size, replace=False)
     parts.append(pages.paragraph('Some of the training queries:'))
     parts.append(pages.links([split.texts[int(row)] for row in chosen]))
-  return pages.page(pathlib.Path(run.config.workdir).name, parts)
+  title = pathlib.Path(run.config.workdir).name
+  return pages.page(title, parts, pages.KEYS)
 
 
 def _results(run, shots, query, judged):
@@ -184,11 +188,11 @@ def _mined(run, row):
     )
   return [
     pages.heading('Mined for this training query'),
-    pages.table(table),
+    pages.results(table, _PASSAGE_CHARS),
   ]
 
 
 def _passage(corpus, row):
   title = corpus.titles[row].replace(data.TITLE_PART, ' ')
   text = f'{title} | {corpus.texts[row]}' if title else corpus.texts[row]
-  return f'[{corpus.ids[row]}] {text[:_PASSAGE_CHARS]}'
+  return f'[{corpus.ids[row]}] {text}'

@@ -128,7 +128,8 @@ def set_flavour(tokenizer, *, lower_case, prefix_space):
 
   Args:
     tokenizer: A fast transformers tokenizer.
-    lower_case: Whether texts are lower-cased; None: as it is.
+    lower_case: Whether texts are lower-cased, and spaces at their ends dropped;
+      None: as it is.
     prefix_space: Whether a space is put before each text; None: as it is.
 
   Raises:
@@ -141,9 +142,12 @@ def set_flavour(tokenizer, *, lower_case, prefix_space):
       'lower-cases; found it false; use a checkpoint that has capitals.'
     )
   if lower_case and not _lower_cases(tokenizer):
-    # Letter by letter: unlike Python's lower(), which ANCE used, it makes an
-    # upper-case sigma at the end of a word a sigma like others.
-    steps = [tokenizers.normalizers.Lowercase()]
+    # As transformers 2 did for ANCE, which had lower() of one letter at a time,
+    # and stripped all texts: between special tokens, too.
+    steps = [
+      tokenizers.normalizers.Strip(),
+      tokenizers.normalizers.Lowercase(),
+    ]
     if backend.normalizer is not None:
       steps.append(backend.normalizer)
     backend.normalizer = tokenizers.normalizers.Sequence(steps)

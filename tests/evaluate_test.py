@@ -151,9 +151,33 @@ def test_encode_writes_the_embeddings_that_search_and_evaluate_use(
   folder = pathlib.Path(out.strip().rsplit(': ', 1)[1])
   blocks = [np.load(path) for path in sorted(folder.glob('*/*.npy'))]
   assert [len(block) for block in blocks] == [64, 64, 22]
+  run, _, _ = runs.read(config, ())
+  ids = (folder / 'ids.txt').read_text().splitlines()
+  assert ids == list(run.corpus.ids)
   stamps = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
   evaluate.run(dataclasses.replace(config, job='evaluate'))
   assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == stamps
+
+
+def test_each_piece_of_a_document_has_its_row_and_its_id(
+  finished, tmp_path, capsys
+):
+  config = dataclasses.replace(
+    finished,
+    job='encode',
+    init_from=finished.workdir,
+    workdir=str(tmp_path / 'pieces'),
+    chunks=3,
+  )
+  evaluate.write_embeddings(config)
+  folder = pathlib.Path(capsys.readouterr().out.strip().rsplit(': ', 1)[1])
+  ids = (folder / 'ids.txt').read_text().splitlines()
+  blocks = [np.load(path) for path in sorted(folder.glob('*/*.npy'))]
+  assert len(ids) == sum(map(len, blocks)) > 150
+  run, _, _ = runs.read(config, ())
+  first = run.passages.first
+  expected = zip(run.corpus.ids, np.diff(first), strict=True)
+  assert ids == [an_id for an_id, pieces in expected for _ in range(pieces)]
 
 
 def test_a_trainer_leaves_the_embeddings_that_a_job_beside_it_makes(

@@ -91,32 +91,51 @@ def test_a_miniature_is_trained_refreshed_twice_scored_and_searched(
   assert len(capsys.readouterr().out.splitlines()) > 5
 
 
+def make_two(folder):
+  for seed, side in enumerate(layouts_test.SIDES):
+    layouts_test.make_dpr(folder / side, side, seed)
+  return ','.join(str(folder / side) for side in layouts_test.SIDES)
+
+
+def make_ance(folder):
+  layouts_test.make_ance(folder)
+  return str(folder)
+
+
+def make_plain(kind, folder):
+  weights_test.make_torch(kind, folder, positions=512)
+  return str(folder)
+
+
+RELEASED = {
+  'eval_ance_passage': (formats.write_msmarco, make_ance, 'mrr@10'),
+  'eval_ance_nq': (formats.write_dpr, make_two, 'accuracy@20'),
+  'eval_contriever': (
+    formats.write_dpr, functools.partial(make_plain, 'bert'), 'accuracy@20'
+  ),
+  'eval_tas_b': (
+    formats.write_msmarco, functools.partial(make_plain, 'distilbert'), 'mrr@10'
+  ),
+}  # fmt: skip
+
+
 @weights_test.needs_torch
-@pytest.mark.parametrize('name', ['eval_ance_passage', 'eval_ance_nq'])
+@pytest.mark.parametrize('name', RELEASED)
 def test_a_released_checkpoint_is_scored_as_its_flagfile_says(name, tmp_path):
+  write, make, measure = RELEASED[name]
   (tmp_path / 'data').mkdir()
-  if name == 'eval_ance_nq':
-    formats.write_dpr(tmp_path / 'data')
-    model = [tmp_path / side for side in layouts_test.SIDES]
-    for seed, (folder, side) in enumerate(
-      zip(model, layouts_test.SIDES, strict=True)
-    ):
-      layouts_test.make_dpr(folder, side, seed)
-  else:
-    formats.write_msmarco(tmp_path / 'data')
-    model = [tmp_path / 'model']
-    layouts_test.make_ance(*model)
+  write(tmp_path / 'data')
   settings = config.Config.from_flagfile(
     f'experiments/{name}.flags',
     data_dir=str(tmp_path / 'data'),
     workdir=str(tmp_path / 'run'),
-    init_from=','.join(map(str, model)),
+    init_from=make(tmp_path / 'model'),
     num_devices=1,
   )
   found = evaluate.run(settings)
   path = tmp_path / 'run' / f'{settings.split}-model-0.json'
   assert handoff.read_json(path)['metrics'] == found
-  assert next(iter(found)) == ('accuracy@20' if len(model) > 1 else 'mrr@10')
+  assert next(iter(found)) == measure
   assert all(0 <= value <= 1 for value in found.values())
   assert any(found.values())
 

@@ -1,4 +1,4 @@
-"""Retrievers as ANCE and DPR save them give the embeddings that torch gives."""
+"""Retrievers as others save them give the embeddings that torch gives."""
 
 import json
 import sys
@@ -235,6 +235,75 @@ def test_a_body_in_a_file_of_torch_is_read(tmp_path):
   torch.save({'a': 3}, tmp_path / 'pytorch_model.bin')
   with pytest.raises(config_lib.BadInput, match="found int 'a'"):
     load(init_from=tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'kind', 'pooling', 'lengths'),
+  [
+    ('eval_contriever', 'bert', 'mean', (512, 512)),
+    ('eval_tas_b', 'distilbert', 'cls', (64, 256)),
+  ],
+)
+def test_a_plain_body_is_pooled_and_cut_as_its_flagfile_says(
+  name, kind, pooling, lengths, tmp_path
+):
+  body = weights_test.make_torch(kind, tmp_path, positions=512)
+  settings = config_lib.Config.from_flagfile(
+    f'experiments/{name}.flags', init_from=tmp_path
+  )
+  model = models.load(settings, ())
+  assert (model.retriever.similarity, model.retriever.head_size) == ('dot', 0)
+  for side, length in zip(SIDES, lengths, strict=True):
+    check_texts(model, side, body, tmp_path, pooling, length)
+
+
+def test_two_plain_bodies_are_two_encoders_as_rocketqa_has_them(tmp_path):
+  """First tokens of 32 and 128, a title and its text being a pair.
+
+  Not shown: released weights of it, which are Paddle's, of ERNIE.
+  """
+  bodies = [
+    weights_test.make_torch('bert', tmp_path / side, seed=seed)
+    for seed, side in enumerate(SIDES)
+  ]
+  model = load(
+    init_from=','.join(str(tmp_path / side) for side in SIDES),
+    query_length=32,
+    passage_length=128,
+    title_separator='token',
+  )
+  assert not model.retriever.tied
+  assert model.retriever.title_separator == model.tokenizer.sep_token
+  for side, body, length in zip(SIDES, bodies, (32, 128), strict=True):
+    check_texts(model, side, body, tmp_path / side, 'cls', length)
+
+
+def check_texts(model, side, body, folder, pooling, length):
+  """Holds the embeddings of texts against torch's, pooled and cut there."""
+  import torch
+
+  texts = [*weights_test.TEXTS, 'A Title [SEP] The Text', 'one', 'ONE']
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)(
+    texts, truncation=True, max_length=length, padding=True, return_tensors='pt'
+  )
+  assert theirs['input_ids'].shape[1] == min(length, 402)
+  mask = theirs['attention_mask']
+  with torch.no_grad():
+    hidden = body(
+      input_ids=theirs['input_ids'], attention_mask=mask
+    ).last_hidden_state
+  found = hidden[:, 0]
+  if pooling == 'mean':
+    found = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+  rows = tokens.memory_rows(
+    model.tokenizer, texts, getattr(model.retriever, f'{side}_length')
+  )
+  ids, lengths = rows.padded(np.arange(len(texts)), rows.lengths().max())
+  real = np.arange(ids.shape[1]) < lengths[:, None]
+  ours, found = embed(model, ids, real, side), found.numpy()
+  scale = np.abs(found).max()
+  assert np.ptp(found, axis=0).max() > 1e-3 * scale
+  np.testing.assert_allclose(ours / scale, found / scale, atol=1e-5)
 
 
 @pytest.mark.parametrize(

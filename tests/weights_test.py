@@ -45,11 +45,11 @@ TEXTS = [
 KINDS = ['bert', 'roberta', 'distilbert', 'mpnet']
 
 
-def make_torch(kind, folder):
+def make_torch(kind, folder, positions=160, seed=0):
   """Saves a small random torch model of a kind, and returns it."""
   import torch
 
-  torch.manual_seed(0)
+  torch.manual_seed(seed)
   classes = {
     'bert': (transformers.BertConfig, transformers.BertModel),
     'roberta': (transformers.RobertaConfig, transformers.RobertaModel),
@@ -74,7 +74,7 @@ def make_torch(kind, folder):
   model = make_model(
     make_config(
       vocab_size=300,
-      max_position_embeddings=160 + first,
+      max_position_embeddings=positions + first,
       pad_token_id=first // 2,
       **sizes,
     )

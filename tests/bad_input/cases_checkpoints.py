@@ -1,4 +1,7 @@
-"""Models given to --init_from: broken, of another kind, and hostile ones."""
+"""Models given to --init_from: broken, of another kind, and hostile ones.
+
+And where they may not be exported to.
+"""
 
 import json
 import os
@@ -26,6 +29,7 @@ from safetensors.numpy import save_file
 from ance_jax import bert
 from ance_jax import config
 from ance_jax import encoders
+from ance_jax import export
 from ance_jax import handoff
 from ance_jax import models
 from ance_jax import tokenizer as tokenizer_lib
@@ -72,9 +76,12 @@ def make_sound(folder, sound):
 
 
 def use(folder, changes):
-  """Starts from it."""
+  """Starts from it, or exports it."""
   changes = {'init_from': str(folder), **(changes or {})}
-  models.load(config.Config(**changes), TEXTS)
+  if 'output' in changes:
+    export.run(config.Config(job='export', workdir=str(folder), **changes))
+  else:
+    models.load(config.Config(**changes), TEXTS)
 
 
 def tensors(change):
@@ -238,6 +245,21 @@ def _other_version(*without, **values):
   return Refused(
     _run_of_ours(change), 'that this version knows', 'retriever.json'
   )
+
+
+def exported(*makes, output='out', **changes):
+  """Returns a `make` of an export to a name in the folder, after others."""
+
+  def make(folder):
+    for one in makes:
+      one(folder)
+    return {'output': str(folder / output), **changes}
+
+  return make
+
+
+def _export_before(folder):
+  use(folder, {'output': str(folder / 'out')})
 
 
 HEADER = b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, %s]}}'
@@ -732,5 +754,34 @@ CASES = {
       settings(init_from='/no/run'),
     ),
     'none that loads',
+  ),
+  # Where it is exported to.
+  'export': Accepted(exported(), 'exported: '),
+  'export again': Accepted(
+    exported(_export_before, overwrite=True), 'exported: '
+  ),
+  'export twice': Refused(exported(_export_before), 'that is not there yet'),
+  'export onto a file': Refused(exported(put('out', '')), 'is not there yet'),
+  'export onto a link to nowhere': Refused(
+    exported(link('out', '/no/such')), 'that is not there yet'
+  ),
+  'export over a file': Refused(
+    exported(put('out', ''), overwrite=True), 'be for what an export wrote'
+  ),
+  'export over its own source': Refused(
+    exported(output='', overwrite=True), 'be for what an export wrote'
+  ),
+  'export over a manifest of another': Refused(
+    exported(put_json('out/manifest.json', {}), overwrite=True),
+    'be for what an export wrote',
+  ),
+  'export over a link': Refused(
+    exported(
+      _export_before, rename('out', 'old'), link('out', 'old'), overwrite=True
+    ),
+    'be for what an export wrote',
+  ),
+  'export below a file': Refused(
+    exported(output=f'{CONFIG}/out'), '--output must be in a folder'
   ),
 }

@@ -21,6 +21,7 @@ from ance_jax import checkpoint
 from ance_jax import compare
 from ance_jax import config as config_lib
 from ance_jax import evaluate
+from ance_jax import export
 from ance_jax import handoff
 from ance_jax import negatives
 from ance_jax import report
@@ -96,6 +97,7 @@ CALLS = {
   'evaluate': evaluate.run,
   'encode': evaluate.write_embeddings,
   'compare': compare.run,
+  'export': export.run,
 }
 
 
@@ -323,6 +325,7 @@ CASES = {
   'method of another run': job('begin', '--method must stay', method='random'),
   'no run to read': Refused(_without_run('read'), 'must be given a run or a'),
   'no run to encode': Refused(_without_run('encode'), 'given a run or a check'),
+  'no run to export': Refused(_without_run('export'), 'given a run or a check'),
   'BM25 in a run': job('evaluate', 'of BM25 must have a', retriever='bm25'),
   # Settings that do not go with the data or the machine.
   'more devices': job('check', 'must be at most the 8', num_devices=9),
