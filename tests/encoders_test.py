@@ -130,6 +130,28 @@ def test_bfloat16_is_near_and_the_embedding_float32(texts):
   assert 0 < difference < 0.05 * np.abs(np.asarray(exact)).max()
 
 
+def test_the_kernel_of_a_gpu_is_asked_for_the_same_attention(
+  texts, monkeypatch
+):
+  """What it is given is right; that it does that is seen on a GPU alone."""
+  asked = []
+
+  def by_xla(*args, implementation, **kwargs):
+    asked.append(implementation)
+    return attend(*args, implementation='xla', **kwargs)
+
+  attend = jax.nn.dot_product_attention
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
+  written = encode(RETRIEVER, *texts)
+  assert not asked
+  monkeypatch.setattr(bert, '_has_kernel', lambda query: True)
+  np.testing.assert_allclose(encode(RETRIEVER, *texts), written, atol=1e-5)
+  assert asked == ['cudnn'] * 2
+  dropout = bert.Dropout(jnp.float32(0.1), jnp.uint32(0), jnp.arange(6))
+  encode(RETRIEVER, *texts, dropout)
+  assert len(asked) == 2
+
+
 def test_dropout_of_a_text_depends_on_its_row_alone(texts):
   ids, lengths = texts
   rows = np.arange(6, dtype=np.uint32)

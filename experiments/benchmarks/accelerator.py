@@ -43,7 +43,7 @@ from ance_jax import tokens
 
 LENGTHS, TOKENS_PER_BATCH, ROUNDS = (64, 128, 256, 512), 131_072, 5
 NUM_TEXTS, PASSAGE_LENGTH, PEER_BATCH = 40_000, 256, 512
-PAIRS, QUERY_LENGTH = 512, 32
+PAIRS, QUERY_LENGTH = 128, 32
 SETTINGS = config.Config(
   method='in_batch',
   pooling='mean',
