@@ -188,6 +188,12 @@ def read_record(workdir, step):
   }
 
 
+def identity(workdir, step):
+  """Returns what tells a committed checkpoint from all others; None: gone."""
+  path = _folder(workdir) / str(step) / handoff.MANIFEST
+  return handoff.file_hash(path) if path.is_file() else None
+
+
 def record_folder(workdir, step):
   """Returns the folder that holds the files of `read_record`."""
   return _folder(workdir) / str(step) / _RECORD

@@ -390,6 +390,51 @@ class Config:
   max_refreshes: int = knob(
     0, 'Refreshes at most, the first one counted; 0: no limit. 1 freezes it.'
   )
+  refresh_schedule: str = knob(
+    '',
+    'Steps between refreshes by interval of steps, instead of '
+    '--steps_per_refresh: 0-2000:500,2000-:5000 makes one every 500 steps up '
+    'to step 2,000 and every 5,000 from there on. The first one is at '
+    '--warmup_steps.',
+  )
+  refresh: str = knob(
+    'sync',
+    'How negatives are refreshed. sync: training waits for them; async: beside '
+    'training, in this process (one process only); external: by another one, '
+    'with --job=refresh --watch and the same --workdir, on this machine or '
+    'another, as in ANCE; delayed: in step, and in use --refresh_delay steps '
+    'later, to study what staleness does.',
+    choices=('sync', 'async', 'external', 'delayed'),
+    may_change=True,
+  )
+  refresh_delay: int = knob(
+    0,
+    'Steps from the weights that mined negatives to the first step trained on '
+    'them, with --refresh=delayed.',
+  )
+  refresh_devices: int = knob(
+    0,
+    'Local accelerators that refresh beside training with --refresh=async, '
+    'taken behind those that train; 0: the same ones.',
+    may_change=True,
+  )
+  max_staleness: int = knob(
+    0,
+    'Steps that the weights which mined the negatives in use may be behind, '
+    'with --refresh=async or external: then training waits. 0: it never does.',
+    may_change=True,
+  )
+  refresh_replay: str = knob(
+    '',
+    'Folder of a run whose refreshes are used, each from the step on that it '
+    'was used from there: none is made.',
+    may_change=True,
+  )
+  watch: bool = knob(
+    False,
+    '--job=refresh goes on with newer checkpoints until training is over.',
+    may_change=True,
+  )
 
   # Optimizer.
   batch_size: int = knob(
@@ -679,6 +724,49 @@ class Config:
         f'--beam_runner must be with --job=prepare; found it with '
         f'--job={self.job}; leave it out.'
       )
+    if self.watch and self.job != 'refresh':
+      raise BadInput(
+        f'--watch must be with --job=refresh; found it with --job={self.job}; '
+        'leave it out.'
+      )
+    self._check_refresh()
+
+  def _check_refresh(self):
+    """Raises `BadInput` for ways to refresh that do not go together."""
+    if self.refresh_schedule:
+      try:
+        intervals(self.refresh_schedule)
+      except ValueError as error:
+        raise _bad(
+          'refresh_schedule',
+          'be FIRST-LAST:STEPS,..., from 0 on, without a gap and open at the '
+          'end',
+          self.refresh_schedule,
+          'write it as 0-2000:500,2000-:5000',
+        ) from error
+    text = self.refresh_schedule or f'0-:{self.steps_per_refresh}'
+    longest = max(every for _, every in intervals(text))
+    if 0 < self.max_staleness < longest:
+      raise _bad(
+        'max_staleness',
+        f'be at least the {longest} steps between refreshes',
+        self.max_staleness,
+        'raise it, or nothing newer would come while training waits',
+      )
+    delayed, beside = self.refresh == 'delayed', ('async', 'external')
+    wrong = {
+      'refresh_delay': bool(self.refresh_delay) != delayed,
+      'refresh_devices': self.refresh_devices and self.refresh != 'async',
+      'max_staleness': self.max_staleness and self.refresh not in beside,
+    }
+    needs = {
+      'refresh_delay': 'be at least 1 with --refresh=delayed, else left out',
+      'refresh_devices': 'be with --refresh=async',
+      'max_staleness': 'be with --refresh=async or external',
+    }
+    for name in [name for name, is_wrong in wrong.items() if is_wrong]:
+      cure = f'change it, or --refresh={self.refresh}'
+      raise _bad(name, needs[name], getattr(self, name), cure)
 
   @classmethod
   def from_flags(cls, flag_values=flags.FLAGS):
@@ -749,7 +837,8 @@ _RANGES = (
     'at least 3, for two special tokens and a word',
   ),
   (
-    'num_devices warmup_steps max_refreshes micro_batch_size max_steps '
+    'num_devices warmup_steps max_refreshes refresh_delay refresh_devices '
+    'max_staleness micro_batch_size max_steps '
     'lr_warmup_steps '
     'weight_decay clip_norm head_size bm25_k1 mine_from absolute_margin',
     lambda value: value >= 0,
@@ -772,7 +861,8 @@ _RANGES = (
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
-  'picture', 'bm25_run', 'tokens_dir', 'ranking', 'judge_run', 'output'
+  'picture', 'bm25_run', 'tokens_dir', 'ranking', 'judge_run', 'output',
+  'refresh_replay'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
 # What nothing may be chosen on.
@@ -857,6 +947,30 @@ def refuse_left_over(arguments, place=''):
       f'{arguments[0][:80]!r}; write it with two dashes, without spaces, and '
       'without a comment behind it.'
     )
+
+
+def intervals(text):
+  """Returns what `--refresh_schedule` says: (first step, steps between) pairs.
+
+  Args:
+    text: Such as '0-2000:500,2000-:5000'.
+
+  Raises:
+    ValueError: It has another form, or leaves out steps.
+  """
+  found, end = [], 0
+  for part in text.split(','):
+    span, every = part.split(':')
+    first, last = span.split('-')
+    if end is None or int(first) != end or int(every) < 1:
+      raise ValueError(part)
+    found.append((end, int(every)))
+    end = int(last) if last else None
+    if end is not None and end <= found[-1][0]:
+      raise ValueError(part)
+  if end is not None:
+    raise ValueError(text)
+  return tuple(found)
 
 
 def differences(before, after, *, may_change):

@@ -22,13 +22,28 @@ _CPU_FILE = pathlib.Path('/proc/cpuinfo')
 
 def local(num_devices):
   """Returns the first `num_devices` local devices; all of them for 0."""
+  return local_parts(num_devices, 0)[0]
+
+
+def local_parts(num_devices, num_others):
+  """Returns `num_devices` local devices, and so many others behind them.
+
+  With `num_devices` 0 all that the others leave.
+  """
   found = jax.local_devices()
   if num_devices > len(found):
     raise config_lib.BadInput(
       f'--num_devices must be at most the {len(found)} devices that are here; '
       f'found {num_devices}; lower it.'
     )
-  return tuple(found[: num_devices or len(found)])
+  first = num_devices or len(found) - num_others
+  if first < 1 or first + num_others > len(found):
+    raise config_lib.BadInput(
+      '--refresh_devices and those that train must together be at most the '
+      f'{len(found)} devices that are here; found {num_others} and '
+      f'{num_devices or "one at least"}; lower it.'
+    )
+  return tuple(found[:first]), tuple(found[first : first + num_others])
 
 
 def host():

@@ -278,9 +278,28 @@ def remove_unused(folder):
 @contextlib.contextmanager
 def in_use(folder):
   """Keeps a folder, made where it is missing, from being removed as unused."""
-  make_folder(folder)
-  with _locked(pathlib.Path(folder) / _IN_USE, fcntl.LOCK_SH):
+  descriptor = None
+  while descriptor is None:
+    descriptor = _use(pathlib.Path(folder) / _IN_USE)
+  try:
     yield
+  finally:
+    os.close(descriptor)
+
+
+def _use(path):
+  """Returns the descriptor of a shared lock; None if the folder just went."""
+  make_folder(path.parent)
+  try:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  except FileNotFoundError:
+    return None
+  with contextlib.suppress(FileNotFoundError):
+    locked = lock(descriptor, fcntl.LOCK_SH)
+    if locked and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+      return descriptor
+  os.close(descriptor)
+  return None
 
 
 @contextlib.contextmanager

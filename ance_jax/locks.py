@@ -1,4 +1,4 @@
-"""One trainer a folder: a lock that ends with its process.
+"""One trainer a folder, and one refresher: a lock that ends with its process.
 
 On one machine the kernel holds it, so that no crash leaves it behind. Machines
 that share a folder may not share the kernel's locks: there the holder gives a
@@ -17,6 +17,8 @@ from ance_jax import config as config_lib
 from ance_jax import handoff
 
 LOCK_FILE = 'lock'
+REFRESH_LOCK_FILE = 'refresh.lock'
+_HOLDERS = {LOCK_FILE: 'trainer', REFRESH_LOCK_FILE: 'refresher'}
 _BEAT_SECS, _DEAD_SECS = 10, 60
 _BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 
@@ -24,13 +26,17 @@ _BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 class Lock:
   """The lock of a folder, held until `close`."""
 
-  def __init__(self, workdir):
+  def __init__(self, workdir, name=LOCK_FILE):
     """Takes the lock.
+
+    Args:
+      workdir: The folder.
+      name: `LOCK_FILE`, or `REFRESH_LOCK_FILE`, for one that only refreshes.
 
     Raises:
       BadInput: Another process holds it; the text names its host and id.
     """
-    self._path = pathlib.Path(workdir) / LOCK_FILE
+    self._path = pathlib.Path(workdir) / name
     self._holder = json.dumps(
       {
         'host': socket.gethostname(),
@@ -51,8 +57,8 @@ class Lock:
     """
     if self._lost:
       raise config_lib.BadInput(
-        f'a folder must have one trainer; found that {self._path} is another '
-        "process's now; leave the folder to it."
+        f'a folder must have one {_HOLDERS[self._path.name]}; found that '
+        f"{self._path} is another process's now; leave the folder to it."
       )
 
   def close(self):
@@ -115,8 +121,9 @@ def _check_holder(path, descriptor, locked):
     if locked:
       cure += f', or, if it is dead, wait until {_DEAD_SECS} s have passed'
     raise config_lib.BadInput(
-      f'a folder must have one trainer; found process {process} on {host} in '
-      f'{path.parent}, with its last sign of life {age:.0f} s ago; {cure}.'
+      f'a folder must have one {_HOLDERS[path.name]}; found process {process} '
+      f'on {host} in {path.parent}, with its last sign of life {age:.0f} s '
+      f'ago; {cure}.'
     )
 
 

@@ -20,6 +20,7 @@ METRICS_FILE = 'metrics.jsonl'
 # A signal reaches the whole process, so this is the process's state: whether it
 # was asked to stop. Every long phase runs under `progress`, which looks at it.
 _stop = threading.Event()
+_of_thread = threading.local()
 
 
 class Stopped(Exception):
@@ -55,15 +56,26 @@ def progress(items, what, *, total, unit='it', count=lambda item: 1, done=0):
   )
   with bar:
     for item in items:
-      if _stop.is_set():
+      if stop_requested():
         raise Stopped(what)
       yield item
       bar.update(count(item))
 
 
 def stop_requested():
-  """Returns whether SIGTERM or Ctrl-C came."""
-  return _stop.is_set()
+  """Returns whether SIGTERM or Ctrl-C came, or this thread has to stop."""
+  event = getattr(_of_thread, 'stop', None)
+  return _stop.is_set() or bool(event and event.is_set())
+
+
+@contextlib.contextmanager
+def stopped_by(event):
+  """Stops what this thread does in the block once an event is set."""
+  _of_thread.stop = event
+  try:
+    yield
+  finally:
+    del _of_thread.stop
 
 
 def interrupt():

@@ -24,12 +24,12 @@ from ance_jax import export
 from ance_jax import inspection
 from ance_jax import logs
 from ance_jax import mining
-from ance_jax import refresh
 from ance_jax import report
 from ance_jax import runs
 from ance_jax import serving
 from ance_jax import systems
 from ance_jax import train
+from ance_jax import watch
 
 _JOBS = {
   'train': lambda config: train.run(config, leave=_leave),
@@ -38,7 +38,7 @@ _JOBS = {
   'inspect': inspection.run,
   'audit': audit.run,
   'mine': mining.run,
-  'refresh': refresh.run,
+  'refresh': watch.run,
   'encode': evaluate.write_embeddings,
   'evaluate': evaluate.run,
   'compare': compare.run,

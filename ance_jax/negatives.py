@@ -132,8 +132,7 @@ def check(run):
     run.retriever.embedding_size,
     len(run.passages.pieces()),
   )
-  steps = (0, config.max_steps)
-  rows = [schedule.method_at(config, step) for step in steps]
+  rows = [schedule.method(config, mined) for mined in (False, True)]
   mined = any(row.negatives in ('bm25', 'index') for row in rows)
   if mined or config.job == 'refresh':
     _check_depth(run)

@@ -6,11 +6,15 @@ would train on from; and it publishes a folder that is there whole or not at
 all. It is a function of (checkpoint, data, settings): made again, the same.
 """
 
+import pathlib
+import shutil
+
 import numpy as np
 
 from ance_jax import batches
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import devices as devices_lib
 from ance_jax import encoders
 from ance_jax import evaluate
 from ance_jax import handoff
@@ -18,9 +22,18 @@ from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
 from ance_jax import negatives as negatives_lib
-from ance_jax import runs
 from ance_jax import schedule
 
+_FOLDER = 'refresh'
+# What the names of a manifest say, to people.
+_NOUNS = {
+  'run': 'run',
+  'checkpoint': 'checkpoint',
+  'passages': 'corpus or tokenizer',
+  'queries': 'split of queries or tokenizer',
+  'judgements': 'set of judgements',
+  'groups': 'corpus',
+}
 # Queries that the overlap of two refreshes is measured on, at most.
 _PROBE_QUERIES = 2048
 
@@ -40,19 +53,20 @@ def refresh(run, step, *, before=None):
     that very refresh was published before, it is taken.
   """
   config, watch = run.config, logs.Stopwatch()
+  whose = checkpoint.identity(config.workdir, step)
   params = checkpoint.read_params(
     config.workdir, step, encoders.shapes(run.retriever), run.devices
   )
   weights_hash = checkpoint.weights_hash(params)
   about = {
     'step': step,
+    'checkpoint': whose,
     'weights_hash': weights_hash,
-    **negatives_lib.sources(run),
+    'query_slice': list(_query_slice(run, step)),
+    **_sources(run),
   }
-  about['query_slice'] = list(_query_slice(run, step))
-  folder = _folder(run, step)
-  if published := handoff.find(folder, about):
-    return published
+  if found := handoff.find(folder(run, step), about):
+    return found
   indexed = evaluate.index_corpus(run, params, watch)
   negatives, mined = _mine(run, step, params, indexed, watch)
   if before is not None and _is_whole(run):
@@ -66,10 +80,17 @@ def refresh(run, step, *, before=None):
   values = {f'dev/{name}': value for name, value in scores.items()}
   values |= {f'refresh/{name}': value for name, value in mined.items()}
   shown = evaluate.examples(run, ranking, config.dev_split)
-  manifest = {**about, 'metrics': values, 'secs': watch.secs, 'examples': shown}
-  with handoff.publish(folder, manifest) as unfinished:
+  manifest = {
+    **about,
+    'metrics': values,
+    'secs': watch.secs,
+    'examples': shown,
+    'lengths': [run.retriever.query_length, run.retriever.passage_length],
+    'made_with': devices_lib.describe(run.devices),
+  }
+  with handoff.publish(folder(run, step), manifest) as unfinished:
     np.save(unfinished / 'negatives.npy', negatives)
-  return handoff.read_manifest(folder)
+  return handoff.read_manifest(folder(run, step))
 
 
 def load(run, step):
@@ -81,19 +102,74 @@ def load(run, step):
   Raises:
     BadInput: That checkpoint is not there, or damaged too.
   """
-  if not handoff.find(_folder(run, step), negatives_lib.sources(run)):
+  if not handoff.find(folder(run, step), _sources(run)):
     logs.say(f'the refresh of step {step} is not there: it is made again')
     refresh(run, step)
-  return handoff.load_array(_folder(run, step) / 'negatives.npy')
+  return handoff.load_array(folder(run, step) / 'negatives.npy')
 
 
-def negatives_for(run, method, step):
+def published(run):
+  """Returns the steps of all refreshes that the run's folder has, in order."""
+  folders = (run.workdir / _FOLDER).glob('[0-9]*')
+  return sorted(int(f.name) for f in folders if f.name.isdigit())
+
+
+def refusal(run, manifest):
+  """Returns why a refresh is not one of this run; None: it is one.
+
+  Args:
+    run: `runs.Run`.
+    manifest: That of a folder that was found among its refreshes.
+  """
+  expected = {'step': manifest.get('step'), **_sources(run)}
+  whose = checkpoint.identity(run.config.workdir, manifest.get('step'))
+  if whose:  # Else it may well be of a checkpoint that was not kept.
+    expected['checkpoint'] = whose
+  for name, value in expected.items():
+    if manifest.get(name) != value:
+      return (
+        f'it is of another {_NOUNS.get(name, f"--{name}")}, '
+        f'{str(manifest.get(name))[:16]!r}, here {str(value)[:16]!r}'
+      )
+  return None
+
+
+def adopt(run, other, step):
+  """Publishes the refresh of another run's folder as one of this run.
+
+  Args:
+    run: `runs.Run`, of the same data and settings.
+    other: Path of the other run's folder.
+    step: int, that of the weights.
+
+  Returns:
+    Its manifest, as `refresh` does.
+
+  Raises:
+    BadInput: It is not there, or it is of other data or settings.
+  """
+  there = pathlib.Path(other) / _FOLDER / f'{step:08d}'
+  manifest = handoff.read_manifest(there)
+  whose = checkpoint.identity(run.config.workdir, step)
+  ours = {'run': run.id, 'checkpoint': whose}
+  wrong = refusal(run, {**manifest, **ours}) if manifest else 'it is not there'
+  if wrong:
+    raise config_lib.BadInput(
+      'a refresh that is replayed must be whole and of the same data and '
+      f'settings; found that of {there} {wrong}; replay another run.'
+    )
+  with handoff.publish(folder(run, step), {**manifest, **ours}) as unfinished:
+    shutil.copyfile(there / 'negatives.npy', unfinished / 'negatives.npy')
+  return handoff.read_manifest(folder(run, step))
+
+
+def negatives_for(run, method, in_use):
   """Returns the `batches.Negatives` to train on, or None for no table.
 
   Args:
     run: `runs.Run`.
     method: A row of the method table.
-    step: int, that of the refresh in use; only for rows that refresh.
+    in_use: `resume.PickUp`; only for rows that refresh.
 
   Raises:
     BadInput: As for `load`; or no query has any negatives.
@@ -101,10 +177,10 @@ def negatives_for(run, method, step):
   if method.negatives == 'bm25':
     table = negatives_lib.by_bm25(run)
     return batches.Negatives(np.arange(len(table)), table, 0)
-  return _in_use(run, step) if method.refreshes else None
+  return _in_use(run, *in_use) if method.refreshes else None
 
 
-def _in_use(run, step):
+def _in_use(run, since, step):
   passages, (start, end) = load(run, step), _query_slice(run, step)
   rows, whole = np.arange(start, end), len(run.queries[run.config.train_split])
   any_left = passages[:, 0] >= 0
@@ -116,20 +192,8 @@ def _in_use(run, step):
     )
   if not any_left.all():
     rows, passages = rows[any_left], passages[any_left]
-  since = step if len(rows) < whole or _row(run).triplets else 0
+  since = since if len(rows) < whole or _row(run).triplets else 0
   return batches.Negatives(rows, passages, since)
-
-
-def run(config):
-  """Makes one refresh with `--checkpoint`: `--job=refresh`."""
-  this, _, step = runs.read(config, (config.train_split, config.dev_split))
-  if not runs.is_run(config.workdir):
-    raise config_lib.BadInput(
-      '--job=refresh must be given a run; found none in '
-      f'{config.workdir}; train one there first.'
-    )
-  negatives_lib.check(this)
-  logs.say(summary(refresh(this, step)))
 
 
 def summary(manifest, negatives_age=None):
@@ -207,5 +271,11 @@ def _query_slice(run, step):
   return number * size, whole if last else (number + 1) * size
 
 
-def _folder(run, step):
-  return run.workdir / 'refresh' / f'{step:08d}'
+def _sources(run):
+  """Returns what a refresh depends on, besides the weights."""
+  return {'run': run.id, **negatives_lib.sources(run)}
+
+
+def folder(run, step):
+  """Returns the folder of the refresh with the weights of a step."""
+  return run.workdir / _FOLDER / f'{step:08d}'

@@ -41,6 +41,18 @@ class Begun(NamedTuple):
   history: bytes
 
 
+class PickUp(NamedTuple):
+  """That negatives came into use.
+
+  Attributes:
+    step: Optimizer steps made before the first batch of them.
+    refresh: Step of the weights that mined them.
+  """
+
+  step: int
+  refresh: int
+
+
 def begin(config):
   """Returns `Begun`: at the newest whole checkpoint, or at step 0."""
   splits = (config.train_split, config.dev_split)
@@ -71,17 +83,26 @@ def begin_pick_ups(run):
   _write_pick_ups(run.workdir, [])
 
 
-def pick_up(run, step):
-  """Records on disk, before the first batch, which refresh is in use."""
-  if picked_up(run, step) != step:
-    history = [*_pick_ups(run.workdir), {'step': step, 'refresh': step}]
-    _write_pick_ups(run.workdir, history)
+def pick_up(run, new):
+  """Records a `PickUp` on disk, before the first batch of it."""
+  before = _pick_ups(run.workdir)
+  if new not in before:
+    _write_pick_ups(run.workdir, [*before, new])
 
 
 def picked_up(run, step):
-  """Returns the step of the refresh in use after `step` steps, or None."""
-  past = [e['refresh'] for e in _pick_ups(run.workdir) if e['step'] <= step]
+  """Returns the `PickUp` of what is in use after `step` steps, or None."""
+  past = [one for one in _pick_ups(run.workdir) if one.step <= step]
   return past[-1] if past else None
+
+
+def planned(run):
+  """Returns the `PickUp`s that are to be repeated, in order.
+
+  Those of an earlier process, which may have come further than its newest
+  checkpoint, or with `--refresh_replay` those of another run.
+  """
+  return _pick_ups(pathlib.Path(run.config.refresh_replay or run.workdir))
 
 
 def _say_what_changed(run, step, saved):
@@ -156,9 +177,11 @@ def _restore_history(config, step):
 
 
 def _pick_ups(workdir):
-  """Returns all pick-ups of the run: dicts of 'step' and 'refresh'."""
-  return handoff.read_json(workdir / PICK_UPS_FILE)['pickups']
+  """Returns the `PickUp`s of a run's folder, in order."""
+  found = handoff.read_json(workdir / PICK_UPS_FILE)['pickups']
+  return [PickUp(**one) for one in found]
 
 
 def _write_pick_ups(workdir, pick_ups):
+  pick_ups = [one._asdict() for one in pick_ups]
   handoff.write_json(workdir / PICK_UPS_FILE, {'pickups': pick_ups})

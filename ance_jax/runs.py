@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import secrets
 from typing import NamedTuple
 
 from ance_jax import batches
@@ -29,6 +30,7 @@ class Run(NamedTuple):
   """All that stays as it is while a job runs.
 
   Attributes:
+    id: What tells this run from all others; empty without one.
     config: `Config`.
     devices: The accelerators used.
     corpus: `data.Corpus`, N passages.
@@ -41,6 +43,7 @@ class Run(NamedTuple):
     passage_encoder: `encode.Encoder` of passages.
   """
 
+  id: str
   config: config_lib.Config
   devices: tuple
   corpus: data.Corpus
@@ -70,14 +73,34 @@ def begin(config, split_names, spread=None):
   model = models.load(
     config, tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
   )
-  run = _run(config, dataset, model.retriever, model.tokenizer, spread)
+  new = secrets.token_hex(8)
+  run = _run(new, config, dataset, model.retriever, model.tokenizer, spread)
   return run, model.params
+
+
+def beside(run, devices):
+  """Returns the run as one that refreshes it on other devices needs it."""
+  encoders_there = _encoders(run.config, run.retriever, devices)
+  return run._replace(
+    devices=devices,
+    query_encoder=encoders_there[0],
+    passage_encoder=encoders_there[1],
+  )
+
+
+def training_devices(config):
+  """Returns the accelerators that train, and those that refresh beside them.
+
+  Other jobs than training have none of the latter.
+  """
+  others = config.refresh_devices if config.job == 'train' else 0
+  return devices_lib.local_parts(config.num_devices, others)
 
 
 def record(run):
   """Returns the {name: bytes} that `go_on` needs, for a checkpoint."""
   hashes = {name: split.hash for name, split in run.splits.items()}
-  began = {'corpus': run.corpus.hash, 'splits': hashes}
+  began = {'run': run.id, 'corpus': run.corpus.hash, 'splits': hashes}
   return {
     FLAGS_FILE: run.config.to_flagfile().encode(),
     _DATA_FILE: json.dumps(began).encode(),
@@ -119,7 +142,8 @@ def go_on(config, split_names, step):
         f' of hash {new[:12]} instead of {old[:12]}; give back the data, or '
         f'name another --workdir, with --init_from={config.workdir}.'
       )
-  return _run(config, dataset, *models.load_model(config.workdir, step))
+  model = models.load_model(config.workdir, step)
+  return _run(began['run'], config, dataset, *model)
 
 
 def read(config, split_names):
@@ -129,7 +153,7 @@ def read(config, split_names):
   run is, of `--init_from` at step 0.
   """
   require_workdir(config)
-  devices = devices_lib.local(config.num_devices)
+  devices, _ = training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   if is_run(config.workdir):
     step = checkpoint.choose(config.workdir, config.checkpoint)
@@ -149,7 +173,7 @@ def read(config, split_names):
   model = models.load(
     config, tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
   )
-  run = _run(config, dataset, model.retriever, model.tokenizer)
+  run = _run('', config, dataset, model.retriever, model.tokenizer)
   return run, devices_lib.replicate(model.params, devices), 0
 
 
@@ -222,7 +246,7 @@ def write_flags(config):
   )
 
 
-def _run(config, dataset, retriever, tokenizer, spread=None):
+def _run(id, config, dataset, retriever, tokenizer, spread=None):
   corpus, folder = dataset.corpus, tokens_folder(config)
   passages = tokens.token_rows(
     tokenizer,
@@ -252,19 +276,15 @@ def _run(config, dataset, retriever, tokenizer, spread=None):
     )
     for name, split in dataset.splits.items()
   }
-  devices = devices_lib.local(config.num_devices)
-  query_encoder, passage_encoder = encode.make_encoders(
-    retriever,
-    dtype=config.dtype,
-    tokens_per_batch=config.tokens_per_batch,
-    devices=devices,
-  )
+  devices, _ = training_devices(config)
+  query_encoder, passage_encoder = _encoders(config, retriever, devices)
   logs.say(
     f'{len(devices)} {devices[0].device_kind} device(s), encoder of '
     f'{retriever.body.num_layers} layers, width {retriever.body.hidden_size}, '
     f'{retriever.pooling} pooling, {retriever.similarity}'
   )
   return Run(
+    id,
     config,
     devices,
     corpus,
@@ -275,6 +295,15 @@ def _run(config, dataset, retriever, tokenizer, spread=None):
     tokenizer,
     query_encoder,
     passage_encoder,
+  )
+
+
+def _encoders(config, retriever, devices):
+  return encode.make_encoders(
+    retriever,
+    dtype=config.dtype,
+    tokens_per_batch=config.tokens_per_batch,
+    devices=devices,
   )
 
 

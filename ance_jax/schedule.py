@@ -3,15 +3,24 @@
 Nothing is counted on the way, so a restart has nothing to restore.
 """
 
+import bisect
+import functools
+
+from ance_jax import config as config_lib
 from ance_jax import methods
 
 
-def method_at(config, step):
-  """Returns the row of the method table that the step after `step` is of."""
-  method = methods.METHODS[config.method]
-  if method.refreshes and step < config.warmup_steps:
+def method(config, mined):
+  """Returns the row of the method table that a step is of.
+
+  Args:
+    config: The run's.
+    mined: Whether the negatives of a refresh are in use.
+  """
+  row = methods.METHODS[config.method]
+  if row.refreshes and config.warmup_steps and not mined:
     return methods.METHODS[config.warmup_method]
-  return method
+  return row
 
 
 def num_negatives(config, method):
@@ -30,13 +39,27 @@ def num_negatives(config, method):
 
 
 def refresh_due(config, step):
-  """Returns whether negatives are mined after `step` optimizer steps."""
-  if not method_at(config, step).refreshes or step >= config.max_steps:
-    return False
-  number, rest = divmod(step - config.warmup_steps, config.steps_per_refresh)
-  return rest == 0 and (
-    not config.max_refreshes or number < config.max_refreshes
-  )
+  """Returns whether negatives are mined with the weights of `step`."""
+  steps = _refresh_steps(config)
+  place = bisect.bisect_left(steps, step)
+  return place < len(steps) and steps[place] == step
+
+
+def comes_into_use(config, step):
+  """Returns the step of the refresh that is picked up after `step`, or None.
+
+  That of the same step, or, with `--refresh=delayed`, that of `refresh_delay`
+  steps before. Where there is nothing else to train on, the first one is not
+  delayed. Of refreshes beside training only time decides.
+  """
+  mined = step - _delay(config) if step else 0
+  by_then = refresh_due(config, mined)
+  return mined if by_then and bool(mined) == bool(step) else None
+
+
+def refreshes_between(config, first, last):
+  """Returns the steps of all refreshes after one step and before another."""
+  return [n for n in _refresh_steps(config) if first < n < last]
 
 
 def query_slice(config, step):
@@ -45,17 +68,13 @@ def query_slice(config, step):
   They take turns in a fixed order (ANCE, run_ann_data_gen.py:
   `output_num % chunk_factor`).
   """
-  since = max(step - config.warmup_steps, 0)
-  return since // config.steps_per_refresh % config.query_slices
+  number = bisect.bisect_right(_refresh_steps(config), step) - 1
+  return max(number, 0) % config.query_slices
 
 
 def num_refreshes(config):
-  """Returns how many refreshes a whole run makes."""
-  last = config.max_steps - 1
-  if not method_at(config, last).refreshes:
-    return 0
-  number = (last - config.warmup_steps) // config.steps_per_refresh + 1
-  return min(number, config.max_refreshes or number)
+  """Returns how many refreshes a whole run makes, at most."""
+  return len(_refresh_steps(config))
 
 
 def num_saves(config):
@@ -89,8 +108,31 @@ def next_boundary(config, step):
   every = [config.steps_per_checkpoint or config.steps_per_refresh]
   every += [config.steps_per_eval] if config.steps_per_eval else []
   candidates = [config.max_steps] + [step - step % n + n for n in every]
-  if methods.METHODS[config.method].refreshes:
-    since = max(step - config.warmup_steps, -1)
-    number = since // config.steps_per_refresh + 1
-    candidates.append(config.warmup_steps + number * config.steps_per_refresh)
+  steps = _refresh_steps(config)
+  for past in {step, step - _delay(config)}:
+    later = steps[bisect.bisect_right(steps, past) :][:1]
+    candidates += [n + step - past for n in later]
   return min(candidates)
+
+
+def _delay(config):
+  return config.refresh_delay if config.refresh == 'delayed' else 0
+
+
+def _refresh_steps(config):
+  """Returns the steps of all refreshes of a whole run, in order."""
+  if not methods.METHODS[config.method].refreshes:
+    return ()
+  text = config.refresh_schedule or f'0-:{config.steps_per_refresh}'
+  return _steps(
+    text, config.warmup_steps, config.max_steps, config.max_refreshes
+  )
+
+
+@functools.lru_cache
+def _steps(text, first, end, most):
+  found, begins = [], config_lib.intervals(text)
+  while first < end and (not most or len(found) < most):
+    found.append(first)
+    first += [every for begin, every in begins if begin <= first][-1]
+  return tuple(found)

@@ -4,6 +4,8 @@
     │                                                                   ▼
 pick-up ◄── publish ◄── mine ◄── search ◄── index ◄── encode ◄── checkpoint
                              (refresh.py)
+
+What is below is made in step, or beside it (watch.py): the loop is the same.
 """
 
 import collections
@@ -34,6 +36,7 @@ from ance_jax import resume
 from ance_jax import runs
 from ance_jax import schedule
 from ance_jax import steps
+from ance_jax import watch
 
 
 class _Parts(NamedTuple):
@@ -46,6 +49,7 @@ class _Parts(NamedTuple):
   metrics: logs.Metrics
   compiles: collections.Counter
   optimizer: optax.GradientTransformation
+  reader: watch.Reader | None
 
 
 def run(config, *, leave=logs.interrupt):
@@ -65,7 +69,7 @@ def run(config, *, leave=logs.interrupt):
     logs.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
   """
   check(config)
-  devices = devices_lib.local(config.num_devices)
+  devices, _ = runs.training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   with logs.stop_signals(leave), contextlib.ExitStack() as stack:
     lock = stack.enter_context(contextlib.closing(locks.Lock(config.workdir)))
@@ -80,7 +84,8 @@ def run(config, *, leave=logs.interrupt):
 def _loop(parts, state, step):
   """Trains from `step` to the end; returns {measure: value} on dev there."""
   config = parts.run.config
-  in_use = resume.picked_up(parts.run, step)
+  # What came into use at this very step does so again.
+  in_use = resume.picked_up(parts.run, step - 1)
   make_step = _step_maker(parts)
   while True:
     try:
@@ -92,7 +97,7 @@ def _loop(parts, state, step):
       parts.checkpoints.wait()
       _prune(parts)
       return _finish(parts.run)
-    until = schedule.next_boundary(config, step)
+    until = _until(parts, step, in_use)
     state, step = _train(parts, make_step, state, step, until, in_use)
     if logs.stop_requested():
       _save(parts, state, step)
@@ -102,7 +107,7 @@ def _loop(parts, state, step):
 def check(config):
   """Raises `BadInput` for what can be known before anything is read."""
   runs.require_workdir(config)
-  num_devices = len(devices_lib.local(config.num_devices))
+  num_devices = len(runs.training_devices(config)[0])
   if config.batch_size % num_devices:
     raise config_lib.BadInput(
       f'--batch_size must divide over the {num_devices} devices; found '
@@ -134,8 +139,25 @@ def _open(stack, lock, begun):
     state = steps.init_state(begun.params, optimizer, this.devices)
     resume.begin_pick_ups(this)
   record = runs.record(this)
-  parts = _Parts(this, record, lock, checkpoints, metrics, compiles, optimizer)
+  reader = _open_reader(stack, this)
+  parts = _Parts(
+    this, record, lock, checkpoints, metrics, compiles, optimizer, reader
+  )
   return parts, state
+
+
+def _open_reader(stack, run):
+  """Returns the `watch.Reader` of refreshes beside training, or None."""
+  config, worker = run.config, None
+  if config.refresh_replay or config.refresh not in ('async', 'external'):
+    return None
+  if not schedule.num_refreshes(config):
+    return None
+  if config.refresh == 'async':
+    others = runs.training_devices(config)[1]
+    there = runs.beside(run, others) if others else run
+    worker = stack.enter_context(contextlib.closing(watch.Worker(there)))
+  return watch.Reader(run, worker)
 
 
 def _step_maker(parts):
@@ -173,7 +195,7 @@ def _step_maker(parts):
 def _train(parts, make_step, state, step, until, in_use):
   """Returns (state, step) after training to `until`, or to a stop signal."""
   config = parts.run.config
-  method = schedule.method_at(config, step)
+  method = schedule.method(config, in_use is not None)
   train_step, make_batch = make_step(method)
   negatives = refresh.negatives_for(parts.run, method, in_use)
   prepared = batches.ahead(
@@ -189,10 +211,13 @@ def _train(parts, make_step, state, step, until, in_use):
       step += 1
       parts.checkpoints.check()
       parts.lock.check()
+      newer = _newer(parts, step, in_use)
       # The device works on this step while the host reads the last one's.
       if waiting:
         _log_step(parts, *waiting, in_use)
       waiting = step, metrics
+      if newer is not None:
+        break
   except logs.Stopped:
     pass  # The caller saves what was made up to here.
   if waiting:
@@ -217,8 +242,8 @@ def _log_step(parts, step, metrics, in_use):
   if step % config.steps_per_log == 0:
     rate = optimizers.learning_rate_schedule(config)(step - 1)
     values['train/learning_rate'] = float(rate)
-    if schedule.method_at(config, step - 1).refreshes:
-      values['train/negatives_age'] = step - in_use
+    if in_use:
+      values['train/negatives_age'] = step - in_use.refresh
     parts.metrics.write(step, values)
 
 
@@ -226,30 +251,103 @@ def _boundary(parts, state, step, in_use):
   """Does what is due after `step` steps.
 
   Returns:
-    The step of the refresh whose negatives are in use from here on, or None.
+    The `resume.PickUp` of the negatives in use from here on, or None.
   """
   run, config = parts.run, parts.run.config
   parts.lock.check()
   if schedule.save_due(config, step):
     _save(parts, state, step)
-  if schedule.refresh_due(config, step):
+  in_step = parts.reader is None and not config.refresh_replay
+  if in_step and schedule.refresh_due(config, step):
     parts.checkpoints.wait()
-    # A restart may come back to a boundary whose refresh was picked up.
-    before = resume.picked_up(run, step - 1)
+    before = in_use.refresh if in_use else None
     made = refresh.refresh(run, step, before=before)
-    age = None if before is None else step - before
-    logs.say(refresh.summary(made, age))
-    if age is not None:
-      made['metrics']['refresh/negatives_age'] = age
-    resume.pick_up(run, step)
-    in_use = step
+    at_once = schedule.comes_into_use(config, step) == step
+    _report(parts, made, step - before if at_once and in_use else None)
   elif schedule.eval_due(config, step):
     made = _evaluate(run, state.params)
     logs.say(
       f'evaluation at step {step}: {refresh.dev_summary(made["metrics"])}'
     )
-  else:
-    return in_use
+    _report_metrics(parts, step, made)
+  newer = _comes_into_use(parts, step, in_use)
+  return in_use if newer is None else _pick_up(parts, step, newer, in_use)
+
+
+def _until(parts, step, in_use):
+  """Returns the first step after `step` at which there may be a pick-up."""
+  config = parts.run.config
+  ends = [schedule.next_boundary(config, step)]
+  ends += [one.step for one in resume.planned(parts.run) if one.step > step]
+  if config.max_staleness and parts.reader:
+    oldest = in_use.refresh if in_use else config.warmup_steps
+    ends.append(max(oldest + config.max_staleness, step + 1))
+  return min(ends)
+
+
+def _comes_into_use(parts, step, in_use):
+  """Returns the step of the refresh to pick up after `step`, or None."""
+  run, config = parts.run, parts.run.config
+  plan = resume.planned(run)
+  if config.refresh_replay or any(one.step >= step for one in plan):
+    here = [one.refresh for one in plan if one.step == step]
+    return here[0] if here else None
+  if parts.reader is None:
+    return schedule.comes_into_use(config, step)
+  if step == config.max_steps:
+    return None
+  newer = parts.reader.newest(in_use, step)
+  of = newer if newer is not None else in_use.refresh if in_use else None
+  if of is None and not config.warmup_steps:
+    parts.checkpoints.wait()
+    return parts.reader.wait(in_use, step, 0)
+  age = step - (config.warmup_steps if of is None else of)
+  if 0 < config.max_staleness <= age:
+    parts.checkpoints.wait()
+    return parts.reader.wait(in_use, step, step - config.max_staleness + 1)
+  return newer
+
+
+def _newer(parts, step, in_use):
+  """Returns the step of a refresh that came in beside training, or None."""
+  newer = parts.reader.newest(in_use, step) if parts.reader else None
+  if newer is None or any(one.step > step for one in resume.planned(parts.run)):
+    return None
+  return newer
+
+
+def _pick_up(parts, step, newer, in_use):
+  """Returns the `resume.PickUp` of a refresh, which is on disk then."""
+  run, other = parts.run, parts.run.config.refresh_replay
+  if other or parts.reader:
+    if other:
+      made = refresh.adopt(run, other, newer)
+    else:
+      made = handoff.read_manifest(refresh.folder(run, newer))
+    _report(parts, made, step - in_use.refresh if in_use else None)
+  if in_use:
+    age = {'refresh/negatives_age': step - in_use.refresh}
+    parts.metrics.write(step, age)
+  picked_up = resume.PickUp(step, newer)
+  resume.pick_up(run, picked_up)
+  return picked_up
+
+
+def _report(parts, made, age):
+  """Prints a refresh, and logs what it found.
+
+  Args:
+    parts: `_Parts`.
+    made: Its manifest.
+    age: Steps that the negatives were old that end here; None: none end.
+  """
+  logs.say(refresh.summary(made, age))
+  _report_metrics(parts, made['step'], made)
+
+
+def _report_metrics(parts, step, made):
+  """Logs what was found with the weights of `step`, and draws the page."""
+  run = parts.run
   secs = {f'time/{name}_secs': value for name, value in made['secs'].items()}
   secs['time/compiles'] = parts.compiles.pop('compiles', 0)
   secs['time/compile_secs'] = parts.compiles.pop('compile_secs', 0)
@@ -260,8 +358,8 @@ def _boundary(parts, state, step, in_use):
     examples / f'{step:08d}.json', {'examples': made['examples']}
   )
   report.write_page(run.workdir, run.workdir / report.PAGE_FILE)
-  evaluate.prune_embeddings(run, made['weights_hash'])
-  return in_use
+  if parts.reader is None:
+    evaluate.prune_embeddings(run, made['weights_hash'])
 
 
 def _evaluate(run, params):
@@ -309,9 +407,13 @@ def _prune(parts):
   committed = checkpoint.committed_steps(config.workdir)
   if committed:
     newest = committed[-config.checkpoints_to_keep :]
-    in_use = resume.picked_up(parts.run, committed[-1])
     best = checkpoint.best(config.workdir, committed)
-    parts.checkpoints.keep([*newest, best, in_use])
+    # A damaged refresh is made again: of what is in use, and what will be.
+    in_use = resume.picked_up(parts.run, committed[-1])
+    since = in_use.refresh if in_use else 0
+    mined = [n for n in refresh.published(parts.run) if n >= since]
+    reads = watch.claimed(config.workdir)
+    parts.checkpoints.keep([*newest, best, *mined, reads])
 
 
 def _finish(run):

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
-  'main train resume export inspection audit mining tally candidates '
+  'main train watch resume export inspection audit mining tally candidates '
   'compare systems serving footprint report sections pages refresh '
   'negatives evaluate runs pipelines encode steps optimizers models sources '
   'sbert layouts weights hub torch_files encoders schedule methods batches '

@@ -61,10 +61,12 @@ def test_every_step_with_something_due_is_a_boundary(settings):
 
 
 def test_the_warm_up_row_is_used_up_to_the_first_refresh(settings):
-  rows = [schedule.method_at(settings, s).negatives for s in (0, 99, 100, 399)]
-  assert rows == ['bm25', 'bm25', 'index', 'index']
+  rows = [schedule.method(settings, mined).negatives for mined in (False, True)]
+  assert rows == ['bm25', 'index']
   plain = dataclasses.replace(settings, method='random')
-  assert schedule.method_at(plain, 0).negatives == 'corpus'
+  assert schedule.method(plain, False).negatives == 'corpus'
+  at_once = dataclasses.replace(settings, warmup_steps=0)
+  assert schedule.method(at_once, False).negatives == 'index'
 
 
 def test_a_query_has_the_negatives_of_its_row_and_one_where_triplets_are_made():

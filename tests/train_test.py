@@ -563,6 +563,7 @@ def test_flags_that_may_change_are_chosen_by_hand():
     'ranking', 'num_negatives', 'mine_from', 'mine_to', 'max_score',
     'min_score', 'absolute_margin', 'relative_margin', 'judge_run',
     'judge_max_score', 'sampling', 'too_few', 'format',
+    'refresh', 'refresh_devices', 'refresh_replay', 'max_staleness', 'watch',
   }  # fmt: skip
 
 

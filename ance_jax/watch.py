@@ -1,0 +1,240 @@
+"""A refresh beside training: `--refresh=async` and `external`.
+
+Trainer and refresher share a folder and nothing else: committed checkpoints go
+one way, published refreshes the other, and each is whole or not there. The
+refresher is a thread of the trainer's process or a process of its own, which
+may be killed and started again at will; what it does is the same.
+"""
+
+from concurrent import futures
+import contextlib
+import threading
+import time
+
+from ance_jax import checkpoint
+from ance_jax import config as config_lib
+from ance_jax import evaluate
+from ance_jax import handoff
+from ance_jax import locks
+from ance_jax import logs
+from ance_jax import negatives
+from ance_jax import refresh
+from ance_jax import runs
+from ance_jax import schedule
+
+_CLAIM_FILE = 'refreshing.json'
+# Seconds between two looks at the folder.
+_LOOK_SECS = 0.5
+
+
+class Reader:
+  """What a trainer sees of refreshes that others make, or its own thread."""
+
+  def __init__(self, run, worker=None):
+    """Begins to read.
+
+    Args:
+      run: `runs.Run` of the trainer.
+      worker: The `Worker` that makes them, if it is this process's.
+    """
+    self._run, self._worker = run, worker
+    self._refused, self._looked, self._found = set(), -_LOOK_SECS, None
+
+  def newest(self, in_use, step):
+    """Returns the step of a refresh to pick up after `step` steps, or None.
+
+    Args:
+      in_use: `resume.PickUp`, or None.
+      step: int.
+
+    Raises:
+      Exception: What ended this process's own refresher.
+    """
+    if self._worker:
+      self._worker.check()
+    now = time.monotonic()
+    if now - self._looked >= _LOOK_SECS:
+      self._looked, self._found = now, self._look(in_use, step)
+    if in_use and self._found and self._found <= in_use.refresh:
+      self._found = None
+    return self._found
+
+  def wait(self, in_use, step, oldest):
+    """Returns as `newest` does, once there is one that is not too old.
+
+    Args:
+      in_use: `resume.PickUp`, or None.
+      step: int.
+      oldest: Step of the weights that must have mined it, or a later one.
+
+    Raises:
+      logs.Stopped: A stop signal came.
+    """
+    logs.say(
+      f'training waits at step {step} for a refresh of step {oldest} or later'
+    )
+    while (found := self.newest(in_use, step)) is None or found < oldest:
+      if logs.stop_requested():
+        raise logs.Stopped(f'waiting for a refresh at step {step}')
+      time.sleep(_LOOK_SECS)
+    return found
+
+  def _look(self, in_use, step):
+    for number in reversed(refresh.published(self._run)):
+      if in_use and number <= in_use.refresh:
+        break
+      if number <= step and self._is_ours(number):
+        return number
+    return None
+
+  def _is_ours(self, number):
+    folder = refresh.folder(self._run, number)
+    seen = number, folder.stat().st_ino if folder.is_dir() else None
+    if seen in self._refused:
+      return False
+    manifest = handoff.find(folder, {})
+    if manifest is None:
+      return False
+    wrong = refresh.refusal(self._run, manifest)
+    if wrong:
+      self._refused.add(seen)
+      logs.say(f'{folder} is not picked up: {wrong}')
+    return not wrong
+
+
+class Worker:
+  """A refresher that is a thread of the trainer's process."""
+
+  def __init__(self, run):
+    """Begins to refresh.
+
+    Args:
+      run: `runs.Run` on the devices that are to refresh.
+    """
+    self._lock = locks.Lock(run.config.workdir, locks.REFRESH_LOCK_FILE)
+    self._enough = threading.Event()
+    self._pool = futures.ThreadPoolExecutor(1)
+    self._watching = self._pool.submit(self._watch, run)
+
+  def _watch(self, run):
+    with logs.stopped_by(self._enough):
+      watch(run)
+
+  def check(self):
+    """Raises what ended the thread, if it ended."""
+    if self._watching.done():
+      self._watching.result()
+
+  def close(self):
+    """Ends the refresh that is being made, and waits for that."""
+    self._enough.set()
+    self._pool.shutdown()
+    self._lock.close()
+    with contextlib.suppress(logs.Stopped):
+      self._watching.result()
+
+
+def watch(run):
+  """Refreshes with the newest checkpoint, and again, until training is over.
+
+  Args:
+    run: `runs.Run` on the devices that are to refresh.
+
+  Raises:
+    logs.Stopped: A stop signal came.
+  """
+  config = run.config
+  while True:
+    committed = checkpoint.committed_steps(config.workdir)
+    if config.max_steps in committed:
+      return
+    # What is newer is of a run that came further than it has checkpoints.
+    made = [n for n in refresh.published(run) if n <= max(committed, default=0)]
+    last = made[-1] if made else None
+    step = _next(run, committed, last)
+    if step is None:
+      if logs.stop_requested():
+        raise logs.Stopped('waiting for a checkpoint')
+      time.sleep(_LOOK_SECS)
+      continue
+    _refresh(run, step, last)
+
+
+def claimed(workdir):
+  """Returns the step that a refresher reads the checkpoint of, or None."""
+  try:
+    return handoff.read_json(f'{workdir}/{_CLAIM_FILE}')['step']
+  except handoff.Damaged:
+    return None
+
+
+def run(config):
+  """Refreshes once, or with `--watch` beside training: `--job=refresh`."""
+  if config.watch:
+    _await_run(config)
+  this, _, step = runs.read(config, (config.train_split, config.dev_split))
+  if not runs.is_run(config.workdir):
+    raise config_lib.BadInput(
+      '--job=refresh must be given a run; found none in '
+      f'{config.workdir}; train one there first, or --watch.'
+    )
+  negatives.check(this)
+  if not config.watch:
+    logs.say(refresh.summary(refresh.refresh(this, step)))
+    return
+  lock = locks.Lock(config.workdir, locks.REFRESH_LOCK_FILE)
+  with contextlib.closing(lock), logs.stop_signals():
+    handoff.remove_unfinished(this.workdir / 'refresh')
+    watch(this)
+  logs.say('training is over, and with it refreshing')
+
+
+def _await_run(config):
+  """Returns once there is a checkpoint to begin with."""
+  runs.require_workdir(config)
+  said = False
+  with logs.stop_signals():
+    while not checkpoint.committed_steps(config.workdir):
+      if not said:
+        logs.say(f'waiting for a run in {config.workdir}')
+        said = True
+      if logs.stop_requested():
+        raise logs.Stopped('waiting for a run')
+      time.sleep(_LOOK_SECS)
+
+
+def _next(run, committed, last):
+  """Returns the step to refresh with, or None; says what is left out.
+
+  One that was begun is made first: else a refresher that is killed more often
+  than it ends one would never end any.
+  """
+  config = run.config
+  past = -1 if last is None else last
+  due = [n for n in committed if n > past and schedule.refresh_due(config, n)]
+  if not due:
+    return None
+  begun = claimed(config.workdir)
+  step = begun if begun in due else due[-1]
+  if left_out := schedule.refreshes_between(config, past, step):
+    logs.say(
+      f'refreshes of step {", ".join(map(str, left_out))} are left out: the '
+      f'checkpoint of step {step} is newer'
+    )
+  return step
+
+
+def _refresh(run, step, last):
+  """Makes one refresh, if the checkpoint stays there until it is read."""
+  workdir = run.config.workdir
+  # From here on the trainer keeps it, if it has not decided to delete it.
+  handoff.write_json(f'{workdir}/{_CLAIM_FILE}', {'step': step})
+  try:
+    made = refresh.refresh(run, step, before=last)
+  except (OSError, ValueError):
+    if step in checkpoint.committed_steps(workdir):
+      raise
+    logs.say(f'the checkpoint of step {step} is gone: a newer one is taken')
+    return
+  logs.say(refresh.summary(made))
+  evaluate.prune_embeddings(run, made['weights_hash'])

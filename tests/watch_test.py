@@ -1,0 +1,514 @@
+"""Refreshes beside training: none is waited for or lost, all are repeated."""
+
+from concurrent import futures
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import threading
+
+import crash_test
+import jax
+import numpy as np
+import pytest
+
+from ance_jax import checkpoint
+from ance_jax import config as config_lib
+from ance_jax import encode
+from ance_jax import evaluate
+from ance_jax import handoff
+from ance_jax import locks
+from ance_jax import logs
+from ance_jax import refresh
+from ance_jax import runs
+from ance_jax import steps
+from ance_jax import train
+from ance_jax import watch
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+
+@pytest.fixture(autouse=True)
+def _look_at_each_step(monkeypatch):
+  monkeypatch.setattr(watch, '_LOOK_SECS', 0.001)
+
+
+@pytest.fixture
+def config(tiny):
+  return dataclasses.replace(tiny, num_devices=1, max_steps=24)
+
+
+def pick_ups(config):
+  found = handoff.read_json(pathlib.Path(config.workdir) / 'pickups.json')
+  return [(one['step'], one['refresh']) for one in found['pickups']]
+
+
+def replayed(config):
+  """Trains anew with the refreshes of a run, and compares the two."""
+  again = dataclasses.replace(
+    config,
+    workdir=config.workdir + '-again',
+    refresh='sync',
+    refresh_delay=0,
+    refresh_devices=0,
+    max_staleness=0,
+    refresh_replay=config.workdir,
+  )
+  train.run(again)
+  (last, state, _, metrics, picked_up) = crash_test.outcome(config)
+  (their_last, theirs, _, their_metrics, also_picked_up) = crash_test.outcome(
+    again
+  )
+  assert last == their_last
+  jax.tree.map(np.testing.assert_array_equal, state, theirs)
+  assert metrics == their_metrics
+  assert picked_up == also_picked_up
+
+
+@contextlib.contextmanager
+def refresher(config):
+  """Runs `--job=refresh --watch` on a thread; gives a list of what ended it."""
+  ended, enough = [], threading.Event()
+
+  def work():
+    try:
+      with logs.stopped_by(enough):
+        watch.run(dataclasses.replace(config, job='refresh', watch=True))
+    except Exception as error:
+      ended.append(error)
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  try:
+    yield ended
+  finally:
+    enough.set()
+    thread.join()
+
+
+def hold(monkeypatch, event):
+  """Has refreshes wait for an event before they are published."""
+  real = evaluate.evaluate
+
+  def evaluate_later(*arguments):
+    if threading.current_thread() is not threading.main_thread():
+      while not event.wait(0.01):
+        if logs.stop_requested():
+          raise logs.Stopped('held')
+    return real(*arguments)
+
+  monkeypatch.setattr(evaluate, 'evaluate', evaluate_later)
+
+
+def set_at(monkeypatch, step, event, then=lambda: None):
+  """Sets an event once so many steps are made, and then does something."""
+  real = train._log_step
+
+  def log_step(parts, number, *others):
+    if number == step:
+      event.set()
+      then()
+    return real(parts, number, *others)
+
+  monkeypatch.setattr(train, '_log_step', log_step)
+
+
+def test_delayed_negatives_come_into_use_so_many_steps_later(config):
+  config = dataclasses.replace(config, refresh='delayed', refresh_delay=3)
+  train.run(config)
+  assert pick_ups(config) == [(7, 4), (11, 8), (15, 12), (19, 16), (23, 20)]
+  ages = logs.series(config.workdir, 'train/negatives_age')
+  assert ages == {s: 4 + (s - 8) % 4 for s in range(8, 25)}
+  assert set(logs.series(config.workdir, 'dev/mrr@10')) == {
+    4,
+    8,
+    12,
+    16,
+    20,
+    24,
+  }
+  replayed(config)
+
+
+def test_without_a_warm_up_the_first_refresh_is_not_delayed(config):
+  config = dataclasses.replace(
+    config, refresh='delayed', refresh_delay=6, warmup_steps=0, max_steps=12
+  )
+  train.run(config)
+  assert pick_ups(config) == [(0, 0), (10, 4)]
+
+
+def test_a_delay_is_other_training(config):
+  params = []
+  for name, changes in (
+    ('sync', {}),
+    ('delayed', {'refresh': 'delayed', 'refresh_delay': 1}),
+  ):
+    workdir = f'{config.workdir}-{name}'
+    one = dataclasses.replace(config, workdir=workdir, max_steps=12, **changes)
+    train.run(one)
+    params.append(jax.tree.leaves(crash_test.outcome(one)[1]))
+  assert any((a != b).any() for a, b in zip(*params, strict=True))
+
+
+def test_a_delayed_run_stopped_at_any_step_ends_bit_equal(config, monkeypatch):
+  config = dataclasses.replace(
+    config,
+    refresh='delayed',
+    refresh_delay=6,
+    max_steps=16,
+    checkpoints_to_keep=1,
+  )
+  whole = dataclasses.replace(config, workdir=f'{config.workdir}-whole')
+  train.run(whole)
+  for step in range(1, 14, 2):
+    with monkeypatch.context() as patch:
+      set_at(patch, step, threading.Event(), logs._stop.set)
+      with pytest.raises(logs.Stopped):
+        train.run(config)
+    logs._stop.clear()
+  train.run(config)
+  crash_test.check_same(crash_test.outcome(config), crash_test.outcome(whole))
+
+
+def test_training_never_waits_for_a_refresh_that_is_held(config, monkeypatch):
+  config = dataclasses.replace(config, refresh='async', max_steps=70)
+  released = threading.Event()
+  hold(monkeypatch, released)
+  set_at(monkeypatch, 54, released)
+  train.run(config)
+  first_step, first_refresh = pick_ups(config)[0]
+  assert first_refresh == 4
+  assert 54 <= first_step
+  assert set(logs.series(config.workdir, 'train/loss')) == set(range(1, 71))
+  ages = logs.series(config.workdir, 'train/negatives_age')
+  assert min(ages) == first_step + 1
+  assert ages[first_step + 1] == first_step + 1 - 4
+
+
+def test_what_was_picked_up_beside_training_is_repeated_bit_for_bit(config):
+  config = dataclasses.replace(
+    config, refresh='async', refresh_devices=2, max_staleness=4, max_steps=40
+  )
+  train.run(config)
+  assert len(pick_ups(config)) > 3
+  assert all(0 <= step - mined <= 4 for step, mined in pick_ups(config))
+  replayed(config)
+
+
+def test_training_waits_at_the_greatest_staleness(config, monkeypatch, capsys):
+  config = dataclasses.replace(config, refresh='async', max_staleness=6)
+  waits, real = [], watch.Reader.wait
+
+  def wait(self, in_use, step, oldest):
+    waits.append(step - (in_use.refresh if in_use else 4))
+    return real(self, in_use, step, oldest)
+
+  monkeypatch.setattr(watch.Reader, 'wait', wait)
+  monkeypatch.setattr(watch.Reader, 'newest', only_late(watch.Reader.newest))
+  train.run(config)
+  assert set(waits) == {6}
+  ages = logs.series(config.workdir, 'train/negatives_age')
+  assert max(ages.values()) == 6
+  assert 'training waits at step' in capsys.readouterr().out
+
+
+def only_late(real):
+  """Lets a trainer see what is new only where it has to."""
+
+  def newest(self, in_use, step):
+    is_late = step - (in_use.refresh if in_use else 4) >= 6
+    return real(self, in_use, step) if is_late else None
+
+  return newest
+
+
+def test_a_run_killed_beside_a_refresh_repeats_its_pick_ups(
+  config, monkeypatch
+):
+  config = dataclasses.replace(config, refresh='async', max_steps=40)
+  while not pathlib.Path(config.workdir, 'pickups.json').exists() or not (
+    pick_ups(config)
+  ):
+    with monkeypatch.context() as patch:
+      ending = threading.Event()
+
+      def pick_up(*arguments, ending=ending, real=train._pick_up):
+        made = real(*arguments)
+        ending.set()
+        return made
+
+      def log_step(parts, step, *others, ending=ending, real=train._log_step):
+        real(parts, step, *others)
+        if ending.is_set() and step % 4 == 3:
+          raise OSError('killed')
+
+      patch.setattr(train, '_pick_up', pick_up)
+      patch.setattr(train, '_log_step', log_step)
+      with contextlib.suppress(OSError):
+        train.run(config)
+  before = pick_ups(config)
+  assert checkpoint.committed_steps(config.workdir)[-1] < 40
+  train.run(config)
+  assert pick_ups(config)[: len(before)] == before
+  replayed(config)
+
+
+@pytest.mark.parametrize('trainer_first', [True, False])
+def test_two_jobs_share_a_folder_and_nothing_else(config, trainer_first):
+  config = dataclasses.replace(
+    config, refresh='external', max_staleness=8, max_steps=40
+  )
+  with contextlib.ExitStack() as stack:
+    if not trainer_first:
+      ended = stack.enter_context(refresher(config))
+      train.run(config)
+    else:
+      started = threading.Event()
+
+      def train_beside():
+        started.set()
+        return train.run(config)
+
+      pool = stack.enter_context(futures.ThreadPoolExecutor(1))
+      training = pool.submit(train_beside)
+      started.wait()
+      ended = stack.enter_context(refresher(config))
+      training.result()
+  assert not ended
+  assert len(pick_ups(config)) > 2
+  assert logs.series(config.workdir, 'dev/mrr@10').keys() > {
+    mined for _, mined in pick_ups(config)
+  }
+  replayed(config)
+
+
+@pytest.fixture
+def finished(config):
+  """A run with refreshes of steps 4, 8, 12, 16, 20, and its `runs.Run`."""
+  train.run(dataclasses.replace(config, checkpoints_to_keep=9))
+  return runs.read(config, ('train', 'dev'))[0]
+
+
+def test_a_second_refresher_is_refused(finished):
+  with contextlib.closing(
+    locks.Lock(finished.workdir, locks.REFRESH_LOCK_FILE)
+  ):
+    with pytest.raises(config_lib.BadInput, match='must have one refresher'):
+      watch.run(dataclasses.replace(finished.config, job='refresh', watch=True))
+
+
+def test_a_refresher_ends_with_the_training(finished, capsys):
+  watch.run(dataclasses.replace(finished.config, job='refresh', watch=True))
+  assert 'training is over' in capsys.readouterr().out
+
+
+def remove_refreshes(run, after):
+  for step in refresh.published(run):
+    if step > after:
+      shutil.rmtree(refresh.folder(run, step))
+
+
+def stop_after(monkeypatch, number):
+  """Has the refresher stop once it made so many refreshes; returns theirs."""
+  made, real = [], refresh.refresh
+
+  def make(run, step, **kwargs):
+    made.append(step)
+    found = real(run, step, **kwargs)
+    if len(made) == number:
+      raise KeyboardInterrupt
+    return found
+
+  monkeypatch.setattr(refresh, 'refresh', make)
+  return made
+
+
+def test_what_cannot_be_caught_up_with_is_left_out_and_said(
+  finished, monkeypatch, capsys
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  remove_refreshes(run, 4)
+  made = stop_after(monkeypatch, 1)
+  with pytest.raises(KeyboardInterrupt):
+    watch.watch(run)
+  assert made == [24]
+  out = capsys.readouterr().out
+  assert 'refreshes of step 8, 12, 16, 20 are left out' in out
+  assert 'step 24 is newer' in out
+
+
+def test_a_refresher_goes_on_inside_the_refresh_it_was_killed_in(
+  finished, monkeypatch
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  remove_refreshes(run, 4)
+  shutil.rmtree(run.workdir / 'embeddings')
+  handoff.write_json(run.workdir / 'refreshing.json', {'step': 12})
+  real, blocks = encode.encode_rows, []
+
+  def encode_rows(encoder, params, rows, what, *others):
+    if what.startswith('encode block'):
+      if len(blocks) == 2:
+        blocks.append('killed')
+        raise KeyboardInterrupt
+      blocks.append(what)
+    return real(encoder, params, rows, what, *others)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(encode, 'encode_rows', encode_rows)
+    with pytest.raises(KeyboardInterrupt):
+      watch.watch(run)
+  made = stop_after(monkeypatch, 1)
+  monkeypatch.setattr(encode, 'encode_rows', encode_rows)
+  with pytest.raises(KeyboardInterrupt):
+    watch.watch(run)
+  assert made == [12]
+  assert blocks == [
+    'encode block 1/3', 'encode block 2/3', 'killed', 'encode block 3/3'
+  ]  # fmt: skip
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_the_end(
+  finished, monkeypatch, capsys
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  remove_refreshes(run, 4)
+  real, gone = checkpoint.read_params, []
+
+  def read_params(workdir, step, *others):
+    if not gone:
+      gone.append(step)
+      shutil.rmtree(run.workdir / 'checkpoints' / str(step))
+    return real(workdir, step, *others)
+
+  monkeypatch.setattr(checkpoint, 'read_params', read_params)
+  made = stop_after(monkeypatch, 2)
+  with pytest.raises(KeyboardInterrupt):
+    watch.watch(run)
+  assert gone == [24]
+  assert made == [24, 20]
+  assert 'the checkpoint of step 24 is gone' in capsys.readouterr().out
+
+
+def test_the_trainer_keeps_the_checkpoint_that_a_refresher_reads(
+  config, monkeypatch
+):
+  config = dataclasses.replace(
+    config, refresh='external', max_steps=40, checkpoints_to_keep=1
+  )
+  set_at(
+    monkeypatch,
+    9,
+    threading.Event(),
+    lambda: handoff.write_json(
+      f'{config.workdir}/refreshing.json', {'step': 8}
+    ),
+  )
+  train.run(config)
+  best = max(logs.series(config.workdir, 'dev/mrr@10'))
+  assert set(checkpoint.committed_steps(config.workdir)) == {8, best, 40}
+
+
+FOREIGN = {
+  'run': ('f' * 16, 'another run'),
+  'passages': ('f' * 16, 'another corpus or tokenizer'),
+  'judgements': ('f' * 16, 'another set of judgements'),
+  'checkpoint': ('f' * 16, 'another checkpoint'),
+  'top_k': (11, 'another --top_k'),
+}
+
+
+@pytest.mark.parametrize('name', FOREIGN)
+def test_a_refresh_of_another_is_refused_by_name(finished, name, capsys):
+  folder = refresh.folder(finished, 20)
+  value, text = FOREIGN[name]
+  with handoff.publish(
+    folder, {**handoff.read_manifest(folder), name: value}
+  ) as new:
+    shutil.copyfile(folder / 'negatives.npy', new / 'negatives.npy')
+  reader = watch.Reader(finished)
+  assert reader.newest(None, 24) == 16
+  assert text in capsys.readouterr().out
+  reader._looked = -1
+  assert reader.newest(None, 24) == 16
+  assert text not in capsys.readouterr().out
+
+
+def test_what_is_newer_than_training_or_not_newer_than_in_use_is_not_taken(
+  finished,
+):
+  def newest(in_use, step):
+    return watch.Reader(finished).newest(in_use, step)
+
+  assert newest(None, 19) == 16
+  assert newest(None, 3) is None
+  assert newest(train.resume.PickUp(17, 16), 19) is None
+  assert newest(train.resume.PickUp(17, 16), 20) == 20
+
+
+@pytest.mark.parametrize('damage', ['cut', 'bit', 'no manifest'])
+def test_half_a_refresh_is_never_picked_up(finished, damage, capsys):
+  folder = refresh.folder(finished, 20)
+  path = folder / 'negatives.npy'
+  content = bytearray(path.read_bytes())
+  if damage == 'cut':
+    path.write_bytes(content[:-4])
+  elif damage == 'bit':
+    content[-1] ^= 1
+    path.write_bytes(content)
+  else:
+    (folder / 'manifest.json').unlink()
+  assert watch.Reader(finished).newest(None, 24) == 16
+  assert folder.exists() == (damage == 'no manifest')
+
+
+def test_what_ends_the_refresher_ends_the_training_within_a_step(
+  config, monkeypatch
+):
+  config = dataclasses.replace(config, refresh='async', max_steps=2000)
+
+  def fail(*_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(evaluate, 'evaluate', fail)
+  with pytest.raises(OSError, match='No space left'):
+    train.run(config)
+  assert checkpoint.newest_whole(config.workdir)[0] is not None
+
+
+def test_replaying_other_data_is_refused(finished, tmp_path):
+  config = dataclasses.replace(
+    finished.config,
+    workdir=str(tmp_path / 'other'),
+    refresh_replay=finished.config.workdir,
+    top_k=11,
+  )
+  with pytest.raises(config_lib.BadInput, match='another --top_k'):
+    train.run(config)
+
+
+def test_nothing_is_compiled_anew_for_what_comes_in_beside_training(
+  config, monkeypatch
+):
+  config = dataclasses.replace(
+    config, refresh='async', max_staleness=4, max_steps=40, steps_per_eval=1000
+  )
+  traced, real = [], steps.make_train_step
+
+  def make_train_step(*arguments):
+    traced.append(arguments)
+    return real(*arguments)
+
+  monkeypatch.setattr(steps, 'make_train_step', make_train_step)
+  train.run(config)
+  assert len(pick_ups(config)) > 3
+  assert (
+    len(traced) == 2
+  )  # One for the warm-up's row, one for that which mines.
