@@ -81,8 +81,8 @@ def compare(base, folder, seeds, rates, rows, start=0):
       'rate': best,
       'dev by rate': {f'{rate:g}': score for rate, score in tried.items()},
       'runs': [run.workdir for run in chosen],
-      'test': [_test(run) for run in chosen],
-      'secs': [_secs(run.workdir) for run in chosen],
+      'test': [test_scores(run) for run in chosen],
+      'secs': [seconds(run.workdir) for run in chosen],
     }
     handoff.write_json(folder / 'results.json', {'rows': results})
     handoff.write_text(folder / 'table.md', table(results))
@@ -129,18 +129,19 @@ def _run(base, folder, row, rate, seed, start):
       max_steps=start,
       seed=seed,
     )
-    _train(begin)
+    train_once(begin)
     config = dataclasses.replace(
       config,
       init_from=begin.workdir,
       max_steps=base.max_steps - start,
       warmup_steps=0,
     )
-  _train(config)
+  train_once(config)
   return config
 
 
-def _train(config):
+def train_once(config):
+  """Trains, if that was not done, under the same settings."""
   committed = checkpoint.committed_steps(config.workdir)
   if committed:
     runs.check_same_run(config, committed[-1])
@@ -152,7 +153,7 @@ def _dev(config):
   return logs.series(config.workdir, f'dev/{CHOSEN_BY}')[config.max_steps]
 
 
-def _test(config):
+def test_scores(config):
   """Returns the test scores of a run's end, read once."""
   config = dataclasses.replace(config, job='evaluate', split='test')
   path = evaluate.scores_path(config, config.max_steps)
@@ -161,7 +162,7 @@ def _test(config):
   return evaluate.run(config)
 
 
-def _secs(workdir):
+def seconds(workdir):
   """Returns the seconds of a run in training, and in all else."""
   secs = {'train': 0.0, 'other': 0.0}
   for line in logs.read(workdir):

@@ -105,6 +105,30 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
   assert baselines.main(*arguments) == {folder: found}
 
 
+@pytest.mark.usefixtures('compiled_once', 'scripts')
+def test_staleness_is_studied_from_one_start(tiny, tmp_path, capsys):
+  staleness = importlib.import_module('staleness')
+  base = dataclasses.replace(
+    tiny, num_devices=1, max_steps=15, hard_negatives=1, workdir=''
+  )
+  flags = tmp_path / 'base.flags'
+  flags.write_text(base.to_flagfile())
+  folder = tmp_path / 'study'
+  counts = '--start=3 --every 3 6 --delays 2 --delay_every 3'.split()
+  staleness.main([str(flags), str(folder), *counts])
+  found = handoff.read_json(folder / 'staleness.json')
+  assert found['every'].keys() == {'3', '6'}
+  assert found['delay'].keys() == {'2'}
+  # Late ones are 1 to 5 steps old at first, and then 3 to 5.
+  assert found['every']['3']['age'] == [2]
+  assert found['every']['6']['age'] == [3.5]
+  assert found['delay']['2']['age'] == [(15 + 12 + 12 + 3) / 12]
+  assert (folder / 'staleness.png').read_bytes()[:4] == b'\x89PNG'
+  scores = [f'{runs["test"][0]:.4f}' for runs in found['every'].values()]
+  table = capsys.readouterr().out
+  assert all(score in table for score in scores)
+
+
 def test_negatives_at_or_above_their_positive_are_counted(scripts):
   queries = np.eye(2, dtype=np.float32)
   passages = np.float32([[0.5, 0.1], [0.5, 0.9], [0.4, 0.2], [0.6, 0.3]])

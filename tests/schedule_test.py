@@ -79,3 +79,44 @@ def test_a_query_has_the_negatives_of_its_row_and_one_where_triplets_are_made():
 
   assert numbers('ance', 3) == [3, 3, 0]
   assert numbers('ance_code', 20) == [1, 1, 0]
+
+
+def test_intervals_have_steps_of_their_own(settings):
+  config = dataclasses.replace(
+    settings, refresh_schedule='0-200:40,200-:100', warmup_steps=90
+  )
+  assert due(schedule.refresh_due, config) == [90, 130, 170, 210, 310]
+  assert schedule.num_refreshes(config) == 5
+  assert schedule.refreshes_between(config, 90, 310) == [130, 170, 210]
+  sliced = dataclasses.replace(config, query_slices=3)
+  slices = [
+    schedule.query_slice(sliced, s) for s in (0, 90, 130, 169, 170, 310)
+  ]
+  assert slices == [0, 0, 1, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '0-5', '5-:3', '0-5:0,5-:1', '0-5:1', '0-5:1,6-:1', '0-:1,5-:1', 'a-:1',
+    '0-0:1,0-:1', ':', '0-5:2,5-5:1,5-:1',
+  ],
+)  # fmt: skip
+def test_intervals_that_leave_out_steps_are_refused(settings, text):
+  with pytest.raises(config_lib.BadInput, match='without a gap'):
+    dataclasses.replace(settings, refresh_schedule=text)
+
+
+def test_each_pick_up_is_a_boundary_and_has_its_refresh_before_it(settings):
+  delayed = dataclasses.replace(settings, refresh='delayed', refresh_delay=25)
+  used = {
+    s: schedule.comes_into_use(delayed, s)
+    for s in range(401)
+    if schedule.comes_into_use(delayed, s) is not None
+  }
+  assert used == {125: 100, 215: 190, 305: 280, 395: 370}
+  found, step = {0}, 0
+  while step < 400:
+    step = schedule.next_boundary(delayed, step)
+    found.add(step)
+  assert used.keys() | used.values() <= found

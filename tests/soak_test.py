@@ -32,3 +32,26 @@ def test_a_run_recovers_from_two_real_kills(tmp_path):
   assert numbers['kills'] == numbers['recovered'] == 2
   assert sum(numbers['killed_in'].values()) == 2
   assert numbers['runs'] == numbers['bit_equal']
+
+
+@pytest.mark.soak
+def test_a_trainer_and_its_refresher_recover_from_real_kills(tmp_path):
+  done = subprocess.run(
+    [
+      sys.executable,
+      'experiments/benchmarks/soak_beside.py',
+      '--kills=3',
+      '--kills_per_run=3',
+      f'--folder={tmp_path}',
+    ],
+    cwd=REPOSITORY,
+    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+  numbers = json.loads(done.stdout.splitlines()[-1])
+  assert sum(numbers['kills'].values()) == 3
+  assert numbers['bit_equal'] == numbers['runs'] == 1
+  assert numbers['pick_ups'] > 2

@@ -1,0 +1,166 @@
+"""Kills a trainer and its refresher at random moments, again and again.
+
+    python experiments/benchmarks/soak_beside.py --kills=20
+
+Two processes share a folder and nothing else: one trains with
+--refresh=external, one refreshes with --watch. Every few seconds one of the two
+is killed with SIGKILL and started again with the same command. Once training is
+over, a run with --refresh_replay must end with the same bits: nothing that was
+picked up is lost or changed.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import soak
+
+SETTINGS = dataclasses.replace(
+  soak.SETTINGS,
+  refresh='external',
+  max_staleness=60,
+  max_steps=600,
+  steps_per_refresh=20,
+  steps_per_checkpoint=10,
+  steps_per_eval=None,
+  checkpoints_to_keep=2,
+)
+# Seconds until a process counts as hanging.
+HANGS = 240
+
+
+class Job:
+  """A process that is started again when it was killed."""
+
+  def __init__(self, folder, name, settings):
+    self._command = [
+      sys.executable,
+      '-m',
+      'ance_jax.main',
+      *settings.to_flagfile().split(),
+    ]
+    self._log = open(folder / f'{name}.txt', 'ab')
+    self._env = os.environ | {
+      'PYTHONUNBUFFERED': '1',
+      'JAX_COMPILATION_CACHE_DIR': str(folder.parent / 'compiled'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    self.start()
+
+  def start(self):
+    """Starts the process."""
+    self._process = subprocess.Popen(
+      self._command,
+      stdout=self._log,
+      stderr=subprocess.STDOUT,
+      start_new_session=True,
+      env=self._env,
+    )
+
+  def is_over(self):
+    """Returns whether it ended by itself, which must be without an error."""
+    code = self._process.poll()
+    if code not in (None, 0):
+      raise RuntimeError(f'{self._log.name}: exit code {code}')
+    return code == 0
+
+  def kill(self):
+    """Kills the process."""
+    os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+
+  def wait(self):
+    """Returns when it ended by itself."""
+    self._process.wait(HANGS)
+    assert self.is_over()
+
+
+def run(folder, random, kills):
+  """Makes a run that is killed so many times, and its replay.
+
+  Returns:
+    The number of kills by job, of pick-ups, and the seconds.
+  """
+  start, settings = time.time(), SETTINGS
+  base = dataclasses.replace(
+    settings,
+    workdir=str(folder / 'run'),
+    data_dir=str(folder.parent / 'beir'),
+  )
+  jobs = {'train': Job(folder, 'train', base)}
+  try:
+    jobs['refresh'] = Job(
+      folder, 'refresh', dataclasses.replace(base, job='refresh', watch=True)
+    )
+    killed = dict.fromkeys(jobs, 0)
+    for name in random.choice(list(jobs), kills):
+      time.sleep(random.uniform(0.5, 12))
+      if jobs['train'].is_over():
+        break
+      jobs[name].kill()
+      killed[name] += 1
+      jobs[name].start()
+    for job in jobs.values():
+      job.wait()
+    again = dataclasses.replace(
+      base,
+      workdir=str(folder / 'again'),
+      refresh='sync',
+      max_staleness=0,
+      refresh_replay=base.workdir,
+    )
+    jobs['again'] = Job(folder, 'again', again)
+    jobs['again'].wait()
+  finally:
+    for job in jobs.values():
+      if job._process.poll() is None:
+        job.kill()
+  first, second = (soak.outcome(folder / name) for name in ('run', 'again'))
+  # A replay has the refreshes that were used, not those that were left.
+  used = [one['refresh'] for one in first['pick-ups']]
+  first = {k: v for k, v in first.items() if _is_of(k, used)}
+  different = [k for k in first | second if first.get(k) != second.get(k)]
+  assert not different, different[:9]
+  assert used == sorted(used)
+  left = soak.left_over(folder / 'run')
+  assert not left, left
+  return killed, len(used), time.time() - start
+
+
+def _is_of(name, used):
+  return not name.startswith('negatives ') or int(name.split()[1]) in used
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--kills', type=int, default=20)
+  parser.add_argument('--kills_per_run', type=int, default=5)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--folder', type=pathlib.Path)
+  given = parser.parse_args()
+  random = np.random.default_rng(given.seed)
+  total, runs, picked_up = {'train': 0, 'refresh': 0}, 0, 0
+  with tempfile.TemporaryDirectory() as temporary:
+    top = given.folder or pathlib.Path(temporary)
+    soak.write_beir(top / 'beir')
+    while sum(total.values()) < given.kills:
+      folder = top / f'{runs:03d}'
+      folder.mkdir()
+      killed, used, secs = run(folder, random, given.kills_per_run)
+      total = {name: total[name] + killed[name] for name in total}
+      runs, picked_up = runs + 1, picked_up + used
+      print(f'run {runs}: killed {killed}, {used} pick-ups, {secs:.0f} s')
+  result = {'kills': total, 'runs': runs, 'pick_ups': picked_up}
+  print(json.dumps({**result, 'bit_equal': runs}))
+
+
+if __name__ == '__main__':
+  main()
