@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 
 import pytest
@@ -173,3 +174,25 @@ def test_one_at_a_time_makes_what_is_in_a_folder(tmp_path):
   assert went_in.wait(10)
   thread.join()
   assert said == ['waiting']
+
+
+def test_a_folder_that_goes_while_its_lock_is_taken_is_made_again(
+  tmp_path, monkeypatch
+):
+  folder, real, removed = tmp_path / 'blocks', handoff.lock, []
+
+  def lock(descriptor, how):
+    if not removed:
+      shutil.rmtree(folder)
+      removed.append(True)
+    return real(descriptor, how)
+
+  monkeypatch.setattr(handoff, 'lock', lock)
+  with handoff.in_use(folder):
+    assert removed
+    assert folder.is_dir()
+    monkeypatch.undo()
+    handoff.remove_unused(folder)
+    assert folder.is_dir()
+  handoff.remove_unused(folder)
+  assert not folder.exists()

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from ance_jax import batches
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import encode
@@ -512,3 +513,27 @@ def test_nothing_is_compiled_anew_for_what_comes_in_beside_training(
   assert (
     len(traced) == 2
   )  # One for the warm-up's row, one for that which mines.
+
+
+def test_a_slice_is_read_from_its_first_query_on_when_it_comes_into_use(
+  config, monkeypatch
+):
+  config = dataclasses.replace(
+    config,
+    method='ance_code',
+    warmup_method='bm25',
+    query_slices=5,
+    max_steps=16,
+    refresh='delayed',
+    refresh_delay=3,
+  )
+  since, real = {}, batches.make_batch
+
+  def make_batch(data, step, *, negatives, **others):
+    since[step] = negatives.since
+    return real(data, step, negatives=negatives, **others)
+
+  monkeypatch.setattr(batches, 'make_batch', make_batch)
+  train.run(config)
+  expected = {7: 7, 10: 7, 11: 11, 14: 11, 15: 15}
+  assert {step: since[step] for step in expected} == expected
