@@ -15,6 +15,7 @@ from ance_jax import refresh
 from ance_jax import report
 from ance_jax import runs
 from ance_jax import train
+from ance_jax import watch
 
 
 @pytest.fixture(scope='module')
@@ -228,7 +229,7 @@ def test_examples_leave_out_what_the_index_did_not_find(finished):
 
 def test_the_refresh_job_mines_with_the_chosen_checkpoint(finished, capsys):
   config = dataclasses.replace(finished, job='refresh', checkpoint='3')
-  refresh.run(config)
+  watch.run(config)
   assert 'refresh at step 3: dev mrr@10' in capsys.readouterr().out
   run = runs.read(finished, ('train', 'dev'))[0]
   assert refresh.load(run, 3).shape == (48, 10)

@@ -537,3 +537,28 @@ def test_a_slice_is_read_from_its_first_query_on_when_it_comes_into_use(
   train.run(config)
   expected = {7: 7, 10: 7, 11: 11, 14: 11, 15: 15}
   assert {step: since[step] for step in expected} == expected
+
+
+def test_what_is_damaged_before_it_comes_into_use_is_made_again(
+  config, monkeypatch, capsys
+):
+  config = dataclasses.replace(
+    config,
+    refresh='delayed',
+    refresh_delay=7,
+    max_steps=12,
+    steps_per_checkpoint=1,
+    checkpoints_to_keep=1,
+  )
+  whole = dataclasses.replace(config, workdir=f'{config.workdir}-whole')
+  train.run(whole)
+  path = pathlib.Path(config.workdir) / 'refresh' / '00000004'
+  set_at(
+    monkeypatch,
+    8,
+    threading.Event(),
+    lambda: (path / 'negatives.npy').write_bytes(b''),
+  )
+  train.run(config)
+  assert 'is made again' in capsys.readouterr().out
+  crash_test.check_same(crash_test.outcome(config), crash_test.outcome(whole))
