@@ -17,6 +17,9 @@ import unicodedata
 
 from absl import flags
 
+# The value of --index that is no FAISS index.
+ON_DEVICES = 'device'
+
 
 class BadInput(ValueError):
   """What the user gave cannot be used; the text says rule, value and cure.
@@ -500,7 +503,17 @@ class Config:
     65_536, 'Passages of a block: the unit in which encoding goes on.'
   )
   index: str = knob(
-    'Flat', 'FAISS factory string. Flat searches exactly, as in ANCE.'
+    'Flat',
+    'FAISS factory string: Flat searches exactly, on the host, as in ANCE. Or '
+    'device: exactly, on the devices.',
+  )
+  search_memory_mb: int = knob(
+    4096,
+    'MiB of each device that --index=device may take: half for embeddings, '
+    'which come from the host in blocks where they are more, anew for each '
+    '1,024 queries at most; half for scores. A CPU has them of its memory. '
+    'ANCE: FAISS on GPUs, no bound.',
+    may_change=True,
   )
   index_params: str = knob(
     '', 'FAISS search parameters of that index, for example nprobe=32.'
@@ -545,7 +558,7 @@ class Config:
   export_corpus: bool = knob(
     False,
     'With --job=export: write also the embeddings of the corpus, its ids, and '
-    'a FAISS index of --index.',
+    'a FAISS index of --index; of --index=device, Flat.',
     may_change=True,
   )
   checkpoint: str = knob(
@@ -719,6 +732,11 @@ class Config:
         '--download must be with --beir_set for --dataset=beir; found none; '
         'name the set, such as --beir_set=scifact.'
       )
+    if self.index == ON_DEVICES and self.index_params:
+      raise BadInput(
+        '--index_params must be with an index of FAISS; found '
+        f'{self.index_params!r} with --index={ON_DEVICES}; leave it out.'
+      )
     if self.beam_runner and self.job != 'prepare':
       raise BadInput(
         f'--beam_runner must be with --job=prepare; found it with '
@@ -827,7 +845,7 @@ _RANGES = (
     'hard_negatives top_k steps_per_refresh query_slices chunks '
     'batch_size tokens_per_batch rows_per_block steps_per_eval '
     'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results '
-    'num_negatives mine_to',
+    'num_negatives mine_to search_memory_mb',
     lambda value: value >= 1,
     'at least 1',
   ),

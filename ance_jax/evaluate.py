@@ -29,7 +29,7 @@ class IndexedCorpus(NamedTuple):
   """The corpus as some weights see it.
 
   Attributes:
-    faiss_index: FAISS index, ids being passage rows, or those of their pieces.
+    passage_index: `index.Index` of passage rows, or those of their pieces.
     weights_hash: Hash of the parameters.
     real_tokens: Share of real tokens in what was computed; None if the
       embeddings were there.
@@ -37,7 +37,7 @@ class IndexedCorpus(NamedTuple):
     blocks: Embeddings as `encode.encode_corpus` returns them.
   """
 
-  faiss_index: index.Index
+  passage_index: index.Index
   weights_hash: str
   real_tokens: float | None
   texts_of: np.ndarray | None
@@ -46,9 +46,9 @@ class IndexedCorpus(NamedTuple):
   def search(self, queries, k, what=None):
     """Returns the `index.Ranking` of passages; arguments as `index.search`."""
     if self.texts_of is None:
-      return index.search(self.faiss_index, queries, k, what)
+      return index.search(self.passage_index, queries, k, what)
     return index.search_pieces(
-      self.faiss_index, self.texts_of, queries, k, what
+      self.passage_index, self.texts_of, queries, k, what
     )
 
   def scores(self, queries, rows):
@@ -67,21 +67,15 @@ def index_corpus(run, params, watch):
     params: Parameters by tower.
     watch: `logs.Stopwatch`, for the phases 'encode' and 'index'.
   """
-  config = run.config
   weights_hash = checkpoint.weights_hash(params)
   folder = _embeddings_folder(run, weights_hash)
   with handoff.in_use(folder):
     with watch.phase('encode'):
       blocks, real_tokens = _encode_corpus(run, params, folder)
     with watch.phase('index'):
-      faiss_index = index.build(
-        config.index,
-        config.index_params,
-        blocks,
-        center=config.center_passages,
-      )
+      passage_index = _index(run, blocks)
   return IndexedCorpus(
-    faiss_index,
+    passage_index,
     weights_hash,
     real_tokens,
     run.passages.texts_of_pieces(),
@@ -305,6 +299,20 @@ def _typed_queries():
     if not query:
       return
     yield query
+
+
+def _index(run, blocks):
+  config = run.config
+  if config.index == config_lib.ON_DEVICES:
+    return index.place(
+      blocks,
+      run.devices,
+      config.search_memory_mb,
+      center=config.center_passages,
+    )
+  return index.build(
+    config.index, config.index_params, blocks, center=config.center_passages
+  )
 
 
 def _encode_corpus(run, params, folder):

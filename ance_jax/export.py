@@ -4,6 +4,7 @@ A folder of sentence-transformers without code of its own, with a card; where it
 is asked for, the corpus too: embeddings, ids and an index that FAISS reads.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -224,9 +225,13 @@ def _write_corpus(folder, config):
   of line i of ids.txt, or, where documents are cut in pieces, a piece of it.
   """
   this, params, _ = runs.read(config, ())
+  if config.index == config_lib.ON_DEVICES:
+    # Their exact search, as a file, is that of FAISS.
+    flat = dataclasses.replace(this.config, index='Flat')
+    this = this._replace(config=flat)
   indexed = evaluate.index_corpus(this, params, logs.Stopwatch())
   folder.mkdir()
-  index.write(indexed.faiss_index, folder / 'index.faiss')
+  index.write(indexed.passage_index, folder / 'index.faiss')
   evaluate.write_ids(folder / 'ids.txt', this)
   for block in evaluate.embedding_files(this, params):
     (folder / f'{block.parent.name}.npy').write_bytes(block.read_bytes())

@@ -28,7 +28,8 @@ _CURES = {
   'another --workdir',
   'host memory': 'choose a smaller --index, such as SQ8 or IVF4096,PQ64, or '
   'another machine',
-  'device memory': 'choose a smaller encoder, or another accelerator',
+  'device memory': 'choose a smaller encoder, a lower --search_memory_mb with '
+  '--index=device, or another accelerator',
 }
 
 
@@ -105,7 +106,8 @@ def _needs(run):
   # Besides the newest: the best, that of the negatives in use, one in writing.
   kept = min(config.checkpoints_to_keep + 3, schedule.num_saves(config))
   encodings = min(schedule.num_encodings(config), 2)
-  code = index.bytes_per_vector(config.index, config.index_params, width)
+  # On a CPU the devices' memory is the host's.
+  on_host = run.devices[0].platform == 'cpu'
   needs = [
     Need(
       'disk', 'checkpoints', f'{kept} x {state}', kept * 4 * _STATE * num_params
@@ -116,12 +118,7 @@ def _needs(run):
       f'{encodings} x {passages:,} passages x {width} x 4 bytes',
       encodings * passages * width * 4,
     ),
-    Need(
-      'host memory',
-      f'index {config.index}',
-      f'{passages:,} passages x {code} bytes',
-      passages * code,
-    ),
+    _of_index(run, passages, width, on_host),
     Need(
       'host memory', 'a checkpoint in writing', state, 4 * _STATE * num_params
     ),
@@ -134,8 +131,6 @@ def _needs(run):
       Need('disk', 'negatives', f'{tables} x {arithmetic}', tables * size),
       Need('host memory', 'negatives being mined', arithmetic, size),
     ]
-  # On a CPU the devices' memory is the host's.
-  on_host = run.devices[0].platform == 'cpu'
   copies = len(run.devices) if on_host else 1
   needs.append(
     Need(
@@ -146,6 +141,26 @@ def _needs(run):
     )
   )
   return needs
+
+
+def _of_index(run, passages, width, on_host):
+  """Returns the `Need` of the index."""
+  config, num_devices = run.config, len(run.devices)
+  what = f'index {config.index}'
+  if config.index != config_lib.ON_DEVICES:
+    code = index.bytes_per_vector(config.index, config.index_params, width)
+    arithmetic = f'{passages:,} passages x {code} bytes'
+    return Need('host memory', what, arithmetic, passages * code)
+  # What they have no room for comes in blocks.
+  most = config.search_memory_mb * 2**20
+  size = min(-(-passages // num_devices) * width * 4, most)
+  arithmetic = (
+    f'{passages:,} passages x {width} x 4 bytes over {num_devices} device(s), '
+    f'at most {config.search_memory_mb:,} MiB on each'
+  )
+  if on_host:
+    return Need('host memory', what, arithmetic, num_devices * size)
+  return Need('device memory', what, arithmetic, size)
 
 
 def _num_tables(config):

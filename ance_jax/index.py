@@ -1,4 +1,4 @@
-"""FAISS: embeddings -> index -> rankings in (-score, row) order."""
+"""Embeddings -> index, FAISS's or ours -> rankings in (-score, row) order."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ import numpy as np
 
 from ance_jax import config as config_lib
 from ance_jax import logs
+from ance_jax import topk
 
 # Vectors that an index which needs training is trained on, at most.
 _TRAINING_VECTORS = 262_144
@@ -17,7 +18,7 @@ _QUERIES_AT_ONCE = 1024
 # Pairs whose embeddings are side by side in memory.
 _PAIRS_AT_ONCE = 16_384
 
-Index = faiss.Index
+Index = faiss.Index | topk.DeviceIndex
 
 
 class Ranking(NamedTuple):
@@ -111,8 +112,24 @@ def build(factory, params, blocks, *, center=False):
   return index
 
 
+def place(blocks, devices, memory, *, center=False):
+  """Returns the `topk.DeviceIndex` of all blocks.
+
+  Args:
+    blocks: As for `build`.
+    devices: The accelerators used.
+    memory: MiB of each, for embeddings and scores.
+    center: As for `build`.
+
+  Raises:
+    BadInput: As `topk.place` does.
+  """
+  mean = _mean(blocks) if center else np.float32(0)
+  return topk.place(blocks, devices, memory, mean)
+
+
 def write(index, path):
-  """Writes an index to a file, as `faiss.read_index` reads it."""
+  """Writes a FAISS index to a file, as `faiss.read_index` reads it."""
   faiss.write_index(index, str(path))
 
 
@@ -120,11 +137,14 @@ def search(index, queries, k, what=None):
   """Returns the `Ranking` of the k best passages of each query.
 
   Args:
-    index: A FAISS index.
+    index: An `Index`.
     queries: (Q, E) float32 embeddings.
     k: Passages a query, at most those in the index.
     what: Name of the phase for a progress bar, or None for no bar.
   """
+  if isinstance(index, topk.DeviceIndex):
+    scores, rows = topk.search(index, queries, k, what)
+    return Ranking(rows, scores)
   starts = range(0, len(queries), _QUERIES_AT_ONCE)
   if what:
     starts = logs.progress(starts, what, total=len(starts), unit='batches')
@@ -145,7 +165,7 @@ def search_pieces(index, texts_of, queries, k, what=None):
   all behind the first k are cut off (MaxP).
 
   Args:
-    index: A FAISS index of pieces.
+    index: An `Index` of pieces.
     texts_of: (R,) int32, row of each piece's text, in order.
     queries: As for `search`.
     k: Texts a query, at most those that there are.

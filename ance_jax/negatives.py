@@ -20,6 +20,7 @@ from ance_jax import reading
 from ance_jax import schedule
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
+from ance_jax import topk
 
 
 def of_ranking(run, method, rank, rows, what):
@@ -126,12 +127,11 @@ def by_bm25(run):
 def check(run):
   """Raises `BadInput` for settings that would stop the run later."""
   config = run.config
-  index.check(
-    config.index,
-    config.index_params,
-    run.retriever.embedding_size,
-    len(run.passages.pieces()),
-  )
+  num_rows, width = len(run.passages.pieces()), run.retriever.embedding_size
+  if config.index == config_lib.ON_DEVICES:
+    topk.plan(num_rows, width, len(run.devices), config.search_memory_mb)
+  else:
+    index.check(config.index, config.index_params, width, num_rows)
   rows = [schedule.method(config, mined) for mined in (False, True)]
   mined = any(row.negatives in ('bm25', 'index') for row in rows)
   if mined or config.job == 'refresh':

@@ -181,6 +181,22 @@ def test_a_run_is_exported_with_its_card_and_corpus(tiny, capsys):
   assert handoff.read_manifest(folder)['step'] == 8
 
 
+@pytest.mark.usefixtures('compiled_once')
+def test_the_index_of_a_run_searched_on_devices_is_exported_as_flat(tiny):
+  tiny = dataclasses.replace(tiny, num_devices=1, index='device', max_steps=4)
+  train.run(tiny)
+  config = dataclasses.replace(tiny, job='export', export_corpus=True)
+  corpus = export.run(config) / 'corpus'
+  alone = faiss.read_index(str(corpus / 'index.faiss'))
+  assert isinstance(alone, faiss.IndexFlatIP)
+  embeddings = np.concatenate(
+    [np.load(p) for p in sorted(corpus.glob('*.npy'))]
+  )
+  np.testing.assert_array_equal(
+    alone.reconstruct_n(0, alone.ntotal), embeddings
+  )
+
+
 @weights_test.needs_torch
 def test_what_is_there_is_replaced_only_if_that_is_asked_for(tmp_path):
   weights_test.make_torch('bert', tmp_path / 'body')

@@ -50,6 +50,8 @@ def test_settings_count(run):
   flat, small = sizes(run), sizes(run, index='SQ8')
   assert flat['host memory', 'index Flat'] == 150 * 16 * 4
   assert small['host memory', 'index SQ8'] == 150 * 16
+  on_devices = sizes(run, index='device')
+  assert on_devices['host memory', 'index device'] == 150 * 16 * 4
   one = flat['disk', 'checkpoints'] // 4
   for kept, counted in ((1, 4), (9, 12), (1000, 101)):
     found = sizes(run, checkpoints_to_keep=kept, max_steps=400)
@@ -58,6 +60,20 @@ def test_settings_count(run):
   twice = sizes(run, method='in_batch', steps_per_eval=5)
   name = 'disk', 'embeddings, old and new'
   assert 2 * once[name] == twice[name] == flat[name]
+
+
+def test_an_index_on_devices_takes_their_memory_and_no_more_than_it_may(run):
+  class Accelerator:
+    platform = 'gpu'
+
+  there = run._replace(devices=(Accelerator(),) * 4)
+  found = sizes(there, index='device')
+  assert found['device memory', 'index device'] == 38 * 16 * 4
+  assert ('host memory', 'index device') not in found
+  config = dataclasses.replace(run.config, index='device', search_memory_mb=500)
+  on_four = there._replace(config=config)
+  assert footprint._of_index(on_four, 10**7, 768, False).size == 500 * 2**20
+  assert footprint._of_index(on_four, 10**7, 768, True).size == 2000 * 2**20
 
 
 def test_a_dry_run_prints_the_table_and_trains_nothing(tiny, capsys):

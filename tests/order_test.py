@@ -13,7 +13,7 @@ ORDER = (
   'sbert layouts weights hub torch_files encoders schedule methods batches '
   'checkpoint corpora datasets beir msmarco dpr downloads rankings records '
   'registry chance metrics answers tokens tokenizer forms data strings '
-  'lexical index filters mine losses bert compiled logs locks handoff '
+  'lexical index topk filters mine losses bert compiled logs locks handoff '
   'devices reading config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.

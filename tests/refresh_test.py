@@ -172,6 +172,23 @@ def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(
   assert manifest['index'] == index
 
 
+def test_a_whole_run_searched_on_its_devices_has_the_negatives_of_flat(tiny):
+  tables, curves = [], []
+  for where in ('Flat', 'device'):
+    workdir = f'{tiny.workdir}-{where}'
+    config = dataclasses.replace(
+      tiny, workdir=workdir, num_devices=2, index=where, search_memory_mb=1
+    )
+    train.run(config)
+    run = runs.read(config, ('train', 'dev'))[0]
+    tables.append([np.array(refresh.load(run, step)) for step in (4, 8)])
+    curves.append(logs.series(workdir, 'dev/mrr@10'))
+    manifest = handoff.read_manifest(run.workdir / 'refresh' / '00000008')
+    assert manifest['index'] == where
+  np.testing.assert_array_equal(*tables)
+  assert curves[0] == curves[1]
+
+
 def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
   run = open_run()
   refresh.refresh(run, 6)
@@ -185,7 +202,7 @@ def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
   shapes = encoders.shapes(run.retriever)
   params = checkpoint.read_params(run.workdir, 6, shapes, run.devices)
   means = [
-    indexed.faiss_index.reconstruct_n(0, len(run.passages)).mean(0)
+    indexed.passage_index.reconstruct_n(0, len(run.passages)).mean(0)
     for indexed in (
       evaluate.index_corpus(one, params, logs.Stopwatch())
       for one in (run, centered)

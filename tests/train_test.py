@@ -413,6 +413,10 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
     ({'hard_negatives': 11}, '--hard_negatives, .* found 11 and 10'),
     ({'index': 'Nothing'}, '--index must be a FAISS factory string'),
     ({'index': 'IVF256,Flat'}, '--index must have at most as many lists'),
+    (
+      {'index': 'device', 'index_params': 'nprobe=1'},
+      '--index_params must be with an index of FAISS',
+    ),
     ({'num_heads': 3}, '--num_heads must divide --hidden_size'),
     ({'init_from': '/nowhere'}, 'must be a folder with a config.json'),
   ],
@@ -544,8 +548,8 @@ def test_flags_that_may_change_are_chosen_by_hand():
   """A new flag may not; these change where and how far, not what is learned.
 
   --max_steps moves the end of the learning rate's line, --tokens_per_batch and
-  --num_devices the rounding of embeddings, --micro_batch_size and --remat that
-  of gradients, and a line says so.
+  --num_devices the rounding of embeddings, --search_memory_mb that of scores,
+  --micro_batch_size and --remat that of gradients, and a line says so.
   """
   may = {
     field.name
@@ -555,7 +559,8 @@ def test_flags_that_may_change_are_chosen_by_hand():
   assert may == {
     'job', 'workdir', 'num_devices', 'dry_run', 'debug',
     'compilation_cache_dir', 'data_dir', 'download', 'micro_batch_size',
-    'remat', 'max_steps', 'tokens_per_batch', 'steps_per_eval', 'retriever',
+    'remat', 'max_steps', 'tokens_per_batch', 'search_memory_mb',
+    'steps_per_eval', 'retriever',
     'split', 'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
     'steps_per_log', 'query', 'num_results', 'runs', 'picture',
     'tokens_dir', 'beir_set', 'beam_runner', 'beam_options', 'output',

@@ -110,6 +110,12 @@ CASES = {
   'no negatives': value('--hard_negatives=0', 'at least 1; found 0'),
   'no passages mined': value('--top_k=-1', '--top_k must be at least 1'),
   'no slices': value('--query_slices=0', 'at least 1; found 0'),
+  'no memory to search in': value(
+    '--search_memory_mb=0', 'at least 1; found 0'
+  ),
+  'parameters of no index of FAISS': value(
+    '--index=device\n--index_params=nprobe=1', 'with an index of FAISS; found'
+  ),
   'no block': value('--rows_per_block=0', 'at least 1; found 0'),
   'no refresh': value('--steps_per_refresh=0', 'at least 1; found 0'),
   'no checkpoint kept': value('--checkpoints_to_keep=0', 'at least 1'),
