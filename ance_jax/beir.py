@@ -7,7 +7,6 @@ Files may be gzipped. What cannot be used is refused with file and line.
 
 import array
 import collections
-import functools
 import os
 import re
 
@@ -17,6 +16,8 @@ from ance_jax import logs
 from ance_jax import reading
 from ance_jax import records
 from ance_jax import registry
+
+_LINE = '{"_id": ..., "text": ...}'
 
 
 def read(config):
@@ -53,9 +54,6 @@ def read(config):
 def read_corpus(folder, beir_set=None):
   """Returns the `data.Corpus`; a title that is missing is ''.
 
-  A passage that has only a title has it as its text; one that has nothing is
-  kept. Both are counted.
-
   Args:
     folder: The BEIR folder.
     beir_set: Name of the set of BEIR that should be there, or None.
@@ -68,8 +66,26 @@ def read_corpus(folder, beir_set=None):
     how = f'unpack {archive.url} ({archive.size / 1e6:,.1f} MB)'
     how += ', or set --download'
   path = records.existing(folder, 'corpus.jsonl', 'a BEIR folder', how)
-  for line, record in _records(path, 'read the corpus'):
-    an_id = _string(path, line, record, '_id')
+  for line, *row in passages(path, counts):
+    writer.add(*row)
+    lines.append(line)
+  records.say_counts(path, counts)
+  expected = registry.BEIR_PASSAGES.get(beir_set)
+  return records.corpus(path, writer, lines, expected)
+
+
+def passages(path, counts):
+  """Yields line number, id, title and text of each passage of a corpus.jsonl.
+
+  A passage that has only a title has it as its text; one that has nothing is
+  kept. Both are counted.
+
+  Args:
+    path: Path of the file.
+    counts: Counter of what is taken otherwise, for `records.say_counts`.
+  """
+  for line, record in records.json_lines(path, _LINE, 'read the corpus'):
+    an_id = records.string(path, line, record, '_id')
     records.check_id(path, line, an_id, {})
     title = record.get('title') or ''
     if not isinstance(title, str):
@@ -77,28 +93,24 @@ def read_corpus(folder, beir_set=None):
         path, 'a title must be a string', reading.quoted(title), 'quote it',
         line
       )  # fmt: skip
-    text = _text(path, line, record, counts)
+    text = records.text(path, line, record, 'text', counts)
     if not text.strip() and title.strip():
       title, text = '', title
       counts['passages without a text, whose title is taken for it'] += 1
     elif not text.strip():
       # Cranfield has two; that they are ranked last is part of its figures.
       counts['passages without a title and a text, kept empty'] += 1
-    writer.add(an_id, title, text)
-    lines.append(line)
-  records.say_counts(path, counts)
-  expected = registry.BEIR_PASSAGES.get(beir_set)
-  return records.corpus(path, writer, lines, expected)
+    yield line, an_id, title, text
 
 
 def read_queries(folder):
   """Returns the ids and texts of all queries."""
   ids, texts, counts = {}, [], collections.Counter()
   path = records.existing(folder, 'queries.jsonl', 'a BEIR folder')
-  for line, record in _records(path):
-    an_id = _string(path, line, record, '_id')
+  for line, record in records.json_lines(path, _LINE):
+    an_id = records.string(path, line, record, '_id')
     records.check_id(path, line, an_id, ids)
-    text = _text(path, line, record, counts)
+    text = records.text(path, line, record, 'text', counts)
     if not text.strip():
       raise reading.bad(
         path, 'a query must have a text', reading.quoted(text), 'remove it',
@@ -160,8 +172,8 @@ def read_answers(folder, query_rows):
   if path is None:
     return None
   answers = {}
-  for line, record in _records(path):
-    query_id = _string(path, line, record, '_id')
+  for line, record in records.json_lines(path, _LINE):
+    query_id = records.string(path, line, record, '_id')
     row = records.row(path, line, 'answered query', query_rows, query_id)
     texts = record.get('answers')
     if not isinstance(texts, list) or not all(
@@ -188,41 +200,3 @@ def qrels_found(folder):
   names = sorted(os.listdir(path))
   shown = ', '.join(names[:8]) + ', ...' * (len(names) > 8)
   return f'{path}, where there is {shown or "nothing"}'
-
-
-def _text(path, line, record, counts):
-  """Returns the text of a record, and counts what it cannot keep of it."""
-  text = _string(path, line, record, 'text')
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    counts['texts with half a surrogate pair, read as ?'] += 1
-  return text
-
-
-def _string(path, line, record, key):
-  if key not in record:
-    raise reading.bad(
-      path, f'a line must have a string {key!r}',
-      f'the keys {", ".join(map(reading.quoted, list(record)[:8])) or "none"}',
-      f'name it {key}', line
-    )  # fmt: skip
-  if not isinstance(record[key], str):
-    raise reading.bad(
-      path, f'a line must have as {key!r} a string', repr(record[key])[:80],
-      'quote it', line
-    )  # fmt: skip
-  return record[key]
-
-
-def _records(path, what=None):
-  """Yields (line number, dict) of a JSON lines file; `what` is its phase."""
-  progress = functools.partial(logs.progress, what=what, unit='bytes')
-  for number, line in reading.lines(path, progress if what else None):
-    record = reading.json_value(line, path, number)
-    if not isinstance(record, dict):
-      raise reading.bad(
-        path, 'a line must be a JSON object', reading.quoted(line),
-        'give each line as {"_id": ..., "text": ...}', number
-      )  # fmt: skip
-    yield number, record

@@ -55,8 +55,8 @@ class BodyConfig:
     num_heads: Attention heads; they divide `hidden_size`.
     intermediate_size: Width of the feed-forward layers.
     max_positions: Rows of the position embedding.
-    num_types: Rows of the token type embedding, of which only row 0 is used;
-      0: there is none.
+    num_types: Rows of the token type embedding, of which retrievers use row 0
+      alone; 0: there is none.
     layer_norm_epsilon: Added to the variance in LayerNorm.
     activation: Key of `ACTIVATIONS`.
   """
@@ -108,13 +108,14 @@ class Body(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, ids, lengths, dropout=None):
+  def __call__(self, ids, lengths, dropout=None, types=None):
     """Returns (B, L, D) activations.
 
     Args:
       ids: (B, L) int32 token ids, padded on the right.
       lengths: (B,) int32, tokens of each text that are not padding.
       dropout: A `Dropout`, or None.
+      types: (B, L) int32 token types, of pairs of texts; None: all are 0.
     """
     c = self.config
     batch, length = ids.shape
@@ -123,7 +124,9 @@ class Body(nn.Module):
     x = self._table('word_embedding', c.vocab_size)[ids]
     x += self._table('position_embedding', c.max_positions)[places]
     if c.num_types:
-      x += self._table('type_embedding', c.num_types)[0]
+      x += self._table('type_embedding', c.num_types)[
+        0 if types is None else types
+      ]
     x = x.astype(self.dtype).reshape(batch * length, -1)
     x = _layer_norm(c, self.dtype, 'embedding_norm')(x)
     x = drop(x, dropout, 0)

@@ -1,4 +1,7 @@
-"""Where the candidates of `--job=mine` come from: a model, BM25, a run file."""
+"""Where `--job=mine` has candidates from, and who judges them.
+
+A model, BM25 or a run file; a cross-encoder or a run file.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +10,10 @@ import numpy as np
 
 from ance_jax import corpora
 from ance_jax import evaluate
+from ance_jax import filters
+from ance_jax import forms
 from ance_jax import index
+from ance_jax import judges
 from ance_jax import logs
 from ance_jax import rankings
 from ance_jax import runs
@@ -39,6 +45,33 @@ def load(config):
     return _bm25(rank, splits[name]), corpus, splits[name]
   run, params, step = runs.read(config, (name,))
   return _model(run, params, step), run.corpus, run.splits[name]
+
+
+def judge(config, corpus, split):
+  """Returns judge((P,) query rows, rising, (P,) passage rows) -> (P,) scores.
+
+  NaN where it has none. None where no judge is asked for.
+  """
+  if config.judge_run:
+    ranked = rankings.read_run(config.judge_run, query_rows(split), corpus.rows)
+
+    def of_file(of_query, passages):
+      queries, places = np.unique(of_query, return_inverse=True)
+      return filters.looked_up(ranked.block(queries), places, passages, np.nan)
+
+    return of_file
+  if not config.judge:
+    return None
+  score = judges.load(config)
+
+  def of_texts(of_query, passages):
+    pairs = zip(of_query.tolist(), passages.tolist(), strict=True)
+    return score(
+      (split.texts[query], forms.whole_text(corpus, passage))
+      for query, passage in pairs
+    )
+
+  return of_texts
 
 
 def query_rows(split):

@@ -127,13 +127,14 @@ class Config:
   dataset: str = knob(
     'pydocs',
     'pydocs: docstrings of the installed Python packages, no download; all '
-    'others are read from --data_dir: beir, a BEIR folder; msmarco, the '
-    'passages of MS MARCO; msmarco_titled, the same with titles, which are not '
-    "part of it; msmarco_doc, its documents; dpr, Wikipedia and DPR's "
-    'questions.',
+    'others are read from --data_dir: beir, a BEIR folder; pairs, a file of '
+    'queries and positives; msmarco, the passages of MS MARCO; msmarco_titled, '
+    'the same with titles, which are not part of it; msmarco_doc, its '
+    "documents; dpr, Wikipedia and DPR's questions.",
     choices=(
       'pydocs',
       'beir',
+      'pairs',
       'msmarco',
       'msmarco_titled',
       'msmarco_doc',
@@ -143,7 +144,8 @@ class Config:
   data_dir: str = knob(
     '',
     'Folder of the files of --dataset as their source names them, plain or '
-    'gzipped; for beir corpus.jsonl, queries.jsonl and qrels/.',
+    'gzipped; for beir corpus.jsonl, queries.jsonl and qrels/; for pairs '
+    'pairs.jsonl and perhaps corpus.jsonl.',
     may_change=True,
   )
   download: bool = knob(
@@ -623,16 +625,26 @@ class Config:
     'where all scores are alike, as dot products of ANCE are.',
     may_change=True,
   )
+  judge: str = knob(
+    '',
+    'Cross-encoder that scores what the other filters of --job=mine leave, for '
+    '--judge_max_score: a folder of a BERT, RoBERTa, DistilBERT or MPNet for '
+    'sequence classification with one output, as '
+    "sentence-transformers' CrossEncoder saves it. Scores are those of its "
+    'predict: the sigmoid of the output, or the output itself where the folder '
+    'names Identity as activation.',
+    may_change=True,
+  )
   judge_run: str = knob(
     '',
-    'TREC run file with the scores of a judge, such as a cross-encoder; with '
+    'TREC run file with the scores of a judge, instead of --judge; with '
     '--job=mine, and --judge_max_score.',
     may_change=True,
   )
   judge_max_score: float | None = knob(
     None,
-    'With --job=mine, no negative has more than this from the judge of '
-    '--judge_run, or no score from it. RocketQA: 0.1.',
+    'With --job=mine, no negative has more than this from --judge, or from '
+    '--judge_run, or no score there. RocketQA: 0.1.',
     may_change=True,
   )
   sampling: str = knob(
@@ -879,8 +891,8 @@ _RANGES = (
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
-  'picture', 'bm25_run', 'tokens_dir', 'ranking', 'judge_run', 'output',
-  'refresh_replay'
+  'picture', 'bm25_run', 'tokens_dir', 'ranking', 'judge', 'judge_run',
+  'output', 'refresh_replay'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
 # What nothing may be chosen on.

@@ -16,6 +16,7 @@ from ance_jax import dpr
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import msmarco
+from ance_jax import pairs
 from ance_jax.datasets import pydocs
 
 
@@ -180,6 +181,7 @@ def _pydocs_judgements(queries, splits, groups):
 _READERS = {
   'pydocs': _read_pydocs,
   'beir': beir.read,
+  'pairs': pairs.read,
   'msmarco': msmarco.read_passages,
   'msmarco_titled': msmarco.read_titled_passages,
   'msmarco_doc': msmarco.read_documents,

@@ -64,6 +64,7 @@ def describe(devices):
     'processor': cpu[1] if cpu else platform.machine(),
     'processor cores': str(_num_cores()),
     'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
+    'OPENBLAS_CORETYPE': os.environ.get('OPENBLAS_CORETYPE', ''),
     'python': platform.python_version(),
     **versions,
   }

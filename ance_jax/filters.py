@@ -40,7 +40,6 @@ class Rules(NamedTuple):
     relative_margin: Its score is below p - margin * |p|: for positive scores
       p * (1 - margin), NV-Retriever's TopK-PercPos; with negative ones the
       product would be above p. 0 or more.
-    judge_max_score: The judge's score is at most this, and there is one.
   """
 
   mine_from: int = 0
@@ -49,11 +48,10 @@ class Rules(NamedTuple):
   min_score: float | None = None
   absolute_margin: float | None = None
   relative_margin: float | None = None
-  judge_max_score: float | None = None
 
 
-def taken_by(rows, scores, never, least, rules, judged=None):
-  """Returns which filter takes each ranked passage.
+def taken_by(rows, scores, never, least, rules):
+  """Returns which filter takes each ranked passage, but for a judge.
 
   Args:
     rows: (q, K) int32 passage rows, best first, -1 where there is none.
@@ -64,35 +62,38 @@ def taken_by(rows, scores, never, least, rules, judged=None):
       was not ranked, for then it is below all that was: no margin lets any of
       them pass.
     rules: `Rules`.
-    judged: (q, K) float, scores of a judge, NaN where there is none. Only for
-      `judge_max_score`.
 
   Returns:
     (q, K) int8, a place in FILTERS, KEPT, or NONE behind the last rank.
   """
   taken = np.where(rows >= 0, KEPT, NONE).astype(np.int8)
-
-  def take(name, which):
-    taken[(taken == KEPT) & which] = FILTERS.index(name)
-
   for name, which in never.items():
-    take(name, which)
+    _take(taken, name, which)
   left = taken == KEPT
   above = np.cumsum(left, 1) - left
   taken[above >= rules.mine_to] = NONE
-  take('mine_from', above < rules.mine_from)
+  _take(taken, 'mine_from', above < rules.mine_from)
   if rules.max_score is not None:
-    take('max_score', scores > rules.max_score)
+    _take(taken, 'max_score', scores > rules.max_score)
   if rules.min_score is not None:
-    take('min_score', scores < rules.min_score)
+    _take(taken, 'min_score', scores < rules.min_score)
   for name in ('absolute_margin', 'relative_margin'):
     if (margin := getattr(rules, name)) is not None:
       below = thresholds(least, margin, relative=name == 'relative_margin')
-      take(name, scores >= below[:, None])
-  if rules.judge_max_score is not None:
-    take('no judge_run', np.isnan(judged))
-    take('judge_max_score', judged > rules.judge_max_score)
+      _take(taken, name, scores >= below[:, None])
   return taken
+
+
+def take_judged(taken, judged, most):
+  """Has a judge take what it scores above `most`, or not at all.
+
+  Args:
+    taken: As `taken_by` returns it; changed where it is KEPT.
+    judged: (q, K) float, its scores, NaN where there is none.
+    most: Its score of a negative is at most this.
+  """
+  _take(taken, 'no judge_run', np.isnan(judged))
+  _take(taken, 'judge_max_score', judged > most)
 
 
 def thresholds(least, margin, *, relative):
@@ -172,3 +173,7 @@ def looked_up(ranking, places, passages, missing):
   at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
   values = ranking.scores[of_query, column][order][at]
   return np.where(keys[at] == wanted, values, missing).astype(values.dtype)
+
+
+def _take(taken, name, which):
+  taken[(taken == KEPT) & which] = FILTERS.index(name)

@@ -66,7 +66,7 @@ def read_config(name):
   if path is None:
     raise config_lib.BadInput(
       'a model must be a folder with a config.json or a name on the hub; found '
-      f'none at {name}; check --init_from.'
+      f'none at {name}; check the name.'
     )
   given = reading.json_file(path)
   kind = _kind(given, name)
@@ -325,5 +325,5 @@ def _file(name, file):
     raise config_lib.BadInput(
       'a model must be a folder with a config.json or a name on the hub; found '
       f'none that loads at {name} ({str(error).splitlines()[0].rstrip(".")}); '
-      'check --init_from.'
+      'check the name.'
     ) from error

@@ -1,4 +1,4 @@
-"""Checkpoints of retrievers, in the layouts of ANCE and DPR: bodies and heads.
+"""Checkpoints of ANCE, of DPR and of cross-encoders: bodies and heads.
 
 Strict as `weights` is: each tensor of the layout, and no other.
 """
@@ -99,6 +99,14 @@ _FORMS = (
     _DPR_SETTINGS,
   ),
 )  # fmt: skip
+# Between body and output, and the output, of transformers' classes for sequence
+# classification.
+_CLASSIFIERS = {
+  'bert': ('bert.pooler.dense', 'classifier'),
+  'roberta': ('classifier.dense', 'classifier.out_proj'),
+  'distilbert': ('pre_classifier', 'classifier'),
+  'mpnet': ('classifier.dense', 'classifier.out_proj'),
+}
 
 
 def is_dropped(name):
@@ -171,15 +179,50 @@ def towers_from_tensors(tensors, body, where):
   return towers, settings
 
 
+def judge_from_tensors(tensors, body, where):
+  """Returns the parameters of a cross-encoder: body, pooler, classifier.
+
+  Args:
+    tensors: As for `towers_from_tensors`.
+    body: `bert.BodyConfig`.
+    where: Where they are from, for people.
+
+  Raises:
+    BadInput: A tensor is missing, not expected, or of another shape.
+  """
+  left, params = dict(tensors), {}
+  modules = dict(
+    zip(('pooler', 'classifier'), _CLASSIFIERS[body.model_type], strict=True)
+  )
+  for part, module in modules.items():
+    leaves = {'kernel': f'{module}.weight', 'bias': f'{module}.bias'}
+    params[part] = _part(left, leaves, where)
+  wide, outputs = body.hidden_size, params['classifier']['bias'].size
+  if outputs != 1:
+    raise config_lib.BadInput(
+      f'a judge must have one output, the score; found {outputs} in {where}; '
+      'use a cross-encoder that was trained to rank.'
+    )
+  for part, size in (('pooler', wide), ('classifier', 1)):
+    shapes = {name: array.shape for name, array in params[part].items()}
+    if shapes != {'kernel': (wide, size), 'bias': (size,)}:
+      raise config_lib.BadInput(
+        f'a {part} must take the {wide} numbers of its body and give {size}; '
+        f'found shapes {list(shapes.values())} in {where}; use a complete '
+        'checkpoint.'
+      )
+    _check_finite(params[part], where)
+  return {'body': weights.body_from_tensors(left, body, where), **params}
+
+
 def _part(tensors, theirs, where):
   """Takes the tensors of a module out; returns its parameters."""
   found = {}
   for ours, name in theirs.items():
     if name not in tensors:
       raise config_lib.BadInput(
-        'a checkpoint of a retriever must have exactly the tensors of its '
-        f'layout; found that {name} is missing in {where}; use a complete '
-        'checkpoint.'
+        'a checkpoint must have exactly the tensors of its layout; found that '
+        f'{name} is missing in {where}; use a complete one.'
       )
     array = np.asarray(tensors.pop(name), np.float32)
     found[ours] = np.ascontiguousarray(array.T if ours == 'kernel' else array)
@@ -206,9 +249,13 @@ def _check_head(params, body, where):
         f'found shapes {shapes} in {where}; use a complete checkpoint.'
       )
   for part in (head or {}), (norm or {}):
-    for name, array in part.items():
-      if not np.isfinite(array).all():
-        raise config_lib.BadInput(
-          f'a projection must be finite; found values in its {name} that are '
-          f'not in {where}; use a checkpoint from before the run diverged.'
-        )
+    _check_finite(part, where)
+
+
+def _check_finite(part, where):
+  for name, array in part.items():
+    if not np.isfinite(array).all():
+      raise config_lib.BadInput(
+        f'a projection must be finite; found values in its {name} that are '
+        f'not in {where}; use a checkpoint from before the run diverged.'
+      )

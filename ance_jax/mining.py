@@ -7,6 +7,7 @@ them: what is in memory for all of them is their texts and embeddings, or a
 given ranking.
 """
 
+from collections.abc import Callable
 import pathlib
 from typing import NamedTuple
 
@@ -23,7 +24,6 @@ from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
 from ance_jax import negatives as negatives_lib
-from ance_jax import rankings
 from ance_jax import runs
 from ance_jax import tally
 
@@ -42,7 +42,7 @@ class Task(NamedTuple):
     split: `data.Split` of the training queries.
     source: `candidates.Source`.
     positives: `mine.Positives`.
-    judge: `rankings.Ranked` with the judge's scores, or None.
+    judge: As `candidates.judge` returns it.
   """
 
   config: config_lib.Config
@@ -50,7 +50,7 @@ class Task(NamedTuple):
   split: data.Split
   source: candidates.Source
   positives: mine.Positives
-  judge: rankings.Ranked | None
+  judge: Callable | None
 
 
 def run(config):
@@ -99,15 +99,16 @@ def mine_batch(task, queries, random):
   of_query, positives, positive_scores = _positives_of(task, queries, ranking)
   least = np.full(len(queries), np.inf, positive_scores.dtype)
   np.minimum.at(least, of_query, positive_scores)
-  judged = _judged(task, queries, ranking.rows)
   taken = filters.taken_by(
     ranking.rows,
     ranking.scores,
     _never(task, queries, ranking.rows),
     least,
     _rules(config),
-    judged,
   )
+  judged = _judged(task, queries, ranking.rows, taken)
+  if judged is not None:
+    filters.take_judged(taken, judged, config.judge_max_score)
   drawing = random if config.sampling == 'random' else None
   chosen = filters.choose(taken, number, drawing)
   negatives = filters.packed(ranking.rows, chosen, number, -1)
@@ -235,15 +236,16 @@ def _held(task, queries, rows):
   )
 
 
-def _judged(task, queries, rows):
-  """Returns the judge's (q, K) scores, NaN where there is none; or None."""
+def _judged(task, queries, rows, taken):
+  """Returns the judge's (q, K) scores of what filters left; else NaN; or None.
+
+  A cross-encoder takes its time: it is not asked about what is no negative.
+  """
   if task.judge is None:
     return None
   scores = np.full(rows.shape, np.nan)
-  there = rows >= 0
-  scores[there] = filters.looked_up(
-    task.judge.block(queries), np.nonzero(there)[0], rows[there], np.nan
-  )
+  left = taken == filters.KEPT
+  scores[left] = task.judge(queries[np.nonzero(left)[0]], rows[left])
   return scores
 
 
@@ -271,10 +273,7 @@ def _dropper(task, queries, rows, taken):
 
 def _task(config):
   source, corpus, split = candidates.load(config)
-  judge = None
-  if config.judge_run:
-    rows = candidates.query_rows(split)
-    judge = rankings.read_run(config.judge_run, rows, corpus.rows)
+  judge = candidates.judge(config, corpus, split)
   positives = negatives_lib.positives(
     split, corpus, _METHOD, (0, len(split.ids)), config.drop_same_text
   )
@@ -316,10 +315,12 @@ def _check_flags(config):
       '--min_score must be at most --max_score; found '
       f'{scores[0]} and {scores[1]}; change one.'
     )
-  if bool(config.judge_run) != (config.judge_max_score is not None):
+  judges = [name for name in (config.judge, config.judge_run) if name]
+  if len(judges) != (config.judge_max_score is not None):
     raise config_lib.BadInput(
-      '--judge_run and --judge_max_score must be given together; found '
-      f'{config.judge_run!r} and {config.judge_max_score}; give both.'
+      '--judge_max_score must be given with one judge, --judge or --judge_run, '
+      f'and they with it; found {config.judge_max_score} and '
+      f'{" and ".join(judges) or "none"}; give one of each.'
     )
   if config.ranking and config.retriever == 'bm25':
     raise config_lib.BadInput(

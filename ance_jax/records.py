@@ -1,5 +1,6 @@
-"""Folders, ids and judgements, as the readers of all datasets take them."""
+"""Folders, ids, texts and judgements, as the readers of datasets take them."""
 
+import functools
 import itertools
 import os
 import pathlib
@@ -75,6 +76,56 @@ def existing(folder, name, what, source=''):
       f'{names}; {cure}.'
     )
   return path
+
+
+def json_lines(path, form, what=None):
+  """Yields (line number, dict) of a JSON lines file.
+
+  Args:
+    path: Path of the file.
+    form: What a line is like, for people.
+    what: Name of the phase for a progress bar, or None for no bar.
+  """
+  progress = functools.partial(logs.progress, what=what, unit='bytes')
+  for number, line in reading.lines(path, progress if what else None):
+    record = reading.json_value(line, path, number)
+    if not isinstance(record, dict):
+      raise reading.bad(
+        path, 'a line must be a JSON object', reading.quoted(line),
+        f'give each line as {form}', number
+      )  # fmt: skip
+    yield number, record
+
+
+def text(path, line, record, key, counts):
+  """Returns the text of a record, and counts what it cannot keep of it."""
+  found = string(path, line, record, key)
+  try:
+    found.encode()
+  except UnicodeEncodeError:
+    counts['texts with half a surrogate pair, read as ?'] += 1
+  return found
+
+
+def string(path, line, record, key):
+  """Returns the string that a record has under a key."""
+  if key not in record:
+    raise reading.bad(
+      path, f'a line must have a string {key!r}', keys_of(record),
+      f'name it {key}', line
+    )  # fmt: skip
+  if not isinstance(record[key], str):
+    raise reading.bad(
+      path, f'a line must have as {key!r} a string', repr(record[key])[:80],
+      'quote it', line
+    )  # fmt: skip
+  return record[key]
+
+
+def keys_of(record):
+  """Returns the keys of a record, for people."""
+  shown = ', '.join(map(reading.quoted, list(record)[:8]))
+  return f'the keys {shown or "none"}'
 
 
 def check_id(path, line, an_id, ids):

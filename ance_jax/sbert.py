@@ -21,6 +21,7 @@ ROUTES = {'query': encoders.QUERY, 'document': encoders.PASSAGE}
 _CHAIN = ('Pooling', 'Dense', 'LayerNorm', 'Normalize')
 _PASSAGE_PROMPTS = ('document', 'passage', 'corpus')
 IDENTITY = 'torch.nn.modules.linear.Identity'
+SIGMOID = 'torch.nn.modules.activation.Sigmoid'
 SETTINGS_FILE = 'config_sentence_transformers.json'
 
 
@@ -44,6 +45,20 @@ class SentenceTransformer(NamedTuple):
   lower_case: bool
   head: dict
   prompts: dict
+
+
+class CrossEncoder(NamedTuple):
+  """What the folder of a cross-encoder says.
+
+  Attributes:
+    length: Tokens of a pair at most, or None.
+    sigmoid: Whether the score is the sigmoid of the output.
+    lower_case: As in `SentenceTransformer`.
+  """
+
+  length: int | None
+  sigmoid: bool
+  lower_case: bool
 
 
 def is_folder(folder):
@@ -70,6 +85,51 @@ def read(folder):
       for name, route in routes.items()
     }
   return {encoders.TIED: _tower(folder, modules)}
+
+
+def read_cross_encoder(folder):
+  """Returns the `CrossEncoder` of a folder, whichever version saved it.
+
+  Raises:
+    BadInput: It does something that we do not.
+  """
+  if not os.path.isdir(folder):
+    raise config_lib.BadInput(
+      '--judge must be the folder of a cross-encoder; found none at '
+      f'{folder}; fetch it, or mend the path.'
+    )
+  folder = pathlib.Path(folder)
+  path = folder / 'modules.json'
+  modules = reading.json_file(path, list) if os.path.lexists(path) else []
+  settings = _optional_json(folder / SETTINGS_FILE)
+  older = _optional_json(folder / 'config.json')
+  of_4 = older.get('sentence_transformers')
+  activation = (
+    settings.get('activation_fn')
+    or (of_4.get('activation_fn') if isinstance(of_4, dict) else None)
+    or older.get('sbert_ce_default_activation_function')
+    or SIGMOID
+  )
+  sizes = _optional_json(folder / 'sentence_bert_config.json')
+  lower_case = sizes.get('do_lower_case', False)
+  prompt = settings.get('default_prompt_name')
+  for found, what in (
+    (
+      [_module_kind(module, path) for module in modules]
+      not in ([], ['Transformer'])
+      or any(module.get('path') for module in modules),
+      f'{len(modules)} modules',
+    ),
+    (activation not in (SIGMOID, IDENTITY), f'activation {activation}'),
+    (prompt, f'a prompt for all texts, {prompt}'),
+    (type(lower_case) is not bool, f'do_lower_case {lower_case}'),
+  ):
+    if found:
+      raise config_lib.BadInput(
+        'a cross-encoder must be a Transformer alone, with Sigmoid or Identity '
+        f'and no prompt; found {what[:120]} in {folder}; use another model.'
+      )
+  return CrossEncoder(_length(sizes, folder), activation == SIGMOID, lower_case)
 
 
 def _tower(folder, modules):

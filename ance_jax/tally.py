@@ -98,8 +98,8 @@ class Tally:
     rules = {
       name: getattr(task.config, name)
       for name in (
-        *filters.Rules._fields, 'num_negatives', 'sampling', 'too_few',
-        'format', 'seed'
+        *filters.Rules._fields, 'judge_max_score', 'num_negatives',
+        'sampling', 'too_few', 'format', 'seed'
       )
     }  # fmt: skip
     return {

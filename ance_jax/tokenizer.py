@@ -79,12 +79,18 @@ def load(name):
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
     raise config_lib.BadInput(
       f'a model must come with its tokenizer; found none that loads at {name} '
-      f'({reason}); check --init_from.'
+      f'({reason}); check the name.'
     ) from error
   if not tokenizer.is_fast:
     raise config_lib.BadInput(
       'a tokenizer must be a fast one (tokenizer.json); found '
       f'{type(tokenizer).__name__} at {name}; convert it with transformers.'
+    )
+  # Without any file transformers makes one of nothing.
+  if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+    raise config_lib.BadInput(
+      'a tokenizer must have a vocabulary; found none but its special tokens '
+      f'at {name}; add its tokenizer.json.'
     )
   if tokenizer.pad_token_id is None:
     raise config_lib.BadInput(
@@ -198,11 +204,14 @@ def _plain(tokenizer):
   """
   names = ('pad', 'unk', 'cls', 'sep', 'mask', 'bos', 'eos')
   special = {f'{n}_token': getattr(tokenizer, f'{n}_token') for n in names}
-  return Tokenizer(
+  plain = Tokenizer(
     tokenizer_object=tokenizer.backend_tokenizer,
     model_max_length=tokenizer.model_max_length,
     **{name: token for name, token in special.items() if token is not None},
   )
+  # Whether a model is given token types; not saved, as no retriever is.
+  plain.model_input_names = tokenizer.model_input_names
+  return plain
 
 
 def _says_lower_case(name):

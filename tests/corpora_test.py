@@ -232,3 +232,43 @@ def test_rows_are_those_of_a_dict_also_where_hashes_are_equal(
   again = data.make_corpus([*ids, ids[7]], [''] * 61, [*ids, 'a'])
   assert again.rows.repeated() == (7, 60)
   assert again.rows[ids[7]] == 7
+
+
+def test_pairs_are_texts_of_which_equal_ones_are_one(tmp_path, tiny):
+  pairs = [
+    {'anchor': 'what', 'positive': 'Title 1 text 1'},
+    {'query': 'who', 'positive': 'new'},
+    {'anchor': 'what', 'positive': 'text 0'},
+    {'anchor': 'who', 'positive': 'text 0'},
+    {'anchor': 'Who', 'positive': 'new'},
+  ]
+  corpus = [
+    {'_id': 'a', 'text': 'text 0'},
+    {'_id': 'b', 'title': 'Title 1', 'text': 'text 1'},
+    {'_id': 'c', 'text': 'text 0'},
+  ]
+  for name, lines in (('pairs', pairs), ('corpus', corpus)):
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    (tmp_path / f'{name}.jsonl').write_text(text)
+  settings = dataclasses.replace(
+    tiny, dataset='pairs', data_dir=str(tmp_path), dev_fraction=0.0
+  )
+  dataset = corpora.load(settings, ('train',))
+  assert list(dataset.corpus.ids) == ['a', 'b', 'c', 'pairs-2']
+  assert list(dataset.corpus.texts)[3] == 'new'
+  assert list(dataset.splits['train'].texts) == ['what', 'who', 'Who']
+  assert judgements_of(dataset, 'train') == {
+    ('q0', 'b'): 1,
+    ('q0', 'a'): 1,
+    ('q1', 'pairs-2'): 1,
+    ('q1', 'a'): 1,
+    ('q2', 'pairs-2'): 1,
+  }
+  halves = dataclasses.replace(settings, dev_fraction=0.5)
+  splits = corpora.load(halves, ('train', 'dev')).splits
+  assert [list(splits[name].ids) for name in ('train', 'dev')] == [
+    ['q1'], ['q0', 'q2']
+  ]  # fmt: skip
+  (tmp_path / 'corpus.jsonl').unlink()
+  alone = corpora.load(settings, ('train',)).corpus
+  assert list(alone.texts) == ['Title 1 text 1', 'new', 'text 0']

@@ -7,7 +7,7 @@ from ance_jax import filters
 from ance_jax import index
 
 
-def slowly(rows, scores, never, least, rules, judged):
+def slowly(rows, scores, never, least, rules, judged, most):
   """Returns the names of what takes each candidate, a list of lists."""
   found = []
   for query in range(len(rows)):
@@ -31,7 +31,7 @@ def slowly(rows, scores, never, least, rules, judged):
         'absolute_margin': not score < below - rules.absolute_margin,
         'relative_margin': not score < relative,
         'no judge_run': np.isnan(judge),
-        'judge_max_score': judge > rules.judge_max_score,
+        'judge_max_score': judge > most,
       }
       names.append(next((n for n, taken in tests.items() if taken), 'kept'))
     found.append(names)
@@ -52,17 +52,18 @@ def many(seed, shape=(60, 50)):
   least[:5] = -np.inf
   judged = random.random(shape)
   judged[random.random(shape) < 0.3] = np.nan
-  rules = filters.Rules(3, 35, 1.5, -1.5, 0.1, 0.3, 0.5)
-  return rows, scores, never, least, rules, judged
+  rules = filters.Rules(3, 35, 1.5, -1.5, 0.1, 0.3)
+  return rows, scores, never, least, rules, judged, 0.5
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_each_candidate_falls_to_the_first_filter_that_takes_it(seed):
-  arguments = many(seed)
+  *arguments, judged, most = many(seed)
   taken = filters.taken_by(*arguments)
+  filters.take_judged(taken, judged, most)
   names = (*filters.FILTERS, None, 'kept')  # -2 and -1 from the end.
   found = [[names[number] for number in row] for row in taken.tolist()]
-  expected = slowly(*arguments)
+  expected = slowly(*arguments, judged, most)
   assert found == expected
   assert {name for row in found for name in row} == set(names)
   counts = filters.counts(taken)
@@ -75,7 +76,7 @@ def test_each_candidate_falls_to_the_first_filter_that_takes_it(seed):
 
 
 def test_a_rule_that_is_not_given_takes_nothing():
-  rows, scores, _, least, _, _ = many(0)
+  rows, scores, _, least, *_ = many(0)
   taken = filters.taken_by(rows, scores, {}, least, filters.Rules(0, 100))
   assert set(taken.ravel().tolist()) == {filters.KEPT, filters.NONE}
   assert ((taken == filters.KEPT) == (rows >= 0)).all()

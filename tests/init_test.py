@@ -96,3 +96,30 @@ from ance_jax import devices
 print([devices.describe(jax.local_devices())['XLA_FLAGS']])
 """
   assert run_python(code, JAX_PLATFORMS='cpu') == "['']"
+
+
+CPU = 'vendor_id\t: {}\nmodel name\t: X\nflags\t\t: fpu {}\n'
+WIDE = 'fma avx2 avx512f avx512cd avx512bw avx512dq avx512vl'
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    (CPU.format('GenuineIntel', WIDE), 'SkylakeX'),
+    (CPU.format('GenuineIntel', WIDE.replace('avx512dq', '')), 'Haswell'),
+    (CPU.format('GenuineIntel', 'fma avx'), None),
+    (CPU.format('AuthenticAMD', WIDE), None),
+    ('', None),
+  ],
+)
+def test_kernels_of_openblas_are_those_of_the_processor(
+  text, expected, tmp_path, monkeypatch
+):
+  (tmp_path / 'cpuinfo').write_text(text)
+  monkeypatch.delitem(sys.modules, 'faiss', raising=False)
+  for own in (None, 'Zen'):
+    monkeypatch.setenv('OPENBLAS_CORETYPE', own or '')
+    if own is None:
+      monkeypatch.delenv('OPENBLAS_CORETYPE')
+    ance_jax._set_openblas_kernels(tmp_path / 'cpuinfo')
+    assert os.environ.get('OPENBLAS_CORETYPE') == (own or expected)

@@ -316,28 +316,6 @@ def test_nothing_is_replaced_unasked_and_nothing_half_is_left(two, monkeypatch):
   assert sorted(path.parent.iterdir()) == there
 
 
-@pytest.mark.parametrize(
-  ('changes', 'says'),
-  [
-    ({'num_negatives': 9, 'mine_to': 8}, 'found 9 for ranks 1 to 8'),
-    ({'mine_from': 97}, 'found 4 for ranks 98 to 100'),
-    ({'min_score': 1.0, 'max_score': 0.5}, '--min_score must be at most'),
-    ({'judge_run': ''}, 'must be given together'),
-    ({'judge_max_score': None}, 'must be given together'),
-    ({'retriever': 'bm25'}, '--ranking must be without'),
-    ({'output': '/nowhere/file'}, 'found no folder /nowhere'),
-    ({'output': '/tmp'}, 'found a folder for /tmp'),
-    ({'ranking': '/nowhere.trec'}, 'what is read must be a file'),
-    ({'ranking': ''}, 'found no run in'),
-    ({'too_few': 'fill', 'num_negatives': 8}, 'found 9 for 8 and up to 2'),
-    ({'workdir': ''}, 'found no --workdir'),
-  ],
-)
-def test_what_cannot_be_mined_is_refused(changes, says, two):
-  with pytest.raises(config_lib.BadInput, match=says):
-    mining.run(change(two, **changes))
-
-
 @pytest.fixture(scope='module')
 def docs(tmp_path_factory):
   """Settings of MiniLM on docstrings: their first lines are the queries.

@@ -253,7 +253,7 @@ def mine_plainly(run, step):
   watch = logs.Stopwatch()
   indexed = evaluate.index_corpus(other, params, watch)
   queries = evaluate.encode_queries(run, params, 'train', watch)
-  rows = index.search(indexed.faiss_index, queries, run.config.top_k + 1).rows
+  rows = index.search(indexed.passage_index, queries, run.config.top_k + 1).rows
   return [
     [p for p in row.tolist() if p != last[query]][: run.config.top_k]
     for query, row in enumerate(rows)
@@ -566,7 +566,7 @@ def test_flags_that_may_change_are_chosen_by_hand():
     'tokens_dir', 'beir_set', 'beam_runner', 'beam_options', 'output',
     'overwrite', 'export_corpus', 'port',
     'ranking', 'num_negatives', 'mine_from', 'mine_to', 'max_score',
-    'min_score', 'absolute_margin', 'relative_margin', 'judge_run',
+    'min_score', 'absolute_margin', 'relative_margin', 'judge', 'judge_run',
     'judge_max_score', 'sampling', 'too_few', 'format',
     'refresh', 'refresh_devices', 'refresh_replay', 'max_staleness', 'watch',
   }  # fmt: skip

@@ -13,6 +13,7 @@ import cases_beir
 import cases_checkpoints
 import cases_flags
 import cases_formats
+import cases_mine
 import cases_runs
 import pytest
 
@@ -25,6 +26,7 @@ GROUPS = {
   'formats': cases_formats,
   'checkpoints': cases_checkpoints,
   'runs': cases_runs,
+  'mine': cases_mine,
 }
 CASES = [(group, name) for group in GROUPS for name in GROUPS[group].CASES]
 # Of a machine that does other things too; nearly all take milliseconds.

@@ -476,6 +476,9 @@ CASES = {
   'no tokenizer': Refused(
     remove(TOKENS), 'must come with its tokenizer; found none that loads'
   ),
+  'no file of a tokenizer': Refused(
+    remove(TOKENS, TOKENS_CONFIG), 'must have a vocabulary; found none but'
+  ),
   'tokenizer cut': Refused(
     edit(TOKENS, lambda d: d[:300]), 'must be one JSON value', TOKENS
   ),
