@@ -774,8 +774,8 @@ class Config:
           self.refresh_schedule,
           'write it as 0-2000:500,2000-:5000',
         ) from error
-    text = self.refresh_schedule or f'0-:{self.steps_per_refresh}'
-    longest = max(every for _, every in intervals(text))
+    spans = intervals(self.refresh_schedule) if self.refresh_schedule else ()
+    longest = max((every for _, every in spans), default=self.steps_per_refresh)
     if 0 < self.max_staleness < longest:
       raise _bad(
         'max_staleness',

@@ -88,17 +88,23 @@ def refresher(config):
 
 
 def hold(monkeypatch, event):
-  """Has refreshes wait for an event before they are published."""
-  real = evaluate.evaluate
+  """Has refreshes wait for an event before they are published.
+
+  Returns:
+    An event that is set once the first one waits.
+  """
+  real, held = evaluate.evaluate, threading.Event()
 
   def evaluate_later(*arguments):
     if threading.current_thread() is not threading.main_thread():
+      held.set()
       while not event.wait(0.01):
         if logs.stop_requested():
           raise logs.Stopped('held')
     return real(*arguments)
 
   monkeypatch.setattr(evaluate, 'evaluate', evaluate_later)
+  return held
 
 
 def set_at(monkeypatch, step, event, then=lambda: None):
@@ -174,17 +180,20 @@ def test_a_delayed_run_stopped_at_any_step_ends_bit_equal(config, monkeypatch):
 
 def test_training_never_waits_for_a_refresh_that_is_held(config, monkeypatch):
   config = dataclasses.replace(config, refresh='async', max_steps=70)
-  released = threading.Event()
-  hold(monkeypatch, released)
-  set_at(monkeypatch, 54, released)
+  released, begun = threading.Event(), threading.Event()
+  held = hold(monkeypatch, released)
+  # So that it is the first refresh due, however slow the machine is.
+  set_at(monkeypatch, 5, begun, lambda: held.wait(120))
+  set_at(monkeypatch, 60, released)
   train.run(config)
   first_step, first_refresh = pick_ups(config)[0]
-  assert first_refresh == 4
-  assert 54 <= first_step
+  # By then the refresher may have come further than that which was held.
+  assert 4 <= first_refresh < 60 <= first_step
+  assert (pathlib.Path(config.workdir) / 'refresh' / '00000004').is_dir()
   assert set(logs.series(config.workdir, 'train/loss')) == set(range(1, 71))
   ages = logs.series(config.workdir, 'train/negatives_age')
   assert min(ages) == first_step + 1
-  assert ages[first_step + 1] == first_step + 1 - 4
+  assert ages[first_step + 1] == first_step + 1 - first_refresh
 
 
 def test_what_was_picked_up_beside_training_is_repeated_bit_for_bit(config):
