@@ -101,7 +101,13 @@ def compiled_once():
   real_step, real_encoders = steps.make_train_step, encode.make_encoders
 
   def make_train_step(config, method, retriever, optimizer, devices):
-    key = dataclasses.replace(config, workdir=''), method, retriever, devices
+    # Where negatives come from is nothing to the step.
+    alike = dataclasses.replace(
+      config, workdir='', refresh='sync', refresh_delay=0, refresh_devices=0,
+      max_staleness=0, refresh_replay='', checkpoints_to_keep=1,
+      steps_per_eval=None, steps_per_checkpoint=None, steps_per_refresh=1,
+    )  # fmt: skip
+    key = alike, method, retriever, devices
     if key not in kept:
       kept[key] = real_step(config, method, retriever, optimizer, devices)
     return kept[key]

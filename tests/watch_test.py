@@ -139,10 +139,10 @@ def test_delayed_negatives_come_into_use_so_many_steps_later(config):
 
 def test_without_a_warm_up_the_first_refresh_is_not_delayed(config):
   config = dataclasses.replace(
-    config, refresh='delayed', refresh_delay=6, warmup_steps=0, max_steps=12
+    config, refresh='delayed', refresh_delay=6, warmup_steps=0
   )
   train.run(config)
-  assert pick_ups(config) == [(0, 0), (10, 4)]
+  assert pick_ups(config) == [(0, 0), (10, 4), (14, 8), (18, 12), (22, 16)]
 
 
 def test_a_delay_is_other_training(config):
@@ -152,7 +152,7 @@ def test_a_delay_is_other_training(config):
     ('delayed', {'refresh': 'delayed', 'refresh_delay': 1}),
   ):
     workdir = f'{config.workdir}-{name}'
-    one = dataclasses.replace(config, workdir=workdir, max_steps=12, **changes)
+    one = dataclasses.replace(config, workdir=workdir, **changes)
     train.run(one)
     params.append(jax.tree.leaves(crash_test.outcome(one)[1]))
   assert any((a != b).any() for a, b in zip(*params, strict=True))
@@ -163,12 +163,11 @@ def test_a_delayed_run_stopped_at_any_step_ends_bit_equal(config, monkeypatch):
     config,
     refresh='delayed',
     refresh_delay=6,
-    max_steps=16,
     checkpoints_to_keep=1,
   )
   whole = dataclasses.replace(config, workdir=f'{config.workdir}-whole')
   train.run(whole)
-  for step in range(1, 14, 2):
+  for step in range(1, 22, 4):
     with monkeypatch.context() as patch:
       set_at(patch, step, threading.Event(), logs._stop.set)
       with pytest.raises(logs.Stopped):
@@ -198,7 +197,7 @@ def test_training_never_waits_for_a_refresh_that_is_held(config, monkeypatch):
 
 def test_what_was_picked_up_beside_training_is_repeated_bit_for_bit(config):
   config = dataclasses.replace(
-    config, refresh='async', refresh_devices=2, max_staleness=4, max_steps=40
+    config, refresh='async', refresh_devices=2, max_staleness=4
   )
   train.run(config)
   assert len(pick_ups(config)) > 3
@@ -508,7 +507,7 @@ def test_nothing_is_compiled_anew_for_what_comes_in_beside_training(
   config, monkeypatch
 ):
   config = dataclasses.replace(
-    config, refresh='async', max_staleness=4, max_steps=40, steps_per_eval=1000
+    config, refresh='async', max_staleness=4, steps_per_eval=1000
   )
   traced, real = [], steps.make_train_step
 
@@ -555,7 +554,6 @@ def test_what_is_damaged_before_it_comes_into_use_is_made_again(
     config,
     refresh='delayed',
     refresh_delay=7,
-    max_steps=12,
     steps_per_checkpoint=1,
     checkpoints_to_keep=1,
   )
