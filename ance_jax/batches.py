@@ -134,9 +134,17 @@ def training_data(
 
 
 def make_batch(
-  data, step, *, seed, batch_size, num_negatives, negatives, triplets=False
+  data,
+  step,
+  *,
+  seed,
+  batch_size,
+  num_negatives,
+  negatives,
+  triplets=False,
+  part=(0, 1),
 ):
-  """Returns the `Batch` of a step.
+  """Returns the `Batch` of a step, or a part of it.
 
   Queries come in a new order each epoch; an epoch ends in the middle of a batch
   where it has to. The positive is drawn from all of the query's. (ANCE's sum,
@@ -152,6 +160,8 @@ def make_batch(
     negatives: `Negatives` to draw from, or None for the whole corpus.
     triplets: Whether nothing is drawn, but a query comes once with each column
       of its row of `negatives`, one after the other; H is 1.
+    part: Number of the part of the batch's queries, in order, and how many
+      there are.
   """
   if negatives is None:
     places = _places(seed, step, batch_size, len(data.queries), 0)
@@ -182,10 +192,14 @@ def make_batch(
     else:
       drawn = _drawn(random, negatives.passages[places], num_negatives)
     passages = np.concatenate([passages, drawn], 1)
+  number, parts = part
+  size = batch_size // parts
+  here = np.arange(number * size, (number + 1) * size)
+  rows, passages = rows[here], passages[here]
   query_ids, query_lengths = data.queries.padded(rows, data.query_length)
   passage_ids, passage_lengths = _padded_passages(data, passages)
   return Batch(
-    np.arange(batch_size, dtype=np.uint32),
+    here.astype(np.uint32),
     query_ids,
     query_lengths,
     passage_ids,

@@ -20,6 +20,7 @@ from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import processes
 
 DAMAGED = 'damaged-checkpoint'
 _RECORD = 'record'
@@ -37,8 +38,10 @@ class Checkpoints:
   """
 
   def __init__(self, workdir):
-    handoff.make_folder(_folder(workdir))
-    remove_uncommitted(workdir)
+    if processes.is_first():
+      handoff.make_folder(_folder(workdir))
+      remove_uncommitted(workdir)
+    processes.wait('checkpoints')
     self._workdir = workdir
     self._background = futures.ThreadPoolExecutor(1)
     self._saving = None
@@ -51,7 +54,8 @@ class Checkpoints:
     """Begins to save a `steps.State`; `wait` makes sure that it is there.
 
     Args:
-      state: The state; it may be donated as soon as this returns.
+      state: The state, on all devices of all processes; it may be donated as
+        soon as this returns.
       step: int, its step.
       record: {name: bytes} of the files for `read_record`; '/' parts folders.
       about: dict for the manifest.
@@ -79,6 +83,8 @@ class Checkpoints:
 
   def _commit(self, step, record, about):
     self._manager.wait_until_finished()
+    if not processes.is_first():
+      return
     folder = _folder(self._workdir) / str(step)
     for name, content in record.items():
       path = folder / _RECORD / name
@@ -88,7 +94,8 @@ class Checkpoints:
 
   def check(self):
     """Raises `SaveFailed` if what was begun is known to have failed."""
-    if self._saving and self._saving[1].done():
+    saving = self._saving[1] if self._saving else None
+    if saving and saving.done() and saving.exception():
       self.wait()
 
   def wait(self):
@@ -106,6 +113,8 @@ class Checkpoints:
         with contextlib.suppress(Exception):
           self._manager.wait_until_finished()
         raise _failed(step, error) from error
+      # Only now has process 0 written the last of it.
+      processes.wait('committed')
 
   def restore(self, step, like):
     """Returns the `steps.State` of a step, laid out as `like` is."""
@@ -124,13 +133,12 @@ class Checkpoints:
 
   def keep(self, wanted):
     """Deletes all checkpoints but those of the steps `wanted`."""
-    for step in set(self._manager.all_steps()) - set(wanted):
+    folder = _folder(self._workdir)
+    for step in set(_orbax_steps(folder)) - set(wanted):
       # First the manifest: what is half deleted is not there, not damaged.
-      folder = _folder(self._workdir) / str(step)
-      handoff.unseal(folder)
-      self._manager.delete(step)
-      # Orbax goes on where it could not remove a file.
-      handoff.remove_folder(folder)
+      handoff.unseal(folder / str(step))
+      # Not by Orbax, which goes on where it could not remove a file.
+      handoff.remove_folder(folder / str(step))
 
   def __enter__(self):
     return self
@@ -154,9 +162,9 @@ def read_params(workdir, step, shapes, devices):
     workdir: Folder of the run.
     step: int, the checkpoint's.
     shapes: The tree of parameters, with a shape and dtype for each.
-    devices: Where they go.
+    devices: Where they go; they are this process's then.
   """
-  sharding = devices_lib.replicated(devices)
+  sharding = devices_lib.globally_replicated(devices)
   like = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
@@ -167,7 +175,8 @@ def read_params(workdir, step, shapes, devices):
     raise _not_committed(workdir, step)
   handoff.read_manifest(_folder(workdir) / str(step), only='params/')
   with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(_folder(workdir) / str(step) / 'params', like)
+    path = _folder(workdir) / str(step) / 'params'
+    return processes.locally(checkpointer.restore(path, like), sharding)
 
 
 def read_record(workdir, step):

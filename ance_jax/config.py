@@ -85,6 +85,24 @@ class Config:
   num_devices: int = knob(
     0, 'Local accelerators to use; 0 uses all.', may_change=True
   )
+  num_processes: int = knob(
+    1,
+    'Processes that train together, with the same flags but --process_id, and '
+    'with one --workdir that all of them see; 0: as a TPU pod, SLURM or Open '
+    'MPI says. --batch_size is that of all.',
+    may_change=True,
+  )
+  process_id: int = knob(
+    0,
+    'Number of this process, from 0 on, with --num_processes.',
+    may_change=True,
+  )
+  coordinator: str = knob(
+    '',
+    'HOST:PORT of process 0 that the others reach it under, with '
+    '--num_processes.',
+    may_change=True,
+  )
   dry_run: bool = knob(
     False,
     'Only print what --job=train will need of disk, memory and devices, with '
@@ -760,6 +778,27 @@ class Config:
         'leave it out.'
       )
     self._check_refresh()
+    self._check_processes()
+
+  def _check_processes(self):
+    """Raises `BadInput` for processes that could not find each other."""
+    told = self.num_processes > 1
+    wrong = {
+      'num_processes': self.num_processes != 1 and self.job != 'train',
+      'process_id': self.process_id >= (self.num_processes if told else 1),
+      'coordinator': bool(self.coordinator) != told,
+      'refresh': self.num_processes != 1 and self.refresh == 'async',
+    }
+    needs = {
+      'num_processes': 'be 1 but for --job=train',
+      'process_id': 'be below --num_processes, 0 where the cluster tells it',
+      'coordinator': 'be HOST:PORT with --num_processes of 2 or more, else '
+      'left out',
+      'refresh': 'not be async with several processes',
+    }
+    for name in [name for name, is_wrong in wrong.items() if is_wrong]:
+      cure = f'change it, or --num_processes={self.num_processes}'
+      raise _bad(name, needs[name], getattr(self, name), cure)
 
   def _check_refresh(self):
     """Raises `BadInput` for ways to refresh that do not go together."""
@@ -838,18 +877,22 @@ class Config:
   def to_flagfile(self):
     """Returns the text of a flagfile that gives these settings again.
 
-    Defaults are in it, too: those of another release may be others.
+    Defaults are in it, too: those of another release may be others. Which
+    process of how many this is, is not.
     """
     lines = []
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if value is not None:
+      if value is not None and field.name not in LAUNCH:
         if isinstance(value, bool):
           value = str(value).lower()
         lines.append(f'--{field.name}={value}\n')
     return ''.join(lines)
 
 
+# Fields that tell the processes of a run from each other, and are none of its
+# settings.
+LAUNCH = ('num_processes', 'process_id', 'coordinator')
 # Names of fields, what their values may be (never NaN), and how to say it.
 _RANGES = (
   (
@@ -867,8 +910,8 @@ _RANGES = (
     'at least 3, for two special tokens and a word',
   ),
   (
-    'num_devices warmup_steps max_refreshes refresh_delay refresh_devices '
-    'max_staleness micro_batch_size max_steps '
+    'num_devices num_processes process_id warmup_steps max_refreshes '
+    'refresh_delay refresh_devices max_staleness micro_batch_size max_steps '
     'lr_warmup_steps '
     'weight_decay clip_norm head_size bm25_k1 mine_from absolute_margin',
     lambda value: value >= 0,

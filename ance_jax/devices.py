@@ -1,5 +1,6 @@
 """Accelerators of this process: their mesh, and arrays laid out over them."""
 
+import collections
 from importlib import metadata
 import os
 import pathlib
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from ance_jax import config as config_lib
+from ance_jax import processes
 
 AXIS = 'devices'
 # Packages whose arithmetic ends up in parameters or negatives.
@@ -46,6 +48,21 @@ def local_parts(num_devices, num_others):
   return tuple(found[:first]), tuple(found[first : first + num_others])
 
 
+def of_all_processes(devices):
+  """Returns as many devices of each process as `devices` are of this one."""
+  if processes.count() == 1:
+    return devices
+  number, found = len(devices), collections.defaultdict(list)
+  for device in jax.devices():
+    found[device.process_index].append(device)
+  return tuple(d for _, here in sorted(found.items()) for d in here[:number])
+
+
+def own(devices):
+  """Returns those of `devices` that are this process's."""
+  return tuple(d for d in devices if d.process_index == jax.process_index())
+
+
 def host():
   """Returns the CPU as a device; None where `JAX_PLATFORMS` leaves it out."""
   try:
@@ -71,7 +88,15 @@ def describe(devices):
 
 
 def replicated(devices):
-  """Returns the sharding of an array that each device holds whole."""
+  """Returns the sharding of an array that each device holds whole.
+
+  As all that is not said to be global, it is of this process's devices.
+  """
+  return NamedSharding(_mesh(own(devices)), PartitionSpec())
+
+
+def globally_replicated(devices):
+  """Returns the sharding of an array that all devices hold whole."""
   return NamedSharding(_mesh(devices), PartitionSpec())
 
 
@@ -82,23 +107,24 @@ def replicate(tree, devices):
 
 def split(devices):
   """Returns the sharding of an array whose rows are dealt out in order."""
-  return NamedSharding(_mesh(devices), PartitionSpec(AXIS))
+  return NamedSharding(_mesh(own(devices)), PartitionSpec(AXIS))
 
 
 def shard(batch, devices):
-  """Places a batch on the devices, in the form that `pmap` takes.
+  """Places this process's part of a batch, in the form that `pmap` takes.
 
   Args:
-    batch: Tree of arrays (B, ...), row i being about query i.
-    devices: The n devices; n divides B.
+    batch: Tree of arrays (B, ...), row i being about query i of the part.
+    devices: The devices, n of them this process's; n divides B.
 
   Returns:
     The same tree of arrays (n, B / n, ...), part i on device i.
   """
+  here = split(devices)
 
   def place(array):
-    parts = array.reshape(len(devices), -1, *array.shape[1:])
-    return jax.device_put(parts, split(devices))
+    parts = array.reshape(here.num_devices, -1, *array.shape[1:])
+    return jax.device_put(parts, here)
 
   return jax.tree.map(place, batch)
 

@@ -17,6 +17,7 @@ from ance_jax import devices as devices_lib
 from ance_jax import encoders
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import processes
 
 # Tokens that batch lengths are rounded up to: finer steps pad less and compile
 # more.
@@ -31,8 +32,8 @@ class Encoder(NamedTuple):
   Attributes:
     encode: Jitted (params, ids, lengths) -> (rows, E) float32 embeddings, rows
       dealt out over the devices.
-    num_devices: Number of these.
-    tokens_per_batch: Tokens of a batch over all devices, padding included.
+    num_devices: Number of these, all of this process.
+    tokens_per_batch: Tokens of a batch over these, padding included.
     max_length: Tokens that the model can take.
     embedding_size: E.
   """
@@ -47,14 +48,19 @@ class Encoder(NamedTuple):
 def make_encoder(retriever, side, *, dtype, tokens_per_batch, devices):
   """Returns the `Encoder` of one side, `encoders.QUERY` or `PASSAGE`."""
   whole, split = devices_lib.replicated(devices), devices_lib.split(devices)
-  encode = jax.jit(
+  compiled = jax.jit(
     encoders.make_encode(retriever, dtype, side),
     in_shardings=(whole, split, split),
     out_shardings=split,
   )
+
+  def encode(params, ids, lengths):
+    # Where there are other processes, jit does not deal out what numpy holds.
+    return compiled(params, *jax.device_put((ids, lengths), split))
+
   return Encoder(
     encode,
-    len(devices),
+    split.num_devices,
     tokens_per_batch,
     retriever.body.max_length,
     retriever.embedding_size,
@@ -137,6 +143,8 @@ def batch_plan(lengths, encoder):
 def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
   """Writes the embeddings of all passages as blocks of consecutive rows.
 
+  The processes of a run take turns with them.
+
   Args:
     encoder: An `Encoder`.
     params: Parameters by tower, on all devices.
@@ -148,6 +156,9 @@ def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
   Returns:
     The blocks, in order, as read-only memory maps (rows, E) float32; and the
     share of real tokens in what was computed, None if nothing was.
+
+  Raises:
+    OSError: A block that another process was to write is not there.
   """
   folder = pathlib.Path(folder)
   lengths = token_rows.lengths()
@@ -157,7 +168,8 @@ def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
     rows = np.arange(start, min(start + rows_per_block, len(token_rows)))
     block = folder / f'{start // rows_per_block:05d}'
     paths.append(block / 'embeddings.npy')
-    if handoff.find(block, {}):
+    others = len(paths[:-1]) % processes.count() != processes.index()
+    if others or handoff.find(block, {}):
       continue
     what = f'encode block {len(paths)}/{-(-len(token_rows) // rows_per_block)}'
     embeddings, tokens = encode_rows(encoder, params, token_rows, what, rows)
@@ -165,6 +177,9 @@ def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
     about = {'start': start, 'rows': len(rows)}
     with handoff.publish(block, about) as unfinished:
       np.save(unfinished / 'embeddings.npy', embeddings)
+  # None is read before all are written.
+  counts = processes.gather(np.array([real, computed], np.int64))
+  real, computed = counts.sum(0)
   share = float(real / computed) if computed else None
   return [handoff.load_array(path) for path in paths], share
 

@@ -11,12 +11,14 @@ from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import data
+from ance_jax import devices as devices_lib
 from ance_jax import encode
 from ance_jax import handoff
 from ance_jax import index
 from ance_jax import lexical
 from ance_jax import logs
 from ance_jax import metrics
+from ance_jax import processes
 from ance_jax import runs
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
@@ -97,16 +99,26 @@ def prune_embeddings(run, weights_hash):
 def encode_queries(run, params, split_name, watch, rows=None):
   """Returns the (q, E) float32 embeddings of a split's queries.
 
-  Those of all, or of the (q,) int query rows that are given.
+  Those of all, or of the (q,) int query rows that are given. Each process of a
+  run encodes its part of them.
   """
+  queries = run.queries[split_name]
+  rows = np.arange(len(queries)) if rows is None else rows
+  size = -(-len(rows) // processes.count())
+  first = processes.index() * size
   with watch.phase('encode'):
-    return encode.encode_rows(
+    embeddings, _ = encode.encode_rows(
       run.query_encoder,
       params,
-      run.queries[split_name],
+      queries,
       f'encode {split_name} queries',
-      rows,
-    )[0]
+      rows[first : first + size],
+    )
+    # All send as much.
+    part = np.zeros((size, embeddings.shape[1]), np.float32)
+    part[: len(embeddings)] = embeddings
+    parts = processes.gather(part)
+  return parts.reshape(-1, embeddings.shape[1])[: len(rows)]
 
 
 def evaluate(run, params, indexed, split_name, watch):
@@ -302,17 +314,21 @@ def _typed_queries():
 
 
 def _index(run, blocks):
+  """Returns the `index.Index` of all blocks, of which each process has some."""
   config = run.config
+  own = blocks[processes.index() :: processes.count()]
   if config.index == config_lib.ON_DEVICES:
-    return index.place(
-      blocks,
-      run.devices,
+    made = index.place(
+      own,
+      devices_lib.own(run.devices),
       config.search_memory_mb,
       center=config.center_passages,
     )
-  return index.build(
-    config.index, config.index_params, blocks, center=config.center_passages
-  )
+  else:
+    made = index.build(
+      config.index, config.index_params, own, center=config.center_passages
+    )
+  return index.shared(made, blocks) if processes.count() > 1 else made
 
 
 def _encode_corpus(run, params, folder):
@@ -332,7 +348,7 @@ def _embeddings_folder(run, weights_hash):
     run.config.dtype,
     run.config.rows_per_block,
     run.config.tokens_per_batch,
-    len(run.devices),
+    len(devices_lib.own(run.devices)),
   ]
   key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
   return run.workdir / 'embeddings' / key

@@ -13,6 +13,7 @@ import jax
 import psutil
 
 from ance_jax import config as config_lib
+from ance_jax import devices as devices_lib
 from ance_jax import encoders
 from ance_jax import index
 from ance_jax import logs
@@ -131,7 +132,7 @@ def _needs(run):
       Need('disk', 'negatives', f'{tables} x {arithmetic}', tables * size),
       Need('host memory', 'negatives being mined', arithmetic, size),
     ]
-  copies = len(run.devices) if on_host else 1
+  copies = len(devices_lib.own(run.devices)) if on_host else 1
   needs.append(
     Need(
       'host memory' if on_host else 'device memory',

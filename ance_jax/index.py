@@ -1,5 +1,6 @@
 """Embeddings -> index, FAISS's or ours -> rankings in (-score, row) order."""
 
+import functools
 from typing import NamedTuple
 
 import faiss
@@ -7,6 +8,7 @@ import numpy as np
 
 from ance_jax import config as config_lib
 from ance_jax import logs
+from ance_jax import processes
 from ance_jax import topk
 
 # Vectors that an index which needs training is trained on, at most.
@@ -18,7 +20,53 @@ _QUERIES_AT_ONCE = 1024
 # Pairs whose embeddings are side by side in memory.
 _PAIRS_AT_ONCE = 16_384
 
-Index = faiss.Index | topk.DeviceIndex
+
+
+class Shared(NamedTuple):
+  """An index of which each process of a run has a part.
+
+  Attributes:
+    part: The index of this process's blocks.
+    rows: (n,) int32, the row over all blocks of each row of the part.
+    ntotal: N, rows of all parts.
+  """
+
+  part: faiss.Index | topk.DeviceIndex
+  rows: np.ndarray
+  ntotal: int
+
+  def search(self, queries, k):
+    """Returns scores and rows as FAISS does, the same in all processes.
+
+    All of them must ask for the same queries. Of parts that search exactly the
+    best of all are exact.
+
+    Args:
+      queries: (Q, E) float32 embeddings.
+      k: Rows a query, at most N.
+    """
+    depth = min(k, len(self.rows))
+    find = (
+      functools.partial(topk.search, self.part)
+      if isinstance(self.part, topk.DeviceIndex)
+      else self.part.search
+    )
+    found_scores, found_rows = find(queries, depth)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    rows = np.full((len(queries), k), -1, np.int32)
+    rows[:, :depth] = np.where(found_rows < 0, -1, self.rows[found_rows])
+    scores[:, :depth] = np.where(found_rows < 0, -np.inf, found_scores)
+    scores, rows = (
+      processes.gather(part).swapaxes(0, 1).reshape(len(queries), -1)
+      for part in (scores, rows)
+    )
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    return tuple(
+      np.take_along_axis(part, order, 1) for part in (scores, rows)
+    )
+
+
+Index = faiss.Index | topk.DeviceIndex | Shared
 
 
 class Ranking(NamedTuple):
@@ -126,6 +174,19 @@ def place(blocks, devices, memory, *, center=False):
   """
   mean = _mean(blocks) if center else np.float32(0)
   return topk.place(blocks, devices, memory, mean)
+
+
+def shared(part, blocks):
+  """Returns the `Shared` index of all blocks.
+
+  Args:
+    part: The index of every P-th block, from that of this process's number on.
+    blocks: All blocks, as for `build`.
+  """
+  ends = np.cumsum([len(block) for block in blocks])
+  here = range(processes.index(), len(blocks), processes.count())
+  rows = [np.arange(ends[n] - len(blocks[n]), ends[n]) for n in here]
+  return Shared(part, np.concatenate(rows).astype(np.int32), int(ends[-1]))
 
 
 def write(index, path):
@@ -276,9 +337,11 @@ def _ordered(scores, rows):
 
 
 def _mean(blocks):
-  """Returns the (E,) float32 mean of the rows of all blocks."""
+  """Returns the (E,) float32 mean of the rows of all processes' blocks."""
   total = sum(block.sum(0, dtype=np.float64) for block in blocks)
-  return (total / sum(map(len, blocks))).astype(np.float32)
+  number = np.float64(sum(map(len, blocks)))
+  sums = processes.gather(np.append(total, number)).sum(0)
+  return (sums[:-1] / sums[-1]).astype(np.float32)
 
 
 def _sample(blocks):

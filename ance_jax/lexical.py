@@ -1,6 +1,5 @@
 """BM25 (Robertson et al. 1994) through bm25s: baseline, and negatives."""
 
-import bm25s
 import numpy as np
 import Stemmer
 
@@ -25,6 +24,10 @@ def make_rank(texts, *, k1, b):
   Raises:
     BadInput: There is no word in all of the texts.
   """
+  # It computes with jax when it is imported, which several processes must not
+  # before they have found each other; and that takes a second.
+  import bm25s
+
   stemmer = Stemmer.Stemmer('english')
 
   def tokenize(texts, **kwargs):

@@ -15,12 +15,28 @@ import threading
 
 from ance_jax import config as config_lib
 from ance_jax import handoff
+from ance_jax import processes
 
 LOCK_FILE = 'lock'
 REFRESH_LOCK_FILE = 'refresh.lock'
 _HOLDERS = {LOCK_FILE: 'trainer', REFRESH_LOCK_FILE: 'refresher'}
 _BEAT_SECS, _DEAD_SECS = 10, 60
 _BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
+
+
+def take(workdir):
+  """Returns the trainer's `Lock` of a folder, which process 0 has for all."""
+  return Lock(workdir) if processes.is_first() else _Others()
+
+
+class _Others:
+  """What the other processes have instead."""
+
+  def check(self):
+    """Does nothing."""
+
+  def close(self):
+    """Does nothing."""
 
 
 class Lock:

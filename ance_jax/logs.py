@@ -14,6 +14,7 @@ from tensorboardX.proto import event_pb2
 import tqdm
 
 from ance_jax import handoff
+from ance_jax import processes
 from ance_jax import reading
 
 METRICS_FILE = 'metrics.jsonl'
@@ -28,11 +29,21 @@ class Stopped(Exception):
 
 
 def say(text):
-  """Prints one line, above a progress bar if there is one."""
-  tqdm.tqdm.write(text)
+  """Prints one line, above a progress bar if there is one; process 0 does."""
+  if processes.is_first():
+    tqdm.tqdm.write(text)
 
 
-def progress(items, what, *, total, unit='it', count=lambda item: 1, done=0):
+def progress(
+  items,
+  what,
+  *,
+  total,
+  unit='it',
+  count=lambda item: 1,
+  done=0,
+  stops=True,
+):
   """Yields from `items` under a bar with rate and remaining time.
 
   Args:
@@ -42,6 +53,7 @@ def progress(items, what, *, total, unit='it', count=lambda item: 1, done=0):
     unit: What is counted.
     count: Number of units in an item.
     done: Units that were done before, by an earlier process.
+    stops: Whether a stop signal ends it; else the caller looks for one.
 
   Raises:
     Stopped: A stop signal came.
@@ -53,10 +65,11 @@ def progress(items, what, *, total, unit='it', count=lambda item: 1, done=0):
     unit=f' {unit}',
     leave=False,
     mininterval=0.5,
+    disable=not processes.is_first(),
   )
   with bar:
     for item in items:
-      if stop_requested():
+      if stops and stop_requested():
         raise Stopped(what)
       yield item
       bar.update(count(item))
@@ -131,12 +144,14 @@ class Stopwatch:
 class Metrics:
   """`metrics.jsonl` and TensorBoard files of a run, each (step, name) once.
 
-  Only the process that trains writes them.
+  Only the process that trains writes them; of several, process 0.
   """
 
   def __init__(self, workdir, *, history=b'', step=0):
     """Begins with the lines `history`, those of the checkpoint of `step`."""
-    self._path = pathlib.Path(workdir) / METRICS_FILE
+    self._path, self._file = pathlib.Path(workdir) / METRICS_FILE, None
+    if not processes.is_first():
+      return
     handoff.write_bytes(self._path, history)
     board = os.path.join(workdir, 'tensorboard')
     handoff.make_folder(board)
@@ -154,6 +169,8 @@ class Metrics:
 
   def write(self, step, values):
     """Writes a dict of name to float as one line of `step`."""
+    if not self._file:
+      return
     values = {name: float(value) for name, value in values.items()}
     self._file.write(json.dumps({'step': step, **values}).encode() + b'\n')
     self._file.flush()
@@ -170,6 +187,8 @@ class Metrics:
 
   def close(self):
     """Syncs and closes the files."""
+    if not self._file:
+      return
     try:
       os.fsync(self._file.fileno())
     finally:

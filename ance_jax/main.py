@@ -24,6 +24,7 @@ from ance_jax import export
 from ance_jax import inspection
 from ance_jax import logs
 from ance_jax import mining
+from ance_jax import processes
 from ance_jax import report
 from ance_jax import runs
 from ance_jax import serving
@@ -66,7 +67,11 @@ def main(argv):
       traceback.print_exception(error)
     sentence, code = _explain(error)
   # Only now are the progress bars gone.
-  print(f'ance_jax: {sentence}', file=sys.stderr)
+  print(f'ance_jax: {sentence}', file=sys.stderr, flush=True)
+  if processes.count() > 1:
+    # Else jax would wait five minutes for the others to end as well.
+    sys.stdout.flush()
+    os._exit(code)
   return code
 
 
@@ -89,6 +94,11 @@ def _explain(error):
   if isinstance(error, KeyboardInterrupt):
     return 'interrupted.', _INTERRUPTED
   text = ' '.join(str(error).split())[:300]
+  if processes.count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+    return (
+      f'process {processes.index()} cannot reach another one any more '
+      f'({text[:100]}); what was committed is whole: start all of them again.'
+    ), _FAILED
   return (
     f'{type(error).__name__}: {text}; what was committed is whole: give the '
     'same command with --debug to see where it came from.'

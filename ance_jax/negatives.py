@@ -15,6 +15,7 @@ from ance_jax import lexical
 from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
+from ance_jax import processes
 from ance_jax import rankings
 from ance_jax import reading
 from ance_jax import schedule
@@ -108,26 +109,42 @@ def by_bm25(run):
   if config.bm25_run:
     about['bm25_run'] = handoff.file_hash(reading.regular(config.bm25_run))
   folder = run.workdir / 'bm25'
-  if not handoff.find(folder, about):
-    split = run.splits[config.train_split]
-    rank, where = _bm25_rank(run, split)
-    negatives, counts = of_ranking(
-      run,
-      methods.METHODS['bm25'],
-      rank,
-      (0, len(split.ids)),
-      'mine with BM25',
-    )
-    logs.say(f'BM25 negatives of {where}: {counts_text(counts)}')
-    with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
-      np.save(unfinished / 'negatives.npy', negatives)
+
+  def waiting():
+    logs.say('waiting for the BM25 negatives of another process')
+
+  with handoff.turn(run.workdir, waiting):
+    if not handoff.find(folder, about):
+      _publish_bm25(run, folder, about)
   return handoff.load_array(folder / 'negatives.npy')
+
+
+def _publish_bm25(run, folder, about):
+  split = run.splits[run.config.train_split]
+  rank, where = _bm25_rank(run, split)
+  negatives, counts = of_ranking(
+    run,
+    methods.METHODS['bm25'],
+    rank,
+    (0, len(split.ids)),
+    'mine with BM25',
+  )
+  logs.say(f'BM25 negatives of {where}: {counts_text(counts)}')
+  with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
+    np.save(unfinished / 'negatives.npy', negatives)
 
 
 def check(run):
   """Raises `BadInput` for settings that would stop the run later."""
   config = run.config
   num_rows, width = len(run.passages.pieces()), run.retriever.embedding_size
+  most = num_rows // processes.count()
+  if -(-num_rows // config.rows_per_block) < processes.count():
+    raise config_lib.BadInput(
+      f'--rows_per_block must leave each of {processes.count()} processes a '
+      f'block of the {num_rows:,} passages; found {config.rows_per_block}; '
+      f'lower it to {most} at most.'
+    )
   if config.index == config_lib.ON_DEVICES:
     topk.plan(num_rows, width, len(run.devices), config.search_memory_mb)
   else:

@@ -22,6 +22,7 @@ from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
 from ance_jax import negatives as negatives_lib
+from ance_jax import processes
 from ance_jax import schedule
 
 _FOLDER = 'refresh'
@@ -65,7 +66,7 @@ def refresh(run, step, *, before=None):
     'query_slice': list(_query_slice(run, step)),
     **_sources(run),
   }
-  if found := handoff.find(folder(run, step), about):
+  if found := processes.told(lambda: handoff.find(folder(run, step), about)):
     return found
   indexed = evaluate.index_corpus(run, params, watch)
   negatives, mined = _mine(run, step, params, indexed, watch)
@@ -88,8 +89,10 @@ def refresh(run, step, *, before=None):
     'lengths': [run.retriever.query_length, run.retriever.passage_length],
     'made_with': devices_lib.describe(run.devices),
   }
-  with handoff.publish(folder(run, step), manifest) as unfinished:
-    np.save(unfinished / 'negatives.npy', negatives)
+  if processes.is_first():
+    with handoff.publish(folder(run, step), manifest) as unfinished:
+      np.save(unfinished / 'negatives.npy', negatives)
+  processes.wait('published')
   return handoff.read_manifest(folder(run, step))
 
 
@@ -102,7 +105,8 @@ def load(run, step):
   Raises:
     BadInput: That checkpoint is not there, or damaged too.
   """
-  if not handoff.find(folder(run, step), _sources(run)):
+  about = _sources(run)
+  if not processes.told(lambda: handoff.find(folder(run, step), about)):
     logs.say(f'the refresh of step {step} is not there: it is made again')
     refresh(run, step)
   return handoff.load_array(folder(run, step) / 'negatives.npy')
@@ -158,8 +162,10 @@ def adopt(run, other, step):
       'a refresh that is replayed must be whole and of the same data and '
       f'settings; found that of {there} {wrong}; replay another run.'
     )
-  with handoff.publish(folder(run, step), {**manifest, **ours}) as unfinished:
-    shutil.copyfile(there / 'negatives.npy', unfinished / 'negatives.npy')
+  if processes.is_first():
+    with handoff.publish(folder(run, step), {**manifest, **ours}) as unfinished:
+      shutil.copyfile(there / 'negatives.npy', unfinished / 'negatives.npy')
+  processes.wait('adopted')
   return handoff.read_manifest(folder(run, step))
 
 

@@ -15,6 +15,7 @@ from ance_jax import devices as devices_lib
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import negatives
+from ance_jax import processes
 from ance_jax import runs
 from ance_jax import schedule
 
@@ -56,8 +57,9 @@ class PickUp(NamedTuple):
 def begin(config):
   """Returns `Begun`: at the newest whole checkpoint, or at step 0."""
   splits = (config.train_split, config.dev_split)
-  handoff.remove_unfinished(config.workdir)
-  step, saved = checkpoint.newest_whole(config.workdir)
+  if processes.is_first():
+    handoff.remove_unfinished(config.workdir)
+  step, saved = processes.told(lambda: checkpoint.newest_whole(config.workdir))
   if saved is None:
     _check_never_trained(config.workdir)
     this, params = runs.begin(config, splits)
@@ -75,18 +77,24 @@ def begin(config):
     f'training {config.workdir} goes on from the checkpoint of step {step}'
   )
   _say_what_changed(this, step, saved)
-  return Begun(this, None, step, _restore_history(config, step))
+  history = b''
+  if processes.is_first():
+    history = _restore_history(config, step)
+  processes.wait('restored')
+  return Begun(this, None, step, history)
 
 
 def begin_pick_ups(run):
   """Writes the history of pick-ups of a new run: none."""
-  _write_pick_ups(run.workdir, [])
+  if processes.is_first():
+    _write_pick_ups(run.workdir, [])
+  processes.wait('no pick-ups')
 
 
 def pick_up(run, new):
   """Records a `PickUp` on disk, before the first batch of it."""
   before = _pick_ups(run.workdir)
-  if new not in before:
+  if processes.is_first() and new not in before:
     _write_pick_ups(run.workdir, [*before, new])
 
 
@@ -117,7 +125,7 @@ def _say_what_changed(run, step, saved):
   for name, old, new in config_lib.differences(
     before, run.config, may_change=True
   ):
-    if name not in _OF_ONE_START:
+    if name not in (*_OF_ONE_START, *config_lib.LAUNCH):
       logs.say(f'--{name} is {new!r} from here on; it was {old!r}')
   now = devices_lib.describe(run.devices)
   changed = [

@@ -19,6 +19,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import models
 from ance_jax import pipelines
+from ance_jax import processes
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
@@ -32,7 +33,7 @@ class Run(NamedTuple):
   Attributes:
     id: What tells this run from all others; empty without one.
     config: `Config`.
-    devices: The accelerators used.
+    devices: The accelerators used, those of all processes.
     corpus: `data.Corpus`, N passages.
     splits: `data.Split` by name.
     passages: `tokens.TokenRows` of the corpus.
@@ -73,7 +74,7 @@ def begin(config, split_names, spread=None):
   model = models.load(
     config, tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
   )
-  new = secrets.token_hex(8)
+  new = processes.told(lambda: secrets.token_hex(8))
   run = _run(new, config, dataset, model.retriever, model.tokenizer, spread)
   return run, model.params
 
@@ -91,10 +92,12 @@ def beside(run, devices):
 def training_devices(config):
   """Returns the accelerators that train, and those that refresh beside them.
 
-  Other jobs than training have none of the latter.
+  Other jobs than training have none of the latter. The first ones are those of
+  all processes.
   """
   others = config.refresh_devices if config.job == 'train' else 0
-  return devices_lib.local_parts(config.num_devices, others)
+  first, others = devices_lib.local_parts(config.num_devices, others)
+  return devices_lib.of_all_processes(first), others
 
 
 def record(run):
@@ -241,9 +244,9 @@ def check_same_run(config, step):
 
 def write_flags(config):
   """Writes `run.flags`, the flagfile that repeats the run."""
-  handoff.write_text(
-    pathlib.Path(config.workdir) / FLAGS_FILE, config.to_flagfile()
-  )
+  if processes.is_first():
+    path = pathlib.Path(config.workdir) / FLAGS_FILE
+    handoff.write_text(path, config.to_flagfile())
 
 
 def _run(id, config, dataset, retriever, tokenizer, spread=None):

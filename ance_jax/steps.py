@@ -43,6 +43,8 @@ def init_state(params, optimizer, devices):
 def state_shapes(param_shapes, optimizer, devices):
   """Returns a `State` of shapes, dtypes and places, to restore one into.
 
+  The places are all devices of all processes.
+
   Args:
     param_shapes: The tree of parameters, with a shape and dtype for each.
     optimizer: As for `init_state`.
@@ -52,7 +54,7 @@ def state_shapes(param_shapes, optimizer, devices):
   state = State(
     step, param_shapes, jax.eval_shape(optimizer.init, param_shapes)
   )
-  place = devices_lib.replicated(devices)
+  place = devices_lib.globally_replicated(devices)
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
     state,

@@ -16,6 +16,7 @@ import time
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from ance_jax import batches
@@ -30,6 +31,7 @@ from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
 from ance_jax import optimizers
+from ance_jax import processes
 from ance_jax import refresh
 from ance_jax import report
 from ance_jax import resume
@@ -68,11 +70,12 @@ def run(config, *, leave=logs.interrupt):
     FloatingPointError: A loss was not finite.
     logs.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
   """
+  processes.start(config)
   check(config)
   devices, _ = runs.training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   with logs.stop_signals(leave), contextlib.ExitStack() as stack:
-    lock = stack.enter_context(contextlib.closing(locks.Lock(config.workdir)))
+    lock = stack.enter_context(contextlib.closing(locks.take(config.workdir)))
     begun = resume.begin(config)
     footprint.check(begun.run)
     if config.dry_run:
@@ -91,15 +94,17 @@ def _loop(parts, state, step):
     try:
       in_use = _boundary(parts, state, step, in_use)
     except logs.Stopped:
-      _save(parts, state, step)
+      # Of several processes each stops where it is, and no save comes together.
+      if processes.count() == 1:
+        _save(parts, state, step)
       raise
     if step == config.max_steps:
       parts.checkpoints.wait()
       _prune(parts)
       return _finish(parts.run)
     until = _until(parts, step, in_use)
-    state, step = _train(parts, make_step, state, step, until, in_use)
-    if logs.stop_requested():
+    state, step, stopped = _train(parts, make_step, state, step, until, in_use)
+    if stopped:
       _save(parts, state, step)
       raise logs.Stopped(f'training at step {step}')
 
@@ -134,7 +139,9 @@ def _open(stack, lock, begun):
   if begun.params is None:
     shapes = encoders.shapes(this.retriever)
     like = steps.state_shapes(shapes, optimizer, this.devices)
-    state = checkpoints.restore(begun.step, like)
+    state = processes.locally(
+      checkpoints.restore(begun.step, like), like.step.sharding
+    )
   else:
     state = steps.init_state(begun.params, optimizer, this.devices)
     resume.begin_pick_ups(this)
@@ -184,6 +191,7 @@ def _step_maker(parts):
         num_negatives=number,
         negatives=negatives,
         triplets=method.triplets,
+        part=(processes.index(), processes.count()),
       )
       return devices_lib.shard(batch, run.devices)
 
@@ -193,7 +201,11 @@ def _step_maker(parts):
 
 
 def _train(parts, make_step, state, step, until, in_use):
-  """Returns (state, step) after training to `until`, or to a stop signal."""
+  """Trains to `until`, to a newer refresh, or to a stop signal.
+
+  Returns:
+    The state, its step, and whether a stop signal came.
+  """
   config = parts.run.config
   method = schedule.method(config, in_use is not None)
   train_step, make_batch = make_step(method)
@@ -202,29 +214,31 @@ def _train(parts, make_step, state, step, until, in_use):
     lambda n: make_batch(n, negatives), range(step, until)
   )
   bar = logs.progress(
-    prepared, 'train', total=config.max_steps, done=step, unit='steps'
+    prepared,
+    'train',
+    total=config.max_steps,
+    done=step,
+    unit='steps',
+    stops=False,
   )
   start, waiting = time.perf_counter(), None
-  try:
-    for batch in bar:
-      state, metrics = train_step(state, batch)
-      step += 1
-      parts.checkpoints.check()
-      parts.lock.check()
-      newer = _newer(parts, step, in_use)
-      # The device works on this step while the host reads the last one's.
-      if waiting:
-        _log_step(parts, *waiting, in_use)
-      waiting = step, metrics
-      if newer is not None:
-        break
-  except logs.Stopped:
-    pass  # The caller saves what was made up to here.
-  if waiting:
-    _log_step(parts, *waiting, in_use)
+  stopped = newer = False
+  for batch in bar:
+    state, metrics = train_step(state, batch)
+    step += 1
+    parts.checkpoints.check()
+    parts.lock.check()
+    stopped, newer = _news(parts, step, in_use)
+    # The device works on this step while the host reads the last one's.
+    if waiting:
+      _log_step(parts, *waiting, in_use)
+    waiting = step, metrics
+    if stopped or newer:
+      break
+  _log_step(parts, *waiting, in_use)
   secs = time.perf_counter() - start
   parts.metrics.write(step, {'time/train_secs': secs})
-  return state, step
+  return state, step, stopped
 
 
 def _log_step(parts, step, metrics, in_use):
@@ -296,7 +310,7 @@ def _comes_into_use(parts, step, in_use):
     return schedule.comes_into_use(config, step)
   if step == config.max_steps:
     return None
-  newer = parts.reader.newest(in_use, step)
+  newer = processes.told(lambda: parts.reader.newest(in_use, step))
   of = newer if newer is not None else in_use.refresh if in_use else None
   if of is None and not config.warmup_steps:
     parts.checkpoints.wait()
@@ -308,12 +322,22 @@ def _comes_into_use(parts, step, in_use):
   return newer
 
 
-def _newer(parts, step, in_use):
-  """Returns the step of a refresh that came in beside training, or None."""
-  newer = parts.reader.newest(in_use, step) if parts.reader else None
-  if newer is None or any(one.step > step for one in resume.planned(parts.run)):
-    return None
-  return newer
+def _news(parts, step, in_use):
+  """Returns whether to stop, and whether a refresh came in beside training.
+
+  Several processes must do so after the same step: they ask each other now and
+  then, as that waits for the devices.
+  """
+  several = processes.count() > 1
+  if several and step % parts.run.config.steps_per_log:
+    return False, False
+  newer = False
+  if parts.reader and processes.is_first():
+    newer = parts.reader.newest(in_use, step) is not None and not any(
+      one.step > step for one in resume.planned(parts.run)
+    )
+  here = np.array([logs.stop_requested(), newer])
+  return processes.gather(here).any(0).tolist()
 
 
 def _pick_up(parts, step, newer, in_use):
@@ -352,6 +376,8 @@ def _report_metrics(parts, step, made):
   secs['time/compiles'] = parts.compiles.pop('compiles', 0)
   secs['time/compile_secs'] = parts.compiles.pop('compile_secs', 0)
   parts.metrics.write(step, {**made['metrics'], **secs})
+  if not processes.is_first():
+    return
   examples = run.workdir / 'examples'
   handoff.make_folder(examples)
   handoff.write_json(
@@ -383,15 +409,17 @@ def _save(parts, state, step):
   parts.lock.check()
   parts.checkpoints.wait()
   _prune(parts)
-  workdir = parts.run.workdir
-  committed = checkpoint.committed_steps(workdir)
+  run, workdir = parts.run, parts.run.workdir
+  committed = processes.told(lambda: checkpoint.committed_steps(workdir))
   if step not in committed:
     record = {
       **parts.record,
       logs.METRICS_FILE: parts.metrics.history(),
       resume.PICK_UPS_FILE: (workdir / resume.PICK_UPS_FILE).read_bytes(),
     }
-    about = {'made_with': devices_lib.describe(parts.run.devices)}
+    about = {'made_with': devices_lib.describe(run.devices)}
+    everywhere = devices_lib.globally_replicated(run.devices)
+    state = processes.globally(state, everywhere)
     parts.checkpoints.save(state, step, record, about)
   if not committed:
     # Whatever is logged from here on, there is a checkpoint before it.
@@ -405,7 +433,7 @@ def _prune(parts):
   """
   config = parts.run.config
   committed = checkpoint.committed_steps(config.workdir)
-  if committed:
+  if committed and processes.is_first():
     newest = committed[-config.checkpoints_to_keep :]
     best = checkpoint.best(config.workdir, committed)
     # A damaged refresh is made again: of what is in use, and what will be.
@@ -419,12 +447,14 @@ def _prune(parts):
 def _finish(run):
   """Shows what came of it; returns {measure: value} on dev at the end."""
   workdir, config = run.workdir, run.config
-  report.draw([workdir], workdir / 'curves.png')
-  logs.say(report.table(workdir))
-  shown = report.examples(workdir)
-  logs.say(report.compare_examples(shown[0], shown[-1]))
-  logs.say(f'curves: {workdir / "curves.png"}')
-  logs.say(f'page: {workdir / report.PAGE_FILE}')
+  if processes.is_first():
+    report.draw([workdir], workdir / 'curves.png')
+    logs.say(report.table(workdir))
+    shown = report.examples(workdir)
+    logs.say(report.compare_examples(shown[0], shown[-1]))
+    logs.say(f'curves: {workdir / "curves.png"}')
+    logs.say(f'page: {workdir / report.PAGE_FILE}')
+  processes.wait('finished')
   return {
     name.removeprefix('dev/'): logs.series(workdir, name)[config.max_steps]
     for name in logs.dev_measures(workdir)

@@ -18,6 +18,7 @@ from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
 from ance_jax import negatives
+from ance_jax import processes
 from ance_jax import refresh
 from ance_jax import runs
 from ance_jax import schedule
@@ -73,11 +74,13 @@ class Reader:
     logs.say(
       f'training waits at step {step} for a refresh of step {oldest} or later'
     )
-    while (found := self.newest(in_use, step)) is None or found < oldest:
+    while True:
+      found = processes.told(lambda: self.newest(in_use, step))
+      if found is not None and found >= oldest:
+        return found
       if logs.stop_requested():
         raise logs.Stopped(f'waiting for a refresh at step {step}')
       time.sleep(_LOOK_SECS)
-    return found
 
   def _look(self, in_use, step):
     for number in reversed(refresh.published(self._run)):

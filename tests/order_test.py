@@ -14,7 +14,7 @@ ORDER = (
   'checkpoint corpora datasets pairs beir msmarco dpr downloads rankings '
   'records registry chance metrics answers tokens tokenizer forms data strings '
   'lexical index topk filters mine losses bert compiled logs locks handoff '
-  'devices reading config'
+  'devices processes reading config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

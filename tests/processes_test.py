@@ -1,0 +1,188 @@
+"""Several processes train as one; one that dies ends all, and loses nothing."""
+
+from concurrent import futures
+import dataclasses
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from ance_jax import devices
+from ance_jax import index
+from ance_jax import logs
+from ance_jax import processes
+from ance_jax import train
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+# What one process runs: our main, that says how many rows it indexes; the one
+# that `dies` ends in the middle of step 10.
+CHILD = """
+import os, sys
+from ance_jax import evaluate, main, train
+build, log_step = evaluate.index.build, train._log_step
+def counted(factory, params, blocks, **kwargs):
+  print('rows indexed:', sum(map(len, blocks)), flush=True)
+  return build(factory, params, blocks, **kwargs)
+def killed(parts, step, *rest):
+  if step == 9 and {dies}:
+    os._exit(9)
+  log_step(parts, step, *rest)
+evaluate.index.build, train._log_step = counted, killed
+sys.argv = ['main', *{flags!r}]
+main.run()
+"""
+
+
+def start(config, number, count, *, dies=False):
+  """Starts one process of several, with 4 / count devices."""
+  launch = [
+    f'--num_processes={count}',
+    f'--process_id={number}',
+    f'--coordinator=localhost:{start.port}',
+  ]
+  devices = f'--xla_force_host_platform_device_count={4 // count}'
+  flags = os.environ['XLA_FLAGS'].split()[1:]
+  code = CHILD.format(
+    dies=dies, flags=[*config.to_flagfile().split('\n')[:-1], *launch]
+  )
+  return subprocess.Popen(
+    [sys.executable, '-c', code],
+    cwd=REPOSITORY,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'XLA_FLAGS': ' '.join([devices, *flags])},
+  )
+
+
+def together(config, count, *, dies=None):
+  """Returns (exit code, output, errors) of each of `count` processes."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    start.port = free.getsockname()[1]
+  children = [start(config, n, count, dies=n == dies) for n in range(count)]
+  ended = [child.communicate(timeout=300) for child in children]
+  return [
+    (child.returncode, *texts)
+    for child, texts in zip(children, ended, strict=True)
+  ]
+
+
+@pytest.fixture
+def config(tiny):
+  return dataclasses.replace(
+    tiny, rows_per_block=16, dropout_rate=0.2, warmup_method='bm25'
+  )
+
+
+def test_four_train_as_one_and_without_one_that_died_two_go_on(
+  config, tmp_path
+):
+  alone = dataclasses.replace(
+    config, workdir=str(tmp_path / 'alone'), num_devices=4
+  )
+  train.run(alone)
+
+  four = together(config, 4, dies=3)
+  two = together(config, 2)
+
+  assert four[3][0] == 9
+  for number, (code, _, errors) in enumerate(four[:3]):
+    assert code not in (0, 9)
+    assert f'process {number} cannot reach another' in errors or (
+      'distributed service detected fatal errors' in errors
+    ), errors
+  assert [code for code, *_ in two] == [0, 0], two
+  # Of 150 passages in blocks of 16, nobody has more than its own.
+  indexed = [
+    {line for line in output.splitlines() if line.startswith('rows')}
+    for _, output, _ in two
+  ]
+  assert indexed == [{'rows indexed: 80'}, {'rows indexed: 70'}]
+  for step in (4, 8):
+    for workdir in (config.workdir, alone.workdir):
+      assert (pathlib.Path(workdir) / f'refresh/{step:08d}').is_dir()
+    negatives = [
+      np.load(f'{workdir}/refresh/{step:08d}/negatives.npy')
+      for workdir in (config.workdir, alone.workdir)
+    ]
+    np.testing.assert_array_equal(*negatives)
+  for name in ('train/loss', 'train/grad_norm', 'dev/mrr@10'):
+    found, expected = (
+      logs.series(workdir, name) for workdir in (config.workdir, alone.workdir)
+    )
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(
+      list(found.values()), list(expected.values()), rtol=0, atol=1e-5
+    )
+  assert (
+    '--num_processes=1\n'
+    not in (pathlib.Path(config.workdir) / 'run.flags').read_text()
+  )
+
+
+class Threads:
+  """Threads that take the place of processes."""
+
+  def __init__(self, count):
+    self._here, self._sent = threading.local(), {}
+    self._count, self._barrier = count, threading.Barrier(count, timeout=60)
+
+  def index(self):
+    return self._here.index
+
+  def count(self):
+    return self._count
+
+  def gather(self, array):
+    self._sent[self.index()] = array
+    self._barrier.wait()
+    sent = np.stack([self._sent[n] for n in range(self._count)])
+    self._barrier.wait()
+    return sent
+
+  def run(self, function):
+    def of(number):
+      self._here.index = number
+      return function()
+
+    with futures.ThreadPoolExecutor(self._count) as pool:
+      return list(pool.map(of, range(self._count)))
+
+
+@pytest.mark.parametrize('center', [False, True])
+@pytest.mark.parametrize('on_devices', [False, True])
+def test_the_parts_of_an_index_find_what_the_whole_one_does(
+  monkeypatch, center, on_devices
+):
+  random = np.random.default_rng(0)
+  # Whole numbers with a whole mean, so that many scores are equal; parts of
+  # fewer rows than k.
+  half = random.integers(-2, 3, size=(43, 8))
+  rows = np.concatenate([half, -half, np.zeros((1, 8), int)]) + 3
+  blocks = np.split(rows.astype(np.float32), [20, 40, 60, 80])
+  queries = random.integers(-2, 3, size=(9, 8)).astype(np.float32)
+
+  def build(blocks):
+    if on_devices:
+      # Threads that share several devices would wait for each other.
+      return index.place(blocks, devices.local(1), 8, center=center)
+    return index.build('Flat', '', blocks, center=center)
+
+  expected = index.search(build(blocks), queries, 25)
+  threads = Threads(3)
+
+  def search():
+    part = build(blocks[threads.index() :: 3])
+    return index.search(index.shared(part, blocks), queries, 25)
+
+  for name in ('index', 'count', 'gather'):
+    monkeypatch.setattr(processes, name, getattr(threads, name))
+  for found in threads.run(search):
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
