@@ -190,7 +190,7 @@ def make_batch(
       shape = batch_size, num_negatives
       drawn = random.integers(len(data.passages), size=shape)
     else:
-      drawn = _drawn(random, negatives.passages[places], num_negatives)
+      drawn = draw(random, negatives.passages[places], num_negatives)
     passages = np.concatenate([passages, drawn], 1)
   number, parts = part
   size = batch_size // parts
@@ -233,8 +233,14 @@ def ahead(make, items):
       yield waiting.popleft().result()
 
 
-def _drawn(random, passages, number):
-  """Returns (B, H) of the (B, K) passages, each once while there are any."""
+def draw(random, passages, number):
+  """Returns (B, H) of the passages, each once while there are any.
+
+  Args:
+    random: numpy Generator.
+    passages: (B, K) int32, one at least in each row, -1 behind the last.
+    number: H.
+  """
   keys = random.random(passages.shape)
   keys[passages < 0] = 2  # Behind all that are there.
   columns = keys.argsort(1)

@@ -93,6 +93,19 @@ class Dropout(NamedTuple):
   rows: jax.Array
 
 
+def flops(config, num_tokens, length):
+  """Returns the operations of the forward pass, two for each multiply-add.
+
+  Args:
+    config: `BodyConfig`.
+    num_tokens: Tokens, padding included.
+    length: Those of a text.
+  """
+  width, inner = config.hidden_size, config.intermediate_size
+  a_token = 2 * (4 * width**2 + 2 * width * inner) + 4 * length * width
+  return config.num_layers * a_token * num_tokens
+
+
 class Body(nn.Module):
   """Token ids -> the last layer's activations.
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ance_jax import batches
+from ance_jax import bert
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
 from ance_jax import handoff
@@ -182,6 +183,25 @@ def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
   real, computed = counts.sum(0)
   share = float(real / computed) if computed else None
   return [handoff.load_array(path) for path in paths], share
+
+
+def flops(encoder, body, lengths, rows_per_block=None):
+  """Returns the operations that encoding rows takes, padding included.
+
+  Whether or not they are there already, and whoever does it.
+
+  Args:
+    encoder: An `Encoder`.
+    body: `bert.BodyConfig`.
+    lengths: (n,) int, tokens of each row.
+    rows_per_block: As for `encode_corpus`; None: all rows together.
+  """
+  size = rows_per_block or max(len(lengths), 1)
+  return sum(
+    bert.flops(body, rows * length, length)
+    for start in range(0, len(lengths), size)
+    for _, rows, length in batch_plan(lengths[start : start + size], encoder)
+  )
 
 
 def make_encoders(retriever, **kwargs):

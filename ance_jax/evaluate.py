@@ -53,6 +53,11 @@ class IndexedCorpus(NamedTuple):
       self.passage_index, self.texts_of, queries, k, what
     )
 
+  def search_flops(self, num_queries):
+    """Returns the operations of a search; 0 where nobody counts them."""
+    width = self.blocks[0].shape[1]
+    return num_queries * index.flops(self.passage_index, width)
+
   def scores(self, queries, rows):
     """Returns (q, K) float32 scores of passages; see `index.exact_scores`."""
     return index.exact_scores(self.blocks, queries, rows, self.texts_of)
@@ -67,7 +72,7 @@ def index_corpus(run, params, watch):
   Args:
     run: `runs.Run`.
     params: Parameters by tower.
-    watch: `logs.Stopwatch`, for the phases 'encode' and 'index'.
+    watch: `logs.Stopwatch`, for the phases 'encode' and 'index', and the work.
   """
   weights_hash = checkpoint.weights_hash(params)
   folder = _embeddings_folder(run, weights_hash)
@@ -76,6 +81,10 @@ def index_corpus(run, params, watch):
       blocks, real_tokens = _encode_corpus(run, params, folder)
     with watch.phase('index'):
       passage_index = _index(run, blocks)
+  lengths = run.passages.pieces().lengths()
+  _count_encoding(
+    run, run.passage_encoder, lengths, watch, run.config.rows_per_block
+  )
   return IndexedCorpus(
     passage_index,
     weights_hash,
@@ -118,12 +127,14 @@ def encode_queries(run, params, split_name, watch, rows=None):
     part = np.zeros((size, embeddings.shape[1]), np.float32)
     part[: len(embeddings)] = embeddings
     parts = processes.gather(part)
+  _count_encoding(run, run.query_encoder, queries.lengths()[rows], watch)
   return parts.reshape(-1, embeddings.shape[1])[: len(rows)]
 
 
 def evaluate(run, params, indexed, split_name, watch):
   """Returns {measure: value} of a split, and the `index.Ranking` behind it."""
   queries = encode_queries(run, params, split_name, watch)
+  watch.work('evaluate', indexed.search_flops(len(queries)))
   with watch.phase('evaluate'):
     split = run.splits[split_name]
     depth = metrics.depth(split, len(run.passages))
@@ -329,6 +340,11 @@ def _index(run, blocks):
       config.index, config.index_params, own, center=config.center_passages
     )
   return index.shared(made, blocks) if processes.count() > 1 else made
+
+
+def _count_encoding(run, encoder, lengths, watch, rows_per_block=None):
+  work = encode.flops(encoder, run.retriever.body, lengths, rows_per_block)
+  watch.work('encode', work)
 
 
 def _encode_corpus(run, params, folder):

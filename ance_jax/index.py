@@ -21,7 +21,6 @@ _QUERIES_AT_ONCE = 1024
 _PAIRS_AT_ONCE = 16_384
 
 
-
 class Shared(NamedTuple):
   """An index of which each process of a run has a part.
 
@@ -61,9 +60,7 @@ class Shared(NamedTuple):
       for part in (scores, rows)
     )
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    return tuple(
-      np.take_along_axis(part, order, 1) for part in (scores, rows)
-    )
+    return tuple(np.take_along_axis(part, order, 1) for part in (scores, rows))
 
 
 Index = faiss.Index | topk.DeviceIndex | Shared
@@ -278,6 +275,35 @@ def exact_scores(blocks, queries, rows, texts_of=None):
   return scores
 
 
+def rows_of(blocks, rows):
+  """Returns the (P, E) float32 embeddings of (P,) int rows over all blocks."""
+  ends = np.cumsum([len(block) for block in blocks])
+  of_block = np.searchsorted(ends, rows, side='right')
+  found = np.empty((len(rows), blocks[0].shape[1]), np.float32)
+  for number in np.unique(of_block):
+    here = of_block == number
+    block = blocks[number]
+    found[here] = block[rows[here] - (ends[number] - len(block))]
+  return found
+
+
+def flops(index, width):
+  """Returns the operations of a query in an exact index; 0: nobody counts them.
+
+  Args:
+    index: An `Index`.
+    width: E.
+  """
+  part = index.part if isinstance(index, Shared) else index
+  if isinstance(part, topk.DeviceIndex):
+    number = sum(map(len, part.embeddings))
+  else:
+    number = part.ntotal if isinstance(part, faiss.IndexFlat) else 0
+  if isinstance(index, Shared) and number:
+    number = index.ntotal
+  return 2 * number * width
+
+
 def top_k(find, queries, k, num_passages):
   """Returns the `Ranking` that `find` gives, with its ties in row order.
 
@@ -310,16 +336,10 @@ def top_k(find, queries, k, num_passages):
 
 def _dots(blocks, queries, of_query, rows):
   """Returns the (P,) float32 dot products of pairs of embeddings."""
-  ends = np.cumsum([len(block) for block in blocks])
   dots = np.empty(len(rows), np.float32)
   for start in range(0, len(rows), _PAIRS_AT_ONCE):
     part = slice(start, start + _PAIRS_AT_ONCE)
-    of_block = np.searchsorted(ends, rows[part], side='right')
-    found = np.empty((len(of_block), queries.shape[1]), np.float32)
-    for number in np.unique(of_block):
-      here = of_block == number
-      block = blocks[number]
-      found[here] = block[rows[part][here] - (ends[number] - len(block))]
+    found = rows_of(blocks, rows[part])
     dots[part] = np.einsum('pe,pe->p', queries[of_query[part]], found)
   return dots
 

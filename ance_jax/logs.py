@@ -125,10 +125,14 @@ def stop_signals(leave=interrupt):
 
 
 class Stopwatch:
-  """Seconds that each named phase took."""
+  """Seconds that each named phase took, and operations that are its work."""
 
   def __init__(self):
-    self.secs = {}
+    self.secs, self.flops = {}, {}
+
+  def work(self, name, flops):
+    """Adds operations to those of `name`."""
+    self.flops[name] = self.flops.get(name, 0) + flops
 
   @contextlib.contextmanager
   def phase(self, name):

@@ -15,6 +15,7 @@ from ance_jax import batches
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
+from ance_jax import diagnostics
 from ance_jax import encoders
 from ance_jax import evaluate
 from ance_jax import handoff
@@ -35,8 +36,6 @@ _NOUNS = {
   'judgements': 'set of judgements',
   'groups': 'corpus',
 }
-# Queries that the overlap of two refreshes is measured on, at most.
-_PROBE_QUERIES = 2048
 
 
 def refresh(run, step, *, before=None):
@@ -69,9 +68,10 @@ def refresh(run, step, *, before=None):
   if found := processes.told(lambda: handoff.find(folder(run, step), about)):
     return found
   indexed = evaluate.index_corpus(run, params, watch)
+  seen = diagnostics.probe(run, params, indexed, watch)
   negatives, mined = _mine(run, step, params, indexed, watch)
   if before is not None and _is_whole(run):
-    probe = slice(None, None, -(-len(negatives) // _PROBE_QUERIES))
+    probe = seen.rows
     mined['overlap'] = mine.overlap(negatives[probe], load(run, before)[probe])
   if indexed.real_tokens is not None:
     mined['real_tokens'] = indexed.real_tokens
@@ -80,11 +80,16 @@ def refresh(run, step, *, before=None):
   )
   values = {f'dev/{name}': value for name, value in scores.items()}
   values |= {f'refresh/{name}': value for name, value in mined.items()}
+  table = diagnostics.Table(_query_slice(run, step)[0], negatives)
+  with watch.phase('probe'):
+    found, now = look(run, seen, indexed, ranking, before, table)
+  values |= found
   shown = evaluate.examples(run, ranking, config.dev_split)
   manifest = {
     **about,
     'metrics': values,
     'secs': watch.secs,
+    'flops': watch.flops,
     'examples': shown,
     'lengths': [run.retriever.query_length, run.retriever.passage_length],
     'made_with': devices_lib.describe(run.devices),
@@ -92,8 +97,43 @@ def refresh(run, step, *, before=None):
   if processes.is_first():
     with handoff.publish(folder(run, step), manifest) as unfinished:
       np.save(unfinished / 'negatives.npy', negatives)
+      np.save(unfinished / 'ranks.npy', now.ranks)
+      np.save(unfinished / 'right.npy', now.right)
   processes.wait('published')
   return handoff.read_manifest(folder(run, step))
+
+
+def look(run, seen, indexed, ranking, in_use, mined=None):
+  """Returns {'probe/...': value} and `diagnostics.Seen` of some weights.
+
+  Args:
+    run: `runs.Run`.
+    seen: Their `diagnostics.Probe`.
+    indexed: Their `evaluate.IndexedCorpus`.
+    ranking: Their `index.Ranking` of dev.
+    in_use: Step of the refresh whose negatives are in use, or None.
+    mined: `diagnostics.Table` of what was mined just now, or None.
+  """
+  tables, last = {}, None
+  if in_use is not None:
+    tables['in_use'] = table_of(run, in_use)
+    last = diagnostics.Seen(
+      *(
+        handoff.load_array(folder(run, in_use) / f'{name}.npy')
+        for name in ('ranks', 'right')
+      )
+    )
+  elif schedule.method(run.config, False).negatives == 'bm25':
+    tables['bm25'] = diagnostics.Table(0, negatives_lib.by_bm25(run))
+  if mined is not None:
+    tables['mined'] = mined
+  values, now = diagnostics.look(run, seen, indexed, ranking, tables, last)
+  return {f'probe/{name}': value for name, value in values.items()}, now
+
+
+def table_of(run, step):
+  """Returns the `diagnostics.Table` of a refresh; raises as `load` does."""
+  return diagnostics.Table(_query_slice(run, step)[0], load(run, step))
 
 
 def load(run, step):
@@ -164,7 +204,8 @@ def adopt(run, other, step):
     )
   if processes.is_first():
     with handoff.publish(folder(run, step), {**manifest, **ours}) as unfinished:
-      shutil.copyfile(there / 'negatives.npy', unfinished / 'negatives.npy')
+      for name in manifest['files']:
+        shutil.copyfile(there / name, unfinished / name)
   processes.wait('adopted')
   return handoff.read_manifest(folder(run, step))
 
@@ -240,6 +281,7 @@ def _mine(run, step, params, indexed, watch):
   )
 
   def find(rows, depth):
+    watch.work('search', indexed.search_flops(len(rows)))
     with watch.phase('search'):
       return indexed.search(queries[rows], depth).rows
 

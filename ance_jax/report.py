@@ -15,7 +15,7 @@ from ance_jax import sections
 
 PAGE_FILE = 'report.html'
 _LOSS = 'train/loss'
-_OVERLAP, _AGE = 'refresh/overlap', 'train/negatives_age'
+_OVERLAP, _AGE = 'probe/overlap', 'train/negatives_age'
 
 
 def draw(workdirs, path):
@@ -185,6 +185,8 @@ def _page(workdir, lines):
     pages.heading('Dev by evaluation'),
     pages.table(_evaluations(lines, _measures(lines)), numbers=True),
     *sections.refreshes(lines),
+    *sections.probes(lines),
+    *sections.costs(lines),
     *sections.seconds(lines),
     *sections.audits(workdir),
     *_example_parts(workdir),

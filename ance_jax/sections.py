@@ -17,6 +17,23 @@ _REFRESH_LEGEND = (
   'Real tokens: share of what was encoded that is no padding. Negatives age: '
   'steps since the refresh before.'
 )
+_PROBE_LEGEND = (
+  'On some training queries, with the weights of the step. Overlap: share of '
+  'the negatives in use that the weights rank in the first 100. Positive rank: '
+  'the median. Rank drift: mean of its change since the last refresh, in '
+  'doublings. Dev lost, won: share of dev queries whose first passage was '
+  'right at the last refresh and is not now, and the other way round. Grad '
+  "norm: of a query's loss on its embeddings, by where its negatives are from. "
+  'Above positive: share of the negatives that score no less than the '
+  'positive. Norm and cosine: means over passages, and pairs of them, at '
+  'random; a cosine near 1 is a narrow cone.'
+)
+_COST_LEGEND = (
+  'Operations, two for each multiply-add, are those of the encoder, padding '
+  'included, and of an exact search; the backward pass counts as two forward '
+  'ones. Seconds that a killed process spent after its last checkpoint are not '
+  'in it.'
+)
 _SECS_LEGEND = (
   'Compile: of XLA, within the other stages. Compiles: how many, not seconds.'
 )
@@ -61,6 +78,53 @@ def seconds(lines):
   return [
     pages.heading('Seconds by stage'),
     pages.paragraph(_SECS_LEGEND),
+    pages.table(rows, numbers=True),
+  ]
+
+
+def probes(lines):
+  """Returns the HTML of what `diagnostics.look` found, by evaluation."""
+  looked = [line for line in lines if any(_named(line, 'probe/'))]
+  names = list(dict.fromkeys(n for m in looked for n in _named(m, 'probe/')))
+  rows = [['step', *(_words(name) for name in names)]]
+  for line in looked:
+    cells = (_number(line[name]) if name in line else '' for name in names)
+    rows.append([str(line['step']), *cells])
+  return [
+    pages.heading('Negatives and embeddings'),
+    pages.paragraph(_PROBE_LEGEND),
+    pages.table(rows, numbers=True),
+  ]
+
+
+def costs(lines):
+  """Returns the HTML of seconds and operations of each stage of the run."""
+  secs, flops = _total(lines, 'time/'), _total(lines, 'flops/')
+  # That of training is counted from the start of the run.
+  flops['train'] = max((v for v in _values(lines, 'flops/train')), default=0)
+  secs = {
+    name.removesuffix('_secs'): value
+    for name, value in secs.items()
+    if name not in ('compiles', 'compile_secs')
+  }
+  whole = sum(secs.values())
+  beside = {n: v for n, v in secs.items() if n != 'train'}
+  every = [
+    *secs.items(),
+    ('all but train', sum(beside.values())),
+  ]
+  flops['all but train'] = sum(v for n, v in flops.items() if n != 'train')
+  rows = [['stage', 'seconds', 'of all', 'TFLOP', 'TFLOP/s']]
+  for name, value in every:
+    work = flops.get(name, 0) / 1e12
+    share = f'{value / whole:.1%}' if whole else ''
+    speed = f'{work / value:,.2f}' if work and value else ''
+    rows.append(
+      [name, f'{value:,.1f}', share, f'{work:,.3f}' if work else '', speed]
+    )
+  return [
+    pages.heading('Costs'),
+    pages.paragraph(_COST_LEGEND),
     pages.table(rows, numbers=True),
   ]
 
@@ -130,3 +194,17 @@ def _amount(name, value):
 def _number(value):
   """Returns a count in digits, and any other number with four decimals."""
   return f'{value:,.0f}' if value == int(value) else f'{value:.4f}'
+
+
+def _values(lines, name):
+  return [line[name] for line in lines if name in line]
+
+
+def _total(lines, start):
+  """Returns {name without `start`: sum} of the metrics that begin so."""
+  found = {}
+  for line in lines:
+    for name in _named(line, start):
+      short = name.removeprefix(start)
+      found[short] = found.get(short, 0.0) + line[name]
+  return found

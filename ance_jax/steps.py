@@ -16,6 +16,7 @@ import optax
 from ance_jax import bert
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
+from ance_jax import schedule
 
 _AXIS = devices_lib.AXIS
 
@@ -110,6 +111,28 @@ def make_gradient(config, method, retriever):
     return values, lax.pmean(grads, _AXIS)
 
   return gradient
+
+
+def flops(config, method, retriever):
+  """Returns the operations of a step: the backward pass is twice the forward.
+
+  Those of the forward pass that `--remat` or gradient caching repeat are no
+  work, and not counted.
+
+  Args:
+    config: The run's.
+    method: A row of the method table.
+    retriever: A `Retriever`.
+  """
+  passages = config.batch_size * config.chunks
+  passages *= 1 + schedule.num_negatives(config, method)
+  return 3 * sum(
+    bert.flops(retriever.body, number * length, length)
+    for number, length in (
+      (config.batch_size, retriever.query_length),
+      (passages, retriever.passage_length),
+    )
+  )
 
 
 def make_train_step(config, method, retriever, optimizer, devices):

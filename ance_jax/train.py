@@ -24,6 +24,7 @@ from ance_jax import checkpoint
 from ance_jax import compiled
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
+from ance_jax import diagnostics
 from ance_jax import encoders
 from ance_jax import evaluate
 from ance_jax import footprint
@@ -279,7 +280,7 @@ def _boundary(parts, state, step, in_use):
     at_once = schedule.comes_into_use(config, step) == step
     _report(parts, made, step - before if at_once and in_use else None)
   elif schedule.eval_due(config, step):
-    made = _evaluate(run, state.params)
+    made = _evaluate(run, state.params, in_use)
     logs.say(
       f'evaluation at step {step}: {refresh.dev_summary(made["metrics"])}'
     )
@@ -375,7 +376,9 @@ def _report_metrics(parts, step, made):
   secs = {f'time/{name}_secs': value for name, value in made['secs'].items()}
   secs['time/compiles'] = parts.compiles.pop('compiles', 0)
   secs['time/compile_secs'] = parts.compiles.pop('compile_secs', 0)
-  parts.metrics.write(step, {**made['metrics'], **secs})
+  flops = {f'flops/{name}': value for name, value in made['flops'].items()}
+  flops['flops/train'] = _train_flops(run, step)
+  parts.metrics.write(step, {**made['metrics'], **secs, **flops})
   if not processes.is_first():
     return
   examples = run.workdir / 'examples'
@@ -388,14 +391,33 @@ def _report_metrics(parts, step, made):
     evaluate.prune_embeddings(run, made['weights_hash'])
 
 
-def _evaluate(run, params):
-  """Returns what a refresh's manifest says of dev, without mining."""
+def _train_flops(run, step):
+  """Returns the operations of all steps up to `step`."""
+  pick_ups = resume.planned(run)
+  mined = min([one.step for one in pick_ups] + [step])
+  return sum(
+    number
+    * steps.flops(
+      run.config, schedule.method(run.config, is_mined), run.retriever
+    )
+    for number, is_mined in ((mined, False), (step - mined, True))
+  )
+
+
+def _evaluate(run, params, in_use):
+  """Returns what a refresh's manifest says of these weights, without mining."""
   watch, split = logs.Stopwatch(), run.config.dev_split
   indexed = evaluate.index_corpus(run, params, watch)
   scores, ranking = evaluate.evaluate(run, params, indexed, split, watch)
+  values = {f'dev/{name}': value for name, value in scores.items()}
+  seen = diagnostics.probe(run, params, indexed, watch)
+  step = in_use.refresh if in_use else None
+  with watch.phase('probe'):
+    values |= refresh.look(run, seen, indexed, ranking, step)[0]
   return {
-    'metrics': {f'dev/{name}': value for name, value in scores.items()},
+    'metrics': values,
     'secs': watch.secs,
+    'flops': watch.flops,
     'examples': evaluate.examples(run, ranking, split),
     'weights_hash': indexed.weights_hash,
   }

@@ -33,9 +33,14 @@ LINES = [
   {
     'step': 20, **DEV, 'refresh/judged': 11.0, 'refresh/same_text': 8.0,
     'refresh/random': 2.0, 'refresh/overlap': 0.625, 'time/encode_secs': 32.0,
+    'probe/overlap': 0.875, 'probe/cosine': 0.25,
+    'flops/encode': 16e12, 'flops/train': 46e12,
   },
   {'step': 30, 'time/train_secs': 64.0},
-  {'step': 30, **DEV, 'dev/mrr@10': 0.4375, 'time/encode_secs': 128.0},
+  {
+    'step': 30, **DEV, 'dev/mrr@10': 0.4375, 'time/encode_secs': 128.0,
+    'probe/overlap': 0.5, 'flops/encode': 16e12, 'flops/train': 92e12,
+  },
 ]  # fmt: skip
 
 
@@ -102,8 +107,28 @@ def test_a_picture_of_the_curves_lies_in_the_page(folder):
   assert np.ptp(pixels) > 0.5
   (about,) = re.findall(r'alt="([^"]+)"', page)
   assert about.split(': ')[1].split(', ') == [
-    'train/loss', *DEV, 'train/negatives_age', 'refresh/overlap'
+    'train/loss', *DEV, 'train/negatives_age', 'probe/overlap'
   ]  # fmt: skip
+
+
+def test_what_a_run_costs_is_told_by_stage(folder):
+  rows = rows_of(page_of(folder), 'Costs')
+  assert rows == [
+    ['stage', 'seconds', 'of all', 'TFLOP', 'TFLOP/s'],
+    ['encode', '163.0', '63.9%', '32.000', '0.20'],
+    # Its operations are counted from the start, and not to be added up.
+    ['train', '92.0', '36.1%', '92.000', '1.00'],
+    ['all but train', '163.0', '63.9%', '32.000', '0.20'],
+  ]
+
+
+def test_what_was_looked_at_is_told_by_evaluation(folder):
+  rows = rows_of(page_of(folder), 'Negatives and embeddings')
+  assert rows == [
+    ['step', 'overlap', 'cosine'],
+    ['20', '0.8750', '0.2500'],
+    ['30', '0.5000', ''],
+  ]
 
 
 def test_the_seconds_of_each_stage_are_those_up_to_a_refresh(folder):
