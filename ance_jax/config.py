@@ -420,6 +420,20 @@ class Config:
     'to step 2,000 and every 5,000 from there on. The first one is at '
     '--warmup_steps.',
   )
+  refresh_trigger: float = knob(
+    0.0,
+    'Share of the negatives in use that the weights must rank in the first 100 '
+    'of some training queries, or else a refresh is due: the steps of the '
+    'schedule are then only looked at, which costs an encoding of the corpus. '
+    '0: every step of the schedule is one of a refresh, as in ANCE.',
+  )
+  warmup_until_plateau: int = knob(
+    0,
+    'Evaluations in a row, --steps_per_eval apart, in which the first measure '
+    'of dev was no better than before: the first refresh is then at the next '
+    'one, and at --warmup_steps at the latest. 0: it is at --warmup_steps. '
+    'ANCE: 0.',
+  )
   refresh: str = knob(
     'sync',
     'How negatives are refreshed. sync: training waits for them; async: beside '
@@ -822,13 +836,34 @@ class Config:
         self.max_staleness,
         'raise it, or nothing newer would come while training waits',
       )
+    if self.warmup_until_plateau and not (
+      self.steps_per_eval and self.warmup_steps
+    ):
+      raise _bad(
+        'warmup_until_plateau',
+        'be with --steps_per_eval and --warmup_steps',
+        self.warmup_until_plateau,
+        'set both of them: how often dev is scored, and the latest end',
+      )
+    if self.refresh_trigger and self.query_slices > 1:
+      raise _bad(
+        'refresh_trigger',
+        'be with --query_slices=1, all queries a refresh',
+        self.refresh_trigger,
+        'change one of them',
+      )
     delayed, beside = self.refresh == 'delayed', ('async', 'external')
+    plateau = self.warmup_until_plateau
     wrong = {
+      'refresh_trigger': self.refresh_trigger and delayed,
+      'warmup_until_plateau': plateau and self.refresh in beside,
       'refresh_delay': bool(self.refresh_delay) != delayed,
       'refresh_devices': self.refresh_devices and self.refresh != 'async',
       'max_staleness': self.max_staleness and self.refresh not in beside,
     }
     needs = {
+      'refresh_trigger': 'be 0 with --refresh=delayed',
+      'warmup_until_plateau': 'be 0 with --refresh=async or external',
       'refresh_delay': 'be at least 1 with --refresh=delayed, else left out',
       'refresh_devices': 'be with --refresh=async',
       'max_staleness': 'be with --refresh=async or external',
@@ -912,8 +947,8 @@ _RANGES = (
   (
     'num_devices num_processes process_id warmup_steps max_refreshes '
     'refresh_delay refresh_devices max_staleness micro_batch_size max_steps '
-    'lr_warmup_steps '
-    'weight_decay clip_norm head_size bm25_k1 mine_from absolute_margin',
+    'warmup_until_plateau lr_warmup_steps weight_decay clip_norm head_size '
+    'bm25_k1 mine_from absolute_margin',
     lambda value: value >= 0,
     'at least 0',
   ),
@@ -928,7 +963,11 @@ _RANGES = (
     'at least 0 and below 1',
   ),
   ('seed', lambda value: 0 <= value < 2**31, 'at least 0 and below 2**31'),
-  ('bm25_b', lambda value: 0 <= value <= 1, 'from 0 to 1'),
+  (
+    'bm25_b refresh_trigger',
+    lambda value: 0 <= value <= 1,
+    'from 0 to 1',
+  ),
   ('port', lambda value: 0 <= value < 2**16, 'from 0 to 65,535'),
 )
 # Fields that are paths, or names of files without their ending.

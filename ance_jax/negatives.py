@@ -235,7 +235,14 @@ def _check_queries(run):
       f'--query_slices must be at most the {len(split.ids):,} training '
       f'queries; found {config.query_slices}; lower it.'
     )
-  if config.query_slices > 1 and not methods.METHODS[config.method].refreshes:
+  row = methods.METHODS[config.method]
+  if config.refresh_trigger and (row.triplets or not row.refreshes):
+    raise config_lib.BadInput(
+      '--refresh_trigger must be 0 for rows that do not mine from the index, '
+      'or that train on triplets; found '
+      f'{config.refresh_trigger} with --method={config.method}; leave it out.'
+    )
+  if config.query_slices > 1 and not row.refreshes:
     raise config_lib.BadInput(
       '--query_slices must be 1 for rows that do not mine from the index; '
       f'found {config.query_slices} with --method={config.method}; leave it '

@@ -49,8 +49,10 @@ def refresh(run, step, *, before=None):
 
   Returns:
     The manifest of the published folder: 'step', 'weights_hash', what else the
-    negatives depend on, 'metrics' by name, 'secs' by phase, and 'examples'. If
-    that very refresh was published before, it is taken.
+    negatives depend on, 'metrics' by name, 'secs' and 'flops' by phase, and
+    'examples'. If that very refresh was published before, it is taken. With
+    `--refresh_trigger` it may be one of dev alone: 'mined' is false then, and
+    nothing was published.
   """
   config, watch = run.config, logs.Stopwatch()
   whose = checkpoint.identity(config.workdir, step)
@@ -69,71 +71,75 @@ def refresh(run, step, *, before=None):
     return found
   indexed = evaluate.index_corpus(run, params, watch)
   seen = diagnostics.probe(run, params, indexed, watch)
-  negatives, mined = _mine(run, step, params, indexed, watch)
+  if before is not None and _is_fresh(run, seen, before):
+    found, _ = assess(run, params, indexed, seen, before, watch)
+    return {**about, **found, 'mined': False}
+  negatives, counts = _mine(run, step, params, indexed, watch)
   if before is not None and _is_whole(run):
     probe = seen.rows
-    mined['overlap'] = mine.overlap(negatives[probe], load(run, before)[probe])
+    counts['overlap'] = mine.overlap(negatives[probe], load(run, before)[probe])
   if indexed.real_tokens is not None:
-    mined['real_tokens'] = indexed.real_tokens
-  scores, ranking = evaluate.evaluate(
-    run, params, indexed, config.dev_split, watch
-  )
-  values = {f'dev/{name}': value for name, value in scores.items()}
-  values |= {f'refresh/{name}': value for name, value in mined.items()}
+    counts['real_tokens'] = indexed.real_tokens
   table = diagnostics.Table(_query_slice(run, step)[0], negatives)
-  with watch.phase('probe'):
-    found, now = look(run, seen, indexed, ranking, before, table)
-  values |= found
-  shown = evaluate.examples(run, ranking, config.dev_split)
+  found, now = assess(run, params, indexed, seen, before, watch, table)
+  found['metrics'] |= {f'refresh/{name}': n for name, n in counts.items()}
   manifest = {
     **about,
-    'metrics': values,
-    'secs': watch.secs,
-    'flops': watch.flops,
-    'examples': shown,
+    **found,
+    'mined': True,
     'lengths': [run.retriever.query_length, run.retriever.passage_length],
     'made_with': devices_lib.describe(run.devices),
   }
   if processes.is_first():
     with handoff.publish(folder(run, step), manifest) as unfinished:
       np.save(unfinished / 'negatives.npy', negatives)
-      np.save(unfinished / 'ranks.npy', now.ranks)
-      np.save(unfinished / 'right.npy', now.right)
+      for name, array in now._asdict().items():
+        np.save(unfinished / f'{name}.npy', array)
   processes.wait('published')
   return handoff.read_manifest(folder(run, step))
 
 
-def look(run, seen, indexed, ranking, in_use, mined=None):
-  """Returns {'probe/...': value} and `diagnostics.Seen` of some weights.
+def assess(run, params, indexed, seen, in_use, watch, mined=None):
+  """Returns what a manifest says of some weights, and `diagnostics.Seen`.
 
   Args:
     run: `runs.Run`.
-    seen: Their `diagnostics.Probe`.
+    params: Parameters by tower.
     indexed: Their `evaluate.IndexedCorpus`.
-    ranking: Their `index.Ranking` of dev.
+    seen: Their `diagnostics.Probe`.
     in_use: Step of the refresh whose negatives are in use, or None.
+    watch: `logs.Stopwatch`.
     mined: `diagnostics.Table` of what was mined just now, or None.
+
+  Returns:
+    {'metrics', 'secs', 'flops', 'examples', 'weights_hash'}; `Seen`.
   """
+  split = run.config.dev_split
+  scores, ranking = evaluate.evaluate(run, params, indexed, split, watch)
   tables, last = {}, None
   if in_use is not None:
-    tables['in_use'] = table_of(run, in_use)
+    tables['in_use'] = _table_of(run, in_use)
     last = diagnostics.Seen(
       *(
         handoff.load_array(folder(run, in_use) / f'{name}.npy')
-        for name in ('ranks', 'right')
+        for name in diagnostics.Seen._fields
       )
     )
   elif schedule.method(run.config, False).negatives == 'bm25':
     tables['bm25'] = diagnostics.Table(0, negatives_lib.by_bm25(run))
   if mined is not None:
     tables['mined'] = mined
-  values, now = diagnostics.look(run, seen, indexed, ranking, tables, last)
-  return {f'probe/{name}': value for name, value in values.items()}, now
-
-
-def table_of(run, step):
-  """Returns the `diagnostics.Table` of a refresh; raises as `load` does."""
-  return diagnostics.Table(_query_slice(run, step)[0], load(run, step))
+  with watch.phase('probe'):
+    found, now = diagnostics.look(run, seen, indexed, ranking, tables, last)
+  values = {f'dev/{name}': value for name, value in scores.items()}
+  values |= {f'probe/{name}': value for name, value in found.items()}
+  return {
+    'metrics': values,
+    'secs': watch.secs,
+    'flops': watch.flops,
+    'examples': evaluate.examples(run, ranking, split),
+    'weights_hash': indexed.weights_hash,
+  }, now
 
 
 def load(run, step):
@@ -253,6 +259,9 @@ def summary(manifest, negatives_age=None):
   values, secs = manifest['metrics'], manifest['secs']
   found = {k.removeprefix('refresh/'): v for k, v in values.items()}
   line = f'refresh at step {manifest["step"]}: {dev_summary(values)}'
+  if not manifest['mined']:
+    share = values['probe/overlap']
+    return f'{line} | left out, as {share:.1%} of what is in use is still hard'
   if negatives_age is not None:
     line += f' | negatives_age {negatives_age}'
   if 'overlap' in found:
@@ -295,6 +304,19 @@ def _mine(run, step, params, indexed, watch):
       negatives = mine.draw(negatives, config.hard_negatives, seed)
   watch.secs['mine'] -= watch.secs['search'] - before
   return negatives, counts
+
+
+def _is_fresh(run, seen, before):
+  """Returns whether the refresh `before` is good enough for these weights."""
+  trigger = run.config.refresh_trigger
+  if not trigger:
+    return False
+  return diagnostics.stale_overlap(seen, _table_of(run, before)) >= trigger
+
+
+def _table_of(run, step):
+  """Returns the `diagnostics.Table` of a refresh; raises as `load` does."""
+  return diagnostics.Table(_query_slice(run, step)[0], load(run, step))
 
 
 def _row(run):

@@ -4,7 +4,9 @@ Nothing is counted on the way, so a restart has nothing to restore.
 """
 
 import bisect
+import dataclasses
 import functools
+import math
 
 from ance_jax import config as config_lib
 from ance_jax import methods
@@ -36,6 +38,26 @@ def num_negatives(config, method):
   # and the warm-up of such a run is on triplets, too (run_train_warmup.sh).
   triplets = methods.METHODS[config.method].triplets
   return 1 if triplets else config.hard_negatives
+
+
+def levelled_off(config, scores):
+  """Returns the settings with the warm-up that dev's scores leave of it.
+
+  It ends at the evaluation after `--warmup_until_plateau` of them in a row were
+  no better than the best before, if that is earlier.
+
+  Args:
+    config: The run's.
+    scores: {step: value} of the first measure of dev.
+  """
+  best, worse, every = -math.inf, 0, config.steps_per_eval
+  for step in sorted(n for n in scores if n < config.warmup_steps):
+    worse = 0 if scores[step] > best else worse + 1
+    best = max(best, scores[step])
+    if worse == config.warmup_until_plateau:
+      end = min(step - step % every + every, config.warmup_steps)
+      return dataclasses.replace(config, warmup_steps=end)
+  return config
 
 
 def refresh_due(config, step):
@@ -74,6 +96,9 @@ def query_slice(config, step):
 
 def num_refreshes(config):
   """Returns how many refreshes a whole run makes, at most."""
+  if config.warmup_until_plateau:
+    earliest = min(config.steps_per_eval, config.warmup_steps)
+    config = dataclasses.replace(config, warmup_steps=earliest)
   return len(_refresh_steps(config))
 
 

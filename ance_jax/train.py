@@ -10,6 +10,7 @@ What is below is made in step, or beside it (watch.py): the loop is the same.
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -92,6 +93,7 @@ def _loop(parts, state, step):
   in_use = resume.picked_up(parts.run, step - 1)
   make_step = _step_maker(parts)
   while True:
+    parts = _levelled_off(parts)
     try:
       in_use = _boundary(parts, state, step, in_use)
     except logs.Stopped:
@@ -277,6 +279,9 @@ def _boundary(parts, state, step, in_use):
     parts.checkpoints.wait()
     before = in_use.refresh if in_use else None
     made = refresh.refresh(run, step, before=before)
+    if not made['mined']:
+      _report(parts, made, None)
+      return in_use
     at_once = schedule.comes_into_use(config, step) == step
     _report(parts, made, step - before if at_once and in_use else None)
   elif schedule.eval_due(config, step):
@@ -391,6 +396,25 @@ def _report_metrics(parts, step, made):
     evaluate.prune_embeddings(run, made['weights_hash'])
 
 
+def _levelled_off(parts):
+  """Returns the parts with the end of the warm-up that dev says by now."""
+  run, config = parts.run, parts.run.config
+  if not config.warmup_until_plateau:
+    return parts
+
+  def end():
+    name = next(iter(logs.dev_measures(run.workdir)), '')
+    scores = logs.series(run.workdir, name)
+    return schedule.levelled_off(config, scores).warmup_steps
+
+  config = dataclasses.replace(config, warmup_steps=processes.told(end))
+  if config != run.config:
+    logs.say(
+      f'dev has levelled off: the warm-up ends at step {config.warmup_steps}'
+    )
+  return parts._replace(run=run._replace(config=config))
+
+
 def _train_flops(run, step):
   """Returns the operations of all steps up to `step`."""
   pick_ups = resume.planned(run)
@@ -406,21 +430,11 @@ def _train_flops(run, step):
 
 def _evaluate(run, params, in_use):
   """Returns what a refresh's manifest says of these weights, without mining."""
-  watch, split = logs.Stopwatch(), run.config.dev_split
+  watch = logs.Stopwatch()
   indexed = evaluate.index_corpus(run, params, watch)
-  scores, ranking = evaluate.evaluate(run, params, indexed, split, watch)
-  values = {f'dev/{name}': value for name, value in scores.items()}
   seen = diagnostics.probe(run, params, indexed, watch)
   step = in_use.refresh if in_use else None
-  with watch.phase('probe'):
-    values |= refresh.look(run, seen, indexed, ranking, step)[0]
-  return {
-    'metrics': values,
-    'secs': watch.secs,
-    'flops': watch.flops,
-    'examples': evaluate.examples(run, ranking, split),
-    'weights_hash': indexed.weights_hash,
-  }
+  return refresh.assess(run, params, indexed, seen, step, watch)[0]
 
 
 def _save(parts, state, step):

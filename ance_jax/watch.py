@@ -146,7 +146,7 @@ def watch(run):
   Raises:
     logs.Stopped: A stop signal came.
   """
-  config = run.config
+  config, looked_at = run.config, -1
   while True:
     committed = checkpoint.committed_steps(config.workdir)
     if config.max_steps in committed:
@@ -154,13 +154,14 @@ def watch(run):
     # What is newer is of a run that came further than it has checkpoints.
     made = [n for n in refresh.published(run) if n <= max(committed, default=0)]
     last = made[-1] if made else None
-    step = _next(run, committed, last)
+    step = _next(run, committed, last, looked_at)
     if step is None:
       if logs.stop_requested():
         raise logs.Stopped('waiting for a checkpoint')
       time.sleep(_LOOK_SECS)
       continue
     _refresh(run, step, last)
+    looked_at = step
 
 
 def claimed(workdir):
@@ -206,14 +207,17 @@ def _await_run(config):
       time.sleep(_LOOK_SECS)
 
 
-def _next(run, committed, last):
+def _next(run, committed, last, looked_at):
   """Returns the step to refresh with, or None; says what is left out.
+
+  What this process looked at before was refreshed, or left out as too early, or
+  is gone.
 
   One that was begun is made first: else a refresher that is killed more often
   than it ends one would never end any.
   """
   config = run.config
-  past = -1 if last is None else last
+  past = max(-1 if last is None else last, looked_at)
   due = [n for n in committed if n > past and schedule.refresh_due(config, n)]
   if not due:
     return None

@@ -105,6 +105,7 @@ def compiled_once():
     alike = dataclasses.replace(
       config, workdir='', refresh='sync', refresh_delay=0, refresh_devices=0,
       max_staleness=0, refresh_replay='', checkpoints_to_keep=1,
+      refresh_trigger=0.0, warmup_until_plateau=0,
       steps_per_eval=None, steps_per_checkpoint=None, steps_per_refresh=1,
     )  # fmt: skip
     key = alike, method, retriever, devices
