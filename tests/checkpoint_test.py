@@ -211,13 +211,14 @@ def test_keep_deletes_the_others(saved):
 def test_a_checkpoint_that_is_half_deleted_is_not_there(saved, monkeypatch):
   checkpoints = checkpoint.Checkpoints(saved)
 
-  def half(step):
-    (saved / 'checkpoints' / str(step) / 'params' / '_METADATA').unlink()
+  def half(folder):
+    (folder / 'params' / '_METADATA').unlink()
     raise OSError(5, 'Input/output error')
 
-  monkeypatch.setattr(checkpoints._manager, 'delete', half)
-  with pytest.raises(OSError, match='Input/output'):
-    checkpoints.keep([1, 3])
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.handoff, 'remove_folder', half)
+    with pytest.raises(OSError, match='Input/output'):
+      checkpoints.keep([1, 3])
   checkpoints.close()
   assert checkpoint.committed_steps(saved) == [1, 3]
   with checkpoint.Checkpoints(saved):

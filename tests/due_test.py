@@ -7,6 +7,7 @@ import crash_test
 import pytest
 import watch_test
 
+from ance_jax import config as config_lib
 from ance_jax import diagnostics
 from ance_jax import logs
 from ance_jax import schedule
@@ -133,3 +134,36 @@ def test_level_is_no_better_than_the_best_so_often(scores, evaluations, end):
     warmup_until_plateau=evaluations,
   )  # fmt: skip
   assert schedule.levelled_off(config, scores).warmup_steps == end
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    (
+      {'refresh': 'delayed', 'refresh_delay': 2},
+      'must be 0 with --refresh=dela',
+    ),
+    ({'query_slices': 2}, 'must be with --query_slices=1'),
+    ({'method': 'ance_code'}, 'must be 0 for rows'),
+    ({'method': 'dpr'}, 'must be 0 for rows'),
+  ],
+)
+def test_a_trigger_that_cannot_be_looked_at_is_refused(
+  config, settings, message
+):
+  with pytest.raises(config_lib.BadInput, match=f'--refresh_trigger {message}'):
+    train.run(dataclasses.replace(config, refresh_trigger=0.5, **settings))
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'steps_per_eval': None}, 'must be with --steps_per_eval'),
+    ({'warmup_steps': 0}, 'must be with --steps_per_eval and --warmup_steps'),
+    ({'refresh': 'async'}, 'must be 0 with --refresh=async or external'),
+  ],
+)
+def test_a_plateau_that_nobody_would_see_is_refused(config, settings, message):
+  config = dataclasses.replace(config, steps_per_eval=2)
+  with pytest.raises(config_lib.BadInput, match=message):
+    dataclasses.replace(config, **{'warmup_until_plateau': 2, **settings})

@@ -12,10 +12,13 @@ import threading
 import numpy as np
 import pytest
 
+from ance_jax import config as config_lib
 from ance_jax import devices
 from ance_jax import index
 from ance_jax import logs
+from ance_jax import negatives
 from ance_jax import processes
+from ance_jax import runs
 from ance_jax import train
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -186,3 +189,33 @@ def test_the_parts_of_an_index_find_what_the_whole_one_does(
   for found in threads.run(search):
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'num_processes': 2}, '--coordinator must be HOST:PORT'),
+    (
+      {'coordinator': 'a:1'},
+      '--coordinator must be HOST:PORT .* else left out',
+    ),
+    (
+      {'num_processes': 2, 'process_id': 2, 'coordinator': 'a:1'},
+      '--process_id must be below --num_processes',
+    ),
+    ({'num_processes': 0, 'job': 'evaluate'}, '--num_processes must be 1 but'),
+    ({'num_processes': 0, 'refresh': 'async'}, '--refresh must not be async'),
+  ],
+)
+def test_processes_that_could_not_find_each_other_are_refused(
+  config, settings, message
+):
+  with pytest.raises(config_lib.BadInput, match=message):
+    dataclasses.replace(config, **settings)
+
+
+def test_a_process_without_a_block_is_refused(config, monkeypatch):
+  run = runs.begin(config, ('train', 'dev'))[0]
+  monkeypatch.setattr(processes, 'count', lambda: 11)
+  with pytest.raises(config_lib.BadInput, match='lower it to 13 at most'):
+    negatives.check(run)

@@ -223,6 +223,7 @@ def test_the_manifest_says_what_was_made_of_what(open_run):
     'encode',
     'index',
     'search',
+    'probe',
     'mine',
     'evaluate',
   }

@@ -118,6 +118,10 @@ CASES = {
   ),
   'no block': value('--rows_per_block=0', 'at least 1; found 0'),
   'no refresh': value('--steps_per_refresh=0', 'at least 1; found 0'),
+  'trigger that is no share': value(
+    '--refresh_trigger=1.5', 'from 0 to 1; found 1.5'
+  ),
+  'fewer processes than none': value('--num_processes=-1', 'at least 0'),
   'no checkpoint kept': value('--checkpoints_to_keep=0', 'at least 1'),
   'query of special tokens': value('--query_length=2', 'at least 3, for two'),
   'passage of one token': value('--passage_length=1', 'at least 3, for two'),
