@@ -1,11 +1,11 @@
 """How long training stands still for a refresh, in step and beside it.
 
-    python experiments/benchmarks/boundary.py [--steps=400]
+    python experiments/benchmarks/boundary.py [--steps=400] [--large]
 
-A run on the passages of pydocs (an encoder of two layers from random weights, a
-refresh every 50 steps), in step and beside. A step's time is that from one look
-at the checkpoints to the next; a boundary's pause is what the step after it
-took longer than the median. Then the handoff of a state of BERT-base's size
+A run on the passages of pydocs (an encoder of two layers from random weights;
+--large: of BERT-base's sizes, in bfloat16), with a refresh every 50 steps, in
+step and beside. A step's time is that from one look at the checkpoints to the
+next; a boundary's pause is what the step after it took longer than the median. Then the handoff of a state of BERT-base's size
 with LAMB's moments: how long `save` holds up training, when it is committed,
 and what a refresher takes to read the parameters.
 """
@@ -55,6 +55,18 @@ SETTINGS = config_lib.Config(
   learning_rate=1e-3,
   lr_warmup_steps=10,
 )
+LARGE = {
+  'num_layers': 12,
+  'hidden_size': 768,
+  'num_heads': 12,
+  'intermediate_size': 3072,
+  'dtype': 'bfloat16',
+  'query_length': 32,
+  'passage_length': 128,
+  'batch_size': 128,
+  'tokens_per_batch': 131_072,
+  'learning_rate': 2e-5,
+}
 BERT_BASE = encoders.Retriever(
   bert.BodyConfig('bert', 30522, 768, 12, 12, 3072, 512, 2, 1e-12, 'gelu'),
   True, 'cls', 768, True, 'dot', 64, 512, ' ',
@@ -158,7 +170,9 @@ def handoff_cost():
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--steps', type=int, default=400)
+  parser.add_argument('--large', action='store_true')
   given = parser.parse_args()
+  sizes = LARGE if given.large else {}
   side_by_side.pydocs()
   found = {}
   for name, changes in {
@@ -167,7 +181,7 @@ def main():
     'frozen': {'max_refreshes': 1},
   }.items():
     with tempfile.TemporaryDirectory() as folder:
-      found[name] = train_once(folder, given.steps, **changes)
+      found[name] = train_once(folder, given.steps, **sizes, **changes)
   found['handoff'] = handoff_cost()
   for name, values in found.items():
     cells = ', '.join(f'{what} {value:.2f}' for what, value in values.items())
