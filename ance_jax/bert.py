@@ -114,11 +114,13 @@ class Body(nn.Module):
     dtype: Type of the activations; parameters are float32.
     remat: Whether the backward pass computes each layer anew from its input,
       instead of keeping all that is between (Chen et al. 2016).
+    kernel: Whether attention may be cuDNN's, where it has one.
   """
 
   config: BodyConfig
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  kernel: bool = True
 
   @nn.compact
   def __call__(self, ids, lengths, dropout=None, types=None):
@@ -151,7 +153,7 @@ class Body(nn.Module):
       x = self._layers_in_a_loop(x, real, bias, dropout)
     else:
       for number in range(c.num_layers):
-        layer = Layer(c, self.dtype, name=f'layer_{number}')
+        layer = Layer(c, self.dtype, self.kernel, name=f'layer_{number}')
         x = layer(x, real, bias, dropout, 3 * number + 1)
     return x.reshape(batch, length, -1)
 
@@ -165,7 +167,7 @@ class Body(nn.Module):
       self.variables['params'][f'layer_{number}']
       for number in range(self.config.num_layers)
     ]
-    layer = Layer(self.config, self.dtype, parent=None)
+    layer = Layer(self.config, self.dtype, self.kernel, parent=None)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def apply(x, one):
@@ -203,6 +205,7 @@ class Layer(nn.Module):
 
   config: BodyConfig
   dtype: jnp.dtype
+  kernel: bool = True
 
   @nn.compact
   def __call__(self, x, real, bias, dropout, site):
@@ -222,7 +225,10 @@ class Layer(nn.Module):
       self._dense(c.hidden_size, name)(x).reshape(heads)
       for name in ('query', 'key', 'value')
     )
-    mixed = attention(query, key, value, real, bias, dropout, site)
+    if self.kernel and dropout is None and bias is None and _has_kernel(query):
+      mixed = _attention_by_cudnn(query, key, value, real)
+    else:
+      mixed = attention(query, key, value, real, bias, dropout, site)
     mixed = self._dense(c.hidden_size, 'output')(mixed.reshape(x.shape))
     mixed = drop(mixed, dropout, site + 1)
     x = _layer_norm(c, self.dtype, 'attention_norm')(x + mixed)
@@ -255,8 +261,6 @@ def attention(query, key, value, real, bias, dropout, site):
   Returns:
     (B, L, heads, d) of the dtype of `value`.
   """
-  if dropout is None and bias is None and _has_kernel(query):
-    return _attention_by_cudnn(query, key, value, real)
   scores = jnp.einsum(
     'bqhd,bkhd->bhqk',
     query,

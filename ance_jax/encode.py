@@ -46,11 +46,13 @@ class Encoder(NamedTuple):
   embedding_size: int
 
 
-def make_encoder(retriever, side, *, dtype, tokens_per_batch, devices):
+def make_encoder(
+  retriever, side, *, dtype, tokens_per_batch, devices, kernel=True
+):
   """Returns the `Encoder` of one side, `encoders.QUERY` or `PASSAGE`."""
   whole, split = devices_lib.replicated(devices), devices_lib.split(devices)
   compiled = jax.jit(
-    encoders.make_encode(retriever, dtype, side),
+    encoders.make_encode(retriever, dtype, side, kernel=kernel),
     in_shardings=(whole, split, split),
     out_shardings=split,
   )

@@ -75,6 +75,7 @@ class Tower(nn.Module):
   retriever: Retriever
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
+  kernel: bool = True
 
   @nn.compact
   def __call__(self, ids, lengths, dropout=None):
@@ -86,7 +87,7 @@ class Tower(nn.Module):
       dropout: A `bert.Dropout`, or None.
     """
     r = self.retriever
-    body = bert.Body(r.body, self.dtype, self.remat, name='body')
+    body = bert.Body(r.body, self.dtype, self.remat, self.kernel, name='body')
     x = body(ids, lengths, dropout)
     x = x.astype(jnp.float32)
     precision = bert.precision(x.dtype)
@@ -152,7 +153,7 @@ def _init(retriever, seed):
   return Tower(retriever).init(jax.random.key(seed), ids, lengths)['params']
 
 
-def make_encode(retriever, dtype, side, remat=False):
+def make_encode(retriever, dtype, side, remat=False, kernel=True):
   """Returns encode(params, ids, lengths, dropout=None) -> (B, E) float32.
 
   Args:
@@ -160,8 +161,9 @@ def make_encode(retriever, dtype, side, remat=False):
     dtype: Type that the body computes in, by name.
     side: `QUERY` or `PASSAGE`.
     remat: As in `bert.Body`, for those who differentiate it.
+    kernel: As in `bert.Body`.
   """
-  tower = Tower(retriever, jnp.dtype(dtype), remat)
+  tower = Tower(retriever, jnp.dtype(dtype), remat, kernel)
   name = TIED if retriever.tied else side
 
   def encode(params, ids, lengths, dropout=None):

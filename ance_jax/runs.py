@@ -307,6 +307,8 @@ def _encoders(config, retriever, devices):
     dtype=config.dtype,
     tokens_per_batch=config.tokens_per_batch,
     devices=devices,
+    # While another thread uses the GPU, cuDNN may fail to load a kernel.
+    kernel=config.refresh != 'async',
   )
 
 

@@ -150,6 +150,12 @@ def test_the_kernel_of_a_gpu_is_asked_for_the_same_attention(
   dropout = bert.Dropout(jnp.float32(0.1), jnp.uint32(0), jnp.arange(6))
   encode(RETRIEVER, *texts, dropout)
   assert len(asked) == 2
+  plain = encoders.make_encode(
+    RETRIEVER, 'float32', encoders.PASSAGE, kernel=False
+  )
+  params = encoders.init(RETRIEVER, 0)
+  np.testing.assert_allclose(plain(params, *texts), written, atol=1e-5)
+  assert len(asked) == 2
 
 
 def test_dropout_of_a_text_depends_on_its_row_alone(texts):

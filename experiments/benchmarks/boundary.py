@@ -1,13 +1,14 @@
 """How long training stands still for a refresh, in step and beside it.
 
-    python experiments/benchmarks/boundary.py [--steps=400] [--large]
+    python experiments/benchmarks/boundary.py [--large] [--steps=400] [--runs ..]
 
 A run on the passages of pydocs (an encoder of two layers from random weights;
 --large: of BERT-base's sizes, in bfloat16), with a refresh every 50 steps, in
 step and beside. A step's time is that from one look at the checkpoints to the
-next; a boundary's pause is what the step after it took longer than the median. Then the handoff of a state of BERT-base's size
-with LAMB's moments: how long `save` holds up training, when it is committed,
-and what a refresher takes to read the parameters.
+next; a boundary's pause is what the step after it took longer than the median.
+Then the handoff of a state of BERT-base's size with LAMB's moments: how long
+`save` holds up training, when it is committed, and what a refresher takes to
+read the parameters.
 """
 
 import argparse
@@ -71,6 +72,11 @@ BERT_BASE = encoders.Retriever(
   bert.BodyConfig('bert', 30522, 768, 12, 12, 3072, 512, 2, 1e-12, 'gelu'),
   True, 'cls', 768, True, 'dot', 64, 512, ' ',
 )  # fmt: skip
+RUNS = {
+  'sync': {},
+  'async': {'refresh': 'async'},
+  'frozen': {'max_refreshes': 1},
+}
 # What a boundary is made of: functions of the loop, by what they do.
 PARTS = {'_save': 'save', '_pick_up': 'pick-up', '_boundary': 'boundary'}
 
@@ -171,21 +177,20 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--steps', type=int, default=400)
   parser.add_argument('--large', action='store_true')
+  names = [*RUNS, 'handoff']
+  parser.add_argument('--runs', nargs='+', choices=names, default=names)
   given = parser.parse_args()
   sizes = LARGE if given.large else {}
   side_by_side.pydocs()
   found = {}
-  for name, changes in {
-    'sync': {},
-    'async': {'refresh': 'async'},
-    'frozen': {'max_refreshes': 1},
-  }.items():
-    with tempfile.TemporaryDirectory() as folder:
-      found[name] = train_once(folder, given.steps, **sizes, **changes)
-  found['handoff'] = handoff_cost()
-  for name, values in found.items():
-    cells = ', '.join(f'{what} {value:.2f}' for what, value in values.items())
-    print(f'{name}: {cells}')
+  for name in given.runs:
+    if name == 'handoff':
+      found[name] = handoff_cost()
+    else:
+      with tempfile.TemporaryDirectory() as folder:
+        found[name] = train_once(folder, given.steps, **sizes, **RUNS[name])
+    cells = (f'{what} {value:.2f}' for what, value in found[name].items())
+    print(f'{name}: {", ".join(cells)}')
   print(json.dumps(found))
 
 
