@@ -1,6 +1,6 @@
 """How long training stands still for a refresh, in step and beside it.
 
-    python experiments/benchmarks/boundary.py [--large] [--steps=400] [--runs ..]
+    python experiments/benchmarks/boundary.py [--large] [--steps=400] [--runs .]
 
 A run on the passages of pydocs (an encoder of two layers from random weights;
 --large: of BERT-base's sizes, in bfloat16), with a refresh every 50 steps, in
