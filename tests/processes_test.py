@@ -14,6 +14,7 @@ import pytest
 
 from ance_jax import config as config_lib
 from ance_jax import devices
+from ance_jax import evaluate
 from ance_jax import index
 from ance_jax import logs
 from ance_jax import negatives
@@ -219,3 +220,14 @@ def test_a_process_without_a_block_is_refused(config, monkeypatch):
   monkeypatch.setattr(processes, 'count', lambda: 11)
   with pytest.raises(config_lib.BadInput, match='lower it to 13 at most'):
     negatives.check(run)
+
+
+def test_a_block_that_another_process_did_not_write_is_named(
+  config, monkeypatch
+):
+  run, params = runs.begin(config, ('train', 'dev'))
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+  monkeypatch.setattr(processes, 'gather', lambda array: np.stack([array] * 2))
+  placed = devices.replicate(params, run.devices)
+  with pytest.raises(FileNotFoundError, match='00001/embeddings.npy'):
+    evaluate.index_corpus(run, placed, logs.Stopwatch())

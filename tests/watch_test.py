@@ -382,6 +382,55 @@ def test_a_refresher_goes_on_inside_the_refresh_it_was_killed_in(
   ]  # fmt: skip
 
 
+def test_a_full_disk_ends_the_refresher_and_the_next_one_loses_nothing(
+  finished, monkeypatch
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  path = refresh.folder(run, 20) / 'negatives.npy'
+  before = path.read_bytes()
+  remove_refreshes(run, 16)
+  real = np.save
+
+  def save(file, array):
+    if str(file).endswith('negatives.npy'):
+      raise OSError(28, 'No space left on device')
+    real(file, array)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(np, 'save', save)
+    with pytest.raises(OSError, match='No space left'):
+      watch.watch(run)
+  assert refresh.published(run) == [4, 8, 12, 16]
+  stop_after(monkeypatch, 1)
+  with pytest.raises(KeyboardInterrupt):
+    watch.watch(run)
+  assert path.read_bytes() == before
+
+
+def test_a_refresher_asked_to_stop_does_so_inside_of_a_refresh(
+  finished, monkeypatch
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  remove_refreshes(run, 16)
+  shutil.rmtree(run.workdir / 'embeddings')
+  real, asked = encode.encode_rows, threading.Event()
+
+  def encode_rows(encoder, params, rows, what, *others):
+    found = real(encoder, params, rows, what, *others)
+    asked.set()  # As SIGTERM does.
+    return found
+
+  monkeypatch.setattr(encode, 'encode_rows', encode_rows)
+  with logs.stopped_by(asked):
+    with pytest.raises(logs.Stopped, match='encode block 2/3'):
+      watch.watch(run)
+  assert refresh.published(run) == [4, 8, 12, 16]
+
+
 def test_a_checkpoint_that_goes_while_it_is_read_is_not_the_end(
   finished, monkeypatch, capsys
 ):
