@@ -388,9 +388,8 @@ def test_a_full_disk_ends_the_refresher_and_the_next_one_loses_nothing(
   run = finished._replace(
     config=dataclasses.replace(finished.config, max_steps=30)
   )
-  path = refresh.folder(run, 20) / 'negatives.npy'
-  before = path.read_bytes()
-  remove_refreshes(run, 16)
+  before = refresh.refresh(run, 24)
+  remove_refreshes(run, 20)
   real = np.save
 
   def save(file, array):
@@ -402,11 +401,12 @@ def test_a_full_disk_ends_the_refresher_and_the_next_one_loses_nothing(
     patch.setattr(np, 'save', save)
     with pytest.raises(OSError, match='No space left'):
       watch.watch(run)
-  assert refresh.published(run) == [4, 8, 12, 16]
-  stop_after(monkeypatch, 1)
+  assert refresh.published(run) == [4, 8, 12, 16, 20]
+  assert stop_after(monkeypatch, 1) == []
   with pytest.raises(KeyboardInterrupt):
     watch.watch(run)
-  assert path.read_bytes() == before
+  after = handoff.read_manifest(refresh.folder(run, 24))
+  assert after['files']['negatives.npy'] == before['files']['negatives.npy']
 
 
 def test_a_refresher_asked_to_stop_does_so_inside_of_a_refresh(
