@@ -70,7 +70,7 @@ def test_stale_overlap_is_the_share_of_negatives_still_among_the_first():
 
 @pytest.fixture
 def small():
-  """A run of three training and two dev queries over ten passages."""
+  """A run of three training and three dev queries over ten passages."""
   random = np.random.default_rng(0)
   blocks = [random.standard_normal((size, 4)).astype(np.float32)
             for size in (6, 4)]  # fmt: skip
@@ -82,7 +82,7 @@ def small():
     )  # fmt: skip
 
   train_split = split([0, 2, 3, 4], [4, 7, 0, 9], [1, 2, 1, 1])
-  dev = split([0, 1, 3], [3, 5, 6], [1, 0, 2])
+  dev = split([0, 1, 3, 4], [3, 5, 6, 2], [1, 0, 2, 1])
   for one in (train_split, dev):
     one.positives = data.Split.positives.__get__(one)
   run = SimpleNamespace(
@@ -104,17 +104,18 @@ def test_ranks_and_what_was_lost_and_won(small):
   run, indexed, queries = small
   found = np.array([[1, 7, 4, 2], [5, 6, 8, 2], [9, 1, 2, 3]])
   seen = diagnostics.Probe(np.arange(3), queries, found)
-  ranking = index.Ranking(np.array([[3, 1], [5, 6]]), None)
-  last = diagnostics.Seen(np.array([1, 5, 4]), np.array([False, True]))
+  ranking = index.Ranking(np.array([[3, 1], [5, 6], [2, 0]]), None)
+  right = np.array([False, True, False])
+  last = diagnostics.Seen(np.array([1, 5, 4]), right)
 
   values, now = diagnostics.look(run, seen, indexed, ranking, {}, last)
 
   assert now.ranks.tolist() == [2, 5, 1]
   # Passage 5 is judged not relevant to the second query.
-  assert now.right.tolist() == [True, False]
+  assert now.right.tolist() == [True, False, True]
   assert values['positive_rank'] == 2
   assert values['rank_drift'] == (1 + 0 + 2) / 3
-  assert (values['dev_lost'], values['dev_won']) == (0.5, 0.5)
+  assert (values['dev_lost'], values['dev_won']) == (1 / 3, 2 / 3)
   embeddings = np.concatenate(indexed.blocks)
   norms = np.linalg.norm(embeddings, axis=1)
   assert norms.min() < values['norm'] < norms.max()
@@ -128,7 +129,7 @@ def test_ranks_and_what_was_lost_and_won(small):
 def test_norms_by_source_and_negatives_above_the_positive(small):
   run, indexed, queries = small
   seen = diagnostics.Probe(np.arange(3), queries, np.zeros((3, 4), int))
-  ranking = index.Ranking(np.array([[3], [5]]), None)
+  ranking = index.Ranking(np.array([[3], [5], [2]]), None)
   tables = {
     'in_use': diagnostics.Table(0, np.array([[1], [2], [3]])),
     'mined': diagnostics.Table(1, np.array([[8], [5]])),
