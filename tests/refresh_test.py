@@ -235,7 +235,8 @@ def test_the_manifest_says_what_was_made_of_what(open_run):
   assert len(manifest['examples']) == 3
   published = handoff.read_manifest(run.workdir / 'refresh' / '00000006')
   assert published['metrics'] == values
-  assert set(published['files']) == {'negatives.npy'}
+  names = {'negatives.npy', 'ranks.npy', 'right.npy'}
+  assert set(published['files']) == names
 
 
 def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
