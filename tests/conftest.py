@@ -78,6 +78,16 @@ def _compile_once(tmp_path_factory):
     jax.config.update(name, value)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _forget_what_was_compiled():
+  """Gives back what a module compiled: all of it in one process is too much.
+
+  It came to 5.7 GB, and XLA ended with a segmentation fault.
+  """
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session', autouse=True)
 def _draw_once():
   """Draws one picture of each set of panels: a run draws at each boundary."""
