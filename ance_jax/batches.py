@@ -195,7 +195,18 @@ def make_batch(
   number, parts = part
   size = batch_size // parts
   here = np.arange(number * size, (number + 1) * size)
-  rows, passages = rows[here], passages[here]
+  return _of_rows(data, here, rows[here], passages[here])
+
+
+def _of_rows(data, here, rows, passages):
+  """Returns the `Batch` of (B,) query rows with (B, n) passages each.
+
+  Args:
+    data: `TrainingData`.
+    here: (B,) int, numbers of the queries in the whole batch.
+    rows: Query rows.
+    passages: Passage rows, the positive first.
+  """
   query_ids, query_lengths = data.queries.padded(rows, data.query_length)
   passage_ids, passage_lengths = _padded_passages(data, passages)
   return Batch(
