@@ -160,8 +160,8 @@ def watch(run):
         raise logs.Stopped('waiting for a checkpoint')
       time.sleep(_LOOK_SECS)
       continue
-    _refresh(run, step, last)
-    looked_at = step
+    if _refresh(run, step, last):
+      looked_at = step
 
 
 def claimed(workdir):
@@ -210,8 +210,7 @@ def _await_run(config):
 def _next(run, committed, last, looked_at):
   """Returns the step to refresh with, or None; says what is left out.
 
-  What this process looked at before was refreshed, or left out as too early, or
-  is gone.
+  What this process looked at before was refreshed, or left out as too early.
 
   One that was begun is made first: else a refresher that is killed more often
   than it ends one would never end any.
@@ -232,7 +231,11 @@ def _next(run, committed, last, looked_at):
 
 
 def _refresh(run, step, last):
-  """Makes one refresh, if the checkpoint stays there until it is read."""
+  """Makes one refresh, if the checkpoint stays there until it is read.
+
+  Returns:
+    Whether it did.
+  """
   workdir = run.config.workdir
   # From here on the trainer keeps it, if it has not decided to delete it.
   handoff.write_json(f'{workdir}/{_CLAIM_FILE}', {'step': step})
@@ -242,6 +245,7 @@ def _refresh(run, step, last):
     if step in checkpoint.committed_steps(workdir):
       raise
     logs.say(f'the checkpoint of step {step} is gone: a newer one is taken')
-    return
+    return False
   logs.say(refresh.summary(made))
   evaluate.prune_embeddings(run, made['weights_hash'])
+  return True
