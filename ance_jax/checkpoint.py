@@ -295,6 +295,22 @@ def choose(workdir, which):
   )
 
 
+def read_chosen(workdir, which, read):
+  """Returns (step, `read(step)`) for the step that `--checkpoint` names.
+
+  A run that trains meanwhile may delete it before it is read; then `which` is
+  looked up again.
+  """
+  while True:
+    step = choose(workdir, which)
+    try:
+      return step, read(step)
+    except (OSError, ValueError):
+      if step in committed_steps(workdir):
+        raise
+      logs.say(f'the checkpoint of step {step} is gone: another one is taken')
+
+
 def best(workdir, committed):
   """Returns the step of `committed` that is best on dev, else the last.
 

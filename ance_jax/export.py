@@ -40,9 +40,7 @@ def run(config):
     The folder, a `pathlib.Path`.
   """
   runs.require_workdir(config)
-  model, step = _model(config)
-  trained = runs.is_run(config.workdir)
-  settings = runs.settings(config.workdir, step) if trained else config
+  model, step, settings = _model(config)
   folder = pathlib.Path(config.output or f'{config.workdir}/export-{step}')
   _check_free(folder, config)
   logs.say(f'exporting step {step} to {folder}')
@@ -160,21 +158,27 @@ def write(folder, retriever, params, tokenizer):
 
 
 def _model(config):
-  """Returns the `models.Model`, its parameters on the host, and its step."""
+  """Returns (model, step, settings): parameters on the host, those of a run.
+
+  The model is a `models.Model`, the settings are the `Config` it is of.
+  """
   if runs.is_run(config.workdir):
-    step = checkpoint.choose(config.workdir, config.checkpoint)
-    retriever, tokenizer = models.load_model(config.workdir, step)
-    params = checkpoint.read_params(
-      config.workdir, step, encoders.shapes(retriever), devices_lib.local(1)
+    step, (settings, model) = checkpoint.read_chosen(
+      config.workdir,
+      config.checkpoint,
+      lambda step: (
+        runs.settings(config.workdir, step),
+        models.load_whole(config.workdir, step, devices_lib.local(1)),
+      ),
     )
   elif config.init_from:
-    (retriever, tokenizer, params), step = models.load(config, ()), 0
+    step, settings, model = 0, config, models.load(config, ())
   else:
     raise config_lib.BadInput(
       '--job=export must be given a run or a checkpoint; found no run in '
       f'{config.workdir} and no --init_from; set one of the two.'
     )
-  return models.Model(retriever, tokenizer, jax.device_get(params)), step
+  return model._replace(params=jax.device_get(model.params)), step, settings
 
 
 def _check_free(folder, config):

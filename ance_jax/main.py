@@ -113,13 +113,15 @@ def _with_flags_of_run(config):
   """
   comparing = config.job == 'compare'
   folder = systems.data_folder(config) if comparing else config.workdir
-  committed = checkpoint.committed_steps(folder)
-  if config.job == 'train' or not committed:
+  if config.job == 'train' or not checkpoint.committed_steps(folder):
     return config
   names = [field.name for field in dataclasses.fields(config)]
   given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
   given['workdir'] = config.workdir
-  return dataclasses.replace(runs.settings(folder, committed[-1]), **given)
+  _, settings = checkpoint.read_chosen(
+    folder, 'last', lambda step: runs.settings(folder, step)
+  )
+  return dataclasses.replace(settings, **given)
 
 
 def run():

@@ -77,6 +77,14 @@ def load_model(workdir, step):
   return retriever, tokenizer_lib.load(str(folder))
 
 
+def load_whole(workdir, step, devices):
+  """Returns the `Model` of a run's checkpoint, on all devices."""
+  retriever, tokenizer = load_model(workdir, step)
+  shapes = encoders.shapes(retriever)
+  params = checkpoint.read_params(workdir, step, shapes, devices)
+  return Model(retriever, tokenizer, params)
+
+
 def is_run(folder):
   """Returns whether a folder is that of a run of ours."""
   return checkpoint.are_in(folder)
@@ -146,10 +154,10 @@ def _fitted(source, retriever, config):
 
 def _run_source(config):
   """Returns a run of ours, at its `--checkpoint`."""
-  step = checkpoint.choose(config.init_from, config.checkpoint)
-  retriever, tokenizer = load_model(config.init_from, step)
-  params = checkpoint.read_params(
-    config.init_from, step, encoders.shapes(retriever), devices_lib.local(1)
+  step, (retriever, tokenizer, params) = checkpoint.read_chosen(
+    config.init_from,
+    config.checkpoint,
+    lambda step: load_whole(config.init_from, step, devices_lib.local(1)),
   )
   logs.say(f'weights of {config.init_from}, step {step}')
   settings = retriever.to_dict()

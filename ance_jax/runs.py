@@ -132,8 +132,17 @@ def go_on(config, split_names, step):
   Raises:
     BadInput: The data is not what the run began with.
   """
+  retriever, tokenizer = models.load_model(config.workdir, step)
+  began = _began(config.workdir, step)
+  return _go_on(config, split_names, began, retriever, tokenizer)
+
+
+def _began(workdir, step):
+  return json.loads(checkpoint.read_record(workdir, step)[_DATA_FILE])
+
+
+def _go_on(config, split_names, began, retriever, tokenizer):
   dataset = corpora.load(config, split_names)
-  began = json.loads(checkpoint.read_record(config.workdir, step)[_DATA_FILE])
   compared = {'the corpus': (dataset.corpus.hash, began['corpus'])}
   for name, split in dataset.splits.items():
     old = began['splits'].get(name, split.hash)  # Test has none.
@@ -145,8 +154,7 @@ def go_on(config, split_names, step):
         f' of hash {new[:12]} instead of {old[:12]}; give back the data, or '
         f'name another --workdir, with --init_from={config.workdir}.'
       )
-  model = models.load_model(config.workdir, step)
-  return _run(began['run'], config, dataset, *model)
+  return _run(began['run'], config, dataset, retriever, tokenizer)
 
 
 def read(config, split_names):
@@ -159,14 +167,14 @@ def read(config, split_names):
   devices, _ = training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   if is_run(config.workdir):
-    step = checkpoint.choose(config.workdir, config.checkpoint)
-    # What is scored now may be scored by other rules than dev was.
-    kept = settings(config.workdir, step).protocol
-    check_same_run(dataclasses.replace(config, protocol=kept), step)
-    run = go_on(config, split_names, step)
-    shapes = encoders.shapes(run.retriever)
-    params = checkpoint.read_params(config.workdir, step, shapes, devices)
-    return run, params, step
+    # Before the data, which may take longer than a checkpoint is kept.
+    step, (began, model) = checkpoint.read_chosen(
+      config.workdir,
+      config.checkpoint,
+      lambda step: _read_saved(config, step, devices),
+    )
+    run = _go_on(config, split_names, began, model.retriever, model.tokenizer)
+    return run, model.params, step
   if not config.init_from:
     raise config_lib.BadInput(
       f'--job={config.job} must be given a run or a checkpoint; found no run '
@@ -178,6 +186,15 @@ def read(config, split_names):
   )
   run = _run('', config, dataset, model.retriever, model.tokenizer)
   return run, devices_lib.replicate(model.params, devices), 0
+
+
+def _read_saved(config, step, devices):
+  """Returns what a checkpoint of a run has: (what it began with, `Model`)."""
+  # What is scored now may be scored by other rules than dev was.
+  kept = settings(config.workdir, step).protocol
+  check_same_run(dataclasses.replace(config, protocol=kept), step)
+  model = models.load_whole(config.workdir, step, devices)
+  return _began(config.workdir, step), model
 
 
 def training_data(run, method):

@@ -42,16 +42,17 @@ def test_a_trainer_and_its_refresher_recover_from_real_kills(tmp_path):
       'experiments/benchmarks/soak_beside.py',
       '--kills=3',
       '--kills_per_run=3',
+      '--steps=200',
       f'--folder={tmp_path}',
     ],
     cwd=REPOSITORY,
     env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
     capture_output=True,
     text=True,
-    timeout=600,
+    timeout=1200,
   )
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
   numbers = json.loads(done.stdout.splitlines()[-1])
-  assert sum(numbers['kills'].values()) == 3
-  assert numbers['bit_equal'] == numbers['runs'] == 1
+  assert sum(numbers['kills'].values()) >= 3
+  assert numbers['bit_equal'] == numbers['runs']
   assert numbers['pick_ups'] > 2

@@ -23,6 +23,7 @@ from ance_jax import logs
 from ance_jax import refresh
 from ance_jax import runs
 from ance_jax import steps
+from ance_jax import tokenizer
 from ance_jax import train
 from ance_jax import watch
 
@@ -453,6 +454,36 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_not_the_end(
   assert gone == [24]
   assert made == [24, 20]
   assert 'the checkpoint of step 24 is gone' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('module', 'name'),
+  [
+    (checkpoint, 'read_record'),
+    (tokenizer, 'load'),
+    (checkpoint, 'read_params'),
+  ],
+)
+def test_a_job_that_begins_while_its_checkpoint_goes_takes_another(
+  finished, monkeypatch, capsys, module, name
+):
+  real, gone = getattr(module, name), []
+
+  def read(*given):
+    if not gone:
+      gone.append(24)
+      shutil.rmtree(finished.workdir / 'checkpoints' / '24')
+    return real(*given)
+
+  monkeypatch.setattr(module, name, read)
+  _, _, step = runs.read(finished.config, ('train', 'dev'))
+  assert gone == [24]
+  assert step == 20
+  assert 'the checkpoint of step 24 is gone' in capsys.readouterr().out
+  with pytest.raises(ValueError, match='must be last, best or the step'):
+    runs.read(
+      dataclasses.replace(finished.config, checkpoint='24'), ('train', 'dev')
+    )
 
 
 def test_the_trainer_keeps_the_checkpoint_that_a_refresher_reads(

@@ -34,7 +34,7 @@ SETTINGS = dataclasses.replace(
   checkpoints_to_keep=2,
 )
 # Seconds until a process counts as hanging.
-HANGS = 240
+HANGS = 600
 
 
 class Job:
@@ -77,21 +77,17 @@ class Job:
     os.killpg(self._process.pid, signal.SIGKILL)
     self._process.wait()
 
-  def wait(self):
-    """Returns when it ended by itself."""
-    self._process.wait(HANGS)
-    assert self.is_over()
 
-
-def run(folder, random, kills):
-  """Makes a run that is killed so many times, and its replay.
+def run(folder, random, kills, steps):
+  """Makes a run of so many steps, killed so many times, and its replay.
 
   Returns:
     The number of kills by job, of pick-ups, and the seconds.
   """
-  start, settings = time.time(), SETTINGS
+  start = time.time()
   base = dataclasses.replace(
-    settings,
+    SETTINGS,
+    max_steps=steps,
     workdir=str(folder / 'run'),
     data_dir=str(folder.parent / 'beir'),
   )
@@ -108,8 +104,7 @@ def run(folder, random, kills):
       jobs[name].kill()
       killed[name] += 1
       jobs[name].start()
-    for job in jobs.values():
-      job.wait()
+    _wait(jobs.values())
     again = dataclasses.replace(
       base,
       workdir=str(folder / 'again'),
@@ -118,7 +113,7 @@ def run(folder, random, kills):
       refresh_replay=base.workdir,
     )
     jobs['again'] = Job(folder, 'again', again)
-    jobs['again'].wait()
+    _wait([jobs['again']])
   finally:
     for job in jobs.values():
       if job._process.poll() is None:
@@ -135,6 +130,15 @@ def run(folder, random, kills):
   return killed, len(used), time.time() - start
 
 
+def _wait(jobs):
+  """Returns when all of them ended by themselves."""
+  start = time.time()
+  # All are looked at: one may wait for another that failed.
+  while sum(job.is_over() for job in jobs) < len(jobs):
+    assert time.time() - start < HANGS, 'a job hangs'
+    time.sleep(0.5)
+
+
 def _is_of(name, used):
   return not name.startswith('negatives ') or int(name.split()[1]) in used
 
@@ -143,6 +147,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--kills_per_run', type=int, default=5)
+  parser.add_argument('--steps', type=int, default=SETTINGS.max_steps)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--folder', type=pathlib.Path)
   given = parser.parse_args()
@@ -154,7 +159,7 @@ def main():
     while sum(total.values()) < given.kills:
       folder = top / f'{runs:03d}'
       folder.mkdir()
-      killed, used, secs = run(folder, random, given.kills_per_run)
+      killed, used, secs = run(folder, random, given.kills_per_run, given.steps)
       total = {name: total[name] + killed[name] for name in total}
       runs, picked_up = runs + 1, picked_up + used
       print(f'run {runs}: killed {killed}, {used} pick-ups, {secs:.0f} s')
