@@ -7,7 +7,7 @@ assumes least.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # Its parts are imported once they are used.
 
 from ance_jax import metrics
 
@@ -79,7 +79,7 @@ def p_value(values, seed):
     seed: int.
   """
   return float(
-    stats.permutation_test(
+    scipy.stats.permutation_test(
       (values,),
       np.mean,
       permutation_type='samples',
@@ -102,7 +102,7 @@ def interval(values, seed):
   """
   return tuple(
     float(end)
-    for end in stats.bootstrap(
+    for end in scipy.stats.bootstrap(
       (values,),
       np.mean,
       vectorized=True,

@@ -10,6 +10,7 @@ there.
 from concurrent import futures
 import contextlib
 import hashlib
+import json
 import pathlib
 
 import jax
@@ -21,6 +22,7 @@ from ance_jax import devices as devices_lib
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import processes
+from ance_jax import remote
 
 DAMAGED = 'damaged-checkpoint'
 _RECORD = 'record'
@@ -44,7 +46,7 @@ class Checkpoints:
     processes.wait('checkpoints')
     self._workdir = workdir
     self._background = futures.ThreadPoolExecutor(1)
-    self._saving = None
+    self._saving, self._removing = None, []
     self._manager = ocp.CheckpointManager(
       _folder(workdir),
       options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
@@ -91,6 +93,7 @@ class Checkpoints:
       handoff.make_folder(path.parent)
       path.write_bytes(content)
     handoff.seal(folder, about)
+    remote.push(folder)
 
   def check(self):
     """Raises `SaveFailed` if what was begun is known to have failed."""
@@ -108,6 +111,8 @@ class Checkpoints:
       (step, saving), self._saving = self._saving, None
       try:
         saving.result()
+        while self._removing:
+          self._removing.pop().result()
       except Exception as error:
         # Orbax tells each thread once; here that would hide this sentence.
         with contextlib.suppress(Exception):
@@ -135,10 +140,11 @@ class Checkpoints:
     """Deletes all checkpoints but those of the steps `wanted`."""
     folder = _folder(self._workdir)
     for step in set(_orbax_steps(folder)) - set(wanted):
-      # First the manifest: what is half deleted is not there, not damaged.
-      handoff.unseal(folder / str(step))
-      # Not by Orbax, which goes on where it could not remove a file.
-      handoff.remove_folder(folder / str(step))
+      if remote.is_connected(self._workdir):
+        # Training does not wait for a network.
+        gone = self._background.submit(remote.remove, folder / str(step))
+        self._removing.append(gone)
+      _delete(folder / str(step))
 
   def __enter__(self):
     return self
@@ -195,6 +201,67 @@ def read_record(workdir, step):
     name.removeprefix(f'{_RECORD}/'): (folder / name).read_bytes()
     for name in names
   }
+
+
+def fetch(workdir, *, every=False, wanted=lambda step: True):
+  """Copies checkpoints in from the run's `--remote_dir`, if it has one.
+
+  Args:
+    workdir: Folder of the run.
+    every: For the process that writes them: all of them, and what it committed
+      without coming so far as to copy it is copied out. Else the newest.
+    wanted: (step) -> whether it may be that one.
+
+  Returns:
+    Whether there is a newer one now than there was here.
+
+  Raises:
+    BadInput: Those there are of another run.
+  """
+  if not remote.is_connected(workdir):
+    return False
+  folder, before = _folder(workdir), committed_steps(workdir)
+  there, taken = remote.numbers(folder), []
+  if before and there:
+    _check_same(folder / str(before[-1]), folder / str(there[-1]))
+  for step in reversed(there):
+    if wanted(step) and remote.pull(folder / str(step)):
+      taken.append(step)
+      if not every:
+        break
+  newest = max(taken, default=-1)
+  for step in before:
+    if step < newest and step not in there:
+      _delete(folder / str(step))
+  if every:
+    _copy_out(folder, committed_steps(workdir), there, taken)
+  return newest > max(before, default=-1)
+
+
+def _copy_out(folder, here, there, same):
+  """Makes the copies what is here, but for the steps that are the same."""
+  for step in set(here) - set(same):
+    remote.push(folder / str(step))
+  for step in set(there) - set(here):  # Half copied, or half removed.
+    remote.remove(folder / str(step))
+
+
+def _delete(folder):
+  # First the manifest: what is half deleted is not there, not damaged.
+  handoff.unseal(folder)
+  # Not by Orbax, which goes on where it could not remove a file.
+  handoff.remove_folder(folder)
+
+
+def _check_same(here, there):
+  """Raises `BadInput` if a checkpoint, and the copy of one, are of two runs."""
+  ours = handoff.read_json(here / handoff.MANIFEST).get('run')
+  theirs = json.loads(remote.read(there / handoff.MANIFEST) or '{}')
+  if theirs.get('run', ours) != ours:
+    raise config_lib.BadInput(
+      '--remote_dir must be of the run in --workdir; found checkpoints of run '
+      f'{theirs["run"]} there and of run {ours} here; name another of the two.'
+    )
 
 
 def identity(workdir, step):

@@ -81,6 +81,14 @@ class Config:
   workdir: str = knob(
     '', 'Folder of the run: all that it writes.', may_change=True
   )
+  remote_dir: str = knob(
+    '',
+    'Folder elsewhere, such as gs://BUCKET/RUN, that checkpoints, refreshes '
+    'and what is drawn of a run are copied to and taken from: for a refresher '
+    'on another machine, with a --workdir of its own, or a start on a fresh '
+    'one. gs:// wants gcsfs, s3:// s3fs. Not given: there is none.',
+    may_change=True,
+  )
   seed: int = knob(0, 'Seed of weights, batches, dropout and mining.')
   num_devices: int = knob(
     0, 'Local accelerators to use; 0 uses all.', may_change=True
@@ -799,12 +807,14 @@ class Config:
     told = self.num_processes > 1
     wrong = {
       'num_processes': self.num_processes != 1 and self.job != 'train',
+      'remote_dir': self.num_processes != 1 and bool(self.remote_dir),
       'process_id': self.process_id >= (self.num_processes if told else 1),
       'coordinator': bool(self.coordinator) != told,
       'refresh': self.num_processes != 1 and self.refresh == 'async',
     }
     needs = {
       'num_processes': 'be 1 but for --job=train',
+      'remote_dir': 'be left out with several processes: --workdir is shared',
       'process_id': 'be below --num_processes, 0 where the cluster tells it',
       'coordinator': 'be HOST:PORT with --num_processes of 2 or more, else '
       'left out',
@@ -987,6 +997,8 @@ _NO_PATHS = (
   (r'^["\']|["\']$', 'be without quotes', 'leave them out'),
   (r'^~|\$', 'be written out, without ~ and $', 'write the whole path'),
 )
+# Without a step up, a space, or what a shell or a bucket would not take.
+_REMOTE = re.compile(r'((gs|s3|az):/)?(/(?!\.\.?(/|$))[\w.=@+-]+)+/?')
 # Bytes.
 _MAX_FLAGFILE = 2**20
 _KINDS = {
@@ -1237,6 +1249,11 @@ def _check_text(name, value):
       name, 'not be a test split, or the test is none', value,
       'name another; without a dev split in the data, a share of train is held '
       'out'
+    )  # fmt: skip
+  if name == 'remote_dir' and value and not _REMOTE.fullmatch(value):
+    raise _bad(
+      name, 'be gs://BUCKET/FOLDER, s3://, az:// or a path from / on', value,
+      'write it so'
     )  # fmt: skip
   paths = value.split(',') if name == 'runs' else [value]
   for pattern, rule, cure in _NO_PATHS if name in _PATHS else ():

@@ -78,13 +78,40 @@ def publish(folder, manifest):
   Yields:
     Path of the folder to write into. If the block raises, nothing is published.
   """
+  with _replacing(folder) as unfinished:
+    yield unfinished
+    seal(unfinished, manifest)
+
+
+@contextlib.contextmanager
+def receive(folder):
+  """Gives a folder to copy a published one into; visible at the end if whole.
+
+  Raises:
+    Damaged: What was copied is not what its manifest says.
+  """
+  with _replacing(folder) as unfinished:
+    try:
+      yield unfinished
+      if read_manifest(unfinished) is None:
+        raise _damaged(unfinished / MANIFEST)
+    except BaseException:
+      # Such a copy may be begun again and again.
+      shutil.rmtree(unfinished)
+      _lock_of(unfinished).unlink()
+      raise
+    _sync(unfinished)
+
+
+@contextlib.contextmanager
+def _replacing(folder):
+  """Gives a folder that becomes `folder` if the block does not raise."""
   folder = pathlib.Path(folder)
   make_folder(folder.parent)
   unfinished, old = _unfinished(folder)
   with _locked(_lock_of(unfinished)):
     unfinished.mkdir()
     yield unfinished
-    seal(unfinished, manifest)
     # In one rename each: what is half removed would be seen as damaged.
     if folder.exists():
       os.rename(folder, old)
@@ -102,11 +129,9 @@ def seal(folder, manifest):
     manifest: dict for `manifest.json`, to which the hashes are added.
   """
   folder = pathlib.Path(folder)
+  _sync(folder)
   files = sorted(p for p in folder.rglob('*') if p.is_file())
-  hashes = {str(p.relative_to(folder)): _synced_hash(p) for p in files}
-  for path in (folder.parent, *folder.rglob('*')):
-    if path.is_dir():
-      _sync_folder(path)
+  hashes = {str(p.relative_to(folder)): file_hash(p) for p in files}
   write_json(folder / MANIFEST, {**manifest, 'files': hashes})
 
 
@@ -379,10 +404,14 @@ def _damaged(path):
   )
 
 
-def _synced_hash(path):
-  with open(path, 'rb') as file:
-    os.fsync(file.fileno())
-  return file_hash(path)
+def _sync(folder):
+  """Waits until a folder, and all that is in it, is on disk."""
+  for path in (folder.parent, *sorted(folder.rglob('*'))):
+    if path.is_dir():
+      _sync_folder(path)
+    else:
+      with open(path, 'rb') as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(path):

@@ -1,8 +1,9 @@
 """One trainer a folder, and one refresher: a lock that ends with its process.
 
 On one machine the kernel holds it, so that no crash leaves it behind. Machines
-that share a folder may not share the kernel's locks: there the holder gives a
-sign of life every few seconds, and without one for a minute it counts as dead.
+that share a folder, or a `--remote_dir`, may not share the kernel's locks:
+there the holder gives a sign of life every few seconds, and without one for a
+minute it counts as dead.
 """
 
 import contextlib
@@ -12,15 +13,19 @@ import pathlib
 import socket
 import tempfile
 import threading
+import time
+
+import tqdm
 
 from ance_jax import config as config_lib
 from ance_jax import handoff
 from ance_jax import processes
+from ance_jax import remote
 
 LOCK_FILE = 'lock'
 REFRESH_LOCK_FILE = 'refresh.lock'
 _HOLDERS = {LOCK_FILE: 'trainer', REFRESH_LOCK_FILE: 'refresher'}
-_BEAT_SECS, _DEAD_SECS = 10, 60
+_BEAT_SECS, _DEAD_SECS, _SETTLE_SECS = 10, 60, 2
 _BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 
 
@@ -61,6 +66,12 @@ class Lock:
       }
     ).encode()
     self._descriptor = _take(self._path, self._holder)
+    try:
+      self._there = _There(self._path, json.loads(self._holder))
+    except BaseException:
+      self._path.unlink()
+      os.close(self._descriptor)
+      raise
     self._released, self._lost = threading.Event(), False
     self._beating = threading.Thread(target=self._beat, daemon=True)
     self._beating.start()
@@ -84,6 +95,7 @@ class Lock:
     try:
       if self._is_ours():
         self._path.unlink()
+      self._there.close()
     finally:
       os.close(self._descriptor)
 
@@ -92,15 +104,93 @@ class Lock:
     while not self._released.wait(_BEAT_SECS) and not self._lost:
       # One that fails, on a disk that fails for a moment, is made up for by
       # the next.
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(Exception):
         os.utime(self._descriptor)
-        self._lost = not self._is_ours()
+        self._lost = not (self._is_ours() and self._there.beat())
 
   def _is_ours(self):
     try:
       return self._path.read_bytes() == self._holder
     except FileNotFoundError:
       return False
+
+
+class _There:
+  """The same for all machines that share a `--remote_dir`, if there is one.
+
+  A bucket has no clock that all could read, so whether another holder lives is
+  seen by watching it for as long as it may be silent.
+  """
+
+  def __init__(self, path, holder):
+    self._path, self._holder, self._beats = path, holder, 0
+    if not remote.is_connected(path.parent):
+      return
+    found = remote.read(path)
+    if found and not self._is_dead(found):
+      tqdm.tqdm.write(
+        f'{path.name} of --remote_dir is held: waiting {_DEAD_SECS} s for a '
+        'sign of life of its holder'
+      )
+      time.sleep(_DEAD_SECS)
+      if remote.read(path) not in (found, None):
+        raise self._held(found)
+    self._write()
+    # Of two that begin together, the one that wrote last has it.
+    time.sleep(_SETTLE_SECS)
+    if not self._is_ours():
+      raise self._held(remote.read(path) or b'{}')
+
+  def beat(self):
+    """Gives a sign of life; returns whether the lock is still held."""
+    if not remote.is_connected(self._path.parent):
+      return True
+    if not self._is_ours():
+      return False
+    self._write()
+    return True
+
+  def close(self):
+    """Lets go of it."""
+    if remote.is_connected(self._path.parent) and self._is_ours():
+      remote.unlink(self._path)
+
+  def _write(self):
+    self._beats += 1
+    value = {**self._holder, 'beats': self._beats}
+    remote.write(self._path, json.dumps(value).encode())
+
+  def _is_ours(self):
+    return _holder_of(remote.read(self._path)) == self._holder
+
+  def _is_dead(self, found):
+    """Returns whether it is known that the holder is no more: it was here."""
+    holder = _holder_of(found)
+    if holder.get('kernel') != self._holder['kernel']:
+      return False
+    try:
+      os.kill(holder['process'], 0)
+    except ProcessLookupError:
+      return True
+    except PermissionError:
+      pass
+    return holder['process'] == os.getpid()
+
+  def _held(self, found):
+    holder = _holder_of(found)
+    return config_lib.BadInput(
+      f'a --remote_dir must have one {_HOLDERS[self._path.name]}; found '
+      f'process {holder.get("process")} on {holder.get("host")}; stop it first.'
+    )
+
+
+def _holder_of(content):
+  """Returns who wrote a lock there, without the count of signs of life."""
+  try:
+    holder = json.loads(content or b'{}')
+    return {key: holder[key] for key in ('host', 'process', 'kernel')}
+  except (ValueError, TypeError, KeyError):
+    return {}
 
 
 def _take(path, holder):

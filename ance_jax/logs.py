@@ -8,9 +8,6 @@ import signal
 import threading
 import time
 
-from tensorboardX import event_file_writer
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2
 import tqdm
 
 from ance_jax import handoff
@@ -161,12 +158,7 @@ class Metrics:
     handoff.make_folder(board)
     self._file = open(self._path, 'ab')
     try:
-      # Not its SummaryWriter: that one hangs once its thread met a full disk.
-      self._board = event_file_writer.EventsWriter(f'{board}/events')
-      # TensorBoard hides what earlier files hold from this step on.
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      event = event_pb2.Event(step=step + 1, session_log=start)
-      self._board.write_event(event)
+      self._board = _Board(board, step)
     except BaseException:
       self._file.close()
       raise
@@ -178,12 +170,7 @@ class Metrics:
     values = {name: float(value) for name, value in values.items()}
     self._file.write(json.dumps({'step': step, **values}).encode() + b'\n')
     self._file.flush()
-    for name, value in values.items():
-      scalar = summary.scalar(name, value)
-      self._board.write_event(
-        event_pb2.Event(wall_time=time.time(), step=step, summary=scalar)
-      )
-    self._board.flush()
+    self._board.write(step, values)
 
   def history(self):
     """Returns all lines up to now, for a checkpoint."""
@@ -198,6 +185,37 @@ class Metrics:
     finally:
       self._file.close()
       self._board.close()
+
+
+class _Board:
+  """TensorBoard files."""
+
+  def __init__(self, folder, step):
+    # It imports torch where that is installed, which takes a second.
+    from tensorboardX import event_file_writer
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+
+    self._scalar, self._event = summary.scalar, event_pb2.Event
+    # Not its SummaryWriter: that one hangs once its thread met a full disk.
+    self._writer = event_file_writer.EventsWriter(f'{folder}/events')
+    # TensorBoard hides what earlier files hold from this step on.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._writer.write_event(self._event(step=step + 1, session_log=start))
+
+  def write(self, step, values):
+    """Writes a dict of name to float."""
+    now = time.time()
+    for name, value in values.items():
+      scalar = self._scalar(name, value)
+      self._writer.write_event(
+        self._event(wall_time=now, step=step, summary=scalar)
+      )
+    self._writer.flush()
+
+  def close(self):
+    """Closes the file."""
+    self._writer.close()
 
 
 def read(workdir):

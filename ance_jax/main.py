@@ -113,6 +113,8 @@ def _with_flags_of_run(config):
   """
   comparing = config.job == 'compare'
   folder = systems.data_folder(config) if comparing else config.workdir
+  if config.remote_dir and config.job != 'train':
+    runs.fetch(config, every=config.checkpoint != 'last')
   if config.job == 'train' or not checkpoint.committed_steps(folder):
     return config
   names = [field.name for field in dataclasses.fields(config)]

@@ -24,6 +24,7 @@ from ance_jax import methods
 from ance_jax import mine
 from ance_jax import negatives as negatives_lib
 from ance_jax import processes
+from ance_jax import remote
 from ance_jax import schedule
 
 _FOLDER = 'refresh'
@@ -67,7 +68,7 @@ def refresh(run, step, *, before=None):
     'query_slice': list(_query_slice(run, step)),
     **_sources(run),
   }
-  if found := processes.told(lambda: handoff.find(folder(run, step), about)):
+  if found := processes.told(lambda: _find(run, step, about)):
     return found
   indexed = evaluate.index_corpus(run, params, watch)
   seen = diagnostics.probe(run, params, indexed, watch)
@@ -95,6 +96,7 @@ def refresh(run, step, *, before=None):
       np.save(unfinished / 'negatives.npy', negatives)
       for name, array in now._asdict().items():
         np.save(unfinished / f'{name}.npy', array)
+    remote.push(folder(run, step))
   processes.wait('published')
   return handoff.read_manifest(folder(run, step))
 
@@ -152,10 +154,26 @@ def load(run, step):
     BadInput: That checkpoint is not there, or damaged too.
   """
   about = _sources(run)
-  if not processes.told(lambda: handoff.find(folder(run, step), about)):
+  if not processes.told(lambda: _find(run, step, about)):
     logs.say(f'the refresh of step {step} is not there: it is made again')
     refresh(run, step)
   return handoff.load_array(folder(run, step) / 'negatives.npy')
+
+
+def _find(run, step, about):
+  """Returns `handoff.find` of a refresh, which may be copied in for it."""
+  remote.pull(folder(run, step))
+  return handoff.find(folder(run, step), about)
+
+
+def fetch(run, after):
+  """Copies the newest refresh in from the run's `--remote_dir`, if it has one.
+
+  Args:
+    run: `runs.Run`.
+    after: Step of one that is here, or -1: only a newer one is copied.
+  """
+  remote.pull_newest(run.workdir / _FOLDER, after)
 
 
 def published(run):
@@ -212,6 +230,7 @@ def adopt(run, other, step):
     with handoff.publish(folder(run, step), {**manifest, **ours}) as unfinished:
       for name in manifest['files']:
         shutil.copyfile(there / name, unfinished / name)
+    remote.push(folder(run, step))
   processes.wait('adopted')
   return handoff.read_manifest(folder(run, step))
 

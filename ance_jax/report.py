@@ -11,6 +11,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import pages
 from ance_jax import reading
+from ance_jax import runs
 from ance_jax import sections
 
 PAGE_FILE = 'report.html'
@@ -66,7 +67,7 @@ def compare_examples(first, last):
 def examples(workdir):
   """Returns (step, examples) of all evaluations that are whole, in order."""
   shown = []
-  for path in sorted((workdir / 'examples').glob('*.json')):
+  for path in sorted((workdir / runs.EXAMPLES_FOLDER).glob('*.json')):
     try:
       examples = handoff.read_json(path)['examples']
       shown.append((int(path.stem), examples))

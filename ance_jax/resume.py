@@ -16,6 +16,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import negatives
 from ance_jax import processes
+from ance_jax import remote
 from ance_jax import runs
 from ance_jax import schedule
 
@@ -59,6 +60,7 @@ def begin(config):
   splits = (config.train_split, config.dev_split)
   if processes.is_first():
     handoff.remove_unfinished(config.workdir)
+    _fetch(config)
   step, saved = processes.told(lambda: checkpoint.newest_whole(config.workdir))
   if saved is None:
     _check_never_trained(config.workdir)
@@ -82,6 +84,13 @@ def begin(config):
     history = _restore_history(config, step)
   processes.wait('restored')
   return Begun(this, None, step, history)
+
+
+def _fetch(config):
+  """Copies in what a run needs that went on elsewhere, with `--remote_dir`."""
+  if runs.fetch(config, every=True):
+    logs.say(f'{config.workdir} is brought up to {config.remote_dir}')
+    remote.pull_file(f'{config.workdir}/{PICK_UPS_FILE}')
 
 
 def begin_pick_ups(run):
@@ -193,3 +202,4 @@ def _pick_ups(workdir):
 def _write_pick_ups(workdir, pick_ups):
   pick_ups = [one._asdict() for one in pick_ups]
   handoff.write_json(workdir / PICK_UPS_FILE, {'pickups': pick_ups})
+  remote.push(workdir / PICK_UPS_FILE)

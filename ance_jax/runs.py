@@ -20,10 +20,12 @@ from ance_jax import logs
 from ance_jax import models
 from ance_jax import pipelines
 from ance_jax import processes
+from ance_jax import remote
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
 FLAGS_FILE = 'run.flags'
+EXAMPLES_FOLDER = 'examples'
 _DATA_FILE = 'data.json'
 
 
@@ -163,7 +165,7 @@ def read(config, split_names):
   They are those of the run in `--workdir` at its `--checkpoint`, or, where no
   run is, of `--init_from` at step 0.
   """
-  require_workdir(config)
+  fetch(config, every=config.checkpoint != 'last')
   devices, _ = training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   if is_run(config.workdir):
@@ -211,6 +213,22 @@ def training_data(run, method):
   )
 
 
+def fetch(config, *, every=False):
+  """Copies in what `--remote_dir` has of a run, if that went on elsewhere.
+
+  Args:
+    config: `Config`.
+    every: As for `checkpoint.fetch`, whose result this returns.
+  """
+  require_workdir(config)
+  came_further = checkpoint.fetch(config.workdir, every=every)
+  if came_further:
+    examples = remote.files(f'{config.workdir}/{EXAMPLES_FOLDER}')
+    for name in (f'{config.workdir}/{logs.METRICS_FILE}', *examples):
+      remote.pull_file(name)
+  return came_further
+
+
 def is_run(workdir):
   """Returns whether a run was begun in a folder."""
   begun = (FLAGS_FILE, logs.METRICS_FILE)
@@ -220,7 +238,11 @@ def is_run(workdir):
 
 
 def require_workdir(config):
-  """Raises `BadInput` without `--workdir`, and makes that folder."""
+  """Makes the folder of `--workdir`, and tells it of its `--remote_dir`.
+
+  Raises:
+    BadInput: One of the two cannot be used.
+  """
   if not config.workdir:
     raise config_lib.BadInput(
       f'--job={config.job} must be told where to write; found no --workdir; '
@@ -238,6 +260,7 @@ def require_workdir(config):
       f'--workdir must be a folder; found that it cannot be made ({error}); '
       'name another.'
     ) from error
+  remote.connect(path, config.remote_dir)
 
 
 def settings(workdir, step):
@@ -264,6 +287,7 @@ def write_flags(config):
   if processes.is_first():
     path = pathlib.Path(config.workdir) / FLAGS_FILE
     handoff.write_text(path, config.to_flagfile())
+    remote.push(path)
 
 
 def _run(id, config, dataset, retriever, tokenizer, spread=None):

@@ -35,6 +35,7 @@ from ance_jax import logs
 from ance_jax import optimizers
 from ance_jax import processes
 from ance_jax import refresh
+from ance_jax import remote
 from ance_jax import report
 from ance_jax import resume
 from ance_jax import runs
@@ -167,7 +168,7 @@ def _open_reader(stack, run):
     others = runs.training_devices(config)[1]
     there = runs.beside(run, others) if others else run
     worker = stack.enter_context(contextlib.closing(watch.Worker(there)))
-  return watch.Reader(run, worker)
+  return stack.enter_context(contextlib.closing(watch.Reader(run, worker)))
 
 
 def _step_maker(parts):
@@ -386,12 +387,13 @@ def _report_metrics(parts, step, made):
   parts.metrics.write(step, {**made['metrics'], **secs, **flops})
   if not processes.is_first():
     return
-  examples = run.workdir / 'examples'
+  examples = run.workdir / runs.EXAMPLES_FOLDER
   handoff.make_folder(examples)
-  handoff.write_json(
-    examples / f'{step:08d}.json', {'examples': made['examples']}
-  )
+  shown = examples / f'{step:08d}.json'
+  handoff.write_json(shown, {'examples': made['examples']})
   report.write_page(run.workdir, run.workdir / report.PAGE_FILE)
+  for path in (shown, run.workdir / report.PAGE_FILE):
+    remote.push(path)
   if parts.reader is None:
     evaluate.prune_embeddings(run, made['weights_hash'])
 
@@ -453,7 +455,7 @@ def _save(parts, state, step):
       logs.METRICS_FILE: parts.metrics.history(),
       resume.PICK_UPS_FILE: (workdir / resume.PICK_UPS_FILE).read_bytes(),
     }
-    about = {'made_with': devices_lib.describe(run.devices)}
+    about = {'run': run.id, 'made_with': devices_lib.describe(run.devices)}
     everywhere = devices_lib.globally_replicated(run.devices)
     state = processes.globally(state, everywhere)
     parts.checkpoints.save(state, step, record, about)
@@ -490,6 +492,8 @@ def _finish(run):
     logs.say(report.compare_examples(shown[0], shown[-1]))
     logs.say(f'curves: {workdir / "curves.png"}')
     logs.say(f'page: {workdir / report.PAGE_FILE}')
+    for name in (logs.METRICS_FILE, report.PAGE_FILE, 'curves.png'):
+      remote.push(workdir / name)
   processes.wait('finished')
   return {
     name.removeprefix('dev/'): logs.series(workdir, name)[config.max_steps]

@@ -20,6 +20,7 @@ from ance_jax import logs
 from ance_jax import negatives
 from ance_jax import processes
 from ance_jax import refresh
+from ance_jax import remote
 from ance_jax import runs
 from ance_jax import schedule
 
@@ -40,6 +41,8 @@ class Reader:
     """
     self._run, self._worker = run, worker
     self._refused, self._looked, self._found = set(), -_LOOK_SECS, None
+    # Training does not wait for a network.
+    self._pool, self._copying = futures.ThreadPoolExecutor(1), None
 
   def newest(self, in_use, step):
     """Returns the step of a refresh to pick up after `step` steps, or None.
@@ -55,6 +58,7 @@ class Reader:
       self._worker.check()
     now = time.monotonic()
     if now - self._looked >= _LOOK_SECS:
+      self._copy_in(in_use)
       self._looked, self._found = now, self._look(in_use, step)
     if in_use and self._found and self._found <= in_use.refresh:
       self._found = None
@@ -82,6 +86,18 @@ class Reader:
         raise logs.Stopped(f'waiting for a refresh at step {step}')
       time.sleep(_LOOK_SECS)
 
+  def close(self):
+    """Waits for what is being copied in."""
+    self._pool.shutdown()
+
+  def _copy_in(self, in_use):
+    """Begins to copy in what is newer, if the last time is over."""
+    here = not remote.is_connected(self._run.workdir)
+    if here or (self._copying and not self._copying.done()):
+      return
+    after = in_use.refresh if in_use else -1
+    self._copying = self._pool.submit(_copy_in, self._run, after)
+
   def _look(self, in_use, step):
     for number in reversed(refresh.published(self._run)):
       if in_use and number <= in_use.refresh:
@@ -103,6 +119,14 @@ class Reader:
       self._refused.add(seen)
       logs.say(f'{folder} is not picked up: {wrong}')
     return not wrong
+
+
+def _copy_in(run, after):
+  """Copies in what another machine published; says what went wrong, if any."""
+  try:
+    refresh.fetch(run, after)
+  except Exception as error:  # Each bucket's library has its own.
+    logs.say(f'nothing can be read of {run.config.remote_dir} now: {error}')
 
 
 class Worker:
@@ -147,7 +171,13 @@ def watch(run):
     logs.Stopped: A stop signal came.
   """
   config, looked_at = run.config, -1
+  refresh.fetch(run, -1)
+
+  def is_wanted(step):
+    return step == config.max_steps or schedule.refresh_due(config, step)
+
   while True:
+    checkpoint.fetch(config.workdir, wanted=is_wanted)
     committed = checkpoint.committed_steps(config.workdir)
     if config.max_steps in committed:
       return
@@ -167,6 +197,7 @@ def watch(run):
 def claimed(workdir):
   """Returns the step that a refresher reads the checkpoint of, or None."""
   try:
+    remote.pull_file(f'{workdir}/{_CLAIM_FILE}')
     return handoff.read_json(f'{workdir}/{_CLAIM_FILE}')['step']
   except handoff.Damaged:
     return None
@@ -195,10 +226,11 @@ def run(config):
 
 def _await_run(config):
   """Returns once there is a checkpoint to begin with."""
-  runs.require_workdir(config)
   said = False
   with logs.stop_signals():
-    while not checkpoint.committed_steps(config.workdir):
+    while not (
+      runs.fetch(config) or checkpoint.committed_steps(config.workdir)
+    ):
       if not said:
         logs.say(f'waiting for a run in {config.workdir}')
         said = True
@@ -239,6 +271,7 @@ def _refresh(run, step, last):
   workdir = run.config.workdir
   # From here on the trainer keeps it, if it has not decided to delete it.
   handoff.write_json(f'{workdir}/{_CLAIM_FILE}', {'step': step})
+  remote.push(f'{workdir}/{_CLAIM_FILE}')
   try:
     made = refresh.refresh(run, step, before=last)
   except (OSError, ValueError):

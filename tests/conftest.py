@@ -7,12 +7,13 @@ an encoder something; each text and id is a function of its number.
 import os
 
 # Before jax is imported: the number of CPU devices is fixed at that moment.
-# XLA compiles with little optimization, as in jax's own tests: it takes most of
-# their time.
+# XLA compiles with little optimization, as in jax's own tests, and without its
+# newer way to fuse, which takes twice as long: compiling is most of their time.
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 '
   '--xla_backend_optimization_level=0 '
-  '--xla_llvm_disable_expensive_passes=true'
+  '--xla_llvm_disable_expensive_passes=true '
+  '--xla_cpu_use_fusion_emitters=false'
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['HF_HUB_OFFLINE'] = '1'
@@ -69,7 +70,10 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope='session', autouse=True)
 def _compile_once(tmp_path_factory):
   """Lets the tests share what they compile, also with their subprocesses."""
-  folder = str(tmp_path_factory.mktemp('compiled'))
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent
+  folder = str(folder / 'compiled')
   for name, value in (
     ('jax_compilation_cache_dir', folder),
     ('jax_persistent_cache_min_compile_time_secs', 0.3),
@@ -113,7 +117,8 @@ def compiled_once():
   def make_train_step(config, method, retriever, optimizer, devices):
     # Where negatives come from is nothing to the step.
     alike = dataclasses.replace(
-      config, workdir='', refresh='sync', refresh_delay=0, refresh_devices=0,
+      config, workdir='', remote_dir='', refresh='sync', refresh_delay=0,
+      refresh_devices=0,
       max_staleness=0, refresh_replay='', checkpoints_to_keep=1,
       refresh_trigger=0.0, warmup_until_plateau=0,
       steps_per_eval=None, steps_per_checkpoint=None, steps_per_refresh=1,

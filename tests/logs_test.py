@@ -112,7 +112,7 @@ def test_tensorboard_meeting_a_full_disk_is_an_error_and_no_hang(
   def full():
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(metrics._board, 'flush', full)
+  monkeypatch.setattr(metrics._board._writer, 'flush', full)
   with pytest.raises(OSError, match='No space left'):
     metrics.write(1, {'train/loss': 1})
   monkeypatch.undo()

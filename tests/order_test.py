@@ -14,7 +14,7 @@ ORDER = (
   'methods batches checkpoint corpora datasets pairs beir msmarco dpr '
   'downloads rankings records registry chance metrics answers tokens '
   'tokenizer forms data strings lexical index topk filters mine losses bert '
-  'compiled logs locks handoff devices processes reading config'
+  'compiled logs locks remote handoff devices processes reading config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
@@ -24,6 +24,8 @@ ROOMS = {
   'transformers': {'tokenizer', 'hub'},
   'tensorflow_datasets': {'corpora', 'datasets', 'downloads'},
   'bm25s': {'lexical'},
+  'etils': {'remote'},
+  'fsspec': {'remote'},
   'ir_measures': {'metrics'},
   'matplotlib': {'report'},
   'regex': {'answers'},

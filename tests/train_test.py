@@ -560,7 +560,8 @@ def test_flags_that_may_change_are_chosen_by_hand():
     if field.metadata['may_change']
   }
   assert may == {
-    'job', 'workdir', 'num_devices', 'num_processes', 'process_id',
+    'job', 'workdir', 'remote_dir', 'num_devices', 'num_processes',
+    'process_id',
     'coordinator', 'dry_run', 'debug',
     'compilation_cache_dir', 'data_dir', 'download', 'micro_batch_size',
     'remat', 'max_steps', 'tokens_per_batch', 'search_memory_mb',
