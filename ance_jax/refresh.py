@@ -26,12 +26,14 @@ from ance_jax import negatives as negatives_lib
 from ance_jax import processes
 from ance_jax import remote
 from ance_jax import schedule
+from ance_jax import tokenizer as tokenizer_lib
 
 _FOLDER = 'refresh'
 # What the names of a manifest say, to people.
 _NOUNS = {
   'run': 'run',
   'checkpoint': 'checkpoint',
+  'tokenizer': 'tokenizer',
   'passages': 'corpus or tokenizer',
   'queries': 'split of queries or tokenizer',
   'judgements': 'set of judgements',
@@ -197,7 +199,7 @@ def refusal(run, manifest):
     if manifest.get(name) != value:
       return (
         f'it is of another {_NOUNS.get(name, f"--{name}")}, '
-        f'{str(manifest.get(name))[:16]!r}, here {str(value)[:16]!r}'
+        f'{str(manifest.get(name))[:99]!r}, here {str(value)[:99]!r}'
       )
   return None
 
@@ -362,7 +364,9 @@ def _query_slice(run, step):
 
 def _sources(run):
   """Returns what a refresh depends on, besides the weights."""
-  return {'run': run.id, **negatives_lib.sources(run)}
+  flavour = tokenizer_lib.flavour(run.tokenizer)
+  flavour['title_separator'] = run.retriever.title_separator
+  return {'run': run.id, 'tokenizer': flavour, **negatives_lib.sources(run)}
 
 
 def folder(run, step):

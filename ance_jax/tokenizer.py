@@ -168,6 +168,17 @@ def set_flavour(tokenizer, *, lower_case, prefix_space):
     backend.pre_tokenizer.add_prefix_space = prefix_space
 
 
+def flavour(tokenizer):
+  """Returns what a tokenizer does with a text, by name, as JSON can hold it."""
+  pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+  return {
+    'kind': type(tokenizer.backend_tokenizer.model).__name__,
+    'vocabulary': len(tokenizer),
+    'lower_case': _lower_cases(tokenizer),
+    'prefix_space': getattr(pre_tokenizer, 'add_prefix_space', None),
+  }
+
+
 def title_separator(tokenizer, name):
   """Returns the text that `--title_separator` names: 'space' or 'token'."""
   if name == 'space':

@@ -508,6 +508,10 @@ def test_the_trainer_keeps_the_checkpoint_that_a_refresher_reads(
 FOREIGN = {
   'run': ('f' * 16, 'another run'),
   'passages': ('f' * 16, 'another corpus or tokenizer'),
+  'tokenizer': (
+    {'kind': 'BPE', 'lower_case': True},
+    "another tokenizer, \"{'kind': 'BPE', 'lower_case': True}",
+  ),
   'judgements': ('f' * 16, 'another set of judgements'),
   'checkpoint': ('f' * 16, 'another checkpoint'),
   'top_k': (11, 'another --top_k'),
