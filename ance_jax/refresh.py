@@ -86,7 +86,7 @@ def refresh(run, step, *, before=None):
   table = diagnostics.Table(_query_slice(run, step)[0], negatives)
   found, now = assess(run, params, indexed, seen, before, watch, table)
   found['metrics'] |= {f'refresh/{name}': n for name, n in counts.items()}
-  manifest = {
+  made = {
     **about,
     **found,
     'mined': True,
@@ -94,7 +94,7 @@ def refresh(run, step, *, before=None):
     'made_with': devices_lib.describe(run.devices),
   }
   if processes.is_first():
-    with handoff.publish(folder(run, step), manifest) as unfinished:
+    with handoff.publish(folder(run, step), made) as unfinished:
       np.save(unfinished / 'negatives.npy', negatives)
       for name, array in now._asdict().items():
         np.save(unfinished / f'{name}.npy', array)
@@ -146,19 +146,31 @@ def assess(run, params, indexed, seen, in_use, watch, mined=None):
   }, now
 
 
-def load(run, step):
-  """Returns the negatives of a refresh as a map, (q, K) or (q, H) int32.
+def manifest(run, step):
+  """Returns the manifest of a refresh, as `refresh` does.
 
-  They are those of its slice's queries; -1 where a query has fewer. Where they
-  are gone or damaged they are made again, of the checkpoint of their step.
+  Where it is gone or damaged it is made again, of the checkpoint of its step.
 
   Raises:
     BadInput: That checkpoint is not there, or damaged too.
   """
   about = _sources(run)
-  if not processes.told(lambda: _find(run, step, about)):
+  found = processes.told(lambda: _find(run, step, about))
+  if not found:
     logs.say(f'the refresh of step {step} is not there: it is made again')
-    refresh(run, step)
+    found = refresh(run, step)
+  return found
+
+
+def load(run, step):
+  """Returns the negatives of a refresh as a map, (q, K) or (q, H) int32.
+
+  They are those of its slice's queries; -1 where a query has fewer.
+
+  Raises:
+    BadInput: As for `manifest`.
+  """
+  manifest(run, step)
   return handoff.load_array(folder(run, step) / 'negatives.npy')
 
 

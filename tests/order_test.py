@@ -7,14 +7,14 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
-  'main train watch resume export inspection audit mining tally candidates '
-  'judges compare systems serving footprint report sections pages refresh '
-  'diagnostics negatives evaluate runs pipelines encode steps optimizers '
-  'models sources sbert layouts weights hub torch_files encoders schedule '
-  'methods batches checkpoint corpora datasets pairs beir msmarco dpr '
-  'downloads rankings records registry chance metrics answers tokens '
-  'tokenizer forms data strings lexical index topk filters mine losses bert '
-  'compiled logs locks remote handoff devices processes reading config'
+  'main train boundary watch resume export inspection audit mining tally '
+  'candidates judges compare systems serving footprint report sections pages '
+  'refresh diagnostics negatives evaluate runs pipelines encode steps '
+  'optimizers models sources sbert layouts weights hub torch_files encoders '
+  'schedule methods batches checkpoint corpora datasets pairs beir msmarco dpr '
+  'downloads rankings records registry chance metrics answers tokens tokenizer '
+  'forms data strings lexical index topk filters mine losses bert compiled '
+  'logs locks remote handoff devices processes reading config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

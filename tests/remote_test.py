@@ -141,7 +141,9 @@ def test_all_that_counts_is_there(config, bucket):
   assert ours == theirs
 
 
-def test_a_trainer_and_a_refresher_share_a_bucket_and_nothing_else(config):
+def test_a_trainer_and_a_refresher_share_a_bucket_and_nothing_else(
+  config, monkeypatch
+):
   config = dataclasses.replace(
     config,
     refresh='external',
@@ -149,10 +151,21 @@ def test_a_trainer_and_a_refresher_share_a_bucket_and_nothing_else(config):
     max_steps=40,
     steps_per_eval=None,
   )
-  with watch_test.refresher(on_another_machine(config)) as ended:
+  with watch_test.refresher(on_another_machine(config, 'refresher')):
+    train_until(on_another_machine(config, 'first'), monkeypatch, 27)
+  before = watch_test.pick_ups(on_another_machine(config, 'first'))
+  assert before[-1][0] > 18
+  with watch_test.refresher(on_another_machine(config, 'next')) as ended:
     train.run(config)
   assert not ended
-  assert len(watch_test.pick_ups(config)) > 2
+  picked_up = watch_test.pick_ups(config)
+  assert picked_up[: len(before)] == before
+  # A replay needs all refreshes in one folder.
+  for folder in pathlib.Path(config.workdir).parent.glob('run-*/refresh/*'):
+    shutil.copytree(
+      folder, pathlib.Path(config.workdir, 'refresh', folder.name),
+      dirs_exist_ok=True,
+    )  # fmt: skip
   watch_test.replayed(dataclasses.replace(config, remote_dir=''))
 
 

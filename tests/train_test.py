@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ance_jax import batches
+from ance_jax import boundary
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
@@ -581,15 +582,15 @@ def test_a_second_trainer_is_refused_while_the_first_one_works(
   tiny, monkeypatch
 ):
   config = dataclasses.replace(tiny, num_devices=1, max_steps=1)
-  real, refused = train._boundary, []
+  real, refused = boundary.cross, []
 
-  def boundary(*arguments):
+  def cross(*arguments):
     with pytest.raises(config_lib.BadInput) as raised:
       train.run(config)
     refused.append(str(raised.value))
     return real(*arguments)
 
-  monkeypatch.setattr(train, '_boundary', boundary)
+  monkeypatch.setattr(boundary, 'cross', cross)
   train.run(config)
   assert f'found process {os.getpid()} on {os.uname().nodename}' in refused[0]
 

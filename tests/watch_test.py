@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ance_jax import batches
+from ance_jax import boundary
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import encode
@@ -243,7 +244,7 @@ def test_a_run_killed_beside_a_refresh_repeats_its_pick_ups(
     with monkeypatch.context() as patch:
       ending = threading.Event()
 
-      def pick_up(*arguments, ending=ending, real=train._pick_up):
+      def pick_up(*arguments, ending=ending, real=boundary._pick_up):
         made = real(*arguments)
         ending.set()
         return made
@@ -253,7 +254,7 @@ def test_a_run_killed_beside_a_refresh_repeats_its_pick_ups(
         if ending.is_set() and step % 4 == 3:
           raise OSError('killed')
 
-      patch.setattr(train, '_pick_up', pick_up)
+      patch.setattr(boundary, '_pick_up', pick_up)
       patch.setattr(train, '_log_step', log_step)
       with contextlib.suppress(OSError):
         train.run(config)

@@ -25,6 +25,7 @@ import jax
 import side_by_side
 
 from ance_jax import bert
+from ance_jax import boundary
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices
@@ -78,7 +79,7 @@ RUNS = {
   'frozen': {'max_refreshes': 1},
 }
 # What a boundary is made of: functions of the loop, by what they do.
-PARTS = {'_save': 'save', '_pick_up': 'pick-up', '_boundary': 'boundary'}
+PARTS = {'save': 'save', '_pick_up': 'pick-up', 'cross': 'boundary'}
 
 
 class Watch:
@@ -103,7 +104,7 @@ class Watch:
       for name, what in PARTS.items():
         stack.enter_context(
           mock.patch.object(
-            train, name, self._timed(getattr(train, name), what)
+            boundary, name, self._timed(getattr(boundary, name), what)
           )
         )
       yield
