@@ -42,7 +42,7 @@ def _quick():
   """Draws nothing, and does not wait for a real disk."""
   patch = pytest.MonkeyPatch()
   patch.setattr(report, 'draw', lambda *_: None)
-  patch.setattr(logs.event_file_writer, 'EventsWriter', mock.MagicMock())
+  patch.setattr(logs, '_Board', mock.MagicMock())
   # The same names in each run, so that their operations can be compared.
   patch.setattr(handoff.secrets, 'token_hex', lambda _: 'token')
   patch.setattr(logs, 'progress', _progress)

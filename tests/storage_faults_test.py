@@ -32,7 +32,7 @@ def _quick():
   """Real syncs take most of the time, then TensorBoard's files and bars."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(os, 'fsync', lambda descriptor: None)
-    patch.setattr(logs.event_file_writer, 'EventsWriter', mock.MagicMock())
+    patch.setattr(logs, '_Board', mock.MagicMock())
     patch.setattr(logs, 'progress', lambda items, *_, **__: items)
     # The same names in each run, so that their operations can be compared.
     patch.setattr(handoff.secrets, 'token_hex', lambda _: 'token')
