@@ -31,6 +31,12 @@ from ance_jax import encode
 from ance_jax import report
 from ance_jax import steps
 
+# Files that take longest are begun first, so that none is left to one worker.
+LONG = (
+  'train_test watch_test steps_test crash_test processes_test remote_test '
+  'export_test flagfiles_test weights_test main_test experiments_test due_test '
+  'refresh_test mining_test encoders_test storage_faults_test judges_test'
+).split()
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
 
 
@@ -41,6 +47,16 @@ def pytest_addoption(parser):
     default=0,
     help='Cases that each soak test tries, drawn by a seed; 0: its own number.',
   )
+
+
+def pytest_configure(config):
+  # Else xdist begins with the files that have the most tests.
+  config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+  places = {name: place for place, name in enumerate(LONG)}
+  items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture

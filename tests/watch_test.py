@@ -294,10 +294,21 @@ def test_two_jobs_share_a_folder_and_nothing_else(config, trainer_first):
   replayed(config)
 
 
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory):
+  """Folder of a run that is made once, and copied."""
+  return tmp_path_factory.mktemp('kept') / 'run'
+
+
 @pytest.fixture
-def finished(config):
+def finished(config, kept):
   """A run with refreshes of steps 4, 8, 12, 16, 20, and its `runs.Run`."""
-  train.run(dataclasses.replace(config, checkpoints_to_keep=9))
+  if not kept.exists():
+    whole = dataclasses.replace(
+      config, workdir=str(kept), checkpoints_to_keep=9
+    )
+    train.run(whole)
+  shutil.copytree(kept, config.workdir)
   return runs.read(config, ('train', 'dev'))[0]
 
 
