@@ -306,14 +306,23 @@ def test_a_copy_that_was_changed_is_not_taken(tmp_path):
 @pytest.mark.parametrize(
   'name', ['../../out', '/tmp/ance_jax_out', 'a/../../x']
 )
-def test_a_copy_with_a_path_out_of_it_is_not_taken(tmp_path, name):
+def test_a_copy_with_a_path_out_of_it_is_not_taken(tmp_path, monkeypatch, name):
   remote.connect(tmp_path / 'b', ADDRESS)
   there = epath.Path(ADDRESS) / '1'
   there.mkdir(parents=True)
   manifest = {'files': {name: 'abc'}}
   (there / handoff.MANIFEST).write_text(json.dumps(manifest))
+  opened, real = [], type(there).open
+
+  def open_it(path, *mode):
+    if path.name != handoff.MANIFEST:
+      opened.append(path)
+    return real(path, *mode)
+
+  monkeypatch.setattr(type(there), 'open', open_it)
   assert not remote.pull(tmp_path / 'b' / '1')
-  assert not list(tmp_path.rglob('*out*'))
+  # Not even what is there is looked for.
+  assert not opened
 
 
 def test_a_second_trainer_on_another_machine_is_refused(

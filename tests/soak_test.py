@@ -35,7 +35,7 @@ def test_a_run_recovers_from_two_real_kills(tmp_path):
 
 
 @pytest.mark.soak
-def test_a_trainer_and_its_refresher_recover_from_real_kills(tmp_path):
+def test_a_trainer_and_its_refresher_recover_from_kills_and_stops(tmp_path):
   done = subprocess.run(
     [
       sys.executable,
@@ -54,5 +54,6 @@ def test_a_trainer_and_its_refresher_recover_from_real_kills(tmp_path):
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
   numbers = json.loads(done.stdout.splitlines()[-1])
   assert sum(numbers['kills'].values()) >= 3
+  assert numbers['kills']['both'] >= 1
   assert numbers['bit_equal'] == numbers['runs']
   assert numbers['pick_ups'] > 2

@@ -4,9 +4,9 @@
 
 Two processes share a folder and nothing else: one trains with
 --refresh=external, one refreshes with --watch. Every few seconds one of the two
-is killed with SIGKILL and started again with the same command. Once training is
-over, a run with --refresh_replay must end with the same bits: nothing that was
-picked up is lost or changed.
+is killed with SIGKILL, or both are asked to stop with SIGTERM, and started
+again with the same command. Once training is over, a run with --refresh_replay
+must end with the same bits: nothing that was picked up is lost or changed.
 """
 
 import argparse
@@ -33,6 +33,11 @@ SETTINGS = dataclasses.replace(
   steps_per_eval=None,
   checkpoints_to_keep=2,
 )
+# What is killed, or stopped.
+KINDS = ('train', 'refresh', 'both')
+# Exit codes of a process that ended by itself, and that was asked to; one that
+# was not yet listening is ended by the signal.
+OVER, STOPPED = 0, (143, -signal.SIGTERM)
 # Seconds until a process counts as hanging.
 HANGS = 600
 
@@ -68,14 +73,24 @@ class Job:
   def is_over(self):
     """Returns whether it ended by itself, which must be without an error."""
     code = self._process.poll()
-    if code not in (None, 0):
+    if code not in (None, OVER):
       raise RuntimeError(f'{self._log.name}: exit code {code}')
-    return code == 0
+    return code == OVER
 
   def kill(self):
     """Kills the process."""
     os.killpg(self._process.pid, signal.SIGKILL)
     self._process.wait()
+
+  def ask_to_stop(self):
+    """Sends SIGTERM."""
+    self._process.terminate()
+
+  def stop(self):
+    """Returns once it ended, as it was asked to."""
+    code = self._process.wait(HANGS)
+    if code not in (OVER, *STOPPED):
+      raise RuntimeError(f'{self._log.name}: exit code {code}')
 
 
 def run(folder, random, kills, steps):
@@ -96,14 +111,14 @@ def run(folder, random, kills, steps):
     jobs['refresh'] = Job(
       folder, 'refresh', dataclasses.replace(base, job='refresh', watch=True)
     )
-    killed = dict.fromkeys(jobs, 0)
-    for name in random.choice(list(jobs), kills):
+    killed = dict.fromkeys(KINDS, 0)
+    for number in random.permutation(kills):
       time.sleep(random.uniform(0.5, 12))
       if jobs['train'].is_over():
         break
-      jobs[name].kill()
-      killed[name] += 1
-      jobs[name].start()
+      kind = KINDS[number % len(KINDS)]
+      _end(jobs, kind)
+      killed[kind] += 1
     _wait(jobs.values())
     again = dataclasses.replace(
       base,
@@ -130,6 +145,19 @@ def run(folder, random, kills, steps):
   return killed, len(used), time.time() - start
 
 
+def _end(jobs, kind):
+  """Kills a job, or stops both of them; all run again afterwards."""
+  if kind in jobs:
+    jobs[kind].kill()
+    jobs[kind].start()
+    return
+  for job in jobs.values():
+    job.ask_to_stop()
+  for job in jobs.values():
+    job.stop()
+    job.start()
+
+
 def _wait(jobs):
   """Returns when all of them ended by themselves."""
   start = time.time()
@@ -152,7 +180,7 @@ def main():
   parser.add_argument('--folder', type=pathlib.Path)
   given = parser.parse_args()
   random = np.random.default_rng(given.seed)
-  total, runs, picked_up = {'train': 0, 'refresh': 0}, 0, 0
+  total, runs, picked_up = dict.fromkeys(KINDS, 0), 0, 0
   with tempfile.TemporaryDirectory() as temporary:
     top = given.folder or pathlib.Path(temporary)
     soak.write_beir(top / 'beir')
