@@ -20,9 +20,11 @@ setuptools.setup(
   install_requires=[
     'absl-py>=2.1',
     'bm25s>=0.2.14',
+    'etils[epath]>=1.9',
     # 1.11 has all that is used; searched through its C++ library.
     'faiss-cpu>=1.11,<2',
     'flax>=0.12,<0.13',
+    'fsspec>=2024.6',
     # TFDS 4.9.10 imports it and does not ask for it.
     'importlib_resources>=6',
     # DPR's files are JSON arrays of gigabytes.

@@ -242,8 +242,10 @@ def _copy_out(folder, here, there, same):
   """Makes the copies what is here, but for the steps that are the same."""
   for step in set(here) - set(same):
     remote.push(folder / str(step))
-  for step in set(there) - set(here):  # Half copied, or half removed.
-    remote.remove(folder / str(step))
+  for step in set(there) - set(here):
+    if remote.read(folder / str(step) / handoff.MANIFEST) is None:
+      # Half copied, or half removed.
+      remote.remove(folder / str(step))
 
 
 def _delete(folder):

@@ -13,6 +13,7 @@ import shutil
 
 from etils import epath
 import fsspec.config
+import tqdm
 
 from ance_jax import config as config_lib
 from ance_jax import handoff
@@ -22,6 +23,8 @@ for _protocol in ('gcs', 'gs', 's3', 'az', 'abfs'):
   fsspec.config.conf.setdefault(_protocol, {})['use_listings_cache'] = False
 # Where the copy of a folder is: the folder's absolute path to an `epath.Path`.
 _places = {}
+# Copies that were found not to be what their manifest says, and that manifest.
+_damaged = set()
 
 
 def connect(workdir, address):
@@ -32,11 +35,15 @@ def connect(workdir, address):
     address: That of the copy, gs://BUCKET/..., or a path; empty: there is none.
 
   Raises:
-    BadInput: Nothing can be read there.
+    BadInput: Nothing can be read there, or it is the folder itself.
   """
   _places.pop(_absolute(workdir), None)
   if not address:
     return
+  if '://' not in address:
+    _check_apart(
+      pathlib.Path(workdir).resolve(), pathlib.Path(address).resolve()
+    )
   place = epath.Path(address)
   try:
     place.exists()
@@ -47,6 +54,14 @@ def connect(workdir, address):
       'and your rights there; gs:// wants `pip install gcsfs`, s3:// s3fs.'
     ) from error
   _places[_absolute(workdir)] = place
+
+
+def _check_apart(here, elsewhere):
+  if here.is_relative_to(elsewhere) or elsewhere.is_relative_to(here):
+    raise config_lib.BadInput(
+      '--remote_dir must be another folder than --workdir, and neither may lie '
+      f'in the other; found {elsewhere} with {here}; name another.'
+    )
 
 
 def is_connected(workdir):
@@ -142,6 +157,8 @@ def pull(folder):
   manifest = folder / handoff.MANIFEST
   if manifest.is_file() and manifest.read_bytes() == content:
     return True
+  if (there, content) in _damaged:
+    return False
   try:
     files = json.loads(content)['files']
     with handoff.receive(folder) as unfinished:
@@ -153,7 +170,11 @@ def pull(folder):
         with (there / name).open('rb') as source, open(path, 'wb') as target:
           shutil.copyfileobj(source, target)
       (unfinished / handoff.MANIFEST).write_bytes(content)
-  except (FileNotFoundError, ValueError):  # It went, or is another by now.
+  except (FileNotFoundError, ValueError) as error:
+    # Else it went, or is another by now.
+    if read(manifest) == content:
+      _damaged.add((there, content))
+      tqdm.tqdm.write(f'{there} is not whole, and not taken ({error})')
     return False
   return True
 

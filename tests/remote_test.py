@@ -291,7 +291,7 @@ def test_a_folder_that_goes_while_it_is_copied_leaves_nothing(
   assert not list((tmp_path / 'b').glob('*'))
 
 
-def test_a_copy_that_was_changed_is_not_taken(tmp_path):
+def test_a_copy_that_was_changed_is_not_taken(tmp_path, capsys):
   remote.connect(tmp_path / 'a', ADDRESS)
   remote.connect(tmp_path / 'b', ADDRESS)
   for number in (1, 2):
@@ -300,6 +300,8 @@ def test_a_copy_that_was_changed_is_not_taken(tmp_path):
   (epath.Path(ADDRESS) / '2' / 'two').write_bytes(b'abd')
   assert remote.pull_newest(tmp_path / 'b') == 1
   assert remote.pull_newest(tmp_path / 'b', after=1) is None
+  said = capsys.readouterr().out
+  assert said.count('gs://bucket/run/2 is not whole, and not taken') == 1
   assert [path.name for path in (tmp_path / 'b').iterdir()] == ['1']
 
 
@@ -374,6 +376,12 @@ def test_the_checkpoints_of_another_run_are_refused(config, monkeypatch):
 def test_addresses_that_are_none_are_refused(address):
   with pytest.raises(config_lib.BadInput, match='--remote_dir must be gs://'):
     config_lib.Config(remote_dir=address)
+
+
+@pytest.mark.parametrize('address', ['run', '.', 'run/copy'])
+def test_the_folder_itself_is_no_place_for_its_copy(tmp_path, address):
+  with pytest.raises(config_lib.BadInput, match='another folder than'):
+    remote.connect(tmp_path / 'run', str(tmp_path / address))
 
 
 def test_a_place_that_cannot_be_reached_is_refused(tmp_path, monkeypatch):
