@@ -406,12 +406,14 @@ def _damaged(path):
 
 def _sync(folder):
   """Waits until a folder, and all that is in it, is on disk."""
-  for path in (folder.parent, *sorted(folder.rglob('*'))):
-    if path.is_dir():
-      _sync_folder(path)
-    else:
+  paths = sorted(folder.rglob('*'))
+  for path in paths:
+    if path.is_file():
       with open(path, 'rb') as file:
         os.fsync(file.fileno())
+  for path in (folder.parent, *paths):
+    if path.is_dir():
+      _sync_folder(path)
 
 
 def _sync_folder(path):
