@@ -117,12 +117,12 @@ def watch(board, units):
     board: `Board` to show them on.
     units: File descriptor that units of work are written to.
   """
+  from ance_jax import boundary
   from ance_jax import checkpoint
   from ance_jax import evaluate
   from ance_jax import handoff
   from ance_jax import index
   from ance_jax import mine
-  from ance_jax import train
 
   def shown(name):
     def wrapper(real):
@@ -147,7 +147,7 @@ def watch(board, units):
   wrap(handoff, 'publish', publish)
   wrap(evaluate, 'evaluate', shown('evaluate'))
   wrap(evaluate, 'prune_embeddings', shown('prune'))
-  wrap(train, '_prune', shown('prune'))
+  wrap(boundary, '_prune', shown('prune'))
   wrap(checkpoint.Checkpoints, 'keep', shown('prune'))
   watch_saving(board, units)
   watch_training(board, units)
