@@ -128,8 +128,10 @@ def test_some_train_as_one_and_without_one_that_died_fewer_go_on(
       logs.series(workdir, name) for workdir in (config.workdir, alone.workdir)
     )
     assert found.keys() == expected.keys()
+    # A norm of 40 has no digit of 1e-5 in float32; losses, near 1, have.
+    close = {'rtol': 1e-5} if name == 'train/grad_norm' else {'rtol': 0}
     np.testing.assert_allclose(
-      list(found.values()), list(expected.values()), rtol=0, atol=1e-5
+      list(found.values()), list(expected.values()), atol=1e-5, **close
     )
   assert (
     '--num_processes=1\n'
