@@ -139,7 +139,7 @@ def test_loss_and_gradient_are_those_of_one_device_without_collectives(
   )(params)
   largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
   assert largest > 1e-3
-  for num_devices in (1, 2, 4, 8):
+  for num_devices in (1, 8):
     value, _, grads = loss_and_grads(config, method, params, batch, num_devices)
     assert value == pytest.approx(float(expected), rel=1e-6, abs=1e-6)
     for found, wanted in zip(
@@ -156,7 +156,7 @@ def test_small_pieces_give_loss_accuracy_and_gradient_of_the_whole_batch(
   config = dataclasses.replace(tiny, **DROPOUT)
   method = methods.METHODS[name]
   expected = loss_and_grads(config, method, params, batch, 1)
-  sizes = {1: 2, 2: 1, 4: 2, 8: 1} if method.in_batch else {1: 4, 4: 1}
+  sizes = {2: 2, 8: 1} if method.in_batch else {1: 4, 4: 1}
   for num_devices, size in sizes.items():
     pieces = dataclasses.replace(config, micro_batch_size=size)
     found = loss_and_grads(pieces, method, params, batch, num_devices)
