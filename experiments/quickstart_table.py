@@ -106,7 +106,7 @@ def print_secs(folder, seeds):
     for seed in seeds:
       for line in logs.read(pathlib.Path(folder) / f'{name}-{seed}'):
         for key, value in line.items():
-          if key.startswith('time/'):
+          if key.startswith('time/') and key.endswith('_secs'):
             totals[key] = totals.get(key, 0) + value / len(seeds)
     shown = (f'{k[5:-5]} {v:.0f} s' for k, v in sorted(totals.items()))
     print(f'{name}: ' + ', '.join(shown))
