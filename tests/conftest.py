@@ -40,6 +40,7 @@ LONG = (
 ).split()
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
 # Tracing makes so many objects that Python looks for garbage all the time.
+PYTHONS_THRESHOLD = gc.get_threshold()
 gc.set_threshold(50_000, 20, 50)
 
 
@@ -84,6 +85,15 @@ def pytest_terminal_summary(terminalreporter):
       f'{len(skipped)} tests were skipped, and below Python 3.12 none may be'
     )
     terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def pythons_gc():
+  """Has Python look for garbage as often as it does in a run."""
+  before = gc.get_threshold()
+  gc.set_threshold(*PYTHONS_THRESHOLD)
+  yield
+  gc.set_threshold(*before)
 
 
 @pytest.fixture(scope='session', autouse=True)

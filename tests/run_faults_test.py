@@ -355,6 +355,7 @@ def test_stopped_at_any_step_a_run_ends_bit_equal(
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures('pythons_gc')
 def test_two_hundred_refreshes_leave_memory_files_and_threads_flat(
   config, monkeypatch, capsys
 ):
