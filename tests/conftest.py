@@ -39,8 +39,8 @@ LONG = (
   'refresh_test mining_test encoders_test storage_faults_test judges_test'
 ).split()
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
-# Tracing makes so many objects that Python looks for garbage all the time.
 PYTHONS_THRESHOLD = gc.get_threshold()
+# Tracing makes so many objects that Python looks for garbage all the time.
 gc.set_threshold(50_000, 20, 50)
 
 
