@@ -6,6 +6,7 @@ Kept short, so that all else can be imported in a notebook and be tested.
 """
 
 import dataclasses
+import importlib
 import os
 import sys
 import traceback
@@ -15,39 +16,28 @@ from absl import flags
 from absl import logging
 import jax
 
-from ance_jax import audit
 from ance_jax import checkpoint
-from ance_jax import compare
 from ance_jax import config as config_lib
-from ance_jax import evaluate
-from ance_jax import export
-from ance_jax import inspection
 from ance_jax import logs
-from ance_jax import mining
 from ance_jax import processes
-from ance_jax import report
-from ance_jax import runs
-from ance_jax import serving
-from ance_jax import systems
-from ance_jax import train
-from ance_jax import watch
 
+# The module and the function of each job. A job imports its own module alone:
+# all of them take seconds, in which nothing is shown.
 _JOBS = {
-  'train': lambda config: train.run(config, leave=_leave),
-  'prepare': runs.prepare,
-  'export': export.run,
-  'inspect': inspection.run,
-  'audit': audit.run,
-  'mine': mining.run,
-  'refresh': watch.run,
-  'encode': evaluate.write_embeddings,
-  'evaluate': evaluate.run,
-  'compare': compare.run,
-  'search': lambda config: (
-    evaluate.search(config) if config.port is None else serving.run(config)
-  ),
-  'report': report.run,
+  'train': ('train', 'run'),
+  'prepare': ('runs', 'prepare'),
+  'export': ('export', 'run'),
+  'inspect': ('inspection', 'run'),
+  'audit': ('audit', 'run'),
+  'mine': ('mining', 'run'),
+  'refresh': ('watch', 'run'),
+  'encode': ('evaluate', 'write_embeddings'),
+  'evaluate': ('evaluate', 'run'),
+  'compare': ('compare', 'run'),
+  'search': ('evaluate', 'search'),
+  'report': ('report', 'run'),
 }
+_SERVE = ('serving', 'run')
 # Exit codes, beside 0: a disk failed, or something nobody thought of; what the
 # user gave cannot be used; a shell's for SIGTERM and Ctrl-C.
 _FAILED, _BAD_INPUT, _STOPPED, _INTERRUPTED = 1, 2, 143, 130
@@ -59,8 +49,11 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each file.
   try:
     config_lib.refuse_left_over(argv[1:])
-    config = _with_flags_of_run(config_lib.Config.from_flags())
-    _JOBS[config.job](config)
+    config = config_lib.Config.from_flags()
+    if config.job == 'inspect':
+      logs.say(f'inspecting {config.data_dir or config.dataset}')
+    config = _with_flags_of_run(config)
+    _run_job(config)
     return 0
   except (Exception, KeyboardInterrupt) as error:
     if flags.FLAGS.debug:
@@ -73,6 +66,17 @@ def main(argv):
     sys.stdout.flush()
     os._exit(code)
   return code
+
+
+def _run_job(config):
+  """Imports the module of a job, and runs it."""
+  serves = config.job == 'search' and config.port is not None
+  module, function = _SERVE if serves else _JOBS[config.job]
+  run_it = getattr(importlib.import_module(f'ance_jax.{module}'), function)
+  if config.job == 'train':
+    run_it(config, leave=_leave)
+  else:
+    run_it(config)
 
 
 def _explain(error):
@@ -111,12 +115,19 @@ def _with_flags_of_run(config):
   A job other than training needs only to be told the folder; one that compares
   runs takes the data of the first that is a folder.
   """
-  comparing = config.job == 'compare'
-  folder = systems.data_folder(config) if comparing else config.workdir
+  folder = config.workdir
+  if config.job == 'compare':
+    from ance_jax import systems  # As in `_JOBS`, only where it is needed.
+
+    folder = systems.data_folder(config)
   if config.remote_dir and config.job != 'train':
+    from ance_jax import runs
+
     runs.fetch(config, every=config.checkpoint != 'last')
   if config.job == 'train' or not checkpoint.committed_steps(folder):
     return config
+  from ance_jax import runs
+
   names = [field.name for field in dataclasses.fields(config)]
   given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
   given['workdir'] = config.workdir
