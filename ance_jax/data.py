@@ -63,6 +63,8 @@ class Split(NamedTuple):
       have nothing to do with those of passages.
     protocol: Name of a row of `metrics.PROTOCOLS`.
     answers_are_patterns: Whether answers are regular expressions.
+    missing: Q lists of the grades of judged passages that the corpus lacks:
+      they are never found, but count in what could be. None without any.
   """
 
   ids: strings.Strings
@@ -76,6 +78,7 @@ class Split(NamedTuple):
   own: np.ndarray | None = None
   protocol: str = 'usual'
   answers_are_patterns: bool = False
+  missing: list[list[int]] | None = None
 
   def positives(self, *, last=False):
     """Returns the query and the passage rows, (P,) int32, of positives.
@@ -115,6 +118,8 @@ class Judged(NamedTuple):
     protocol: As in `Split`.
     answers_are_patterns: As in `Split`.
     all_count: Whether queries that nothing was judged on are in the split.
+    missing: {(row in query_ids, id of a passage that the corpus lacks): grade},
+      or None.
   """
 
   query_ids: list[str]
@@ -126,6 +131,11 @@ class Judged(NamedTuple):
   protocol: str = 'usual'
   answers_are_patterns: bool = False
   all_count: bool = False
+  missing: dict[tuple[int, str], int] | None = None
+
+  def judged_queries(self):
+    """Returns the set of rows in query_ids that something was judged on."""
+    return {query for query, _ in [*self.judgements, *(self.missing or {})]}
 
 
 class Source(NamedTuple):
@@ -198,7 +208,9 @@ def make_split(judged):
   counts = np.bincount(
     [query for query, _ in pairs], minlength=len(judged.query_ids)
   )
-  rows = np.arange(len(counts)) if judged.all_count else np.nonzero(counts)[0]
+  rows = np.arange(len(counts))
+  if not judged.all_count:
+    rows = np.array(sorted(judged.judged_queries()), np.int64)
   counts = counts[rows]
   ids = strings.make(judged.query_ids[row] for row in rows)
   texts = strings.make(judged.queries[row] for row in rows)
@@ -216,6 +228,9 @@ def make_split(judged):
     if found:
       digest.update(json.dumps(found).encode())
     lists.append(found or None)
+  missing = _missing(judged, rows)
+  if missing:
+    digest.update(f'missing {missing}'.encode())
   own = None
   if judged.own:
     own = np.array([judged.own.get(int(row), -1) for row in rows], np.int32)
@@ -230,7 +245,16 @@ def make_split(judged):
     own,
     judged.protocol,
     judged.answers_are_patterns,
+    missing,
   )
+
+
+def _missing(judged, rows):
+  """Returns the grades of missing passages by query, None without any."""
+  grades = {}
+  for (query, _), grade in (judged.missing or {}).items():
+    grades.setdefault(query, []).append(grade)
+  return [grades.get(int(row), []) for row in rows] if grades else None
 
 
 def _text_key(text):

@@ -258,6 +258,10 @@ def _judged(split):
     judged.tolist(), split.passages.tolist(), split.grades.tolist(), strict=True
   ):
     qrels.setdefault(str(query), {})[str(row)] = grade
+  for query, grades in enumerate(split.missing or ()):
+    for place, grade in enumerate(grades):
+      # An id that no row has.
+      qrels.setdefault(str(query), {})[f'missing {place}'] = grade
   return qrels
 
 

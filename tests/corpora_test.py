@@ -272,3 +272,34 @@ def test_pairs_are_texts_of_which_equal_ones_are_one(tmp_path, tiny):
   (tmp_path / 'corpus.jsonl').unlink()
   alone = corpora.load(settings, ('train',)).corpus
   assert list(alone.texts) == ['Title 1 text 1', 'new', 'text 0']
+
+
+def test_a_split_keeps_what_the_corpus_lacks_beside_its_arrays():
+  judged = data.Judged(
+    ['a', 'b', 'c'], ['x', 'y', 'z'], {(0, 5): 1, (2, 1): 2},
+    missing={(1, 'gone'): 3, (2, 'gone'): -1, (2, 'lost'): 1},
+  )  # fmt: skip
+  split = data.make_split(judged)
+  assert list(split.ids) == ['a', 'b', 'c']
+  assert split.offsets.tolist() == [0, 1, 1, 2]
+  assert split.passages.tolist() == [5, 1]
+  assert split.missing == [[], [3], [-1, 1]]
+  assert split.positives()[0].tolist() == [0, 2]
+  hashes = {
+    data.make_split(judged._replace(missing=missing)).hash
+    for missing in (
+      judged.missing,
+      None,
+      {**judged.missing, (1, 'gone'): 2},
+      {(1, 'gone'): 3, (2, 'gone'): -1},
+    )
+  }
+  assert len(hashes) == 4
+  # Grades are not taken for negatives of the data.
+  same = {1: [3]}, {(1, 'gone'): 3}
+  assert (
+    data.make_split(judged._replace(missing=same[1], all_count=True)).hash
+    != data.make_split(
+      judged._replace(missing=None, negatives=same[0], all_count=True)
+    ).hash
+  )

@@ -231,3 +231,60 @@ def test_accuracy_is_the_share_of_questions_with_an_answer_in_the_first_k():
   assert metrics.score(rows, patterns, texts)['accuracy@5'] == pytest.approx(
     2 / 3
   )
+
+
+def with_missing(split, missing):
+  """A split whose corpus lacks {query row: grades}."""
+  return split._replace(
+    missing=[missing.get(query, []) for query in range(len(split.ids))]
+  )
+
+
+@pytest.mark.parametrize('name', ['usual', 'beir', 'trec_dl', 'msmarco_doc'])
+def test_passages_that_the_corpus_lacks_count_as_pytrec_eval_has_them(name):
+  rows, judgements = random_run(20, 1500, 1000)
+  random = np.random.default_rng(3)
+  # Query 19 has nothing else; others have grades of either sign, or none.
+  judgements = {
+    pair: int(random.integers(-2, 4)) for pair in judgements if pair[0] < 19
+  }
+  missing = {q: random.integers(-2, 4, size=q % 5).tolist() for q in range(19)}
+  missing[19] = [2, 1]
+  split = with_missing(make_split(judgements, 20), missing)
+  found = metrics.score(rows, split._replace(protocol=name), None)
+  qrels = {f'q{q}': {} for q in range(20)}
+  for (query, passage), grade in judgements.items():
+    qrels[f'q{query}'][f'{passage:05d}'] = grade
+  for query, grades in missing.items():
+    lacking = {f'gone {place}': grade for place, grade in enumerate(grades)}
+    qrels[f'q{query}'].update(lacking)
+  run = {
+    f'q{q}': {
+      f'{p:05d}': -float(i) for i, p in enumerate(r) if p >= 0
+    } or {'none': 0.0}
+    for q, r in enumerate(rows)
+  }  # fmt: skip
+  least = 2 if name == 'trec_dl' else 1
+  graded = pytrec_eval.RelevanceEvaluator(qrels, {'ndcg_cut.10'}).evaluate(run)
+  binary = pytrec_eval.RelevanceEvaluator(
+    qrels, {'recall', 'map_cut.1000'}, relevance_level=least
+  ).evaluate(run)
+  assert len(graded) == 20
+  compared = {'ndcg@10': (graded, 'ndcg_cut_10')}
+  for k in (5, 20, 100, 1000):
+    compared[f'recall@{k}'] = binary, f'recall_{k}'
+  compared['map@1000'] = binary, 'map_cut_1000'
+  for measure in compared.keys() & found.keys():
+    values, theirs = compared[measure]
+    mean = sum(value[theirs] for value in values.values()) / 20
+    assert found[measure] == pytest.approx(mean, abs=1e-6), measure
+
+
+def test_capped_recall_counts_what_the_corpus_lacks():
+  # BEIR's recall_cap: 30 found of at most 100, and of 50.
+  judged = {(q, row): 1 for q in range(2) for row in range(30)}
+  split = with_missing(make_split(judged, 2), {0: [1] * 90, 1: [2] * 20})
+  rows = np.tile(np.arange(100, dtype=np.int32), (2, 1))
+  found = metrics.by_query(rows, split._replace(protocol='beir'), None)
+  assert found['capped_recall@100'] == pytest.approx([0.3, 0.6])
+  assert metrics.first_relevant(rows[:, 30:], split, None, [0, 1]) == [None] * 2
