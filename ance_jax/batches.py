@@ -146,6 +146,29 @@ def make_batch(
 ):
   """Returns the `Batch` of a step, or a part of it.
 
+  Arguments are those of `draw_rows`, and `part`: number of the part of the
+  batch's queries, in order, and how many there are.
+  """
+  rows, passages = draw_rows(
+    data,
+    step,
+    seed=seed,
+    batch_size=batch_size,
+    num_negatives=num_negatives,
+    negatives=negatives,
+    triplets=triplets,
+  )
+  number, parts = part
+  size = batch_size // parts
+  here = np.arange(number * size, (number + 1) * size)
+  return _of_rows(data, here, rows[here], passages[here])
+
+
+def draw_rows(
+  data, step, *, seed, batch_size, num_negatives, negatives, triplets=False
+):
+  """Returns the query rows of a step, and the passages of each.
+
   Queries come in a new order each epoch; an epoch ends in the middle of a batch
   where it has to. The positive is drawn from all of the query's. (ANCE's sum,
   section 2, is over pairs: there a query with more positives weighs more.) Its
@@ -160,11 +183,12 @@ def make_batch(
     negatives: `Negatives` to draw from, or None for the whole corpus.
     triplets: Whether nothing is drawn, but a query comes once with each column
       of its row of `negatives`, one after the other; H is 1.
-    part: Number of the part of the batch's queries, in order, and how many
-      there are.
+
+  Returns:
+    (B,) int query rows, and (B, 1 + H) int passage rows, the positive first.
   """
   if negatives is None:
-    places = _places(seed, step, batch_size, len(data.queries), 0)
+    places = _places(seed, step, batch_size, len(data.offsets) - 1, 0)
     rows = places
   elif triplets:
     places, column = _triplets(seed, step, batch_size, negatives)
@@ -188,14 +212,11 @@ def make_batch(
     random = _random(seed, _NEGATIVE, step)
     if negatives is None:
       shape = batch_size, num_negatives
-      drawn = random.integers(len(data.passages), size=shape)
+      drawn = random.integers(len(data.groups), size=shape)
     else:
       drawn = draw(random, negatives.passages[places], num_negatives)
     passages = np.concatenate([passages, drawn], 1)
-  number, parts = part
-  size = batch_size // parts
-  here = np.arange(number * size, (number + 1) * size)
-  return _of_rows(data, here, rows[here], passages[here])
+  return rows, passages
 
 
 def _of_rows(data, here, rows, passages):
