@@ -19,6 +19,7 @@ from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
+from ance_jax import pace
 from ance_jax import processes
 from ance_jax import refresh
 from ance_jax import remote
@@ -38,6 +39,7 @@ class Parts(NamedTuple):
   lock: locks.Lock
   checkpoints: checkpoint.Checkpoints
   metrics: logs.Metrics
+  pace: pace.Pace
   compiles: collections.Counter
   optimizer: optax.GradientTransformation
   reader: watch.Reader | None

@@ -723,7 +723,17 @@ class Config:
     3, 'Newest checkpoints kept, besides the best on dev.', may_change=True
   )
   steps_per_log: int = knob(
-    10, 'Steps between lines of training metrics.', may_change=True
+    10,
+    'Steps between lines of training metrics; where there are no bars, they '
+    'are printed, too.',
+    may_change=True,
+  )
+  progress_bars: bool = knob(
+    True,
+    'Show bars on a terminal. Without one, with --noprogress_bars, or with '
+    'TQDM_DISABLE=1 in the environment, lines are printed: of training every '
+    '--steps_per_log, of other long phases every 20 seconds.',
+    may_change=True,
   )
   query: str = knob(
     '',

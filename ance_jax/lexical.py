@@ -32,18 +32,25 @@ def make_rank(texts, *, k1, b):
 
   def tokenize(texts, **kwargs):
     return bm25s.tokenize(
-      texts, stopwords='en', stemmer=stemmer, leave=False, **kwargs
+      texts,
+      stopwords='en',
+      stemmer=stemmer,
+      leave=False,
+      show_progress=logs.has_bars(),
+      **kwargs,
     )
 
   logs.say(f'bm25: indexing {len(texts):,} passages')
   bm25 = bm25s.BM25(method='lucene', k1=k1, b=b)
-  words = tokenize(texts)
+  with logs.working('cut the passages into words'):
+    words = tokenize(texts)
   if not any(words.ids):
     raise config_lib.BadInput(
       'BM25 must have words to index; found stop words and marks alone in '
       f'{len(texts):,} passages; choose rows without bm25.'
     )
-  bm25.index(words, leave_progress=False)
+  with logs.working('index with BM25'):
+    bm25.index(words, show_progress=logs.has_bars(), leave_progress=False)
 
   def rank(queries, k, what='bm25'):
     asked = tokenize(queries, return_ids=False)

@@ -1,16 +1,23 @@
-"""What a run says: lines, progress bars, `metrics.jsonl`, TensorBoard files."""
+"""What a run says: lines, progress bars, `metrics.jsonl`, TensorBoard files.
+
+Bars are for a terminal. Elsewhere, as in the log of a batch system, a phase
+that takes long prints a line now and then, and training one every
+`--steps_per_log` steps.
+"""
 
 import contextlib
 import json
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
 
 import tqdm
 
 from ance_jax import handoff
+from ance_jax import pace
 from ance_jax import processes
 from ance_jax import reading
 
@@ -19,6 +26,8 @@ METRICS_FILE = 'metrics.jsonl'
 # was asked to stop. Every long phase runs under `progress`, which looks at it.
 _stop = threading.Event()
 _of_thread = threading.local()
+# Also the process's: whether `--noprogress_bars` was given.
+_no_bars = threading.Event()
 
 
 class Stopped(Exception):
@@ -26,9 +35,26 @@ class Stopped(Exception):
 
 
 def say(text):
-  """Prints one line, above a progress bar if there is one; process 0 does."""
+  """Prints one line at once, above the bars if there are any; process 0 does.
+
+  It is written whole, and flushed: a pipe would keep it back for minutes.
+  """
   if processes.is_first():
-    tqdm.tqdm.write(text)
+    with tqdm.tqdm.external_write_mode(sys.stdout):
+      sys.stdout.write(f'{text}\n')
+      sys.stdout.flush()
+
+
+def use_bars(wanted):
+  """Sets whether this process shows bars where it has a terminal."""
+  (_no_bars.clear if wanted else _no_bars.set)()
+
+
+def has_bars():
+  """Returns whether progress is shown as bars; else it is printed as lines."""
+  env = os.environ.get('TQDM_DISABLE', '').lower()
+  off = _no_bars.is_set() or env not in ('', '0', 'false')
+  return not off and sys.stderr.isatty()
 
 
 def progress(
@@ -40,8 +66,9 @@ def progress(
   count=lambda item: 1,
   done=0,
   stops=True,
+  lines=True,
 ):
-  """Yields from `items` under a bar with rate and remaining time.
+  """Yields from `items` and shows how far it is, with rate and time left.
 
   Args:
     items: What to go through; a stop signal ends it after the present one.
@@ -51,25 +78,41 @@ def progress(
     count: Number of units in an item.
     done: Units that were done before, by an earlier process.
     stops: Whether a stop signal ends it; else the caller looks for one.
+    lines: Whether lines are printed where there is no bar; else the caller
+      prints its own.
 
   Raises:
     Stopped: A stop signal came.
   """
-  bar = tqdm.tqdm(
-    desc=what,
-    total=total,
-    initial=done,
-    unit=f' {unit}',
-    leave=False,
-    mininterval=0.5,
-    disable=not processes.is_first(),
-  )
-  with bar:
+  if has_bars():
+    shown = tqdm.tqdm(
+      desc=what,
+      total=total,
+      initial=done,
+      unit=f' {unit}',
+      leave=False,
+      mininterval=0.5,
+      disable=not processes.is_first(),
+    )
+  else:
+    print_line = say if lines and processes.is_first() else None
+    shown = pace.Lines(print_line, what, total, unit, done)
+  with shown:
     for item in items:
       if stops and stop_requested():
         raise Stopped(what)
       yield item
-      bar.update(count(item))
+      shown.update(count(item))
+
+
+def working(what):
+  """Returns a context that prints lines if it takes long and bars are off.
+
+  Around what cannot be gone through item by item, and may have a bar of its
+  own where `has_bars` says so.
+  """
+  is_silent = has_bars() or not processes.is_first()
+  return pace.Lines(None if is_silent else say, what)
 
 
 def stop_requested():

@@ -53,6 +53,7 @@ def main(argv):
     if config.job == 'inspect':
       logs.say(f'inspecting {config.data_dir or config.dataset}')
     config = _with_flags_of_run(config)
+    logs.use_bars(config.progress_bars)
     _run_job(config)
     return 0
   except (Exception, KeyboardInterrupt) as error:

@@ -23,7 +23,8 @@ from ance_jax import schedule
 PICK_UPS_FILE = 'pickups.json'
 # Settings that say nothing about how a run goes on.
 _OF_ONE_START = (
-  'job', 'workdir', 'dry_run', 'debug', 'compilation_cache_dir'
+  'job', 'workdir', 'dry_run', 'debug', 'compilation_cache_dir',
+  'progress_bars'
 )  # fmt: skip
 
 

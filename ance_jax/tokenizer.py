@@ -12,6 +12,7 @@ import tokenizers
 import transformers
 
 from ance_jax import config as config_lib
+from ance_jax import logs
 from ance_jax import reading
 
 PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
@@ -45,9 +46,10 @@ def train_vocabulary(texts, vocab_size):
     vocab_size=vocab_size,
     special_tokens=special,
     limit_alphabet=500,
-    show_progress=True,
+    show_progress=logs.has_bars(),
   )
-  tokenizer.train_from_iterator(texts, trainer)
+  with logs.working('train the vocabulary'):
+    tokenizer.train_from_iterator(texts, trainer)
   tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
     single=f'{CLS} $A {SEP}',
     pair=f'{CLS} $A {SEP} $B {SEP}',

@@ -26,6 +26,7 @@ from ance_jax import footprint
 from ance_jax import locks
 from ance_jax import logs
 from ance_jax import optimizers
+from ance_jax import pace
 from ance_jax import processes
 from ance_jax import refresh
 from ance_jax import resume
@@ -52,6 +53,7 @@ def run(config, *, leave=logs.interrupt):
     logs.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
   """
   processes.start(config)
+  logs.use_bars(config.progress_bars)
   check(config)
   devices, _ = runs.training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
@@ -127,8 +129,17 @@ def _open(stack, lock, begun):
     resume.begin_pick_ups(this)
   record = runs.record(this)
   reader = _open_reader(stack, this)
+  steps_pace = pace.Pace(config.max_steps)
   parts = boundary.Parts(
-    this, record, lock, checkpoints, metrics, compiles, optimizer, reader
+    this,
+    record,
+    lock,
+    checkpoints,
+    metrics,
+    steps_pace,
+    compiles,
+    optimizer,
+    reader,
   )
   return parts, state
 
@@ -200,7 +211,9 @@ def _train(parts, make_step, state, step, until, in_use):
     done=step,
     unit='steps',
     stops=False,
+    lines=False,
   )
+  parts.pace.begin()
   start, waiting = time.perf_counter(), None
   stopped = newer = False
   for batch in bar:
@@ -233,9 +246,23 @@ def _log_step(parts, step, metrics, in_use):
       f'and {values["train/grad_norm"]} at step {step}; '
       'the last checkpoint is whole: lower --learning_rate, or check the data.'
     )
+  parts.pace.seen(step)
   if step % config.steps_per_log == 0:
     rate = optimizers.learning_rate_schedule(config)(step - 1)
     values['train/learning_rate'] = float(rate)
     if in_use:
       values['train/negatives_age'] = step - in_use.refresh
     parts.metrics.write(step, values)
+    if not logs.has_bars():
+      logs.say(_line(config, step, values, parts.pace.text(step)))
+
+
+def _line(config, step, values, rate):
+  """Returns what is printed of a step."""
+  shown = [
+    f'step {step:,} of {config.max_steps:,}',
+    f'loss {values["train/loss"]:.4g}',
+    f'accuracy {values["train/accuracy"]:.1%}',
+    f'learning rate {values["train/learning_rate"]:.3g}',
+  ]
+  return ' | '.join([*shown, rate] if rate else shown)

@@ -2,12 +2,17 @@
 
 import json
 import os
+import select
 import signal
+import subprocess
+import sys
+import types
 
 import pytest
 
 from ance_jax import config
 from ance_jax import logs
+from ance_jax import pace
 
 
 def write(workdir, step, lines, history=b''):
@@ -133,3 +138,122 @@ def test_the_stopwatch_adds_up_the_phases():
       pass
   assert list(watch.secs) == ['encode']
   assert watch.secs['encode'] > 0
+
+
+def test_a_line_goes_through_a_pipe_at_once():
+  program = (
+    'import sys\nfrom ance_jax import logs\nlogs.say("one line")\n'
+    'sys.stdin.read()'
+  )
+  with subprocess.Popen(
+    [sys.executable, '-c', program],
+    env={n: v for n, v in os.environ.items() if n != 'PYTHONUNBUFFERED'},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  ) as process:
+    ready, _, _ = select.select([process.stdout], [], [], 30)
+    process.stdin.close()
+    assert ready
+    assert process.stdout.read() == b'one line\n'
+
+
+@pytest.fixture
+def bars(monkeypatch):
+  """Sets what decides about bars: the terminal, the environment, the flag."""
+
+  def set_them(terminal, environment, wanted):
+    stderr = types.SimpleNamespace(isatty=lambda: terminal)
+    monkeypatch.setattr(logs.sys, 'stderr', stderr)
+    monkeypatch.setenv('TQDM_DISABLE', environment)
+    logs.use_bars(wanted)
+
+  yield set_them
+  logs.use_bars(True)
+
+
+@pytest.mark.parametrize(
+  ('terminal', 'environment', 'wanted', 'has'),
+  [
+    (True, '', True, True),
+    (True, '0', True, True),
+    (True, 'False', True, True),
+    (False, '', True, False),
+    (True, '1', True, False),
+    (True, 'true', True, False),
+    (True, '', False, False),
+  ],
+)
+def test_bars_are_for_a_terminal_and_can_be_switched_off(
+  terminal, environment, wanted, has, bars
+):
+  bars(terminal, environment, wanted)
+  assert logs.has_bars() == has
+
+
+def test_a_long_phase_without_a_bar_prints_a_line_now_and_then(
+  bars, monkeypatch, capsys
+):
+  bars(False, '', True)
+  monkeypatch.setattr(pace, '_FIRST_SECS', 0.1)
+  monkeypatch.setattr(pace, '_EVERY_SECS', 0.2)
+
+  def phase(secs, **kwargs):
+    for _ in logs.progress(range(3), 'work', total=3, unit='parts', **kwargs):
+      logs.time.sleep(secs)
+    return capsys.readouterr().out.splitlines()
+
+  assert phase(0) == []
+  assert phase(0.15, lines=False) == []
+  # At 0.1, before the first item is done; at 0.3, and not at 0.5.
+  first, *others = phase(0.16)
+  assert first == 'work: 0 of 3 parts, 00:00 so far'
+  assert 1 <= len(others) <= 2
+  assert all(line.startswith('work: 1 of 3 parts, ') for line in others[:1])
+  with logs.working('think'):
+    logs.time.sleep(0.15)
+  assert capsys.readouterr().out == 'think: 00:00 so far\n'
+  bars(True, '', True)
+  with logs.working('think'):
+    logs.time.sleep(0.15)
+  assert capsys.readouterr().out == ''
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that a test sets: clock.now, seconds."""
+  clock = types.SimpleNamespace(now=1000.0)
+  time = types.SimpleNamespace(perf_counter=lambda: clock.now)
+  monkeypatch.setattr(pace, 'time', time)
+  return clock
+
+
+def test_rate_and_time_left_do_not_count_what_was_done_before(clock):
+  lines = pace.Lines(None, 'train', total=10_100, unit='steps', done=100)
+  clock.now += 8
+  assert lines._text(8) == '100 of 10,100 steps, 00:08 so far'
+  lines.update(2000)
+  assert lines._text(8) == '2,100 of 10,100 steps, 250 steps/s, 00:32 left'
+  lines.update(9000)  # More than was said before.
+  assert lines._text(8).endswith(' steps/s, 00:00 left')
+
+
+def test_the_pace_of_steps_is_that_since_the_last_line_without_pauses(clock):
+  found = pace.Pace(100)
+  found.begin()
+  clock.now += 50  # To compile.
+  found.seen(21)
+  assert found.text(21) == ''
+  clock.now += 2
+  found.seen(22)
+  clock.now += 2
+  assert found.text(23) == '0.5 steps/s, 02:34 left'
+  clock.now += 1
+  assert found.text(25) == '2 steps/s, 00:37 left'
+  clock.now += 300  # To refresh.
+  found.begin()
+  clock.now += 1
+  found.seen(26)
+  # Where a line is due at the first step, the rate is that of before.
+  assert found.text(26) == '2 steps/s, 00:37 left'
+  clock.now += 0.25
+  assert found.text(27) == '4 steps/s, 00:18 left'

@@ -30,7 +30,10 @@ from ance_jax import train
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
-def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(tiny, capsys):
+def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(
+  tiny, capsys, monkeypatch
+):
+  monkeypatch.setenv('TQDM_DISABLE', '1')
   tiny = dataclasses.replace(tiny, max_steps=16, num_devices=2)
   scores = train.run(tiny)
   workdir = pathlib.Path(tiny.workdir)
@@ -54,6 +57,17 @@ def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(tiny, capsys):
   assert 'refresh at step 8: dev mrr@10' in out
   assert 'negatives_age 4 | overlap with the last' in out
   assert out.count('query: ') == 3
+  printed = [x.split(' | ') for x in out.splitlines() if x[:5] == 'step ']
+  losses = logs.series(workdir, 'train/loss')
+  rates = logs.series(workdir, 'train/learning_rate')
+  assert [line[:2] for line in printed] == [
+    [f'step {step} of 16', f'loss {losses[step]:.4g}'] for step in range(1, 17)
+  ]
+  assert [line[3] for line in printed] == [
+    f'learning rate {rates[step]:.3g}' for step in range(1, 17)
+  ]
+  assert len(printed[0]) == 4
+  assert all(' steps/s, ' in line[4] for line in printed[1:])
 
 
 @pytest.mark.parametrize('method', ['random', 'bm25', 'dpr', 'ance'])
