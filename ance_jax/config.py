@@ -697,18 +697,32 @@ class Config:
   too_few: str = knob(
     'keep',
     'What --job=mine does with a query that is left fewer than '
-    '--num_negatives: keep what there is (a query with none is left out); drop '
-    'the query; fill up with passages at random that no filter took.',
+    '--num_negatives: keep what there is (a query with none is left out, and '
+    'with --format=n_tuples any that has fewer); drop the query; fill up with '
+    'passages at random that no filter took.',
     choices=('keep', 'drop', 'fill'),
     may_change=True,
   )
   format: str = knob(
     'triplets',
     'What --job=mine writes. triplets, n_tuples: JSON lines of '
-    'sentence-transformers, title and text as one; a line of n_tuples has as '
-    'many columns as the query has negatives. dpr: the JSON array of DPR. '
-    'tevatron: its JSON lines. ids: JSON lines of ids and scores.',
-    choices=('triplets', 'n_tuples', 'dpr', 'tevatron', 'ids'),
+    'sentence-transformers, title and text as one; a query with fewer than '
+    '--num_negatives is not in n_tuples, which have one width, unless '
+    '--too_few=fill. triplets_scored, n_tuples_scored: the same with a list '
+    'of scores, those of what ranks, for its MarginMSELoss and '
+    'DistillKLDivLoss. flag_embedding: JSON lines of FlagEmbedding, with '
+    'scores. dpr: the JSON array of DPR. tevatron: its JSON lines. ids: JSON '
+    'lines of ids and scores.',
+    choices=(
+      'triplets',
+      'triplets_scored',
+      'n_tuples',
+      'n_tuples_scored',
+      'flag_embedding',
+      'dpr',
+      'tevatron',
+      'ids',
+    ),
     may_change=True,
   )
 

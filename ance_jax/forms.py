@@ -55,6 +55,44 @@ def n_tuples(example, corpus):
     }
 
 
+def triplets_scored(example, corpus):
+  """Yields `triplets` with the two scores, as MarginMSELoss takes them."""
+  for positive in example.positives:
+    for negative in example.negatives:
+      pair = example._replace(positives=[positive], negatives=[negative])
+      (line,) = triplets(pair, corpus)
+      # `mine_hard_negatives` of 6 names it scores, that of 5.1 score; only the
+      # latter is a label to the trainers of both.
+      yield {**line, 'score': [positive[1], negative[1]]}
+
+
+def n_tuples_scored(example, corpus):
+  """Yields `n_tuples` with a list of scores, the positive's first.
+
+  For MarginMSELoss and DistillKLDivLoss; the name is explained above.
+  """
+  negatives = [score for _, score in example.negatives]
+  lines = n_tuples(example, corpus)
+  for line, (_, score) in zip(lines, example.positives, strict=True):
+    yield {**line, 'score': [score, *negatives]}
+
+
+def flag_embedding(example, corpus):
+  """Yields the line of FlagEmbedding (examples/finetune/embedder/README.md).
+
+  Without its scores where one is not known: its distillation refuses null.
+  """
+  line = {'query': example.query}
+  kinds = {'pos': example.positives, 'neg': example.negatives}
+  for name, found in kinds.items():
+    line[name] = [whole_text(corpus, row) for row, _ in found]
+  scores = {
+    f'{name}_scores': [_known(score) for _, score in found]
+    for name, found in kinds.items()
+  }
+  yield line if None in sum(scores.values(), []) else line | scores
+
+
 def dpr(example, corpus):
   """Yields DPR's question (Karpukhin et al. 2020, README of their data)."""
   contexts = [
@@ -110,15 +148,21 @@ def ids(example, corpus):
   }
 
 
-# By the name of --format; those of `ARRAYS` are one JSON array, not lines.
+# By the name of --format; those of `ARRAYS` are one JSON array, not lines, each
+# line of `RECTANGULAR` has as many negatives, and of `SCORED` all scores.
 FORMS = {
   'triplets': triplets,
+  'triplets_scored': triplets_scored,
   'n_tuples': n_tuples,
+  'n_tuples_scored': n_tuples_scored,
+  'flag_embedding': flag_embedding,
   'dpr': dpr,
   'tevatron': tevatron,
   'ids': ids,
 }
 ARRAYS = ('dpr',)
+RECTANGULAR = ('n_tuples', 'n_tuples_scored')
+SCORED = ('triplets_scored', 'n_tuples_scored')
 
 
 def encoded(name, examples, corpus):

@@ -73,9 +73,8 @@ def run(config):
       logs.say(found.table())
       if not found.written:
         raise config_lib.BadInput(
-          'filters must leave a negative to a query at least; found none '
-          f'written for {len(task.split.ids):,} queries; loosen those that '
-          'took most.'
+          f'none of the {len(task.split.ids):,} training queries can be '
+          f'written, as the lines above say; {_cure(config)}.'
         )
     except BaseException:
       pathlib.Path(file.name).unlink()  # Its folder may be anybody's.
@@ -153,11 +152,13 @@ def _examples(task, found):
     count=len,
   ):
     mined = mine_batch(task, queries, random)
-    any_left = mined.negatives[:, 0] >= 0
-    if task.config.too_few == 'drop':
-      any_left = mined.found == task.config.num_negatives
-    found.add(mined, any_left)
-    for place in np.nonzero(any_left)[0].tolist():
+    written = mined.negatives[:, 0] >= 0
+    if tally.only_full(task.config):
+      written = mined.found == task.config.num_negatives
+    if task.config.format in forms.SCORED:
+      written &= ~tally.unscored(mined)
+    found.add(mined, written)
+    for place in np.nonzero(written)[0].tolist():
       yield _example(task.split, mined, place)
 
 
@@ -278,6 +279,16 @@ def _task(config):
     split, corpus, _METHOD, (0, len(split.ids)), config.drop_same_text
   )
   return Task(config, corpus, split, source, positives, judge)
+
+
+def _cure(config):
+  """Returns what to do where nothing can be written, in the imperative."""
+  cure = 'loosen the filters that took most'
+  if tally.only_full(config):
+    cure += ', lower --num_negatives, or set --too_few=fill'
+  if config.format in forms.SCORED:
+    cure += ', or have a model score (--init_from), which scores everything'
+  return cure
 
 
 def _paths(config):

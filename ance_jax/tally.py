@@ -6,6 +6,7 @@ import numpy as np
 
 from ance_jax import evaluate
 from ance_jax import filters
+from ance_jax import forms
 from ance_jax import index
 from ance_jax import negatives as negatives_lib
 
@@ -48,6 +49,22 @@ class Mined(NamedTuple):
   unwilling: int
 
 
+def only_full(config):
+  """Returns whether a query with fewer than --num_negatives is left out."""
+  one_width = config.format in forms.RECTANGULAR and config.too_few == 'keep'
+  return config.too_few == 'drop' or one_width
+
+
+def unscored(mined):
+  """Returns which queries have a positive or negative of unknown score, (q,).
+
+  Args:
+    mined: `Mined`.
+  """
+  unknown = (mined.negatives >= 0) & ~np.isfinite(mined.scores)
+  return unknown.any(1) | (mined.least == -np.inf)
+
+
 class Tally:
   """Counts over all queries, and some queries to read.
 
@@ -62,8 +79,12 @@ class Tally:
     self._task, self.written = task, 0
     self._taken = np.zeros((len(_NAMES), 2), np.int64)
     self._counts = dict.fromkeys(
-      ('fewer', 'none', 'drawn', 'unwilling', 'unranked', 'negatives'), 0
-    )
+      (
+        'fewer', 'none', 'drawn', 'unwilling', 'unranked', 'unscored',
+        'negatives'
+      ),
+      0,
+    )  # fmt: skip
     random = np.random.default_rng(task.config.seed)
     size = len(task.split.ids)
     self._chosen = random.choice(size, min(_EXAMPLES, size), replace=False)
@@ -86,6 +107,7 @@ class Tally:
       ('drawn', there.sum(1) - mined.found),
       ('unwilling', mined.unwilling),
       ('unranked', mined.least == -np.inf),
+      ('unscored', unscored(mined)),
       ('negatives', there[written]),
     ):
       self._counts[name] += int(np.sum(more))
@@ -161,22 +183,36 @@ class Tally:
       if margins != (None, None):
         what = ': it is below all that is, and no candidate is below it'
       yield f'{counts["unranked"]:,} queries have a positive not ranked{what}'
-    left_out = len(self._task.split.ids) - self.written
     done = {
-      'keep': f'kept as they are, the {left_out:,} without any left out',
-      'drop': f'all {left_out:,} left out',
+      'keep': 'kept as they are, those with none left out',
+      'drop': 'left out',
       'fill': f'filled up with {counts["drawn"]:,} passages at random',
     }[config.too_few]
+    if config.too_few == 'keep' and only_full(config):
+      done = f'left out, as all rows of {config.format} have one width '
+      done += '(--too_few=fill fills them up)'
     if counts['unwilling']:
       done += f', {counts["unwilling"]:,} of which a filter took, too'
     yield (
       f'{counts["fewer"]:,} queries have fewer than {config.num_negatives} '
       f'negatives, {counts["none"]:,} of them none: {done}'
     )
+    yield from self._unscored()
     yield (
       f'written: {self.written:,} queries with {counts["negatives"]:,} '
       'negatives'
     )
+
+  def _unscored(self):
+    """Yields what is done for want of a score, where a form has scores."""
+    config, number = self._task.config, self._counts['unscored']
+    done = dict.fromkeys(forms.SCORED, 'left out')
+    done['flag_embedding'] = 'written without scores'
+    if number and config.format in done:
+      yield (
+        f'{number:,} queries have a passage whose score is not known: '
+        f'{done[config.format]}'
+      )
 
   def _example(self, mined, place):
     """Returns one query with its positives, negatives, and what filters took.

@@ -245,8 +245,8 @@ def test_so_deep_is_ranked_that_positives_and_answers_leave_enough(two):
 def test_forms_are_those_that_others_read(two):
   config = without_judge(two, mine_from=1)
 
-  def text(form):
-    mining.run(change(config, format=form))
+  def text(form, **flags):
+    mining.run(change(config, format=form, **flags))
     (path,) = pathlib.Path(two.workdir).glob(f'hard_negatives.{form}.json*')
     return path.read_text()
 
@@ -261,12 +261,20 @@ def test_forms_are_those_that_others_read(two):
     {'anchor': 'who', 'positive': 'Text 0', 'negative': f'T{n} Text {n}'}
     for n in (4, 5)
   ]
-  assert json.loads(text('n_tuples')) == {
+  tuples = {
     'anchor': 'who',
     'positive': 'Text 0',
     'negative_1': 'T4 Text 4',
     'negative_2': 'T5 Text 5',
   }
+  assert json.loads(text('n_tuples', num_negatives=2)) == tuples
+  scored = json.loads(text('n_tuples_scored', num_negatives=2))
+  assert scored == {**tuples, 'score': [8.0, 7.0, 4.0]}
+  lines_scored = text('triplets_scored').splitlines()
+  assert [json.loads(line) for line in lines_scored] == [
+    {**line, 'score': [8.0, score]}
+    for line, score in zip(lines, (7.0, 4.0), strict=True)
+  ]
   assert json.loads(text('tevatron')) == {
     'query_id': 'q0',
     'query': 'who',
@@ -282,6 +290,83 @@ def test_forms_are_those_that_others_read(two):
   }
   assert question['answers'] == ['text 8']
   assert question['negative_ctxs'] == []
+
+
+@pytest.mark.parametrize(
+  ('too_few', 'written'), [('keep', 1), ('drop', 1), ('fill', 2)]
+)
+def test_all_rows_of_n_tuples_have_one_width(too_few, written, two, capsys):
+  """q0 is left two negatives, q1 one."""
+  config = without_judge(
+    two, mine_from=1, num_negatives=2, too_few=too_few, format='n_tuples',
+    drop_answers=False, max_score=8.9,
+  )  # fmt: skip
+  report = mining.run(config)
+  lines = lines_of(config)
+  columns = ['anchor', 'positive', 'negative_1', 'negative_2']
+  assert [list(line) for line in lines] == [columns] * len(lines)
+  assert report['written'] == written
+  # A line for each positive of the two queries.
+  assert len(lines) == {1: 1, 2: 3}[written]
+  left_out = 'left out, as all rows of n_tuples have one width'
+  assert (left_out in capsys.readouterr().out) == (too_few == 'keep')
+
+
+def test_where_no_row_is_full_the_width_is_named(two):
+  config = without_judge(two, num_negatives=9, format='n_tuples')
+  with pytest.raises(config_lib.BadInput, match='lower --num_negatives'):
+    mining.run(config)
+  assert mining.run(change(config, format='triplets'))['written'] == 2
+
+
+def test_a_score_that_is_not_known_is_in_no_row_with_scores(two, capsys):
+  """The second positive of q1 is not ranked; what is drawn is neither."""
+  config = without_judge(two, num_negatives=1, format='triplets_scored')
+  report = mining.run(config)
+  assert report['unscored'] == 1
+  assert [line['anchor'] for line in lines_of(config)] == ['who']
+  said = '1 queries have a passage whose score is not known: '
+  assert said + 'left out' in capsys.readouterr().out
+  mining.run(change(config, format='flag_embedding'))
+  assert said + 'written without scores' in capsys.readouterr().out
+  mining.run(change(config, format='n_tuples'))
+  assert said not in capsys.readouterr().out
+  filled = change(config, num_negatives=6, too_few='fill')
+  with pytest.raises(config_lib.BadInput, match='have a model score'):
+    mining.run(change(filled, format='n_tuples_scored'))
+
+
+# FlagEmbedding, examples/finetune/embedder/README.md, "2. Data format": the
+# keys and their types; scores only both, a number for each text.
+FLAG_SCHEMA = {
+  'query': str,
+  'pos': [str],
+  'neg': [str],
+  'pos_scores': [float],
+  'neg_scores': [float],
+}
+
+
+def test_lines_of_flag_embedding_are_of_its_schema(two):
+  config = without_judge(two, format='flag_embedding')
+  mining.run(config)
+  with_scores, without = lines_of(config)
+  assert with_scores == {
+    'query': 'who',
+    'pos': ['Text 0'],
+    'neg': ['T3 Text 3', 'T4 Text 4', 'T5 Text 5'],
+    'pos_scores': [8.0],
+    'neg_scores': [9.0, 7.0, 4.0],
+  }
+  for name, kind in FLAG_SCHEMA.items():
+    value = with_scores[name]
+    items = value if isinstance(kind, list) else [value]
+    wanted = kind[0] if isinstance(kind, list) else kind
+    assert items
+    assert {type(item) for item in items} == {wanted}
+  assert without == {
+    'query': 'what', 'pos': ['T1 Text 1', 'T2 Text 2'], 'neg': ['T3 Text 3']
+  }  # fmt: skip
 
 
 def test_our_reader_of_dpr_takes_what_is_written_for_it(two, tmp_path):
@@ -307,7 +392,7 @@ def test_nothing_is_replaced_unasked_and_nothing_half_is_left(two, monkeypatch):
   before, there = path.read_text(), sorted(path.parent.iterdir())
   with pytest.raises(config_lib.BadInput, match='must be new files; found'):
     mining.run(config)
-  with pytest.raises(config_lib.BadInput, match='leave a negative'):
+  with pytest.raises(config_lib.BadInput, match='none of the 2 training'):
     mining.run(change(config, max_score=-9.0, overwrite=True))
   monkeypatch.setattr(mining, '_example', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
