@@ -1,17 +1,26 @@
 """What a dataset is like, before a run is spent on it: `--job=inspect`.
 
-Its size, what is odd in it, how long its texts are and what the limits cut,
-some of its examples, and what a run on it will need.
+Its size, what is odd in it, how long its texts are, a batch as training would
+see it, and what a run needs. Nothing is trained. With `--init_from`, or a run
+in `--workdir`, lengths are in tokens, and a few texts are encoded to say what
+encoding all of them takes.
 """
 
 import time
 
 import numpy as np
 
+from ance_jax import batch_report
+from ance_jax import checkpoint
+from ance_jax import config as config_lib
+from ance_jax import corpora
+from ance_jax import devices as devices_lib
 from ance_jax import encode
+from ance_jax import encoders
 from ance_jax import footprint
 from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import models
 from ance_jax import runs
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
@@ -19,56 +28,52 @@ from ance_jax import tokens
 # Texts whose lengths are looked at, examples shown, bars of a histogram.
 _SAMPLE, _EXAMPLES, _BARS = 10_000, 5, 10
 _PERCENTS = (50, 90, 99, 100)
+# Tokens that a CPU is timed with; accelerators get a whole batch.
+_TIMED_TOKENS = 2048
 
 
-def run(config):
+def run(config: config_lib.Config) -> dict:
   """Prints the report of a dataset, and writes it as inspection.json.
 
   Returns:
-    A dict of what was found: 'corpus', 'splits' by name, 'tokens' by side.
+    What was found: 'corpus', 'splits' by name, 'words' or 'tokens' by side,
+    'batch', and, where weights are given, 'seconds to encode the corpus'.
   """
   runs.require_workdir(config)
-  this, params = runs.begin(config, None)
+  this, params = _open(config)
   random = np.random.default_rng(config.seed)
+  train = this.splits[config.train_split]
   found = {
     'corpus': corpus_facts(this.corpus),
     'splits': {name: split_facts(split) for name, split in this.splits.items()},
-    'tokens': {},
   }
-  train = this.splits[config.train_split]
   for name, split in this.splits.items():
     if split is not train:
       shared = shared_texts(split, train)
       found['splits'][name]['queries that train has, too'] = shared
   for title, facts in (('corpus', found['corpus']), *found['splits'].items()):
-    logs.say(f'\n{title}')
-    for what, value in facts.items():
-      logs.say(f'  {what:40}{_text(value):>14}')
-  retriever = this.retriever
-  passages = tokens.passage_texts(
-    this.corpus, retriever.title_separator, retriever.passage_prompt
-  )
-  passages = list(_sample(passages, this.corpus, random))
-  queries = list(train.texts)[:_SAMPLE]
-  queries = [retriever.query_prompt + query for query in queries]
-  for side, texts, limit in (
-    ('passages', passages, retriever.passage_length),
-    ('queries', queries, retriever.query_length),
-  ):
-    lengths = token_lengths(this.tokenizer, texts)
-    found['tokens'][side] = length_facts(lengths, limit)
-    logs.say(f'\ntokens of {len(texts):,} {side}')
-    logs.say(histogram(lengths, limit))
-    for what, value in found['tokens'][side].items():
-      logs.say(f'  {what:40}{_text(value):>14}')
+    _say_facts(title, facts)
+  size = len(this.corpus.ids)
+  chosen = np.sort(random.choice(size, min(_SAMPLE, size), replace=False))
+  passages = _passage_texts(this, chosen.tolist())
+  unit = 'tokens' if this.tokenizer else 'words'
+  found[unit], lengths = _length_report(this, passages, train, unit)
   logs.say('\nexamples of train')
   for line in _examples(this, train, random):
     logs.say(line)
+  found['batch'] = batch_report.lines(this)
+  logs.say('\na batch\n' + '\n'.join(found['batch']))
   logs.say('\na run on it needs, at least')
   logs.say(footprint.needs(this))
-  secs = _encode_secs(this, params, random)
-  found['seconds to encode the corpus'] = secs
-  logs.say(f'encoding the corpus, here, takes about {secs:,.0f} s a refresh')
+  if params is None:
+    logs.say(
+      'what encoding takes is not timed without weights: name them with '
+      '--init_from'
+    )
+  else:
+    secs = _encode_secs(this, params, passages, lengths)
+    found['seconds to encode the corpus'] = secs
+    logs.say(f'encoding the corpus, here, takes about {secs:,.0f} s a refresh')
   path = this.workdir / 'inspection.json'
   handoff.write_json(path, found)
   logs.say(f'report: {path}')
@@ -118,17 +123,26 @@ def shared_texts(split, other):
 
 
 def token_lengths(tokenizer, texts):
-  """Returns the (n,) numbers of tokens of some texts, none of them cut."""
+  """Returns the (n,) numbers of tokens of some texts, none of them cut.
+
+  Args:
+    tokenizer: A transformers tokenizer; None: words are counted.
+    texts: List of n strings.
+  """
+  if tokenizer is None:
+    return np.array([len(text.split()) for text in texts])
   backend = tokenizer_lib.backend(tokenizer)
   return np.array([len(e.ids) for e in backend.encode_batch_fast(texts)])
 
 
-def length_facts(lengths, limit):
-  """Returns {what: number} of some lengths in tokens, and what a limit cuts."""
+def length_facts(lengths, limit=None):
+  """Returns {what: number} of some lengths, and what a limit cuts of them."""
   facts = {
     f'{percent} % have at most': int(np.percentile(lengths, percent))
     for percent in _PERCENTS
   }
+  if limit is None:
+    return facts
   kept = np.minimum(lengths, limit).sum() / lengths.sum()
   return {
     **facts,
@@ -138,7 +152,7 @@ def length_facts(lengths, limit):
   }
 
 
-def histogram(lengths, limit):
+def histogram(lengths, limit=0):
   """Returns bars of lengths as lines of text, the limit marked."""
   top = max(int(np.percentile(lengths, 99)), limit) + 1
   edges = np.unique(np.linspace(0, top, _BARS + 1).astype(int))
@@ -151,13 +165,75 @@ def histogram(lengths, limit):
   return '\n'.join(lines)
 
 
-def _sample(texts, corpus, random):
-  """Yields the texts of some passages, in order, without holding all."""
-  size = len(corpus.ids)
-  chosen = random.choice(size, min(_SAMPLE, size), replace=False)
-  wanted = np.zeros(size, bool)
-  wanted[chosen] = True
-  yield from (text for text, want in zip(texts, wanted, strict=True) if want)
+def _open(config):
+  """Returns a `runs.Run`, and its parameters or None.
+
+  Without a run in the folder its token rows are empty: what looks at sizes
+  alone, or draws rows, needs no more.
+  """
+  if checkpoint.committed_steps(config.workdir):
+    this, params, _ = runs.read(config, None)
+    return this, params
+  dataset = corpora.load(config, None)
+  devices, _ = runs.training_devices(config)
+  retriever, tokenizer, params = models.planned(config), None, None
+  if config.init_from:
+    retriever, tokenizer, params = models.load(config, ())
+    params = devices_lib.replicate(params, devices)
+  queries = {
+    name: _empty_rows(len(split.ids)) for name, split in dataset.splits.items()
+  }
+  this = runs.Run(
+    '', config, devices, dataset.corpus, dataset.splits,
+    _empty_rows(len(dataset.corpus.ids)), queries, retriever, tokenizer, None,
+    None
+  )  # fmt: skip
+  return this, params
+
+
+def _empty_rows(number):
+  """Returns the `tokens.TokenRows` of so many texts without a token."""
+  offsets = np.zeros(number + 1, np.int64)
+  return tokens.TokenRows(np.zeros(0, np.uint32), offsets, 0, '')
+
+
+def _say_facts(title, facts):
+  logs.say(f'\n{title}')
+  for what, value in facts.items():
+    logs.say(f'  {what:40}{_text(value):>14}')
+
+
+def _passage_texts(run, rows):
+  """Returns the texts of some passages, as they are tokenized."""
+  some = run.corpus._replace(
+    titles=[run.corpus.titles[row] for row in rows],
+    texts=[run.corpus.texts[row] for row in rows],
+  )
+  r = run.retriever
+  return list(tokens.passage_texts(some, r.title_separator, r.passage_prompt))
+
+
+def _length_report(run, passages, train, unit):
+  """Prints how long texts are; returns {side: facts}, and the passages'."""
+  r, found, of_passages = run.retriever, {}, None
+  number = min(_SAMPLE, len(train.texts))
+  queries = [r.query_prompt + train.texts[row] for row in range(number)]
+  for side, texts, limit in (
+    ('passages', passages, r.passage_length),
+    ('queries', queries, r.query_length),
+  ):
+    lengths = token_lengths(run.tokenizer, texts)
+    limits = [limit] if unit == 'tokens' else []
+    found[side] = length_facts(lengths, *limits)
+    _say_facts(f'{unit} of {len(texts):,} {side}', {})
+    logs.say(histogram(lengths, *limits))
+    for what, value in found[side].items():
+      logs.say(f'  {what:40}{_text(value):>14}')
+    if side == 'passages':
+      of_passages = lengths
+  if unit == 'words':
+    logs.say('  in tokens, and what is cut: name a checkpoint, --init_from')
+  return found, of_passages
 
 
 def _examples(run, split, random):
@@ -166,21 +242,46 @@ def _examples(run, split, random):
   for place in np.sort(picked):
     row = int(passages[place])
     yield f'  {split.texts[int(queries[place])]}'
-    yield f'    -> {run.corpus.titles[row]} | {run.corpus.texts[row][:100]}'
+    yield f'    -> {batch_report.shown(run.corpus, row)}'
 
 
-def _encode_secs(run, params, random):
-  """Returns the seconds that encoding all passages takes, by some of them."""
-  pieces = run.passages.pieces()
-  size = len(pieces)
-  rows = random.choice(size, min(1024, size), replace=False)
+def _encode_secs(run, params, passages, lengths):
+  """Returns the seconds that encoding all passages takes, by a few of them.
+
+  Operations of all of them over those of one batch of middling length: one
+  program is compiled, and a CPU is not kept busy for minutes.
+
+  Args:
+    run: `runs.Run`.
+    params: Parameters by tower, on all devices.
+    passages: List of n texts, some of the corpus.
+    lengths: (n,) int, their tokens.
+  """
+  config, retriever = run.config, run.retriever
+  at_once = config.tokens_per_batch
+  if run.devices[0].platform == 'cpu':
+    at_once = min(at_once, _TIMED_TOKENS)
+  encoder = encode.make_encoder(
+    retriever,
+    encoders.PASSAGE,
+    dtype=config.dtype,
+    tokens_per_batch=at_once,
+    devices=run.devices,
+  )
+  limit = retriever.passage_length
+  cut = np.minimum(lengths, limit)
+  number = max(at_once // int(np.median(cut)), 1)
+  near = np.argsort(np.abs(cut - np.median(cut)), kind='stable')[:number]
+  rows = tokens.memory_rows(run.tokenizer, [passages[i] for i in near], limit)
   for _ in range(2):  # The first one compiles.
     start = time.perf_counter()
-    encode.encode_rows(
-      run.passage_encoder, params, pieces, 'time the encoder', rows
-    )
+    encode.encode_rows(encoder, params, rows, 'time the encoder')
     secs = time.perf_counter() - start
-  return secs * size / len(rows)
+  timed = encode.flops(encoder, retriever.body, rows.lengths())
+  # Of a longer text each piece is encoded, `--chunks` of them at most.
+  pieces = np.clip(-(-lengths // limit), 1, config.chunks)
+  all_of_sample = encode.flops(encoder, retriever.body, np.repeat(cut, pieces))
+  return secs * all_of_sample / timed * len(run.corpus.ids) / len(passages)
 
 
 def _text(value):

@@ -4,6 +4,7 @@ Random, a body or a sentence-transformers folder of Hugging Face, or a run of
 ours; and how a model lies in a checkpoint's record.
 """
 
+import dataclasses
 import json
 import pathlib
 import tempfile
@@ -55,6 +56,14 @@ def load(config, texts):
   )
   retriever = _retriever(config, source)
   return Model(retriever, source.tokenizer, _fitted(source, retriever, config))
+
+
+def planned(config):
+  """Returns the `Retriever` that a run without `--init_from` would train."""
+  body = sources.planned_body(config)
+  # A separator token is the vocabulary's, which is not made here.
+  config = dataclasses.replace(config, title_separator=None)
+  return _retriever(config, sources.Source(body, None, {}, {}))
 
 
 def model_files(retriever, tokenizer):

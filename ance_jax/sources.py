@@ -4,6 +4,7 @@ A body of Hugging Face, a retriever in the layout of ANCE or DPR, a folder of
 sentence-transformers, one of these for each side, or nothing.
 """
 
+import dataclasses
 import os
 import pathlib
 from typing import NamedTuple
@@ -29,11 +30,7 @@ class Source(NamedTuple):
 
 def random(config, texts):
   """Returns the `Source` of random weights and a vocabulary of the texts."""
-  if config.hidden_size % config.num_heads:
-    raise config_lib.BadInput(
-      f'--num_heads must divide --hidden_size; found {config.num_heads} and '
-      f'{config.hidden_size}; change one of them.'
-    )
+  planned_body(config)  # Its checks come before the vocabulary.
   logs.say(f'training a vocabulary of {config.vocab_size:,} on the corpus')
   tokenizer = tokenizer_lib.train_vocabulary(texts, config.vocab_size)
   if len(tokenizer) > config.vocab_size:
@@ -41,9 +38,20 @@ def random(config, texts):
       '--vocab_size must be at least the special tokens and letters of the '
       f'corpus, {len(tokenizer)}; found {config.vocab_size}; raise it.'
     )
-  body = bert.BodyConfig(
+  body = dataclasses.replace(planned_body(config), vocab_size=len(tokenizer))
+  return Source(body, tokenizer, {}, {})
+
+
+def planned_body(config):
+  """Returns the `bert.BodyConfig` of random weights, its vocabulary full."""
+  if config.hidden_size % config.num_heads:
+    raise config_lib.BadInput(
+      f'--num_heads must divide --hidden_size; found {config.num_heads} and '
+      f'{config.hidden_size}; change one of them.'
+    )
+  return bert.BodyConfig(
     model_type='bert',
-    vocab_size=len(tokenizer),
+    vocab_size=config.vocab_size,
     hidden_size=config.hidden_size,
     num_layers=config.num_layers,
     num_heads=config.num_heads,
@@ -53,7 +61,6 @@ def random(config, texts):
     layer_norm_epsilon=1e-12,
     activation='gelu',
   )
-  return Source(body, tokenizer, {}, {})
 
 
 def read(name, lower_case):

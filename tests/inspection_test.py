@@ -1,19 +1,36 @@
 """The report of a dataset, against counts by hand."""
 
 import dataclasses
+import json
+import pathlib
 
 import conftest
 import numpy as np
 import pytest
 
+from ance_jax import batch_report
+from ance_jax import batches
 from ance_jax import data
+from ance_jax import encode
 from ance_jax import handoff
 from ance_jax import inspection
 from ance_jax import logs
+from ance_jax import methods
+from ance_jax import runs
 from ance_jax import strings
+from ance_jax import tokenizer
+from ance_jax import tokens
+from ance_jax import train
 
 
-def test_the_report_counts_what_is_in_the_set(tiny, capsys):
+def test_the_report_counts_what_is_in_the_set(tiny, capsys, monkeypatch):
+  # Nothing is trained, tokenized or encoded for it.
+  for module, name in (
+    (tokenizer, 'train_vocabulary'),
+    (tokens, 'token_rows'),
+    (encode, 'encode_rows'),
+  ):
+    monkeypatch.delattr(module, name)
   settings = dataclasses.replace(tiny, job='inspect', num_devices=1)
   found = inspection.run(settings)
   assert handoff.read_json(f'{tiny.workdir}/inspection.json') == found
@@ -30,12 +47,99 @@ def test_the_report_counts_what_is_in_the_set(tiny, capsys):
   assert train['judgements of grade 2'] == conftest.NUM_TRAIN // 4
   assert train['positives of a query, most'] == 2
   assert train['positives of a query, mean'] == pytest.approx(1.25)
+  lines = pathlib.Path(tiny.data_dir, 'corpus.jsonl').read_text().splitlines()
+  texts = [json.loads(line) for line in lines]
+  words = [len(f'{text["title"]} {text["text"]}'.split()) for text in texts]
+  assert found['words']['passages']['100 % have at most'] == max(words)
+  assert 'seconds to encode the corpus' not in found
   out = capsys.readouterr().out
+  assert 'not timed without weights' in out
   assert 'examples of train' in out
   assert 'negatives being mined' in out
   assert 'checkpoints ' in out
   # Nothing of a run was begun: it can still be trained there.
   assert not logs.read(tiny.workdir)
+
+
+@pytest.mark.parametrize('method', ['in_batch', 'random'])
+def test_a_batch_shows_the_columns_of_the_step_and_why_some_are_masked(
+  method, tiny
+):
+  settings = dataclasses.replace(
+    tiny, job='inspect', num_devices=1, method=method, batch_size=48
+  )
+  run, _ = inspection._open(settings)
+  row = methods.METHODS[method]
+  drawn_from = runs.training_data(run, row)
+  rows, passages = batches.draw_rows(
+    drawn_from, 0, seed=0, batch_size=48, num_negatives=2, negatives=None
+  )
+  groups, split = run.corpus.groups, run.splits['train']
+  for place in range(48):
+    found = batch_report.columns(drawn_from, row, rows, passages, place)
+    judged = slice(*split.offsets[rows[place] : rows[place] + 2])
+    positives = split.passages[judged].tolist()
+    others = range(48) if method == 'in_batch' else [place]
+    expected = []
+    for other in others:
+      for number, passage in enumerate(passages[other].tolist()):
+        why = ''
+        if passage in positives:
+          why = 'a positive of it, too'
+        elif groups[passage] in groups[positives]:
+          why = 'the text of a positive of it'
+        expected.append((other, number, passage, why))
+    expected.remove((place, 0, passages[place, 0], 'a positive of it, too'))
+    if method == 'random':
+      expected = [column for column in expected if column[1]]
+    assert found == expected
+  lines = inspection.batch_report.lines(run)
+  assert lines[0] == f'  --method={method}, 48 queries'
+  number = 47 if method == 'in_batch' else 2
+  assert sum(f'{number} columns: ' in line for line in lines) == 3
+
+
+def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
+  tiny, capsys
+):
+  settings = dataclasses.replace(
+    tiny, num_devices=1, warmup_steps=0, max_steps=4, method='ance'
+  )
+  train.run(settings)
+  run_dir = tiny.workdir
+  capsys.readouterr()
+  found = inspection.run(dataclasses.replace(settings, job='inspect'))
+  assert found['tokens']['passages']['limit'] == 16
+  assert found['seconds to encode the corpus'] > 0
+  mined = handoff.load_array(f'{run_dir}/refresh/00000000/negatives.npy')
+  corpus_ids = [f'[p{row}]' for row in range(conftest.NUM_PASSAGES)]
+  shown = [line for line in found['batch'] if 'own, negative' in line]
+  assert len(shown) == 3 * settings.hard_negatives
+  names = [line.split(': ')[1].split()[0] for line in shown]
+  assert {corpus_ids.index(name) for name in names} <= set(mined.flat)
+  of_checkpoint = dataclasses.replace(
+    settings, job='inspect', init_from=run_dir, workdir=f'{run_dir}-other'
+  )
+  found = inspection.run(of_checkpoint)
+  assert found['seconds to encode the corpus'] > 0
+  assert 'only a run mines' in found['batch'][1]
+
+
+def test_what_encoding_takes_is_that_of_a_sample_times_the_work(
+  tiny, monkeypatch
+):
+  settings = dataclasses.replace(tiny, job='inspect', num_devices=1, chunks=2)
+  run, _ = inspection._open(settings)
+  clock = iter([0.0, 100.0, 200.0, 203.0])
+  monkeypatch.setattr(inspection.time, 'perf_counter', lambda: next(clock))
+  monkeypatch.setattr(encode, 'encode_rows', lambda *_: None)
+  vocabulary = tokenizer.train_vocabulary(['a b c d'], 50)
+  run = run._replace(tokenizer=vocabulary)
+  # Half of the texts have one piece of 16 tokens, half two.
+  lengths = np.array([16] * 64 + [32] * 64)
+  secs = inspection._encode_secs(run, {}, ['a b c'] * 128, lengths)
+  # 64 rows of 16 tokens were timed, and 192 are what 128 of the texts take.
+  assert secs == pytest.approx(3 * 3 * 150 / 128)
 
 
 def test_queries_that_train_has_too_are_counted():

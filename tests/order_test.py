@@ -7,8 +7,9 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
-  'main train boundary watch resume export inspection audit mining tally '
-  'candidates judges compare systems serving footprint report sections pages '
+  'main train inspection batch_report boundary watch resume export audit '
+  'mining tally candidates judges compare systems serving footprint report '
+  'sections pages '
   'refresh diagnostics negatives evaluate runs pipelines encode steps '
   'optimizers models sources sbert layouts weights hub torch_files encoders '
   'schedule methods batches checkpoint corpora datasets pairs beir msmarco dpr '
