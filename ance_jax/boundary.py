@@ -238,12 +238,14 @@ def _report_metrics(parts, step, made):
   parts.metrics.write(step, {**made['metrics'], **secs, **flops})
   if not processes.is_first():
     return
-  examples = run.workdir / runs.EXAMPLES_FOLDER
-  handoff.make_folder(examples)
-  shown = examples / f'{step:08d}.json'
-  handoff.write_json(shown, {'examples': made['examples']})
+  shown = []
+  if made['examples']:
+    examples = run.workdir / runs.EXAMPLES_FOLDER
+    handoff.make_folder(examples)
+    shown = [examples / f'{step:08d}.json']
+    handoff.write_json(shown[0], {'examples': made['examples']})
   report.write_page(run.workdir, run.workdir / report.PAGE_FILE)
-  for path in (shown, run.workdir / report.PAGE_FILE):
+  for path in (*shown, run.workdir / report.PAGE_FILE):
     remote.push(path)
   if parts.reader is None:
     evaluate.prune_embeddings(run, made['weights_hash'])
@@ -270,8 +272,8 @@ def finish(parts):
   if processes.is_first():
     report.draw([workdir], workdir / 'curves.png')
     logs.say(report.table(workdir))
-    shown = report.examples(workdir)
-    logs.say(report.compare_examples(shown[0], shown[-1]))
+    if shown := report.examples(workdir):
+      logs.say(report.compare_examples(shown[0], shown[-1]))
     logs.say(f'curves: {workdir / "curves.png"}')
     logs.say(f'page: {workdir / report.PAGE_FILE}')
     for name in (logs.METRICS_FILE, report.PAGE_FILE, 'curves.png'):

@@ -355,6 +355,8 @@ def choose(workdir, which):
   if which == 'last':
     return committed[-1]
   if which == 'best':
+    if not logs.dev_measures(workdir):
+      logs.say('the run has no dev metrics: its best checkpoint is the last')
     return best(workdir, committed)
   if which in map(str, committed):
     return int(which)

@@ -244,7 +244,8 @@ class Config:
   dev_fraction: float = knob(
     0.1,
     'Share of the training queries, chosen by hash of their id, that are held '
-    'out as dev where the data has no --dev_split.',
+    'out as dev where the data has no --dev_split. 0: such data is trained on '
+    'without dev, and the best checkpoint is the last.',
   )
 
   # Encoder. None: what --init_from brings with it.

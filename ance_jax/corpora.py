@@ -30,7 +30,8 @@ def load(config, split_names):
 
   Returns:
     A `data.Dataset` with these splits. Where the data has no dev split, a
-    share of the training queries is it, by hash of their ids, and not in train.
+    share of the training queries is it, by hash of their ids, and not in train;
+    with `--dev_fraction=0` none is, and there is no such split beside train.
 
   Raises:
     BadInput: The data cannot be used; the text names file and line, rule and
@@ -42,6 +43,8 @@ def load(config, split_names):
   if split_names is None:
     tests = [n for n in config_lib.TEST_SPLITS if source.read_split(n)]
     split_names = (config.train_split, config.dev_split, *tests)
+  if not config.dev_fraction and not source.read_split(config.dev_split):
+    split_names = _without_dev(split_names, config)
   splits = {}
   for name in split_names:
     alone = config.dev_split not in split_names
@@ -63,6 +66,26 @@ def load(config, split_names):
   return data.Dataset(source.corpus, splits)
 
 
+def _without_dev(split_names, config):
+  """Returns the names of the splits but dev's, of data that has none.
+
+  Raises:
+    BadInput: It is dev that was asked for.
+  """
+  dev, train = config.dev_split, config.train_split
+  if dev in split_names and train not in split_names:
+    raise config_lib.BadInput(
+      f'the data has no split {dev!r}, and --dev_fraction=0 holds none out of '
+      f'{train!r}; name another split.'
+    )
+  if dev in split_names:
+    logs.say(
+      f'no split {dev!r} in the data, and --dev_fraction=0: nothing is scored '
+      'on dev'
+    )
+  return [name for name in split_names if name != dev]
+
+
 def _judged(source, name, config, alone):
   judged = source.read_split(name)
   held_out_names = (config.train_split, config.dev_split)
@@ -79,7 +102,7 @@ def _judged(source, name, config, alone):
     share = f'{config.dev_fraction:.0%} of {config.train_split!r}, by hash'
     if want_held_out:
       logs.say(f'no split {name!r} in the data: it is {share} of the query id')
-    elif alone:
+    elif alone and config.dev_fraction:
       logs.say(
         f'no split {config.dev_split!r} in the data: {share} of the query id, '
         'is held out for it (--dev_fraction)'

@@ -60,7 +60,8 @@ class Seen(NamedTuple):
   Attributes:
     ranks: (p,) int32, place of the best positive of each query of the probe,
       from 1 on; one behind the last where it was not found.
-    right: (d,) bool, dev queries whose first passage is relevant.
+    right: (d,) bool, dev queries whose first passage is relevant; d is 0
+      without a dev split.
   """
 
   ranks: np.ndarray
@@ -113,7 +114,7 @@ def look(run, seen, indexed, ranking, tables, last):
     run: `runs.Run`.
     seen: `Probe`.
     indexed: The `evaluate.IndexedCorpus` that it is of.
-    ranking: `index.Ranking` of dev.
+    ranking: `index.Ranking` of dev, or None where there is none.
     tables: {source: `Table`}; of them 'in_use' and 'mined' have values of their
       own.
     last: `Seen` of the last refresh, or None.
@@ -135,13 +136,17 @@ def look(run, seen, indexed, ranking, tables, last):
     Names whose value does not exist are left out. And `Seen`.
   """
   positives, ranks = _positives(run, seen)
-  dev = run.splits[run.config.dev_split]
-  now = Seen(ranks, _in(dev.positives(), ranking.rows[:, :1])[:, 0])
+  right = np.zeros(0, bool)
+  if ranking is not None:
+    dev = run.splits[run.config.dev_split]
+    right = _in(dev.positives(), ranking.rows[:, :1])[:, 0]
+  now = Seen(ranks, right)
   values = {'positive_rank': float(np.median(ranks))}
   if 'in_use' in tables:
     values['overlap'] = stale_overlap(seen, tables['in_use'])
   if last is not None:
     values['rank_drift'] = float(np.abs(np.log2(ranks / last.ranks)).mean())
+  if last is not None and len(right):
     values['dev_lost'] = float((last.right & ~now.right).mean())
     values['dev_won'] = float((~last.right & now.right).mean())
   values |= _gradients(run, seen, indexed, positives, tables)

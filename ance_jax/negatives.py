@@ -230,6 +230,12 @@ def _given_rank(ranked):
 def _check_queries(run):
   """Raises `BadInput` where a row cannot have the queries that it needs."""
   config, split = run.config, run.splits[run.config.train_split]
+  if config.warmup_until_plateau and config.dev_split not in run.splits:
+    raise config_lib.BadInput(
+      f'--warmup_until_plateau={config.warmup_until_plateau} needs dev to end '
+      'the warm-up by, and there is none; leave it out, or raise '
+      '--dev_fraction.'
+    )
   if config.query_slices > len(split.ids):
     raise config_lib.BadInput(
       f'--query_slices must be at most the {len(split.ids):,} training '

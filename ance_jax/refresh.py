@@ -118,8 +118,10 @@ def assess(run, params, indexed, seen, in_use, watch, mined=None):
   Returns:
     {'metrics', 'secs', 'flops', 'examples', 'weights_hash'}; `Seen`.
   """
-  split = run.config.dev_split
-  scores, ranking = evaluate.evaluate(run, params, indexed, split, watch)
+  split, scores, ranking, examples = run.config.dev_split, {}, None, []
+  if split in run.splits:
+    scores, ranking = evaluate.evaluate(run, params, indexed, split, watch)
+    examples = evaluate.examples(run, ranking, split)
   tables, last = {}, None
   if in_use is not None:
     tables['in_use'] = _table_of(run, in_use)
@@ -141,7 +143,7 @@ def assess(run, params, indexed, seen, in_use, watch, mined=None):
     'metrics': values,
     'secs': watch.secs,
     'flops': watch.flops,
-    'examples': evaluate.examples(run, ranking, split),
+    'examples': examples,
     'weights_hash': indexed.weights_hash,
   }, now
 
@@ -306,8 +308,15 @@ def summary(manifest, negatives_age=None):
 
 
 def dev_summary(values):
-  """Returns the text of the first two and the last dev metric of `values`."""
-  *first, last = [name for name in values if name.startswith('dev/')]
+  """Returns the text of the first two and the last dev metric of `values`.
+
+  Without a dev split, that of how training queries are answered.
+  """
+  names = [name for name in values if name.startswith('dev/')]
+  if not names:
+    rank = values['probe/positive_rank']
+    return f'no dev split, median rank of training positives {rank:g}'
+  *first, last = names
   return 'dev ' + ', '.join(
     f'{name.removeprefix("dev/")} {values[name]:.4f}'
     for name in (*first[:2], last)

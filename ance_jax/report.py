@@ -17,6 +17,9 @@ from ance_jax import sections
 PAGE_FILE = 'report.html'
 _LOSS = 'train/loss'
 _OVERLAP, _AGE = 'probe/overlap', 'train/negatives_age'
+_POSITIVE_RANK = 'probe/positive_rank'
+# What each evaluation has among its metrics, on dev or not.
+_EVALUATED = 'time/compiles'
 
 
 def draw(workdirs, path):
@@ -27,7 +30,7 @@ def draw(workdirs, path):
     path: The PNG, written whole or not at all.
   """
   drawn = [(pathlib.Path(path).name, logs.read(path)) for path in workdirs]
-  panels = [_LOSS, *_columns(drawn[0][1], 3)]
+  panels = [_LOSS, *_curves([lines for _, lines in drawn])]
   with handoff.writing(path) as file:
     file.write(_png(drawn, panels, 2))
 
@@ -36,6 +39,8 @@ def table(workdir):
   """Returns the dev metrics of a run by evaluation, as lines of text."""
   lines = logs.read(workdir)
   names = _columns(lines, 4)
+  if not names:
+    return _why_no_dev(lines)
   rows = _evaluations(lines, names)
   widths = [8, 9, *(14 for _ in names)]
   text = [
@@ -142,6 +147,25 @@ def _columns(lines, most):
   return [*names[:2], *names[2:][2 - most :]]
 
 
+def _curves(runs):
+  """Returns up to three metrics to draw beside the loss, of dev if there is.
+
+  Args:
+    runs: Lines of metrics of each run.
+  """
+  of_dev = next(filter(None, (_columns(lines, 3) for lines in runs)), [])
+  others = (_POSITIVE_RANK, _OVERLAP, _AGE)
+  return of_dev or [
+    n for n in others if any(n in line for lines in runs for line in lines)
+  ]
+
+
+def _why_no_dev(lines):
+  """Returns why there are no dev metrics, as text."""
+  evaluated = any(_EVALUATED in line for line in lines)
+  return 'no dev split' if evaluated else 'not evaluated yet'
+
+
 def _measures(lines):
   """Returns the names of the dev metrics, in the order of the protocol."""
   named = ([n for n in line if n.startswith('dev/')] for line in lines)
@@ -176,36 +200,46 @@ def _gain(lines):
 def _page(workdir, lines):
   """Returns the page of a run."""
   name = workdir.absolute().name
-  curves = [_LOSS, *_columns(lines, 3)]
-  curves += [n for n in (_AGE, _OVERLAP) if any(n in line for line in lines)]
+  curves = [_LOSS, *_curves([lines])]
+  others = [n for n in (_AGE, _OVERLAP) if any(n in line for line in lines)]
+  curves += [name for name in others if name not in curves]
   png = _png([(name, lines)], curves, 3)
   parts = [
     pages.paragraph(f'Folder: {workdir}'),
     *map(pages.paragraph, _gain(lines)),
     pages.image(png, 'curves of: ' + ', '.join(curves)),
     pages.heading('Dev by evaluation'),
-    pages.table(_evaluations(lines, _measures(lines)), numbers=True),
+    _dev_table(lines),
     *sections.refreshes(lines),
     *sections.probes(lines),
     *sections.costs(lines),
     *sections.seconds(lines),
     *sections.audits(workdir),
-    *_example_parts(workdir),
+    *_example_parts(workdir, lines),
     *sections.flags(workdir),
   ]
   return pages.page(f'Run {name}', parts)
 
 
-def _example_parts(workdir):
+def _dev_table(lines):
+  """Returns the HTML of the dev metrics by evaluation, or of why not."""
+  if names := _measures(lines):
+    return pages.table(_evaluations(lines, names), numbers=True)
+  return pages.paragraph(_why_no_dev(lines))
+
+
+def _example_parts(workdir, lines):
   """Returns the HTML of what a few queries found, first and last."""
-  shown = examples(workdir)
+  shown, title = examples(workdir), pages.heading('Examples of dev')
+  if not shown and not _measures(lines):
+    return [title, pages.paragraph(_why_no_dev(lines))]
   rows = [['query', 'step', 'first relevant at', 'results']]
   for both in zip(*(found for _, found in _ends(shown)), strict=True):
     for (step, _), found in zip(_ends(shown), both, strict=True):
       place = str(found['place'] or 'beyond the ranking')
       results = ' | '.join(found['results'])
       rows.append([found['query'], str(step), place, results])
-  return [pages.heading('Examples of dev'), pages.table(rows)]
+  return [title, pages.table(rows)]
 
 
 def _ends(items):

@@ -145,6 +145,7 @@ def _began(workdir, step):
 
 def _go_on(config, split_names, began, retriever, tokenizer):
   dataset = corpora.load(config, split_names)
+  _check_dev(config, split_names, dataset, began)
   compared = {'the corpus': (dataset.corpus.hash, began['corpus'])}
   for name, split in dataset.splits.items():
     old = began['splits'].get(name, split.hash)  # Test has none.
@@ -157,6 +158,19 @@ def _go_on(config, split_names, began, retriever, tokenizer):
         f'name another --workdir, with --init_from={config.workdir}.'
       )
   return _run(began['run'], config, dataset, retriever, tokenizer)
+
+
+def _check_dev(config, split_names, dataset, began):
+  """Raises `BadInput` where a run would lose its dev split, or get one."""
+  dev = config.dev_split
+  has, had = (dev in splits for splits in (dataset.splits, began['splits']))
+  if has != had and {dev, config.train_split} <= set(split_names):
+    found, instead = ('a', 'none') if has else ('no', 'one')
+    raise config_lib.BadInput(
+      f'the data has {found} split {dev!r} where the run in {config.workdir} '
+      f'began with {instead}; give back the data, or name another --workdir, '
+      f'with --init_from={config.workdir}.'
+    )
 
 
 def read(config, split_names):
