@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
+from ance_jax import faults
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import processes
@@ -78,7 +79,7 @@ class Checkpoints:
     except Exception as error:
       raise _failed(step, error) from error
     if not saved:
-      raise _failed(step, 'Orbax refused it')
+      raise _failed(step, RuntimeError('Orbax refused it'))
     about = {**(about or {}), 'step': step}
     commit = self._background.submit(self._commit, step, record or {}, about)
     self._saving = step, commit
@@ -340,7 +341,7 @@ def _not_committed(workdir, step):
 def _failed(step, why):
   return SaveFailed(
     f'the checkpoint of step {step} could not be written ({why}); those before '
-    'it are whole: make room or mend the disk, and give the same command.'
+    f'it are whole: {faults.cure(why)}, and give the same command.'
   )
 
 

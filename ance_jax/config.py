@@ -963,6 +963,20 @@ class Config:
 # Fields that tell the processes of a run from each other, and are none of its
 # settings.
 LAUNCH = ('num_processes', 'process_id', 'coordinator')
+# Fields that say how a job which only reads a run computes, and what it draws:
+# they may be others than those that the run was trained with.
+OF_READING = (
+  'index',
+  'index_params',
+  'center_passages',
+  'dtype',
+  'rows_per_block',
+  'chunks',
+  'whole_chunks',
+  'drop_same_text',
+  'drop_answers',
+  'seed',
+)
 # Names of fields, what their values may be (never NaN), and how to say it.
 _RANGES = (
   (

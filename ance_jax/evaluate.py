@@ -19,6 +19,7 @@ from ance_jax import lexical
 from ance_jax import logs
 from ance_jax import metrics
 from ance_jax import processes
+from ance_jax import prompt
 from ance_jax import runs
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
@@ -74,6 +75,10 @@ def index_corpus(run, params, watch):
     params: Parameters by tower.
     watch: `logs.Stopwatch`, for the phases 'encode' and 'index', and the work.
   """
+  # Where passages are cut only now is it known how many pieces there are.
+  runs.check_index(
+    run.config, run.retriever.embedding_size, len(run.passages.pieces())
+  )
   weights_hash = checkpoint.weights_hash(params)
   folder = _embeddings_folder(run, weights_hash)
   with handoff.in_use(folder):
@@ -274,7 +279,7 @@ def search(config):
   else:
     find, corpus = _model_finder(config)
   depth = min(config.num_results, len(corpus.texts))
-  for query in [config.query] if config.query else _typed_queries():
+  for query in [config.query] if config.query else prompt.queries():
     ranking = find([query], depth)
     for place, (row, score) in enumerate(
       zip(ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True), 1
@@ -310,18 +315,6 @@ def bm25(config, split_names):
   texts = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
   rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
   return rank, corpus, splits
-
-
-def _typed_queries():
-  """Yields what is typed until an empty line or the end of the input."""
-  while True:
-    try:
-      query = input('query> ').strip()
-    except EOFError:
-      return
-    if not query:
-      return
-    yield query
 
 
 def _index(run, blocks):

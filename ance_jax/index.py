@@ -1,12 +1,14 @@
 """Embeddings -> index, FAISS's or ours -> rankings in (-score, row) order."""
 
 import functools
+import re
 from typing import NamedTuple
 
 import faiss
 import numpy as np
 
 from ance_jax import config as config_lib
+from ance_jax import factories
 from ance_jax import logs
 from ance_jax import processes
 from ance_jax import topk
@@ -95,11 +97,13 @@ def make(factory, params, width):
     if params:
       faiss.ParameterSpace().set_index_parameters(index, params)
   except RuntimeError as error:
-    reason = str(error).rsplit('Error: ', 1)[-1].strip()
     raise config_lib.BadInput(
-      '--index must be a FAISS factory string, and --index_params parameters '
-      f'of it; found {factory!r} and {params!r} ({reason}); see the FAISS wiki.'
+      f'--index must be a FAISS factory string for {width} dimensions, and '
+      f'--index_params parameters of it; found {factory!r} and {params!r} '
+      f'({_reason(error)}); see the FAISS wiki.'
     ) from error
+  if wrong := factories.problem_of_params(params):
+    raise config_lib.BadInput(wrong)
   return index
 
 
@@ -108,7 +112,7 @@ def bytes_per_vector(factory, params, width):
   return make(factory, params, width).sa_code_size()
 
 
-def check(factory, params, width, num_vectors):
+def check(factory, params, width, num_vectors, rows_per_block=None):
   """Raises `BadInput` if such an index cannot be made of `num_vectors`.
 
   Args:
@@ -116,13 +120,18 @@ def check(factory, params, width, num_vectors):
     params: As for `make`.
     width: As for `make`.
     num_vectors: N, vectors that it is to hold.
+    rows_per_block: Vectors that are added at once; None: all.
   """
-  inverted = faiss.try_extract_index_ivf(make(factory, params, width))
-  if inverted and inverted.nlist > num_vectors:
-    raise config_lib.BadInput(
-      f'--index must have at most as many lists as the corpus has passages, '
-      f'{num_vectors:,}; found {inverted.nlist:,} in {factory!r}; lower it.'
-    )
+  wrong = factories.problem(
+    make(factory, params, width),
+    factory,
+    num_vectors,
+    # As `_sample` takes them, of each block.
+    num_vectors // max(num_vectors // _TRAINING_VECTORS, 1),
+    rows_per_block or num_vectors,
+  )
+  if wrong:
+    raise config_lib.BadInput(wrong)
 
 
 def build(factory, params, blocks, *, center=False):
@@ -147,11 +156,10 @@ def build(factory, params, blocks, *, center=False):
     try:
       index.train(sample)
     except RuntimeError as error:
-      reason = str(error).rsplit('Error: ', 1)[-1].strip()
       raise config_lib.BadInput(
         '--index must be one that the corpus is large enough to train; found '
-        f'{factory!r} with {len(sample):,} vectors ({reason}); choose a '
-        'smaller one, or Flat.'
+        f'{factory!r} with {len(sample):,} vectors ({_reason(error)}); '
+        'choose a smaller one, or Flat.'
       ) from error
   for block in logs.progress(blocks, 'index', total=len(blocks), unit='blocks'):
     index.add(np.ascontiguousarray(block - mean))
@@ -333,6 +341,11 @@ def top_k(find, queries, k, num_passages):
       break
     depth = min(2 * depth, most)
   return Ranking(rows, scores)
+
+
+def _reason(error):
+  """Returns what an error of FAISS says, without where in its source it was."""
+  return re.split(r'Error: |\.cpp:\d+: ', str(error))[-1].strip()
 
 
 def _dots(blocks, queries, of_query, rows):

@@ -18,6 +18,7 @@ import jax
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import faults
 from ance_jax import logs
 from ance_jax import processes
 
@@ -86,11 +87,8 @@ def _explain(error):
     return str(error), _BAD_INPUT
   if isinstance(error, checkpoint.SaveFailed):
     return str(error), _FAILED
-  if isinstance(error, OSError):
-    return (
-      f'a file could not be read or written ({error}); what was committed is '
-      'whole: make room or mend the disk, and give the same command.'
-    ), _FAILED
+  if sentence := faults.sentence(error):
+    return sentence, _BAD_INPUT if faults.is_of_the_user(error) else _FAILED
   if isinstance(error, logs.Stopped):
     return (
       f'stopped on request in {error}; the same command goes on from the '
@@ -132,6 +130,9 @@ def _with_flags_of_run(config):
   names = [field.name for field in dataclasses.fields(config)]
   given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
   given['workdir'] = config.workdir
+  if 'index' in given:
+    # Search parameters of the run's own index are none of another.
+    given.setdefault('index_params', config.index_params)
   _, settings = checkpoint.read_chosen(
     folder, 'last', lambda step: runs.settings(folder, step)
   )

@@ -10,7 +10,6 @@ from ance_jax import answers
 from ance_jax import batches
 from ance_jax import config as config_lib
 from ance_jax import handoff
-from ance_jax import index
 from ance_jax import lexical
 from ance_jax import logs
 from ance_jax import methods
@@ -18,10 +17,10 @@ from ance_jax import mine
 from ance_jax import processes
 from ance_jax import rankings
 from ance_jax import reading
+from ance_jax import runs
 from ance_jax import schedule
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
-from ance_jax import topk
 
 
 def of_ranking(run, method, rank, rows, what):
@@ -145,10 +144,7 @@ def check(run):
       f'block of the {num_rows:,} passages; found {config.rows_per_block}; '
       f'lower it to {most} at most.'
     )
-  if config.index == config_lib.ON_DEVICES:
-    topk.plan(num_rows, width, len(run.devices), config.search_memory_mb)
-  else:
-    index.check(config.index, config.index_params, width, num_rows)
+  runs.check_index(config, width, num_rows)
   rows = [schedule.method(config, mined) for mined in (False, True)]
   mined = any(row.negatives in ('bm25', 'index') for row in rows)
   if mined or config.job == 'refresh':

@@ -16,6 +16,7 @@ from ance_jax import devices as devices_lib
 from ance_jax import encode
 from ance_jax import encoders
 from ance_jax import handoff
+from ance_jax import index
 from ance_jax import logs
 from ance_jax import models
 from ance_jax import pipelines
@@ -23,10 +24,13 @@ from ance_jax import processes
 from ance_jax import remote
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
+from ance_jax import topk
 
 FLAGS_FILE = 'run.flags'
 EXAMPLES_FOLDER = 'examples'
 _DATA_FILE = 'data.json'
+# Jobs that build no index.
+_WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
 
 
 class Run(NamedTuple):
@@ -72,13 +76,51 @@ def begin(config, split_names, spread=None):
     split_names: As for `corpora.load`.
     spread: As for `tokens.token_rows`, of the passages.
   """
-  dataset = corpora.load(config, split_names)
-  model = models.load(
-    config, tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
-  )
+  dataset, model = _dataset_and_model(config, split_names)
   new = processes.told(lambda: secrets.token_hex(8))
   run = _run(new, config, dataset, model.retriever, model.tokenizer, spread)
   return run, model.params
+
+
+def _dataset_and_model(config, split_names):
+  """Returns the `data.Dataset` and the `models.Model` to start from.
+
+  The index is looked at before either is read, as far as that can be.
+  """
+  if config.init_from:
+    model = models.load(config, ())
+    check_index(config, model.retriever.embedding_size)
+    return corpora.load(config, split_names), model
+  check_index(config, config.head_size or config.hidden_size)
+  dataset = corpora.load(config, split_names)
+  texts = tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
+  return dataset, models.load(config, texts)
+
+
+def check_index(config, width, num_vectors=None):
+  """Raises `BadInput` if a job could not build `--index` once it has encoded.
+
+  Args:
+    config: `Config`.
+    width: E, of the embeddings.
+    num_vectors: N, passages or their pieces, at most; None: not known yet.
+  """
+  if config.job in _WITHOUT_INDEX:
+    return
+  if config.index != config_lib.ON_DEVICES:
+    if num_vectors is None:
+      index.make(config.index, config.index_params, width)
+    else:
+      index.check(
+        config.index,
+        config.index_params,
+        width,
+        num_vectors,
+        config.rows_per_block,
+      )
+  elif num_vectors is not None:
+    num_devices = len(training_devices(config)[0])
+    topk.plan(num_vectors, width, num_devices, config.search_memory_mb)
 
 
 def beside(run, devices):
@@ -144,6 +186,7 @@ def _began(workdir, step):
 
 
 def _go_on(config, split_names, began, retriever, tokenizer):
+  check_index(config, retriever.embedding_size)
   dataset = corpora.load(config, split_names)
   _check_dev(config, split_names, dataset, began)
   compared = {'the corpus': (dataset.corpus.hash, began['corpus'])}
@@ -173,11 +216,17 @@ def _check_dev(config, split_names, dataset, began):
     )
 
 
-def read(config, split_names):
+def read(config, split_names, *, for_training=False):
   """Returns (Run, parameters, step) for a job that does not train.
 
   They are those of the run in `--workdir` at its `--checkpoint`, or, where no
   run is, of `--init_from` at step 0.
+
+  Args:
+    config: `Config`.
+    split_names: As for `corpora.load`.
+    for_training: Whether the run trains on what the job makes: then no setting
+      may be another than the run's.
   """
   fetch(config, every=config.checkpoint != 'last')
   devices, _ = training_devices(config)
@@ -187,7 +236,7 @@ def read(config, split_names):
     step, (began, model) = checkpoint.read_chosen(
       config.workdir,
       config.checkpoint,
-      lambda step: _read_saved(config, step, devices),
+      lambda step: _read_saved(config, step, devices, for_training),
     )
     run = _go_on(config, split_names, began, model.retriever, model.tokenizer)
     return run, model.params, step
@@ -196,19 +245,17 @@ def read(config, split_names):
       f'--job={config.job} must be given a run or a checkpoint; found no run '
       f'in {config.workdir} and no --init_from; set one of the two.'
     )
-  dataset = corpora.load(config, split_names)
-  model = models.load(
-    config, tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
-  )
+  dataset, model = _dataset_and_model(config, split_names)
   run = _run('', config, dataset, model.retriever, model.tokenizer)
   return run, devices_lib.replicate(model.params, devices), 0
 
 
-def _read_saved(config, step, devices):
+def _read_saved(config, step, devices, for_training):
   """Returns what a checkpoint of a run has: (what it began with, `Model`)."""
-  # What is scored now may be scored by other rules than dev was.
-  kept = settings(config.workdir, step).protocol
-  check_same_run(dataclasses.replace(config, protocol=kept), step)
+  saved = settings(config.workdir, step)
+  free = ('protocol', *(() if for_training else config_lib.OF_READING))
+  kept = {name: getattr(saved, name) for name in free}
+  check_same_run(dataclasses.replace(config, **kept), step)
   model = models.load_whole(config.workdir, step, devices)
   return _began(config.workdir, step), model
 
@@ -249,6 +296,17 @@ def is_run(workdir):
   return models.is_run(workdir) or any(
     (pathlib.Path(workdir) / name).exists() for name in begun
   )
+
+
+def source(config):
+  """Returns the folder of the run that a job reads, or None.
+
+  It is `--workdir`, or where no run is there, that of `--init_from`.
+  """
+  for folder in (config.workdir, config.init_from):
+    if folder and models.is_run(folder):
+      return folder
+  return None
 
 
 def require_workdir(config):
@@ -306,6 +364,8 @@ def write_flags(config):
 
 def _run(id, config, dataset, retriever, tokenizer, spread=None):
   corpus, folder = dataset.corpus, tokens_folder(config)
+  most = len(corpus.texts) * config.chunks
+  check_index(config, retriever.embedding_size, most)
   passages = tokens.token_rows(
     tokenizer,
     tokens.passage_texts(

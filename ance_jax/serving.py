@@ -5,8 +5,10 @@ the one that was asked for; and for a training query what was mined for it. All
 of it without a mouse: `pages.KEYS`.
 """
 
+import errno
 import functools
 from http import server
+import itertools
 import pathlib
 from typing import NamedTuple
 import urllib.parse
@@ -14,6 +16,7 @@ import urllib.parse
 import numpy as np
 
 from ance_jax import checkpoint
+from ance_jax import config as config_lib
 from ance_jax import data
 from ance_jax import encode
 from ance_jax import encoders
@@ -54,22 +57,57 @@ def run(config):
 def make_server(config):
   """Returns an `http.server.HTTPServer` of a run, which listens already.
 
+  It has its port before anything is read; who asks earlier waits.
+
   Args:
     config: The run's `Config`, with its port; 0 takes a free one.
   """
+  made = _listen(config.port)
+  try:
+    made.RequestHandlerClass = _handler(_shower(config))
+  except BaseException:
+    made.server_close()
+    raise
+  return made
+
+
+class _Server(server.HTTPServer):
+  """Has its port alone."""
+
+  allow_reuse_port = False
+
+
+def _listen(port):
+  """Returns a `_Server` that does not answer yet."""
+  try:
+    return _Server((_HOST, port), server.BaseHTTPRequestHandler)
+  except OSError as error:
+    facts = {
+      errno.EADDRINUSE: 'is in use by another program',
+      errno.EACCES: 'is one that only root may open, as all below 1024 are',
+    }
+    fact = facts.get(error.errno, f'cannot be opened ({error.strerror})')
+    raise config_lib.BadInput(
+      f'--port={port} {fact}; choose another, or 0 for any that is free.'
+    ) from error
+
+
+def _shower(config):
+  """Returns show(query), the page of a query."""
   this, params, step = runs.read(config, (config.train_split,))
   shots = [_snapshot(this, params, step)]
-  oldest = min(checkpoint.committed_steps(this.workdir), default=step)
+  source = runs.source(config)
+  committed = checkpoint.committed_steps(source) if source else ()
+  oldest = min(committed, default=step)
   if oldest != step:
     old = checkpoint.read_params(
-      this.workdir, oldest, encoders.shapes(this.retriever), this.devices
+      source, oldest, encoders.shapes(this.retriever), this.devices
     )
     shots.insert(0, _snapshot(this, old, oldest))
   split = this.splits[config.train_split]
   rows = {text: row for row, text in enumerate(split.texts)}
-  show = functools.partial(_page, this, shots, rows)
   # One request at a time: what is compiled is not shared by threads.
-  return server.HTTPServer((_HOST, config.port), _handler(show))
+  return functools.partial(_page, this, shots, rows)
 
 
 def _snapshot(run, params, step):
@@ -148,7 +186,9 @@ def _results(run, shots, query, judged):
     head,
     *(
       [str(place), *cells]
-      for place, cells in enumerate(zip(*columns, strict=True), 1)
+      for place, cells in enumerate(
+        itertools.zip_longest(*columns, fillvalue=''), 1
+      )
     ),
   ]
 
@@ -166,13 +206,19 @@ def _search(run, shot, query, depth):
 
 def _mined(run, row):
   """Returns HTML of the negatives of a training query, by refresh."""
-  found = []
-  for folder in sorted((run.workdir / 'refresh').glob('[0-9]*')):
-    if handoff.is_sealed(folder):
+  found, source = [], runs.source(run.config) or run.workdir
+  split = run.splits[run.config.train_split]
+  for folder in sorted(pathlib.Path(source, 'refresh').glob('[0-9]*')):
+    if not handoff.is_sealed(folder):
+      continue
+    manifest = handoff.read_json(folder / handoff.MANIFEST)
+    # With --query_slices a refresh has some of the queries alone; with
+    # --init_from the data may be another.
+    start, end = manifest['query_slice']
+    rows = manifest['groups'], manifest['judgements']
+    if start <= row < end and rows == (run.corpus.hash, split.hash):
       negatives = handoff.load_array(folder / 'negatives.npy')
-      # With --query_slices a refresh has some of the queries alone.
-      if len(negatives) == len(run.splits[run.config.train_split].ids):
-        found.append((int(folder.name), negatives[row]))
+      found.append((int(folder.name), negatives[row - start]))
   if not found:
     return [pages.paragraph('Nothing was mined for it.')]
   shown = found[:1] + found[1:][-1:]

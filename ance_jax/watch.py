@@ -207,7 +207,8 @@ def run(config):
   """Refreshes once, or with `--watch` beside training: `--job=refresh`."""
   if config.watch:
     _await_run(config)
-  this, _, step = runs.read(config, (config.train_split, config.dev_split))
+  splits = (config.train_split, config.dev_split)
+  this, _, step = runs.read(config, splits, for_training=True)
   if not runs.is_run(config.workdir):
     raise config_lib.BadInput(
       '--job=refresh must be given a run; found none in '

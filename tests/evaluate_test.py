@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import encode
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import index
@@ -267,6 +268,53 @@ def test_the_report_draws_the_runs_and_prints_their_tables(
 def test_what_a_job_cannot_use_is_refused(finished, job, changes, expected):
   with pytest.raises(config_lib.BadInput, match=expected):
     job(dataclasses.replace(finished, **changes))
+
+
+def test_a_run_is_evaluated_with_another_index_but_refreshed_with_its_own(
+  finished,
+):
+  exact = evaluate.run(finished)
+  other = dataclasses.replace(
+    finished, index='IVF150,Flat', index_params='nprobe=150', seed=3
+  )
+  found = evaluate.run(dataclasses.replace(other, job='evaluate'))
+  # All lists are looked at.
+  assert found == pytest.approx(exact, abs=1e-6)
+  only_a_list = dataclasses.replace(other, index_params='nprobe=1')
+  assert evaluate.run(only_a_list)['recall@100'] < exact['recall@100']
+  # By the best of two pieces is another score.
+  assert evaluate.run(dataclasses.replace(other, chunks=2)) != found
+  evaluate.run(
+    dataclasses.replace(other, center_passages=True, dtype='bfloat16')
+  )
+  for changes in ({'index': 'SQ8'}, {'center_passages': True}, {'seed': 3}):
+    with pytest.raises(config_lib.BadInput, match='must stay as the run'):
+      watch.run(dataclasses.replace(finished, **changes))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    ({'index': 'IVF8,PQ7'}, 'multiple of the number of subquantizers'),
+    ({'index': 'IDMap,Flat'}, 'leave out IDMap'),
+    ({'index': 'IVF151,Flat'}, 'at most as many lists .* 150'),
+    ({'index': 'IVF228,Flat', 'chunks': 2}, 'at most as many lists .* 227'),
+    ({'index_params': 'nprobe=2'}, 'could not set parameter'),
+  ],
+)
+def test_an_index_is_refused_before_anything_is_encoded(
+  changes, expected, finished, monkeypatch
+):
+  monkeypatch.setattr(encode, 'encode_rows', None)
+  with pytest.raises(config_lib.BadInput, match=expected):
+    evaluate.run(dataclasses.replace(finished, **changes))
+
+
+def test_an_index_on_devices_is_refused_as_early(finished):
+  config = dataclasses.replace(finished, index='device', search_memory_mb=1)
+  runs.check_index(config, 16, 150)
+  with pytest.raises(config_lib.BadInput, match='--search_memory_mb must'):
+    runs.check_index(config, 4096, 10**6)
 
 
 @pytest.mark.parametrize('job', [evaluate.run, evaluate.write_embeddings])

@@ -86,6 +86,57 @@ def test_an_index_of_more_lists_than_vectors_is_refused_before_it_is_built():
   index.check('Flat', '', 4, 1)
 
 
+@pytest.mark.parametrize(
+  ('factory', 'params', 'expected'),
+  [
+    ('PQ7', '', 'multiple of the number of subquantizers'),
+    ('PQ4', '', 'PQ4 is trained on 256 vectors at least, and there are 150'),
+    ('IVF8,PQ4x12', '', '4,096 vectors at least'),
+    ('OPQ4,Flat', '', '256 vectors at least'),
+    ('RQ4x8', '', '256 vectors at least'),
+    ('HNSW8_PQ4', '', '256 vectors at least'),
+    ('IDMap,Flat', '', 'leave out IDMap'),
+    ('IVF8,Flat,IDMap2', '', 'leave out IDMap'),
+    ('IVF0,Flat', '', 'one at least; found 0'),
+    ('IVF151,Flat', '', 'at most as many lists'),
+    ('HNSW1', '', 'fewer than 2 links'),  # FAISS would end the process.
+    ('IVF8_HNSW0,Flat', '', 'fewer than 2 links'),
+    ('NSG8', '', 'choose HNSW32'),
+    ('PCA17,Flat', '', "17 dimensions of the embeddings' 16"),
+    ('BFlat', '', 'could not parse index string BFlat'),
+    ('IVF8,Flat', 'nprobe=0', 'must be above 0'),
+    ('IVF8,Flat', 'nprobe=3,max_codes=-1', 'must be above 0'),
+    ('IVF8,Flat', 'efSearch=3', 'could not set parameter'),
+  ],
+)
+def test_what_an_index_cannot_do_is_said_before_there_are_vectors(
+  factory, params, expected
+):
+  with pytest.raises(config.BadInput, match=expected):
+    index.check(factory, params, 16, 150, rows_per_block=100)
+
+
+@pytest.mark.parametrize(
+  ('factory', 'params'),
+  [
+    ('Flat', ''),
+    ('IVF150,Flat', 'nprobe=150'),
+    ('IVF8_HNSW4,PQ4x4', 'nprobe=8'),
+    ('PQ4x7', ''),
+    ('LSQ4x8', ''),
+    ('HNSW2', 'efSearch=1'),
+    ('PCA16,SQ8', ''),
+    ('PQ4x4,RFlat', ''),
+    ('NSG8', ''),
+  ],
+)
+def test_an_index_that_is_let_pass_can_be_built_and_searched(factory, params):
+  passages = np.random.default_rng(0).normal(size=(150, 16)).astype(np.float32)
+  index.check(factory, params, 16, 150, rows_per_block=150)
+  built = index.build(factory, params, [passages])
+  assert index.search(built, passages[:9], 5).rows.shape == (9, 5)
+
+
 def test_an_index_that_cannot_be_trained_on_so_little_is_refused():
   with pytest.raises(config.BadInput, match="found 'PQ2' with 100 vectors"):
     index.build('PQ2', '', [integers(100)])

@@ -14,13 +14,14 @@ ORDER = (
   'optimizers models sources sbert layouts weights hub torch_files encoders '
   'schedule methods batches checkpoint corpora datasets pairs beir msmarco dpr '
   'downloads rankings records registry chance metrics answers tokens tokenizer '
-  'forms data strings lexical index topk filters mine losses bert compiled '
-  'logs pace locks remote handoff devices processes reading config'
+  'forms data strings lexical index factories topk filters mine losses bert '
+  'compiled prompt logs pace locks remote handoff devices processes reading '
+  'faults config'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
   'absl': {'main', 'config'},
-  'faiss': {'index'},
+  'faiss': {'index', 'factories'},
   'orbax': {'checkpoint'},
   'transformers': {'tokenizer', 'hub'},
   'tensorflow_datasets': {'corpora', 'datasets', 'downloads'},

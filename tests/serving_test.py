@@ -3,8 +3,10 @@
 import dataclasses
 import html
 import http.client
+import http.server
 import re
 import threading
+import types
 import urllib.parse
 
 import numpy as np
@@ -12,6 +14,8 @@ import pages_test
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import handoff
+from ance_jax import index
 from ance_jax import pages
 from ance_jax import runs
 from ance_jax import serving
@@ -124,6 +128,82 @@ def test_nothing_but_the_page_is_served_and_only_here(
 ):
   assert ask(path, method, Host=host)[0] == status
   assert ask('/?q=' + 'x' * 5000)[0] == 200
+
+
+def test_checkpoints_that_find_different_numbers_share_a_table(monkeypatch):
+  found = {'old': [3, -1, -1], 'new': [2, 3, 0]}
+
+  def search(run, shot, query, depth):
+    rows = np.array([found[shot.params]])
+    return index.Ranking(rows, np.where(rows < 0, -np.inf, 0.5))
+
+  texts = [f'text{row}' for row in range(4)]
+  corpus = types.SimpleNamespace(ids='abcd', titles=[''] * 4, texts=texts)
+  run = types.SimpleNamespace(
+    config=config_lib.Config(num_results=3), corpus=corpus
+  )
+  monkeypatch.setattr(serving, '_search', search)
+  shots = [serving.Snapshot(1, 'old', None), serving.Snapshot(2, 'new', None)]
+  assert serving._results(run, shots, 'q', {3}) == [
+    ['', 'step 1', 'step 2'],
+    ['1', '0.500 (judged right) [d] text3', '0.500 [c] text2'],
+    ['2', '', '0.500 (judged right) [d] text3'],
+    ['3', '', '0.500 [a] text0'],
+  ]
+
+
+def test_a_row_of_a_slice_is_that_of_its_query(tmp_path):
+  corpus = types.SimpleNamespace(
+    ids=[f'p{row}' for row in range(9)],
+    titles=[''] * 9,
+    texts=['text'] * 9,
+    hash='corpus',
+  )
+  split = types.SimpleNamespace(hash='split')
+  config = config_lib.Config(workdir=str(tmp_path), num_results=2)
+  run = types.SimpleNamespace(
+    config=config, workdir=tmp_path, corpus=corpus, splits={'train': split}
+  )
+  whose = {'groups': 'corpus', 'judgements': 'split'}
+  others = {'groups': 'another', 'judgements': 'split'}
+  for step, span, about in (
+    (4, [0, 2], whose),
+    (5, [2, 4], whose),
+    (6, [2, 4], others),
+  ):
+    manifest = {'query_slice': span, **about}
+    with handoff.publish(tmp_path / 'refresh' / f'{step:08d}', manifest) as at:
+      rows = np.arange(4).reshape(2, 2) + 10 * (step == 6) + 4 * (step == 5)
+      np.save(at / 'negatives.npy', rows)
+
+  def shown(query):
+    page = ' '.join(serving._mined(run, query))
+    steps = [int(n) for n in re.findall(r'refresh at step (\d)', page)]
+    return steps, re.findall(r'\[(p\d)\]', page)
+
+  assert shown(1) == ([4], ['p2', 'p3'])
+  assert shown(2) == ([5], ['p4', 'p5'])
+  assert shown(4) == ([], [])
+
+
+@pytest.mark.parametrize('port', ['in use', 'of root'])
+def test_a_port_that_cannot_be_had_is_refused_before_anything_is_read(
+  port, tiny, monkeypatch
+):
+  monkeypatch.setattr(runs, 'read', None)
+  with http.server.HTTPServer(('127.0.0.1', 0), None) as other:
+    number = other.server_port
+    if port == 'of root':
+      number = 80
+
+      def bind(self):
+        raise PermissionError(13, 'Permission denied')
+
+      monkeypatch.setattr(serving._Server, 'server_bind', bind)
+    config = dataclasses.replace(tiny, job='search', port=number)
+    expected = f'--port={number} is {"in use" if port == "in use" else "one"}'
+    with pytest.raises(config_lib.BadInput, match=expected):
+      serving.make_server(config)
 
 
 def test_a_port_must_be_one():

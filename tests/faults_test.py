@@ -1,0 +1,93 @@
+"""What a failed file or connection says: the fact first, by its kind."""
+
+import errno
+
+import pytest
+
+from ance_jax import checkpoint
+from ance_jax import faults
+from ance_jax import main
+
+DISK = 'what was committed is whole'
+
+
+@pytest.mark.parametrize(
+  ('number', 'fact', 'code'),
+  [
+    (errno.EACCES, 'permission denied: /a/b; check its rights', 2),
+    (errno.EPERM, 'permission denied: /a/b;', 2),
+    (errno.EROFS, '/a/b is on a read-only file system;', 2),
+    (errno.ENOTDIR, 'a part of the path /a/b is a file, not a folder;', 2),
+    (errno.EISDIR, '/a/b is a folder, and a file is needed;', 2),
+    (errno.ENOENT, '/a/b does not exist;', 2),
+    (errno.EEXIST, '/a/b is there already;', 2),
+    (errno.ENAMETOOLONG, '/a/b is longer than a name may be;', 2),
+    (errno.ELOOP, 'the links at /a/b lead in a circle;', 2),
+    (errno.ENOSPC, f'No space left on device: /a/b; {DISK}', 1),
+    (errno.EDQUOT, f'the disk quota is used up at /a/b; {DISK}', 1),
+    (errno.EIO, f'the disk of /a/b failed (input/output error); {DISK}', 1),
+    (errno.EMFILE, f'too many files are open, at /a/b; {DISK}: raise the', 1),
+  ],
+  ids=lambda value: errno.errorcode.get(value),
+)
+def test_each_error_of_a_file_says_its_kind_and_the_cure_that_fits(
+  number, fact, code
+):
+  found, exit_code = main._explain(OSError(number, 'text', '/a/b'))
+  assert found.startswith(fact)
+  assert exit_code == code
+  assert (DISK in found) == (DISK in fact)
+  assert found.endswith('.')
+  assert '\n' not in found
+
+
+@pytest.mark.parametrize(
+  ('error', 'fact'),
+  [
+    (
+      ValueError(
+        'PERMISSION_DENIED: Error opening local file "/r/params/d/0" [OS error '
+        '13: EACCES Permission denied]'
+      ),
+      'permission denied: /r/params/d/0;',
+    ),
+    (
+      RuntimeError(
+        'Error in write at io.cpp:9: write error in /i.faiss: 0 != 1 (No space '
+        'left on device)'
+      ),
+      'No space left on device: a file;',
+    ),
+    (
+      ValueError(
+        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, '
+        'message: "No space left on device" })'
+      ),
+      'No space left',
+    ),
+    (OSError('4096 requested and 512 written'), 'No space left'),
+    (ConnectionResetError(104, 'reset'), 'the network failed'),
+    (BrokenPipeError(32, 'Broken pipe'), 'nobody reads the output'),
+  ],
+  ids=lambda value: type(value).__name__,
+)
+def test_what_libraries_make_of_an_error_is_told_the_same(error, fact):
+  assert main._explain(error)[0].startswith(fact)
+
+
+def test_a_cause_is_told_but_not_what_was_being_handled():
+  wrapped = RuntimeError('it failed')
+  wrapped.__cause__ = PermissionError(13, 'denied', '/a')
+  assert main._explain(wrapped)[0].startswith('permission denied: /a;')
+  other = RuntimeError('it failed')
+  other.__context__ = PermissionError(13, 'denied', '/a')
+  assert main._explain(other)[0].startswith('RuntimeError: it failed')
+  assert faults.sentence(KeyError('a')) == ''
+
+
+def test_a_save_that_may_not_write_is_not_told_to_make_room():
+  denied = checkpoint._failed(4, PermissionError(13, 'Permission denied', '/a'))
+  assert 'check its rights' in str(denied)
+  assert 'make room' not in str(denied)
+  full = checkpoint._failed(4, OSError(28, 'No space left on device'))
+  assert 'are whole: make room, and give the same command' in str(full)
