@@ -16,6 +16,7 @@ import typing
 import unicodedata
 
 from absl import flags
+import Stemmer
 
 # The value of --index that is no FAISS index.
 ON_DEVICES = 'device'
@@ -615,6 +616,16 @@ class Config:
     'TREC run file of the training queries, such as --job=evaluate '
     '--retriever=bm25 --split=train or Anserini writes, whose ranking is taken '
     'for that of BM25. Empty: what the data brings, or else bm25s ranks.',
+  )
+  bm25_language: str = knob(
+    'auto',
+    'How BM25 cuts texts into words. english: stemmed, without stop words; '
+    'another language of Snowball: the same, with its stop words where bm25s '
+    'has a list; none: words as they are written, in small letters; bigrams: '
+    'the same, but every two neighbouring letters of Chinese, Japanese, '
+    'Korean, Thai and other scripts without spaces, as in Lucene. auto: '
+    'english, none or bigrams by a sample of the corpus; a line says which.',
+    choices=('auto', 'none', 'bigrams', *sorted(Stemmer.algorithms())),
   )
   bm25_k1: float = knob(0.9, 'BM25 term saturation. Anserini: 0.9.')
   bm25_b: float = knob(0.4, 'BM25 length normalisation. Anserini: 0.4.')

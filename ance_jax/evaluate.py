@@ -289,6 +289,8 @@ def search(config):
           f'{place:3d}  {score:8.3f}  {corpus.ids[row]}  {corpus.titles[row]}\n'
           f'     {corpus.texts[row][:200]}'
         )
+    if (ranking.rows < 0).all():
+      logs.say('nothing found')
 
 
 def _model_finder(config):
@@ -313,7 +315,13 @@ def bm25(config, split_names):
   runs.require_workdir(config)
   corpus, splits = corpora.load(config, split_names)
   texts = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
-  rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
+  rank = lexical.make_rank(
+    texts,
+    k1=config.bm25_k1,
+    b=config.bm25_b,
+    language=config.bm25_language,
+    queries=[text for split in splits.values() for text in split.texts],
+  )
   return rank, corpus, splits
 
 

@@ -104,7 +104,12 @@ def by_bm25(run):
   Of the ranking in `--bm25_run`, or that which the data brings, or bm25s's.
   """
   config = run.config
-  about = {**sources(run), 'k1': config.bm25_k1, 'b': config.bm25_b}
+  about = {
+    **sources(run),
+    'k1': config.bm25_k1,
+    'b': config.bm25_b,
+    'language': config.bm25_language,
+  }
   if config.bm25_run:
     about['bm25_run'] = handoff.file_hash(reading.regular(config.bm25_run))
   folder = run.workdir / 'bm25'
@@ -128,7 +133,13 @@ def _publish_bm25(run, folder, about):
     (0, len(split.ids)),
     'mine with BM25',
   )
-  logs.say(f'BM25 negatives of {where}: {counts_text(counts)}')
+  text = counts_text(counts)
+  if counts['random']:
+    text += (
+      f' ({counts["random"] / negatives.size:.1%} of all) where BM25 found '
+      'fewer than --top_k'
+    )
+  logs.say(f'BM25 negatives of {where}: {text}')
   with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
     np.save(unfinished / 'negatives.npy', negatives)
 
@@ -202,7 +213,13 @@ def _bm25_rank(run, split):
   if split.negatives:
     return _given_rank(split.negatives.__getitem__), 'the data'
   texts = list(tokens.passage_texts(run.corpus, tokenizer_lib.SPACE))
-  rank = lexical.make_rank(texts, k1=config.bm25_k1, b=config.bm25_b)
+  rank = lexical.make_rank(
+    texts,
+    k1=config.bm25_k1,
+    b=config.bm25_b,
+    language=config.bm25_language,
+    queries=list(split.texts),
+  )
 
   def find(rows, depth):
     return rank([split.texts[int(row)] for row in rows], depth, None).rows

@@ -257,6 +257,36 @@ def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
     assert negatives[query, : len(kept)].tolist() == kept
 
 
+def test_bm25_negatives_are_made_again_in_another_language(open_run):
+  run, manifests, kept = open_run(), [], []
+  folder = run.workdir / 'bm25'
+  for language in ('english', 'none', 'auto'):
+    config = dataclasses.replace(run.config, bm25_language=language)
+    kept.append(np.array(negatives_lib.by_bm25(run._replace(config=config))))
+    manifests.append(handoff.read_manifest(folder))
+  assert [m['language'] for m in manifests] == ['english', 'none', 'auto']
+  # What an earlier version left does not say; it is made again, and the same.
+  del manifests[2]['language'], manifests[2]['files']
+  handoff.seal(folder, manifests[2])
+  np.testing.assert_array_equal(negatives_lib.by_bm25(run), kept[0])
+  assert handoff.read_manifest(folder)['language'] == 'auto'
+
+
+def test_negatives_that_bm25_does_not_find_are_counted(open_run, capsys):
+  run = open_run(top_k=40)
+  table = np.array(negatives_lib.by_bm25(run))
+  texts = list(negatives_lib.tokens.passage_texts(run.corpus, ' '))
+  queries = list(run.splits['train'].texts)
+  found = negatives_lib.lexical.make_rank(texts, k1=0.9, b=0.4)(queries, 100)
+  drawn = sum(
+    len(set(row) - set(ranked))
+    for row, ranked in zip(table.tolist(), found.rows.tolist(), strict=True)
+  )
+  assert drawn
+  share = f'{drawn:,} drawn at random ({drawn / table.size:.1%} of all) where'
+  assert share in capsys.readouterr().out
+
+
 def planted(run, rows):
   """The run with an answer of each query in some of its passages' texts."""
   texts = list(run.corpus.texts)
