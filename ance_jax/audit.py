@@ -1,8 +1,8 @@
 """Likely false negatives among what a model ranks high: `--job=audit`.
 
 For some training queries, by rank: the share of passages that were judged
-relevant, or not judged but have a positive's text, nearly its text, an answer,
-or a place above the first positive; and some of them to read.
+relevant, are the query itself, or neither but have a positive's text, nearly
+its text, an answer, or a place above the first positive; and some to read.
 """
 
 import numpy as np
@@ -74,28 +74,36 @@ def marked(rows, queries, split, corpus):
     name: np.zeros(rows.shape, bool)
     for name in ('judged', 'same text', 'near-duplicate', 'above the positive')
   }
-  of_query, positives = split.positives()
+  own_text = np.zeros(rows.shape, bool)
+  of_query, positives = split.shared_positives()
+  own_of, own_passages = split.own_passages()
   for place, query in enumerate(
     logs.progress(
       queries.tolist(), 'compare texts', total=len(queries), unit='queries'
     )
   ):
-    own = positives[of_query == query]
+    right = positives[of_query == query]
     ranking, there = rows[place], rows[place] >= 0
-    judged = np.isin(ranking, own)
-    same = np.isin(corpus.groups[ranking], corpus.groups[own]) & there
+    judged = np.isin(ranking, right)
+    groups = corpus.groups[ranking]
+    same = np.isin(groups, corpus.groups[right]) & there
+    own = np.isin(groups, corpus.groups[own_passages[own_of == query]])
+    own = own & there & ~same
     first = np.argmax(judged) if judged.any() else len(ranking)
-    sets = [shingles(corpus.texts[int(row)]) for row in own]
-    for rank in np.nonzero(there & ~same)[0]:
+    sets = [shingles(corpus.texts[int(row)]) for row in right]
+    for rank in np.nonzero(there & ~same & ~own)[0]:
       found = shingles(corpus.texts[int(ranking[rank])])
       marks['near-duplicate'][place, rank] = any(
         jaccard(found, other) >= pydocs.NEAR_DUPLICATE for other in sets
       )
     marks['judged'][place] = judged
     marks['same text'][place] = same & ~judged
+    own_text[place] = own
     marks['above the positive'][place] = (
-      there & ~judged & (np.arange(len(ranking)) < first)
+      there & ~judged & ~own & (np.arange(len(ranking)) < first)
     )
+  if own_of.size:
+    marks['own text'] = own_text
   if split.answers:
     held = answers.held(
       rows,
@@ -103,7 +111,7 @@ def marked(rows, queries, split, corpus):
       corpus.texts,
       split.answers_are_patterns,
     )
-    marks['with an answer'] = held & ~marks['judged']
+    marks['with an answer'] = held & ~marks['judged'] & ~own_text
   return marks
 
 
@@ -148,8 +156,8 @@ def _table(shares, size, step):
 def _examples(marks, rows, queries, run, random):
   """Returns some passages that are marked, not as judged, with their query."""
   split, corpus = run.splits[run.config.train_split], run.corpus
-  of_query, positives = split.positives()
-  odd = [name for name in marks if name != 'judged']
+  of_query, positives = split.shared_positives()
+  odd = [name for name in marks if name not in ('judged', 'own text')]
   places = np.argwhere(np.any([marks[name] for name in odd], 0))
   number = min(_EXAMPLES, len(places))
   chosen = np.sort(random.choice(len(places), number, replace=False))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ance_jax import keys
 from ance_jax import tokens
 
 # Purposes of random numbers, so that no two streams are the same.
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
       has no such piece.
     passage_groups: (B, 1 + H) int32, text groups.
     positive_groups: (B, P) int32, text groups of all positives of the query,
-      filled up with -1.
+      and of itself where it is a passage, filled up with -1.
   """
 
   rows: np.ndarray
@@ -67,7 +68,8 @@ class TrainingData(NamedTuple):
     offsets: (Q + 1,) int64; the positives of query i are
       positives[offsets[i]:offsets[i + 1]], one at least.
     positives: (P,) int32 passage rows.
-    positive_groups: (Q, G) int32, text groups of these, filled up with -1.
+    positive_groups: (Q, G) int32, text groups of what is no negative of the
+      query, filled up with -1.
     groups: (N,) int32, text group of each passage.
     query_length: Tokens that queries are padded to.
     passage_length: Tokens that passages, or their pieces, are padded to.
@@ -88,6 +90,9 @@ class TrainingData(NamedTuple):
 def judged(split, corpus, method, same_text=True):
   """Returns what positives are for a row of the method table.
 
+  Queries of the same text share theirs. Where the last one alone is positive,
+  it is the first here, before those of the other queries.
+
   Args:
     split: `data.Split`.
     corpus: `data.Corpus`.
@@ -98,7 +103,7 @@ def judged(split, corpus, method, same_text=True):
     (P,) int32 query rows, sorted, and the passage rows of their positives; and
     the (N,) int32 groups of passages that are positives together.
   """
-  queries, passages = split.positives(last=method.last_positive)
+  queries, passages = split.shared_positives(last=method.last_positive)
   apart = np.arange(len(corpus.groups), dtype=np.int32)
   alone = method.last_positive or not same_text
   return queries, passages, apart if alone else corpus.groups
@@ -109,17 +114,17 @@ def training_data(
 ):
   """Returns the `TrainingData` of a split whose queries have positives."""
   query_rows, positives, of_passage = judged(split, corpus, method, same_text)
-  offsets = np.searchsorted(query_rows, np.arange(len(queries) + 1))
-  banned = np.stack([query_rows, of_passage[positives]], 1)
-  if split.own is not None:
-    (with_own,) = np.nonzero(split.own >= 0)
-    own = np.stack([with_own, of_passage[split.own[with_own]]], 1)
-    banned = np.concatenate([banned, own])
-  pairs = np.unique(banned, axis=0)
-  first = np.searchsorted(pairs[:, 0], np.arange(len(queries)))
-  column = np.arange(len(pairs)) - first[pairs[:, 0]]
+  banned = np.stack([query_rows, positives])
+  banned = np.concatenate([banned, split.own_passages()], 1)
+  of_query, group = keys.unique_pairs(banned[0], of_passage[banned[1]])
+  first = np.searchsorted(of_query, np.arange(len(queries)))
+  column = np.arange(len(of_query)) - first[of_query]
   groups = np.full((len(queries), column.max() + 1), -1, np.int32)
-  groups[pairs[:, 0], column] = pairs[:, 1]
+  groups[of_query, column] = group
+  if method.last_positive:
+    first = np.unique(query_rows, return_index=True)[1]
+    query_rows, positives = query_rows[first], positives[first]
+  offsets = np.searchsorted(query_rows, np.arange(len(queries) + 1))
   return TrainingData(
     queries,
     passages,

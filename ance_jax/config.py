@@ -645,7 +645,8 @@ class Config:
   mine_from: int = knob(
     0,
     'Ranks that --job=mine skips; ranks are those among what is neither '
-    'judged a positive, nor of its text, nor holds an answer. NV-Retriever: '
+    'judged a positive, nor of its text, nor the query itself, nor holds an '
+    'answer. NV-Retriever: '
     'Top-k shifted by N. sentence-transformers: range_min.',
     may_change=True,
   )

@@ -58,12 +58,34 @@ def load(config, split_names):
       )
     if name == config.train_split:
       judged = _with_positives(judged, name)
-    splits[name] = data.make_split(judged)
+    splits[name] = data.make_split(judged, source.corpus)
     logs.say(
       f'{name}: {len(splits[name].ids):,} queries, '
       f'{len(splits[name].passages):,} judged passages'
     )
-  return data.Dataset(source.corpus, splits)
+  if config.train_split in splits:
+    _say_equal_texts(splits, config.train_split)
+  return data.Dataset(source.corpus._replace(keys=None), splits)
+
+
+def _say_equal_texts(splits, train):
+  """Prints how many training queries equal a passage, or another query."""
+  split = splits[train]
+  counts = {
+    'are passages of the corpus, too: none is its own negative': len(
+      np.unique(split.own_passages()[0])
+    ),
+    'have the text of another: in training they share their positives': int(
+      split.twins().sum()
+    ),
+  }
+  for name, other in splits.items():
+    if other is not split:
+      what = f'have the text of a query of {name!r}: training goes by its own'
+      counts[f'{what} judgements'] = data.queries_shared(split, other)
+  for what, number in counts.items():
+    if number:
+      logs.say(f'{train}: {number:,} queries {what}')
 
 
 def _without_dev(split_names, config):

@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ance_jax import keys
 from ance_jax import strings
 
 # Between the parts of a title, such as address and title of a page: where text
 # is tokenized, the separator goes in. A control character that no title has.
 TITLE_PART = '\x1f'
-# Of the hash that equal texts share.
-_KEY_BYTES = 12
 
 
 class Corpus(NamedTuple):
@@ -31,6 +30,8 @@ class Corpus(NamedTuple):
     groups: (N,) int32; rows of equal number have the same text, or nearly.
     hash: SHA-256 of all this, in hexadecimal digits.
     rows: `strings.Rows` of the ids.
+    keys: (N, 2) int64, of the text, and of title and text as one, to look for
+      queries; None once that is done.
   """
 
   ids: strings.Strings
@@ -39,6 +40,7 @@ class Corpus(NamedTuple):
   groups: np.ndarray
   hash: str
   rows: strings.Rows | None = None
+  keys: np.ndarray | None = None
 
 
 class Split(NamedTuple):
@@ -65,6 +67,10 @@ class Split(NamedTuple):
     answers_are_patterns: Whether answers are regular expressions.
     missing: Q lists of the grades of judged passages that the corpus lacks:
       they are never found, but count in what could be. None without any.
+    groups: (Q,) int32; queries of equal number have the same text. None: not
+      looked for.
+    same_text: (2, S) int32, query rows and the rows of the passages whose text,
+      or title and text as one, is the query's. None: not looked for.
   """
 
   ids: strings.Strings
@@ -79,9 +85,14 @@ class Split(NamedTuple):
   protocol: str = 'usual'
   answers_are_patterns: bool = False
   missing: list[list[int]] | None = None
+  groups: np.ndarray | None = None
+  same_text: np.ndarray | None = None
 
   def positives(self, *, last=False):
     """Returns the query and the passage rows, (P,) int32, of positives.
+
+    Each query's own judgements, by which it is evaluated; training goes by
+    `shared_positives`.
 
     Args:
       last: Whether only the last one of each query is given, in the order of
@@ -95,6 +106,34 @@ class Split(NamedTuple):
       ends = np.append(queries[1:] != queries[:-1], True)
       queries, passages = queries[ends], passages[ends]
     return queries, passages
+
+  def shared_positives(self, *, last=False):
+    """Returns `positives` that queries of the same text share: for training.
+
+    A query's own come first.
+    """
+    pairs = self.positives(last=last)
+    return keys.share(*pairs, self.groups) if self.twins().any() else pairs
+
+  def twins(self):
+    """Returns which queries have the text of another one, (Q,) bool."""
+    if self.groups is None:
+      return np.zeros(len(self.ids), bool)
+    return np.bincount(self.groups)[self.groups] > 1
+
+  def own_passages(self):
+    """Returns (2, S) int32 query and passage rows of what is the query itself.
+
+    Passages of its text, and that of its id where the protocol goes by ids.
+    """
+    pairs = np.zeros((2, 0), np.int32)
+    if self.same_text is not None:
+      pairs = self.same_text
+    if self.own is not None:
+      (with_own,) = np.nonzero(self.own >= 0)
+      of_id = np.stack([with_own, self.own[with_own]])
+      pairs = keys.unique_pairs(*np.concatenate([pairs, of_id], 1))
+    return pairs
 
 
 class Dataset(NamedTuple):
@@ -155,20 +194,23 @@ class Source(NamedTuple):
 class CorpusWriter:
   """Makes a `Corpus` of passages that come one after the other.
 
-  What it holds in memory is about 70 bytes a passage, and no text of a large
+  What it holds in memory is about 80 bytes a passage, and no text of a large
   corpus.
   """
 
   def __init__(self):
     self._columns = [strings.Writer() for _ in range(3)]
-    self._hashes, self._keys = array.array('q'), bytearray()
+    self._hashes = array.array('q')
+    self._keys, self._starts = bytearray(), bytearray()
 
   def add(self, an_id, title, text):
     """Adds the next row."""
     for column, value in zip(self._columns, (an_id, title, text), strict=True):
       column.add(value)
     self._hashes.append(strings.hashed(an_id))
-    self._keys += _text_key(text)
+    key, starts = keys.of_passage(title, text)
+    self._keys += key
+    self._starts += starts
 
   def __len__(self):
     return len(self._hashes)
@@ -181,8 +223,8 @@ class CorpusWriter:
         are, in lower case.
     """
     if groups is None:
-      keys = np.frombuffer(self._keys, f'S{_KEY_BYTES}')
-      groups = np.unique(keys, return_inverse=True)[1]
+      found = np.frombuffer(self._keys, f'S{keys.BYTES}')
+      groups = np.unique(found, return_inverse=True)[1]
     columns = [writer.done() for writer in self._columns]
     digest = hashlib.sha256()
     for column in columns:
@@ -190,7 +232,8 @@ class CorpusWriter:
     groups = np.asarray(groups, np.int32)
     digest.update(groups)
     rows = strings.Rows(columns[0], np.array(self._hashes, np.int64))
-    return Corpus(*columns, groups, digest.hexdigest(), rows)
+    starts = keys.as_starts(self._starts)
+    return Corpus(*columns, groups, digest.hexdigest(), rows, starts)
 
 
 def make_corpus(ids, titles, texts, groups=None):
@@ -201,8 +244,13 @@ def make_corpus(ids, titles, texts, groups=None):
   return writer.done(groups)
 
 
-def make_split(judged):
-  """Returns the `Split` of a `Judged`, in the order of its queries."""
+def make_split(judged, corpus=None):
+  """Returns the `Split` of a `Judged`, in the order of its queries.
+
+  Args:
+    judged: `Judged`.
+    corpus: `Corpus` with its keys, in which queries are looked for, or None.
+  """
   # By query, and what was judged on each in the order of the data.
   pairs = sorted(judged.judgements, key=lambda pair: pair[0])
   counts = np.bincount(
@@ -246,7 +294,15 @@ def make_split(judged):
     judged.protocol,
     judged.answers_are_patterns,
     missing,
+    keys.groups(texts),
+    corpus and keys.found(texts, corpus.keys),
   )
+
+
+def queries_shared(split, other):
+  """Returns how many queries of a split have the text of one of another."""
+  known = keys.of_texts(other.texts)
+  return int(np.isin(keys.of_texts(split.texts), known).sum())
 
 
 def _missing(judged, rows):
@@ -255,9 +311,3 @@ def _missing(judged, rows):
   for (query, _), grade in (judged.missing or {}).items():
     grades.setdefault(query, []).append(grade)
   return [grades.get(int(row), []) for row in rows] if grades else None
-
-
-def _text_key(text):
-  """Returns what two passages of the same text share, as bytes."""
-  normal = ' '.join(text.lower().split()).encode('utf-8', 'replace')
-  return hashlib.blake2b(normal, digest_size=_KEY_BYTES).digest()

@@ -234,7 +234,7 @@ def _positives(run, seen):
   """Returns a positive of each query of the probe, and `Seen.ranks`."""
   method = methods.METHODS[run.config.method]
   split = run.splits[run.config.train_split]
-  pairs = split.positives(last=method.last_positive)
+  pairs = split.shared_positives(last=method.last_positive)
   first = np.searchsorted(pairs[0], seen.rows)
   there = _in(pairs, seen.found, seen.rows)
   ranks = np.where(there.any(1), there.argmax(1), there.shape[1]) + 1

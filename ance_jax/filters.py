@@ -13,6 +13,7 @@ import numpy as np
 FILTERS = (
   'positive',
   'same text',
+  'own text',
   'answer',
   'mine_from',
   'max_score',
@@ -31,7 +32,7 @@ class Rules(NamedTuple):
 
   Attributes:
     mine_from: Ranks that are skipped. Ranks are those among what is neither a
-      positive, nor of its text, nor has an answer.
+      positive, nor of its text, nor the query itself, nor has an answer.
     mine_to: The last rank that is a candidate.
     max_score: Its score is at most this.
     min_score: Its score is at least this.

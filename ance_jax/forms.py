@@ -149,7 +149,8 @@ def ids(example, corpus):
 
 
 # By the name of --format; those of `ARRAYS` are one JSON array, not lines, each
-# line of `RECTANGULAR` has as many negatives, and of `SCORED` all scores.
+# line of `RECTANGULAR` has as many negatives, of `SCORED` all scores, and of
+# `PAIRS` one positive.
 FORMS = {
   'triplets': triplets,
   'triplets_scored': triplets_scored,
@@ -162,6 +163,7 @@ FORMS = {
 }
 ARRAYS = ('dpr',)
 RECTANGULAR = ('n_tuples', 'n_tuples_scored')
+PAIRS = ('triplets', 'triplets_scored', 'n_tuples', 'n_tuples_scored')
 SCORED = ('triplets_scored', 'n_tuples_scored')
 
 

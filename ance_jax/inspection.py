@@ -6,6 +6,7 @@ in `--workdir`, lengths are in tokens, and a few texts are encoded to say what
 encoding all of them takes.
 """
 
+import itertools
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from ance_jax import batch_report
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import data
 from ance_jax import devices as devices_lib
 from ance_jax import encode
 from ance_jax import encoders
@@ -47,10 +49,9 @@ def run(config: config_lib.Config) -> dict:
     'corpus': corpus_facts(this.corpus),
     'splits': {name: split_facts(split) for name, split in this.splits.items()},
   }
-  for name, split in this.splits.items():
-    if split is not train:
-      shared = shared_texts(split, train)
-      found['splits'][name]['queries that train has, too'] = shared
+  for name, other in itertools.permutations(this.splits, 2):
+    shared = data.queries_shared(this.splits[name], this.splits[other])
+    found['splits'][name][f'queries that {other} has, too'] = shared
   for title, facts in (('corpus', found['corpus']), *found['splits'].items()):
     _say_facts(title, facts)
   size = len(this.corpus.ids)
@@ -102,7 +103,8 @@ def split_facts(split):
     'positives of a query, mean': float(positives.mean()),
     'positives of a query, most': int(positives.max()),
     'queries without a positive': int((positives == 0).sum()),
-    'queries of the same text as another': size - len(set(split.texts)),
+    'queries of the same text as another': int(split.twins().sum()),
+    'queries that are passages, too': len(np.unique(split.own_passages()[0])),
   }
   grades, counts = np.unique(split.grades, return_counts=True)
   for grade, count in zip(grades.tolist(), counts.tolist(), strict=True):
@@ -114,12 +116,6 @@ def split_facts(split):
     given = [len(rows) for rows in split.negatives]
     facts['negatives of a query that are given, mean'] = float(np.mean(given))
   return facts
-
-
-def shared_texts(split, other):
-  """Returns how many queries of a split have the text of one of another."""
-  known = {' '.join(text.lower().split()) for text in other.texts}
-  return sum(' '.join(text.lower().split()) in known for text in split.texts)
 
 
 def token_lengths(tokenizer, texts):

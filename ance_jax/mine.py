@@ -16,36 +16,53 @@ _TRIES = 20
 
 
 class Positives(NamedTuple):
-  """The positives of Q queries, and all that has the same text.
+  """The positives of Q queries, and all else that is no negative of them.
 
   Attributes:
     judged: (P,) int64, sorted, query row * N + passage row of each positive.
-    grouped: (R,) int64, sorted, query row * N + text group of each positive.
+    grouped: (R,) int64, sorted, query row * N + text group of each positive,
+      and of each passage that is the query itself.
+    own: (S,) int64, sorted, those of `grouped` that are of no positive.
     banned: (Q,) int, passages in these groups: what a query may not have.
     groups: (N,) int, text group of each passage.
   """
 
   judged: np.ndarray
   grouped: np.ndarray
+  own: np.ndarray
   banned: np.ndarray
   groups: np.ndarray
 
 
-def make_positives(query_rows, passage_rows, groups, num_queries):
-  """Returns the `Positives` of (P,) int query rows and their passage rows."""
+def make_positives(query_rows, passage_rows, groups, num_queries, own=None):
+  """Returns the `Positives` of (P,) int query rows and their passage rows.
+
+  Args:
+    query_rows: Of the positives.
+    passage_rows: Of the positives.
+    groups: (N,) int, text group of each passage.
+    num_queries: Q.
+    own: (S,) int query and passage rows of passages that are the query itself,
+      or None.
+  """
   size = len(groups)
   query_rows = query_rows.astype(np.int64)
   grouped = np.unique(query_rows * size + groups[passage_rows])
+  own_rows, own_passages = ([], []) if own is None else own
+  own_keys = np.asarray(own_rows, np.int64) * size + groups[own_passages]
+  own_keys = np.setdiff1d(own_keys, grouped)
+  grouped = np.union1d(grouped, own_keys)
   members = np.bincount(groups, minlength=size)[grouped % size]
   banned = np.bincount(grouped // size, members, num_queries).astype(int)
   judged = np.unique(query_rows * size + passage_rows)
-  return Positives(judged, grouped, banned, groups)
+  return Positives(judged, grouped, own_keys, banned, groups)
 
 
 def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
   """Returns the best `top_k` passages of each query that are no positives.
 
-  A positive is what was judged relevant, and each passage of its text group.
+  A positive is what was judged relevant, and each passage of its text group;
+  the query itself is no negative either.
   As many more are asked for as can be dropped, so that no query is left short;
   where the ranking itself ends early (an inverted file that visits too few
   lists, BM25 without a common word), passages drawn at random fill it up.
@@ -64,8 +81,9 @@ def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
 
   Returns:
     (Q, K) int32 passage rows, best first, and a dict of counts over all
-    queries: 'judged' and 'same_text', candidates that were dropped as
-    positives and as passages of their text; 'random', that were drawn; with
+    queries: 'judged', 'same_text' and 'own_text', candidates that were dropped
+    as positives, as passages of their text, and as the query itself; 'random',
+    that were drawn; with
     `drop` also 'answers', that it names, and 'for_want_of_others', negatives
     that it names, too, of a query of which it names nearly all passages.
   """
@@ -75,7 +93,7 @@ def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
   # not to make the search deep for all.
   order = np.argsort(depths, kind='stable')
   negatives = np.empty((len(depths), top_k), np.int32)
-  counts = {'judged': 0, 'same_text': 0, 'random': 0}
+  counts = {'judged': 0, 'same_text': 0, 'own_text': 0, 'random': 0}
   if drop:
     depths = depths + top_k
     counts |= {'answers': 0, 'for_want_of_others': 0}
@@ -87,18 +105,19 @@ def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
     ranking = rank(queries, depth)
     keys = queries[:, None].astype(np.int64) * num_passages
     found = ranking >= 0
-    same_text = found & is_in(
-      keys + positives.groups[ranking], positives.grouped
-    )
-    kept = found & ~same_text
+    grouped = keys + positives.groups[ranking]
+    banned = found & is_in(grouped, positives.grouped)
+    kept = found & ~banned
     if drop:
       dropped = kept & drop(queries, np.where(kept, ranking, -1))
       counts['answers'] += int(dropped.sum())
       kept &= ~dropped
-    counts['same_text'] += int(same_text.sum())
-    counts['judged'] += int(
-      (found & is_in(keys + ranking, positives.judged)).sum()
-    )
+    for name, taken in (
+      ('same_text', banned),
+      ('judged', found & is_in(keys + ranking, positives.judged)),
+      ('own_text', found & is_in(grouped, positives.own)),
+    ):
+      counts[name] += int(taken.sum())
     place = np.cumsum(kept, 1)
     short = np.maximum(top_k - place[:, -1], 0)
     kept &= place <= top_k
@@ -109,7 +128,7 @@ def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
     if drop:
       counts['for_want_of_others'] += unwilling
     negatives[queries] = block
-  counts['same_text'] -= counts['judged']
+  counts['same_text'] -= counts['judged'] + counts['own_text']
   return negatives, counts
 
 
@@ -190,6 +209,8 @@ def _repeated(block):
 
 
 def is_in(keys, sorted_keys):
-  """Returns whether each of `keys` is one of `sorted_keys` (not empty)."""
+  """Returns whether each of `keys` is one of `sorted_keys`."""
+  if not len(sorted_keys):
+    return np.zeros(keys.shape, bool)
   places = np.searchsorted(sorted_keys, keys)
   return sorted_keys[np.minimum(places, len(sorted_keys) - 1)] == keys

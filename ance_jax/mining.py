@@ -41,7 +41,8 @@ class Task(NamedTuple):
     corpus: `data.Corpus`.
     split: `data.Split` of the training queries.
     source: `candidates.Source`.
-    positives: `mine.Positives`.
+    judged: (P,) int32 query rows, rising, and passage rows of positives.
+    positives: `mine.Positives` of these.
     judge: As `candidates.judge` returns it.
   """
 
@@ -49,6 +50,7 @@ class Task(NamedTuple):
   corpus: data.Corpus
   split: data.Split
   source: candidates.Source
+  judged: tuple[np.ndarray, np.ndarray]
   positives: mine.Positives
   judge: Callable | None
 
@@ -159,12 +161,17 @@ def _examples(task, found):
       written &= ~tally.unscored(mined)
     found.add(mined, written)
     for place in np.nonzero(written)[0].tolist():
-      yield _example(task.split, mined, place)
+      yield _example(task, mined, place)
 
 
-def _example(split, mined, place):
-  query = int(mined.queries[place])
-  of_query = slice(*np.searchsorted(mined.of_query, (place, place + 1)))
+def _example(task, mined, place):
+  split, query = task.split, int(mined.queries[place])
+  start, end = np.searchsorted(mined.of_query, (place, place + 1))
+  if task.config.format in forms.PAIRS:
+    # The pairs of a query of the same text are written with that query.
+    judged = split.grades[slice(*split.offsets[query : query + 2])]
+    end = start + (judged > 0).sum()
+  of_query = slice(start, end)
   there = mined.negatives[place] >= 0
 
   def pairs(rows, scores):
@@ -203,7 +210,7 @@ def _batches(depths):
 
 def _positives_of(task, queries, ranking):
   """Returns place in `queries`, passage row and score of each positive."""
-  of_query, passages = task.split.positives()
+  of_query, passages = task.judged
   here = slice(*np.searchsorted(of_query, (queries[0], queries[-1] + 1)))
   of_query, passages = of_query[here], passages[here]
   places = of_query - queries[0]
@@ -219,9 +226,14 @@ def _never(task, queries, rows):
   keys = queries[:, None].astype(np.int64) * len(positives.groups)
   judged = there & mine.is_in(keys + rows, positives.judged)
   grouped = mine.is_in(keys + positives.groups[rows], positives.grouped)
-  never = {'positive': judged, 'same text': there & grouped & ~judged}
+  own = there & mine.is_in(keys + positives.groups[rows], positives.own)
+  never = {
+    'positive': judged,
+    'same text': there & grouped & ~judged & ~own,
+    'own text': own,
+  }
   if negatives_lib.drops_answers(task.config, task.split):
-    asked = np.where(judged | never['same text'], -1, rows)
+    asked = np.where(grouped, -1, rows)
     never['answer'] = _held(task, queries, asked)
   return never
 
@@ -278,7 +290,8 @@ def _task(config):
   positives = negatives_lib.positives(
     split, corpus, _METHOD, (0, len(split.ids)), config.drop_same_text
   )
-  return Task(config, corpus, split, source, positives, judge)
+  judged = split.shared_positives()
+  return Task(config, corpus, split, source, judged, positives, judge)
 
 
 def _cure(config):

@@ -1,8 +1,11 @@
 """The rules of a run by which a ranking becomes negatives; those of BM25.
 
-What may not be a negative: judged passages, those of the same text, and for
-questions with answers those that hold one. Each rule counts what it took.
+What may not be a negative: judged passages, those of the same text, the query
+itself, and for questions with answers those that hold one. Each rule counts
+what it took.
 """
+
+import hashlib
 
 import numpy as np
 
@@ -88,13 +91,16 @@ def positives(split, corpus, method, rows, same_text=True):
     same_text: Whether passages of a positive's text are positives.
   """
   queries, passages, groups = batches.judged(split, corpus, method, same_text)
-  if split.own is not None:
-    (with_own,) = np.nonzero(split.own >= 0)
-    queries = np.concatenate([queries, with_own])
-    passages = np.concatenate([passages, split.own[with_own]])
-  here = (queries >= rows[0]) & (queries < rows[1])
+
+  def here(queries, passages):
+    inside = (queries >= rows[0]) & (queries < rows[1])
+    return queries[inside] - rows[0], passages[inside]
+
   return mine.make_positives(
-    queries[here] - rows[0], passages[here], groups, rows[1] - rows[0]
+    *here(queries, passages),
+    groups,
+    rows[1] - rows[0],
+    own=here(*split.own_passages()),
   )
 
 
@@ -168,7 +174,7 @@ def sources(run):
   config = run.config
   split = run.splits[config.train_split]
   return {
-    'own': split.own is not None,
+    'own': _equal_texts(split),
     'drop_same_text': config.drop_same_text,
     'drop_answers': drops_answers(config, split),
     'passages': run.passages.hash,
@@ -185,11 +191,20 @@ def sources(run):
   }
 
 
+def _equal_texts(split):
+  """Returns a hash of what queries equal, passages or others; or False."""
+  own, shared = split.own_passages(), np.stack(split.shared_positives())
+  if not own.size and not split.twins().any():
+    return False
+  return hashlib.sha256(own.tobytes() + shared.tobytes()).hexdigest()
+
+
 def counts_text(counts):
   """Returns what the rules took, for people."""
   text = (
     f'dropped {counts["judged"]:,} judged, {counts["same_text"]:,} of their '
-    f'text; {counts["random"]:,} drawn at random'
+    f"text, {counts['own_text']:,} of the query's own; {counts['random']:,} "
+    'drawn at random'
   )
   if 'answers' in counts:
     text += f'; {counts["answers"]:,} with an answer left out'

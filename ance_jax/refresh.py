@@ -37,6 +37,7 @@ _NOUNS = {
   'passages': 'corpus or tokenizer',
   'queries': 'split of queries or tokenizer',
   'judgements': 'set of judgements',
+  'own': 'set of equal texts',
   'groups': 'corpus',
 }
 

@@ -12,7 +12,8 @@ from ance_jax import runs
 REFRESHED = 'refresh/judged'
 _REFRESH_LEGEND = (
   'Taken from the rankings because they were judged, have the text of a '
-  'judged one, or hold an answer; and drawn at random where too few were left. '
+  'judged one or of the query, or hold an answer; and drawn at random where '
+  'too few were left. '
   'Overlap: share of the negatives that were those of the refresh before, too. '
   'Real tokens: share of what was encoded that is no padding. Negatives age: '
   'steps since the refresh before.'

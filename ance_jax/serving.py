@@ -150,8 +150,8 @@ def _page(run, shots, rows, query):
     row = rows.get(query)
     judged = set()
     if row is not None:
-      found = slice(*split.offsets[row : row + 2])
-      judged = set(split.passages[found][split.grades[found] > 0].tolist())
+      of_query, positives = split.shared_positives()
+      judged = set(positives[of_query == row].tolist())
     results = _results(run, shots, query, judged)
     parts.append(pages.results(results, _PASSAGE_CHARS))
     parts += _mined(run, row) if row is not None else []

@@ -22,7 +22,8 @@ class Mined(NamedTuple):
   Attributes:
     queries: (q,) int query rows.
     of_query: (P,) int, place in `queries` of each positive, rising.
-    positives: (P,) int32 passage rows, as they were judged.
+    positives: (P,) int32 passage rows, as they were judged for queries of the
+      same text, its own first.
     positive_scores: (P,) float, -inf where one was not ranked.
     ranking: `index.Ranking` of the q queries.
     least: (q,) float, the least of `positive_scores`.
@@ -171,7 +172,7 @@ class Tally:
       return negatives_lib.drops_answers(config, split)
     if name == 'mine_from':
       return config.mine_from > 0
-    always = 'positive', 'same text', 'passed', 'candidates'
+    always = 'positive', 'same text', 'own text', 'passed', 'candidates'
     return name in always or getattr(config, name, None) is not None
 
   def _outcome(self):
@@ -257,6 +258,7 @@ class Tally:
     return {
       'positive': 'was judged so',
       'same text': 'has the text of a positive',
+      'own text': 'is the query itself',
       'answer': 'holds an answer',
       'mine_from': f'is among the first {bound}',
       'max_score': f'{score}, above {bound}',

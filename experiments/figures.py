@@ -22,6 +22,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
+from ance_jax import negatives as negatives_lib
 from ance_jax import refresh
 from ance_jax import resume
 from ance_jax import runs
@@ -144,10 +145,9 @@ def _final_best(run, params):
   watch, split = logs.Stopwatch(), run.config.train_split
   indexed = evaluate.index_corpus(run, params, watch)
   queries = evaluate.encode_queries(run, params, split, watch)
-  judged = batches.judged(
-    run.splits[split], run.corpus, methods.METHODS['ance']
+  positives = negatives_lib.positives(
+    run.splits[split], run.corpus, methods.METHODS['ance'], (0, len(queries))
   )
-  positives = mine.make_positives(*judged, len(queries))
 
   def rank(rows, depth):
     return indexed.search(queries[rows], depth).rows

@@ -84,7 +84,9 @@ def small():
   train_split = split([0, 2, 3, 4], [4, 7, 0, 9], [1, 2, 1, 1])
   dev = split([0, 1, 3, 4], [3, 5, 6, 2], [1, 0, 2, 1])
   for one in (train_split, dev):
-    one.positives = data.Split.positives.__get__(one)
+    for name in ('positives', 'shared_positives', 'twins'):
+      setattr(one, name, getattr(data.Split, name).__get__(one))
+    one.groups, one.ids = None, range(3)
   run = SimpleNamespace(
     config=SimpleNamespace(
       method='ance', temperature=0.5, seed=0, hard_negatives=1,

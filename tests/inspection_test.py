@@ -150,7 +150,7 @@ def test_queries_that_train_has_too_are_counted():
     return data.Split(ids, strings.make(texts), offsets, empty, empty, '')
 
   first = split('What is it', 'who', 'when')
-  assert inspection.shared_texts(split('what  is IT', 'where'), first) == 1
+  assert data.queries_shared(split('what  is IT', 'where'), first) == 1
   assert inspection.split_facts(first)['queries without a positive'] == 3
 
 
