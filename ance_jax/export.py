@@ -27,10 +27,23 @@ from ance_jax import models
 from ance_jax import report
 from ance_jax import runs
 from ance_jax import sbert
+from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import weights
 
 # All releases since 5 find their modules under these names.
 _TYPES = 'sentence_transformers.models.'
+# All that sentence-transformers 5 has, by our name. text-embeddings-inference
+# refuses a folder without the first four (router/src/lib.rs, PoolConfig); vLLM
+# takes the one that is true (vllm/transformers_utils/config.py,
+# get_pooling_config), of a module whose type is `_TYPES` + 'Pooling'.
+_POOLING_MODES = {
+  'cls': 'cls_token',
+  'mean': 'mean_tokens',
+  'max': 'max_tokens',
+  'mean_sqrt_len': 'mean_sqrt_len_tokens',
+  'weightedmean': 'weightedmean_tokens',
+  'lasttoken': 'lasttoken',
+}
 
 
 def run(config):
@@ -249,12 +262,14 @@ def _write_tower(folder, retriever, params, tokenizer, length):
   safetensors_numpy.save_file(
     tensors, folder / 'model.safetensors', metadata={'format': 'pt'}
   )
-  tokenizer.save_pretrained(folder)
+  tokenizer_lib.save(
+    tokenizer, folder, max_length=length, token_types=bool(body.num_types)
+  )
   sizes = {'max_seq_length': length, 'do_lower_case': False}
   _write_json(folder / 'sentence_bert_config.json', sizes)
   modes = {
     f'pooling_mode_{theirs}': retriever.pooling == ours
-    for ours, theirs in (('cls', 'cls_token'), ('mean', 'mean_tokens'))
+    for ours, theirs in _POOLING_MODES.items()
   }
   parts = [('Pooling', {'word_embedding_dimension': width, **modes}, {})]
   if retriever.head_size:

@@ -107,6 +107,31 @@ def load(name):
   return _plain(tokenizer)
 
 
+def save(tokenizer, folder, *, max_length, token_types):
+  """Writes a tokenizer as transformers 4.57 and 5 read it, with equal ids.
+
+  `save_pretrained` of 5 names a class that 4 does not have, and no length for a
+  vocabulary of our own.
+
+  Args:
+    tokenizer: A fast transformers tokenizer.
+    folder: `pathlib.Path` of the folder.
+    max_length: Tokens that the model takes, special tokens included.
+    token_types: Whether the model takes token types; some stop if given any.
+  """
+  (folder / 'tokenizer.json').write_text(backend(tokenizer).to_str(pretty=True))
+  types = ['token_type_ids'] if token_types else []
+  settings = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'model_max_length': max_length,
+    'model_input_names': ['input_ids', *types, 'attention_mask'],
+    'clean_up_tokenization_spaces': False,
+    **_special(tokenizer),
+  }
+  text = json.dumps(settings, indent=2, ensure_ascii=False)
+  (folder / 'tokenizer_config.json').write_text(text + '\n')
+
+
 def check_case(tokenizer, name):
   """Raises `BadInput` if a tokenizer's files and its class differ on case.
 
@@ -215,16 +240,21 @@ def _plain(tokenizer):
   Classes such as RobertaTokenizer make their own when they are read back, of
   the vocabulary alone: what was added to it would be lost without a word.
   """
-  names = ('pad', 'unk', 'cls', 'sep', 'mask', 'bos', 'eos')
-  special = {f'{n}_token': getattr(tokenizer, f'{n}_token') for n in names}
   plain = Tokenizer(
     tokenizer_object=tokenizer.backend_tokenizer,
     model_max_length=tokenizer.model_max_length,
-    **{name: token for name, token in special.items() if token is not None},
+    **_special(tokenizer),
   )
-  # Whether a model is given token types; not saved, as no retriever is.
+  # Whether a model is given token types.
   plain.model_input_names = tokenizer.model_input_names
   return plain
+
+
+def _special(tokenizer):
+  """Returns {name: text} of the special tokens that a tokenizer has."""
+  names = ('pad', 'unk', 'cls', 'sep', 'mask', 'bos', 'eos')
+  tokens = {f'{n}_token': getattr(tokenizer, f'{n}_token') for n in names}
+  return {name: token for name, token in tokens.items() if token is not None}
 
 
 def _says_lower_case(name):

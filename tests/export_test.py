@@ -148,6 +148,66 @@ def test_what_was_exported_comes_back_bit_for_bit(kind, settings, tmp_path):
   )
 
 
+# Texts that releases of tokenizers could take in two ways.
+ODD = [
+  '', 'a', 'Café naïve ÜBER straße', '東京 にほんご ไทย', 'İI ﬁ Ǆ',
+  'a\x00b\x01\x1f\u200b\ufeffc\r\n\td', '[SEP] <s> [MASK] </s> <mask>',
+  'word ' * 3000, 'é' * 3000, '\U0001f469\u200d\U0001f467 \U0001f600',
+]  # fmt: skip
+
+
+@weights_test.needs_torch
+@pytest.mark.parametrize(('kind', 'settings'), FORMS.values(), ids=FORMS)
+def test_a_tokenizer_is_written_for_old_and_new_transformers(
+  kind, settings, tmp_path
+):
+  """Of tests/elsewhere.py, what can be seen without the old ones."""
+  import sentence_transformers
+
+  model = make(kind, tmp_path / 'body', **settings)
+  out = tmp_path / 'out'
+  out.mkdir()
+  export.write(out, model.retriever, model.params, model.tokenizer)
+  towers = (
+    {'': LENGTH} if model.retriever.tied else {'query': 11, 'passage': 16}
+  )
+  for tower, length in towers.items():
+    said = json.loads((out / tower / 'tokenizer_config.json').read_text())
+    # 4.57 has no class TokenizersBackend.
+    assert said['tokenizer_class'] == 'PreTrainedTokenizerFast'
+    assert said['model_max_length'] == length
+    types = 'token_type_ids' in said['model_input_names']
+    assert types == (kind in ('bert', 'roberta'))
+    theirs = sentence_transformers.SentenceTransformer(
+      str(out / tower), device='cpu'
+    )
+    assert theirs.max_seq_length == length
+    found = theirs.tokenizer(ODD, truncation=True)['input_ids']
+    expected = tokens.memory_rows(model.tokenizer, ODD, length)
+    assert sum(found, []) == expected.ids.tolist()
+
+
+def test_pooling_has_the_keys_that_servers_read(tmp_path):
+  """text-embeddings-inference wants four, vLLM one that is true."""
+  config = config_lib.Config(
+    num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32,
+    vocab_size=200, pooling='mean', passage_length=LENGTH,
+  )  # fmt: skip
+  model = models.load(config, ['some words for a vocabulary'])
+  export.write(tmp_path, model.retriever, model.params, model.tokenizer)
+  found = json.loads((tmp_path / '1_Pooling' / 'config.json').read_text())
+  assert found.pop('word_embedding_dimension') == 16
+  assert {
+    'pooling_mode_cls_token', 'pooling_mode_mean_tokens',
+    'pooling_mode_max_tokens', 'pooling_mode_mean_sqrt_len_tokens',
+  } <= set(found)  # fmt: skip
+  assert [k for k, v in found.items() if v] == ['pooling_mode_mean_tokens']
+  modules = json.loads((tmp_path / 'modules.json').read_text())
+  assert modules[1]['type'] == 'sentence_transformers.models.Pooling'
+  said = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+  assert said['model_max_length'] == LENGTH
+
+
 @pytest.mark.usefixtures('compiled_once')
 def test_a_run_is_exported_with_its_card_and_corpus(tiny, capsys):
   tiny = dataclasses.replace(tiny, num_devices=1)
