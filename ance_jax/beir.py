@@ -30,23 +30,13 @@ def read(config):
   query_ids, queries = read_queries(folder)
   query_rows = {query_id: row for row, query_id in enumerate(query_ids)}
   answers = read_answers(folder, query_rows)
-  own = {}
-  if config.protocol == 'beir':
-    own = {
-      row: corpus.rows[query_id]
-      for query_id, row in query_rows.items()
-      if query_id in corpus.rows
-    }
-    logs.say(
-      f'{folder.name}: {len(own):,} of {len(query_ids):,} queries have the id '
-      'of a passage, which is no result for them'
-    )
 
   def read_split(name):
-    judgements = read_qrels(folder, name, query_rows, corpus.rows)
-    if judgements is None:
+    path = records.find(folder / 'qrels', f'{name}.tsv')
+    if path is None:
       return None
-    return data.Judged(query_ids, queries, judgements, answers, own=own)
+    pairs, missing = read_qrels(path, query_rows, corpus.rows)
+    return data.Judged(query_ids, queries, pairs, answers, missing=missing)
 
   return data.Source(corpus, read_split, qrels_found(folder))
 
@@ -85,13 +75,13 @@ def passages(path, counts):
     counts: Counter of what is taken otherwise, for `records.say_counts`.
   """
   for line, record in records.json_lines(path, _LINE, 'read the corpus'):
-    an_id = records.string(path, line, record, '_id')
+    an_id = records.an_id(path, line, record, counts)
     records.check_id(path, line, an_id, {})
     title = record.get('title') or ''
     if not isinstance(title, str):
       raise reading.bad(
-        path, 'a title must be a string', reading.quoted(title), 'quote it',
-        line
+        path, 'a title must be a string', reading.quoted(title),
+        records.as_string(title), line
       )  # fmt: skip
     text = records.text(path, line, record, 'text', counts)
     if not text.strip() and title.strip():
@@ -108,13 +98,13 @@ def read_queries(folder):
   ids, texts, counts = {}, [], collections.Counter()
   path = records.existing(folder, 'queries.jsonl', 'a BEIR folder')
   for line, record in records.json_lines(path, _LINE):
-    an_id = records.string(path, line, record, '_id')
+    an_id = records.an_id(path, line, record, counts)
     records.check_id(path, line, an_id, ids)
     text = records.text(path, line, record, 'text', counts)
     if not text.strip():
       raise reading.bad(
-        path, 'a query must have a text', reading.quoted(text), 'remove it',
-        line
+        path, 'a query must have a text', reading.quoted(record['text'] or ''),
+        'give it one, or remove it and its judgements', line
       )  # fmt: skip
     ids[an_id] = line
     texts.append(text)
@@ -123,39 +113,40 @@ def read_queries(folder):
   return list(ids), texts
 
 
-def read_qrels(folder, split, query_rows, passage_rows):
-  """Returns {(query row, passage row): grade} of qrels/<split>.tsv.
+def read_qrels(path, query_rows, passage_rows):
+  """Returns what `records.Judgements` gives, of a qrels/<split>.tsv.
+
+  Its first line says which form it has: three columns with tabs between,
+  perhaps in quotes and with a header, as BEIR's; or TREC's four.
 
   Args:
-    folder: The BEIR folder.
-    split: Name of the split.
+    path: The file.
     query_rows: {query id: row}.
     passage_rows: {passage id: row}, or `strings.Rows`.
-
-  Returns:
-    The dict, or None if there is no such file.
   """
-  path = records.find(folder / 'qrels', f'{split}.tsv')
-  if path is None:
-    return None
-  judgements = records.Judgements(path)
+  judgements = records.Judgements(path, query_rows, passage_rows)
+  trec = None
   for number, line in reading.lines(path):
     cells = line.split('\t')
-    if len(cells) != 3:
+    if cells[0].startswith('"') and cells[0] not in query_rows:
+      cells = reading.unquoted(path, number, line)
+    if trec is None:
+      trec = len(line.split()) == 4 and len(cells) != 3
+    if trec:
+      cells = line.split()
+    if len(cells) != (4 if trec else 3):
       raise reading.bad(
         path, 'a judgement must be query id, passage id and grade with tabs '
-        'between', reading.quoted(line), 'mend the line', number
+        'between, or all lines be of TREC: query id, 0, passage id, grade',
+        reading.quoted(line), 'mend the line', number
       )  # fmt: skip
-    query_id, passage_id, given = cells
-    is_word = not re.search(r'\d', given)
-    if number == 1 and is_word and query_id not in query_rows:
+    query_id, passage_id, given = cells[0], cells[-2], cells[-1]
+    known = query_id in query_rows or passage_id in passage_rows
+    if number == 1 and not known and not re.search(r'\d', given):
       continue  # The header.
-    grade = records.grade(path, number, given)
-    query = records.row(path, number, 'judged query', query_rows, query_id)
-    passage = records.row(
-      path, number, 'judged passage', passage_rows, passage_id
-    )
-    judgements.add(number, query, passage, grade)
+    judgements.add(number, query_id, passage_id, given)
+  if trec:
+    logs.say(f'{path}: read as judgements of TREC, of four columns')
   return judgements.done()
 
 
@@ -171,9 +162,9 @@ def read_answers(folder, query_rows):
   path = records.find(folder, 'answers.jsonl')
   if path is None:
     return None
-  answers = {}
+  answers, counts = {}, collections.Counter()
   for line, record in records.json_lines(path, _LINE):
-    query_id = records.string(path, line, record, '_id')
+    query_id = records.an_id(path, line, record, counts)
     row = records.row(path, line, 'answered query', query_rows, query_id)
     texts = record.get('answers')
     if not isinstance(texts, list) or not all(
@@ -189,6 +180,7 @@ def read_answers(folder, query_rows):
         'join them', line
       )  # fmt: skip
     answers[row] = texts
+  records.say_counts(path, counts)
   return answers
 
 

@@ -184,9 +184,9 @@ class Config:
   )
   beir_set: str | None = knob(
     None,
-    'Set of BEIR that is in --data_dir, or that --download fetches into it; a '
-    'line says so if it has not as many passages as that set. Not given: any '
-    'folder of the form.',
+    'Set of BEIR that is in --data_dir, or that --download fetches into it: '
+    'scored by --protocol=beir unless another is given. A line says so if it '
+    'has not as many passages as that set. Not given: any folder of the form.',
     choices=(
       'arguana',
       'climate-fever',
@@ -227,7 +227,7 @@ class Config:
     None,
     'How dev and --split are scored, a row of the protocols in '
     'ance_jax/datasets/README.md; by the first measure checkpoints are chosen. '
-    "Not given: the dataset's own.",
+    "Not given: the dataset's own; with --beir_set, beir.",
     choices=(
       'usual',
       'beir',

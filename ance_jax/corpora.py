@@ -1,6 +1,7 @@
 """A dataset's name -> its corpus and splits."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
@@ -17,6 +18,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import msmarco
 from ance_jax import pairs
+from ance_jax import reading
 from ance_jax.datasets import pydocs
 
 
@@ -37,6 +39,7 @@ def load(config, split_names):
     BadInput: The data cannot be used; the text names file and line, rule and
       cure.
   """
+  config = with_protocol(config)
   source = _READERS[config.dataset](config)
   # Whether there is a dev split is asked more than once.
   source = source._replace(read_split=functools.cache(source.read_split))
@@ -56,8 +59,11 @@ def load(config, split_names):
         '--protocol=answers must be for data with answers; found none for '
         f'split {name!r}; add answers.jsonl, or leave it out.'
       )
+    _check_missing(judged, name, config, source.corpus)
     if name == config.train_split:
       judged = _with_positives(judged, name)
+    if judged.protocol == 'beir' and config.dataset in _GIVEN_IDS:
+      judged = judged._replace(own=_own(judged, source.corpus))
     splits[name] = data.make_split(judged, source.corpus)
     logs.say(
       f'{name}: {len(splits[name].ids):,} queries, '
@@ -65,6 +71,8 @@ def load(config, split_names):
     )
   if config.train_split in splits:
     _say_equal_texts(splits, config.train_split)
+  if config.dataset in _GIVEN_IDS:
+    _say_own(splits, source.corpus)
   return data.Dataset(source.corpus._replace(keys=None), splits)
 
 
@@ -86,6 +94,13 @@ def _say_equal_texts(splits, train):
   for what, number in counts.items():
     if number:
       logs.say(f'{train}: {number:,} queries {what}')
+
+
+def with_protocol(config):
+  """Returns the `Config` with BEIR's protocol where it names a set of BEIR."""
+  if config.dataset == 'beir' and config.beir_set and not config.protocol:
+    return dataclasses.replace(config, protocol='beir')
+  return config
 
 
 def _without_dev(split_names, config):
@@ -110,26 +125,21 @@ def _without_dev(split_names, config):
 
 def _judged(source, name, config, alone):
   judged = source.read_split(name)
-  held_out_names = (config.train_split, config.dev_split)
-  if name in held_out_names and source.read_split(config.dev_split) is None:
-    want_held_out = name == config.dev_split
+  sides = (config.train_split, config.dev_split)
+  if name in sides and source.read_split(config.dev_split) is None:
     judged = source.read_split(config.train_split)
-    if judged:
-      kept = {
-        (query, passage): grade
-        for (query, passage), grade in judged.judgements.items()
-        if _held_out(judged.query_ids[query], config) == want_held_out
-      }
-      judged = judged._replace(judgements=kept)
+    if judged and judged.judged_queries():
+      judged = _side(judged, name, config)
     share = f'{config.dev_fraction:.0%} of {config.train_split!r}, by hash'
-    if want_held_out:
-      logs.say(f'no split {name!r} in the data: it is {share} of the query id')
+    no_dev = f'no split {config.dev_split!r} in {source.found}'
+    if name == config.dev_split:
+      logs.say(f'{no_dev}: it is {share} of the query id')
     elif alone and config.dev_fraction:
       logs.say(
-        f'no split {config.dev_split!r} in the data: {share} of the query id, '
-        'is held out for it (--dev_fraction)'
+        f'{no_dev}: {share} of the query id, is held out for it '
+        '(--dev_fraction)'
       )
-  if not judged or not (judged.judgements or judged.all_count):
+  if not judged or not (judged.judged_queries() or judged.all_count):
     raise config_lib.BadInput(
       f'split {name!r} must have judged queries; found none in {source.found}; '
       'name another split, or add its judgements.'
@@ -137,16 +147,79 @@ def _judged(source, name, config, alone):
   return judged
 
 
-def _held_out(query_id, config):
+def _side(judged, name, config):
+  """Returns what train or dev has of judgements that are split by hash."""
+  queries = judged.judged_queries()
+  places = {query: _hash(judged.query_ids[query]) for query in queries}
+  limit, is_dev = config.dev_fraction * 2**64, name == config.dev_split
+  side = {query for query in queries if (places[query] < limit) == is_dev}
+  if not side:
+    cure = f'lower it to {max(places.values()) / 2**64 - 5e-5:.4f} at most'
+    if is_dev:
+      cure = f'raise it to {min(places.values()) / 2**64 + 1e-4:.4f}'
+    if len(queries) == 1:
+      cure = 'add queries'
+    raise config_lib.BadInput(
+      f'--dev_fraction={config.dev_fraction:g} leaves no query to {name!r}; '
+      f'found {len(queries):,} judged queries in {config.train_split!r}, and '
+      f'no split {config.dev_split!r}, for which that share is held out by '
+      f'hash of the query id; {cure}, add judgements of {config.dev_split!r}, '
+      'or train without them: --dev_fraction=0.'
+    )
+  return _of_queries(judged, side)
+
+
+def _hash(query_id):
+  """Returns an int below 2**64."""
   digest = hashlib.blake2b(query_id.encode(), digest_size=8).digest()
-  return int.from_bytes(digest) < config.dev_fraction * 2**64
+  return int.from_bytes(digest)
+
+
+def _of_queries(judged, queries):
+  """Returns the `Judged` of what some query rows were judged on."""
+  judgements, missing = (
+    {pair: grade for pair, grade in pairs.items() if pair[0] in queries}
+    for pairs in (judged.judgements, judged.missing or {})
+  )
+  return judged._replace(judgements=judgements, missing=missing)
+
+
+def _check_missing(judged, name, config, corpus):
+  """Prints how many judged passages the corpus lacks.
+
+  Raises:
+    BadInput: It has none that is relevant.
+  """
+  missing = judged.missing
+  if not missing:
+    return
+  ids = list(dict.fromkeys(an_id for _, an_id in missing))[:3]
+  shown = ', '.join(map(reading.quoted, ids))
+  check = 'check that the corpus and the judgements belong together'
+  if not any(grade > 0 for grade in judged.judgements.values()):
+    raise config_lib.BadInput(
+      f'the corpus has none of the relevant passages of {name!r}; found '
+      f'judgements of {shown}, and passage ids such as '
+      f'{reading.quoted(corpus.ids[0])}; {check}.'
+    )
+  lacking, total = len(missing), len(missing) + len(judged.judgements)
+  what = 'they are never found, and stay in the denominators, as in trec_eval'
+  if name == config.train_split:
+    what = 'they are left out of training, and never found in evaluation'
+  elif judged.protocol == 'answers':
+    what = 'protocol answers looks at texts alone'
+  line = f'{name}: the corpus lacks {lacking:,} of {total:,} judged passages'
+  if 10 * lacking > total:
+    logs.say(f'warning: {line}, such as {shown}; {check}; {what}')
+  else:
+    logs.say(f'{line}; {what}')
 
 
 def _with_positives(judged, name):
   """Returns the `Judged` of the queries that have a positive passage."""
   pairs = judged.judgements
   useful = {query for (query, _), grade in pairs.items() if grade > 0}
-  without = len({query for query, _ in pairs} - useful)
+  without = len(judged.judged_queries() - useful)
   if without:
     logs.say(f'{name}: left out {without:,} queries without a positive passage')
   if not useful:
@@ -154,8 +227,27 @@ def _with_positives(judged, name):
       f'split {name!r} must have queries with a positive passage; found '
       f'{without:,} queries, none with a grade above 0; check the judgements.'
     )
-  kept = {pair: g for pair, g in pairs.items() if pair[0] in useful}
-  return judged._replace(judgements=kept, all_count=False)
+  return _of_queries(judged, useful)._replace(all_count=False)
+
+
+def _own(judged, corpus):
+  """Returns {query row: row of the passage of that id}."""
+  rows = corpus.rows.many(judged.query_ids).tolist()
+  return {query: row for query, row in enumerate(rows) if row >= 0}
+
+
+def _say_own(splits, corpus):
+  """Prints how many queries have the id of a passage, if one has."""
+  ids = list({an_id for split in splits.values() for an_id in split.ids})
+  own = int((corpus.rows.many(ids) >= 0).sum())
+  if own:
+    protocols = {split.protocol for split in splits.values()}
+    what = 'is left out of their results (protocol beir)'
+    if protocols != {'beir'}:
+      what = 'may be a result of theirs; --protocol=beir leaves it out'
+    logs.say(
+      f'{own:,} of {len(ids):,} queries have the id of a passage, which {what}'
+    )
 
 
 def _read_pydocs(config):
@@ -223,6 +315,8 @@ def _pydocs_judgements(queries, splits, groups):
   return judgements
 
 
+# Readers of data that brings the ids of its queries; the others make them up.
+_GIVEN_IDS = ('beir', 'msmarco', 'msmarco_titled', 'msmarco_doc')
 _READERS = {
   'pydocs': _read_pydocs,
   'beir': beir.read,

@@ -7,7 +7,7 @@ those that BM25 found; <set>-<split>.qa.csv to score, with answers alone.
 
 import array
 import ast
-import csv
+import collections
 import functools
 
 import ijson
@@ -88,40 +88,56 @@ def _read_contexts(path, name, passage_rows):
   """Returns the `data.Judged` of a file of questions with contexts.
 
   The first positive context is the positive of the question, as in DPR; those
-  of BM25 are its negatives. A question without a positive is left out.
+  of BM25 are its negatives, but for what the corpus lacks. A question without a
+  positive is left out.
   """
-  ids, queries, judgements, answers, negatives = [], [], {}, {}, {}
-  without = 0
+  found = data.Judged([], [], {}, {}, {}, protocol='answers', missing={})
+  counts = collections.Counter()
   for number, record in enumerate(_records(path), 1):
     place = f'question {number}'
     question, contexts = _question(path, place, record)
+    counts['questions'] += 1
     if not contexts['positive_ctxs']:
-      without += 1
+      counts['left out'] += 1
       continue
-    rows = {
-      key: [_row(path, place, context, passage_rows) for context in found]
-      for key, found in contexts.items()
+    ids = {
+      key: [_passage_id(path, place, context) for context in some]
+      for key, some in contexts.items()
     }
-    row = len(ids)
-    ids.append(f'{name}-{number}')
-    queries.append(question)
-    answers[row] = record.get('answers')
-    if not _are_answers(answers[row]):
+    row = len(found.query_ids)
+    found.query_ids.append(f'{name}-{number}')
+    found.queries.append(question)
+    found.answers[row] = record.get('answers')
+    if not _are_answers(found.answers[row]):
       raise _bad_record(
-        path, place, 'have a list of answers, none empty', answers[row]
+        path, place, 'have a list of answers, none empty', found.answers[row]
       )
-    judgements[row, rows['positive_ctxs'][0]] = 1
-    negatives[row] = rows['hard_negative_ctxs']
-  records.check_any(path, ids)
-  records.say_rows(path, len(ids) + without)
-  if without:
+    gold = ids['positive_ctxs'][0]
+    if gold in passage_rows:
+      found.judgements[row, passage_rows[gold]] = 1
+    else:
+      found.missing[row, gold] = 1
+    hard = list(map(passage_rows.get, ids['hard_negative_ctxs']))
+    found.negatives[row] = [passage for passage in hard if passage is not None]
+    counts['negatives'] += len(hard)
+    counts['unknown'] += hard.count(None)
+  records.check_any(path, found.query_ids)
+  records.say_rows(path, counts['questions'])
+  _say_contexts(path, counts, found.negatives)
+  return found
+
+
+def _say_contexts(path, counts, negatives):
+  """Prints what the contexts of a file lack."""
+  if without := counts['left out']:
     logs.say(f'{path}: left out {without:,} questions without a positive')
-  lacking = sum(not rows for rows in negatives.values())
-  if lacking:
+  if unknown := counts['unknown']:
+    logs.say(
+      f'{path}: left out {unknown:,} of {counts["negatives"]:,} negatives of '
+      'BM25, which the corpus lacks'
+    )
+  if lacking := sum(not rows for rows in negatives.values()):
     logs.say(f'{path}: {lacking:,} questions without a negative of BM25')
-  return data.Judged(
-    ids, queries, judgements, answers, negatives, protocol='answers'
-  )
 
 
 def _read_answers(path, name):
@@ -153,15 +169,7 @@ def _rows(path, what):
   """Yields (line number, cells) of a file with tabs and double quotes."""
   progress = functools.partial(logs.progress, what=what, unit='bytes')
   for number, text in reading.lines(path, progress):
-    try:
-      (cells,) = csv.reader([text], delimiter='\t', strict=True)
-    except csv.Error as error:
-      raise reading.bad(
-        path, 'a cell that begins with a quote must end with one in its line, '
-        'and have those inside it twice', f'{reading.quoted(text)} ({error})',
-        'fetch the file again', number
-      ) from error  # fmt: skip
-    yield number, cells
+    yield number, reading.unquoted(path, number, text)
 
 
 def _records(path):
@@ -201,17 +209,16 @@ def _normal(path, place, question):
   return question.replace('\u2019', "'")
 
 
-def _row(path, place, context, passage_rows):
-  """Returns the row of a context: 'passage_id', or 'psg_id' in TriviaQA."""
+def _passage_id(path, place, context):
+  """Returns the id of a context: 'passage_id', or 'psg_id' in TriviaQA."""
   if not isinstance(context, dict):
     raise _bad_record(path, place, 'have objects as contexts', context)
   an_id = context.get('passage_id', context.get('psg_id'))
-  an_id = str(an_id).removeprefix('wiki:')
-  if an_id not in passage_rows:
+  if an_id is None:
     raise _bad_record(
-      path, place, f'have contexts of {_PASSAGES}', f'passage {an_id}'
+      path, place, f'have contexts of {_PASSAGES}', 'passage None'
     )
-  return passage_rows[an_id]
+  return str(an_id).removeprefix('wiki:')
 
 
 def _listed(text):

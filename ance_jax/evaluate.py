@@ -213,6 +213,7 @@ def run(config):
     path,
     {
       'queries': len(split.ids),
+      'protocol': split.protocol,
       'metrics': scores,
       'corpus': corpus.hash,
       'judgements': split.hash,

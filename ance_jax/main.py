@@ -133,6 +133,8 @@ def _with_flags_of_run(config):
   if 'index' in given:
     # Search parameters of the run's own index are none of another.
     given.setdefault('index_params', config.index_params)
+  if 'beir_set' in given:
+    given.setdefault('protocol', None)  # The set's.
   _, settings = checkpoint.read_chosen(
     folder, 'last', lambda step: runs.settings(folder, step)
   )

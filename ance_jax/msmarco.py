@@ -140,15 +140,17 @@ def _source(config, folder, corpus, splits):
     query_ids, texts = _queries(queries)
     path = judgements or _needed(config, folder, files.judgements[0])
     rows = {query_id: row for row, query_id in enumerate(query_ids)}
-    pairs = _judgements(path, rows, corpus.rows)
-    return data.Judged(query_ids, texts, pairs, protocol=files.protocol)
+    pairs, missing = _judgements(path, rows, corpus.rows)
+    return data.Judged(
+      query_ids, texts, pairs, protocol=files.protocol, missing=missing
+    )
 
   return data.Source(corpus, read_split, _splits_found(folder, splits))
 
 
 def _judgements(path, query_rows, passage_rows):
-  """Returns {(query row, passage row): grade} of a file of TREC judgements."""
-  judgements = records.Judgements(path)
+  """Returns what `records.Judgements` gives, of a file of TREC's form."""
+  judgements = records.Judgements(path, query_rows, passage_rows)
   for number, line in reading.lines(path):
     cells = line.split()
     if len(cells) != 4:
@@ -157,13 +159,8 @@ def _judgements(path, query_rows, passage_rows):
         reading.quoted(line), 'mend the line', number
       )  # fmt: skip
     query_id, _, passage_id, given = cells
-    grade = records.grade(path, number, given)
-    query = records.row(path, number, 'judged query', query_rows, query_id)
-    passage = records.row(
-      path, number, 'judged passage', passage_rows, passage_id
-    )
-    judgements.add(number, query, passage, grade)
-  records.say_rows(path, len(judgements.pairs))
+    judgements.add(number, query_id, passage_id, given)
+  records.say_rows(path, len(judgements))
   return judgements.done()
 
 

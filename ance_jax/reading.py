@@ -6,6 +6,7 @@ else is refused in one sentence: file and line, rule, found value, cure.
 
 import collections
 import contextlib
+import csv
 import functools
 import gzip
 import json
@@ -153,6 +154,25 @@ def lines(path, progress=None):
   if counts:
     changes = ', '.join(f'{n:,} {what}' for what, n in counts.items())
     tqdm.tqdm.write(f'{path}: {changes}')
+
+
+def unquoted(path, number, text):
+  """Returns the cells of a line with tabs between, some in double quotes.
+
+  Raises:
+    BadInput: A quote is not closed.
+  """
+  # Else csv takes no cell above 131,072 characters.
+  csv.field_size_limit(MAX_LINE)
+  try:
+    (cells,) = csv.reader([text], delimiter='\t', strict=True)
+  except csv.Error as error:
+    raise bad(
+      path, 'a cell that begins with a quote must end with one in its line, '
+      'and have those inside it twice', f'{quoted(text)} ({error})',
+      'fetch the file again', number
+    ) from error  # fmt: skip
+  return cells
 
 
 def json_value(text, path, line=None):

@@ -1,5 +1,6 @@
 """Folders, ids, texts and judgements, as the readers of datasets take them."""
 
+import collections
 import functools
 import itertools
 import os
@@ -98,13 +99,32 @@ def json_lines(path, form, what=None):
 
 
 def text(path, line, record, key, counts):
-  """Returns the text of a record, and counts what it cannot keep of it."""
+  """Returns the text of a record, '' for null; counts what it cannot keep."""
+  if key in record and record[key] is None:
+    counts[f'times null as {key!r}, read as empty'] += 1
+    return ''
   found = string(path, line, record, key)
   try:
     found.encode()
   except UnicodeEncodeError:
     counts['texts with half a surrogate pair, read as ?'] += 1
   return found
+
+
+def an_id(path, line, record, counts):
+  """Returns the id of a record: a string, or the digits of a whole number.
+
+  It is under '_id', or, as MTEB has it, under 'id'.
+  """
+  key = '_id'
+  if key not in record and 'id' in record:
+    key = 'id'
+    counts["lines with 'id' for '_id'"] += 1
+  found = record.get(key)
+  if isinstance(found, int) and not isinstance(found, bool):
+    counts['ids that are numbers, read as their digits'] += 1
+    return str(found)
+  return string(path, line, record, key)
 
 
 def string(path, line, record, key):
@@ -117,9 +137,15 @@ def string(path, line, record, key):
   if not isinstance(record[key], str):
     raise reading.bad(
       path, f'a line must have as {key!r} a string', repr(record[key])[:80],
-      'quote it', line
+      as_string(record[key]), line
     )  # fmt: skip
   return record[key]
+
+
+def as_string(value):
+  """Returns how to make a string of a JSON value, in the imperative."""
+  cures = {list: 'join its parts into one', dict: 'give its text alone'}
+  return cures.get(type(value), 'quote it')
 
 
 def keys_of(record):
@@ -145,7 +171,8 @@ def check_id(path, line, an_id, ids):
   if not an_id or not an_id.isprintable() or an_id != ''.join(an_id.split()):
     raise reading.bad(
       path, 'an id must have characters, none of them a space (run files are '
-      'split there) or invisible', reading.quoted(an_id), 'rename it', line
+      'split there) or invisible', reading.quoted(an_id), 'rename it wherever '
+      'it stands, perhaps with _ for each space', line
     )  # fmt: skip
   if an_id in ids:
     raise reading.bad(
@@ -198,6 +225,8 @@ def row(path, line, kind, rows, an_id):
   if an_id not in rows:
     near = an_id.strip()
     cure = 'add it, or remove the line'
+    if kind == 'judged query':
+      cure = 'add it to the queries, or remove the line (BEIR stops at it, too)'
     if near in rows:
       cure = 'remove the spaces around it'
     raise reading.bad(
@@ -207,60 +236,91 @@ def row(path, line, kind, rows, an_id):
   return rows[an_id]
 
 
-def grade(path, number, text):
-  """Returns the grade, an int, that a file has in a line."""
-  if not re.fullmatch(r'[+-]?[0-9]+', text.strip()):
+def grade(path, number, text, counts):
+  """Returns the grade, an int, that a file has in a line.
+
+  Args:
+    path: The file.
+    number: Number of the line.
+    text: What it has as grade; 1.0 is 1.
+    counts: Counter of what is taken otherwise.
+  """
+  whole = re.fullmatch(r'([+-]?[0-9]+)(\.0*)?', text.strip())
+  if not whole:
     raise reading.bad(
       path, 'a grade must be a whole number', reading.quoted(text),
       'mend the line', number
     )  # fmt: skip
+  counts['grades with a decimal point, such as 1.0, read as whole numbers'] += (
+    whole[2] is not None
+  )
   # Python does not read a number of more than 4300 digits.
-  if len(text) > 9 or abs(int(text)) > _MOST_GRADE:
+  if len(whole[1]) > 9 or abs(int(whole[1])) > _MOST_GRADE:
     raise reading.bad(
       path, f'a grade must be from -{_MOST_GRADE} to {_MOST_GRADE}',
       reading.quoted(text), 'mend the line', number
     )  # fmt: skip
-  return int(text)
+  return int(whole[1])
 
 
 class Judgements:
-  """{(query row, passage row): grade}, in the order of a file.
+  """The judgements of a file, in its order."""
 
-  Attributes:
-    pairs: The dict.
-  """
+  def __init__(self, path, query_rows, passage_rows):
+    """Makes an empty one.
 
-  def __init__(self, path):
-    self.pairs, self._path, self._repeated = {}, path, 0
+    Args:
+      path: The file.
+      query_rows: {query id: row}.
+      passage_rows: {passage id: row}, or `strings.Rows`.
+    """
+    self._path, self._pairs, self._counts = path, {}, collections.Counter()
+    self._query_rows, self._passage_rows = query_rows, passage_rows
 
-  def add(self, line, query, passage, grade):
+  def __len__(self):
+    return len(self._pairs)
+
+  def add(self, line, query_id, passage_id, given):
     """Adds the judgement of a line.
 
     Args:
       line: Number of the line.
-      query: Query row.
-      passage: Passage row.
-      grade: int.
+      query_id: Id of a query.
+      passage_id: Id of a passage, which the corpus may lack.
+      given: The grade, as the file has it.
 
     Raises:
-      BadInput: The pair has another one.
+      BadInput: The query is unknown, the grade is none, or the pair has
+        another one.
     """
-    self._repeated += (query, passage) in self.pairs
-    before = self.pairs.setdefault((query, passage), grade)
-    if before != grade:
+    number = grade(self._path, line, given, self._counts)
+    query = row(self._path, line, 'judged query', self._query_rows, query_id)
+    passage = self._passage_rows.get(passage_id)
+    if passage is None and passage_id.strip() in self._passage_rows:
+      row(self._path, line, 'judged passage', self._passage_rows, passage_id)
+    pair = query, passage_id if passage is None else passage
+    self._counts['judgements that stand twice, read once'] += (
+      pair in self._pairs
+    )
+    before = self._pairs.setdefault(pair, number)
+    if before != number:
       raise reading.bad(
-        self._path, 'a pair must have one grade', f'{before} and {grade}',
+        self._path, 'a pair must have one grade', f'{before} and {number}',
         'keep one of the two', line
       )  # fmt: skip
 
   def done(self):
-    """Returns the dict, and says what stood twice."""
-    if self._repeated:
-      logs.say(
-        f'{self._path}: {self._repeated:,} judgements that stand twice, read '
-        'once'
-      )
-    return self.pairs
+    """Returns them as `data.Judged` has them, and prints what was counted.
+
+    Returns:
+      {(query row, passage row): grade}, and {(query row, passage id): grade} of
+      passages that the corpus lacks.
+    """
+    say_counts(self._path, +self._counts)
+    there, missing = {}, {}
+    for pair, number in self._pairs.items():
+      (missing if isinstance(pair[1], str) else there)[pair] = number
+    return there, missing
 
 
 def say_corpus(name, corpus):

@@ -76,6 +76,8 @@ def begin(config, split_names, spread=None):
     split_names: As for `corpora.load`.
     spread: As for `tokens.token_rows`, of the passages.
   """
+  # Recorded, so that it stays whatever --beir_set is later.
+  config = corpora.with_protocol(config)
   dataset, model = _dataset_and_model(config, split_names)
   new = processes.told(lambda: secrets.token_hex(8))
   run = _run(new, config, dataset, model.retriever, model.tokenizer, spread)
@@ -178,6 +180,7 @@ def go_on(config, split_names, step):
   """
   retriever, tokenizer = models.load_model(config.workdir, step)
   began = _began(config.workdir, step)
+  config = _with_protocol(config, settings(config.workdir, step))
   return _go_on(config, split_names, began, retriever, tokenizer)
 
 
@@ -233,11 +236,13 @@ def read(config, split_names, *, for_training=False):
   compiled.keep(config.compilation_cache_dir, devices)
   if is_run(config.workdir):
     # Before the data, which may take longer than a checkpoint is kept.
-    step, (began, model) = checkpoint.read_chosen(
+    step, (before, began, model) = checkpoint.read_chosen(
       config.workdir,
       config.checkpoint,
       lambda step: _read_saved(config, step, devices, for_training),
     )
+    if not (config.job == 'evaluate' and config.beir_set):
+      config = _with_protocol(config, before)
     run = _go_on(config, split_names, began, model.retriever, model.tokenizer)
     return run, model.params, step
   if not config.init_from:
@@ -251,13 +256,20 @@ def read(config, split_names, *, for_training=False):
 
 
 def _read_saved(config, step, devices, for_training):
-  """Returns what a checkpoint of a run has: (what it began with, `Model`)."""
-  saved = settings(config.workdir, step)
+  """Returns what a checkpoint has: `Config`, what it began with, `Model`."""
+  before = settings(config.workdir, step)
   free = ('protocol', *(() if for_training else config_lib.OF_READING))
-  kept = {name: getattr(saved, name) for name in free}
+  kept = {name: getattr(before, name) for name in free}
   check_same_run(dataclasses.replace(config, **kept), step)
   model = models.load_whole(config.workdir, step, devices)
-  return _began(config.workdir, step), model
+  return before, _began(config.workdir, step), model
+
+
+def _with_protocol(config, before):
+  """Returns the `Config`; its protocol is that of `before` if it has none."""
+  return dataclasses.replace(
+    config, protocol=config.protocol or before.protocol
+  )
 
 
 def training_data(run, method):
@@ -339,14 +351,18 @@ def settings(workdir, step):
   """Returns the `Config` that a checkpoint was saved under."""
   text = checkpoint.read_record(workdir, step)[FLAGS_FILE].decode()
   where = f'{FLAGS_FILE} of the checkpoint of step {step}'
-  return config_lib.Config.from_lines(text.split('\n')[:-1], where)
+  before = config_lib.Config.from_lines(text.split('\n')[:-1], where)
+  if before.dataset == 'beir' and not before.protocol:
+    # Also where it was begun before --beir_set brought a protocol.
+    return dataclasses.replace(before, protocol='usual')
+  return before
 
 
 def check_same_run(config, step):
   """Raises `BadInput` if a checkpoint is of other settings than these."""
   before = settings(config.workdir, step)
   for name, old, new in config_lib.differences(
-    before, config, may_change=False
+    before, _with_protocol(config, before), may_change=False
   ):
     raise config_lib.BadInput(
       f'--{name} must stay as the run in {config.workdir} began; found {new!r} '

@@ -183,7 +183,7 @@ def test_each_piece_of_a_document_has_its_row_and_its_id(
 
 
 def test_a_trainer_leaves_the_embeddings_that_a_job_beside_it_makes(
-  finished, monkeypatch
+  finished, tmp_path, monkeypatch
 ):
   run, params, _ = runs.read(
     dataclasses.replace(finished, checkpoint='3'), ('dev',)
@@ -322,3 +322,38 @@ def test_a_folder_without_a_run_or_weights_is_refused(job, finished, tmp_path):
   config = dataclasses.replace(finished, workdir=str(tmp_path))
   with pytest.raises(config_lib.BadInput, match='found no run in'):
     job(config)
+
+
+def test_a_set_of_beir_brings_its_protocol_but_to_no_run_that_began_otherwise(
+  finished, tmp_path, monkeypatch
+):
+  named = dataclasses.replace(finished, beir_set='scifact')
+  # Begun before, or without --beir_set: it goes on as it was.
+  assert runs.settings(finished.workdir, 6).protocol == 'usual'
+  runs.check_same_run(named, 6)
+  again = runs.go_on(named, ('dev',), 6)
+  assert again.splits['dev'].protocol == 'usual'
+  assert again.config.protocol == 'usual'
+  refreshed, *_ = runs.read(dataclasses.replace(named, job='refresh'), ('dev',))
+  assert refreshed.splits['dev'].protocol == 'usual'
+  # What is scored now is scored as the set is.
+  scored, *_ = runs.read(dataclasses.replace(named, job='evaluate'), ('dev',))
+  assert scored.splits['dev'].protocol == 'beir'
+  # A new run keeps it, without --beir_set, too.
+  begun, _ = runs.begin(
+    dataclasses.replace(named, workdir=str(tmp_path)), ('dev',)
+  )
+  assert begun.splits['dev'].protocol == 'beir'
+  flags = runs.record(begun)[runs.FLAGS_FILE].decode()
+  assert '--protocol=beir\n' in flags
+  monkeypatch.setattr(
+    runs, 'settings', lambda *_: dataclasses.replace(finished, protocol='beir')
+  )
+  for config in (finished, named):
+    runs.check_same_run(config, 6)
+    again = runs.go_on(config, ('dev',), 6)
+    assert again.splits['dev'].protocol == 'beir'
+    loaded, *_ = runs.read(config, ('dev',))
+    assert loaded.splits['dev'].protocol == 'beir'
+  with pytest.raises(config_lib.BadInput, match='--protocol must stay'):
+    runs.check_same_run(dataclasses.replace(named, protocol='usual'), 6)

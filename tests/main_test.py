@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+from absl import flags
 import pytest
 
 from ance_jax import checkpoint
@@ -142,3 +143,28 @@ def test_help_tells_the_meaning_of_each_flag():
   for field in dataclasses.fields(config_lib.Config):
     assert f'{field.name}:' in shown.stdout
   assert 'ANCE: 10,000 on MS MARCO' in ' '.join(shown.stdout.split())
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'protocol'),
+  [
+    ([], 'usual'),
+    (['--beir_set=scifact'], None),
+    (['--beir_set=scifact', '--protocol=msmarco'], 'msmarco'),
+  ],
+)
+def test_a_set_that_is_named_for_a_job_on_a_run_brings_its_protocol(
+  arguments, protocol, tiny, tmp_path, monkeypatch
+):
+  record = checkpoint.record_folder(tmp_path, 2)
+  handoff.make_folder(record)
+  (record / 'run.flags').write_text(tiny.to_flagfile())
+  handoff.seal(record.parent, {})
+  given = flags.FlagValues()
+  config_lib.define_flags(given)
+  arguments = ['--job=evaluate', f'--workdir={tmp_path}', *arguments]
+  config_lib.parse(['', *arguments], given)
+  monkeypatch.setattr(main.flags, 'FLAGS', given)
+  config = main._with_flags_of_run(config_lib.Config.from_flags(given))
+  assert config.protocol == protocol
+  assert config.data_dir == tiny.data_dir

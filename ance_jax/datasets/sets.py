@@ -234,12 +234,11 @@ def _queries(judged):
 
 
 def _judgements(judged, corpus):
-  for number, ((query, passage), grade) in enumerate(judged.judgements.items()):
-    yield (
-      number,
-      {
-        'query': judged.query_ids[query],
-        'passage': corpus.ids[passage],
-        'grade': grade,
-      },
-    )
+  pairs = [
+    (query, corpus.ids[passage], grade)
+    for (query, passage), grade in judged.judgements.items()
+  ]
+  pairs += [(*pair, grade) for pair, grade in (judged.missing or {}).items()]
+  for number, (query, passage_id, grade) in enumerate(pairs):
+    row = {'passage': passage_id, 'grade': grade}
+    yield number, {'query': judged.query_ids[query], **row}

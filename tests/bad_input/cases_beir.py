@@ -241,12 +241,34 @@ CASES = {
   'more keys': Accepted(append(CORPUS, record(_id='x', text='a', metadata={}))),
   # Passages.
   'no id': sixth(record(text='a'), "a string '_id'; found the keys 'text'"),
-  'id, not _id': sixth(record(id='x', text='a'), "keys 'id', 'text'; name it"),
+  'id, not _id': Accepted(
+    append(CORPUS, record(id='x', text='a')), "1 lines with 'id' for '_id'"
+  ),
+  'neither id nor _id': sixth(record(docid='x', text='a'), 'name it _id'),
   'contents, not text': sixth(record(_id='x', contents='a'), 'name it text'),
   'empty object': sixth('{}\n', 'found the keys none'),
-  'number as id': sixth(record(_id=7, text='a'), "as '_id' a string; found 7"),
-  'null as text': sixth(record(_id='x', text=None), "as 'text' a string; f"),
-  'list as text': sixth(record(_id='x', text=['a']), "found ['a']; quote it"),
+  'number as id': Accepted(
+    append(CORPUS, record(_id=7, text='a')),
+    '1 ids that are numbers, read as their digits',
+  ),
+  'number as id of two': Refused(
+    append(CORPUS, record(_id=7, text='a') + record(_id='7', text='a')),
+    "ids must differ; found '7' in lines 6 and 7",
+    CORPUS,
+  ),
+  'fraction as id': sixth(record(_id=7.0, text='a'), 'found 7.0; quote it'),
+  'true as id': sixth(record(_id=True, text='a'), 'found True; quote it'),
+  'null as id': sixth(record(_id=None, text='a'), "as '_id' a string; found N"),
+  'null as text': Accepted(
+    append(CORPUS, record(_id='x', title='t', text=None)),
+    "1 times null as 'text', read as empty",
+  ),
+  'null as query': fourth(record(_id='q9', text=None), "found ''; give it one"),
+  'list as text': sixth(
+    record(_id='x', text=['a', 'b']), "found ['a', 'b']; join its parts into on"
+  ),
+  'object as text': sixth(record(_id='x', text={'en': 'a'}), 'its text alone'),
+  'number as text': sixth(record(_id='x', text=7), 'found 7; quote it'),
   'title a list': sixth(record(_id='x', text='a', title=['b']), 'a title must'),
   'title a number': sixth(record(_id='x', text='a', title=3), 'a title must'),
   'title null': Accepted(append(CORPUS, record(_id='x', text='a', title=None))),
@@ -299,13 +321,31 @@ CASES = {
   'query without a text': fourth(
     record(_id='q9', text=''), 'query must have a'
   ),
-  'number as query id': fourth(record(_id=9, text='a'), 'found 9; quote it'),
+  'number as query id': Accepted(
+    together(
+      append(QUERIES, record(_id=9, text='a')), append(DEV, '9\tp2\t1\n')
+    ),
+    '1 ids that are numbers, read as their digits',
+  ),
   'query, not text': fourth(record(_id='q9', query='a'), 'name it text'),
   'space in a query id': fourth(record(_id='q 9', text='a'), 'a space'),
   'Latin-1 in a query': fourth(b'{"_id": "\xe9"}', 'must be UTF-8'),
   # Judgements.
   'no header': Accepted(put(DEV, 'q2\tp2\t1\n')),
   'other header': Accepted(put(DEV, 'qid\tdocid\trelevance\nq2\tp2\t1\n')),
+  'all TREC columns': Accepted(
+    put(DEV, 'q2 0 p2 1\nq2 Q0 p3 0\n'), 'read as judgements of TREC, of four'
+  ),
+  'all TREC columns with tabs and a header': Accepted(
+    put(DEV, 'query\titer\tpassage\tgrade\nq2\t0\tp2\t1\n'),
+    'dev: 1 queries, 1 judged passages',
+  ),
+  'BEIR columns in TREC': Refused(
+    put(DEV, 'q2 0 p2 1\nq2\tp3\t0\n'), TABS, DEV, 2
+  ),
+  'a column too many': Refused(
+    put(DEV, 'q2\tp2\t1\ttest\n'), "a whole number; found 'test'", DEV, 1
+  ),
   'TREC columns': judged('q2 0 p2 1', TABS),
   'TREC columns with tabs': judged('q2\t0\tp2\t1', TABS),
   'two columns': judged('q2\tp2', TABS),
@@ -316,7 +356,9 @@ CASES = {
     put(DEV, 'query-id corpus-id score\nq2\tp2\t1\n'), TABS, DEV, 1
   ),
   'second header': judged(HEADER.strip(), "a whole number; found 'score'"),
-  'float grade': judged('q2\tp2\t1.0', "a whole number; found '1.0'"),
+  'float grade': Accepted(
+    put(DEV, f'{HEADER}q2\tp2\t1.0\n'), '1 grades with a decimal point, such as'
+  ),
   'float grade first': Refused(put(DEV, 'q2\tp2\t0.5\n'), "'0.5'", DEV, 1),
   'word as grade first': Refused(
     put(DEV, 'q2\tp2\trelevant\n'), "a whole number; found 'relevant'", DEV, 1
@@ -328,12 +370,41 @@ CASES = {
   'grade of a billion': judged('q2\tp2\t1000000000', 'be from -1000 to 1000'),
   'grade of 10,000 digits': judged(f'q2\tp2\t{"9" * 10_000}', 'be from -1000'),
   'negative grade': Accepted(append(DEV, 'q2\tp4\t-1\n')),
-  'unknown passage': judged('q2\tnope\t1', 'passage id must be one of the dat'),
+  'unknown passage': Accepted(
+    append(DEV, 'q2\tnope\t1\n'),
+    "warning: dev: the corpus lacks 1 of 3 judged passages, such as 'nope'; ch",
+  ),
+  'unknown passage twice': Accepted(
+    append(DEV, 2 * 'q2\tnope\t1\n'), '1 judgements that stand twice, read once'
+  ),
+  'unknown passage of two grades': Refused(
+    append(DEV, 'q2\tnope\t1\nq2\tnope\t2\n'), 'a pair must have one', DEV, 5
+  ),
+  'unknown passage to train on': Accepted(
+    append(TRAIN, 'q2\tnope\t1\n'),
+    'train: left out 1 queries without a positive passage',
+  ),
+  'no passage known': Refused(
+    put(DEV, 'q2\tx1\t1\nq1\tx2\t1\n'),
+    "of 'dev'; found judgements of 'x1', 'x2', and passage ids such as 'p0'",
+  ),
+  'no relevant passage known': Refused(
+    put(DEV, 'q2\tx1\t1\nq2\tp2\t0\n'), 'corpus has none of the relevant pass'
+  ),
   'unknown query': judged('nope\tp2\t1', 'query id must be one of the data; f'),
   'columns swapped': judged('p2\tq2\t1', 'query id must be one of the data'),
-  'id in another case judged': judged('q2\tP2\t1', "found 'P2'; add it"),
+  'id in another case judged': Accepted(
+    append(DEV, 'q2\tP2\t1\n'), "passages, such as 'P2';"
+  ),
   'space behind a judged id': judged('q2\tp2 \t1', 'remove the spaces around'),
-  'quoted ids': judged('"q2"\t"p2"\t1', 'must be one of the data; found \'"q2'),
+  'quoted ids': Accepted(
+    append(DEV, '"q2"\t"p2"\t1\n'), '1 judgements that stand twice, read once'
+  ),
+  'all in quotes': Accepted(
+    put(DEV, '"query-id"\t"corpus-id"\t"score"\n"q2"\t"p2"\t"1"\n'),
+    'dev: 1 queries, 1 judged passages',
+  ),
+  'quote without an end': judged('"q2\tp2\t1', 'must end with one in its line'),
   'two grades': judged('q2\tp2\t2', 'a pair must have one grade'),
   'same judgement twice': Accepted(
     append(DEV, 'q2\tp2\t1\n'), '1 judgements that stand twice, read once'
@@ -361,9 +432,17 @@ CASES = {
     append(TRAIN, 'q2\tp0\t0\n'), 'left out 1 queries without a positive'
   ),
   'dev without judgements': Refused(put(DEV, HEADER), "'dev' must have judged"),
-  'nothing held out': Refused(
+  'nothing held out': Accepted(
     lambda folder: {**(remove(DEV)(folder) or {}), 'dev_fraction': 0.0},
-    "split 'dev' must have judged queries",
+    'nothing is scored on dev',
+  ),
+  'too little held out': Refused(
+    lambda folder: {**(remove(DEV)(folder) or {}), 'dev_fraction': 0.0001},
+    "--dev_fraction=0.0001 leaves no query to 'dev'; found 2 judged queries in",
+  ),
+  'all held out': Refused(
+    lambda folder: {**(remove(DEV)(folder) or {}), 'dev_fraction': 0.9999},
+    "--dev_fraction=0.9999 leaves no query to 'train'; found 2 judged queries",
   ),
   # Answers.
   'answers': Accepted(put(ANSWERS, record(_id='q0', answers=['a', 'b']))),

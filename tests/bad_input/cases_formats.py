@@ -106,6 +106,9 @@ CASES = {
   'title missing': Refused(
     append(PASSAGES, '4\ttext\n'), 'id, text and title; found 2', PASSAGES, 5
   ),
+  'passage of a million characters in quotes': Accepted(
+    append(PASSAGES, f'4\t"{"a " * 500_000}"\ttitle\n')
+  ),
   'passage twice': Refused(
     append(PASSAGES, '3\ttext\tt\n'), "'3' in lines 4 and 5", PASSAGES
   ),
@@ -141,8 +144,26 @@ CASES = {
   'no list of contexts': asked("have a list 'positive", positive_ctxs=None),
   'context as a text': asked('objects as contexts', positive_ctxs=['1']),
   'context without an id': asked('passage None', positive_ctxs=[{}]),
-  'context of no passage': asked(
-    'passage 77', hard_negative_ctxs=[{'passage_id': 77}]
+  'negative that is no passage': Accepted(
+    put(
+      TRAIN,
+      json.dumps([question(1, hard_negative_ctxs=[{'passage_id': 77}])]),
+    ),
+    'left out 1 of 1 negatives of BM25, which the corpus lacks',
+  ),
+  'positive that is no passage': Accepted(
+    put(
+      TRAIN,
+      json.dumps([question(1), question(2, positive_ctxs=[{'psg_id': '77'}])]),
+    ),
+    'train: left out 1 queries without a positive passage',
+  ),
+  'contexts of another corpus': Refused(
+    put(
+      TRAIN,
+      json.dumps([question(1, positive_ctxs=[{'passage_id': 'doc-1'}])]),
+    ),
+    "found judgements of 'doc-1', and passage ids such as '1'; check that",
   ),
   'context with the prefix of DPR': Accepted(
     put(
@@ -193,7 +214,14 @@ CASES = {
   'judgement with spaces': Accepted(marco(append(QRELS, '7 Q0 2 3\n'))),
   'grade as a word': judged('7\t0\t1\tyes', 'a grade must be a whole number'),
   'two grades of a pair': judged('7\t0\t1\t2', 'a pair must have one grade'),
-  'judged passage missing': judged('7\t0\t9\t1', 'judged passage id must be'),
+  'judged passage missing': Accepted(
+    marco(append(QRELS, '7\t0\t9\t1\n')),
+    'warning: train: the corpus lacks 1 of 3 judged passages, such as ',
+  ),
+  'judged passages of another corpus': Refused(
+    marco(put(QRELS, '7\t0\tD7\t1\n8\t0\tD8\t1\n')),
+    "of 'train'; found judgements of 'D7', 'D8', and passage ids such as '0'",
+  ),
   'judged query missing': judged('99\t0\t1\t1', 'judged query id must be one'),
   'collection missing': Refused(
     marco(remove(COLLECTION)), 'collectionandqueries.tar.gz (1,057.7 MB)'

@@ -1,0 +1,313 @@
+"""Judged passages that the corpus lacks, and passages with the id of a query.
+
+What is scored is held against pytrec_eval, with the judgements as they are.
+"""
+
+import json
+import re
+
+import formats
+import numpy as np
+import pytest
+import pytrec_eval
+
+from ance_jax import compare
+from ance_jax import config as config_lib
+from ance_jax import corpora
+from ance_jax import evaluate
+from ance_jax import handoff
+
+NUM_PASSAGES, NUM_QUERIES = 160, 24
+
+
+def write(folder, passages, queries, **judged):
+  """Writes a BEIR folder of {id: text} twice, and {split: judgements}."""
+  (folder / 'qrels').mkdir(parents=True)
+  for name, texts in (('corpus', passages), ('queries', queries)):
+    lines = [json.dumps({'_id': i, 'text': t}) for i, t in texts.items()]
+    (folder / f'{name}.jsonl').write_text('\n'.join(lines))
+  for name, pairs in judged.items():
+    lines = [
+      f'{query}\t{passage}\t{g}' for (query, passage), g in pairs.items()
+    ]
+    head = 'query-id\tcorpus-id\tscore'
+    (folder / 'qrels' / f'{name}.tsv').write_text('\n'.join([head, *lines]))
+  return str(folder)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+  """A folder like ArguAna: most queries are passages; some judged ones lack."""
+  random = np.random.default_rng(5)
+  words = [f'word{number}' for number in range(12)]
+  passages = {
+    f'a{row}': ' '.join(random.choice(words, 6)) for row in range(NUM_PASSAGES)
+  }
+  queries = dict(list(passages.items())[: NUM_QUERIES - 4])
+  queries |= {f'other{n}': ' '.join(random.choice(words, 4)) for n in range(4)}
+  ids = [*passages, *(f'gone{number}' for number in range(60))]
+  judged = {
+    (query, str(passage)): int(random.integers(-1, 4))
+    for query in queries
+    for passage in random.choice(ids, 1 + random.integers(9), replace=False)
+  }
+  judged |= {('a0', 'a0'): 1, ('a0', 'a1'): 2}
+  for query in ('a3', 'other2'):
+    judged = {pair: g for pair, g in judged.items() if pair[0] != query}
+    judged[query, 'gone1'] = 2
+  return write(tmp_path / 'data', passages, queries, test=judged), judged
+
+
+def bm25(folder, workdir, **changes):
+  """Scores test; returns the scores, and {query id: ranked passage ids}."""
+  config = config_lib.Config(
+    job='evaluate', retriever='bm25', dataset='beir', split='test',
+    data_dir=folder, workdir=str(workdir), **changes
+  )  # fmt: skip
+  scores, run = evaluate.run(config), {}
+  for line in (workdir / 'test-bm25-0.trec').read_text().splitlines():
+    query, _, passage, *_ = line.split()
+    run.setdefault(query, []).append(passage)
+  return scores, run
+
+
+def means_of_pytrec_eval(judged, run, cut=None):
+  """Returns {measure: mean over judged queries} by name of pytrec_eval."""
+  qrels = {}
+  for (query, passage), grade in judged.items():
+    qrels.setdefault(query, {})[passage] = grade
+  scored = {
+    query: {
+      p: -float(place) for place, p in enumerate(run.get(query, ())[:cut])
+    }
+    or {'none': 0.0}
+    for query in qrels
+  }
+  found = pytrec_eval.RelevanceEvaluator(
+    qrels, {'ndcg_cut.10', 'recall', 'recip_rank'}
+  ).evaluate(scored)
+  assert len(found) == len(qrels)
+  measures = next(iter(found.values()))
+  return {
+    name: sum(values[name] for values in found.values()) / len(qrels)
+    for name in measures
+  }
+
+
+@pytest.mark.parametrize('changes', [{'protocol': 'beir'}, {}])
+def test_scores_are_pytrec_evals_with_the_judgements_as_they_are(
+  changes, arguments, tmp_path, capsys
+):
+  folder, judged = arguments
+  scores, run = bm25(folder, tmp_path / 'bm25', **changes)
+  assert len({query for query, _ in judged}) == NUM_QUERIES
+  theirs = means_of_pytrec_eval(judged, run)
+  assert scores['ndcg@10'] == pytest.approx(theirs['ndcg_cut_10'])
+  at_100 = means_of_pytrec_eval(judged, run, 100)
+  assert scores['recall@100'] == pytest.approx(at_100['recall_100'])
+  at_10 = means_of_pytrec_eval(judged, run, 10)
+  assert scores['mrr@10'] == pytest.approx(at_10['recip_rank'])
+  missing = sum(passage.startswith('gone') for _, passage in judged)
+  says = f'test: the corpus lacks {missing} of {len(judged)} judged passages'
+  assert says in capsys.readouterr().out
+
+
+def test_beirs_protocol_removes_the_query_itself_and_ranks_one_more(
+  arguments, tmp_path, capsys
+):
+  folder, judged = arguments
+  usual, before = bm25(folder, tmp_path / 'usual')
+  assert (
+    '20 of 24 queries have the id of a passage, which may be a result of '
+    'theirs; --protocol=beir leaves it out'
+  ) in capsys.readouterr().out
+  beir, after = bm25(folder, tmp_path / 'beir', beir_set='arguana')
+  said = capsys.readouterr().out
+  assert said.count('have the id of a passage') == 1
+  assert '20 of 24 queries have the id of a passage, which is left out' in said
+  for query, passages in before.items():
+    kept = [passage for passage in passages if passage != query]
+    assert after[query][: len(kept)] == kept
+    assert query not in after[query]
+    if len(passages) == 100:
+      assert len(after[query]) >= 100
+  # Query a0 has itself for a positive, which nobody finds.
+  assert beir != usual
+  theirs = means_of_pytrec_eval(judged, after)
+  assert list(beir) == [
+    'ndcg@10', 'mrr@10', 'recall@10', 'recall@100', 'capped_recall@100'
+  ]  # fmt: skip
+  assert beir['ndcg@10'] == pytest.approx(theirs['ndcg_cut_10'])
+  written = handoff.read_json(tmp_path / 'beir' / 'test-bm25-0.json')
+  assert written['protocol'] == 'beir'
+  given, _ = bm25(
+    folder, tmp_path / 'given', beir_set='arguana', protocol='usual'
+  )
+  assert given == usual
+
+
+def test_compare_scores_as_evaluate_does(arguments, tmp_path):
+  folder, _ = arguments
+  names = []
+  for name, k1 in (('a', 0.9), ('b', 3.0)):
+    scores, _ = bm25(folder, tmp_path / name, beir_set='arguana', bm25_k1=k1)
+    names.append((str(tmp_path / name), scores))
+  compare.run(
+    config_lib.Config(
+      job='compare', dataset='beir', data_dir=folder, split='test',
+      beir_set='arguana', workdir=str(tmp_path / 'out'),
+      runs=','.join(path for path, _ in names),
+    )
+  )  # fmt: skip
+  found = handoff.read_json(tmp_path / 'out' / 'compare-test.json')
+  assert found['metrics'] == {'a': names[0][1], 'b': names[1][1]}
+
+
+@pytest.mark.parametrize(('lacking', 'warns'), [(1, False), (2, True)])
+def test_more_than_one_in_ten_is_a_warning_with_three_ids(
+  lacking, warns, tmp_path, capsys
+):
+  passages = {f'p{number}': f'text {number}' for number in range(10)}
+  queries = {f'q{number}': f'text {number}' for number in range(4)}
+  judged = {(f'q{n % 4}', f'p{n}'): 1 for n in range(9)}
+  judged |= {('q0', f'x{number}'): 1 for number in range(lacking)}
+  folder = write(tmp_path / 'data', passages, queries, test=judged)
+  bm25(folder, tmp_path / 'bm25')
+  said = capsys.readouterr().out
+  ids = ', '.join(f"'x{number}'" for number in range(lacking))
+  assert said.count('the corpus lacks') == 1
+  assert (f'warning: test: the corpus lacks {lacking} of' in said) == warns
+  assert (f'judged passages, such as {ids}; check that' in said) == warns
+  assert 'warning' not in said or warns
+
+
+def test_three_ids_are_shown_each_once_and_in_order(tmp_path, capsys):
+  judged = {(f'q{n}', f'x{n // 2}'): 1 for n in range(9)} | {('q9', 'p0'): 1}
+  queries = {f'q{number}': 'text' for number in range(10)}
+  folder = write(tmp_path / 'data', {'p0': 'text'}, queries, test=judged)
+  scores, _ = bm25(folder, tmp_path / 'bm25')
+  assert "such as 'x0', 'x1', 'x2'; check" in capsys.readouterr().out
+  assert scores['recall@100'] == 0.1
+
+
+def load(folder, *splits, **changes):
+  config = config_lib.Config(data_dir=str(folder), **changes)
+  return corpora.load(config, splits)
+
+
+def test_training_leaves_out_pairs_and_queries_that_the_corpus_lacks(
+  tmp_path, capsys
+):
+  passages = {f'p{number}': f'text {number}' for number in range(4)}
+  queries = {f'q{number}': f'text {number}' for number in range(4)}
+  judged = {
+    ('q0', 'p0'): 1, ('q0', 'x'): 1, ('q1', 'x'): 1, ('q2', 'p2'): 1,
+    ('q2', 'p1'): 0, ('q3', 'p3'): 0, ('q3', 'y'): 2,
+  }  # fmt: skip
+  folder = write(tmp_path / 'data', passages, queries, train=judged, dev=judged)
+  splits = load(folder, 'train', 'dev', dataset='beir').splits
+  said = capsys.readouterr().out
+  assert (
+    'train: the corpus lacks 3 of 7 judged passages, such as '
+    "'x', 'y'; check that the corpus and the judgements belong together; they "
+    'are left out of training'
+  ) in said
+  assert 'train: left out 2 queries without a positive passage' in said
+  train, dev = splits['train'], splits['dev']
+  assert list(train.ids) == ['q0', 'q2']
+  assert [column.tolist() for column in train.positives()] == [[0, 1], [0, 2]]
+  assert train.missing == [[1], []]
+  assert list(dev.ids) == list(queries)
+  assert dev.missing == [[1], [1], [], [2]]
+
+
+def test_a_query_that_is_held_out_brings_what_the_corpus_lacks(tmp_path):
+  passages = {f'p{number}': f'text {number}' for number in range(60)}
+  queries = {f'q{number}': f'text {number}' for number in range(60)}
+  judged = {(f'q{n}', f'p{n}' if n % 3 else f'x{n}'): 1 for n in range(60)}
+  folder = write(tmp_path / 'data', passages, queries, train=judged)
+  splits = load(folder, 'train', 'dev', dataset='beir', dev_fraction=0.5).splits
+  held_out = set(splits['dev'].ids)
+  trained = set(splits['train'].ids)
+  lacking = {f'q{n}' for n in range(0, 60, 3)}
+  assert not held_out & trained
+  assert held_out | trained == set(queries) - (lacking - held_out)
+  assert sum(map(len, splits['dev'].missing)) == len(held_out & lacking) > 0
+  # The whole of both is the same hash of ids as without missing ones.
+  whole = {(query, 'p1'): 1 for query in queries}
+  folder = write(tmp_path / 'whole', passages, queries, train=whole)
+  again = load(folder, 'dev', dataset='beir', dev_fraction=0.5).splits['dev']
+  assert set(again.ids) == held_out
+
+
+def test_a_share_that_the_message_names_leaves_both_sides_a_query(tmp_path):
+  queries = {f'q{number}': 'text' for number in range(3)}
+  judged = {(query, 'p'): 1 for query in queries}
+  folder = write(tmp_path / 'data', {'p': 'text'}, queries, train=judged)
+  for share in (0.0001, 0.9999):
+    with pytest.raises(
+      config_lib.BadInput, match='leaves no query to'
+    ) as found:
+      load(folder, 'train', 'dev', dataset='beir', dev_fraction=share)
+    assert 'found 3 judged queries' in str(found.value)
+    share = float(
+      re.search(r'(?:raise|lower) it to (\S+?),? ', str(found.value))[1]
+    )
+    splits = load(
+      folder, 'train', 'dev', dataset='beir', dev_fraction=share
+    ).splits
+    assert sorted(len(split.ids) for split in splits.values()) == [1, 2]
+
+
+def test_trecs_own_files_may_judge_what_the_corpus_lacks(tmp_path, capsys):
+  formats.write_msmarco(tmp_path)
+  qrels = tmp_path / '2019qrels-pass.txt'
+  before = load(tmp_path, 'dl19', dataset='msmarco').splits['dl19']
+  query = before.ids[0]
+  with open(qrels, 'a') as file:
+    file.write(f'{query} Q0 999999 3\n')
+  capsys.readouterr()
+  after = load(tmp_path, 'dl19', dataset='msmarco').splits['dl19']
+  assert after.missing[0] == [3]
+  assert not any(after.missing[1:])
+  assert after.passages.tolist() == before.passages.tolist()
+  assert after.hash != before.hash
+  assert 'dl19: the corpus lacks 1 of' in capsys.readouterr().out
+
+
+def test_dprs_first_positive_counts_and_its_negatives_are_those_there(
+  tmp_path, capsys
+):
+  formats.write_dpr(tmp_path)
+  path = tmp_path / 'biencoder-nq-dev.json'
+  questions = json.loads(path.read_text())
+  before = load(tmp_path, 'dev', dataset='dpr').splits['dev']
+  first, second = questions[:2]
+  first['positive_ctxs'].insert(0, {'passage_id': '123456', 'title': ''})
+  second['hard_negative_ctxs'].insert(1, {'passage_id': '123457', 'title': ''})
+  path.write_text(json.dumps(questions))
+  capsys.readouterr()
+  after = load(tmp_path, 'dev', dataset='dpr').splits['dev']
+  said = capsys.readouterr().out
+  assert after.missing == [[1], *([] for _ in range(len(questions) - 1))]
+  assert after.negatives == before.negatives
+  assert after.passages.tolist() == before.passages.tolist()[1:]
+  assert 'left out 1 of ' in said
+  assert 'protocol answers looks at texts alone' in said
+  trained = load(tmp_path, 'dev', dataset='dpr', train_split='dev')
+  assert list(trained.splits['dev'].ids) == list(after.ids)[1:]
+
+
+def test_ids_that_a_reader_makes_up_are_no_passages(tmp_path, capsys):
+  write(tmp_path / 'data', {'q0': 'x', 'b': 'y'}, {})
+  (tmp_path / 'data' / 'pairs.jsonl').write_text(
+    '{"query": "a", "positive": "x"}\n' * 2
+    + '{"query": "b", "positive": "y"}\n' * 2
+  )
+  split = load(
+    tmp_path / 'data', 'train', dataset='pairs', protocol='beir',
+    dev_split='train',
+  ).splits['train']  # fmt: skip
+  assert list(split.ids) == ['q0', 'q1']
+  assert split.own is None
+  assert 'the id of a passage' not in capsys.readouterr().out
