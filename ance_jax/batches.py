@@ -207,8 +207,8 @@ def draw_rows(
     rows = negatives.rows[places]
   random = _random(seed, _POSITIVE, step).random(batch_size)
   starts, ends = data.offsets[rows], data.offsets[rows + 1]
-  # Below 1, random times the count is rounded to the count now and then.
-  picks = np.minimum(starts + (random * (ends - starts)).astype(int), ends - 1)
+  # random is 1 - 2**-53 at most: its product with a count is below the count.
+  picks = starts + (random * (ends - starts)).astype(int)
   passages = data.positives[picks][:, None]
   if triplets:
     drawn = negatives.passages[places, column][:, None]

@@ -101,6 +101,8 @@ def receive(folder):
       _lock_of(unfinished).unlink()
       raise
     _sync(unfinished)
+    # Else a power cut leaves a folder of this name without what is in it.
+    _sync_folder(unfinished)
 
 
 @contextlib.contextmanager

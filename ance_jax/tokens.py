@@ -228,7 +228,8 @@ def _stored(folder, manifest, cut):
 
 def _tokenize(backend, batches, folder, cut):
   """Publishes the ragged token rows of batches of texts as `folder`."""
-  narrow = backend.get_vocab_size() <= np.iinfo(np.uint16).max + 1
+  # An id may be above the number of entries: some vocabularies have gaps.
+  narrow = max(backend.get_vocab().values()) <= np.iinfo(np.uint16).max
   dtype = np.dtype(np.uint16 if narrow else np.uint32)
   lengths, numbers = array.array('q'), array.array('q')
   num_cut, manifest = 0, {}

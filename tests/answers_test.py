@@ -43,3 +43,19 @@ def test_what_holds_an_answer_is_left_out_and_the_order_kept():
   kept, counts = answers.without(negatives, wanted, texts, False, 'x')
   assert kept.tolist() == [[2, 4, -1, -1], [2, 3, -1, -1], [-1] * 4]
   assert counts == {'answers': 8, 'no_negatives': 1}
+
+
+@pytest.mark.parametrize(
+  ('pattern', 'text', 'expected'),
+  [
+    ('caf\u00e9', 'the cafe\u0301', True),
+    ('cafe\u0301', 'the caf\u00e9', True),
+    ('CAF\u00c9$', 'the caf\u00e9', True),
+    ('^b', 'a\nb', True),
+    ('caf\u00e9', 'the cafe', False),
+  ],
+)
+def test_patterns_and_texts_meet_in_one_unicode_form(pattern, text, expected):
+  rows = np.array([[-1, 0]], np.int32)
+  found = answers.held(rows, [[pattern]], [text], True)
+  assert found.tolist() == [[False, expected]]

@@ -235,3 +235,31 @@ def test_ahead_keeps_the_order_and_raises_what_the_maker_raises():
 
   with pytest.raises(ValueError, match='0'):
     list(batches.ahead(fail, range(3)))
+
+
+def test_the_highest_draw_is_the_last_positive_whatever_their_number():
+  """As floats, 1 - 2**-53 times a count is never rounded to the count."""
+  counts = np.concatenate([np.arange(1, 2**16), 2 ** np.arange(16, 31) + 1])
+  drawn = (np.nextafter(1, 0) * counts).astype(int)
+  np.testing.assert_array_equal(drawn, counts - 1)
+  # numpy's draws are multiples of 2**-53.
+  draws = np.random.default_rng(0).random(1000) * 2.0**53
+  np.testing.assert_array_equal(draws, np.floor(draws))
+
+
+def test_no_two_streams_of_random_numbers_are_the_same(data):
+  streams = {
+    (seed, purpose, number): batches._random(seed, purpose, number).random()
+    for seed in (0, 1, 2)
+    for purpose in (batches._EPOCH, batches._POSITIVE, batches._NEGATIVE)
+    for number in (0, 1, 2, 1 << 24, 2 << 24, (1 << 24) + 1, 2**31 << 24)
+  }
+  assert len(set(streams.values())) == len(streams)
+  # An epoch's order has its refresh and its number in it.
+  orders = {
+    tuple(batches._order(seed, since, epoch, 40))
+    for seed in (0, 1)
+    for since in (0, 1, 2)
+    for epoch in (0, 1, 2)
+  }
+  assert len(orders) == 18

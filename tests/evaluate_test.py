@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
 from ance_jax import encode
+from ance_jax import data
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import index
@@ -357,3 +359,17 @@ def test_a_set_of_beir_brings_its_protocol_but_to_no_run_that_began_otherwise(
     assert loaded.splits['dev'].protocol == 'beir'
   with pytest.raises(config_lib.BadInput, match='--protocol must stay'):
     runs.check_same_run(dataclasses.replace(named, protocol='usual'), 6)
+
+
+def test_a_passage_of_grade_0_is_no_first_relevant_one():
+  split = data.make_split(
+    data.Judged(['q'], ['text'], {(0, 0): 0, (0, 1): 1, (0, 2): 2})
+  )
+  corpus = data.make_corpus(list('abcd'), [''] * 4, list('abcd'))
+  run = SimpleNamespace(
+    splits={'dev': split}, corpus=corpus, config=config_lib.Config()
+  )
+  for rows, place in (([0, 3, 1, 2], 3), ([3, 0, -1, -1], None)):
+    ranking = index.Ranking(np.array([rows], np.int32), None)
+    (example,) = evaluate.examples(run, ranking, 'dev')
+    assert example['place'] == place

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -373,3 +374,20 @@ def test_a_run_file_is_taken_for_the_ranking_of_bm25(open_run, tmp_path):
   np.testing.assert_array_equal(found, expected)
   path.write_text('\n'.join(lines[:50]) + '\n')
   assert (np.array(negatives_lib.by_bm25(of_file)) != found).any()
+
+
+def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
+  table = np.arange(60, dtype=np.int32).reshape(6, 10)
+  watch = logs.Stopwatch()
+  watch.secs['search'] = 0.0
+  monkeypatch.setattr(evaluate, 'encode_queries', lambda *_: None)
+  monkeypatch.setattr(negatives_lib, 'of_ranking', lambda *_, **__: (table, {}))
+  drawn = {}
+  for seed, step in ((0, 4), (0, 8), (4, 0), (8, 4)):
+    config = config_lib.Config(method='ance_code', seed=seed, hard_negatives=3)
+    run = SimpleNamespace(config=config, queries={'train': range(6)})
+    drawn[seed, step], _ = refresh._mine(run, step, None, None, watch)
+    order = np.random.default_rng([seed, step]).random(table.shape).argsort(1)
+    expected = np.take_along_axis(table, order[:, :3], 1)
+    np.testing.assert_array_equal(drawn[seed, step], expected)
+  assert len({rows.tobytes() for rows in drawn.values()}) == 4

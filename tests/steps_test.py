@@ -303,6 +303,10 @@ def test_step_is_one_step_of_adamw_on_the_clipped_gradient(tiny, params, batch):
   norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
   assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
   assert norm > config.clip_norm
+  # Devices have texts of unequal lengths.
+  real = batch.query_lengths.sum() + batch.passage_lengths.sum()
+  whole = BATCH * (2 + NEGATIVES) * LENGTH
+  assert float(metrics['real_tokens']) == pytest.approx(real / whole)
   for (path, old), new, grad in zip(
     jax.tree.leaves_with_path(before),
     jax.tree.leaves(state.params),
@@ -407,3 +411,53 @@ def test_a_passage_in_pieces_is_scored_by_its_best_one(
       jax.tree.leaves(grads), jax.tree.leaves(gradient), strict=True
     ):
       np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_piece_that_is_missing_is_never_the_best():
+  scores = jnp.float32([[-5, -7, 3, -2, 9, 9]])
+  best = steps._best(scores, jnp.array([[3, 2, 0, 1, 0, 0]]), 3)
+  assert best.tolist() == [[-5, -2]]
+
+
+@pytest.mark.parametrize('pieces', [1, 3])
+def test_each_text_of_a_batch_has_dropout_of_its_own(
+  pieces, tiny, batch, monkeypatch
+):
+  seen = []
+
+  def make_encode(*_):
+    def encode(_, ids, lengths, dropout):
+      seen.extend(dropout.rows.tolist())
+      return jnp.zeros((len(ids), 16))
+
+    return encode
+
+  monkeypatch.setattr(encoders, 'make_encode', make_encode)
+  batch = in_pieces(batch, pieces, np.random.default_rng(1))
+  config = dataclasses.replace(tiny, dropout_rate=0.1)
+  steps._make_embed(config, RETRIEVER)(None, batch, jnp.int32(3))
+  assert len(seen) == BATCH * (1 + pieces * (1 + NEGATIVES))
+  assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(
+  ('name', 'hard', 'chunks', 'passages'),
+  [
+    ('in_batch', 3, 1, 1), ('ance', 3, 1, 4), ('ance', 3, 4, 16),
+    ('ance_code', 3, 1, 2), ('ance_in_batch', 1, 2, 4), ('random', 2, 1, 3),
+  ],
+)  # fmt: skip
+def test_operations_of_a_step_are_those_of_all_its_texts(
+  name, hard, chunks, passages, tiny
+):
+  config = dataclasses.replace(
+    tiny, method=name, hard_negatives=hard, chunks=chunks, batch_size=5
+  )
+  retriever = dataclasses.replace(RETRIEVER, query_length=3)
+  # Of a token: four matrices of attention, two behind it, and the others.
+  a_query, a_passage = (
+    n * 2 * (4 * 16 * 16 + 2 * 16 * 32 + 2 * 16 * n) for n in (3, LENGTH)
+  )
+  expected = 3 * 5 * (a_query + passages * a_passage)
+  method = methods.METHODS[name]
+  assert steps.flops(config, method, retriever) == expected

@@ -2,19 +2,22 @@
 
 One process drives all that writes: single files, folders published and
 published again, token stores, embedding blocks, metrics, the lock. At each of
-its operations in turn it is stopped, or gets an error, and is started again.
+its operations in turn it is stopped, or gets an error, or the power is cut, and
+is started again.
 """
 
 import contextlib
 import os
 import pathlib
 import shutil
+from types import SimpleNamespace
 from unittest import mock
 
 import faulty_disk
 import numpy as np
 import pytest
 
+from ance_jax import checkpoint
 from ance_jax import encode
 from ance_jax import handoff
 from ance_jax import locks
@@ -23,8 +26,8 @@ from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
 TEXTS = [f'word{i % 7} word{i % 5} word{i % 3}' for i in range(10)]
-# Cuts of the power, each at a place and with losses of its own.
-POWER_CUTS = 200
+# Cuts of the power after each operation, each with losses of its own.
+POWER_CUTS = 6
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -90,6 +93,23 @@ def store(folder, tokenizer):
   with contextlib.closing(metrics):
     metrics.write(2, {'train/loss': 0.5})
   yield 'metrics.jsonl', b'{"step": 1}\n{"step": 2, "train/loss": 0.5}\n'
+
+
+def copies(folder):
+  """As `drive`: a folder copied in, and a checkpoint committed and deleted."""
+  handoff.remove_unfinished(folder)
+  with handoff.publish(folder / 'made', {'text': 'one'}) as made:
+    (made / 'file').write_text('1' * 9)
+  with handoff.receive(folder / 'copied') as copy:
+    for name in ('file', handoff.MANIFEST):
+      (copy / name).write_bytes((folder / 'made' / name).read_bytes())
+  yield 'copied', 'one'
+  saves = SimpleNamespace(_manager=mock.MagicMock(), _workdir=folder)
+  record = {'record': b'1', 'deeper/record': b'2'}
+  checkpoint.Checkpoints._commit(saves, 3, record, {'text': 'saved'})
+  yield 'checkpoints/3', 'saved'
+  checkpoint._delete(folder / 'checkpoints' / '3')
+  yield 'checkpoints/3', 'missing'
 
 
 def state_of(path):
@@ -180,19 +200,33 @@ def test_an_error_at_any_operation_is_raised_and_loses_nothing(
     shutil.rmtree(folder)
 
 
-def test_a_power_cut_loses_nothing_that_was_promised(
+def test_a_power_cut_after_any_operation_loses_nothing_that_was_promised(
   reference, tokenizer, tmp_path, capsys
 ):
   operations, promises, files = reference
-  for seed in range(POWER_CUTS):
-    random = faulty_disk.seeded(seed)
-    number = int(random.integers(len(operations) + 1))
-    folder = tmp_path / str(seed)
-    faulty_disk.after_power_loss(operations[:number], folder, random)
-    check_promises(folder, promises, number)
+  for number in range(len(operations) + 1):
+    for seed in range(POWER_CUTS):
+      folder = tmp_path / f'{number}-{seed}'
+      random = faulty_disk.seeded(number, seed)
+      faulty_disk.after_power_loss(operations[:number], folder, random)
+      check_promises(folder, promises, number)
     list(drive(folder, tokenizer))
-    assert tree_of(folder) == files, seed
-    shutil.rmtree(folder)
+    assert tree_of(folder) == files, number
+
+
+def test_a_power_cut_loses_nothing_that_was_copied_committed_or_deleted(
+  tmp_path,
+):
+  (tmp_path / 'real').mkdir()
+  with faulty_disk.FaultyDisk(tmp_path / 'real') as disk:
+    promises = [(len(disk.operations), *p) for p in copies(tmp_path / 'real')]
+  for number in range(len(disk.operations) + 1):
+    for seed in range(POWER_CUTS):
+      folder = tmp_path / f'{number}-{seed}'
+      random = faulty_disk.seeded(number, seed)
+      faulty_disk.after_power_loss(disk.operations[:number], folder, random)
+      check_promises(folder, promises, number)
+    list(copies(folder))
 
 
 def test_what_is_synced_is_found_after_a_power_cut_and_nothing_else_is_sure(

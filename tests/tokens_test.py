@@ -312,3 +312,15 @@ def test_whole_pieces_are_cut_as_in_ance_and_only_the_first_has_a_first_token(
   assert rows.ids[: rows.offsets[3]].tolist() == expected
   assert rows.first.tolist() == [0, 3, 4]
   assert rows.lengths()[:3].tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+  ('highest', 'dtype'), [(65_535, np.uint16), (65_536, np.uint32)]
+)
+def test_the_highest_id_decides_how_wide_numbers_are(highest, dtype, tmp_path):
+  """Not the number of entries: a vocabulary may have gaps."""
+  words = {'[PAD]': 0, '[UNK]': 1, '[CLS]': 2, '[SEP]': 3, 'far': highest}
+  tokenizer = transformers.BertTokenizer(vocab=words)
+  rows = make(tokenizer, tmp_path, ['far', 'other'])
+  assert rows.ids.tolist() == [2, highest, 3, 2, 1, 3]
+  assert rows.ids.dtype == dtype
