@@ -360,13 +360,18 @@ def _encode_corpus(run, params, folder):
 
 
 def _embeddings_folder(run, weights_hash):
+  devices = devices_lib.own(run.devices)
   about = [
     weights_hash,
     run.passages.hash,
+    # Without a run, --init_from may be read with other pooling.
+    run.retriever.to_dict(),
     run.config.dtype,
+    run.config.refresh == 'async',  # See `runs._encoders`.
     run.config.rows_per_block,
     run.config.tokens_per_batch,
-    len(devices_lib.own(run.devices)),
+    len(devices),
+    devices[0].device_kind,
   ]
   key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
   return run.workdir / 'embeddings' / key

@@ -110,14 +110,15 @@ def by_bm25(run):
   Of the ranking in `--bm25_run`, or that which the data brings, or bm25s's.
   """
   config = run.config
+  given = config.bm25_run
   about = {
     **sources(run),
     'k1': config.bm25_k1,
     'b': config.bm25_b,
     'language': config.bm25_language,
+    # Named where there is none, too: a manifest is found by what it must hold.
+    'bm25_run': given and handoff.file_hash(reading.regular(given)),
   }
-  if config.bm25_run:
-    about['bm25_run'] = handoff.file_hash(reading.regular(config.bm25_run))
   folder = run.workdir / 'bm25'
 
   def waiting():

@@ -39,6 +39,7 @@ _NOUNS = {
   'judgements': 'set of judgements',
   'own': 'set of equal texts',
   'groups': 'corpus',
+  'query_slice': 'slice of the training queries',
 }
 
 
@@ -206,8 +207,11 @@ def refusal(run, manifest):
     run: `runs.Run`.
     manifest: That of a folder that was found among its refreshes.
   """
-  expected = {'step': manifest.get('step'), **_sources(run)}
-  whose = checkpoint.identity(run.config.workdir, manifest.get('step'))
+  step = manifest.get('step')
+  expected = {'step': step, **_sources(run)}
+  if isinstance(step, int):
+    expected['query_slice'] = list(_query_slice(run, step))
+  whose = checkpoint.identity(run.config.workdir, step)
   if whose:  # Else it may well be of a checkpoint that was not kept.
     expected['checkpoint'] = whose
   for name, value in expected.items():

@@ -104,6 +104,8 @@ def copies(folder):
     for name in ('file', handoff.MANIFEST):
       (copy / name).write_bytes((folder / 'made' / name).read_bytes())
   yield 'copied', 'one'
+  handoff.make_folder(folder / 'checkpoints')
+  (folder / 'checkpoints' / '3').mkdir(exist_ok=True)  # As Orbax does.
   saves = SimpleNamespace(_manager=mock.MagicMock(), _workdir=folder)
   record = {'record': b'1', 'deeper/record': b'2'}
   checkpoint.Checkpoints._commit(saves, 3, record, {'text': 'saved'})
