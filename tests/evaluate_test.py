@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
-from ance_jax import encode
 from ance_jax import data
+from ance_jax import encode
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import index
