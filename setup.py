@@ -25,6 +25,8 @@ setuptools.setup(
     'faiss-cpu>=1.11,<2',
     'flax>=0.12,<0.13',
     'fsspec>=2024.6',
+    # Its errors by their kind, with httpx below.
+    'huggingface_hub>=1,<3',
     # TFDS 4.9.10 imports it and does not ask for it.
     'importlib_resources>=6',
     # DPR's files are JSON arrays of gigabytes.

@@ -252,11 +252,11 @@ class Config:
   # Encoder. None: what --init_from brings with it.
   init_from: str = knob(
     '',
-    'Weights to start from: a run of ours; a folder or hub name of a BERT, '
-    'RoBERTa, DistilBERT or MPNet model, of ANCE or DPR, or a '
-    'sentence-transformers folder; a file of weights with config.json and '
-    'tokenizer beside it; or two of these, of queries and of passages, with a '
-    'comma between. '
+    'Weights to start from: a run of ours; a folder, or a name on the hub as '
+    'OWNER/NAME or OWNER/NAME@REVISION, of a BERT, RoBERTa, DistilBERT or '
+    'MPNet model, of ANCE, DPR or sentence-transformers; a file of weights, '
+    'config.json and tokenizer beside it; or two of these, of queries and of '
+    'passages, with a comma between. A run keeps the commit it began with. '
     'Empty: random weights and a vocabulary trained on the corpus.',
   )
   vocab_size: int = knob(
@@ -681,8 +681,8 @@ class Config:
   judge: str = knob(
     '',
     'Cross-encoder that scores what the other filters of --job=mine leave, for '
-    '--judge_max_score: a folder of a BERT, RoBERTa, DistilBERT or MPNet for '
-    'sequence classification with one output, as '
+    '--judge_max_score: a folder or name on the hub of a BERT, RoBERTa, '
+    'DistilBERT or MPNet for sequence classification with one output, as '
     "sentence-transformers' CrossEncoder saves it. Scores are those of its "
     'predict: the sigmoid of the output, or the output itself where the folder '
     'names Identity as activation.',

@@ -185,7 +185,8 @@ def _model(config):
       ),
     )
   elif config.init_from:
-    step, settings, model = 0, config, models.load(config, ())
+    settings = models.pinned(config)
+    step, model = 0, models.load(settings, ())
   else:
     raise config_lib.BadInput(
       '--job=export must be given a run or a checkpoint; found no run in '

@@ -1,4 +1,4 @@
-"""Folders and hub names of Hugging Face: config.json and tensors, strict.
+"""Folders of Hugging Face: config.json and tensors, strict.
 
 Safetensors and JSON are read, and of files of torch the tensors alone: no code
 that a model brings, no file outside of its folder (links are followed, as the
@@ -57,7 +57,7 @@ def read_config(name):
   """Returns the `bert.BodyConfig` of a Hugging Face config.json.
 
   Args:
-    name: Folder or hub name.
+    name: Folder.
 
   Raises:
     BadInput: There is none, or it is not of a body that we have.
@@ -66,7 +66,7 @@ def read_config(name):
   if path is None:
     raise config_lib.BadInput(
       'a model must be a folder with a config.json or a name on the hub; found '
-      f'none at {name}; check the name.'
+      f'no config.json in {name}; check the path.'
     )
   given = reading.json_file(path)
   kind = _kind(given, name)
@@ -131,7 +131,7 @@ def read_tensors(name, without):
   Those of torch are read only where there are no safetensors.
 
   Args:
-    name: Folder, hub name, or one file.
+    name: Folder, or one file.
     without: without(name of a tensor) -> whether it is not read.
 
   Raises:
@@ -309,21 +309,10 @@ def _shards(index):
   return sorted(set(weight_map.values()))
 
 
-def _file(name, file):
-  """Returns the path of a file of a folder or hub name, or None.
+def _file(folder, file):
+  """Returns the path of a file of a folder, or None.
 
   Links are followed: the hub's own cache is made of them.
   """
-  path = pathlib.Path(name) / file
-  if os.path.isdir(name):
-    return reading.regular(path) if os.path.lexists(path) else None
-  try:
-    return transformers.utils.cached_file(
-      name, file, _raise_exceptions_for_missing_entries=False
-    )
-  except (OSError, ValueError) as error:
-    raise config_lib.BadInput(
-      'a model must be a folder with a config.json or a name on the hub; found '
-      f'none that loads at {name} ({str(error).splitlines()[0].rstrip(".")}); '
-      'check the name.'
-    ) from error
+  path = pathlib.Path(folder) / file
+  return reading.regular(path) if os.path.lexists(path) else None

@@ -20,6 +20,7 @@ from ance_jax import hub
 from ance_jax import layouts
 from ance_jax import logs
 from ance_jax import sbert
+from ance_jax import snapshots
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
@@ -88,7 +89,8 @@ def load(config):
   Raises:
     BadInput: It cannot be used; the text says why.
   """
-  name = config.judge
+  pinned = snapshots.pinned(config.judge)
+  name = snapshots.folder(pinned)
   devices = devices_lib.local(config.num_devices)
   compiled.keep(config.compilation_cache_dir, devices)
   said, body = sbert.read_cross_encoder(name), hub.read_config(name)
@@ -117,7 +119,7 @@ def load(config):
     1,
   )
   logs.say(
-    f'{name}: a judge of pairs of up to {length} tokens; its score is '
+    f'{pinned}: a judge of pairs of up to {length} tokens; its score is '
     f'{"the sigmoid of its output" if said.sigmoid else "its output"}'
   )
 

@@ -18,6 +18,8 @@ from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
 from ance_jax import logs
+from ance_jax import processes
+from ance_jax import snapshots
 from ance_jax import sources
 from ance_jax import tokenizer as tokenizer_lib
 
@@ -30,6 +32,17 @@ class Model(NamedTuple):
   retriever: encoders.Retriever
   tokenizer: tokenizer_lib.Tokenizer
   params: dict
+
+
+def pinned(config):
+  """Returns the `Config` with the commit of each name of the hub in it.
+
+  All processes get that of the first. What is fetched is not fetched again.
+  """
+  if not config.init_from or is_run(config.init_from):
+    return config
+  names = processes.told(lambda: snapshots.pinned(config.init_from))
+  return dataclasses.replace(config, init_from=names)
 
 
 def load(config, texts):

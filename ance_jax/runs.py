@@ -22,6 +22,7 @@ from ance_jax import models
 from ance_jax import pipelines
 from ance_jax import processes
 from ance_jax import remote
+from ance_jax import snapshots
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 from ance_jax import topk
@@ -78,6 +79,7 @@ def begin(config, split_names, spread=None):
   """
   # Recorded, so that it stays whatever --beir_set is later.
   config = corpora.with_protocol(config)
+  config = models.pinned(_as_begun(config))
   dataset, model = _dataset_and_model(config, split_names)
   new = processes.told(lambda: secrets.token_hex(8))
   run = _run(new, config, dataset, model.retriever, model.tokenizer, spread)
@@ -179,8 +181,10 @@ def go_on(config, split_names, step):
     BadInput: The data is not what the run began with.
   """
   retriever, tokenizer = models.load_model(config.workdir, step)
-  began = _began(config.workdir, step)
-  config = _with_protocol(config, settings(config.workdir, step))
+  began, before = _began(config.workdir, step), settings(config.workdir, step)
+  # With the commit that the hub's name stood for.
+  config = dataclasses.replace(config, init_from=before.init_from)
+  config = _with_protocol(config, before)
   return _go_on(config, split_names, began, retriever, tokenizer)
 
 
@@ -250,6 +254,7 @@ def read(config, split_names, *, for_training=False):
       f'--job={config.job} must be given a run or a checkpoint; found no run '
       f'in {config.workdir} and no --init_from; set one of the two.'
     )
+  config = models.pinned(config)
   dataset, model = _dataset_and_model(config, split_names)
   run = _run('', config, dataset, model.retriever, model.tokenizer)
   return run, devices_lib.replicate(model.params, devices), 0
@@ -358,12 +363,25 @@ def settings(workdir, step):
   return before
 
 
+def _as_begun(config):
+  """Returns the `Config` with the commits that a run began with and lost."""
+  path = pathlib.Path(config.workdir) / FLAGS_FILE
+  lines = path.read_text().split('\n') if path.is_file() else []
+  for line in lines:
+    name, _, pin = line.partition('=')
+    if name == '--init_from' and snapshots.is_pin(pin, config.init_from):
+      return dataclasses.replace(config, init_from=pin)
+  return config
+
+
 def check_same_run(config, step):
   """Raises `BadInput` if a checkpoint is of other settings than these."""
   before = settings(config.workdir, step)
   for name, old, new in config_lib.differences(
     before, _with_protocol(config, before), may_change=False
   ):
+    if name == 'init_from' and snapshots.is_pin(old, new):
+      continue
     raise config_lib.BadInput(
       f'--{name} must stay as the run in {config.workdir} began; found {new!r} '
       f'instead of {old!r}; set it back, or name another --workdir.'

@@ -95,8 +95,8 @@ def read_cross_encoder(folder):
   """
   if not os.path.isdir(folder):
     raise config_lib.BadInput(
-      '--judge must be the folder of a cross-encoder; found none at '
-      f'{folder}; fetch it, or mend the path.'
+      '--judge must be the folder of a cross-encoder; found a file at '
+      f'{folder}; name its folder.'
     )
   folder = pathlib.Path(folder)
   path = folder / 'modules.json'

@@ -16,6 +16,7 @@ from ance_jax import hub
 from ance_jax import layouts
 from ance_jax import logs
 from ance_jax import sbert
+from ance_jax import snapshots
 from ance_jax import tokenizer as tokenizer_lib
 
 
@@ -80,7 +81,10 @@ def read(name, lower_case):
       '--init_from must name one checkpoint, or two with a comma between, of '
       f'queries and of passages; found {name!r}; name them so.'
     )
-  found = [_read_one(one, lower_case) for one in names]
+  name = snapshots.pinned(name)
+  found = [
+    _read_one(snapshots.folder(one), lower_case) for one in name.split(',')
+  ]
   if len(found) == 2:
     source = _both(*found, name)
   else:
@@ -141,10 +145,10 @@ def _check_alike(first, second, name):
 
 
 def _hugging_face(name, lower_case, file=None):
-  """Returns a folder or hub name in a layout that `layouts` knows.
+  """Returns a folder in a layout that `layouts` knows.
 
   Args:
-    name: Folder or hub name.
+    name: Folder.
     lower_case: What is asked of its tokenizer; None: what such checkpoints
       are trained with, or that it is consistent.
     file: File of the weights; None: those of the folder.

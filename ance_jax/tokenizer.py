@@ -66,7 +66,7 @@ def train_vocabulary(texts, vocab_size):
 
 
 def load(name):
-  """Returns the transformers tokenizer of a folder or hub name.
+  """Returns the transformers tokenizer of a folder.
 
   Raises:
     BadInput: There is none, it needs code of its own, or it cannot do what
@@ -141,7 +141,7 @@ def check_case(tokenizer, name):
 
   Args:
     tokenizer: What `load` gave.
-    name: Folder or hub name that it is of.
+    name: Folder that it is of.
   """
   said, does = _says_lower_case(name), _lower_cases(tokenizer)
   if said not in (None, does):
@@ -263,10 +263,8 @@ def _says_lower_case(name):
   said = settings(name).get('do_lower_case')
   if isinstance(said, bool):
     return said
-  path = transformers.utils.cached_file(
-    name, 'tokenizer.json', _raise_exceptions_for_missing_entries=False
-  )
-  if path is None:
+  path = pathlib.Path(name) / 'tokenizer.json'
+  if not path.exists():
     return None
   normalizer = json.dumps(reading.json_file(path).get('normalizer'))
   return '"Lowercase"' in normalizer or '"lowercase": true' in normalizer

@@ -11,7 +11,8 @@ ORDER = (
   'mining tally candidates judges compare systems serving footprint report '
   'sections pages '
   'refresh diagnostics negatives evaluate runs pipelines encode steps '
-  'optimizers models sources sbert layouts weights hub torch_files encoders '
+  'optimizers models sources sbert layouts weights hub torch_files '
+  'snapshots encoders '
   'schedule methods batches checkpoint corpora datasets pairs beir msmarco dpr '
   'downloads rankings records registry chance metrics answers tokens tokenizer '
   'forms data keys strings lexical words index factories topk filters mine '
@@ -24,6 +25,7 @@ ROOMS = {
   'faiss': {'index', 'factories'},
   'orbax': {'checkpoint'},
   'transformers': {'tokenizer', 'hub'},
+  'huggingface_hub': {'snapshots'},
   'tensorflow_datasets': {'corpora', 'datasets', 'downloads'},
   'bm25s': {'lexical'},
   'etils': {'remote'},

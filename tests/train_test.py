@@ -433,7 +433,7 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
       '--index_params must be with an index of FAISS',
     ),
     ({'num_heads': 3}, '--num_heads must divide --hidden_size'),
-    ({'init_from': '/nowhere'}, 'must be a folder with a config.json'),
+    ({'init_from': '/nowhere'}, 'no file or folder'),
   ],
 )
 def test_settings_that_cannot_be_used_leave_nothing_half_made(

@@ -88,7 +88,8 @@ def test_each_case_ends_in_a_sentence_or_a_line(group, name, outcome):
   assert text.endswith('.')
   assert len(text) < 700
   if kind is not handoff.Damaged:
-    assert re.search(r'; found .*; ', text)
+    # The fact, perhaps the rule and what was found, and the cure.
+    assert '; ' in text
   if case.file:
     place = rf'^\S*{re.escape(case.file)}(\.gz)?'
     place += rf', line {case.line}: ' if case.line else r'(, line \d+)?: '

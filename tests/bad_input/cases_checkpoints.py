@@ -275,11 +275,6 @@ def raw(header, says='one that cannot be read'):
 
 CASES = {
   # What is named.
-  'no such folder': Refused(settings(init_from='/no/such'), 'none that loads'),
-  'no name of the hub': Refused(settings(init_from='a b/c'), 'none that loads'),
-  'hub that is not reached': Refused(
-    settings(init_from='someone/some-model'), 'found none at someone/some-mo'
-  ),
   'file in its folder': Accepted(
     lambda folder: {'init_from': str(folder / WEIGHTS)}, 'tie_encoders True'
   ),
@@ -756,7 +751,7 @@ CASES = {
       rename('checkpoints', 'checkpoint'),
       settings(init_from='/no/run'),
     ),
-    'none that loads',
+    'no file or folder',
   ),
   # Where it is exported to.
   'export': Accepted(exported(), 'exported: '),

@@ -252,7 +252,7 @@ CASES = {
     1,
   ),
   # The judge.
-  'judge on the hub': flags('the folder of a cross-enc', judge='some/name'),
+  'judge that the cache lacks': flags('not in the cache', judge='some/name'),
   'file as judge': Refused(_file_as_judge, 'the folder of a cross-encoder'),
   'judge without a config': Refused(remove(CONFIG), 'folder with a config.jso'),
   'judge without weights': Refused(remove(WEIGHTS), 'found no model.safetens'),
