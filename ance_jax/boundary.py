@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from ance_jax import checkpoint
+from ance_jax import checks
 from ance_jax import devices as devices_lib
 from ance_jax import diagnostics
 from ance_jax import evaluate
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
   checkpoints: checkpoint.Checkpoints
   metrics: logs.Metrics
   pace: pace.Pace
+  signs: checks.Signs
   compiles: collections.Counter
   optimizer: optax.GradientTransformation
   reader: watch.Reader | None

@@ -301,14 +301,19 @@ def _check_queries(run):
 def _check_depth(run):
   config = run.config
   split = run.splits[config.train_split]
-  found = positives(
-    split,
-    run.corpus,
-    methods.METHODS[config.method],
-    (0, len(split.ids)),
-    config.drop_same_text,
+  # Of the warm-up's row more may be positives.
+  rows = {methods.METHODS[config.method], schedule.method(config, False)}
+  every, same_text = (0, len(split.ids)), config.drop_same_text
+  most = max(
+    int(positives(split, run.corpus, row, every, same_text).banned.max())
+    for row in rows
   )
-  most = int(found.banned.max())
+  if most == len(run.passages):
+    raise config_lib.BadInput(
+      f'all {most:,} passages of the corpus are positives of one training '
+      'query, or have the text of one, and no negative can be mined for it; '
+      'add passages, or leave the query out.'
+    )
   if config.top_k + most > len(run.passages):
     raise config_lib.BadInput(
       '--top_k and the positives of a query must together be at most the '

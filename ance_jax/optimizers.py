@@ -38,6 +38,17 @@ def learning_rate_schedule(config):
   )
 
 
+def peak(config):
+  """Returns the highest learning rate of a run's steps, the first one being 0.
+
+  It is `--learning_rate` unless the run is over before.
+  """
+  rise = config.lr_warmup_steps
+  if config.max_steps > rise:
+    return config.learning_rate
+  return config.learning_rate * max(config.max_steps - 1, 0) / rise
+
+
 def make(config):
   """Returns the optimizer of a run: what `--optimizer` names, behind clipping.
 

@@ -307,6 +307,8 @@ def summary(manifest, negatives_age=None):
   if 'overlap' in found:
     line += f' | overlap with the last {found["overlap"]:.1%}'
   line += f' | {negatives_lib.counts_text(found)}'
+  if values.get('probe/above_positive') == 0:
+    line += ' | no negative scores as high as its positive: little to learn'
   if 'real_tokens' in found:
     line += f' | {found["real_tokens"]:.1%} real tokens'
   return line + ' | ' + ', '.join(f'{k} {v:.1f} s' for k, v in secs.items())

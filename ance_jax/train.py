@@ -18,6 +18,7 @@ import jax
 from ance_jax import batches
 from ance_jax import boundary
 from ance_jax import checkpoint
+from ance_jax import checks
 from ance_jax import compiled
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
@@ -60,6 +61,7 @@ def run(config, *, leave=logs.interrupt):
   with logs.stop_signals(leave), contextlib.ExitStack() as stack:
     lock = stack.enter_context(contextlib.closing(locks.take(config.workdir)))
     begun = resume.begin(config)
+    checks.of_run(begun.run)
     footprint.check(begun.run)
     if config.dry_run:
       return None
@@ -107,6 +109,7 @@ def check(config):
       f'--batch_size={config.batch_size} over {num_devices}; found '
       f'{config.micro_batch_size}; set it to a divisor of {per_device}.'
     )
+  checks.of_flags(config)
 
 
 def _open(stack, lock, begun):
@@ -137,6 +140,7 @@ def _open(stack, lock, begun):
     checkpoints,
     metrics,
     steps_pace,
+    checks.Signs(),
     compiles,
     optimizer,
     reader,
@@ -247,6 +251,13 @@ def _log_step(parts, step, metrics, in_use):
       'the last checkpoint is whole: lower --learning_rate, or check the data.'
     )
   parts.pace.seen(step)
+  sign = parts.signs.seen(
+    values['train/loss'],
+    values['train/accuracy'],
+    in_use.refresh if in_use else None,
+  )
+  if sign:
+    logs.say(f'step {step}: {sign}')
   if step % config.steps_per_log == 0:
     rate = optimizers.learning_rate_schedule(config)(step - 1)
     values['train/learning_rate'] = float(rate)
