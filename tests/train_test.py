@@ -582,7 +582,7 @@ def test_flags_that_may_change_are_chosen_by_hand():
     'remat', 'max_steps', 'tokens_per_batch', 'search_memory_mb',
     'steps_per_eval', 'retriever',
     'split', 'checkpoint', 'steps_per_checkpoint', 'checkpoints_to_keep',
-    'steps_per_log', 'query', 'num_results', 'runs', 'picture',
+    'steps_per_log', 'progress_bars', 'query', 'num_results', 'runs', 'picture',
     'tokens_dir', 'beir_set', 'beam_runner', 'beam_options', 'output',
     'overwrite', 'export_corpus', 'port',
     'ranking', 'num_negatives', 'mine_from', 'mine_to', 'max_score',
