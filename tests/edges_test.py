@@ -1,0 +1,286 @@
+"""Checks of numbers at their edge: one below it, at it, one above it."""
+
+import dataclasses
+import math
+import re
+from types import SimpleNamespace
+
+import filters_test
+import fingerprint_test
+import numpy as np
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import filters
+from ance_jax import footprint
+from ance_jax import mining
+from ance_jax import models
+from ance_jax import negatives
+from ance_jax import processes
+from ance_jax import refresh
+from ance_jax import resume
+from ance_jax import schedule
+from ance_jax import train
+
+# By the words of the rule: what passes at the edge, and what is next to it.
+EDGES = {
+  'at least 1': ([1], [0, -1]),
+  'at least 3, for two special tokens and a word': ([3], [2]),
+  'at least 0': ([0], [-1]),
+  'above 0': ([1e-300], [0]),
+  'at least 0 and below 1': ([0, math.nextafter(1, 0)], [-5e-324, 1]),
+  'at least 0 and below 2**31': ([0, 2**31 - 1], [-1, 2**31]),
+  'from 0 to 1': ([0, 1], [-5e-324, math.nextafter(1, 2)]),
+  'from 0 to 65,535': ([0, 65_535], [-1, 65_536]),
+}
+RULE_OF = {
+  name: rule for names, _, rule in config_lib._RANGES for name in names.split()
+}
+
+# What a flag goes with, so that its range is what is wrong.
+WITH = {
+  'refresh_delay': {'refresh': 'delayed'},
+  'refresh_devices': {'refresh': 'async'},
+  'max_staleness': {'refresh': 'async'},
+  'warmup_until_plateau': {'steps_per_eval': 1, 'warmup_steps': 1},
+}
+
+
+@pytest.mark.parametrize('name', RULE_OF)
+def test_a_number_may_be_at_its_edge_and_not_beyond(name):
+  passes, refused = EDGES[RULE_OF[name]]
+  plain = config_lib._plain_type(fingerprint_test.FIELDS[name].type)
+  for value in passes:
+    config_lib.Config(**{name: value})
+  rule = re.escape(f'--{name} must be {RULE_OF[name]}; found')
+  for value in [*refused, *([math.nan] if plain is float else [])]:
+    with pytest.raises(config_lib.BadInput, match=rule):
+      config_lib.Config(**WITH.get(name, {}), **{name: value})
+
+
+def test_each_number_has_a_range_but_scores():
+  numbers = {
+    name
+    for name, field in fingerprint_test.FIELDS.items()
+    if config_lib._plain_type(field.type) in (int, float)
+  }
+  scores = {'max_score', 'min_score', 'judge_max_score'}
+  assert numbers - RULE_OF.keys() == scores
+
+
+@pytest.mark.parametrize(
+  ('flags', 'name', 'refused', 'passes', 'says'),
+  [
+    (
+      {'refresh': 'async', 'refresh_schedule': '0-100:10,100-:50'},
+      'max_staleness', [1, 49], [0, 50], 'at least the 50',
+    ),
+    (
+      {'refresh': 'external', 'refresh_schedule': '0-100:50,100-:10'},
+      'max_staleness', [49], [50], 'at least the 50',
+    ),
+    (
+      {'refresh': 'async', 'steps_per_refresh': 30},
+      'max_staleness', [29], [30], 'at least the 30',
+    ),
+    (
+      {'num_processes': 3, 'coordinator': 'h:1'},
+      'process_id', [3], [2], 'below --num_processes',
+    ),
+    ({}, 'process_id', [1], [0], 'below --num_processes'),
+    ({'refresh_trigger': 0.5}, 'query_slices', [2], [1], 'query_slices=1'),
+    ({'refresh': 'delayed'}, 'refresh_delay', [0], [1], 'at least 1'),
+    ({}, 'refresh_delay', [1], [0], 'else left out'),
+    ({'refresh': 'async'}, 'max_steps', [2**31], [2**31 - 1], 'below 2'),
+  ],
+)  # fmt: skip
+def test_flags_that_bound_each_other_do_so_at_the_edge(
+  flags, name, refused, passes, says
+):
+  for value in passes:
+    config_lib.Config(**flags, **{name: value})
+  for value in refused:
+    with pytest.raises(config_lib.BadInput, match=says):
+      config_lib.Config(**flags, **{name: value})
+
+
+@pytest.mark.parametrize(
+  ('num_devices', 'batch', 'micro', 'says'),
+  [
+    (1, 8, 0, None), (1, 8, 8, None), (1, 8, 4, None), (4, 8, 2, None),
+    (1, 8, 9, 'divisor of 8'), (1, 8, 3, 'divisor of 8'),
+    (4, 8, 4, 'divisor of 2'), (8, 7, 0, 'multiple of 8'),
+    (8, 9, 0, 'multiple of 8'), (8, 8, 1, None),
+  ],
+)  # fmt: skip
+def test_a_batch_divides_over_devices_and_pieces(
+  num_devices, batch, micro, says, tmp_path
+):
+  config = config_lib.Config(
+    workdir=str(tmp_path), num_devices=num_devices, batch_size=batch,
+    micro_batch_size=micro,
+  )  # fmt: skip
+  if says is None:
+    train.check(config)
+    return
+  with pytest.raises(config_lib.BadInput, match=says):
+    train.check(config)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of five queries, each with one of five passages as its positive."""
+  run = fingerprint_test.make_run(
+    tmp_path_factory.mktemp('edges'), lr_warmup_steps=0
+  )
+  return fingerprint_test.changed(run, top_k=4, max_steps=10)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'num_processes', 'says'),
+  [
+    ({'top_k': 4}, 1, None),
+    ({'top_k': 5}, 1, '--top_k and the positives of a query .* 5 and up to 1'),
+    ({'hard_negatives': 4}, 1, None),
+    ({'hard_negatives': 5}, 1, '--hard_negatives, .* found 5 and 4'),
+    ({'query_slices': 5}, 1, None),
+    ({'query_slices': 6}, 1, '--query_slices must be at most the 5'),
+    ({'rows_per_block': 9}, 2, None),
+    ({'rows_per_block': 10}, 2, 'found 10; lower it to 5'),
+    ({'rows_per_block': 5}, 2, None),
+    ({'rows_per_block': 3}, 4, None),
+    ({'rows_per_block': 4}, 4, 'found 4; lower it to 2'),
+    ({'index': 'IVF10,Flat'}, 1, None),
+    ({'index': 'IVF11,Flat'}, 1, '--index must have at most as many lists'),
+  ],
+)
+def test_what_a_corpus_allows_is_allowed_to_the_last(
+  flags, num_processes, says, run, monkeypatch
+):
+  assert len(run.passages.pieces()) == 10
+  monkeypatch.setattr(processes, 'count', lambda: num_processes)
+  run = fingerprint_test.changed(run, **flags)
+  if says is None:
+    negatives.check(run)
+    return
+  with pytest.raises(config_lib.BadInput, match=says):
+    negatives.check(run)
+
+
+@pytest.mark.parametrize('name', ['query_length', 'passage_length'])
+def test_a_length_may_be_all_that_the_model_can_take(name):
+  body = SimpleNamespace(max_length=32)
+  source = SimpleNamespace(body=body, settings={}, tokenizer=None)
+  config = config_lib.Config(**{name: 32})
+  assert getattr(models._retriever(config, source), name) == 32
+  with pytest.raises(config_lib.BadInput, match=f'--{name} must be at most'):
+    models._retriever(config_lib.Config(**{name: 33}), source)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'says'),
+  [
+    ({'num_negatives': 5, 'mine_from': 3, 'mine_to': 8}, None),
+    ({'num_negatives': 6, 'mine_from': 3, 'mine_to': 8}, '--num_negatives'),
+    ({'min_score': 0.5, 'max_score': 0.5}, None),
+    ({'min_score': math.nextafter(0.5, 1), 'max_score': 0.5}, '--min_score'),
+  ],
+)
+def test_ranks_and_scores_of_mining_bound_each_other(flags, says):
+  config = config_lib.Config(job='mine', **flags)
+  if says is None:
+    mining._check_flags(config)
+    return
+  with pytest.raises(config_lib.BadInput, match=f'^{says}'):
+    mining._check_flags(config)
+
+
+@pytest.mark.parametrize('too_few', ['keep', 'fill'])
+def test_filling_up_needs_as_many_passages_as_it_writes(too_few, run):
+  config = config_lib.Config(job='mine', too_few=too_few, num_negatives=4)
+  task = SimpleNamespace(
+    config=config,
+    corpus=run.corpus,
+    split=run.splits['train'],
+    positives=SimpleNamespace(banned=np.array([1, 1])),
+  )
+  mining._check_data(task)
+  task.config = dataclasses.replace(config, num_negatives=5)
+  if too_few == 'keep':
+    mining._check_data(task)
+    return
+  with pytest.raises(config_lib.BadInput, match='found 5 for 5 and up to 1'):
+    mining._check_data(task)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_scores_that_are_equal_to_a_bound_fall_on_its_side(seed):
+  """As the loop over the words of `Rules` has it; all are on a coarse grid."""
+  rows, scores, never, least, _, judged, most = filters_test.many(seed)
+  scores, least, judged = (
+    np.round(2 * array) / 2 for array in (scores, least, judged)
+  )
+  rules = filters.Rules(3, 35, 1.5, -1.5, 0.5, 0.5)
+  taken = filters.taken_by(rows, scores, never, least, rules)
+  filters.take_judged(taken, judged, most)
+  slow = filters_test.slowly(rows, scores, never, least, rules, judged, most)
+  names = {**dict(enumerate(filters.FILTERS)), filters.KEPT: 'kept'}
+  found = [[names.get(n) for n in row] for row in taken.tolist()]
+  assert found == slow
+
+
+@pytest.mark.parametrize(('free', 'fits'), [(9, False), (10, True)])
+def test_a_run_may_need_all_that_there_is(free, fits, monkeypatch):
+  needs = [
+    footprint.Need('disk', 'one', '', 4),
+    footprint.Need('disk', 'b', '', 6),
+  ]
+  monkeypatch.setattr(footprint, '_needs', lambda _: needs)
+  monkeypatch.setattr(footprint, '_room', lambda _: {'disk': free})
+  run = SimpleNamespace(config=SimpleNamespace(dry_run=False))
+  if fits:
+    footprint.check(run)
+    return
+  with pytest.raises(config_lib.BadInput, match='9 bytes .* 10 bytes, 6 bytes'):
+    footprint.check(run)
+
+
+def test_a_refresh_is_due_below_its_trigger(monkeypatch):
+  monkeypatch.setattr(refresh, '_table_of', lambda *_: None)
+  monkeypatch.setattr(refresh.diagnostics, 'stale_overlap', lambda *_: 0.5)
+  for trigger, fresh in ((0, False), (0.5, True), (0.51, False), (0.49, True)):
+    run = SimpleNamespace(config=SimpleNamespace(refresh_trigger=trigger))
+    assert refresh._is_fresh(run, None, 4) == fresh
+
+
+def test_what_is_due_begins_and_ends_at_its_step():
+  config = config_lib.Config(method='ance', max_steps=10, steps_per_refresh=4)
+  for changes, steps in (
+    ({'warmup_steps': 9}, [9]),
+    ({'warmup_steps': 10}, []),
+    ({'warmup_steps': 1}, [1, 5, 9]),
+    ({'warmup_steps': 2}, [2, 6]),
+    ({'max_refreshes': 2}, [0, 4]),
+    ({'max_refreshes': 3}, [0, 4, 8]),
+    # The interval that a refresh is in says when the next one is.
+    ({'refresh_schedule': '0-4:2,4-:3'}, [0, 2, 4, 7]),
+    ({'refresh_schedule': '0-3:2,3-:3'}, [0, 2, 4, 7]),
+    ({'refresh_schedule': '0-5:2,5-:3'}, [0, 2, 4, 6, 9]),
+  ):
+    changed = dataclasses.replace(config, **changes)
+    due = [n for n in range(12) if schedule.refresh_due(changed, n)]
+    assert due == steps, changes
+    assert schedule.num_refreshes(changed) == len(steps)
+
+
+def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
+  """And one that came further than --max_steps is refused."""
+  monkeypatch.setattr(resume.checkpoint, 'newest_whole', lambda _: (7, {}))
+  for name in ('fetch', 'check_same_run', 'go_on'):
+    monkeypatch.setattr(resume.runs, name, lambda *_, **__: None)
+  monkeypatch.setattr(resume, '_say_what_changed', lambda *_: None)
+  monkeypatch.setattr(resume, '_restore_history', lambda *_: b'')
+  config = config_lib.Config(workdir='/nowhere', max_steps=7)
+  assert resume.begin(config).step == 7
+  with pytest.raises(config_lib.BadInput, match='at least the 7 steps'):
+    resume.begin(dataclasses.replace(config, max_steps=6))
