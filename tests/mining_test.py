@@ -84,6 +84,7 @@ def test_no_negative_is_a_positive_or_has_its_text(too_few, bm25, capsys):
     'fill': (queries, queries),
   }[too_few]
   assert (len(lines), sizes.count(12)) == expected
+  assert report['negatives'] == sum(sizes)
   drawn = sum(line['negative_scores'].count(None) for line in lines)
   assert drawn == report['drawn']
   assert (drawn > 0) == (too_few == 'fill')

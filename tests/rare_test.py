@@ -48,7 +48,7 @@ def world(seed, answers, patterns):
 
 
 def slow_banned(query, texts, judged, last, same_text):
-  """Returns the positives of a query, and all that may not be its negative."""
+  """Returns a query's positives, these and their texts, all it may not have."""
   positives = set()
   for other in range(NUM_QUERIES):
     if TEXTS[other] == TEXTS[query]:
@@ -57,11 +57,11 @@ def slow_banned(query, texts, judged, last, same_text):
   normal = [' '.join(text.lower().split()) for text in texts]
   itself = {1: {30}, 4: {31}}.get(query, set())
   itself |= {p for p in range(40) if normal[p] == TEXTS[query]}
-  banned = positives | itself
+  sets = [positives, positives | itself]
   if same_text and not last:
-    known = {normal[p] for p in banned}
-    banned |= {p for p in range(40) if normal[p] in known}
-  return positives, banned
+    known = [{normal[p] for p in rows} for rows in sets]
+    sets = [{p for p in range(40) if normal[p] in texts} for texts in known]
+  return positives, *sets
 
 
 @pytest.mark.parametrize('answers', ['none', 'words', 'patterns', 'allowed'])
@@ -83,8 +83,10 @@ def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
   orders = [random.permutation(40) for _ in TEXTS]
   drops = answers in ('words', 'patterns') and not method.without_answers
   for start, end in ((0, 5), (5, 9), (9, 12), (0, 12)):
+    depths, taken = [], []
 
-    def rank(rows, depth, start=start):
+    def rank(rows, depth, start=start, depths=depths):
+      depths.append(depth)
       return np.array([orders[start + row][:depth] for row in rows], np.int32)
 
     table, counts = negatives.of_ranking(run, method, rank, (start, end), 'x')
@@ -93,9 +95,12 @@ def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
     for query, row in zip(range(start, end), table.tolist(), strict=True):
       held = {p for p in range(40)
               if letters[query][0] in texts[p].split()}  # fmt: skip
-      _, banned = slow_banned(
+      positives, alike, banned = slow_banned(
         query, texts, judged, method.last_positive, same_text
       )
+      ranked = set(orders[query][: depths[0]].tolist())
+      sets = positives, alike - positives, banned - alike, held - banned
+      taken.append([len(ranked & rows) for rows in sets])
       kept = [p for p in orders[query].tolist() if p not in banned]
       if method.without_answers:
         first = kept[:TOP_K]
@@ -106,6 +111,9 @@ def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
         kept = [p for p in kept if p not in held]
       assert row == kept[:TOP_K], (query, start)
     assert counts['random'] == 0
+    names = ['judged', 'same_text', 'own_text', *(['answers'] if drops else [])]
+    sums = np.sum(taken, 0).tolist()
+    assert [counts[name] for name in names] == sums[: len(names)]
     if method.without_answers:
       empty = [row for row in table.tolist() if row[0] < 0]
       assert counts['answers'] == with_answer > 0
@@ -126,7 +134,7 @@ def test_what_fills_up_a_short_ranking_holds_no_answer_and_is_no_positive():
   table, counts = negatives.of_ranking(run, method, rank, (4, 12), 'x')
   drawn = 0
   for query, row in zip(range(4, 12), table.tolist(), strict=True):
-    _, banned = slow_banned(query, texts, judged, False, True)
+    *_, banned = slow_banned(query, texts, judged, False, True)
     banned |= {p for p in range(40)
                if letters[query][0] in texts[p].split()}  # fmt: skip
     kept = [p for p in (0, 1, 2) if p not in banned]
@@ -149,7 +157,7 @@ def test_columns_that_are_no_negatives_are_those_of_slow_rules(name, same_text):
     split, corpus, range(NUM_QUERIES), rows, retriever, method, same_text
   )
   for query in range(NUM_QUERIES):
-    positives, banned = slow_banned(
+    positives, _, banned = slow_banned(
       query, texts, judged, method.last_positive, same_text
     )
     own = made.positives[made.offsets[query] : made.offsets[query + 1]]

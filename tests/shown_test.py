@@ -1,0 +1,74 @@
+"""Numbers that are printed and logged, against plain recounts."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ance_jax import bert
+from ance_jax import config as config_lib
+from ance_jax import encode
+from ance_jax import resume
+from ance_jax import tokens
+from ance_jax import train
+
+
+@pytest.mark.parametrize('rows_per_block', [7, 50, 200])
+def test_shares_and_operations_of_encoding_are_of_what_was_encoded(
+  rows_per_block, tmp_path
+):
+  random, shapes = np.random.default_rng(0), []
+  lengths = random.integers(1, 40, 120)
+  offsets = np.concatenate([[0], np.cumsum(lengths)])
+  ids = np.ones(offsets[-1], np.uint16)
+  rows = tokens.TokenRows(ids, offsets, 0, '')
+
+  def encode_batch(params, ids, lengths):
+    shapes.append(ids.shape)
+    return np.zeros((len(ids), 4), np.float32)
+
+  encoder = encode.Encoder(encode_batch, 2, 256, 48, 4)
+  for expected in ('all of it', None):
+    shapes.clear()
+    _, share = encode.encode_corpus(
+      encoder, None, rows, tmp_path, rows_per_block=rows_per_block
+    )
+    if expected:
+      body = bert.BodyConfig('bert', 9, 8, 3, 2, 16, 48, 1, 1e-12, 'gelu')
+      a_token = {
+        n: 3 * (2 * (4 * 64 + 2 * 8 * 16) + 4 * n * 8) for _, n in shapes
+      }
+      assert encode.flops(encoder, body, lengths, rows_per_block) == sum(
+        rows * n * a_token[n] for rows, n in shapes
+      )
+      expected = lengths.sum() / sum(rows * n for rows, n in shapes)
+    assert share == expected
+  # What is there is not encoded again, but counts as the work that it is.
+  assert shapes == []
+
+
+def test_what_is_logged_of_a_step_is_of_that_step():
+  config = config_lib.Config(
+    learning_rate=1.0, lr_warmup_steps=4, max_steps=10, steps_per_log=2
+  )
+  written = {}
+  ignored = SimpleNamespace(seen=lambda *_: None, text=lambda _: '')
+  parts = SimpleNamespace(
+    run=SimpleNamespace(config=config),
+    metrics=SimpleNamespace(write=written.__setitem__),
+    pace=ignored,
+    signs=ignored,
+  )
+  # Step n is made with the rate after n - 1 steps: up from 0, then down to 0.
+  rates = [0, 1 / 4, 2 / 4, 3 / 4, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+  for step in range(1, 11):
+    in_use = resume.PickUp(5, 3) if step > 5 else None
+    metrics = {'loss': step / 8, 'accuracy': 0.5, 'grad_norm': 2.0}
+    train._log_step(parts, step, metrics, in_use)
+  assert list(written) == [2, 4, 6, 8, 10]
+  for step, values in written.items():
+    assert values.pop('train/learning_rate') == pytest.approx(rates[step - 1])
+    age = {'train/negatives_age': step - 3} if step > 5 else {}
+    assert values == {
+      'train/loss': step / 8, 'train/accuracy': 0.5, 'train/grad_norm': 2, **age
+    }  # fmt: skip
