@@ -8,6 +8,7 @@ its text, an answer, or a place above the first positive; and some to read.
 import numpy as np
 
 from ance_jax import answers
+from ance_jax import data
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
@@ -27,7 +28,7 @@ def run(config):
   Returns:
     {rule: [share in each band of ranks]}; NaN where a band has no passage.
   """
-  this, params, step = runs.read(config, (config.train_split,))
+  this, params, step = runs.read(config, None)
   watch, split = logs.Stopwatch(), this.splits[config.train_split]
   size = min(_QUERIES, len(split.ids))
   random = np.random.default_rng(config.seed)
@@ -49,6 +50,15 @@ def run(config):
     path,
     {
       'queries': size,
+      'training queries that are passages, too': len(
+        np.unique(split.own_passages()[0])
+      ),
+      'training queries of the same text as another': int(split.twins().sum()),
+      'training queries that other splits have, too': {
+        name: data.queries_shared(split, other)
+        for name, other in this.splits.items()
+        if other is not split
+      },
       'ranks up to': list(_BANDS),
       'shares': {
         name: [None if np.isnan(v) else v for v in values]

@@ -28,7 +28,7 @@ def load(config, split_names):
   Args:
     config: The run's `Config`; its data and split flags and workdir are read.
     split_names: Splits to read; None: train, dev and the test splits that are
-      there.
+      there, without dev where the hash holds no query out for it.
 
   Returns:
     A `data.Dataset` with these splits. Where the data has no dev split, a
@@ -45,7 +45,8 @@ def load(config, split_names):
   source = source._replace(read_split=functools.cache(source.read_split))
   if split_names is None:
     tests = [n for n in config_lib.TEST_SPLITS if source.read_split(n)]
-    split_names = (config.train_split, config.dev_split, *tests)
+    dev = [config.dev_split] * _has_dev(source, config)
+    split_names = (config.train_split, *dev, *tests)
   if not config.dev_fraction and not source.read_split(config.dev_split):
     split_names = _without_dev(split_names, config)
   splits = {}
@@ -101,6 +102,16 @@ def with_protocol(config):
   if config.dataset == 'beir' and config.beir_set and not config.protocol:
     return dataclasses.replace(config, protocol='beir')
   return config
+
+
+def _has_dev(source, config):
+  """Returns whether dev is in the data, or would be held out of train."""
+  if source.read_split(config.dev_split) or not config.dev_fraction:
+    return True  # Without a fraction `_without_dev` says so.
+  train = source.read_split(config.train_split)
+  rows = train.judged_queries() if train else ()
+  limit = config.dev_fraction * 2**64
+  return any(_hash(train.query_ids[row]) < limit for row in rows)
 
 
 def _without_dev(split_names, config):

@@ -214,7 +214,8 @@ def _check_dev(config, split_names, dataset, began):
   """Raises `BadInput` where a run would lose its dev split, or get one."""
   dev = config.dev_split
   has, had = (dev in splits for splits in (dataset.splits, began['splits']))
-  if has != had and {dev, config.train_split} <= set(split_names):
+  asked = split_names or (dev, config.train_split)
+  if has != had and {dev, config.train_split} <= set(asked):
     found, instead = ('a', 'none') if has else ('no', 'one')
     raise config_lib.BadInput(
       f'the data has {found} split {dev!r} where the run in {config.workdir} '

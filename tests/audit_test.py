@@ -54,6 +54,23 @@ def test_each_mark_is_on_what_was_planted():
   assert np.isnan(shares['judged'][1])
 
 
+def test_a_query_that_is_a_passage_is_no_false_negative():
+  corpus, split = corpus_and_split()
+  own = split._replace(same_text=np.array([[0, 1], [4, 2]]))
+  rows = np.array([[4, 3, 0, 2, 1], [2, 0, 4, 3, 1]], np.int32)
+  marks = audit.marked(rows, np.array([0, 1]), own, corpus)
+  assert np.argwhere(marks['own text']).tolist() == [[0, 0], [1, 0]]
+  above = np.argwhere(marks['above the positive']).tolist()
+  assert above == [[0, 1], *([1, place] for place in (1, 2, 3, 4))]
+  assert np.argwhere(marks['near-duplicate']).tolist() == [[0, 3]]
+  # The two queries have one text: the second's positive, 5, is the first's.
+  twins = split._replace(groups=np.zeros(2, int))
+  rows = np.array([[5, 4, 0, 1, 2]], np.int32)
+  marks = audit.marked(rows, np.array([0]), twins, corpus)
+  assert np.argwhere(marks['judged']).tolist() == [[0, 0], [0, 2]]
+  assert not marks['above the positive'].any()
+
+
 def test_where_no_positive_was_ranked_all_is_above_it():
   corpus, split = corpus_and_split()
   rows = np.array([[4, 3, 2]], np.int32)
@@ -69,6 +86,12 @@ def test_a_run_is_audited_by_rank_with_examples(tiny, capsys):
   written = handoff.read_json(f'{tiny.workdir}/audit-6.json')
   assert written['shares'].keys() == shares.keys()
   assert written['shares']['judged'][0] == shares['judged'][0]
+  for what, number in (
+    ('training queries that are passages, too', 0),
+    ('training queries of the same text as another', 0),
+    ('training queries that other splits have, too', {'dev': 0, 'test': 0}),
+  ):
+    assert written[what] == number
   # All 48 training queries; 150 passages, so that the last band is short.
   assert written['queries'] == 48
   assert sum(shares['same text']) > 0

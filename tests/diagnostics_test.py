@@ -128,6 +128,19 @@ def test_ranks_and_what_was_lost_and_won(small):
   assert 'above_positive' not in values
 
 
+def test_the_best_positive_may_be_that_of_a_query_of_the_same_text(small):
+  run, indexed, queries = small
+  run.splits['train'].groups = np.array([0, 1, 0])
+  found = np.array([[1, 9, 4, 2], [5, 9, 8, 2], [9, 1, 2, 3]])
+  seen = diagnostics.Probe(np.arange(3), queries, found)
+  ranking = index.Ranking(np.array([[3], [5], [3]]), None)
+  _, now = diagnostics.look(run, seen, indexed, ranking, {}, None)
+  assert now.ranks.tolist() == [2, 5, 1]
+  # On dev each query has its own: 3 is the first one's alone.
+  run.splits['dev'].groups = np.array([0, 1, 0])
+  assert now.right.tolist() == [True, False, False]
+
+
 def test_norms_by_source_and_negatives_above_the_positive(small):
   run, indexed, queries = small
   seen = diagnostics.Probe(np.arange(3), queries, np.zeros((3, 4), int))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import types
 
 import conftest
 import numpy as np
@@ -131,7 +132,9 @@ def test_what_encoding_takes_is_that_of_a_sample_times_the_work(
   settings = dataclasses.replace(tiny, job='inspect', num_devices=1, chunks=2)
   run, _ = inspection._open(settings)
   clock = iter([0.0, 100.0, 200.0, 203.0])
-  monkeypatch.setattr(inspection.time, 'perf_counter', lambda: next(clock))
+  # Not the module itself, of which progress asks the time, too.
+  timer = types.SimpleNamespace(perf_counter=lambda: next(clock))
+  monkeypatch.setattr(inspection, 'time', timer)
   monkeypatch.setattr(encode, 'encode_rows', lambda *_: None)
   vocabulary = tokenizer.train_vocabulary(['a b c d'], 50)
   run = run._replace(tokenizer=vocabulary)

@@ -319,6 +319,40 @@ def test_passages_with_an_answer_are_no_negatives_of_bm25_or_the_index(
   assert np.isin(negatives_lib.by_bm25(run), frequent).any()
 
 
+def test_a_query_that_is_a_passage_has_negatives_mined_anew_without_it(
+  open_run,
+):
+  run = open_run(method='ance_in_batch')
+  step = checkpoint.committed_steps(run.workdir)[-1]
+  before = refresh.refresh(run, step)
+  assert before['own'] is False
+  assert before['metrics']['refresh/own_text'] == 0
+  assert refresh.refresh(run, step) == before
+  split, table = run.splits['train'], np.array(refresh.load(run, step))
+  # Each query's first negative is the query itself; 0 and 1 have one text.
+  own = np.stack([np.arange(len(table)), table[:, 0]]).astype(np.int32)
+  groups = np.maximum(np.arange(len(table)), 1).astype(np.int32)
+  for changes in ({'same_text': own}, {'groups': groups}):
+    changed = split._replace(**changes)
+    planted = run._replace(splits={**run.splits, 'train': changed})
+    assert refresh.refusal(planted, before).startswith('it is of another set')
+    manifest = refresh.refresh(planted, step)
+    assert manifest['own']
+    found, queries = refresh.load(planted, step), np.arange(len(table))
+    assert (manifest['metrics']['refresh/own_text'] > 0) == (own is not None)
+    if 'same_text' in changes:
+      alike = run.corpus.groups[found] == run.corpus.groups[own[1]][:, None]
+      assert not alike.any()
+      text = f'{manifest["metrics"]["refresh/own_text"]:,} of the query'
+      assert text in refresh.summary(manifest)
+      own = None  # The other change has none.
+    else:
+      np.testing.assert_array_equal(found[queries > 1], table[queries > 1])
+      of_query, positives = split.positives()
+      shared = run.corpus.groups[positives[of_query < 2]]
+      assert not np.isin(run.corpus.groups[found[:2]], shared).any()
+
+
 def test_same_texts_can_be_let_in(open_run):
   run = open_run(method='ance_in_batch', drop_same_text=False)
   step = checkpoint.committed_steps(run.workdir)[-1]
