@@ -369,13 +369,15 @@ class Config:
       'ance_code',
       'ance_code_qa',
       'ance_in_batch',
+      'given',
+      'given_in_batch',
     ),
   )
   warmup_method: str = knob(
     'bm25',
     'Row whose negatives and loss are used for the first --warmup_steps. '
     'ANCE: bm25.',
-    choices=('random', 'in_batch', 'bm25', 'dpr'),
+    choices=('random', 'in_batch', 'bm25', 'dpr', 'given', 'given_in_batch'),
   )
   warmup_steps: int = knob(
     0,
@@ -610,6 +612,13 @@ class Config:
     'Checkpoint that a job other than train reads: last, best (by dev MRR@10) '
     'or a step.',
     may_change=True,
+  )
+  negatives: str = knob(
+    '',
+    'File of negatives of the training queries, for --method=given and '
+    '--job=audit: JSON lines or an array, also gzipped, as --job=mine, '
+    'sentence-transformers, FlagEmbedding, Tevatron and DPR have them. Empty: '
+    'those that pairs.jsonl has.',
   )
   bm25_run: str = knob(
     '',
@@ -1034,7 +1043,8 @@ _RANGES = (
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
-  'picture', 'bm25_run', 'tokens_dir', 'ranking', 'judge', 'judge_run',
+  'picture', 'negatives', 'bm25_run', 'tokens_dir', 'ranking', 'judge',
+  'judge_run',
   'output', 'refresh_replay'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')

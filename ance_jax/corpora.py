@@ -14,6 +14,7 @@ from ance_jax import beir
 from ance_jax import config as config_lib
 from ance_jax import data
 from ance_jax import dpr
+from ance_jax import given
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import msmarco
@@ -62,7 +63,7 @@ def load(config, split_names):
       )
     _check_missing(judged, name, config, source.corpus)
     if name == config.train_split:
-      judged = _with_positives(judged, name)
+      judged = _with_negatives(_with_positives(judged, name), source, config)
     if judged.protocol == 'beir' and config.dataset in _GIVEN_IDS:
       judged = judged._replace(own=_own(judged, source.corpus))
     splits[name] = data.make_split(judged, source.corpus)
@@ -239,6 +240,21 @@ def _with_positives(judged, name):
       f'{without:,} queries, none with a grade above 0; check the judgements.'
     )
   return _of_queries(judged, useful)._replace(all_count=False)
+
+
+def _with_negatives(judged, source, config):
+  """Returns the `Judged` with what `--negatives` or the data gives it."""
+  path = config.negatives or source.negatives
+  if not path:
+    return judged
+  judged = given.attach(reading.regular(path), judged, source.corpus)
+  if config.negatives and judged.given is None:
+    raise config_lib.BadInput(
+      f'{path} gives no training query a negative of the corpus; a query is '
+      'found by its id or text, a passage by its id, its text, or title and '
+      'text; give the file of this dataset.'
+    )
+  return judged
 
 
 def _own(judged, corpus):

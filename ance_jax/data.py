@@ -8,6 +8,7 @@ import array
 from collections.abc import Callable
 import hashlib
 import json
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,26 @@ class Corpus(NamedTuple):
   keys: np.ndarray | None = None
 
 
+class Given(NamedTuple):
+  """Negatives that a file gives some queries, each once.
+
+  Attributes:
+    queries: (G,) int32 query rows, rising.
+    passages: (G,) int32 passage rows, of a query in the order of the file.
+    scores: (G,) float32 that the file has, NaN where it has none.
+  """
+
+  queries: np.ndarray
+  passages: np.ndarray
+  scores: np.ndarray
+
+  def of(self, query):
+    """Returns the passage rows of a query, in the order of the file."""
+    return self.passages[
+      slice(*np.searchsorted(self.queries, (query, query + 1)))
+    ]
+
+
 class Split(NamedTuple):
   """The judged queries of one split, and what they were judged on.
 
@@ -71,6 +92,9 @@ class Split(NamedTuple):
       looked for.
     same_text: (2, S) int32, query rows and the rows of the passages whose text,
       or title and text as one, is the query's. None: not looked for.
+    given: `Given` of `--negatives`, or of the pairs; None without any.
+    scores: (J,) float32, those that the same file has of judged passages, NaN
+      where it has none; None without `given`.
   """
 
   ids: strings.Strings
@@ -87,6 +111,8 @@ class Split(NamedTuple):
   missing: list[list[int]] | None = None
   groups: np.ndarray | None = None
   same_text: np.ndarray | None = None
+  given: Given | None = None
+  scores: np.ndarray | None = None
 
   def positives(self, *, last=False):
     """Returns the query and the passage rows, (P,) int32, of positives.
@@ -159,6 +185,9 @@ class Judged(NamedTuple):
     all_count: Whether queries that nothing was judged on are in the split.
     missing: {(row in query_ids, id of a passage that the corpus lacks): grade},
       or None.
+    given: `Given`, of rows in query_ids, or None.
+    scores: {(row in query_ids, passage row): score} of some of what was judged,
+      by the file of `given`.
   """
 
   query_ids: list[str]
@@ -171,6 +200,8 @@ class Judged(NamedTuple):
   answers_are_patterns: bool = False
   all_count: bool = False
   missing: dict[tuple[int, str], int] | None = None
+  given: Given | None = None
+  scores: dict[tuple[int, int], float] | None = None
 
   def judged_queries(self):
     """Returns the set of rows in query_ids that something was judged on."""
@@ -184,11 +215,14 @@ class Source(NamedTuple):
     corpus: `Corpus`.
     read_split: read_split(name) -> `Judged`, or None if there is no such split.
     found: Where splits were looked for, and what is there, for people.
+    negatives: Path of a file that gives the training queries negatives, as
+      `given.attach` reads it, or None.
   """
 
   corpus: Corpus
   read_split: Callable[[str], Judged | None]
   found: str
+  negatives: pathlib.Path | None = None
 
 
 class CorpusWriter:
@@ -279,6 +313,10 @@ def make_split(judged, corpus=None):
   missing = _missing(judged, rows)
   if missing:
     digest.update(f'missing {missing}'.encode())
+  given, scores = _given(judged, rows, pairs)
+  for column in (*(given or ()), scores):
+    if column is not None:
+      digest.update(column)
   own = None
   if judged.own:
     own = np.array([judged.own.get(int(row), -1) for row in rows], np.int32)
@@ -296,6 +334,8 @@ def make_split(judged, corpus=None):
     missing,
     keys.groups(texts),
     corpus and keys.found(texts, corpus.keys),
+    given,
+    scores,
   )
 
 
@@ -303,6 +343,16 @@ def queries_shared(split, other):
   """Returns how many queries of a split have the text of one of another."""
   known = keys.of_texts(other.texts)
   return int(np.isin(keys.of_texts(split.texts), known).sum())
+
+
+def _given(judged, rows, pairs):
+  """Returns `Split.given` and `Split.scores` of query rows and judged pairs."""
+  if judged.given is None:
+    return None, None
+  places = np.searchsorted(rows, judged.given.queries)
+  given = judged.given._replace(queries=places.astype(np.int32))
+  scores = [judged.scores.get(pair, np.nan) for pair in pairs]
+  return given, np.array(scores, np.float32)
 
 
 def _missing(judged, rows):

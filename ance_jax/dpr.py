@@ -10,8 +10,6 @@ import ast
 import collections
 import functools
 
-import ijson
-
 from ance_jax import answers as answers_lib
 from ance_jax import config as config_lib
 from ance_jax import data
@@ -93,7 +91,7 @@ def _read_contexts(path, name, passage_rows):
   """
   found = data.Judged([], [], {}, {}, {}, protocol='answers', missing={})
   counts = collections.Counter()
-  for number, record in enumerate(_records(path), 1):
+  for number, record in records.json_array(path):
     place = f'question {number}'
     question, contexts = _question(path, place, record)
     counts['questions'] += 1
@@ -170,24 +168,6 @@ def _rows(path, what):
   progress = functools.partial(logs.progress, what=what, unit='bytes')
   for number, text in reading.lines(path, progress):
     yield number, reading.unquoted(path, number, text)
-
-
-def _records(path):
-  """Yields the objects of a JSON array, which need not fit in memory."""
-  with reading.opened(path) as (raw, file):
-    try:
-      yield from logs.progress(
-        ijson.items(file, 'item'),
-        f'read {path.name}',
-        total=path.stat().st_size,
-        unit='bytes',
-        count=reading.bytes_since(raw),
-      )
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-      raise reading.bad(
-        path, 'a file must be a whole JSON array of questions',
-        ' '.join(str(error).split())[:80], 'fetch it again'
-      ) from error  # fmt: skip
 
 
 def _question(path, place, record):

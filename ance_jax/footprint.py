@@ -169,8 +169,8 @@ def _num_tables(config):
   rows = {config.method: methods.METHODS[config.method]}
   if rows[config.method].refreshes and config.warmup_steps:
     rows[config.warmup_method] = methods.METHODS[config.warmup_method]
-  of_bm25 = any(row.negatives == 'bm25' for row in rows.values())
-  return int(of_bm25) + schedule.num_refreshes(config)
+  once = {row.negatives for row in rows.values()} & {'bm25', 'given'}
+  return len(once) + schedule.num_refreshes(config)
 
 
 def _room(run):
@@ -179,7 +179,7 @@ def _room(run):
   What the run wrote before counts as free: it is part of what it needs.
   """
   own = 0
-  for folder in ('checkpoints', 'embeddings', 'refresh', 'bm25'):
+  for folder in ('checkpoints', 'embeddings', 'refresh', 'bm25', 'given'):
     files = (run.workdir / folder).rglob('*')
     own += sum(path.stat().st_size for path in files if path.is_file())
   room = {

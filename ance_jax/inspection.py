@@ -23,6 +23,7 @@ from ance_jax import footprint
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import models
+from ance_jax import negatives as negatives_lib
 from ance_jax import runs
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
@@ -112,9 +113,15 @@ def split_facts(split):
   if split.answers:
     numbers = [len(texts) for texts in split.answers]
     facts['answers of a query, mean'] = float(np.mean(numbers))
-  if split.negatives:
-    given = [len(rows) for rows in split.negatives]
-    facts['negatives of a query that are given, mean'] = float(np.mean(given))
+  if given := negatives_lib.given_to(split):
+    numbers = np.array([len(given(row)) for row in range(size)])
+    facts['given negatives'] = int(numbers.sum())
+    facts['given negatives of a query, mean'] = float(numbers.mean())
+    facts['given negatives of a query, most'] = int(numbers.max())
+    facts['queries without a given negative'] = int((numbers == 0).sum())
+  if split.given is not None:
+    known = ~np.isnan(split.given.scores)
+    facts['given negatives with a score'] = int(known.sum())
   return facts
 
 

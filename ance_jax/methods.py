@@ -15,8 +15,8 @@ class Method(NamedTuple):
 
   Attributes:
     negatives: Where a query's own negatives come from: 'none', 'corpus' (at
-      random), 'bm25' (its top-K) or 'index' (the top-K of the model's own
-      index, mined anew at each refresh).
+      random), 'bm25' (its top-K), 'given' (those of a file) or 'index' (the
+      top-K of the model's own index, mined anew at each refresh).
     in_batch: Whether the other queries' passages are negatives, too, those on
       other devices included.
     loss: A function of losses.py.
@@ -76,5 +76,10 @@ METHODS = {
   ),
   'ance_in_batch': Method(
     'index', True, losses.softmax_nll, 'ANCE with in-batch negatives'
+  ),
+  # The same with what others mined, as sentence-transformers' trainer has it.
+  'given': Method('given', False, losses.softmax_nll, 'DPR, section 3.2'),
+  'given_in_batch': Method(
+    'given', True, losses.softmax_nll, 'DPR, section 3.2'
   ),
 }

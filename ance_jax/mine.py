@@ -58,7 +58,9 @@ def make_positives(query_rows, passage_rows, groups, num_queries, own=None):
   return Positives(judged, grouped, own_keys, banned, groups)
 
 
-def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
+def hard_negatives(
+  rank, positives, top_k, seed, what='mine', drop=None, least=None
+):
   """Returns the best `top_k` passages of each query that are no positives.
 
   A positive is what was judged relevant, and each passage of its text group;
@@ -78,14 +80,15 @@ def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
     drop: drop((q,) query rows, (q, depth) passage rows, -1 for none) -> (q,
       depth) bool, candidates that are no negatives either; twice as many are
       asked for then, and drawn ones are asked about, too. Or None.
+    least: Negatives that a query is filled up to; None: K.
 
   Returns:
-    (Q, K) int32 passage rows, best first, and a dict of counts over all
-    queries: 'judged', 'same_text' and 'own_text', candidates that were dropped
-    as positives, as passages of their text, and as the query itself; 'random',
-    that were drawn; with
-    `drop` also 'answers', that it names, and 'for_want_of_others', negatives
-    that it names, too, of a query of which it names nearly all passages.
+    (Q, K) int32 passage rows, best first, -1 behind the last, and a dict of
+    counts over all queries: 'judged', 'same_text' and 'own_text', candidates
+    that were dropped as positives, as passages of their text, and as the query
+    itself; 'random', that were drawn; with `drop` also 'answers', that it
+    names, and 'for_want_of_others', negatives that it names, too, of a query
+    of which it names nearly all passages.
   """
   num_passages = len(positives.groups)
   depths = top_k + positives.banned
@@ -123,7 +126,7 @@ def hard_negatives(rank, positives, top_k, seed, what='mine', drop=None):
     kept &= place <= top_k
     block = np.full((len(queries), top_k), -1, np.int32)
     block[np.arange(top_k) < (top_k - short)[:, None]] = ranking[kept]
-    drawn, unwilling = fill(block, queries, positives, random, drop)
+    drawn, unwilling = fill(block[:, :least], queries, positives, random, drop)
     counts['random'] += drawn
     if drop:
       counts['for_want_of_others'] += unwilling

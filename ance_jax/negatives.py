@@ -26,7 +26,7 @@ from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
 
-def of_ranking(run, method, rank, rows, what):
+def of_ranking(run, method, rank, rows, what, *, depth=None, least=None):
   """Returns the negatives that a row of the method table takes of a ranking.
 
   Args:
@@ -35,6 +35,8 @@ def of_ranking(run, method, rank, rows, what):
     rank: As for `mine.hard_negatives`, query rows counted from rows[0].
     rows: First training query row, and the one behind the last.
     what: Name of the phase for the progress bar.
+    depth: K; None: --top_k.
+    least: Negatives that a query is filled up to at random; None: K.
 
   Returns:
     (q, K) int32 passage rows, best first, -1 behind the last of a query that
@@ -56,10 +58,11 @@ def of_ranking(run, method, rank, rows, what):
   negatives, counts = mine.hard_negatives(
     rank,
     positives(split, run.corpus, method, rows, config.drop_same_text),
-    config.top_k,
+    depth or config.top_k,
     config.seed,
     what,
     drop=drop,
+    least=least,
   )
   if method.without_answers:
     negatives, left_out = answers.without(
@@ -151,6 +154,59 @@ def _publish_bm25(run, folder, about):
     np.save(unfinished / 'negatives.npy', negatives)
 
 
+def by_given(run):
+  """Returns the (Q, K) int32 negatives that the data gives, -1 behind the last.
+
+  At most the first --top_k of a query; one that has fewer than
+  --hard_negatives is filled up to so many at random.
+  """
+  folder, about = run.workdir / 'given', sources(run)
+
+  def waiting():
+    logs.say('waiting for another process to take the given negatives')
+
+  with handoff.turn(run.workdir, waiting):
+    if not handoff.find(folder, about):
+      _publish_given(run, folder, about)
+  return handoff.load_array(folder / 'negatives.npy')
+
+
+def _publish_given(run, folder, about):
+  config, split = run.config, run.splits[run.config.train_split]
+  given = given_to(split)
+  sizes = np.array([len(given(row)) for row in range(len(split.ids))])
+  depth = min(int(sizes.max()), config.top_k)
+  negatives, counts = of_ranking(
+    run,
+    methods.METHODS['given'],
+    _given_rank(given),
+    (0, len(split.ids)),
+    'take the given negatives',
+    depth=max(depth, config.hard_negatives),
+    least=config.hard_negatives,
+  )
+  line = f'given negatives: {counts_text(counts)}'
+  if counts['random']:
+    line += f' where a query has fewer than {config.hard_negatives}'
+  if none := int((sizes == 0).sum()):
+    line += f' ({none:,} queries have none)'
+  if cut := int(np.maximum(sizes - config.top_k, 0).sum()):
+    line += f'; {cut:,} behind the first --top_k={config.top_k} of a query'
+  logs.say(line)
+  with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
+    np.save(unfinished / 'negatives.npy', negatives)
+
+
+def given_to(split):
+  """Returns given(query row) -> the passage rows that the data gives it.
+
+  Of a file, or those of DPR's questions; None where there are none.
+  """
+  if split.given is not None:
+    return split.given.of
+  return split.negatives and split.negatives.__getitem__
+
+
 def check(run):
   """Raises `BadInput` for settings that would stop the run later."""
   config = run.config
@@ -167,6 +223,7 @@ def check(run):
   mined = any(row.negatives in ('bm25', 'index') for row in rows)
   if mined or config.job == 'refresh':
     _check_depth(run)
+  _check_given(run, any(row.negatives == 'given' for row in rows))
   _check_queries(run)
 
 
@@ -298,16 +355,48 @@ def _check_queries(run):
     )
 
 
+def _check_given(run, wanted):
+  """Raises `BadInput` where a row has no given negatives, or no room."""
+  config, split = run.config, run.splits[run.config.train_split]
+  if not wanted:
+    if split.given is not None and config.job == 'train':
+      logs.say(
+        f'--method={config.method} takes none of the given negatives; '
+        'given and given_in_batch do'
+      )
+    return
+  if not given_to(split):
+    raise config_lib.BadInput(
+      'the data gives no negatives, on which the rows given and given_in_batch '
+      'train; set --negatives to a file of them, or use another row.'
+    )
+  most = _most_banned(run, methods.METHODS['given'])
+  if config.hard_negatives + most > len(run.passages):
+    raise config_lib.BadInput(
+      f'--hard_negatives={config.hard_negatives} and up to {most} positives of '
+      f'a query are more than the {len(run.passages):,} passages of the '
+      'corpus; lower --hard_negatives.'
+    )
+  if config.hard_negatives > config.top_k:
+    raise config_lib.BadInput(
+      '--hard_negatives, drawn from the first --top_k, must be at most that; '
+      f'found {config.hard_negatives} and {config.top_k}; change one.'
+    )
+
+
+def _most_banned(run, method):
+  """Returns the most passages that a query may not have as negatives."""
+  config, split = run.config, run.splits[run.config.train_split]
+  rows = (0, len(split.ids))
+  found = positives(split, run.corpus, method, rows, config.drop_same_text)
+  return int(found.banned.max())
+
+
 def _check_depth(run):
   config = run.config
-  split = run.splits[config.train_split]
   # Of the warm-up's row more may be positives.
   rows = {methods.METHODS[config.method], schedule.method(config, False)}
-  every, same_text = (0, len(split.ids)), config.drop_same_text
-  most = max(
-    int(positives(split, run.corpus, row, every, same_text).banned.max())
-    for row in rows
-  )
+  most = max(_most_banned(run, row) for row in rows)
   if most == len(run.passages):
     raise config_lib.BadInput(
       f'all {most:,} passages of the corpus are positives of one training '

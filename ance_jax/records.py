@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 
+import ijson
+
 from ance_jax import config as config_lib
 from ance_jax import handoff
 from ance_jax import logs
@@ -16,6 +18,8 @@ from ance_jax import registry
 # Characters.
 _LONGEST_ID = 500
 _MOST_GRADE = 1000
+# Bytes of a file by which an array is told from lines.
+_PEEKED = 4096
 
 
 def open_folder(config, first):
@@ -96,6 +100,53 @@ def json_lines(path, form, what=None):
         f'give each line as {form}', number
       )  # fmt: skip
     yield number, record
+
+
+def json_array(path, what='questions'):
+  """Yields (number, item) of a JSON array, which need not fit in memory.
+
+  Args:
+    path: `pathlib.Path` of the file.
+    what: What it is an array of, for people.
+  """
+  with reading.opened(path) as (raw, file):
+    try:
+      yield from enumerate(
+        logs.progress(
+          ijson.items(file, 'item', use_float=True),
+          f'read {path.name}',
+          total=path.stat().st_size,
+          unit='bytes',
+          count=reading.bytes_since(raw),
+        ),
+        1,
+      )
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+      raise reading.bad(
+        path, f'a file must be a whole JSON array of {what}',
+        ' '.join(str(error).split())[:80], 'fetch it again'
+      ) from error  # fmt: skip
+
+
+def objects(path, form):
+  """Yields (number, dict) of JSON lines, or of a JSON array of objects.
+
+  Args:
+    path: `pathlib.Path` of the file.
+    form: What an object is like, for people.
+  """
+  with reading.opened(path) as (_, file):
+    is_array = re.match(rb'(\xef\xbb\xbf)?\s*\[\s*\{', file.read(_PEEKED))
+  if not is_array:
+    yield from json_lines(path, form, f'read {path.name}')
+    return
+  for number, item in json_array(path, 'objects'):
+    if not isinstance(item, dict):
+      raise reading.bad(
+        path, f'item {number} must be an object', reading.quoted(item),
+        f'give each as {form}'
+      )  # fmt: skip
+    yield number, item
 
 
 def text(path, line, record, key, counts):

@@ -29,6 +29,8 @@ from ance_jax import schedule
 from ance_jax import tokenizer as tokenizer_lib
 
 _FOLDER = 'refresh'
+# What is mined once a run, by `Method.negatives`.
+_ONCE = {'bm25': negatives_lib.by_bm25, 'given': negatives_lib.by_given}
 # What the names of a manifest say, to people.
 _NOUNS = {
   'run': 'run',
@@ -133,8 +135,8 @@ def assess(run, params, indexed, seen, in_use, watch, mined=None):
         for name in diagnostics.Seen._fields
       )
     )
-  elif schedule.method(run.config, False).negatives == 'bm25':
-    tables['bm25'] = diagnostics.Table(0, negatives_lib.by_bm25(run))
+  elif (source := schedule.method(run.config, False).negatives) in _ONCE:
+    tables[source] = diagnostics.Table(0, _ONCE[source](run))
   if mined is not None:
     tables['mined'] = mined
   with watch.phase('probe'):
@@ -267,8 +269,8 @@ def negatives_for(run, method, in_use):
   Raises:
     BadInput: As for `load`; or no query has any negatives.
   """
-  if method.negatives == 'bm25':
-    table = negatives_lib.by_bm25(run)
+  if method.negatives in _ONCE:
+    table = _ONCE[method.negatives](run)
     return batches.Negatives(np.arange(len(table)), table, 0)
   return _in_use(run, *in_use) if method.refreshes else None
 

@@ -12,8 +12,9 @@ ORDER = (
   'footprint report sections pages refresh diagnostics negatives evaluate '
   'runs pipelines encode steps optimizers models sources sbert layouts '
   'weights hub torch_files snapshots encoders '
-  'schedule methods batches checkpoint corpora datasets pairs beir msmarco dpr '
-  'downloads rankings records registry chance metrics answers tokens tokenizer '
+  'schedule methods batches checkpoint corpora datasets pairs given '
+  'given_forms beir msmarco dpr downloads rankings records registry chance '
+  'metrics answers tokens tokenizer '
   'forms data keys strings lexical words index factories topk filters mine '
   'losses bert compiled prompt logs pace locks remote handoff devices '
   'processes reading faults config'
@@ -33,7 +34,7 @@ ROOMS = {
   'matplotlib': {'report'},
   'regex': {'answers', 'words'},
   'Stemmer': {'lexical', 'config'},
-  'ijson': {'dpr'},
+  'ijson': {'records'},
   'apache_beam': {'pipelines'},
   'torch': {'torch_files'},
 }

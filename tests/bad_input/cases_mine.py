@@ -178,7 +178,6 @@ def _pairs(*texts, **files):
   return make
 
 
-KEYS = "must have 'anchor' or 'query', 'positive', and no more; found"
 GOOD = ''.join(
   f'{{"query": "which text {i}", "positive": "text {i}"}}\n' for i in range(3)
 )
@@ -214,7 +213,9 @@ CASES = {
   'answers where there are none': without_judge(
     '--drop_answers must be with data', drop_answers=True
   ),
-  'nothing left': without_judge('leave a negative to a query', max_score=-9.0),
+  'nothing left': without_judge(
+    'training queries can be written', max_score=-9.0
+  ),
   'ranking of other passages': Refused(
     append(RANKING, 'q1 Q0 p77 2 0 x\n'), 'a ranked passage id', RANKING, 4
   ),
@@ -233,15 +234,19 @@ CASES = {
   ),
   'empty pairs': Refused(_pairs(''), 'a file must have a line', PAIRS),
   'pair of a list': pair('["what", "text"]', 'must be a JSON object'),
-  'pair of texts alone': pair('{"text": "what"}', f"{KEYS} the keys 'text'"),
-  'pair without a positive': pair('{"anchor": "what"}', KEYS),
+  'pair of texts alone': pair('{"text": "what"}', 'must name its query'),
+  'pair without a positive': pair('{"anchor": "what"}', 'have a positive'),
   'two queries in a pair': pair(
-    '{"anchor": "a", "query": "b", "positive": "c"}', KEYS
+    '{"anchor": "a", "query": "b", "positive": "c"}', "one of 'anchor', 'query'"
   ),
-  'pair with a label': pair(
-    '{"anchor": "a", "positive": "c", "label": 0}', "positive', 'label"
+  'pair with half a label': pair(
+    '{"anchor": "a", "positive": "c", "label": 0.5}', 'must be 1 or 0'
   ),
-  'pair of numbers': pair('{"anchor": 1, "positive": "c"}', "as 'anchor' a"),
+  'pair with a key more': Accepted(
+    _pairs(GOOD, '{"anchor": "a", "positive": "c", "source": "web"}\n'),
+    "1 lines with 'source', which is not read",
+  ),
+  'pair of numbers': pair('{"anchor": 1, "positive": "c"}', 'be a string'),
   'empty query in a pair': pair(
     '{"anchor": " ", "positive": "c"}', 'a query and a positive must have'
   ),

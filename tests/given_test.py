@@ -1,0 +1,418 @@
+"""Given negatives: read in all forms, trained on, audited."""
+
+import dataclasses
+import gzip
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import corpora
+from ance_jax import forms
+from ance_jax import logs
+from ance_jax import negatives
+from ance_jax import runs
+from ance_jax import train
+
+NAN = math.nan
+# Ids, titles and texts of a corpus; p5 has the text of p1 under no title.
+CORPUS = [
+  ('p0', 'Iron', 'It rusts in rain.'),
+  ('p1', '', 'Python is a snake.'),
+  ('p2', 'Gold', 'It does not.'),
+  ('p3', '', 'Rain falls.'),
+  ('p4', '', 'Ästhetik – 東京 “x”'),
+  ('p5', 'Zoo', 'python  IS a snake.'),
+]
+QUERIES = [('q0', 'what rusts'), ('q1', 'what is python'), ('q2', 'where')]
+QRELS = [('q0', 'p0'), ('q1', 'p1'), ('q2', 'p4')]
+
+
+@pytest.fixture
+def beir(tmp_path):
+  """Settings of the small set as a BEIR folder."""
+  folder = tmp_path / 'beir'
+  (folder / 'qrels').mkdir(parents=True)
+  lines(
+    folder / 'corpus.jsonl',
+    [{'_id': i, 'title': title, 'text': text} for i, title, text in CORPUS],
+  )
+  lines(folder / 'queries.jsonl', [{'_id': i, 'text': t} for i, t in QUERIES])
+  (folder / 'qrels' / 'train.tsv').write_text(
+    ''.join(f'{query}\t{passage}\t1\n' for query, passage in QRELS)
+  )
+  return config_lib.Config(
+    workdir=str(tmp_path / 'run'), dataset='beir', data_dir=str(folder),
+    dev_fraction=0.0, negatives=str(tmp_path / 'given.jsonl'),
+  )  # fmt: skip
+
+
+def lines(path, found):
+  path.write_text(''.join(json.dumps(line) + '\n' for line in found))
+  return path
+
+
+def loaded(config):
+  dataset = corpora.load(config, (config.train_split,))
+  return dataset.corpus, dataset.splits[config.train_split]
+
+
+def given_of(config):
+  """Returns {query text: [(passage id, score)]} of what is given."""
+  corpus, split = loaded(config)
+  found = {}
+  for query, row, score in zip(
+    *(column.tolist() for column in split.given), strict=True
+  ):
+    value = None if math.isnan(score) else score
+    found.setdefault(split.texts[query], []).append((corpus.ids[row], value))
+  return found
+
+
+def passage(number, **more):
+  an_id, title, text = CORPUS[number]
+  return {'docid': an_id, 'title': title, 'text': text, **more}
+
+
+def whole(number):
+  _, title, text = CORPUS[number]
+  return f'{title} {text}' if title else text
+
+
+Q0, Q1 = (text for _, text in QUERIES[:2])
+BARE = {Q0: [('p2', None), ('p3', None)], Q1: [('p4', None)]}
+SCORED = {Q0: [('p2', 0.5), ('p3', -2.0)], Q1: [('p4', 3.0)]}
+# By name: what a file has, and what that gives.
+FILES = {
+  'triplets': (
+    [
+      {'anchor': Q0, 'positive': whole(0), 'negative': whole(2)},
+      {'anchor': Q0, 'positive': whole(0), 'negative': whole(3)},
+      {'anchor': Q1, 'positive': whole(1), 'negative': whole(4)},
+    ],
+    BARE,
+  ),
+  'triplets with scores': (
+    [
+      {'query': Q0, 'answer': whole(0), 'negative': whole(n), 'scores': [9, s]}
+      for n, s in ((2, 0.5), (3, -2.0))
+    ]
+    + [
+      {'query': Q1, 'answer': whole(1), 'negative': whole(4), 'score': [4, 3]}
+    ],
+    SCORED,
+  ),
+  'list of negatives': (
+    [
+      {'anchor': Q0, 'positive': whole(0), 'negative': [whole(2), whole(3)]},
+      {'anchor': Q1, 'positive': whole(1), 'negative': [whole(4)]},
+    ],
+    BARE,
+  ),
+  'n-tuples, one of them short': (
+    [
+      {
+        'anchor': Q0, 'positive': whole(0), 'negative_1': whole(2),
+        'negative_2': whole(3),
+      },
+      {
+        'anchor': Q1, 'positive': whole(1), 'negative_1': whole(4),
+        'negative_2': None,
+      },
+    ],
+    BARE,
+  ),
+  'n-tuples with scores, columns sorted': (
+    [
+      {
+        'anchor': Q0, 'negative_10': whole(3), 'negative_2': whole(2),
+        'positive': whole(0), 'score': [9, 0.5, -2.0],
+      },
+      {
+        'anchor': Q1, 'negative_10': None, 'negative_2': whole(4),
+        'positive': whole(1), 'score': [4, 3.0, None],
+      },
+    ],
+    SCORED,
+  ),
+  'labelled pairs': (
+    [
+      {'query': query, 'passage': whole(number), 'label': label}
+      for query, number, label in (
+        (Q0, 0, 1), (Q0, 2, 0), (Q0, 3, 0), (Q1, 1, 1), (Q1, 4, 0)
+      )
+    ],
+    BARE,
+  ),
+  'labelled lists': (
+    [
+      {
+        'query': Q0, 'docs': [whole(2), whole(0), whole(3)],
+        'labels': [0, 1, 0],
+      },
+      {'query': Q1, 'docs': [whole(1), whole(4)], 'labels': [1, 0]},
+    ],
+    BARE,
+  ),
+  'lists with scores, the positive first': (
+    [
+      {
+        'anchor': Q0, 'positive': [whole(0), whole(2), whole(3)],
+        'scores': [9, 0.5, -2.0],
+      },
+      {'anchor': Q1, 'positive': [whole(1), whole(4)], 'scores': [4, 3.0]},
+    ],
+    SCORED,
+  ),
+  'FlagEmbedding': (
+    [
+      {
+        'query': Q0, 'pos': [whole(0)], 'neg': [whole(2), whole(3)],
+        'pos_scores': [9], 'neg_scores': [0.5, -2.0], 'prompt': 'Find: ',
+      },
+      {
+        'query': Q1, 'pos': [whole(1)], 'neg': [whole(4)],
+        'pos_scores': [4], 'neg_scores': [3], 'type': 'normal',
+      },
+    ],
+    SCORED,
+  ),
+  'Tevatron': (
+    [
+      {
+        'query_id': 'q0', 'query': Q0, 'positive_passages': [passage(0)],
+        'negative_passages': [passage(2), passage(3)],
+      },
+      {
+        'query_id': 7, 'query': Q1, 'positive_passages': [passage(1)],
+        'negative_passages': [passage(4)],
+      },
+    ],
+    BARE,
+  ),
+  'ids of BEIR': (
+    [
+      {'_id': 'q0', 'negatives': ['p2', 'p3']},
+      {'query_id': 'q1', 'negatives': ['p4']},
+    ],
+    BARE,
+  ),
+  'ids and scores': (
+    [
+      {
+        'query_id': 'q0', 'positive_ids': ['p0'], 'positive_scores': [9],
+        'negative_ids': ['p2', 'p3'], 'negative_scores': [0.5, -2],
+      },
+      {'query_id': 'q1', 'negative_ids': ['p4'], 'negative_scores': [3]},
+    ],
+    SCORED,
+  ),
+}  # fmt: skip
+DPR = [
+  {
+    'question': Q0, 'answers': ['iron'],
+    'positive_ctxs': [passage(0, score=9)], 'negative_ctxs': [passage(4)],
+    'hard_negative_ctxs': [passage(2, score='0.5'), passage(3, score=-2)],
+  },
+  {
+    'question': Q1, 'answers': [], 'positive_ctxs': [passage(1, score=4)],
+    'negative_ctxs': [passage(4, score=3)], 'hard_negative_ctxs': [],
+  },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('found', 'expected'), FILES.values(), ids=FILES)
+def test_each_form_is_read(found, expected, beir):
+  lines(pathlib.Path(beir.negatives), found)
+  assert given_of(beir) == expected
+
+
+@pytest.mark.parametrize(('found', 'expected'), FILES.values(), ids=FILES)
+def test_each_form_with_texts_is_a_file_of_pairs(found, expected, beir):
+  """The same texts, by the file alone: with ids of its own, and no more."""
+  folder = pathlib.Path(beir.workdir).parent / 'pairs'
+  folder.mkdir()
+  lines(folder / 'pairs.jsonl', found)
+  config = dataclasses.replace(
+    beir, dataset='pairs', data_dir=str(folder), negatives=''
+  )
+  if 'ids' in json.dumps(found) or '_id' in found[0]:
+    with pytest.raises(config_lib.BadInput, match='must have a text'):
+      loaded(config)
+    return
+  corpus, split = loaded(config)
+  texts = [forms.whole_text(corpus, row) for row in range(len(corpus.ids))]
+  assert sorted(texts) == sorted(whole(n) for n in range(5))
+  ids = {an_id: whole(n) for n, (an_id, _, _) in enumerate(CORPUS)}
+  by_text = {i: texts[corpus.rows[i]] for i in corpus.ids}
+  assert {
+    query: [(by_text[an_id], score) for an_id, score in pairs]
+    for query, pairs in given_of(config).items()
+  } == {
+    query: [(ids[an_id], score) for an_id, score in pairs]
+    for query, pairs in expected.items()
+  }
+  queries, passages = split.positives()
+  assert [
+    (split.texts[int(q)], texts[p])
+    for q, p in zip(queries, passages, strict=True)
+  ] == [(Q0, whole(0)), (Q1, whole(1))]
+
+
+@pytest.mark.parametrize('indent', [None, 2])
+def test_an_array_of_dpr_is_read_also_zipped(indent, beir, tmp_path):
+  path = tmp_path / 'given.json.gz'
+  path.write_bytes(gzip.compress(json.dumps(DPR, indent=indent).encode()))
+  config = dataclasses.replace(beir, negatives=str(path))
+  assert given_of(config) == SCORED
+
+
+def test_scores_of_positives_are_kept_beside_the_judgements(beir):
+  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
+  _, split = loaded(beir)
+  np.testing.assert_array_equal(split.scores, [9, 4, NAN])
+
+
+def small(config, **changes):
+  """Settings of the smallest model on it."""
+  return dataclasses.replace(
+    config, method='given', hard_negatives=2, top_k=3, num_devices=1,
+    num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32,
+    vocab_size=200, query_length=8, passage_length=16, batch_size=3,
+    max_steps=2, lr_warmup_steps=1, steps_per_log=1, temperature=1.0,
+    **changes,
+  )  # fmt: skip
+
+
+def test_positives_their_texts_and_the_query_itself_are_not_drawn(beir, capsys):
+  """q0 is given more than the first three; q1 its positive and that text."""
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query_id': 'q0', 'negatives': ['p0', 'p3', 'p2', 'p1', 'p4', 'p5']},
+      {'query_id': 'q1', 'negatives': ['p5', 'p1', 'p3']},
+    ],
+  )
+  run, _ = runs.begin(small(beir), ('train',))
+  negatives.check(run)
+  table = np.array(negatives.by_given(run))
+  assert table[0].tolist() == [3, 2, 1]
+  # One is given, one drawn, and no more.
+  assert table[1, 0] == 3
+  assert table[1, 1] in (0, 2, 4)
+  # Nothing is given: two are drawn, neither of them its positive.
+  assert {*table[2, :2].tolist()} < {0, 1, 2, 3, 5}
+  assert len({*table[2, :2].tolist()}) == 2
+  assert table[1:, 2].tolist() == [-1, -1]
+  said = capsys.readouterr().out
+  assert '9 negatives of 2 of 3 training queries; 0 with a score' in said
+  assert 'dropped 2 judged, 1 of their text' in said
+  assert '3 drawn at random where a query has fewer than 2' in said
+  assert '(1 queries have none); 3 behind the first --top_k=3' in said
+  np.testing.assert_array_equal(negatives.by_given(run), table)
+
+
+@pytest.mark.parametrize('method', ['given', 'given_in_batch'])
+def test_a_run_trains_on_given_negatives_and_on_no_others(method, beir):
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  config = dataclasses.replace(small(beir), method=method)
+  train.run(config)
+  assert logs.series(config.workdir, 'train/loss')[2] > 0
+  # Another file in its place: what was begun on the first does not go on.
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0][1:])
+  with pytest.raises(config_lib.BadInput, match="split 'train'"):
+    train.run(dataclasses.replace(config, max_steps=4))
+
+
+def test_a_score_that_changes_changes_the_split(beir):
+  hashes = set()
+  for scores in ([0.5, -2], [0.5, -3]):
+    lines(
+      pathlib.Path(beir.negatives),
+      [{'query_id': 'q0', 'negatives': ['p2', 'p3'], 'neg_scores': scores}],
+    )
+    hashes.add(loaded(beir)[1].hash)
+  hashes.add(loaded(dataclasses.replace(beir, negatives=''))[1].hash)
+  assert len(hashes) == 3
+
+
+def test_rows_of_given_negatives_want_some(beir):
+  config = dataclasses.replace(small(beir), negatives='')
+  run, _ = runs.begin(config, ('train',))
+  with pytest.raises(config_lib.BadInput, match='set --negatives'):
+    negatives.check(run)
+  warm = dataclasses.replace(
+    config, method='ance', warmup_method='given_in_batch', warmup_steps=1
+  )
+  with pytest.raises(config_lib.BadInput, match='set --negatives'):
+    negatives.check(run._replace(config=warm))
+
+
+def test_a_file_of_other_data_is_refused(beir):
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': 'of others', 'pos': ['a b'], 'neg': ['c d']},
+      {'query_id': 'q0', 'query': 'of others', 'negatives': ['p2']},
+      {'query_id': 'q0', 'negatives': ['no such id']},
+    ],
+  )
+  with pytest.raises(config_lib.BadInput, match='gives no training query a'):
+    loaded(beir)
+
+
+def test_an_id_counts_only_with_its_own_text(beir, capsys):
+  """Ids of other data that are the same, and passages by their text alone."""
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {
+        'query_id': 'q1', 'query': '  What  RUSTS ',
+        'negative_passages': [
+          {'docid': 'p1', 'title': 'Gold', 'text': 'It does not.'},
+          {'docid': 'p3', 'title': '', 'text': 'Something else.'},
+          {'docid': 'p3', 'text': 'rain falls.'},
+        ],
+      }
+    ],
+  )  # fmt: skip
+  assert given_of(beir) == {Q0: [('p2', None), ('p3', None)]}
+  assert 'left out 1 that the corpus lacks' in capsys.readouterr().out
+
+
+BAD = {
+  'no query': ({'negative': 'a b'}, 'a line must name its query'),
+  'query of numbers': ({'query': 1, 'neg': ['a b']}, 'must be a string'),
+  'typo': ({'query': 'a', 'negativ': 'b'}, "'negativ' is none of the keys"),
+  'negatives by miner': (
+    {'query': 'a', 'neg': {'bm25': [1]}}, "in 'neg' must have a 'text'"
+  ),
+  'number as text': ({'query': 'a', 'neg': [1]}, "'neg' must have texts"),
+  'too few scores': (
+    {'query': 'a', 'neg': ['b', 'c'], 'neg_scores': [1]}, 'list of 2 scores'
+  ),
+  'word as score': (
+    {'query': 'a', 'neg': ['b'], 'neg_scores': ['x']}, 'must be a number'
+  ),
+  'label of a half': (
+    {'query': 'a', 'passage': 'b', 'label': 0.5}, 'must be 1 or 0'
+  ),
+  'score of a pair': (
+    {'query': 'a', 'passage': 'b', 'score': 0.5}, 'whether it is positive'
+  ),
+  'two positives': (
+    {'query': 'a', 'passage': 'b', 'answer': 'c'}, 'one of'
+  ),
+  'id of a list': ({'query_id': 'a', 'negative_ids': [[1]]}, 'a list of ids'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('line', 'says'), BAD.values(), ids=BAD)
+def test_what_can_be_meant_in_two_ways_is_refused(line, says, beir):
+  lines(pathlib.Path(beir.negatives), [FILES['triplets'][0][0], line])
+  with pytest.raises(config_lib.BadInput, match=says) as refused:
+    loaded(beir)
+  assert 'given.jsonl, line 2' in str(refused.value)
