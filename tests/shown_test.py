@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import transformers
 
 from ance_jax import bert
 from ance_jax import config as config_lib
@@ -72,3 +73,29 @@ def test_what_is_logged_of_a_step_is_of_that_step():
     assert values == {
       'train/loss': step / 8, 'train/accuracy': 0.5, 'train/grad_norm': 2, **age
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('cut', 'most'),
+  [
+    (tokens.Cut(6), 4),
+    (tokens.Cut(6, 3), 12),  # Each piece has special tokens of its own.
+    (tokens.Cut(6, 3, whole=True), 16),
+  ],
+)
+def test_texts_are_counted_as_cut_from_the_first_token_that_is_lost(
+  cut, most, tmp_path, capsys
+):
+  words = {'[PAD]': 0, '[UNK]': 1, '[CLS]': 2, '[SEP]': 3, 'w': 4}
+  tokenizer = transformers.BertTokenizer(vocab=words)
+  for number, sizes in enumerate(((1, most), (most + 1, most, 40, most + 1))):
+    rows = tokens.token_rows(
+      tokenizer, ['w ' * size for size in sizes], what='texts',
+      num_texts=len(sizes), cut=cut, content_hash=str(number), folder=tmp_path,
+    )  # fmt: skip
+    num_cut = sum(size > most for size in sizes)
+    assert (np.asarray(rows.ids) == 4).sum() == sum(min(n, most) for n in sizes)
+    mean = rows.lengths().mean()
+    assert f'of {mean:.1f} tokens in the mean, {num_cut} of them cut' in (
+      capsys.readouterr().out
+    )
