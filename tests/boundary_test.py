@@ -61,3 +61,40 @@ def test_a_run_is_begun_only_where_none_was(
     return
   with pytest.raises(config_lib.BadInput, match=expected):
     resume._check_never_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'begins', 'kept'),
+  [
+    # The run's old end was evaluated: that is not done again.
+    ({}, '', ['{"step": 1, "dev/x": 2}\n']),
+    ({'steps_per_eval': 1}, '', []),
+    ({'max_steps': 1}, '', []),
+    ({'method': 'ance', 'warmup_steps': 1}, '', []),
+    ({}, 'changed', []),
+  ],
+)
+def test_lines_behind_a_checkpoint_stay_only_if_they_are_not_made_again(
+  settings, begins, kept, tmp_path, monkeypatch
+):
+  lines = '{"step": 1, "train/loss": 1}\n'
+  later = [
+    '{"step": 1, "dev/x": 2}\n',
+    '{"step": 12, "train/loss": 1}\n',
+    '{"step": 1, "dev/y": 3}',  # A kill cut it.
+  ]
+  (tmp_path / 'metrics.jsonl').write_text(begins + lines + ''.join(later))
+  handoff.write_json(tmp_path / resume.PICK_UPS_FILE, {'pickups': []})
+  monkeypatch.setattr(
+    checkpoint, 'read_record', lambda *_: {'metrics.jsonl': lines.encode()}
+  )
+  config = config_lib.Config(
+    **{
+      'workdir': str(tmp_path),
+      'method': 'in_batch',
+      'max_steps': 9,
+      **settings,
+    }
+  )
+  found = resume._restore_history(config, 1).decode()
+  assert found == lines + ''.join(kept)

@@ -168,6 +168,20 @@ def test_norms_by_source_and_negatives_above_the_positive(small):
     assert values[f'grad_norm_{source}'] == expected
   assert values['above_positive'] == np.mean(above)
   assert 'grad_norm_random' in values
+  # A query that was left none of is not among them; nor is one that equals its
+  # positive below it.
+  tables = {'mined': diagnostics.Table(0, np.array([[-1], [0], [-1]]))}
+  values, _ = diagnostics.look(run, seen, indexed, ranking, tables, None)
+  assert values['above_positive'] == 1
+
+
+def test_the_last_positive_alone_has_a_rank_where_a_row_has_no_other(small):
+  run, _, queries = small
+  found = np.array([[1, 4, 7, 2], [5, 6, 8, 0], [9, 1, 2, 3]])
+  seen = diagnostics.Probe(np.arange(3), queries, found)
+  for name, rank in (('ance', 2), ('ance_code', 3)):
+    run.config.method = name
+    assert diagnostics._positives(run, seen)[1].tolist() == [rank, 4, 1]
 
 
 def test_operations_are_those_that_xla_counts_for_products():

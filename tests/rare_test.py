@@ -14,6 +14,7 @@ from ance_jax import devices
 from ance_jax import index
 from ance_jax import methods
 from ance_jax import negatives
+from ance_jax import refresh
 from ance_jax import schedule
 
 NUM_QUERIES, TOP_K = 12, 6
@@ -253,3 +254,55 @@ def test_delay_schedule_slices_and_a_limit_together_are_those_of_a_loop(seed):
   assert [n for n in range(61) if schedule.comes_into_use(sync, n) == n] == (
     refreshes
   )
+
+
+@pytest.mark.parametrize(
+  ('name', 'slices', 'missing', 'rows', 'since'),
+  [
+    # All queries: their order goes on whatever was refreshed in between.
+    ('ance', 1, [], range(6), 0),
+    ('ance_code', 1, [], range(6), 9),
+    ('ance', 2, [], range(3, 6), 9),
+    ('ance_code', 2, [], range(3, 6), 9),
+    ('ance_code_qa', 1, [0, 4], [1, 2, 3, 5], 9),
+    ('ance_code_qa', 2, [1], [3, 5], 9),
+  ],
+)
+def test_negatives_in_use_are_of_the_queries_that_have_any(
+  name, slices, missing, rows, since, monkeypatch
+):
+  config = config_lib.Config(
+    method=name, query_slices=slices, steps_per_refresh=4, max_steps=20
+  )
+  run = SimpleNamespace(config=config, queries={'train': range(6)})
+  table = np.arange(6 // slices)[:, None] + [[0, 10]]
+  table[missing] = -1
+  monkeypatch.setattr(refresh, 'load', lambda *_: table)
+  found = refresh._in_use(run, 9, 4)
+  assert found.rows.tolist() == list(rows)
+  assert found.since == since
+  there = [n for n in range(6 // slices) if n not in missing]
+  np.testing.assert_array_equal(found.passages, table[there])
+  table[:] = -1
+  with pytest.raises(config_lib.BadInput, match='leave negatives to a query'):
+    refresh._in_use(run, 9, 4)
+
+
+def test_a_run_that_may_end_its_warm_up_early_may_refresh_more_often():
+  config = config_lib.Config(
+    method='ance', max_steps=20, warmup_steps=16, steps_per_refresh=4,
+    steps_per_eval=2, warmup_until_plateau=1,
+  )  # fmt: skip
+  most = 0
+  for scores in itertools.product((0, 1), repeat=8):
+    ended = schedule.levelled_off(
+      config, dict(zip(range(0, 16, 2), scores, strict=True))
+    )
+    most = max(
+      most,
+      schedule.num_refreshes(
+        dataclasses.replace(ended, warmup_until_plateau=0)
+      ),
+    )
+  # At least as many as room is kept for.
+  assert schedule.num_refreshes(config) >= most > 1
