@@ -25,7 +25,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(config_lib.Config)}
 # rows, or in the retriever that a checkpoint holds.
 OF_DATA = (
   'dataset data_dir beir_set questions protocol train_split dev_split '
-  'dev_fraction'
+  'dev_fraction negatives'
 ).split()
 OF_MODEL = (
   'init_from vocab_size num_layers hidden_size num_heads intermediate_size '
@@ -127,6 +127,8 @@ JUDGED = data.Judged(
   answers={0: ['1']},
   negatives={1: [4, 5]},
   missing={(0, 'gone'): 1},
+  given=data.Given(*np.array([[0, 0, 1], [7, 8, 9], [5, 4, 3]], np.int32)),
+  scores={(0, 3): 0.5},
 )
 JUDGED_CHANGES = {
   'query_ids': ['ab', 'c'],
@@ -135,6 +137,8 @@ JUDGED_CHANGES = {
   'answers': {0: ['2']},
   'negatives': {1: [5, 4]},
   'missing': {(0, 'gone'): 2},
+  'given': JUDGED.given._replace(queries=np.array([0, 1, 1], np.int32)),
+  'scores': {(0, 1): 0.5},
 }
 
 
@@ -147,6 +151,8 @@ def test_a_split_has_all_that_is_judged_in_its_hash():
     ('judgements', {(0, 3): 1, (1, 1): 2, (1, 2): 1}),
     ('answers', {1: ['1']}),
     ('missing', None),
+    ('given', JUDGED.given._replace(passages=JUDGED.given.queries)),
+    ('given', JUDGED.given._replace(scores=JUDGED.given.queries)),
   ]
   for name, value in found:
     hashes.add(data.make_split(JUDGED._replace(**{name: value})).hash)
