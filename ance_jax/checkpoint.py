@@ -377,8 +377,13 @@ def read_chosen(workdir, which, read):
     step = choose(workdir, which)
     try:
       return step, read(step)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
       if step in committed_steps(workdir):
+        if isinstance(error, handoff.Damaged):
+          raise handoff.Damaged(
+            f'{error} Give back a copy, or choose another --checkpoint of '
+            f'{committed_steps(workdir)}.'
+          ) from error
         raise
       logs.say(f'the checkpoint of step {step} is gone: another one is taken')
 

@@ -1214,6 +1214,15 @@ def _parse_flagfile(path, flag_values, above):
 
 
 def _flagfile_lines(path, above):
+  try:
+    return _read_flagfile(path, above)
+  except OSError as error:
+    raise BadInput(
+      f'flagfile {path} cannot be read ({error.strerror}); check its rights.'
+    ) from error
+
+
+def _read_flagfile(path, above):
   if not os.path.isfile(path):
     raise BadInput(
       f'a flagfile must exist; found none at {path}; check the path, which '

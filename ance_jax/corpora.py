@@ -283,7 +283,15 @@ def _read_pydocs(config):
   A run keeps the set it began with, whatever is installed later.
   """
   folder = pathlib.Path(config.workdir) / 'datasets'
-  if not handoff.find(folder, {}):
+  theirs = pathlib.Path(config.init_from, 'datasets')
+  if config.job not in ('train', 'prepare') and not handoff.is_sealed(folder):
+    folder = theirs if handoff.is_sealed(theirs) else folder
+  if folder == theirs or (
+    config.job == 'compare' and handoff.is_sealed(folder)
+  ):
+    # That of a run which is only read, so that nothing is set aside there.
+    handoff.read_manifest(folder)
+  elif not handoff.find(folder, {}):
     logs.say('pydocs: reading the docstrings of the installed packages')
     with handoff.publish(folder, {}) as unfinished:
       # TFDS announces a download, whether there is one or not.

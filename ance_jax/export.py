@@ -53,6 +53,8 @@ def run(config):
     The folder, a `pathlib.Path`.
   """
   runs.require_workdir(config)
+  if config.output:
+    _check_free(pathlib.Path(config.output), config)
   model, step, settings = _model(config)
   folder = pathlib.Path(config.output or f'{config.workdir}/export-{step}')
   _check_free(folder, config)
@@ -65,7 +67,7 @@ def run(config):
     facts = _facts(settings, model, step)
     _write_json(unfinished / 'run.json', facts)
     (unfinished / 'README.md').write_text(card(settings, model, facts))
-    curves = pathlib.Path(config.workdir) / 'curves.png'
+    curves = pathlib.Path(settings.workdir) / 'curves.png'
     if curves.exists():
       (unfinished / 'curves.png').write_bytes(curves.read_bytes())
     if config.export_corpus:
@@ -184,9 +186,15 @@ def _model(config):
         models.load_whole(config.workdir, step, devices_lib.local(1)),
       ),
     )
+    # Its folder may have another path than when it was trained.
+    settings = dataclasses.replace(settings, workdir=config.workdir)
   elif config.init_from:
-    settings = models.pinned(config)
-    step, model = 0, models.load(settings, ())
+    settings, step = runs.pinned(config)
+    model = models.load(settings, ())
+    if models.is_run(config.init_from):
+      settings = dataclasses.replace(
+        runs.settings(config.init_from, step), workdir=config.init_from
+      )
   else:
     raise config_lib.BadInput(
       '--job=export must be given a run or a checkpoint; found no run in '

@@ -37,7 +37,7 @@ def writing(path):
   """Gives a binary file, which is seen as `path` once all of it is on disk."""
   path = pathlib.Path(path)
   unfinished, _ = _unfinished(path)
-  with open(unfinished, 'wb') as file:
+  with named(path), open(unfinished, 'wb') as file:
     lock(file.fileno())
     yield file
     file.flush()
@@ -64,6 +64,20 @@ def make_folder(path):
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def named(path):
+  """Gives an OSError of the block that has no path this one.
+
+  What is written to an open file on a full disk fails without one.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None:
+      error.filename = str(path)
+    raise
 
 
 @contextlib.contextmanager
@@ -111,7 +125,7 @@ def _replacing(folder):
   folder = pathlib.Path(folder)
   make_folder(folder.parent)
   unfinished, old = _unfinished(folder)
-  with _locked(_lock_of(unfinished)):
+  with named(folder), _locked(_lock_of(unfinished)):
     unfinished.mkdir()
     yield unfinished
     # In one rename each: what is half removed would be seen as damaged.
@@ -192,7 +206,12 @@ def find(folder, about):
   try:
     manifest = read_manifest(folder)
   except Damaged as damaged:
-    aside = set_aside(folder)
+    try:
+      aside = set_aside(folder)
+    except PermissionError as error:
+      raise Damaged(
+        f'{damaged} It cannot be made again there; name a folder of your own.'
+      ) from error
     tqdm.tqdm.write(f'{damaged} It is now {aside}, and is made again.')
     return None
   usable = manifest is not None and about.items() <= manifest.items()
@@ -402,7 +421,7 @@ def _hashed_json(value):
 def _damaged(path):
   return Damaged(
     f'a file must stay as it was written; found that {path} is missing or was '
-    'changed; training goes on from what is whole.'
+    'changed.'
   )
 
 

@@ -19,7 +19,9 @@ import jax
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import faults
+from ance_jax import handoff
 from ance_jax import logs
+from ance_jax import places
 from ance_jax import processes
 
 # The module and the function of each job. A job imports its own module alone:
@@ -39,6 +41,35 @@ _JOBS = {
   'report': ('report', 'run'),
 }
 _SERVE = ('serving', 'run')
+# Jobs that read a run, which may be somebody else's: --init_from.
+_READ_RUNS = (
+  'evaluate',
+  'search',
+  'audit',
+  'mine',
+  'export',
+  'encode',
+  'compare',
+)
+# Flags that they do not take from that run, as they do all others:
+# where it writes, and where --dataset is given, what says how that is read.
+_OWN_PLACES = (
+  'remote_dir',
+  'tokens_dir',
+  'compilation_cache_dir',
+  'output',
+  'picture',
+)
+_OF_DATA = (
+  'data_dir',
+  'beir_set',
+  'questions',
+  'protocol',
+  'train_split',
+  'dev_split',
+  'dev_fraction',
+  'bm25_run',
+)
 # Exit codes, beside 0: a disk failed, or something nobody thought of; what the
 # user gave cannot be used; a shell's for SIGTERM and Ctrl-C.
 _FAILED, _BAD_INPUT, _STOPPED, _INTERRUPTED = 1, 2, 143, 130
@@ -55,7 +86,8 @@ def main(argv):
       logs.say(f'inspecting {config.data_dir or config.dataset}')
     config = _with_flags_of_run(config)
     logs.use_bars(config.progress_bars)
-    _run_job(config)
+    with places.own(config) as config:
+      _run_job(config)
     return 0
   except (Exception, KeyboardInterrupt) as error:
     if flags.FLAGS.debug:
@@ -83,10 +115,10 @@ def _run_job(config):
 
 def _explain(error):
   """Returns (sentence, exit code) of what ended a job."""
+  if isinstance(error, checkpoint.SaveFailed | handoff.Damaged):
+    return str(error), _FAILED
   if isinstance(error, config_lib.BadInput | FloatingPointError):
     return str(error), _BAD_INPUT
-  if isinstance(error, checkpoint.SaveFailed):
-    return str(error), _FAILED
   if sentence := faults.sentence(error):
     return sentence, _BAD_INPUT if faults.is_of_the_user(error) else _FAILED
   if isinstance(error, logs.Stopped):
@@ -123,13 +155,33 @@ def _with_flags_of_run(config):
     from ance_jax import runs
 
     runs.fetch(config, every=config.checkpoint != 'last')
-  if config.job == 'train' or not checkpoint.committed_steps(folder):
+  if config.job == 'train':
     return config
+  if folder and checkpoint.committed_steps(folder):
+    return _under_flags(config, folder, ('workdir',))
+  theirs = config.init_from if config.job in _READ_RUNS else ''
+  if theirs and checkpoint.committed_steps(theirs):
+    own = ('workdir', 'init_from', *_OWN_PLACES)
+    # Who names a dataset means that one, not the run's under other names.
+    if flags.FLAGS['dataset'].present:
+      own += _OF_DATA
+    return _under_flags(config, theirs, own)
+  return config
+
+
+def _under_flags(config, folder, own):
+  """Returns the settings of a run's folder, but for flags that were given.
+
+  Args:
+    config: The `Config` of the flags.
+    folder: The run's.
+    own: Names of flags that are never the run's.
+  """
   from ance_jax import runs
 
   names = [field.name for field in dataclasses.fields(config)]
   given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
-  given['workdir'] = config.workdir
+  given |= {name: getattr(config, name) for name in own}
   if 'index' in given:
     # Search parameters of the run's own index are none of another.
     given.setdefault('index_params', config.index_params)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import stat
 import zlib
 
 import tqdm
@@ -58,11 +59,25 @@ def regular(path):
   Raises:
     BadInput: It is missing, a folder, a pipe or a device. Links are followed.
   """
-  if not os.path.isfile(path):
-    found = 'a pipe, socket or device' if os.path.exists(path) else 'nothing'
-    found = 'a folder' if os.path.isdir(path) else found
+  found = kind(path)
+  if found != 'a file':
     raise bad(path, 'what is read must be a file', found, 'give one there')
   return pathlib.Path(path)
+
+
+def kind(path):
+  """Returns what a path is: 'a file', 'a folder', 'nothing', or another.
+
+  Raises:
+    OSError: It cannot be known, as a folder above it may not be read.
+  """
+  try:
+    mode = os.stat(path).st_mode
+  except (FileNotFoundError, NotADirectoryError):
+    return 'nothing'
+  if stat.S_ISREG(mode):
+    return 'a file'
+  return 'a folder' if stat.S_ISDIR(mode) else 'a pipe, socket or device'
 
 
 def inside(folder, name, named_by):

@@ -40,8 +40,7 @@ def open_folder(config, first):
     )
   if config.download:
     handoff.make_folder(path)
-  if not os.path.isdir(path):
-    found = 'a file' if os.path.exists(path) else 'nothing'
+  if (found := reading.kind(path)) != 'a folder':
     raise config_lib.BadInput(
       f'--data_dir must be a folder; found {found} at {path}; set it to the '
       f'folder that holds {first}.'
@@ -52,10 +51,19 @@ def open_folder(config, first):
 def find(folder, name):
   """Returns the path of a file, plain or gzipped, or None."""
   paths = [folder / name, folder / f'{name}.gz']
-  there = [path for path in paths if os.path.lexists(path)]
+  there = [path for path in paths if _is_there(path)]
   if len(there) == 2:
     logs.say(f'{there[0]}: 1 of 2 files is read, not {there[1].name}')
   return reading.regular(there[0]) if there else None
+
+
+def _is_there(path):
+  """Returns whether a name is taken; raises OSError where none may look."""
+  try:
+    os.lstat(path)
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  return True
 
 
 def existing(folder, name, what, source=''):

@@ -46,13 +46,17 @@ def connect(workdir, address):
     )
   place = epath.Path(address)
   try:
-    place.exists()
+    is_file = place.exists() and not place.is_dir()
   except Exception as error:
     raise config_lib.BadInput(
       '--remote_dir must be a place that can be reached; found '
       f'{address} ({type(error).__name__}: {str(error)[:200]}); check its name '
       'and your rights there; gs:// wants `pip install gcsfs`, s3:// s3fs.'
     ) from error
+  if is_file:
+    raise config_lib.BadInput(
+      f'--remote_dir must be a folder; found a file at {address}; name another.'
+    )
   _places[_absolute(workdir)] = place
 
 

@@ -228,7 +228,7 @@ def read(config, split_names, *, for_training=False):
   """Returns (Run, parameters, step) for a job that does not train.
 
   They are those of the run in `--workdir` at its `--checkpoint`, or, where no
-  run is, of `--init_from` at step 0.
+  run is, of `--init_from`, at step 0 if that is no run.
 
   Args:
     config: `Config`.
@@ -255,10 +255,39 @@ def read(config, split_names, *, for_training=False):
       f'--job={config.job} must be given a run or a checkpoint; found no run '
       f'in {config.workdir} and no --init_from; set one of the two.'
     )
-  config = models.pinned(config)
+  config, step = pinned(config)
   dataset, model = _dataset_and_model(config, split_names)
+  if models.is_run(config.init_from):
+    _say_other_data(config, dataset, _began(config.init_from, step))
   run = _run('', config, dataset, model.retriever, model.tokenizer)
-  return run, devices_lib.replicate(model.params, devices), 0
+  return run, devices_lib.replicate(model.params, devices), step
+
+
+def pinned(config):
+  """Returns the settings with what exactly `--init_from` is read at.
+
+  Returns:
+    `Config`, with the step of a run or the commit of a name of the hub; and the
+    step, 0 where `--init_from` is no run.
+  """
+  if not models.is_run(config.init_from):
+    return models.pinned(config), 0
+  step = checkpoint.choose(config.init_from, config.checkpoint)
+  return dataclasses.replace(config, checkpoint=str(step)), step
+
+
+def _say_other_data(config, dataset, began):
+  """Prints what data is not that which the run in `--init_from` began with."""
+  if dataset.corpus.hash != began['corpus']:
+    logs.say(f'the corpus is another than that of {config.init_from}')
+    return
+  for name, split in dataset.splits.items():
+    if split.hash != began['splits'].get(name, split.hash):
+      logs.say(
+        f'split {name!r} is another than that of {config.init_from}, which may '
+        'have trained on some of its queries: --dev_fraction, --dev_split and '
+        '--train_split say which'
+      )
 
 
 def _read_saved(config, step, devices, for_training):

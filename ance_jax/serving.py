@@ -161,7 +161,7 @@ def _page(run, shots, rows, query):
     chosen = random.choice(len(split.texts), size, replace=False)
     parts.append(pages.paragraph('Some of the training queries:'))
     parts.append(pages.links([split.texts[int(row)] for row in chosen]))
-  title = pathlib.Path(run.config.workdir).name
+  title = pathlib.Path(runs.source(run.config) or run.workdir).name
   return pages.page(title, parts, pages.KEYS)
 
 

@@ -14,6 +14,7 @@ from ance_jax import handoff
 from ance_jax import index
 from ance_jax import logs
 from ance_jax import metrics
+from ance_jax import places
 from ance_jax import rankings
 from ance_jax import reading
 
@@ -103,11 +104,11 @@ def _run_file(name, split_name):
   found += path.glob(f'{split_name}-bm25-0.trec')
   if len(found) != 1:
     there = ', '.join(file.name for file in found) or 'none'
-    cure = (
-      'name the file itself'
-      if found
-      else f'make it with --job=evaluate --split={split_name}'
-    )
+    cure = f'make it with --job=evaluate --split={split_name}'
+    if places.problem(path):
+      cure += f' {places.way_round(path)}, and name that folder'
+    if found:
+      cure = 'name the file itself'
     raise reading.bad(
       name, f'a run that is compared must have one run file of {split_name!r}',
       there, cure

@@ -168,24 +168,28 @@ def token_rows(
   def waiting():
     logs.say(f'{folder}: another process tokenizes there; waiting for it')
 
-  with handoff.turn(folder, waiting):
-    manifest = handoff.find(kept, {})
-    if manifest is None:
-      # Of a killed process; a run cleans no folder but its own.
-      handoff.remove_unfinished(folder)
-      backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
-      batches = logs.progress(
-        _batches(texts),
-        f'{"hand out" if spread else "tokenize"} {what}',
-        total=num_texts,
-        unit='texts',
-        count=len,
-      )
-      if spread or num_texts > _BATCHES_A_PART * _ROWS_AT_ONCE:
-        _tokenize_in_parts(backend, iter(batches), kept, cut, spread)
-      else:
-        _tokenize(backend, batches, kept, cut)
-      manifest = handoff.read_manifest(kept)
+  def make():
+    # Of a killed process; a run cleans no folder but its own.
+    handoff.remove_unfinished(folder)
+    backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
+    batches = logs.progress(
+      _batches(texts),
+      f'{"hand out" if spread else "tokenize"} {what}',
+      total=num_texts,
+      unit='texts',
+      count=len,
+    )
+    if spread or num_texts > _BATCHES_A_PART * _ROWS_AT_ONCE:
+      _tokenize_in_parts(backend, iter(batches), kept, cut, spread)
+    else:
+      _tokenize(backend, batches, kept, cut)
+    return handoff.read_manifest(kept)
+
+  # What is there may be in a folder that this user can only read.
+  manifest = handoff.find(kept, {})
+  if manifest is None:
+    with handoff.turn(folder, waiting):
+      manifest = handoff.find(kept, {}) or make()
   ids, offsets, first = _stored(kept, manifest, cut)
   pieces = f' in {len(offsets) - 1:,} pieces' if cut.pieces > 1 else ''
   logs.say(

@@ -12,7 +12,7 @@ ORDER = (
   'footprint report sections pages refresh diagnostics negatives evaluate '
   'runs pipelines encode steps optimizers models sources sbert layouts '
   'weights hub torch_files snapshots encoders '
-  'schedule methods batches checkpoint corpora datasets pairs given '
+  'schedule methods batches places checkpoint corpora datasets pairs given '
   'given_forms beir msmarco dpr downloads rankings records registry chance '
   'metrics answers tokens tokenizer '
   'forms data keys strings lexical words index factories topk filters mine '
