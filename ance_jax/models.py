@@ -51,7 +51,7 @@ def load(config, texts):
   Args:
     config: The run's; flags on the encoder that are given go before what the
       checkpoint brings with it.
-    texts: Iterable of the corpus's texts, for a vocabulary if none is given.
+    texts: The corpus's texts, as for `vocabulary.train`, if none is given.
 
   Raises:
     BadInput: The checkpoint cannot be used; the text says why.

@@ -34,11 +34,6 @@ def random(config, texts):
   planned_body(config)  # Its checks come before the vocabulary.
   logs.say(f'training a vocabulary of {config.vocab_size:,} on the corpus')
   tokenizer = tokenizer_lib.train_vocabulary(texts, config.vocab_size)
-  if len(tokenizer) > config.vocab_size:
-    raise config_lib.BadInput(
-      '--vocab_size must be at least the special tokens and letters of the '
-      f'corpus, {len(tokenizer)}; found {config.vocab_size}; raise it.'
-    )
   body = dataclasses.replace(planned_body(config), vocab_size=len(tokenizer))
   return Source(body, tokenizer, {}, {})
 

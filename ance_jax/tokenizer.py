@@ -12,10 +12,8 @@ import tokenizers
 import transformers
 
 from ance_jax import config as config_lib
-from ance_jax import logs
 from ance_jax import reading
-
-PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
+from ance_jax import vocabulary
 
 Tokenizer = transformers.PreTrainedTokenizerFast
 
@@ -31,37 +29,24 @@ def read_backend(path):
 def train_vocabulary(texts, vocab_size):
   """Returns a transformers tokenizer with a vocabulary trained on `texts`.
 
-  Byte pairs over lower-cased words and single punctuation marks. The library's
-  WordPiece trainer is not used: it gives another vocabulary at every call.
-
   Args:
-    texts: Iterable of strings.
+    texts: As for `vocabulary.train`.
     vocab_size: Entries at most, special tokens included.
   """
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=UNKNOWN))
-  tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-  special = [PAD, UNKNOWN, CLS, SEP, MASK]
-  trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=vocab_size,
-    special_tokens=special,
-    limit_alphabet=500,
-    show_progress=logs.has_bars(),
-  )
-  with logs.working('train the vocabulary'):
-    tokenizer.train_from_iterator(texts, trainer)
+  tokenizer = vocabulary.train(texts, vocab_size)
+  pad, unknown, cls, sep, mask = vocabulary.SPECIAL
   tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-    single=f'{CLS} $A {SEP}',
-    pair=f'{CLS} $A {SEP} $B {SEP}',
-    special_tokens=[(t, special.index(t)) for t in (CLS, SEP)],
+    single=f'{cls} $A {sep}',
+    pair=f'{cls} $A {sep} $B {sep}',
+    special_tokens=[(t, tokenizer.token_to_id(t)) for t in (cls, sep)],
   )
   return Tokenizer(
     tokenizer_object=tokenizer,
-    pad_token=PAD,
-    unk_token=UNKNOWN,
-    cls_token=CLS,
-    sep_token=SEP,
-    mask_token=MASK,
+    pad_token=pad,
+    unk_token=unknown,
+    cls_token=cls,
+    sep_token=sep,
+    mask_token=mask,
   )
 
 

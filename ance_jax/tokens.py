@@ -7,6 +7,7 @@ maps).
 """
 
 import array
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -105,7 +106,9 @@ class TokenRows(NamedTuple):
 
 
 def passage_texts(corpus, separator, prompt=''):
-  """Yields what is tokenized of each passage: title, if any, and text.
+  """Returns an iterable of what is tokenized of each passage, with a `len`.
+
+  That is title, if any, and text.
 
   With BERT's separator token this is the pair of DPR, [CLS] title [SEP] text
   [SEP]. DPR's code shortens the longer of the two until both fit; here the end
@@ -119,9 +122,23 @@ def passage_texts(corpus, separator, prompt=''):
       encoder.
     prompt: What is put before each.
   """
-  for title, text in zip(corpus.titles, corpus.texts, strict=True):
-    title = title.replace(data.TITLE_PART, separator)
-    yield prompt + (f'{title}{separator}{text}' if title else text)
+  return _PassageTexts(corpus, separator, prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PassageTexts:
+  corpus: data.Corpus
+  separator: str
+  prompt: str
+
+  def __len__(self):
+    return len(self.corpus.texts)
+
+  def __iter__(self):
+    separator = self.separator
+    for title, text in zip(self.corpus.titles, self.corpus.texts, strict=True):
+      title = title.replace(data.TITLE_PART, separator)
+      yield self.prompt + (f'{title}{separator}{text}' if title else text)
 
 
 class Cut(NamedTuple):

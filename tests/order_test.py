@@ -14,7 +14,7 @@ ORDER = (
   'weights hub torch_files snapshots encoders '
   'schedule methods batches places checkpoint corpora datasets pairs given '
   'given_forms beir msmarco dpr downloads rankings records registry chance '
-  'metrics answers tokens tokenizer '
+  'metrics answers tokens tokenizer vocabulary '
   'forms data keys strings lexical words index factories topk filters mine '
   'losses bert compiled prompt logs pace locks remote handoff devices '
   'processes reading faults config'

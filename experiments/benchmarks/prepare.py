@@ -73,7 +73,7 @@ def one(number):
     corpus = corpora.load(settings, ('dev',)).corpus
     read = time.perf_counter() - start
     memory_read = peak.value
-    texts = (corpus.texts[row] for row in range(min(TRAINED_ON, number)))
+    texts = [corpus.texts[row] for row in range(min(TRAINED_ON, number))]
     made = tokenizer.train_vocabulary(texts, VOCABULARY)
     secs = []
     for _ in range(2):

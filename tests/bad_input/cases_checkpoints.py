@@ -558,7 +558,8 @@ CASES = {
     settings(init_from='', num_heads=5), '--num_heads must divide --hidden'
   ),
   'vocabulary of new weights': Refused(
-    settings(init_from='', vocab_size=5), 'must be at least the special token'
+    settings(init_from='', vocab_size=5),
+    '=5 does not hold the 5 special tokens',
   ),
   # sentence-transformers.
   'sentence-transformers': Accepted(sentences(), "pooling 'mean', simil"),
