@@ -18,6 +18,7 @@ from ance_jax import records
 from ance_jax import registry
 
 _LINE = '{"_id": ..., "text": ...}'
+_JUDGEMENT = '{"query-id": ..., "corpus-id": ..., "score": ...}'
 
 
 def read(config):
@@ -32,7 +33,9 @@ def read(config):
   answers = read_answers(folder, query_rows)
 
   def read_split(name):
-    path = records.find(folder / 'qrels', f'{name}.tsv')
+    kinds = (f'{name}.tsv', f'{name}.jsonl')
+    found = [records.find(folder / 'qrels', kind) for kind in kinds]
+    path = found[0] or found[1]
     if path is None:
       return None
     pairs, missing = read_qrels(path, query_rows, corpus.rows)
@@ -114,10 +117,7 @@ def read_queries(folder):
 
 
 def read_qrels(path, query_rows, passage_rows):
-  """Returns what `records.Judgements` gives, of a qrels/<split>.tsv.
-
-  Its first line says which form it has: three columns with tabs between,
-  perhaps in quotes and with a header, as BEIR's; or TREC's four.
+  """Returns what `records.Judgements` gives, of a qrels/<split>.tsv or .jsonl.
 
   Args:
     path: The file.
@@ -125,6 +125,21 @@ def read_qrels(path, query_rows, passage_rows):
     passage_rows: {passage id: row}, or `strings.Rows`.
   """
   judgements = records.Judgements(path, query_rows, passage_rows)
+  if '.jsonl' in path.suffixes:
+    rows = _json_rows(path)
+  else:
+    rows = _rows(path, query_rows, passage_rows)
+  for row in rows:
+    judgements.add(*row)
+  return judgements.done()
+
+
+def _rows(path, query_rows, passage_rows):
+  """Yields line number, query id, passage id and grade of columns.
+
+  The first line says which form they have: three columns with tabs between,
+  perhaps in quotes and with a header, as BEIR's; or TREC's four.
+  """
   trec = None
   for number, line in reading.lines(path):
     cells = line.split('\t')
@@ -144,10 +159,26 @@ def read_qrels(path, query_rows, passage_rows):
     known = query_id in query_rows or passage_id in passage_rows
     if number == 1 and not known and not re.search(r'\d', given):
       continue  # The header.
-    judgements.add(number, query_id, passage_id, given)
+    yield number, query_id, passage_id, given
   if trec:
     logs.say(f'{path}: read as judgements of TREC, of four columns')
-  return judgements.done()
+
+
+def _json_rows(path):
+  """Yields what `_rows` does, of JSON lines as MTEB has them."""
+  counts = collections.Counter()
+  for number, record in records.json_lines(path, _JUDGEMENT):
+    ids = [
+      records.an_id(path, number, record, counts, key)
+      for key in ('query-id', 'corpus-id')
+    ]
+    if 'score' not in record:
+      raise reading.bad(
+        path, "a line must have a 'score'", records.keys_of(record),
+        f'give each line as {_JUDGEMENT}', number
+      )  # fmt: skip
+    yield number, *ids, str(record['score'])
+  records.say_counts(path, counts)
 
 
 def read_answers(folder, query_rows):

@@ -61,7 +61,7 @@ def load(config, split_names):
         '--protocol=answers must be for data with answers; found none for '
         f'split {name!r}; add answers.jsonl, or leave it out.'
       )
-    _check_missing(judged, name, config, source.corpus)
+    _check_judged(judged, name, config, source.corpus)
     if name == config.train_split:
       judged = _with_negatives(_with_positives(judged, name), source, config)
     if judged.protocol == 'beir' and config.dataset in _GIVEN_IDS:
@@ -196,19 +196,23 @@ def _of_queries(judged, queries):
   return judged._replace(judgements=judgements, missing=missing)
 
 
-def _check_missing(judged, name, config, corpus):
+def _check_judged(judged, name, config, corpus):
   """Prints how many judged passages the corpus lacks.
 
   Raises:
-    BadInput: It has none that is relevant.
+    BadInput: None that it has is relevant: all scores would be 0.
   """
-  missing = judged.missing
+  missing = judged.missing or {}
+  relevant = any(grade > 0 for grade in judged.judgements.values())
+  by_grades = judged.judgements and judged.protocol != 'answers'
+  if by_grades and not (missing or relevant):
+    raise _no_positive(name, len(judged.judged_queries()))
   if not missing:
     return
   ids = list(dict.fromkeys(an_id for _, an_id in missing))[:3]
   shown = ', '.join(map(reading.quoted, ids))
   check = 'check that the corpus and the judgements belong together'
-  if not any(grade > 0 for grade in judged.judgements.values()):
+  if not relevant:
     raise config_lib.BadInput(
       f'the corpus has none of the relevant passages of {name!r}; found '
       f'judgements of {shown}, and passage ids such as '
@@ -235,10 +239,7 @@ def _with_positives(judged, name):
   if without:
     logs.say(f'{name}: left out {without:,} queries without a positive passage')
   if not useful:
-    raise config_lib.BadInput(
-      f'split {name!r} must have queries with a positive passage; found '
-      f'{without:,} queries, none with a grade above 0; check the judgements.'
-    )
+    raise _no_positive(name, without)
   return _of_queries(judged, useful)._replace(all_count=False)
 
 
@@ -255,6 +256,13 @@ def _with_negatives(judged, source, config):
       'text; give the file of this dataset.'
     )
   return judged
+
+
+def _no_positive(name, queries):
+  return config_lib.BadInput(
+    f'split {name!r} must have queries with a positive passage; found '
+    f'{queries:,} queries, none with a grade above 0; check the judgements.'
+  )
 
 
 def _own(judged, corpus):

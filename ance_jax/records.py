@@ -170,13 +170,12 @@ def text(path, line, record, key, counts):
   return found
 
 
-def an_id(path, line, record, counts):
+def an_id(path, line, record, counts, key='_id'):
   """Returns the id of a record: a string, or the digits of a whole number.
 
-  It is under '_id', or, as MTEB has it, under 'id'.
+  Instead of '_id' it may be under 'id', as MTEB has it.
   """
-  key = '_id'
-  if key not in record and 'id' in record:
+  if key == '_id' and key not in record and 'id' in record:
     key = 'id'
     counts["lines with 'id' for '_id'"] += 1
   found = record.get(key)

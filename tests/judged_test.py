@@ -14,8 +14,10 @@ import pytrec_eval
 from ance_jax import compare
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import data
 from ance_jax import evaluate
 from ance_jax import handoff
+from ance_jax.datasets import sets
 
 NUM_PASSAGES, NUM_QUERIES = 160, 24
 
@@ -121,6 +123,8 @@ def test_beirs_protocol_removes_the_query_itself_and_ranks_one_more(
     '20 of 24 queries have the id of a passage, which may be a result of '
     'theirs; --protocol=beir leaves it out'
   ) in capsys.readouterr().out
+  # A query's own text is what BM25 finds first.
+  assert all(before[f'a{row}'][0] == f'a{row}' for row in range(20))
   beir, after = bm25(folder, tmp_path / 'beir', beir_set='arguana')
   said = capsys.readouterr().out
   assert said.count('have the id of a passage') == 1
@@ -244,17 +248,14 @@ def test_a_share_that_the_message_names_leaves_both_sides_a_query(tmp_path):
   queries = {f'q{number}': 'text' for number in range(3)}
   judged = {(query, 'p'): 1 for query in queries}
   folder = write(tmp_path / 'data', {'p': 'text'}, queries, train=judged)
-  for share in (0.0001, 0.9999):
-    with pytest.raises(
-      config_lib.BadInput, match='leaves no query to'
-    ) as found:
+  for share, way in ((0.0001, 'raise'), (0.9999, 'lower')):
+    with pytest.raises(config_lib.BadInput, match='leaves no query') as found:
       load(folder, 'train', 'dev', dataset='beir', dev_fraction=share)
-    assert 'found 3 judged queries' in str(found.value)
-    share = float(
-      re.search(r'(?:raise|lower) it to (\S+?),? ', str(found.value))[1]
-    )
+    text = str(found.value)
+    assert 'found 3 judged queries' in text
+    named = float(re.search(rf'{way} it to ([\d.]+\d)', text)[1])
     splits = load(
-      folder, 'train', 'dev', dataset='beir', dev_fraction=share
+      folder, 'train', 'dev', dataset='beir', dev_fraction=named
     ).splits
     assert sorted(len(split.ids) for split in splits.values()) == [1, 2]
 
@@ -298,6 +299,24 @@ def test_dprs_first_positive_counts_and_its_negatives_are_those_there(
   assert list(trained.splits['dev'].ids) == list(after.ids)[1:]
 
 
+def test_ids_of_queries_and_passages_of_ms_marco_are_compared(tmp_path, capsys):
+  texts = {
+    'collection.tsv': '7\tx\n8\ty\n',
+    'queries.train.tsv': '8\tx\n9\ty\n7\tz\n',
+    'qrels.train.tsv': '8\t0\t7\t1\n9\t0\t8\t1\n7\t0\t8\t1\n',
+    'queries.dev.small.tsv': '7\tz\n',
+    'qrels.dev.small.tsv': '7\t0\t8\t1\n',
+  }
+  for name, text in texts.items():
+    (tmp_path / name).write_text(text)
+  usual = load(tmp_path, 'train', 'dev', dataset='msmarco').splits
+  assert '2 of 3 queries have the id of a pass' in capsys.readouterr().out
+  assert [split.own for split in usual.values()] == [None, None]
+  beir = load(tmp_path, 'train', 'dev', dataset='msmarco', protocol='beir')
+  own = {name: split.own.tolist() for name, split in beir.splits.items()}
+  assert own == {'train': [1, -1, 0], 'dev': [0]}
+
+
 def test_ids_that_a_reader_makes_up_are_no_passages(tmp_path, capsys):
   write(tmp_path / 'data', {'q0': 'x', 'b': 'y'}, {})
   (tmp_path / 'data' / 'pairs.jsonl').write_text(
@@ -311,3 +330,14 @@ def test_ids_that_a_reader_makes_up_are_no_passages(tmp_path, capsys):
   assert list(split.ids) == ['q0', 'q1']
   assert split.own is None
   assert 'the id of a passage' not in capsys.readouterr().out
+
+
+def test_the_table_of_judgements_has_what_the_corpus_lacks():
+  corpus = data.make_corpus(['a', 'b'], ['', ''], ['x', 'y'])
+  judged = data.Judged(
+    ['q', 'r'], ['', ''], {(1, 0): 1}, missing={(0, 'gone'): 2}
+  )
+  assert [row for _, row in sets._judgements(judged, corpus)] == [
+    {'query': 'r', 'passage': 'a', 'grade': 1},
+    {'query': 'q', 'passage': 'gone', 'grade': 2},
+  ]

@@ -24,7 +24,7 @@ from ance_jax import lexical
 CORPUS, QUERIES, TRAIN, DEV = (
   'corpus.jsonl', 'queries.jsonl', 'qrels/train.tsv', 'qrels/dev.tsv'
 )  # fmt: skip
-ANSWERS = 'answers.jsonl'
+ANSWERS, JSON_DEV = 'answers.jsonl', 'qrels/dev.jsonl'
 HEADER = 'query-id\tcorpus-id\tscore\n'
 
 
@@ -84,6 +84,13 @@ def answered(line, says, number=1):
 def corpus_as(data, says, line=None):
   """Returns the case of a corpus that is refused as a whole."""
   return Refused(put(CORPUS, data), says, CORPUS, line)
+
+
+def judged_in_json(*lines):
+  """Returns a `make` that gives dev as JSON lines, all of query q2."""
+  lines = [{'query-id': 'q2', 'corpus-id': 'p2', **line} for line in lines]
+  text = ''.join(record(**line) for line in lines)
+  return together(remove(DEV), put(JSON_DEV, text))
 
 
 def _utf16(data):
@@ -244,6 +251,9 @@ CASES = {
   'id, not _id': Accepted(
     append(CORPUS, record(id='x', text='a')), "1 lines with 'id' for '_id'"
   ),
+  'id beside _id': Accepted(
+    append(CORPUS, record(_id='x', id='p3', text='a')),
+  ),
   'neither id nor _id': sixth(record(docid='x', text='a'), 'name it _id'),
   'contents, not text': sixth(record(_id='x', contents='a'), 'name it text'),
   'empty object': sixth('{}\n', 'found the keys none'),
@@ -333,6 +343,30 @@ CASES = {
   # Judgements.
   'no header': Accepted(put(DEV, 'q2\tp2\t1\n')),
   'other header': Accepted(put(DEV, 'qid\tdocid\trelevance\nq2\tp2\t1\n')),
+  'judgements in JSON': Accepted(
+    judged_in_json({'score': 1}, {'score': 0.0, 'corpus-id': 'p3'}),
+    '1 grades with a decimal point, such as 1.0, read as whole numbers',
+  ),
+  'judgements in both forms': Accepted(
+    together(put(JSON_DEV, '[]'), append(DEV, 'q2\tp4\t1\n')),
+    'dev: 1 queries, 3 judged passages',
+  ),
+  'judgements in JSON with numbers': Accepted(
+    together(
+      append(CORPUS, record(_id='7', text='a')),
+      judged_in_json({'score': 1, 'corpus-id': 7}),
+    ),
+    'dev: 1 queries, 1 judged passages',
+  ),
+  'no score in JSON': Refused(
+    judged_in_json({}), "have a 'score'", JSON_DEV, 1
+  ),
+  'half a score in JSON': Refused(
+    judged_in_json({'score': 0.5}), "a whole number; found '0.5'", JSON_DEV, 1
+  ),
+  'no passage in JSON': Refused(
+    judged_in_json({'corpus-id': None}), "as 'corpus-id' a string", JSON_DEV, 1
+  ),
   'all TREC columns': Accepted(
     put(DEV, 'q2 0 p2 1\nq2 Q0 p3 0\n'), 'read as judgements of TREC, of four'
   ),
@@ -430,6 +464,16 @@ CASES = {
   ),
   'queries without a positive': Accepted(
     append(TRAIN, 'q2\tp0\t0\n'), 'left out 1 queries without a positive'
+  ),
+  'dev without positives': Refused(
+    put(DEV, 'q2\tp2\t0\nq1\tp2\t-1\n'),
+    "'dev' must have queries with a positive passage; found 2 queries, none",
+  ),
+  'dev without positives but with answers': Accepted(
+    together(
+      put(DEV, 'q2\tp2\t0\n'),
+      put(ANSWERS, record(_id='q2', answers=['a']), protocol='answers'),
+    )
   ),
   'dev without judgements': Refused(put(DEV, HEADER), "'dev' must have judged"),
   'nothing held out': Accepted(
