@@ -221,7 +221,10 @@ def _train(parts, make_step, state, step, until, in_use):
   start, waiting = time.perf_counter(), None
   stopped = newer = False
   for batch in bar:
-    state, metrics = train_step(state, batch)
+    # The first one may have to be compiled for, which can take minutes.
+    first = contextlib.nullcontext() if waiting else logs.working('first step')
+    with first:
+      state, metrics = train_step(state, batch)
     step += 1
     parts.checkpoints.check()
     parts.lock.check()
