@@ -36,7 +36,11 @@ def test_train_evaluate_and_search_from_the_shell(tiny, tmp_path):
   trained = run_main(f'--flagfile={flagfile}')
   assert trained.returncode == 0, trained.stderr[-2000:]
   assert 'refresh at step 8: dev mrr@10' in trained.stdout
-  assert 'steps/s' in trained.stdout
+  # No terminal, no bars.
+  assert 'step 9 of 9 | loss ' in trained.stdout
+  assert ' steps/s, 00:00 left' in trained.stdout
+  assert 'it/s' not in trained.stderr
+  assert 'steps/s' not in trained.stderr
   assert 'Traceback' not in trained.stderr
 
   workdir = f'--workdir={config.workdir}'
