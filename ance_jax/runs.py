@@ -214,7 +214,8 @@ def _check_dev(config, split_names, dataset, began):
   """Raises `BadInput` where a run would lose its dev split, or get one."""
   dev = config.dev_split
   has, had = (dev in splits for splits in (dataset.splits, began['splits']))
-  asked = split_names or (dev, config.train_split)
+  # None is all of them; a job may well ask for none.
+  asked = (dev, config.train_split) if split_names is None else split_names
   if has != had and {dev, config.train_split} <= set(asked):
     found, instead = ('a', 'none') if has else ('no', 'one')
     raise config_lib.BadInput(
