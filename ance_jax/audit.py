@@ -1,13 +1,19 @@
-"""Likely false negatives among what a model ranks high: `--job=audit`.
+"""Likely false negatives among what a model ranks high, or a file gives.
+
+`--job=audit`.
 
 For some training queries, by rank: the share of passages that were judged
 relevant, are the query itself, or neither but have a positive's text, nearly
 its text, an answer, or a place above the first positive; and some to read.
 """
 
+import pathlib
+
 import numpy as np
 
 from ance_jax import answers
+from ance_jax import config as config_lib
+from ance_jax import corpora
 from ance_jax import data
 from ance_jax import evaluate
 from ance_jax import handoff
@@ -21,18 +27,20 @@ _EXAMPLES = 20
 
 
 def run(config):
-  """Audits a run at its `--checkpoint`, or `--init_from`.
+  """Audits a run at its `--checkpoint`, `--init_from`, or given negatives.
 
-  Prints a table and examples, and writes both as audit.json.
+  Prints a table and examples, and writes both as audit-<step or given>.json.
 
   Returns:
     {rule: [share in each band of ranks]}; NaN where a band has no passage.
   """
+  is_run = runs.is_run(config.workdir)
+  if config.negatives or not (is_run or config.init_from):
+    return _of_given(config, scored=bool(config.init_from) and not is_run)
   this, params, step = runs.read(config, None)
   watch, split = logs.Stopwatch(), this.splits[config.train_split]
-  size = min(_QUERIES, len(split.ids))
   random = np.random.default_rng(config.seed)
-  queries = np.sort(random.choice(len(split.ids), size, replace=False))
+  queries = _drawn(np.arange(len(split.ids)), random)
   indexed = evaluate.index_corpus(this, params, watch)
   embedded = evaluate.encode_queries(
     this, params, config.train_split, watch, queries
@@ -40,29 +48,102 @@ def run(config):
   depth = min(_DEPTH, len(this.passages))
   rows = indexed.search(embedded, depth, 'search').rows
   marks = marked(rows, queries, split, this.corpus)
+  dataset = data.Dataset(this.corpus, this.splits)
+  return _report(
+    config, step, marks, by_band(marks, rows), rows, queries, dataset, random
+  )
+
+
+def _of_given(config, scored):
+  """Audits `--negatives`, or what pairs.jsonl gives; `scored`: by a model.
+
+  Else above the positive is what the file scores so, where it has scores.
+  """
+  runs.require_workdir(config)
+  if scored:
+    this, params, _ = runs.read(config, None)
+    dataset = data.Dataset(this.corpus, this.splits)
+  else:
+    dataset = corpora.load(config, None)
+  split, random = (
+    dataset.splits[config.train_split], np.random.default_rng(config.seed)
+  )  # fmt: skip
+  if split.given is None:
+    raise config_lib.BadInput(
+      f'nothing to audit: no run in {config.workdir}, and no --init_from and '
+      'no --negatives; set one of the three.'
+    )
+  queries = _drawn(np.unique(split.given.queries), random)
+  rows, scores = split.given.table(queries, _DEPTH)
+  best = _best_scores(split)[queries]
+  if scored:
+    scores, best = _model_scores(this, params, queries, rows)
+  marks = marked(rows, queries, split, dataset.corpus)
+  known = ~np.isnan(scores) & ~np.isnan(best)[:, None]
+  wrong = marks['judged'] | marks.get('own text', False)
+  above = known & ~wrong & (scores >= best[:, None])
+  marks['above the positive'] = above
   shares = by_band(marks, rows)
-  logs.say(_table(shares, size, step))
-  shown = _examples(marks, rows, queries, this, random)
+  shares |= by_band({'above the positive': above}, np.where(known, rows, -1))
+  return _report(config, 'given', marks, shares, rows, queries, dataset, random)
+
+
+def _best_scores(split):
+  """Returns the (Q,) best score of a query's positives by the file, or NaN."""
+  of_query, _ = split.positives()
+  best = np.full(len(split.ids), np.nan, np.float32)
+  np.fmax.at(best, of_query, split.scores[split.grades > 0])
+  return best
+
+
+def _model_scores(run, params, queries, rows):
+  """Returns a model's (q, K) scores of passages, and of the best positive."""
+  watch, split = logs.Stopwatch(), run.splits[run.config.train_split]
+  indexed = evaluate.index_corpus(run, params, watch)
+  embedded = evaluate.encode_queries(
+    run, params, run.config.train_split, watch, queries
+  )
+  scores = indexed.scores(embedded, np.maximum(rows, 0))
+  of_query, positives = split.shared_positives()
+  here = np.isin(of_query, queries)
+  places = np.searchsorted(queries, of_query[here])
+  found = indexed.scores(embedded[places], positives[here][:, None])[:, 0]
+  best = np.full(len(queries), -np.inf, np.float32)
+  np.maximum.at(best, places, found)
+  return np.where(rows < 0, np.nan, scores), best
+
+
+def _drawn(rows, random):
+  """Returns some query rows, rising."""
+  size = min(_QUERIES, len(rows))
+  return np.sort(random.choice(rows, size, replace=False))
+
+
+def _report(config, name, marks, shares, rows, queries, dataset, random):
+  """Prints and writes what was found; returns the shares."""
+  split = dataset.splits[config.train_split]
+  logs.say(_table(shares, len(queries), name))
+  shown = _examples(marks, rows, queries, split, dataset.corpus, random)
   for example in shown:
     logs.say('\n'.join(f'  {k}: {v}' for k, v in example.items()) + '\n')
-  path = this.workdir / f'audit-{step}.json'
+  path = pathlib.Path(config.workdir, f'audit-{name}.json')
   handoff.write_json(
     path,
     {
-      'queries': size,
+      'queries': len(queries),
       'training queries that are passages, too': len(
         np.unique(split.own_passages()[0])
       ),
       'training queries of the same text as another': int(split.twins().sum()),
       'training queries that other splits have, too': {
-        name: data.queries_shared(split, other)
-        for name, other in this.splits.items()
+        other_name: data.queries_shared(split, other)
+        for other_name, other in dataset.splits.items()
         if other is not split
       },
       'ranks up to': list(_BANDS),
       'shares': {
-        name: [None if np.isnan(v) else v for v in values]
-        for name, values in shares.items()
+        rule: [None if np.isnan(v) else v for v in values]
+        for rule, values in shares.items()
       },
       'examples': shown,
     },
@@ -151,21 +232,22 @@ def jaccard(first, second):
   return common / (len(first) + len(second) - common)
 
 
-def _table(shares, size, step):
+def _table(shares, size, name):
   starts = (1, *(end + 1 for end in _BANDS[:-1]))
   head = [f'{s}-{e}' for s, e in zip(starts, _BANDS, strict=True)]
+  what = 'given negatives' if name == 'given' else f'ranks at step {name}'
   lines = [
-    f'ranks of {size:,} training queries at step {step}: share that is',
+    f'{what} of {size:,} training queries: share that is',
     f'  {"":20}' + ''.join(f'{cell:>10}' for cell in head),
   ]
   for name, values in shares.items():
-    lines.append(f'  {name:20}' + ''.join(f'{v:10.2%}' for v in values))
+    cells = ('-' if np.isnan(v) else f'{v:.2%}' for v in values)
+    lines.append(f'  {name:20}' + ''.join(f'{cell:>10}' for cell in cells))
   return '\n'.join(lines)
 
 
-def _examples(marks, rows, queries, run, random):
+def _examples(marks, rows, queries, split, corpus, random):
   """Returns some passages that are marked, not as judged, with their query."""
-  split, corpus = run.splits[run.config.train_split], run.corpus
   of_query, positives = split.shared_positives()
   odd = [name for name in marks if name not in ('judged', 'own text')]
   places = np.argwhere(np.any([marks[name] for name in odd], 0))

@@ -63,6 +63,22 @@ class Given(NamedTuple):
       slice(*np.searchsorted(self.queries, (query, query + 1)))
     ]
 
+  def table(self, queries, most):
+    """Returns (q, K) passage rows and scores of (q,) query rows, rising.
+
+    Behind the last of a query they are -1 and NaN; K is `most` at most.
+    """
+    starts, ends = (
+      np.searchsorted(self.queries, queries, side) for side in ('left', 'right')
+    )
+    sizes = np.minimum(ends - starts, most)
+    there = np.arange(sizes.max(initial=0)) < sizes[:, None]
+    places = (starts[:, None] + np.arange(there.shape[1]))[there]
+    rows = np.full(there.shape, -1, np.int32)
+    scores = np.full(there.shape, np.nan, np.float32)
+    rows[there], scores[there] = self.passages[places], self.scores[places]
+    return rows, scores
+
 
 class Split(NamedTuple):
   """The judged queries of one split, and what they were judged on.

