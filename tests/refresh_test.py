@@ -288,6 +288,24 @@ def test_negatives_that_bm25_does_not_find_are_counted(open_run, capsys):
   assert share in capsys.readouterr().out
 
 
+def test_queries_that_bm25_finds_nothing_for_are_told_or_refused(
+  open_run, capsys
+):
+  run = open_run()
+  split = run.splits['train']
+  for lost, is_refused in ((24, False), (25, True)):  # Of 48.
+    texts = ['zebra'] * lost + list(split.texts)[lost:]
+    splits = {**run.splits, 'train': split._replace(texts=texts)}
+    config = dataclasses.replace(run.config, seed=lost)
+    other = run._replace(splits=splits, config=config)
+    if is_refused:
+      with pytest.raises(config_lib.BadInput, match='for 25 of 48 queries'):
+        negatives_lib.by_bm25(other)
+    else:
+      assert (np.array(negatives_lib.by_bm25(other)) >= 0).all()
+      assert 'no passage for 24 of 48 queries' in capsys.readouterr().out
+
+
 def planted(run, rows):
   """The run with an answer of each query in some of its passages' texts."""
   texts = list(run.corpus.texts)

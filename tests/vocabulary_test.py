@@ -15,6 +15,7 @@ from ance_jax import config
 from ance_jax import corpora
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
+from ance_jax import vocabulary
 
 # 3,000 passages of Han letters, the common ones more often.
 HAN = [chr(0x4E00 + number) for number in range(3_000)]
@@ -93,6 +94,20 @@ def test_no_letter_is_unknown_and_all_can_be_read_back(capsys, tmp_path):
     assert read == expected
   # Bytes are tokens of letters, not of what is written like one.
   assert '<0x41>' not in backend.encode('<0x41>').tokens
+
+
+def test_the_line_has_the_shares_of_unknown_tokens_and_of_bytes(capsys):
+  texts = chinese()
+  tokenizer = trained(texts, 1_000)
+  tokens_of = [t for text in texts for t in tokenizer.encode(text).tokens[1:-1]]
+  share = sum(token.startswith('<0x') for token in tokens_of) / len(tokens_of)
+  assert (
+    f'bytes ({share:.2%} of the tokens), 0.00% unk' in capsys.readouterr().out
+  )
+  # Letters that it was not trained on.
+  few = trained(['abab'], 8)
+  line = vocabulary._summary(few, ['ab', 'z ab z'], 2, 0)
+  assert '8 tokens, all 2 letters, 50.00% unknown in 2' in line
 
 
 def test_common_letters_have_a_token_each():

@@ -11,6 +11,7 @@ import pytest
 from ance_jax import config
 from ance_jax import evaluate
 from ance_jax import lexical
+from ance_jax import mining
 from ance_jax import words
 
 ENGLISH = [
@@ -40,6 +41,7 @@ CHINESE = [
   '茶叶起源于中国，陆羽写下了第一部关于茶的书。',
 ]
 THAI = ['แม่น้ำที่ยาวที่สุดในประเทศ', 'หนังสือเล่มแรกเกี่ยวกับชา', 'แพนด้ากินไผ่']
+LAO = ['ແມ່ນ້ຳທີ່ຍາວທີ່ສຸດ', 'ປຶ້ມກ່ຽວກັບຊາ']
 KHMER = ['ទន្លេវែងជាងគេនៅក្នុងប្រទេស', 'សៀវភៅដំបូងអំពីតែ']
 BURMESE = ['နိုင်ငံ၏အရှည်ဆုံးမြစ်', 'လက်ဖက်အကြောင်းပထမဆုံးစာအုပ်']
 KOREAN = [
@@ -77,6 +79,7 @@ def choose(texts):
     (KOREAN, 'bigrams'),
     (THAI, 'bigrams'),
     (KHMER, 'bigrams'),
+    (LAO, 'bigrams'),
     (BURMESE, 'bigrams'),
     (ENGLISH + CHINESE[:1], 'bigrams'),
     (ENGLISH + HINDI[:1], 'none'),
@@ -164,6 +167,7 @@ def test_scores_are_those_of_the_formula(texts, cut, query, best):
     (THAI, 'หนังสือชา', 1),
     (THAI, 'แพนด้า', 2),
     (KHMER, 'សៀវភៅ', 1),
+    (LAO, 'ປຶ້ມ', 1),
     (BURMESE, 'စာအုပ်', 1),
     (JAPANESE, '最初の本', 1),
     (JAPANESE, 'ﾊﾟﾝﾀﾞ', 2),
@@ -205,6 +209,7 @@ def test_letters_match_however_they_are_encoded():
   ):
     assert words.spaced(text, 'none') == words.spaced(same, 'none'), text
     assert ' ' not in words.spaced(text, 'none')
+  assert words.spaced('20℃', 'none') == words.spaced('20°c', 'none')
   assert words.spaced('IŞIK İL', 'turkish') == 'ışık il'
   rank = lexical.make_rank([*ENGLISH, 'a cafe\u0301'], k1=0.9, b=0.4)
   assert rank(['caf\u00e9'], 1).rows.tolist() == [[3]]
@@ -277,7 +282,8 @@ def test_a_chinese_set_is_scored_or_refused_and_never_empty(tmp_path):
     (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines))
   qrels = [f'{n}\t{row}\t1\n' for n, (_, row) in enumerate(queries)]
   qrels = ''.join(['query-id\tcorpus-id\tscore\n', *qrels])
-  (tmp_path / 'qrels' / 'test.tsv').write_text(qrels)
+  for split in ('test', 'test2'):
+    (tmp_path / 'qrels' / f'{split}.tsv').write_text(qrels)
   settings = config.Config(
     job='evaluate',
     retriever='bm25',
@@ -287,9 +293,14 @@ def test_a_chinese_set_is_scored_or_refused_and_never_empty(tmp_path):
     split='test',
   )
   assert evaluate.run(settings)['mrr@10'] == 1
-  other = config.dataclasses.replace(
-    settings, workdir=str(tmp_path / 'none'), bm25_language='english'
-  )
-  with pytest.raises(config.BadInput, match='no passage for 3 of 3 queries'):
-    evaluate.run(other)
-  assert not list(tmp_path.glob('none/*'))
+  for job, run in (('evaluate', evaluate.run), ('mine', mining.run)):
+    other = config.dataclasses.replace(
+      settings,
+      job=job,
+      train_split='test2',
+      workdir=str(tmp_path / job),
+      bm25_language='english',
+    )
+    with pytest.raises(config.BadInput, match='no passage for 3 of 3 queries'):
+      run(other)
+    assert not list(tmp_path.glob(f'{job}/*'))
