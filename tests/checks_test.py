@@ -14,6 +14,7 @@ from ance_jax import checks
 from ance_jax import config as config_lib
 from ance_jax import methods
 from ance_jax import optimizers
+from ance_jax import refresh
 from ance_jax import train
 
 
@@ -294,6 +295,17 @@ def test_a_run_that_could_not_learn_is_refused_before_it_starts(
     train.run(config)
 
 
+@pytest.mark.parametrize(('above', 'is_said'), [(0.0, True), (1e-3, False)])
+def test_a_refresh_whose_negatives_are_all_below_says_so(above, is_said):
+  counts = dict.fromkeys(('judged', 'same_text', 'own_text', 'random'), 0)
+  values = {f'refresh/{name}': n for name, n in counts.items()}
+  values |= {'probe/positive_rank': 1.0, 'probe/above_positive': above}
+  made = {'step': 4, 'mined': True, 'metrics': values, 'secs': {}}
+  line = refresh.summary(made)
+  assert ('no negative scores as high as its positive' in line) == is_said
+  assert line.startswith('refresh at step 4: no dev split, median rank of ')
+
+
 def said_after(steps, signs=None):
   """The numbers of the steps that a sign was said after, and what it was."""
   signs = signs or checks.Signs()
@@ -343,6 +355,7 @@ def test_solved_negatives_are_told_of(losses, accuracies, is_said):
 def test_a_run_says_once_a_start_that_nothing_is_left_to_learn(
   tiny, monkeypatch, capsys
 ):
+  monkeypatch.setattr(checks.logs.pace, '_FIRST_SECS', 0)
   monkeypatch.setattr(checks, '_STEPS', 3)
   monkeypatch.setattr(checks, '_SOLVED_LOSS', 99)
   monkeypatch.setattr(checks, '_SOLVED_ACCURACY', -1)
@@ -352,6 +365,7 @@ def test_a_run_says_once_a_start_that_nothing_is_left_to_learn(
   )  # fmt: skip
   due_test.stopped_now_and_then(config, monkeypatch, (12,))
   said = capsys.readouterr().out.splitlines()
+  assert 'first step: 00:00 so far' in said
   start = said.index(
     f'training {config.workdir} goes on from the checkpoint of step 14'
   )

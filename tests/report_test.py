@@ -204,6 +204,25 @@ def test_a_run_of_few_lines_has_a_page_too(number, tmp_path):
   assert 'no run.flags in the folder' in page
 
 
+@pytest.mark.parametrize(
+  ('line', 'why'),
+  [
+    ({'step': 10, 'train/loss': 2.0}, 'not evaluated yet'),
+    ({'step': 10, 'probe/cosine': 0.5, 'time/compiles': 3.0}, 'no dev split'),
+  ],
+)
+def test_a_run_without_dev_metrics_says_why(line, why, tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+  assert report.table(tmp_path) == why
+  assert page_of(tmp_path).count(f'<p>{why}</p>') == 2
+
+
+def test_runs_are_drawn_by_the_dev_metrics_of_the_first_that_has_any():
+  without = [{'step': 4, 'probe/positive_rank': 3.0, 'train/loss': 1.0}]
+  assert report._curves([without, LINES]) == list(DEV)
+  assert report._curves([without]) == ['probe/positive_rank']
+
+
 def test_the_smoothed_loss_is_the_mean_of_the_last_fiftieth():
   series = {step: float(step % 7) for step in range(175)}
   found = report._smoothed(series)
