@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import data
 from ance_jax import filters
 from ance_jax import footprint
 from ance_jax import mining
@@ -20,6 +21,7 @@ from ance_jax import processes
 from ance_jax import refresh
 from ance_jax import resume
 from ance_jax import schedule
+from ance_jax import systems
 from ance_jax import train
 
 # By the words of the rule: what passes at the edge, and what is next to it.
@@ -284,3 +286,18 @@ def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
   assert resume.begin(config).step == 7
   with pytest.raises(config_lib.BadInput, match='at least the 7 steps'):
     resume.begin(dataclasses.replace(config, max_steps=6))
+
+
+def test_the_last_rank_that_a_protocol_looks_at_counts(tmp_path):
+  corpus = data.make_corpus(map(str, range(120)), [''] * 120, ['x'] * 120)
+  split = data.make_split(
+    data.Judged(['a', 'b'], ['x', 'y'], {(0, 99): 1, (1, 100): 1})
+  )
+  path = tmp_path / 'run.trec'
+  path.write_text(
+    ''.join(f'{q} Q0 {n} 1 {-n} x\n' for q in 'ab' for n in range(120))
+  )
+  for own, right in ((None, [1, 0]), (np.array([5, 6]), [1, 1])):
+    of_own = split._replace(own=own)
+    found = systems._system('name', path, corpus, of_own)
+    assert found.values['recall@100'].tolist() == right
