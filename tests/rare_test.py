@@ -254,6 +254,14 @@ def test_delay_schedule_slices_and_a_limit_together_are_those_of_a_loop(seed):
   assert [n for n in range(61) if schedule.comes_into_use(sync, n) == n] == (
     refreshes
   )
+  # Room is kept for as much as there is without a refresh.
+  for every in (7, 60, 99, None):
+    plain = dataclasses.replace(sync, method='in_batch', steps_per_eval=every)
+    counts = schedule.num_encodings(plain), schedule.num_saves(plain)
+    for due, count in zip(
+      (schedule.eval_due, schedule.save_due), counts, strict=True
+    ):
+      assert count == sum(due(plain, n) for n in range(61))
 
 
 @pytest.mark.parametrize(
