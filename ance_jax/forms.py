@@ -18,8 +18,9 @@ class Example(NamedTuple):
     query_id: Its id.
     query: Its text.
     answers: List of strings, empty where there are none.
-    positives: List of (passage row, score), as they were judged; a score that
-      is not known is NaN or infinite.
+    positives: List of (passage row, score), as they were judged for it or, but
+      in `PAIRS`, for a query of the same text; a score that is not known is NaN
+      or infinite.
     negatives: The same, by rank, at least one; what was drawn at random last.
   """
 

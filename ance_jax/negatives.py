@@ -400,8 +400,8 @@ def _check_depth(run):
   if most == len(run.passages):
     raise config_lib.BadInput(
       f'all {most:,} passages of the corpus are positives of one training '
-      'query, or have the text of one, and no negative can be mined for it; '
-      'add passages, or leave the query out.'
+      'query, have the text of one, or are the query itself, and no negative '
+      'can be mined for it; add passages, or leave the query out.'
     )
   if config.top_k + most > len(run.passages):
     raise config_lib.BadInput(

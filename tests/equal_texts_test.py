@@ -20,6 +20,7 @@ from ance_jax import corpora
 from ance_jax import data
 from ance_jax import filters
 from ance_jax import inspection
+from ance_jax import keys
 from ance_jax import methods
 from ance_jax import metrics
 from ance_jax import mining
@@ -390,12 +391,17 @@ def write_lines(path, records):
     ('msmarco_doc', write_documents),
   ],
 )
-def test_all_readers_find_equal_texts(name, write, tmp_path, capsys):
+def test_all_readers_find_equal_texts(
+  name, write, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(keys, '_ROWS_AT_ONCE', 3)
   own, twins = write(tmp_path)
   config = config_lib.Config(
     dataset=name, data_dir=str(tmp_path), dev_fraction=0
   )
-  split = corpora.load(config, ('train',)).splits['train']
+  corpus, splits = corpora.load(config, ('train',))
+  assert corpus.keys is None  # They are gone once all splits are made.
+  split = splits['train']
   found = split.own_passages().T.tolist()
   assert [tuple(pair) for pair in found] == own
   assert np.flatnonzero(split.twins()).tolist() == twins
@@ -411,10 +417,9 @@ def test_what_is_equal_is_told_by_split(folder, capsys):
   asked = {normal(text) for text in run.splits['dev'].texts}
   shared = sum(normal(text) in asked for text in split.texts)
   assert data.queries_shared(split, run.splits['dev']) == shared > 0
-  assert (
-    f"train: {shared} queries have the text of a query of 'dev'"
-    in capsys.readouterr().out
-  )
+  out = capsys.readouterr().out
+  assert f"train: {shared} queries have the text of a query of 'dev'" in out
+  assert "the text of a query of 'train'" not in out
   facts = inspection.split_facts(split)
   equal = sum(len(equal) > 1 for equal in slow.equal)
   assert facts['queries of the same text as another'] == equal > 0
@@ -429,6 +434,8 @@ def test_dev_is_left_out_where_all_splits_are_asked_for_and_it_has_no_query(
   config = config_lib.Config(dataset='pairs', data_dir=str(tmp_path))
   few = dataclasses.replace(config, dev_fraction=1e-9)
   assert list(corpora.load(few, None).splits) == ['train']
+  none = dataclasses.replace(config, dev_fraction=0)
+  assert list(corpora.load(none, None).splits) == ['train']
   many = dataclasses.replace(config, dev_fraction=0.5)
   assert list(corpora.load(many, None).splits) == ['train', 'dev']
   with pytest.raises(config_lib.BadInput, match="split 'dev'"):
