@@ -12,6 +12,7 @@ from ance_jax import batches
 from ance_jax import data
 from ance_jax import forms
 from ance_jax import methods
+from ance_jax import negatives as negatives_lib
 from ance_jax import refresh
 from ance_jax import resume
 from ance_jax import runs
@@ -47,7 +48,8 @@ def lines(run: runs.Run) -> list[str]:
   config = run.config
   mined = resume.picked_up(run, config.max_steps) if run.id else None
   method = schedule.method(config, mined is not None)
-  unknown = method.negatives not in ('none', 'corpus') and mined is None
+  negatives = _negatives(run, method, mined)
+  unknown = negatives is None and method.negatives not in ('none', 'corpus')
   number = 0 if unknown else schedule.num_negatives(config, method)
   drawn_from = runs.training_data(run, method)
   rows, passages = batches.draw_rows(
@@ -56,7 +58,7 @@ def lines(run: runs.Run) -> list[str]:
     seed=config.seed,
     batch_size=config.batch_size,
     num_negatives=number,
-    negatives=refresh.negatives_for(run, method, mined) if mined else None,
+    negatives=negatives,
     triplets=method.triplets and not unknown,
   )
   name = next(n for n, row in methods.METHODS.items() if row is method)
@@ -64,7 +66,7 @@ def lines(run: runs.Run) -> list[str]:
   if unknown:
     shown_lines.append(
       f'  each with {schedule.num_negatives(config, method)} of its own from '
-      f'{method.negatives}, which only a run mines: with '
+      f'{method.negatives}, which only a run has: with '
       '--workdir=RUN they are shown'
     )
   for place in range(min(_QUERIES, len(rows))):
@@ -106,6 +108,18 @@ def columns(
 def shown(corpus: data.Corpus, row: int) -> str:
   """Returns id and beginning of a passage."""
   return f'[{corpus.ids[row]}] {_short(forms.whole_text(corpus, row))}'
+
+
+def _negatives(run, method, mined):
+  """Returns the `batches.Negatives` of a row, None where none are there yet."""
+  if method.negatives == 'given':
+    if not negatives_lib.given_to(run.splits[run.config.train_split]):
+      return None
+    table, _ = negatives_lib.take_given(run)
+    return batches.Negatives(np.arange(len(table)), table, 0)
+  # A run has ranked by BM25 before its first step.
+  there = mined or (run.id and method.negatives == 'bm25')
+  return refresh.negatives_for(run, method, mined) if there else None
 
 
 def _why_masked(drawn_from, query, passage):

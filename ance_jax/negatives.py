@@ -175,16 +175,7 @@ def _publish_given(run, folder, about):
   config, split = run.config, run.splits[run.config.train_split]
   given = given_to(split)
   sizes = np.array([len(given(row)) for row in range(len(split.ids))])
-  depth = min(int(sizes.max()), config.top_k)
-  negatives, counts = of_ranking(
-    run,
-    methods.METHODS['given'],
-    _given_rank(given),
-    (0, len(split.ids)),
-    'take the given negatives',
-    depth=max(depth, config.hard_negatives),
-    least=config.hard_negatives,
-  )
+  negatives, counts = take_given(run)
   line = f'given negatives: {counts_text(counts)}'
   if counts['random']:
     line += f' where a query has fewer than {config.hard_negatives}'
@@ -195,6 +186,22 @@ def _publish_given(run, folder, about):
   logs.say(line)
   with handoff.publish(folder, {**about, 'metrics': counts}) as unfinished:
     np.save(unfinished / 'negatives.npy', negatives)
+
+
+def take_given(run):
+  """Returns what `by_given` does, not kept, and counts as `of_ranking` does."""
+  config, split = run.config, run.splits[run.config.train_split]
+  given = given_to(split)
+  most = max(len(given(row)) for row in range(len(split.ids)))
+  return of_ranking(
+    run,
+    methods.METHODS['given'],
+    _given_rank(given),
+    (0, len(split.ids)),
+    'take the given negatives',
+    depth=max(min(most, config.top_k), config.hard_negatives),
+    least=config.hard_negatives,
+  )
 
 
 def given_to(split):

@@ -123,7 +123,29 @@ def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
   )
   found = inspection.run(of_checkpoint)
   assert found['seconds to encode the corpus'] > 0
-  assert 'only a run mines' in found['batch'][1]
+  assert 'only a run has' in found['batch'][1]
+
+
+def test_given_negatives_are_shown_in_a_batch(tiny, tmp_path):
+  ids = [f'q{row}' for row in range(conftest.NUM_TRAIN)]
+  given = {'q0': ['p140', 'p141'], 'q1': ['p142', 'p143']}
+  path = tmp_path / 'given.jsonl'
+  lines = [
+    {'query_id': an_id, 'negatives': given.get(an_id, ['p144', 'p145'])}
+    for an_id in ids
+  ]
+  path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+  settings = dataclasses.replace(
+    tiny, job='inspect', method='given', negatives=str(path), num_devices=1
+  )
+  found = inspection.run(settings)['batch']
+  own = [line for line in found if 'own, negative' in line]
+  assert len(own) == 3 * settings.hard_negatives
+  assert all(f'[p14{n}]' in ''.join(found) for n in '45')
+  assert all(line.split('[')[1][:3] == 'p14' for line in own)
+  assert not pathlib.Path(tiny.workdir, 'given').exists()
+  without = dataclasses.replace(settings, negatives='')
+  assert 'only a run has' in inspection.run(without)['batch'][1]
 
 
 def test_what_encoding_takes_is_that_of_a_sample_times_the_work(
