@@ -94,6 +94,18 @@ def test_a_ranking_that_ends_early_is_filled_up_with_random_negatives():
   np.testing.assert_array_equal(negatives, again)
 
 
+def test_no_two_batches_of_queries_are_filled_up_alike(monkeypatch):
+  monkeypatch.setattr(mine, '_QUERIES_AT_ONCE', 2)
+  judged = positives_of([(query, query) for query in range(6)], range(999), 6)
+
+  def rank(rows, depth):
+    return np.full((len(rows), depth), -1, np.int32)
+
+  negatives, counts = mine.hard_negatives(rank, judged, 3, 0)
+  assert counts['random'] == 18
+  assert len({tuple(row) for row in negatives.tolist()}) == 6
+
+
 def test_all_passages_that_may_be_drawn_are_drawn_once_where_few_are_left():
   judged = positives_of([(0, 3), (1, 4)], list(range(8)), 2)
 
@@ -126,6 +138,10 @@ def test_drawn_are_some_of_each_row_once_and_evenly(monkeypatch):
   share = np.bincount((drawn % 10)[:, 0], minlength=5) / 3000
   # Five standard deviations of a share of 1/5 of 3,000.
   np.testing.assert_allclose(share, 0.2, atol=0.037)
+  # No two blocks of queries draw the same.
+  columns = (drawn - table[:, :1]).reshape(3, 1000, 2)
+  assert (columns[0] != columns[1]).any()
+  assert (columns[1] != columns[2]).any()
   assert (drawn != mine.draw(table, 2, [0, 8])).any()
   np.testing.assert_array_equal(drawn, mine.draw(table, 2, [0, 7]))
 
