@@ -73,10 +73,18 @@ def is_of_the_user(error):
   return _number_and_path(error)[0] in _OF_THE_USER
 
 
+def is_denied(error):
+  """Returns whether nothing may be written at a path."""
+  denied = errno.EACCES, errno.EPERM, errno.EROFS
+  return _number_and_path(error)[0] in denied
+
+
 def _number_and_path(error):
   """Returns the number of a system's error, or None, and the path or ''."""
   while error is not None:
-    text = str(error)
+    # Of args, as an OSError without a number does not show its text once it has
+    # a path.
+    text = ' '.join(map(str, error.args))
     if isinstance(error, OSError):
       number, path = error.errno, error.filename or error.filename2
       # numpy, where the disk took a part of an array.

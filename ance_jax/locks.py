@@ -65,7 +65,8 @@ class Lock:
         'kernel': _kernel(),
       }
     ).encode()
-    self._descriptor = _take(self._path, self._holder)
+    with handoff.named(self._path):
+      self._descriptor = _take(self._path, self._holder)
     try:
       self._there = _There(self._path, json.loads(self._holder))
     except BaseException:

@@ -211,8 +211,9 @@ class Metrics:
     if not self._file:
       return
     values = {name: float(value) for name, value in values.items()}
-    self._file.write(json.dumps({'step': step, **values}).encode() + b'\n')
-    self._file.flush()
+    with handoff.named(self._path):
+      self._file.write(json.dumps({'step': step, **values}).encode() + b'\n')
+      self._file.flush()
     self._board.write(step, values)
 
   def history(self):

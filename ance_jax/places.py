@@ -56,7 +56,27 @@ def own(config):
       )
   else:
     check(config)
-    yield config
+    with _naming_way_round(config):
+      yield config
+
+
+@contextlib.contextmanager
+def _naming_way_round(config):
+  """Says how to use a run that turned out not to be writable.
+
+  Which a network's file system may tell no sooner.
+  """
+  try:
+    yield
+  except OSError as error:
+    path = str(error.filename or '')
+    inside = path.startswith(os.path.abspath(config.workdir) + os.sep)
+    if not (inside and faults.is_denied(error) and _is_run(config.workdir)):
+      raise
+    fact = faults.sentence(error).partition(';')[0]
+    raise config_lib.BadInput(
+      f'{fact}; use a run that is not yours with {way_round(config.workdir)}.'
+    ) from error
 
 
 def check(config):

@@ -1,11 +1,14 @@
 """What a failed file or connection says: the fact first, by its kind."""
 
 import errno
+import os
 
 import pytest
 
 from ance_jax import checkpoint
 from ance_jax import faults
+from ance_jax import handoff
+from ance_jax import locks
 from ance_jax import main
 
 DISK = 'what was committed is whole'
@@ -91,3 +94,53 @@ def test_a_save_that_may_not_write_is_not_told_to_make_room():
   assert 'make room' not in str(denied)
   full = checkpoint._failed(4, OSError(28, 'No space left on device'))
   assert 'are whole: make room, and give the same command' in str(full)
+
+
+def _full(*_):
+  raise OSError(28, 'No space left on device')
+
+
+def _cut(*_):  # As numpy tells it, without a number.
+  raise OSError('4096 requested and 512 written')
+
+
+def _write(path, what):
+  with handoff.writing(path):
+    what()
+
+
+def _publish(path, what):
+  with handoff.publish(path, {}):
+    what()
+
+
+@pytest.mark.parametrize('what', [_full, _cut])
+@pytest.mark.parametrize('how', [_write, _publish])
+def test_a_full_disk_is_told_with_the_path_that_was_written(
+  how, what, tmp_path
+):
+  with pytest.raises(OSError, match=r'.') as raised:
+    how(tmp_path / 'made', what)
+  found, code = main._explain(raised.value)
+  assert found.startswith(f'No space left on device: {tmp_path}/made; {DISK}')
+  assert code == 1
+
+
+def test_a_full_disk_is_told_with_the_path_of_a_lock(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'pwrite', _full)
+  with pytest.raises(OSError, match=r'.') as raised:
+    locks.Lock(tmp_path)
+  expected = f'No space left on device: {tmp_path}/lock;'
+  assert main._explain(raised.value)[0].startswith(expected)
+
+
+def test_an_error_keeps_the_path_that_it_brings(tmp_path):
+  with pytest.raises(FileNotFoundError) as raised:
+    _write(tmp_path / 'made', lambda: open(tmp_path / 'none'))
+  assert raised.value.filename == str(tmp_path / 'none')
+
+
+def test_a_damaged_file_ends_with_the_code_of_a_disk():
+  found, code = main._explain(handoff._damaged('/a/b'))
+  assert '/a/b is missing or was changed' in found
+  assert code == 1

@@ -1,6 +1,7 @@
 """What cannot be written is said first; a run of others is only read."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -289,3 +290,24 @@ def test_the_docstrings_of_a_run_are_those_that_it_was_trained_on(
   with pytest.raises(handoff.Damaged, match='datasets/a is missing or was'):
     corpora.load(dataclasses.replace(config, job='evaluate'), ('dev',))
   assert (theirs / 'datasets').is_dir()
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_run_that_turns_out_not_to_be_writable_names_the_way_round(
+  number, tmp_path
+):
+  (tmp_path / 'checkpoints').mkdir()
+  config = config_lib.Config(job='evaluate', workdir=str(tmp_path))
+
+  def fails(path):
+    with places.own(config):
+      raise OSError(number, 'text', str(path))
+
+  way = f'use a run that is not yours with --init_from={tmp_path} --workdir='
+  inside, outside = tmp_path / 'tokens' / 'a', tmp_path.parent / 'a'
+  if number == errno.ENOSPC:
+    pytest.raises(OSError, fails, inside)
+  else:
+    with pytest.raises(config_lib.BadInput, match=f'{inside}.*; {way}'):
+      fails(inside)
+  pytest.raises(OSError, fails, outside)
