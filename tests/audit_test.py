@@ -56,13 +56,15 @@ def test_each_mark_is_on_what_was_planted():
 
 def test_a_query_that_is_a_passage_is_no_false_negative():
   corpus, split = corpus_and_split()
-  own = split._replace(same_text=np.array([[0, 1], [4, 2]]))
+  # Of its own texts, 1 has that of a positive, and 2 nearly.
+  own = split._replace(same_text=np.array([[0, 0, 0, 1], [1, 2, 4, 2]]))
   rows = np.array([[4, 3, 0, 2, 1], [2, 0, 4, 3, 1]], np.int32)
   marks = audit.marked(rows, np.array([0, 1]), own, corpus)
-  assert np.argwhere(marks['own text']).tolist() == [[0, 0], [1, 0]]
+  assert np.argwhere(marks['own text']).tolist() == [[0, 0], [0, 3], [1, 0]]
+  assert np.argwhere(marks['same text']).tolist() == [[0, 4]]
   above = np.argwhere(marks['above the positive']).tolist()
   assert above == [[0, 1], *([1, place] for place in (1, 2, 3, 4))]
-  assert np.argwhere(marks['near-duplicate']).tolist() == [[0, 3]]
+  assert not marks['near-duplicate'].any()
   # The two queries have one text: the second's positive, 5, is the first's.
   twins = split._replace(groups=np.zeros(2, int))
   rows = np.array([[5, 4, 0, 1, 2]], np.int32)

@@ -250,14 +250,15 @@ def test_what_negatives_depend_on_tells_equal_texts_apart(folder):
   assert json.loads(found[-1])['own'] is False
 
 
+@pytest.mark.parametrize('take', ['by_bm25', 'by_given'])
 def test_given_negatives_of_a_query_are_filtered_by_those_of_its_text(
-  folder, tmp_path
+  take, folder, tmp_path
 ):
   run = run_of(folder, workdir=str(tmp_path))
   slow, split = Slow(folder, 'usual'), run.splits['train']
   given = [list(range(NUM_PASSAGES)) for _ in slow.ids]
   run.splits['train'] = split._replace(negatives=given)
-  found = negatives_lib.by_bm25(run)
+  found = getattr(negatives_lib, take)(run)
   for query, row in enumerate(found.tolist()):
     _, shared = slow.positives(query, last=False)
     banned = slow.of_text(shared | slow.own[query], same_text=True)
