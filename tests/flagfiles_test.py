@@ -142,7 +142,10 @@ def test_a_released_checkpoint_is_scored_as_its_flagfile_says(name, tmp_path):
 
 def test_data_that_is_not_there_ends_in_a_sentence_that_names_it(tmp_path):
   settings = config.Config.from_flagfile(
-    'experiments/nq.flags', workdir=str(tmp_path)
+    # A name on the hub is looked up before the data is read.
+    'experiments/nq.flags',
+    workdir=str(tmp_path),
+    init_from='',
   )
   with pytest.raises(config.BadInput, match='--data_dir must be a folder'):
     train.run(settings)
