@@ -83,7 +83,7 @@ def _say_equal_texts(splits, train):
   split = splits[train]
   counts = {
     'are passages of the corpus, too: none is its own negative': len(
-      np.unique(split.own_passages()[0])
+      np.unique(split.same_text[0])
     ),
     'have the text of another: in training they share their positives': int(
       split.twins().sum()

@@ -285,15 +285,20 @@ def test_dprs_first_positive_counts_and_its_negatives_are_those_there(
   before = load(tmp_path, 'dev', dataset='dpr').splits['dev']
   first, second = questions[:2]
   first['positive_ctxs'].insert(0, {'passage_id': '123456', 'title': ''})
-  second['hard_negative_ctxs'].insert(1, {'passage_id': '123457', 'title': ''})
+  corpus = load(tmp_path, 'dev', dataset='dpr').corpus
+  second['hard_negative_ctxs'][:0] = [
+    {'passage_id': corpus.ids[0]}, {'passage_id': '123457'}
+  ]  # fmt: skip
   path.write_text(json.dumps(questions))
   capsys.readouterr()
   after = load(tmp_path, 'dev', dataset='dpr').splits['dev']
   said = capsys.readouterr().out
   assert after.missing == [[1], *([] for _ in range(len(questions) - 1))]
+  before.negatives[1].insert(0, 0)
   assert after.negatives == before.negatives
   assert after.passages.tolist() == before.passages.tolist()[1:]
-  assert 'left out 1 of ' in said
+  number = sum(map(len, after.negatives)) + 1
+  assert f'left out 1 of {number} negatives of BM25' in said
   assert 'protocol answers looks at texts alone' in said
   trained = load(tmp_path, 'dev', dataset='dpr', train_split='dev')
   assert list(trained.splits['dev'].ids) == list(after.ids)[1:]
@@ -315,6 +320,9 @@ def test_ids_of_queries_and_passages_of_ms_marco_are_compared(tmp_path, capsys):
   beir = load(tmp_path, 'train', 'dev', dataset='msmarco', protocol='beir')
   own = {name: split.own.tolist() for name, split in beir.splits.items()}
   assert own == {'train': [1, -1, 0], 'dev': [0]}
+  # By text it is other two.
+  said = capsys.readouterr().out
+  assert 'train: 2 queries are passages of the corpus, too' in said
 
 
 def test_ids_that_a_reader_makes_up_are_no_passages(tmp_path, capsys):

@@ -347,6 +347,10 @@ CASES = {
     judged_in_json({'score': 1}, {'score': 0.0, 'corpus-id': 'p3'}),
     '1 grades with a decimal point, such as 1.0, read as whole numbers',
   ),
+  'header with a space': Accepted(
+    put(DEV, 'query id\tcorpus-id\tscore\nq2\tp2\t1\n'),
+    'dev: 1 queries, 1 judged passages',
+  ),
   'judgements in both forms': Accepted(
     together(put(JSON_DEV, '[]'), append(DEV, 'q2\tp4\t1\n')),
     'dev: 1 queries, 3 judged passages',
