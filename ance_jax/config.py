@@ -275,9 +275,18 @@ class Config:
   )
   pooling: str | None = knob(
     None,
-    "How token vectors become one: the first token's, or the mean. Not given: "
+    "How token vectors become one: the first token's, the last one's, the "
+    'maximum of each number, the mean, the sum over the root of their number, '
+    'or the mean weighted by place. Not given: '
     "the checkpoint's own, else cls (ANCE and DPR).",
-    choices=('cls', 'mean'),
+    choices=(
+      'cls',
+      'mean',
+      'max',
+      'lasttoken',
+      'weightedmean',
+      'mean_sqrt_len_tokens',
+    ),
   )
   similarity: str | None = knob(
     None,

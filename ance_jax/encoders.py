@@ -1,4 +1,4 @@
-"""The bi-encoder: one tower or two, pooling, projection head, similarity."""
+"""The bi-encoder: one tower or two, pooling, projection, similarity."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ance_jax import bert
 from ance_jax import devices
+from ance_jax import pooling
 from ance_jax import reading
 
 QUERY, PASSAGE = 'query', 'passage'
@@ -24,7 +25,8 @@ class Retriever:
   Attributes:
     body: Sizes of the transformer of a tower.
     tied: Whether queries and passages share one tower.
-    pooling: 'cls', the first token's vector, or 'mean' of all.
+    pooling: A mode of `pooling.MODES`, or several with a + between, whose
+      vectors are joined.
     head_size: Width of a projection after pooling (ANCE's `embeddingHead`,
       DPR's `encode_proj`); 0: none.
     head_norm: Whether a LayerNorm follows the projection (ANCE's `norm`).
@@ -35,6 +37,12 @@ class Retriever:
       token perhaps. Lower-casing and the like are in the tokenizer.
     query_prompt: What is put before each query.
     passage_prompt: What is put before each passage, and its title.
+    include_prompt: Whether the tokens of a prompt are pooled as others are.
+    query_prompt_tokens: Tokens at the start of a query that are not pooled.
+    passage_prompt_tokens: The same of a passage.
+    layers: `pooling.Layer`s in place of the projection, where a checkpoint has
+      others than that and its norm.
+    truncate_dim: Numbers of an embedding that are kept, the first ones; 0: all.
   """
 
   body: bert.BodyConfig
@@ -48,11 +56,31 @@ class Retriever:
   title_separator: str
   query_prompt: str = ''
   passage_prompt: str = ''
+  include_prompt: bool = True
+  query_prompt_tokens: int = 0
+  passage_prompt_tokens: int = 0
+  layers: tuple[pooling.Layer, ...] = ()
+  truncate_dim: int = 0
+
+  @property
+  def modes(self):
+    """The modes of the pooling, in order."""
+    return tuple(self.pooling.split('+'))
+
+  @property
+  def chain(self):
+    """All `pooling.Layer`s between pooling and embedding."""
+    if self.layers or not self.head_size:
+      return self.layers
+    head = pooling.Layer(pooling.DENSE, self.head_size)
+    return (head, pooling.Layer(pooling.NORM)) if self.head_norm else (head,)
 
   @property
   def embedding_size(self):
     """Width of an embedding."""
-    return self.head_size or self.body.hidden_size
+    sizes = [layer.size for layer in self.chain if layer.size]
+    width = [self.body.hidden_size * len(self.modes), *sizes][-1]
+    return min(width, self.truncate_dim or width)
 
   @property
   def towers(self):
@@ -66,16 +94,27 @@ class Retriever:
   @classmethod
   def from_dict(cls, values):
     """Returns what `to_dict` was made of."""
-    return cls(**{**values, 'body': bert.BodyConfig(**values['body'])})
+    body = bert.BodyConfig(**values['body'])
+    layers = tuple(pooling.Layer(**one) for one in values.get('layers', ()))
+    return cls(**{**values, 'body': body, 'layers': layers})
 
 
 class Tower(nn.Module):
-  """Token ids -> embeddings."""
+  """Token ids -> embeddings.
+
+  Attributes:
+    retriever: A `Retriever`.
+    dtype: Type that the body computes in.
+    remat: As in `bert.Body`.
+    kernel: As in `bert.Body`.
+    skipped: Tokens at the start of each text that are not pooled.
+  """
 
   retriever: Retriever
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   kernel: bool = True
+  skipped: int = 0
 
   @nn.compact
   def __call__(self, ids, lengths, dropout=None):
@@ -90,27 +129,12 @@ class Tower(nn.Module):
     body = bert.Body(r.body, self.dtype, self.remat, self.kernel, name='body')
     x = body(ids, lengths, dropout)
     x = x.astype(jnp.float32)
-    precision = bert.precision(x.dtype)
-    if r.pooling == 'cls':
-      x = x[:, 0]
-    else:
-      real = jnp.arange(ids.shape[1]) < lengths[:, None]
-      share = real / lengths[:, None]
-      x = jnp.einsum('bld,bl->bd', x, share, precision=precision)
-    if r.head_size:
-      # Both papers' code starts it as the body is.
-      head = nn.Dense(
-        r.head_size,
-        precision=precision,
-        kernel_init=bert.INITIALIZER,
-        name='head',
-      )
-      x = head(x)
-    if r.head_size and r.head_norm:
-      norm = nn.LayerNorm(1e-5, use_fast_variance=False, name='head_norm')
-      x = norm(x)
+    x = pooling.pool(x, lengths, r.modes, self.skipped)
+    x = pooling.apply(r.chain, x)
+    if r.truncate_dim:
+      x = x[:, : r.truncate_dim]
     if r.similarity == 'cosine':
-      x /= jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+      x = pooling.unit(x)
     return x
 
 
@@ -163,7 +187,8 @@ def make_encode(retriever, dtype, side, remat=False, kernel=True):
     remat: As in `bert.Body`, for those who differentiate it.
     kernel: As in `bert.Body`.
   """
-  tower = Tower(retriever, jnp.dtype(dtype), remat, kernel)
+  skipped = getattr(retriever, f'{side}_prompt_tokens')
+  tower = Tower(retriever, jnp.dtype(dtype), remat, kernel, skipped)
   name = TIED if retriever.tied else side
 
   def encode(params, ids, lengths, dropout=None):

@@ -27,23 +27,12 @@ from ance_jax import models
 from ance_jax import report
 from ance_jax import runs
 from ance_jax import sbert
+from ance_jax import sbert_modules
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import weights
 
 # All releases since 5 find their modules under these names.
 _TYPES = 'sentence_transformers.models.'
-# All that sentence-transformers 5 has, by our name. text-embeddings-inference
-# refuses a folder without the first four (router/src/lib.rs, PoolConfig); vLLM
-# takes the one that is true (vllm/transformers_utils/config.py,
-# get_pooling_config), of a module whose type is `_TYPES` + 'Pooling'.
-_POOLING_MODES = {
-  'cls': 'cls_token',
-  'mean': 'mean_tokens',
-  'max': 'max_tokens',
-  'mean_sqrt_len': 'mean_sqrt_len_tokens',
-  'weightedmean': 'weightedmean_tokens',
-  'lasttoken': 'lasttoken',
-}
 
 
 def run(config):
@@ -265,7 +254,7 @@ def _write_corpus(folder, config):
 
 def _write_tower(folder, retriever, params, tokenizer, length):
   """Writes a tower as a folder of its own; returns its (path, kind)s."""
-  body, width = retriever.body, retriever.body.hidden_size
+  body = retriever.body
   hub.write_config(folder, body, tokenizer.pad_token_id)
   tensors = weights.body_to_tensors(params['body'], body)
   safetensors_numpy.save_file(
@@ -276,27 +265,7 @@ def _write_tower(folder, retriever, params, tokenizer, length):
   )
   sizes = {'max_seq_length': length, 'do_lower_case': False}
   _write_json(folder / 'sentence_bert_config.json', sizes)
-  modes = {
-    f'pooling_mode_{theirs}': retriever.pooling == ours
-    for ours, theirs in _POOLING_MODES.items()
-  }
-  parts = [('Pooling', {'word_embedding_dimension': width, **modes}, {})]
-  if retriever.head_size:
-    head = params['head']
-    sizes = {
-      'in_features': width,
-      'out_features': retriever.head_size,
-      'bias': True,
-      'activation_function': sbert.IDENTITY,
-    }
-    tensors = {'linear.weight': head['kernel'].T, 'linear.bias': head['bias']}
-    parts.append(('Dense', sizes, tensors))
-    if retriever.head_norm:
-      norm = params['head_norm']
-      tensors = {'norm.weight': norm['scale'], 'norm.bias': norm['bias']}
-      parts.append(('LayerNorm', {'dimension': retriever.head_size}, tensors))
-  if retriever.similarity == 'cosine':
-    parts.append(('Normalize', {}, {}))
+  parts = sbert_modules.written(retriever, params)
   kinds = [('', 'Transformer')]
   for number, (kind, settings, tensors) in enumerate(parts, 1):
     path = f'{number}_{kind}'
@@ -322,6 +291,8 @@ def _write_settings(folder, retriever):
     'default_prompt_name': None,
     'similarity_fn_name': retriever.similarity,
   }
+  if retriever.truncate_dim:
+    settings['truncate_dim'] = retriever.truncate_dim
   _write_json(folder / sbert.SETTINGS_FILE, settings)
 
 

@@ -45,7 +45,8 @@ _DISTILBERT_KEYS = {
   'intermediate_size': 'hidden_dim',
 }
 
-_TORCH_FILE = 'pytorch_model.bin'
+# Of these the first that is there, or its index, has a folder's weights.
+_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 # Of any such number in a config.json: a table of tensors is made from it.
 _MAX_LAYERS, _MAX_SIZE = 1000, 2**31
 
@@ -62,6 +63,12 @@ def read_config(name):
   Raises:
     BadInput: There is none, or it is not of a body that we have.
   """
+  if _file(name, 'adapter_config.json'):
+    raise config_lib.BadInput(
+      f'{name} is an adapter (LoRA and the like), which is nothing without its '
+      'base model; merge the two with merge_and_unload() of peft, and name the '
+      'folder that is saved then.'
+    )
   path = _file(name, 'config.json')
   if path is None:
     raise config_lib.BadInput(
@@ -140,11 +147,12 @@ def read_tensors(name, without):
   """
   if os.path.isfile(name):
     return _read_file(pathlib.Path(name), without)
-  index = _file(name, 'model.safetensors.index.json')
-  files = _shards(index) if index else ['model.safetensors']
-  if not index and _file(name, files[0]) is None:
-    if pickled := _file(name, _TORCH_FILE):
-      return torch_files.read(reading.regular(pickled), without)
+  files = _WEIGHTS[:1]
+  for whole in _WEIGHTS:
+    index = _file(name, f'{whole}.index.json')
+    if index or _file(name, whole):
+      files = _shards(index, whole) if index else [whole]
+      break
   tensors = {}
   for file in files:
     path = _file(name, file)
@@ -154,7 +162,7 @@ def read_tensors(name, without):
         f'found no {file[:80]} at {name}; convert it with transformers, or '
         'fetch it.'
       )
-    for key, array in _read_shard(path, without).items():
+    for key, array in _read_file(path, without).items():
       if key in tensors:
         raise reading.bad(
           path, 'a tensor must be in one file', f'{key[:80]} in two',
@@ -291,8 +299,14 @@ def _float32(opened, key, path):
     return np.asarray(opened.get_tensor(key), np.float32)
 
 
-def _shards(index):
-  """Returns the names of the files of a model.safetensors.index.json."""
+def _shards(index, whole):
+  """Returns the names of the files of an index.
+
+  Args:
+    index: Path of the file.
+    whole: What the file would be called that is in parts.
+  """
+  ending = pathlib.PurePath(whole).suffix
   weight_map = reading.json_file(index).get('weight_map')
   if not isinstance(weight_map, dict) or not weight_map:
     raise reading.bad(
@@ -301,9 +315,9 @@ def _shards(index):
     )  # fmt: skip
   for file in weight_map.values():
     reading.inside('', file, index)
-    if not file.endswith('.safetensors'):
+    if not file.endswith(ending):
       raise reading.bad(
-        index, 'a file of weights must have a name in .safetensors',
+        index, f'a file of weights must have a name in {ending}',
         reading.quoted(file), 'convert it with transformers'
       )  # fmt: skip
   return sorted(set(weight_map.values()))

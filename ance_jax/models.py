@@ -18,6 +18,7 @@ from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
 from ance_jax import logs
+from ance_jax import pooling
 from ance_jax import processes
 from ance_jax import snapshots
 from ance_jax import sources
@@ -133,7 +134,14 @@ def _retriever(config, source):
     given['title_separator'] = tokenizer_lib.title_separator(
       source.tokenizer, config.title_separator
     )
-  chosen = {**defaults, **source.settings, **given}
+  brought = {'include_prompt': True, 'layers': (), 'truncate_dim': 0}
+  chosen = {**defaults, **brought, **source.settings, **given}
+  if config.head_size and chosen['layers']:
+    raise config_lib.BadInput(
+      f'{config.init_from} has layers of its own behind the pooling '
+      f'({pooling.described(chosen["layers"])}), so --head_size adds none; '
+      'leave it out.'
+    )
   for name in ('query_length', 'passage_length'):
     if chosen[name] > longest:
       raise config_lib.BadInput(
@@ -146,9 +154,26 @@ def _retriever(config, source):
       f'{str(config.head_norm).lower()} without one; set --head_size too, or '
       'leave it out.'
     )
-  return encoders.Retriever(
-    source.body, tied=chosen.pop('tie_encoders'), **chosen
-  )
+  tied = chosen.pop('tie_encoders')
+  unpooled = _prompt_tokens(config, source.tokenizer, chosen)
+  return encoders.Retriever(source.body, tied=tied, **chosen, **unpooled)
+
+
+def _prompt_tokens(config, tokenizer, settings):
+  """Returns how many tokens of each side's prompt are not pooled, by name."""
+  if settings['include_prompt']:
+    return {}
+  if config.chunks > 1 and settings['passage_prompt']:
+    raise config_lib.BadInput(
+      f'{config.init_from} leaves its prompt out of the pooling, and with '
+      '--chunks only the first piece of a passage has one; use --chunks=1.'
+    )
+  return {
+    f'{side}_prompt_tokens': tokenizer_lib.prompt_tokens(
+      tokenizer, settings[f'{side}_prompt'], settings[f'{side}_length']
+    )
+    for side in (encoders.QUERY, encoders.PASSAGE)
+  }
 
 
 def _fitted(source, retriever, config):
@@ -165,9 +190,10 @@ def _fitted(source, retriever, config):
     expected = {part: params[name].get(part) for part in tower}
     if jax.tree.map(jnp.shape, tower) != jax.tree.map(jnp.shape, expected):
       raise config_lib.BadInput(
-        '--head_size and --head_norm must be those of the checkpoint, where '
-        f'it has a head; found {retriever.head_size} and '
-        f'{retriever.head_norm} with {config.init_from}; leave them out.'
+        '--head_size, --head_norm and --pooling must be those of the '
+        f'checkpoint, where it has a head; found {retriever.head_size}, '
+        f'{retriever.head_norm} and {retriever.pooling} with '
+        f'{config.init_from}; leave them out.'
       )
     # Copies: a donated state may not hold one array twice.
     params[name] = {**params[name], **jax.tree.map(jnp.array, tower)}
@@ -182,7 +208,10 @@ def _run_source(config):
     lambda step: load_whole(config.init_from, step, devices_lib.local(1)),
   )
   logs.say(f'weights of {config.init_from}, step {step}')
-  settings = retriever.to_dict()
-  del settings['body']
+  settings = {
+    field.name: getattr(retriever, field.name)
+    for field in dataclasses.fields(retriever)
+    if field.name != 'body' and not field.name.endswith('_prompt_tokens')
+  }
   settings['tie_encoders'] = settings.pop('tied')
   return sources.Source(retriever.body, tokenizer, params, settings)

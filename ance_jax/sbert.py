@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers: what their modules say, read strictly.
+"""Folders of sentence-transformers: what their settings say, read strictly.
 
 A module or setting that we do not have is refused by name.
 """
@@ -7,22 +7,33 @@ import os
 import pathlib
 from typing import NamedTuple
 
-import numpy as np
-
 from ance_jax import config as config_lib
 from ance_jax import encoders
 from ance_jax import hub
 from ance_jax import logs
+from ance_jax import pooling
 from ance_jax import reading
+from ance_jax import sbert_modules
 
 # What a route of a Router is called there, and our tower.
 ROUTES = {'query': encoders.QUERY, 'document': encoders.PASSAGE}
-# What comes after the Transformer, each of them once or, but Pooling, never.
-_CHAIN = ('Pooling', 'Dense', 'LayerNorm', 'Normalize')
 _PASSAGE_PROMPTS = ('document', 'passage', 'corpus')
 IDENTITY = 'torch.nn.modules.linear.Identity'
 SIGMOID = 'torch.nn.modules.activation.Sigmoid'
 SETTINGS_FILE = 'config_sentence_transformers.json'
+# Lengths and the like; the first that is there.
+_SIZES_FILES = tuple(
+  f'sentence_{kind}_config.json'
+  for kind in (
+    'bert', 'roberta', 'distilbert', 'camembert', 'albert', 'xlm-roberta',
+    'xlnet'
+  )
+)  # fmt: skip
+# Keywords of the classes that change no number but its last digits.
+_HARMLESS = {
+  'trust_remote_code', 'cache_dir', 'use_fast', 'torch_dtype', 'dtype',
+  'attn_implementation', 'add_pooling_layer', 'device_map', 'revision',
+}  # fmt: skip
 
 
 class SentenceTransformer(NamedTuple):
@@ -30,20 +41,27 @@ class SentenceTransformer(NamedTuple):
 
   Attributes:
     body_folder: Folder of the transformer.
-    length: Tokens of a text at most, or None.
-    pooling: 'cls' or 'mean'.
+    lengths: Tokens of a text at most, or None, by side.
+    pooling: As `encoders.Retriever` has it.
+    include_prompt: Whether the tokens of a prompt are pooled.
     similarity: 'dot' or 'cosine'.
     lower_case: Whether texts are lower-cased, whatever the tokenizer does.
-    head: Parameters 'head' and 'head_norm' of our tower, as far as it has them.
-    prompts: What is put before a text, by `encoders.QUERY` and `PASSAGE`.
+    layers: `pooling.Layer`s behind the pooling; a last one that makes lengths
+      of 1 is left out where the similarity does.
+    head: Their parameters.
+    truncate_dim: Numbers of an embedding that are kept; 0: all.
+    prompts: What is put before a text, by side.
   """
 
   body_folder: str
-  length: int | None
+  lengths: dict
   pooling: str
+  include_prompt: bool
   similarity: str
   lower_case: bool
+  layers: tuple
   head: dict
+  truncate_dim: int
   prompts: dict
 
 
@@ -110,7 +128,7 @@ def read_cross_encoder(folder):
     or older.get('sbert_ce_default_activation_function')
     or SIGMOID
   )
-  sizes = _optional_json(folder / 'sentence_bert_config.json')
+  sizes = _sizes(folder)
   lower_case = sizes.get('do_lower_case', False)
   prompt = settings.get('default_prompt_name')
   for found, what in (
@@ -129,48 +147,92 @@ def read_cross_encoder(folder):
         'a cross-encoder must be a Transformer alone, with Sigmoid or Identity '
         f'and no prompt; found {what[:120]} in {folder}; use another model.'
       )
-  return CrossEncoder(_length(sizes, folder), activation == SIGMOID, lower_case)
+  length = _length(sizes, 'max_seq_length', folder)
+  return CrossEncoder(length, activation == SIGMOID, lower_case)
 
 
 def _tower(folder, modules):
   """Returns the `SentenceTransformer` of a list of (kind, path)."""
   kinds = [kind for kind, _ in modules]
-  paths = dict(modules)
-  expected = ['Transformer', *(kind for kind in _CHAIN if kind in kinds)]
+  if kinds[:2] != ['Transformer', 'Pooling']:
+    found = f'modules {", ".join(kinds)}' if kinds else 'no modules'
+    raise sbert_modules.not_ours(found, folder)
+  body_folder = modules[0][1]
   settings = _optional_json(folder / SETTINGS_FILE)
-  named = settings.get('similarity_fn_name') or 'cosine'
-  for found, what in (
-    (kinds != expected, f'modules {", ".join(kinds)}'),
-    ('Pooling' not in kinds, 'no Pooling'),
-    ('LayerNorm' in kinds and 'Dense' not in kinds, 'LayerNorm without Dense'),
-    (
-      settings.get('default_prompt_name'),
-      f'a prompt for all texts, {settings.get("default_prompt_name")}',
-    ),
-    (named not in ('cosine', 'dot'), f'similarity {named}'),
-  ):
-    if found:
-      raise _not_ours(what, folder)
-  body_folder = paths['Transformer']
-  sizes = _optional_json(body_folder / 'sentence_bert_config.json')
-  lower_case = sizes.get('do_lower_case', False)
-  if type(lower_case) is not bool:
-    raise _not_ours(f'do_lower_case {lower_case}', folder)
-  prompts = _prompts(settings, folder)
-  pooling = paths['Pooling'] / 'config.json'
-  if any(prompts.values()) and not reading.json_file(pooling).get(
-    'include_prompt', True
-  ):
-    raise _not_ours('a prompt that is not pooled', folder)
+  sizes = _sizes(body_folder)
+  _check_body(sizes, body_folder)
+  pooled, include_prompt = sbert_modules.read_pooling(modules[1][1])
+  width = hub.read_config(str(body_folder)).hidden_size
+  width *= len(pooled.split('+'))
+  layers, head = sbert_modules.read_layers(modules[2:], width)
+  width = [width, *(layer.size for layer in layers if layer.size)][-1]
+  truncate_dim = _truncate_dim(settings, width, folder)
+  similarity = settings.get('similarity_fn_name') or 'cosine'
+  if similarity not in ('cosine', 'dot'):
+    raise sbert_modules.not_ours(f'similarity {similarity}', folder)
+  # Of embeddings of length 1 the dot product is the cosine, unless they are cut
+  # behind that.
+  if layers and layers[-1].kind == pooling.UNIT:
+    if similarity == 'cosine' or not truncate_dim:
+      layers, similarity = layers[:-1], 'cosine'
   return SentenceTransformer(
     str(body_folder),
-    _length(sizes, body_folder),
-    _pooling(pooling),
-    'cosine' if 'Normalize' in kinds or named == 'cosine' else 'dot',
-    lower_case,
-    _head(paths, folder),
-    prompts,
+    {
+      side: _length(sizes, f'{route}_length', body_folder)
+      or _length(sizes, 'max_seq_length', body_folder)
+      for route, side in ROUTES.items()
+    },
+    pooled,
+    include_prompt,
+    similarity,
+    sizes.get('do_lower_case', False),
+    layers,
+    head,
+    truncate_dim,
+    _prompts(settings, folder),
   )
+
+
+def _sizes(folder):
+  """Returns what the Transformer's own settings say, as a dict."""
+  found = (_optional_json(folder / name) for name in _SIZES_FILES)
+  return next(filter(None, found), {})
+
+
+def _check_body(sizes, folder):
+  """Raises `BadInput` for a Transformer that is not the plain body."""
+  text = sizes.get('modality_config', {}).get('text', {})
+  for key, usual in (
+    ('do_lower_case', (False, True)),
+    ('transformer_task', (None, 'feature-extraction')),
+    ('module_output_name', (None, 'token_embeddings')),
+    ('query_expansion', (None,)),
+    ('processing_kwargs', (None, {})),
+  ):
+    if sizes.get(key, usual[0]) not in usual:
+      raise sbert_modules.not_ours(f'{key} {sizes[key]}', folder)
+  if text.get('method_output_name', 'last_hidden_state') != 'last_hidden_state':
+    raise sbert_modules.not_ours(f'modality_config {text}', folder)
+  for key in ('model', 'tokenizer', 'config', 'processor'):
+    for name in (f'{key}_args', f'{key}_kwargs'):
+      others = set(sizes.get(name) or ()) - _HARMLESS
+      if others:
+        raise sbert_modules.not_ours(f'{name} {", ".join(others)}', folder)
+
+
+def _truncate_dim(settings, width, folder):
+  """Returns how many numbers of `width` are kept; 0: all."""
+  given = settings.get('truncate_dim')
+  if given is None:
+    return 0
+  if type(given) is not int or given < 1:
+    raise reading.bad(
+      folder / SETTINGS_FILE,
+      'truncate_dim must be a whole number, at least 1',
+      reading.quoted(given),
+      'mend it',
+    )
+  return given if given < width else 0
 
 
 def _routes(folder):
@@ -179,9 +241,13 @@ def _routes(folder):
   given = reading.json_file(path)
   types, structure = given.get('types'), given.get('structure')
   if not isinstance(types, dict) or not isinstance(structure, dict):
-    raise _not_ours('a Router without types and structure', folder)
+    raise sbert_modules.not_ours('a Router without types and structure', folder)
+  if (given.get('parameters') or {}).get('route_mappings'):
+    raise sbert_modules.not_ours('a Router with route_mappings', folder)
   if set(structure) != set(ROUTES):
-    raise _not_ours(f'a Router of {", ".join(map(str, structure))}', folder)
+    raise sbert_modules.not_ours(
+      f'a Router of {", ".join(map(str, structure))}', folder
+    )
   routes = {}
   for route, name in ROUTES.items():
     routes[name] = []
@@ -191,64 +257,9 @@ def _routes(folder):
   return routes
 
 
-def _head(paths, folder):
-  """Returns the parameters of Dense and LayerNorm, as far as they are there."""
-  if 'Dense' not in paths:
-    return {}
-  settings = reading.json_file(paths['Dense'] / 'config.json')
-  activation = settings.get('activation_function', 'Tanh')
-  if activation != IDENTITY:
-    raise _not_ours(f'Dense with {activation}', folder)
-  shape = settings.get('out_features'), settings.get('in_features')
-  width = hub.read_config(str(paths['Transformer'])).hidden_size
-  if shape[1] != width:
-    raise reading.bad(
-      paths['Dense'] / 'config.json',
-      f'a Dense must take the {width} numbers of its Transformer',
-      reading.quoted(shape[1]),
-      'save the model again',
-    )
-  names = {'linear.weight': shape}
-  if settings.get('bias', True):
-    names['linear.bias'] = shape[:1]
-  found = _tensors(paths['Dense'], names)
-  bias = found.get('linear.bias', np.zeros(len(found['linear.weight'])))
-  head = {'kernel': found['linear.weight'].T, 'bias': np.float32(bias)}
-  if 'LayerNorm' not in paths:
-    return {'head': head}
-  names = {'norm.weight': shape[:1], 'norm.bias': shape[:1]}
-  found = _tensors(paths['LayerNorm'], names)
-  norm = {'scale': found['norm.weight'], 'bias': found['norm.bias']}
-  return {'head': head, 'head_norm': norm}
-
-
-def _tensors(folder, shapes):
-  """Returns {name: float32 array} of a module that has just these tensors."""
-  found = hub.read_tensors(str(folder), lambda name: False)
-  if {name: array.shape for name, array in found.items()} != shapes:
-    raise reading.bad(
-      folder / 'model.safetensors',
-      f'a module must have the tensors {", ".join(shapes)} in the shapes of '
-      'its config.json',
-      ', '.join(f'{n[:40]} {a.shape}' for n, a in list(found.items())[:4])
-      or 'none',
-      'save the model again',
-    )
-  return found
-
-
 def _optional_json(path):
   """Returns the dict of a JSON file, empty if there is no such file."""
   return reading.json_file(path) if os.path.lexists(path) else {}
-
-
-def _not_ours(what, folder):
-  return config_lib.BadInput(
-    'a sentence-transformers folder must be Transformer, Pooling and perhaps '
-    'Dense (without an activation), LayerNorm and Normalize, or a Router of a '
-    f'query and a document, for cosine or dot; found {what[:120]} in {folder}; '
-    'use another model.'
-  )
 
 
 def _module_kind(module, path):
@@ -272,53 +283,45 @@ def _module_kind(module, path):
 
 
 def _prompts(settings, folder):
-  """Returns what is put before queries and passages, by side."""
+  """Returns what is put before queries and passages, by side.
+
+  Passages have the first of the prompts that encode_document looks for, though
+  that takes an empty 'document', which is in every file that it saves, before
+  the others.
+  """
   prompts = settings.get('prompts') or {}
   if not isinstance(prompts, dict) or not all(
-    isinstance(prompt, str) for prompt in prompts.values()
+    isinstance(prompt, str | None) for prompt in prompts.values()
   ):
-    raise _not_ours(f'prompts {prompts}', folder)
+    raise sbert_modules.not_ours(f'prompts {prompts}', folder)
   given = {name: prompt for name, prompt in prompts.items() if prompt}
-  passage = [given.pop(n) for n in _PASSAGE_PROMPTS if n in given]
-  found = {
-    encoders.QUERY: given.pop('query', ''),
-    encoders.PASSAGE: passage[0] if passage else '',
-  }
-  if given:
-    names = ', '.join(given)
+  default = settings.get('default_prompt_name')
+  if default in given and default not in ('query', *_PASSAGE_PROMPTS):
+    raise sbert_modules.not_ours(f'a prompt for all texts, {default}', folder)
+  passage = [name for name in _PASSAGE_PROMPTS if name in given]
+  if passage and passage[0] != 'document':
+    logs.say(
+      f'{folder}: passages have the prompt {given[passage[0]]!r}, named '
+      f'{passage[0]}; encode_document takes that of document alone'
+    )
+  others = set(given) - {'query', *_PASSAGE_PROMPTS}
+  if others:
+    names = ', '.join(sorted(others))
     logs.say(f'{folder}: prompts for other tasks are left out: {names}')
-  return found
+  return {
+    encoders.QUERY: given.get('query', ''),
+    encoders.PASSAGE: given[passage[0]] if passage else '',
+  }
 
 
-def _length(sizes, folder):
-  """Returns the tokens at most of a sentence-transformers folder, or None."""
-  length = sizes.get('max_seq_length')
+def _length(sizes, key, folder):
+  """Returns a number of tokens of the Transformer's settings, or None."""
+  length = sizes.get(key)
   if length is not None and (type(length) is not int or length < 3):
     raise reading.bad(
-      folder / 'sentence_bert_config.json',
-      'max_seq_length must be a whole number, at least 3',
+      folder / _SIZES_FILES[0],
+      f'{key} must be a whole number, at least 3',
       reading.quoted(length),
       'mend it',
     )
   return length
-
-
-def _pooling(path):
-  """Returns 'cls' or 'mean' of a Pooling module's config.json, old or new."""
-  settings = reading.json_file(path)
-  modes = settings.get('pooling_mode')
-  if modes is None:
-    modes = [
-      name.removeprefix('pooling_mode_')
-      .removesuffix('_token')
-      .removesuffix('_tokens')
-      for name, chosen in settings.items()
-      if name.startswith('pooling_mode_') and chosen
-    ]
-  modes = [modes] if isinstance(modes, str) else modes
-  if modes not in (['cls'], ['mean']):
-    raise config_lib.BadInput(
-      f'pooling must be cls or mean; found {modes} in {path}; use another '
-      'model.'
-    )
-  return modes[0]

@@ -9,12 +9,15 @@ import os
 import pathlib
 from typing import NamedTuple
 
+import numpy as np
+
 from ance_jax import bert
 from ance_jax import config as config_lib
 from ance_jax import encoders
 from ance_jax import hub
 from ance_jax import layouts
 from ance_jax import logs
+from ance_jax import pooling
 from ance_jax import sbert
 from ance_jax import snapshots
 from ance_jax import tokenizer as tokenizer_lib
@@ -88,7 +91,10 @@ def read(name, lower_case):
       (params,) = source.params.values()
       source = source._replace(params={encoders.TIED: params})
   settings = {'tie_encoders': len(source.params) == 1, **source.settings}
-  shown = ', '.join(f'{name} {value!r}' for name, value in settings.items())
+  shown = ', '.join(
+    f'{key} {pooling.described(value) if key == "layers" else repr(value)}'
+    for key, value in settings.items()
+  )
   logs.say(f'{name}: {shown}')
   return source._replace(settings=settings)
 
@@ -124,7 +130,10 @@ def _both(query, passage, name):
 def _check_alike(first, second, name):
   """Raises `BadInput` if two towers cannot be those of one retriever."""
   tokenizers = (s.tokenizer.backend_tokenizer.to_str() for s in (first, second))
-  ours = ('pooling', 'similarity', 'head_size', 'head_norm', 'title_separator')
+  ours = (
+    'pooling', 'similarity', 'head_size', 'head_norm', 'title_separator',
+    'include_prompt', 'layers', 'truncate_dim',
+  )  # fmt: skip
   chosen = ([s.settings.get(key) for key in ours] for s in (first, second))
   for what, differs in (
     ('sizes', first.body != second.body),
@@ -139,7 +148,7 @@ def _check_alike(first, second, name):
       )
 
 
-def _hugging_face(name, lower_case, file=None):
+def _hugging_face(name, lower_case, file=None, check_case=True):
   """Returns a folder in a layout that `layouts` knows.
 
   Args:
@@ -147,6 +156,7 @@ def _hugging_face(name, lower_case, file=None):
     lower_case: What is asked of its tokenizer; None: what such checkpoints
       are trained with, or that it is consistent.
     file: File of the weights; None: those of the folder.
+    check_case: Whether a tokenizer that is not consistent is refused.
   """
   body = hub.read_config(name)
   tensors = hub.read_tensors(file or name, without=layouts.is_dropped)
@@ -154,7 +164,7 @@ def _hugging_face(name, lower_case, file=None):
   settings = dict(settings)
   trained_with = settings.pop('lower_case', None)
   tokenizer = tokenizer_lib.load(name)
-  if lower_case is None and trained_with is None:
+  if check_case and lower_case is None and trained_with is None:
     tokenizer_lib.check_case(tokenizer, name)
   if lower_case is None:
     lower_case = trained_with
@@ -181,35 +191,61 @@ def _sentence_transformers(folder, lower_case):
   """Returns a sentence-transformers folder, with the settings that it has."""
   sources = {}
   for name, found in sbert.read(folder).items():
-    wanted = lower_case
-    if wanted is None and found.lower_case:
-      wanted = True
-    source = _hugging_face(found.body_folder, wanted)
+    lowers = lower_case is None and found.lower_case
+    source = _hugging_face(found.body_folder, lower_case, check_case=not lowers)
     if list(source.params) != [encoders.TIED]:
       raise config_lib.BadInput(
         'the Transformer of a sentence-transformers folder must be a body '
         f'alone; found {", ".join(source.params)} in {found.body_folder}; use '
         'another model.'
       )
-    length = found.length or source.tokenizer.model_max_length
-    length = min(length, source.body.max_length)
-    settings = {
-      'pooling': found.pooling,
-      'similarity': found.similarity,
-      'query_length': length,
-      'passage_length': length,
-      **{f'{side}_prompt': text for side, text in found.prompts.items()},
-    }
-    if found.head:
-      settings['head_size'] = len(found.head['head']['bias'])
-      settings['head_norm'] = 'head_norm' in found.head
-    params = {**source.params[encoders.TIED], **found.head}
+    if lowers:
+      tokenizer_lib.lower_case(source.tokenizer)
+      logs.say(f'{found.body_folder}: texts are lower-cased')
+    settings, head = _settings_of(found, source)
+    params = {**source.params[encoders.TIED], **head}
     sources[name] = source._replace(params={name: params}, settings=settings)
   if len(sources) == 1:
     (source,) = sources.values()
   else:
     source = _both(*sources.values(), folder)
   return source._replace(settings={**source.settings, **_exported(folder)})
+
+
+def _settings_of(found, source):
+  """Returns the settings, and parameters behind the body, of a tower.
+
+  Args:
+    found: `sbert.SentenceTransformer`.
+    source: `Source` of its body.
+  """
+  settings = {'pooling': found.pooling, 'similarity': found.similarity}
+  for side, length in found.lengths.items():
+    length = length or source.tokenizer.model_max_length
+    settings[f'{side}_length'] = min(length, source.body.max_length)
+  for side, text in found.prompts.items():
+    settings[f'{side}_prompt'] = text
+  if not found.include_prompt:
+    settings['include_prompt'] = False
+  if found.truncate_dim:
+    settings['truncate_dim'] = found.truncate_dim
+  if not _is_projection(found.layers):
+    if found.layers:
+      settings['layers'] = found.layers
+    return settings, found.head
+  size, head = found.layers[0].size, found.head['head']
+  settings['head_size'] = size
+  settings['head_norm'] = len(found.layers) == 2
+  head = {'bias': np.zeros(size, np.float32), **head}
+  return settings, {**found.head, 'head': head}
+
+
+def _is_projection(layers):
+  """Returns whether layers are what --head_size and --head_norm can say."""
+  kinds = [layer.kind for layer in layers]
+  if kinds not in ([pooling.DENSE], [pooling.DENSE, pooling.NORM]):
+    return False
+  return layers[0].activation == pooling.IDENTITY and not layers[0].residual
 
 
 def _exported(folder):

@@ -180,6 +180,35 @@ def set_flavour(tokenizer, *, lower_case, prefix_space):
     backend.pre_tokenizer.add_prefix_space = prefix_space
 
 
+def lower_case(tokenizer):
+  """Makes a tokenizer lower-case texts first, and no more.
+
+  As sentence-transformers' do_lower_case does, which leaves spaces at their
+  ends.
+  """
+  backend = tokenizer.backend_tokenizer
+  if not _lower_cases(tokenizer):
+    steps = [tokenizers.normalizers.Lowercase()]
+    if backend.normalizer is not None:
+      steps.append(backend.normalizer)
+    backend.normalizer = tokenizers.normalizers.Sequence(steps)
+
+
+def prompt_tokens(tokenizer, prompt, length):
+  """Returns how many tokens at the start of a text are those of its prompt.
+
+  As sentence-transformers counts them: the prompt alone is tokenized, cut, and
+  the special token at its end is not counted, those at its start are.
+  """
+  if not prompt:
+    return 0
+  cut = backend(tokenizer)
+  cut.enable_truncation(length)
+  ids = cut.encode(prompt).ids
+  cut.no_truncation()
+  return len(ids) - (ids[-1] in tokenizer.all_special_ids)
+
+
 def flavour(tokenizer):
   """Returns what a tokenizer does with a text, by name, as JSON can hold it."""
   pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer

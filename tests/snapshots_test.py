@@ -111,6 +111,17 @@ def test_minilm_by_name_gives_the_embeddings_of_its_folder(cache, tiny):
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+def test_two_names_are_the_encoders_of_queries_and_passages(cache, tmp_path):
+  names = [f'{NAME}-{side}' for side in ('query', 'passage')]
+  folders = [make(tmp_path / str(i), seed=i) for i in range(2)]
+  for name, folder in zip(names, folders, strict=True):
+    hub_server.put(cache, name, folder)
+  by_name = load(','.join(names))
+  assert not by_name.retriever.tied
+  assert_equal(by_name, load(','.join(map(str, folders))))
+  assert_equal(load(f'{names[0]},{folders[1]}'), by_name)
+
+
 def test_what_is_refused_as_a_folder_is_refused_by_name(cache, tmp_path):
   folder = make(tmp_path / 'folder')
   settings = json.loads((folder / '1_Pooling/config.json').read_text())

@@ -263,7 +263,7 @@ def _export_before(folder):
 
 
 HEADER = b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, %s]}}'
-NOT_OURS = 'must be Transformer, Pooling and perhaps Dense'
+NOT_OURS = 'must be Transformer, Pooling and any of Dense'
 LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n'
 
 
@@ -594,15 +594,19 @@ CASES = {
     '2_Pooling/config.json',
   ),
   'dense on top': Accepted(dense(), 'head_size 4, head_norm False'),
-  'dense with an activation': Refused(
-    dense({'activation_function': 'torch.nn.modules.activation.Tanh'}),
-    'found Dense with torch.nn.modules.activation.Tanh',
+  'dense with an activation': Accepted(
+    dense({'activation_function': 'torch.nn.modules.activation.GELU'}),
+    'layers projection to 4 (GELU)',
   ),
-  'dense that says no activation': Refused(
+  'dense with parameters of its activation': Refused(
+    dense({'activation_function': 'torch.nn.modules.activation.PReLU'}),
+    'found Dense with torch.nn.modules.activation.PReLU',
+  ),
+  'dense that says no activation': Accepted(
     dense(
       None, None, change_json('2_Dense/config.json', 'activation_function')
     ),
-    'found Dense with Tanh',
+    'layers projection to 4 (Tanh)',
   ),
   'dense without a file': Refused(
     dense(None, None, remove(DENSE)), 'found no model.safetensors'
@@ -621,14 +625,14 @@ CASES = {
   ),
   'dense of another width': Refused(
     dense({'in_features': 9}, {'linear.weight': (4, 9)}),
-    'must take the 8 numbers of its Transformer',
+    'must take the 8 numbers that come before it',
   ),
-  'a norm without dense': Refused(
+  'a norm without a file': Refused(
     sentences(kinds=('Transformer', 'Pooling', 'LayerNorm')),
-    'found LayerNorm without Dense',
+    'found no model.safetensors',
   ),
   'a module we have not': Refused(
-    sentences(kinds=('Transformer', 'Pooling', 'LSTM')), 'Pooling, LSTM in'
+    sentences(kinds=('Transformer', 'Pooling', 'LSTM')), 'a LSTM behind Pool'
   ),
   'router': Accepted(router(), 'tie_encoders False'),
   'router of other routes': Refused(
@@ -658,12 +662,15 @@ CASES = {
   'pooling no JSON': Refused(
     sentences(put(POOLING, '{')), 'must be one JSON value', POOLING
   ),
-  'pooling of maxima': Refused(
-    sentences(put_json(POOLING, {'pooling_mode': 'max'})), "found ['max']"
+  'pooling of maxima': Accepted(
+    sentences(put_json(POOLING, {'pooling_mode': 'max'})), "pooling 'max'"
   ),
-  'two poolings': Refused(
+  'pooling of minima': Refused(
+    sentences(put_json(POOLING, {'pooling_mode': 'min'})), "found ['min']"
+  ),
+  'two poolings': Accepted(
     sentences(change_json(POOLING, pooling_mode_cls_token=True)),
-    "pooling must be cls or mean; found ['mean', 'cls']",
+    "pooling 'cls+mean'",
   ),
   'no mode of pooling': Refused(sentences(put(POOLING, '{}')), 'found [] in'),
   'mode a number': Refused(
@@ -685,12 +692,12 @@ CASES = {
     ),
     'a prompt for all texts, a',
   ),
-  'a prompt that is not pooled': Refused(
+  'a prompt that is not pooled': Accepted(
     sentences(
       put_json(SENTENCES, {'prompts': {'query': 'q: '}}),
       change_json(POOLING, include_prompt=False),
     ),
-    'a prompt that is not pooled',
+    'include_prompt False',
   ),
   'prompts that are numbers': Refused(
     sentences(put_json(SENTENCES, {'prompts': {'query': 3}})), 'prompts {'
