@@ -11,6 +11,9 @@ from ance_jax import devices
 from ance_jax import handoff
 from ance_jax import resume
 
+# What a refresh or an evaluation gives.
+MADE = {'mined': True, 'metrics': {'dev/a': 0.0, 'dev/b': 0.0}}
+
 
 @pytest.mark.parametrize('committed', [[], [0]])
 def test_nothing_is_logged_before_the_first_checkpoint_is_on_disk(
@@ -98,3 +101,86 @@ def test_lines_behind_a_checkpoint_stay_only_if_they_are_not_made_again(
   )
   found = resume._restore_history(config, 1).decode()
   assert found == lines + ''.join(kept)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'plan', 'newest', 'in_use', 'step', 'expected'),
+  [
+    # What an earlier process picked up is repeated, whatever is there by now.
+    ({}, [(8, 6)], 7, None, 8, 6),
+    ({}, [(8, 6)], 7, None, 7, None),
+    ({}, [(8, 6)], 7, (8, 6), 9, 7),
+    ({'refresh_replay': '/other'}, [(8, 6)], 7, (8, 6), 9, None),
+    ({'refresh_replay': '/other'}, [(8, 6)], None, None, 8, 6),
+    ({}, [], 7, (8, 6), 20, None),  # The end.
+    ({}, [], None, (8, 6), 9, None),
+    # Training waits for a refresh that is less than so many steps behind.
+    ({'max_staleness': 4}, [], None, (8, 6), 9, None),
+    ({'max_staleness': 4}, [], None, (8, 6), 10, ('wait', 7)),
+    ({'max_staleness': 4}, [], 7, (8, 6), 10, 7),
+    ({'max_staleness': 4}, [], 7, (8, 6), 11, ('wait', 8)),
+    # And before the first one, from the end of the warm-up on.
+    ({'max_staleness': 4}, [], None, None, 7, None),
+    ({'max_staleness': 4}, [], None, None, 8, ('wait', 5)),
+    ({'warmup_steps': 0}, [], None, None, 0, ('wait', 0)),
+    ({'warmup_steps': 0}, [], 0, None, 0, 0),
+  ],
+)
+def test_what_comes_into_use_is_what_was_or_the_newest_or_is_waited_for(
+  settings, plan, newest, in_use, step, expected, monkeypatch
+):
+  config = config_lib.Config(
+    **{
+      'refresh': 'external', 'max_steps': 20, 'warmup_steps': 4,
+      'steps_per_refresh': 4, **settings,
+    }
+  )  # fmt: skip
+  plan = [resume.PickUp(*one) for one in plan]
+  monkeypatch.setattr(resume, 'planned', lambda _: plan)
+  reader = SimpleNamespace(
+    newest=lambda *_: newest, wait=lambda *given: ('wait', given[2])
+  )
+  parts = SimpleNamespace(
+    run=SimpleNamespace(config=config),
+    reader=reader,
+    checkpoints=SimpleNamespace(wait=lambda: None),
+  )
+  in_use = resume.PickUp(*in_use) if in_use else None
+  assert boundary._comes_into_use(parts, step, in_use) == expected
+
+
+@pytest.mark.parametrize(
+  ('settings', 'reader', 'done'),
+  [
+    ({}, None, ['refresh']),
+    ({'refresh_replay': '/other'}, None, []),
+    ({'refresh_replay': '/other', 'steps_per_eval': 2}, None, ['evaluate']),
+    ({'steps_per_eval': 2}, None, ['refresh']),  # Which evaluates.
+    ({'refresh': 'async', 'steps_per_eval': 2}, 'reader', ['evaluate']),
+    ({'refresh': 'async'}, 'reader', []),
+  ],
+)
+def test_a_refresh_is_made_in_step_where_nobody_else_makes_or_made_it(
+  settings, reader, done, monkeypatch
+):
+  config = config_lib.Config(
+    method='ance', max_steps=20, steps_per_refresh=4, **settings
+  )
+  found = []
+  for module, name, what in (
+    (boundary.refresh, 'refresh', 'refresh'),
+    (boundary, '_evaluate', 'evaluate'),
+  ):
+    monkeypatch.setattr(
+      module, name, lambda *_, what=what, **__: found.append(what) or MADE
+    )
+  for name in ('save', '_report', '_report_metrics', '_comes_into_use'):
+    monkeypatch.setattr(boundary, name, lambda *_: None)
+  parts = SimpleNamespace(
+    run=SimpleNamespace(config=config),
+    reader=reader,
+    lock=SimpleNamespace(check=lambda: None),
+    checkpoints=SimpleNamespace(wait=lambda: None),
+  )
+  boundary.cross(parts, SimpleNamespace(params=None), 8, None)
+  assert found == done
