@@ -10,6 +10,7 @@ from ance_jax import config as config_lib
 from ance_jax import devices
 from ance_jax import handoff
 from ance_jax import resume
+from ance_jax import watch
 
 # What a refresh or an evaluation gives.
 MADE = {'mined': True, 'metrics': {'dev/a': 0.0, 'dev/b': 0.0}}
@@ -184,3 +185,62 @@ def test_a_refresh_is_made_in_step_where_nobody_else_makes_or_made_it(
   )
   boundary.cross(parts, SimpleNamespace(params=None), 8, None)
   assert found == done
+
+
+@pytest.mark.parametrize(
+  ('in_use', 'step', 'ours', 'expected'),
+  [
+    (None, 20, [4, 8, 12], 12),
+    (None, 11, [4, 8, 12], 8),  # Not that of weights which come later.
+    (None, 12, [4, 8, 12], 12),
+    (None, 3, [4, 8, 12], None),
+    (8, 20, [4, 8, 12], 12),
+    (12, 20, [4, 8, 12], None),
+    (None, 20, [4, 8], 8),  # Another run's is passed over.
+    (8, 20, [4, 8], None),
+    (4, 20, [4], None),
+  ],
+)
+def test_a_reader_finds_the_newest_refresh_that_may_be_picked_up(
+  in_use, step, ours, expected, monkeypatch
+):
+  monkeypatch.setattr(watch.refresh, 'published', lambda _: [4, 8, 12])
+  monkeypatch.setattr(watch.remote, 'is_connected', lambda _: False)
+  reader = watch.Reader(SimpleNamespace(workdir='/nowhere'))
+  monkeypatch.setattr(reader, '_is_ours', lambda number: number in ours)
+  in_use = resume.PickUp(9, in_use) if in_use else None
+  assert reader.newest(in_use, step) == expected
+  # What it saw just now is no news once it is in use.
+  if expected:
+    assert reader.newest(None, step) == expected
+    assert reader.newest(resume.PickUp(9, expected), step) is None
+  reader.close()
+
+
+@pytest.mark.parametrize(
+  ('committed', 'last', 'looked_at', 'claimed', 'expected', 'left_out'),
+  [
+    ([0, 4, 8, 12], None, -1, None, 12, '4, 8'),
+    ([0, 4, 8, 12], 4, -1, None, 12, '8'),
+    ([0, 4, 8, 12], 4, -1, 8, 8, ''),  # One that was begun comes first.
+    ([0, 4, 8, 12], 4, -1, 4, 12, '8'),
+    ([0, 4, 8, 10], 4, -1, 10, 8, ''),  # Nothing is due at 10.
+    ([0, 4, 8, 12], 4, 8, None, 12, ''),
+    ([0, 4, 8, 12], 4, 12, None, None, ''),
+    ([0, 4, 8, 12], 12, -1, 8, None, ''),
+    ([0, 2], None, -1, None, None, ''),
+  ],
+)
+def test_a_refresher_takes_what_was_begun_or_the_newest_that_is_due(
+  committed, last, looked_at, claimed, expected, left_out, monkeypatch, capsys
+):
+  config = config_lib.Config(
+    method='ance', warmup_steps=4, steps_per_refresh=4, max_steps=20
+  )
+  monkeypatch.setattr(watch, 'claimed', lambda _: claimed)
+  run = SimpleNamespace(config=config)
+  assert watch._next(run, committed, last, looked_at) == expected
+  said = capsys.readouterr().out
+  assert said.partition(' are')[0] == (
+    f'refreshes of step {left_out}' if left_out else ''
+  )
