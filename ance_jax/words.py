@@ -57,7 +57,7 @@ def choose(texts, stop_words):
   number = max(sum(counts.values()), 1)
   share = {kind: count / number for kind, count in counts.items()}
   if share['pairs'] >= _ENOUGH:
-    return BIGRAMS, f'{share["pairs"]:.1%} is in scripts without spaces'
+    return BIGRAMS, f'{share["pairs"]:.1%} of it is in scripts without spaces'
   if share['others'] >= _ENOUGH:
     return NONE, f'{share["others"]:.1%} of words are in other alphabets'
   english, foreign = share['english'], share['foreign']

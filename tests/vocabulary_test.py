@@ -128,6 +128,13 @@ def test_common_letters_have_a_token_each():
   assert all(text.count(other) <= least for other in seen - set(kept))
 
 
+def test_letters_bytes_and_pairs_fill_the_vocabulary():
+  draw = random.Random(0)
+  latin = [''.join(draw.choices('abcdefgh', k=200)) for _ in range(40)]
+  assert trained(chinese() + latin, 1_500).get_vocab_size() == 1_500
+  assert trained(latin, 1_500).get_vocab_size() == 1_500
+
+
 def test_it_is_the_same_at_every_call():
   texts = [*chinese(60), *(f'{a}{b}ing' for a in 'abcde' for b in 'xyz')]
   assert trained(texts, 800).to_str() == trained(texts, 800).to_str()
