@@ -314,3 +314,16 @@ def test_a_run_that_may_end_its_warm_up_early_may_refresh_more_often():
     )
   # At least as many as room is kept for.
   assert schedule.num_refreshes(config) >= most > 1
+
+
+@pytest.mark.parametrize('slices', [1, 2, 3, 7, 11])
+def test_slices_in_turn_have_each_query_once(slices):
+  config = config_lib.Config(
+    method='ance', query_slices=slices, steps_per_refresh=1, max_steps=99
+  )
+  run = SimpleNamespace(config=config, queries={'train': range(11)})
+  for turn in range(2):
+    found = [
+      refresh._query_slice(run, turn * slices + n) for n in range(slices)
+    ]
+    assert [row for rows in found for row in range(*rows)] == list(range(11))
