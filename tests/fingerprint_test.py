@@ -351,3 +351,29 @@ def test_a_refresh_of_another_run_tokenizer_or_slice_is_refused(run):
       other_one = {**manifest, name: 'other'}
       assert refresh.refusal(run, other_one)
       assert refresh._sources(run).get(name) != 'other'
+
+
+@pytest.mark.parametrize('what', ['corpus', 'train', 'dev', None])
+def test_a_run_goes_on_with_the_data_that_it_began_with(what, run, monkeypatch):
+  splits = {
+    name: run.splits['train']._replace(hash=name)
+    for name in ('train', 'dev', 'test')
+  }
+  dataset = data.Dataset(run.corpus, splits)
+  began = {'run': 'id', 'corpus': run.corpus.hash, 'splits': {}}
+  began['splits'] = {'train': 'train', 'dev': 'dev'}  # Test has none.
+  if what == 'corpus':
+    began['corpus'] = 'other'
+  elif what:
+    began['splits'][what] = 'other'
+  monkeypatch.setattr(runs.corpora, 'load', lambda *_: dataset)
+  monkeypatch.setattr(runs, '_run', lambda *given: given[0])
+
+  def go_on():
+    return runs._go_on(run.config, tuple(splits), began, RETRIEVER, None)
+
+  if what is None:
+    assert go_on() == 'id'
+    return
+  with pytest.raises(config_lib.BadInput, match=f'found .*{what}.* of hash'):
+    go_on()
