@@ -18,9 +18,12 @@ from ance_jax import corpora
 from ance_jax import evaluate
 from ance_jax import export
 from ance_jax import forms
+from ance_jax import inspection
 from ance_jax import logs
+from ance_jax import methods
 from ance_jax import mining
 from ance_jax import negatives
+from ance_jax import refresh
 from ance_jax import runs
 from ance_jax import train
 
@@ -299,7 +302,10 @@ def test_positives_their_texts_and_the_query_itself_are_not_drawn(beir, capsys):
   lines(
     pathlib.Path(beir.negatives),
     [
-      {'query_id': 'q0', 'negatives': ['p0', 'p3', 'p2', 'p1', 'p4', 'p5']},
+      {
+        'query_id': 'q0',
+        'negatives': ['p0', 'p3', 'p2', 'p3', 'p1', 'p4', 'p5'],
+      },
       {'query_id': 'q1', 'negatives': ['p5', 'p1', 'p3']},
     ],
   )
@@ -328,6 +334,7 @@ def test_a_run_trains_on_given_negatives_and_on_no_others(method, beir):
   config = dataclasses.replace(small(beir), method=method)
   train.run(config)
   assert logs.series(config.workdir, 'train/loss')[2] > 0
+  assert logs.series(config.workdir, 'probe/grad_norm_given')
   # Another file in its place: what was begun on the first does not go on.
   lines(pathlib.Path(beir.negatives), FILES['triplets'][0][1:])
   with pytest.raises(config_lib.BadInput, match="split 'train'"):
@@ -428,7 +435,7 @@ def test_what_can_be_meant_in_two_ways_is_refused(line, says, beir):
 def test_given_negatives_are_audited_by_rank_and_by_the_files_scores(
   beir, capsys
 ):
-  """Of q0 p2 scores above p0; p5 of q1 has the text of p1, which q1 has too.
+  """Of q0 p2 scores no less than p0; p5 of q1 has the text of its p1.
 
   q2 has no score, and is not in the share of what is above.
   """
@@ -437,7 +444,7 @@ def test_given_negatives_are_audited_by_rank_and_by_the_files_scores(
     [
       {
         'query': Q0, 'pos': [whole(0)], 'neg': [whole(2), whole(3)],
-        'pos_scores': [0.5], 'neg_scores': [0.6, 0.4],
+        'pos_scores': [0.5], 'neg_scores': [0.5, 0.4],
       },
       {
         'query': Q1, 'pos': [whole(1)], 'neg': [whole(5), whole(1)],
@@ -601,3 +608,150 @@ def test_what_the_installed_sentence_transformers_mines_is_read(beir, tmp_path):
         score is not None for some in given.values() for _, score in some
       ]
       assert known == [scores] * 4
+
+
+def test_a_passage_that_is_named_twice_is_given_once_with_its_first_score(beir):
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': Q0, 'neg': [whole(3), whole(2)], 'neg_scores': [1, 2]},
+      {'query': Q0, 'neg': [whole(2), whole(3)], 'neg_scores': [3, 4]},
+    ],
+  )
+  assert given_of(beir) == {Q0: [('p3', 1.0), ('p2', 2.0)]}
+
+
+def test_what_is_left_out_is_counted(beir, capsys):
+  """Of a dev query, null, empty, unknown, of a key that nothing reads."""
+  folder = pathlib.Path(beir.data_dir)
+  qrels = folder / 'qrels' / 'train.tsv'
+  *train_lines, dev = qrels.read_text().splitlines(keepends=True)
+  qrels.write_text(''.join(train_lines))
+  (folder / 'qrels' / 'dev.tsv').write_text(dev)
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': QUERIES[2][1], 'neg': [whole(0)]},
+      {'query': Q0, 'neg': [whole(2), None, ' ', 'unknown'], 'type': 'normal'},
+    ],
+  )
+  assert given_of(beir) == {Q0: [('p2', None)]}
+  said = capsys.readouterr().out
+  assert ': 1 lines of queries that the training split lacks\n' in said
+  assert ': 2 passages that are null or empty, left out\n' in said
+  assert ": 1 lines with 'type', which is not read\n" in said
+  assert '1 negatives of 1 of 2 training queries; left out 1 that' in said
+
+
+def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(
+  beir, tmp_path
+):
+  """Of known queries alone; p2 is there with a title, p3 by its id."""
+  folder = tmp_path / 'pairs'
+  folder.mkdir()
+  pair = {'query': Q0, 'positive': whole(0)}
+  lines(folder / 'pairs.jsonl', [pair])
+  shutil.copy(pathlib.Path(beir.data_dir) / 'corpus.jsonl', folder)
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': Q0, 'neg': [whole(2), 'new'], 'negatives': ['p3', 'newer one']},
+      {'query': 'unknown', 'neg': ['newest']},
+    ],
+  )
+  config = dataclasses.replace(beir, dataset='pairs', data_dir=str(folder))
+  corpus, split = loaded(config)
+  assert list(corpus.ids) == [i for i, _, _ in CORPUS] + [
+    'given-1-1',
+    'given-1-2',
+  ]
+  assert split.passages.tolist() == [0]
+  assert split.given.of(0).tolist() == [2, 6, 3, 7]
+  lines(folder / 'pairs.jsonl', [{**pair, 'negative': 'another'}])
+  with pytest.raises(config_lib.BadInput, match='leave --negatives out'):
+    loaded(config)
+
+
+def test_negatives_of_pairs_may_be_ids_of_the_corpus_beside_them(
+  beir, tmp_path
+):
+  folder = tmp_path / 'pairs'
+  folder.mkdir()
+  shutil.copy(pathlib.Path(beir.data_dir) / 'corpus.jsonl', folder)
+  lines(
+    folder / 'pairs.jsonl',
+    [
+      {'query': Q0, 'positive': whole(0), 'negatives': ['p2']},
+      {'query': 'lost', 'passage': 'b', 'label': 0},
+    ],
+  )
+  config = dataclasses.replace(
+    beir, dataset='pairs', data_dir=str(folder), negatives=''
+  )
+  corpus, split = loaded(config)
+  assert list(split.texts) == [Q0]
+  assert split.given.of(0).tolist() == [2]
+  assert len(corpus.ids) == len(CORPUS) + 1
+
+
+def test_the_best_score_of_a_query_is_that_of_its_positives_alone(beir):
+  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
+  _, split = loaded(beir)
+  split = split._replace(
+    offsets=np.array([0, 3, 5, 6]),
+    passages=np.arange(6, dtype=np.int32),
+    grades=np.array([1, 2, 0, 1, 1, 1], np.int32),
+    scores=np.array([0.1, 0.3, 0.9, NAN, -0.5, NAN], np.float32),
+  )
+  np.testing.assert_allclose(audit._best_scores(split), [0.3, -0.5, NAN])
+
+
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    # Six passages; a query has one positive, and p1 the text of p5: four left.
+    ({'hard_negatives': 4, 'top_k': 4}, ''),
+    ({'hard_negatives': 5, 'top_k': 5}, 'lower --hard_negatives'),
+    ({'hard_negatives': 3, 'top_k': 2}, 'the first --top_k'),
+    ({'hard_negatives': 3, 'top_k': 3}, ''),
+  ],
+)
+def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  run, _ = runs.begin(small(beir), ('train',))
+  run = run._replace(config=dataclasses.replace(run.config, **changes))
+  if says:
+    with pytest.raises(config_lib.BadInput, match=says):
+      negatives.check(run)
+    return
+  negatives.check(run)
+  table = np.array(negatives.by_given(run))
+  assert (table[:, : changes['hard_negatives']] >= 0).all()
+  warm = methods.METHODS['given_in_batch']
+  found = refresh.negatives_for(run, warm, None)
+  np.testing.assert_array_equal(found.passages, table)
+  assert found.rows.tolist() == [0, 1, 2]
+
+
+def test_given_negatives_are_in_the_report_on_a_dataset(beir):
+  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
+  _, split = loaded(beir)
+  facts = inspection.split_facts(split)
+  assert {k: v for k, v in facts.items() if 'given' in k} == {
+    'given negatives': 3,
+    'given negatives of a query, mean': 1.0,
+    'given negatives of a query, most': 2,
+    'queries without a given negative': 1,
+    'given negatives with a score': 3,
+  }
+
+
+def test_a_row_that_takes_none_of_them_says_so(beir, capsys):
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  run, _ = runs.begin(small(beir), ('train',))
+  said = 'takes none of the given negatives'
+  negatives.check(run)
+  assert said not in capsys.readouterr().out
+  config = dataclasses.replace(run.config, method='in_batch')
+  negatives.check(run._replace(config=config))
+  assert f'--method=in_batch {said}' in capsys.readouterr().out
