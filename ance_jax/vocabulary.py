@@ -159,9 +159,11 @@ def _run(tokenizer, trainer, texts):
           raise logs.Stopped('train the vocabulary')
         thread.join(_POLL_SECS)
   except BaseException:
-    # What it computes ends with the process; Python must not be needed then.
+    # What it computes ends with the process; by then it must be past its last
+    # call of Python.
     stop.set()
     fed.wait()
+    thread.join(1)
     raise
   if failed:
     raise failed[0]

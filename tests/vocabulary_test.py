@@ -195,7 +195,7 @@ class Texts(list):
     print('read', flush=True)
 
 draw = random.Random(0)
-texts = Texts(''.join(draw.choices('abcdefgh', k=900)) for _ in range(4_000))
+texts = Texts(''.join(draw.choices('abcdefgh', k=900)) for _ in range(8_000))
 with logs.stop_signals():
   try:
     vocabulary.train(texts, 30_000)
@@ -219,7 +219,7 @@ def test_a_stop_signal_ends_training_within_seconds(reads, number):
       assert process.stdout.readline() == 'read\n'
     start = time.monotonic()
     process.send_signal(number)  # What is left takes minutes.
-    _, said = process.communicate(timeout=60)
-  assert time.monotonic() - start < 20
+    _, said = process.communicate(timeout=90)
+  assert time.monotonic() - start < 45  # On a machine that does much else.
   assert process.returncode == 1
   assert said == 'stopped: train the vocabulary\n'
