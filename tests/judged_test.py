@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from ance_jax import checkpoint
 from ance_jax import compare
 from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import data
 from ance_jax import evaluate
 from ance_jax import handoff
+from ance_jax import runs
 from ance_jax.datasets import sets
 
 NUM_PASSAGES, NUM_QUERIES = 160, 24
@@ -349,3 +351,20 @@ def test_the_table_of_judgements_has_what_the_corpus_lacks():
     {'query': 'r', 'passage': 'a', 'grade': 1},
     {'query': 'q', 'passage': 'gone', 'grade': 2},
   ]
+
+
+@pytest.mark.parametrize(
+  ('dataset', 'recorded', 'protocol'),
+  [('beir', None, 'usual'), ('beir', 'beir', 'beir'), ('msmarco', None, None)],
+)
+def test_the_protocol_of_a_run_is_what_it_recorded(
+  dataset, recorded, protocol, tmp_path
+):
+  record = checkpoint.record_folder(tmp_path, 2)
+  handoff.make_folder(record)
+  began = config_lib.Config(
+    dataset=dataset, protocol=recorded, beir_set='scifact'
+  )
+  (record / 'run.flags').write_text(began.to_flagfile())
+  handoff.seal(record.parent, {})
+  assert runs.settings(tmp_path, 2).protocol == protocol
