@@ -195,7 +195,7 @@ class Texts(list):
     print('read', flush=True)
 
 draw = random.Random(0)
-texts = Texts(''.join(draw.choices('abcdefgh', k=900)) for _ in range(8_000))
+texts = Texts(''.join(draw.choices('abcdefgh', k=900)) for _ in range(4_000))
 with logs.stop_signals():
   try:
     vocabulary.train(texts, 30_000)
@@ -215,8 +215,8 @@ def test_a_stop_signal_ends_training_within_seconds(reads, number):
     text=True,
   )
   with process:
-    for _ in range(reads):
-      assert process.stdout.readline() == 'read\n'
+    while reads:  # Between them may be lines of how far it is.
+      reads -= process.stdout.readline() == 'read\n'
     start = time.monotonic()
     process.send_signal(number)  # What is left takes minutes.
     _, said = process.communicate(timeout=90)
