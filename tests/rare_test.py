@@ -327,3 +327,19 @@ def test_slices_in_turn_have_each_query_once(slices):
       refresh._query_slice(run, turn * slices + n) for n in range(slices)
     ]
     assert [row for rows in found for row in range(*rows)] == list(range(11))
+
+
+@pytest.mark.parametrize('where', ['Flat', 2])
+def test_a_text_of_many_good_pieces_leaves_room_for_the_others(where):
+  values = np.array([*[9] * 30, 5, 4, 3, 2, 1], np.float32)
+  blocks = [np.stack([values, values], 1)]
+  texts_of = np.array([*[0] * 30, 1, 2, 3, 4, 5], np.int32)
+  made = (
+    index.build(where, '', blocks)
+    if where == 'Flat'
+    else index.place(blocks, devices.local(where), 8)
+  )
+  queries = np.ones((3, 2), np.float32)
+  found = index.search_pieces(made, texts_of, queries, 5)
+  assert found.rows.tolist() == [[0, 1, 2, 3, 4]] * 3
+  assert found.scores.tolist() == [[18, 10, 8, 6, 4]] * 3
