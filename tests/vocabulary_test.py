@@ -216,7 +216,9 @@ def test_a_stop_signal_ends_training_within_seconds(reads, number):
   )
   with process:
     while reads:  # Between them may be lines of how far it is.
-      reads -= process.stdout.readline() == 'read\n'
+      line = process.stdout.readline()
+      assert line, 'it ended'
+      reads -= line == 'read\n'
     start = time.monotonic()
     process.send_signal(number)  # What is left takes minutes.
     _, said = process.communicate(timeout=90)
