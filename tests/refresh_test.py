@@ -258,13 +258,15 @@ def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
     assert negatives[query, : len(kept)].tolist() == kept
 
 
-def test_bm25_negatives_are_made_again_in_another_language(open_run):
+def test_bm25_negatives_are_made_again_in_another_language(open_run, capsys):
   run, manifests, kept = open_run(), [], []
   folder = run.workdir / 'bm25'
   for language in ('english', 'none', 'auto'):
     config = dataclasses.replace(run.config, bm25_language=language)
     kept.append(np.array(negatives_lib.by_bm25(run._replace(config=config))))
     manifests.append(handoff.read_manifest(folder))
+    shown = 'english (auto' if language == 'auto' else f'{language}\n'
+    assert f'--bm25_language={shown}' in capsys.readouterr().out
   assert [m['language'] for m in manifests] == ['english', 'none', 'auto']
   # What an earlier version left does not say; it is made again, and the same.
   del manifests[2]['language'], manifests[2]['files']
