@@ -417,6 +417,20 @@ ERRORS = {
 }
 
 
+class Extreme:
+  """Stands for a Generator: of what was not synced, names alone, or data alone.
+
+  Names without data are what a rename before its fsync leaves; data without
+  names what a folder that was not synced does.
+  """
+
+  def __init__(self, *, names):
+    self._names = names
+
+  def integers(self, high):
+    return high - 1 if self._names else 0
+
+
 def seeded(*numbers):
   """Returns a numpy Generator of its own for these numbers."""
   return np.random.default_rng(numbers)

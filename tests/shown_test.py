@@ -7,8 +7,10 @@ import pytest
 import transformers
 
 from ance_jax import bert
+from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import encode
+from ance_jax import logs
 from ance_jax import resume
 from ance_jax import tokens
 from ance_jax import train
@@ -99,3 +101,33 @@ def test_texts_are_counted_as_cut_from_the_first_token_that_is_lost(
     assert f'of {mean:.1f} tokens in the mean, {num_cut} of them cut' in (
       capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(
+  ('scores', 'best'),
+  [
+    ({}, 12),  # Without dev the last.
+    ({4: 0.5, 8: 0.5}, 8),
+    ({4: 0.6, 8: 0.5, 12: 0.5}, 4),
+    ({4: 0.0}, 4),
+    ({0: 0.9, 8: 0.1}, 8),  # That of step 0 was not kept.
+  ],
+)
+def test_the_best_checkpoint_is_the_newest_of_the_best(
+  scores, best, monkeypatch
+):
+  monkeypatch.setattr(logs, 'dev_measures', lambda _: ['dev/mrr@10'])
+  monkeypatch.setattr(logs, 'series', lambda *_: scores)
+  assert checkpoint.best('/nowhere', [4, 8, 12]) == best
+
+
+def test_tensorboard_is_told_from_which_step_on_a_restart_begins(
+  tmp_path, monkeypatch
+):
+  from tensorboardX import event_file_writer
+
+  events = []
+  writer = SimpleNamespace(write_event=events.append)
+  monkeypatch.setattr(event_file_writer, 'EventsWriter', lambda _: writer)
+  logs._Board(tmp_path, 7)
+  assert [event.step for event in events] == [8]

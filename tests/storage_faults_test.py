@@ -26,8 +26,6 @@ from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
 TEXTS = [f'word{i % 7} word{i % 5} word{i % 3}' for i in range(10)]
-# Cuts of the power after each operation, each with losses of its own.
-POWER_CUTS = 4
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -202,14 +200,22 @@ def test_an_error_at_any_operation_is_raised_and_loses_nothing(
     shutil.rmtree(folder)
 
 
+def losses(number):
+  """Returns what decides what a power cut after an operation leaves."""
+  return {
+    'names': faulty_disk.Extreme(names=True),
+    'data': faulty_disk.Extreme(names=False),
+    'some': faulty_disk.seeded(number),
+  }
+
+
 def test_a_power_cut_after_any_operation_loses_nothing_that_was_promised(
   reference, tokenizer, tmp_path, capsys
 ):
   operations, promises, files = reference
   for number in range(len(operations) + 1):
-    for seed in range(POWER_CUTS):
-      folder = tmp_path / f'{number}-{seed}'
-      random = faulty_disk.seeded(number, seed)
+    for kind, random in losses(number).items():
+      folder = tmp_path / f'{number}-{kind}'
       faulty_disk.after_power_loss(operations[:number], folder, random)
       check_promises(folder, promises, number)
     if number % 4 == 0:
@@ -224,9 +230,8 @@ def test_a_power_cut_loses_nothing_that_was_copied_committed_or_deleted(
   with faulty_disk.FaultyDisk(tmp_path / 'real') as disk:
     promises = [(len(disk.operations), *p) for p in copies(tmp_path / 'real')]
   for number in range(len(disk.operations) + 1):
-    for seed in range(POWER_CUTS):
-      folder = tmp_path / f'{number}-{seed}'
-      random = faulty_disk.seeded(number, seed)
+    for kind, random in losses(number).items():
+      folder = tmp_path / f'{number}-{kind}'
       faulty_disk.after_power_loss(disk.operations[:number], folder, random)
       check_promises(folder, promises, number)
     list(copies(folder))
