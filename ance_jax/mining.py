@@ -363,7 +363,8 @@ def _check_data(task):
   most = int(task.positives.banned.max())
   if config.too_few == 'fill' and config.num_negatives + most > size:
     raise config_lib.BadInput(
-      '--too_few=fill must have as many passages as --num_negatives and the '
-      f'positives of a query together; found {size:,} for '
-      f'{config.num_negatives} and up to {most}; lower --num_negatives.'
+      '--too_few=fill must have as many passages as --num_negatives and those '
+      'that may be no negative of a query (its positives, its own text) '
+      f'together; found {size:,} for {config.num_negatives} and up to {most}; '
+      'lower --num_negatives.'
     )

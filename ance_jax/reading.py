@@ -7,6 +7,7 @@ else is refused in one sentence: file and line, rule, found value, cure.
 import collections
 import contextlib
 import csv
+import errno
 import functools
 import gzip
 import json
@@ -75,6 +76,10 @@ def kind(path):
     mode = os.stat(path).st_mode
   except (FileNotFoundError, NotADirectoryError):
     return 'nothing'
+  except OSError as error:
+    if error.errno != errno.ELOOP:
+      raise
+    return 'a link to itself'
   if stat.S_ISREG(mode):
     return 'a file'
   return 'a folder' if stat.S_ISDIR(mode) else 'a pipe, socket or device'

@@ -156,7 +156,7 @@ CASES = {
     link(CORPUS, 'gone'), 'found nothing; give one there', CORPUS
   ),
   'link to itself': Refused(
-    link(CORPUS, CORPUS), 'found nothing; give one there', CORPUS
+    link(CORPUS, CORPUS), 'found a link to itself', CORPUS
   ),
   'pipe as judgements': Refused(pipe(DEV), 'found a pipe', DEV),
   # Bytes.

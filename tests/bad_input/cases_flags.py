@@ -148,12 +148,12 @@ CASES = {
   'steps beyond int64': value(f'--max_steps={10**30}', 'be below 2**31'),
   # Values that are none of those there are.
   'method misspelt': line(
-    '--method=anse', 'bm25, dpr, ance, ance_code, ance_code_qa, ance_in_batch; '
+    '--method=anse', 'ance_code_qa, ance_in_batch, given, given_in_batch; '
   ),
   'similarity misspelt': line('--similarity=cos', 'one of dot, cosine'),
   'another similarity': line('--similarity=euclidean', 'one of dot, cosine'),
-  'capital in a choice': line('--pooling=CLS', "one of cls, mean; found 'CLS'"),
-  'another pooling': line('--pooling=max', 'one of cls, mean'),
+  'capital in a choice': line('--pooling=CLS', "tokens; found 'CLS'"),
+  'another pooling': line('--pooling=sum', 'one of cls, mean'),
   'half precision': line('--dtype=float16', 'one of float32, bfloat16'),
   'job misspelt': line('--job=eval', 'must be one of train, prepare'),
   'dataset by its name': line('--dataset=nq', 'one of pydocs, beir, pairs'),

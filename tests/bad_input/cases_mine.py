@@ -208,7 +208,7 @@ CASES = {
     'what is read must be a file', ranking='/no/file'
   ),
   'filled beyond the corpus': without_judge(
-    'found 5 for 5 and up to 1', too_few='fill', num_negatives=5
+    'found 5 for 5 and up to 2', too_few='fill', num_negatives=5
   ),
   'answers where there are none': without_judge(
     '--drop_answers must be with data', drop_answers=True
