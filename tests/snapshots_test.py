@@ -325,6 +325,15 @@ def test_what_the_hub_says_is_said(hub, tmp_path):
     load(NAME)
 
 
+def test_a_branch_that_moved_is_fetched_anew(hub, tmp_path):
+  folder = make(tmp_path / 'folder')
+  hub.add(NAME, folder)
+  assert snapshots.pinned(NAME) == f'{NAME}@{FIRST}'
+  hub.add(NAME, folder, SECOND)
+  assert snapshots.pinned(NAME) == f'{NAME}@{SECOND}'
+  assert snapshots.pinned(f'{NAME}@{FIRST}') == f'{NAME}@{FIRST}'
+
+
 def test_a_cache_that_lacks_a_part_is_filled(hub, cache, tmp_path):
   folder = make(tmp_path / 'folder')
   hub.add(NAME, folder)
