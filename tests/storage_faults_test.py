@@ -103,11 +103,13 @@ def copies(folder):
       (copy / name).write_bytes((folder / 'made' / name).read_bytes())
   yield 'copied', 'one'
   handoff.make_folder(folder / 'checkpoints')
-  (folder / 'checkpoints' / '3').mkdir(exist_ok=True)  # As Orbax does.
   saves = SimpleNamespace(_manager=mock.MagicMock(), _workdir=folder)
   record = {'record': b'1', 'deeper/record': b'2'}
-  checkpoint.Checkpoints._commit(saves, 3, record, {'text': 'saved'})
-  yield 'checkpoints/3', 'saved'
+  for step in (3, 4):
+    # As Orbax does.
+    (folder / 'checkpoints' / str(step)).mkdir(exist_ok=True)
+    checkpoint.Checkpoints._commit(saves, step, record, {'text': 'saved'})
+    yield f'checkpoints/{step}', 'saved'
   checkpoint._delete(folder / 'checkpoints' / '3')
   yield 'checkpoints/3', 'missing'
 
@@ -200,12 +202,12 @@ def test_an_error_at_any_operation_is_raised_and_loses_nothing(
     shutil.rmtree(folder)
 
 
-def losses(number):
-  """Returns what decides what a power cut after an operation leaves."""
+def losses(number, some=1):
+  """Returns what decides what power cuts after an operation leave."""
   return {
     'names': faulty_disk.Extreme(names=True),
     'data': faulty_disk.Extreme(names=False),
-    'some': faulty_disk.seeded(number),
+    **{f'some-{n}': faulty_disk.seeded(number, n) for n in range(some)},
   }
 
 
@@ -230,9 +232,11 @@ def test_a_power_cut_loses_nothing_that_was_copied_committed_or_deleted(
   with faulty_disk.FaultyDisk(tmp_path / 'real') as disk:
     promises = [(len(disk.operations), *p) for p in copies(tmp_path / 'real')]
   for number in range(len(disk.operations) + 1):
-    for kind, random in losses(number).items():
+    for kind, random in losses(number, 8).items():
       folder = tmp_path / f'{number}-{kind}'
-      faulty_disk.after_power_loss(disk.operations[:number], folder, random)
+      faulty_disk.after_power_loss(
+        disk.operations[:number], folder, random, before=['checkpoints']
+      )
       check_promises(folder, promises, number)
     list(copies(folder))
 
