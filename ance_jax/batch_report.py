@@ -75,6 +75,7 @@ def lines(run: runs.Run) -> list[str]:
     shown_lines.append(f'  query {place + 1}: {_short(text)}')
     positive = shown(run.corpus, int(passages[place, 0]))
     shown_lines.append(f'    positive: {positive}')
+    shown_lines.append(f'    {_never_text(drawn_from, int(rows[place]))}')
     if found:
       shown_lines += _column_lines(run.corpus, found, place)
   return shown_lines
@@ -120,6 +121,20 @@ def _negatives(run, method, mined):
   # A run has ranked by BM25 before its first step.
   there = mined or (run.id and method.negatives == 'bm25')
   return refresh.negatives_for(run, method, mined) if there else None
+
+
+def _never_text(drawn_from, query):
+  """Returns how many passages of the corpus may be no negative of a query."""
+  groups, banned = drawn_from.groups, drawn_from.positive_groups[query]
+  positives = np.unique(
+    drawn_from.positives[slice(*drawn_from.offsets[query : query + 2])]
+  )
+  of_positives = int(np.isin(groups, groups[positives]).sum())
+  own = int(np.isin(groups, banned).sum()) - of_positives
+  return (
+    f'never its negative: {len(positives):,} positives, '
+    f'{of_positives - len(positives):,} of their text, {own:,} of its own'
+  )
 
 
 def _why_masked(drawn_from, query, passage):

@@ -94,10 +94,41 @@ def test_a_batch_shows_the_columns_of_the_step_and_why_some_are_masked(
     if method == 'random':
       expected = [column for column in expected if column[1]]
     assert found == expected
+    same = sum(group in groups[positives] for group in groups)
+    distinct = len(set(positives))
+    assert batch_report._never_text(drawn_from, int(rows[place])) == (
+      f'never its negative: {distinct} positives, {same - distinct} of their '
+      'text, 0 of its own'
+    )
   lines = inspection.batch_report.lines(run)
   assert lines[0] == f'  --method={method}, 48 queries'
   number = 47 if method == 'in_batch' else 2
   assert sum(f'{number} columns: ' in line for line in lines) == 3
+
+
+def test_what_may_be_no_negative_is_counted_by_why():
+  groups = np.array([7, 7, 5, 5, 1])
+  drawn_from = batches.TrainingData(
+    None,
+    None,
+    np.array([0, 1]),
+    np.array([2]),
+    np.array([[5, 7]]),
+    groups,
+    1,
+    1,
+  )
+  assert batch_report._never_text(drawn_from, 0) == (
+    'never its negative: 1 positives, 1 of their text, 2 of its own'
+  )
+  masks = [batch_report._why_masked(drawn_from, 0, row) for row in range(5)]
+  assert masks == [
+    'the text of the query itself',
+    'the text of the query itself',
+    'a positive of it, too',
+    'the text of a positive of it',
+    '',
+  ]
 
 
 def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
