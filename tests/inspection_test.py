@@ -135,15 +135,26 @@ def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
   tiny, capsys
 ):
   settings = dataclasses.replace(
-    tiny, num_devices=1, warmup_steps=0, max_steps=4, method='ance'
-  )
+    tiny, num_devices=1, warmup_steps=0, max_steps=4, method='ance',
+    steps_per_refresh=2
+  )  # fmt: skip
   train.run(settings)
   run_dir = tiny.workdir
   capsys.readouterr()
   found = inspection.run(dataclasses.replace(settings, job='inspect'))
   assert found['tokens']['passages']['limit'] == 16
   assert found['seconds to encode the corpus'] > 0
-  mined = handoff.load_array(f'{run_dir}/refresh/00000000/negatives.npy')
+  mined = handoff.load_array(f'{run_dir}/refresh/00000002/negatives.npy')
+  # The batch of step 2, the first one on what was mined last.
+  run, _, _ = runs.read(settings, None)
+  rows, _ = batches.draw_rows(
+    runs.training_data(run, methods.METHODS['ance']), 2, seed=0, batch_size=8,
+    num_negatives=2, negatives=batches.Negatives(np.arange(48), mined, 0)
+  )  # fmt: skip
+  queries = [line for line in found['batch'] if line.startswith('  query ')]
+  assert [line.split(': ')[1] for line in queries] == [
+    run.splits['train'].texts[int(row)] for row in rows[:3]
+  ]
   corpus_ids = [f'[p{row}]' for row in range(conftest.NUM_PASSAGES)]
   shown = [line for line in found['batch'] if 'own, negative' in line]
   assert len(shown) == 3 * settings.hard_negatives

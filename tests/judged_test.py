@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from ance_jax import beir
 from ance_jax import checkpoint
 from ance_jax import compare
 from ance_jax import config as config_lib
@@ -368,3 +369,15 @@ def test_the_protocol_of_a_run_is_what_it_recorded(
   (record / 'run.flags').write_text(began.to_flagfile())
   handoff.seal(record.parent, {})
   assert runs.settings(tmp_path, 2).protocol == protocol
+
+
+@pytest.mark.parametrize('header', ['', 'query-id\tcorpus-id\tscore\n'])
+def test_an_id_that_has_quotes_of_its_own_is_read_as_it_stands(
+  header, tmp_path
+):
+  path = tmp_path / 'dev.tsv'
+  path.write_text(f'{header}"why"\tp1\t1\nwhy\tp1\t0\n"how\tp1\t2\n')
+  rows = {'why': 0, '"why"': 1, '"how': 2}
+  pairs, missing = beir.read_qrels(path, rows, {'p1': 0})
+  assert pairs == {(1, 0): 1, (0, 0): 0, (2, 0): 2}
+  assert not missing
