@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import faiss
 import jax
@@ -209,9 +210,13 @@ def test_pooling_has_the_keys_that_servers_read(tmp_path):
 
 
 @pytest.mark.usefixtures('compiled_once')
-def test_a_run_is_exported_with_its_card_and_corpus(tiny, capsys):
+def test_a_run_is_exported_with_its_card_and_corpus(tiny, tmp_path, capsys):
   tiny = dataclasses.replace(tiny, num_devices=1)
   train.run(tiny)
+  # What the card says is looked for where the run is now.
+  tiny = dataclasses.replace(
+    tiny, workdir=shutil.move(tiny.workdir, tmp_path / 'moved')
+  )
   config = dataclasses.replace(
     tiny, job='export', export_corpus=True, checkpoint='8'
   )
@@ -221,6 +226,8 @@ def test_a_run_is_exported_with_its_card_and_corpus(tiny, capsys):
   assert '--method=ance_in_batch' in card
   dev = logs.series(tiny.workdir, 'dev/mrr@10')
   assert f'{dev[8]:.4f}' in card
+  assert '# moved, step 8\n' in card
+  assert 'trained by ance_jax' in card
   assert (folder / 'curves.png').exists()
   facts = json.loads((folder / 'run.json').read_text())
   this, params, _ = runs.read(

@@ -18,6 +18,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import main
 from ance_jax import places
+from ance_jax import runs
 from ance_jax import train
 
 # Root may write anywhere: without these capabilities it may not. The jobs are
@@ -189,6 +190,30 @@ def test_a_run_to_start_from_gives_its_settings_and_flags_go_before(
   # Training, and what is done before it, take no more than they are told.
   for job in ('train', 'prepare', 'inspect'):
     assert given(f'--job={job}', run).dataset == 'pydocs'
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('data_dir', 'theirs'),
+    ('beir_set', 'nq'),
+    ('questions', 'nq'),
+    ('protocol', 'msmarco'),
+    ('train_split', 'x'),
+    ('dev_split', 'y'),
+    ('dev_fraction', 0.3),
+    ('bm25_run', 'theirs.trec'),
+  ],
+)
+def test_all_that_describes_data_goes_with_another_dataset(
+  name, value, theirs, given, monkeypatch
+):
+  settings = dataclasses.replace(theirs, **{name: value})
+  monkeypatch.setattr(runs, 'settings', lambda *_: settings)
+  run = (f'--init_from={theirs.workdir}', '--workdir=mine', '--job=audit')
+  assert getattr(given(*run), name) == value
+  default = getattr(config_lib.Config(), name)
+  assert getattr(given(*run, '--dataset=pairs'), name) == default
 
 
 def test_another_index_comes_without_the_search_parameters_of_the_first(

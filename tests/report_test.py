@@ -221,6 +221,10 @@ def test_runs_are_drawn_by_the_dev_metrics_of_the_first_that_has_any():
   without = [{'step': 4, 'probe/positive_rank': 3.0, 'train/loss': 1.0}]
   assert report._curves([without, LINES]) == list(DEV)
   assert report._curves([without]) == ['probe/positive_rank']
+  # Of runs without any, by what one of them has.
+  other = [{**without[0], 'probe/overlap': 0.5, 'train/negatives_age': 2.0}]
+  expected = ['probe/positive_rank', 'probe/overlap', 'train/negatives_age']
+  assert report._curves([without, other]) == expected
 
 
 def test_the_smoothed_loss_is_the_mean_of_the_last_fiftieth():

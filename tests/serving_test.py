@@ -166,14 +166,16 @@ def test_a_row_of_a_slice_is_that_of_its_query(tmp_path):
   )
   whose = {'groups': 'corpus', 'judgements': 'split'}
   others = {'groups': 'another', 'judgements': 'split'}
+  of_others = {'groups': 'corpus', 'judgements': 'another'}
   for step, span, about in (
     (4, [0, 2], whose),
     (5, [2, 4], whose),
     (6, [2, 4], others),
+    (7, [2, 4], of_others),
   ):
     manifest = {'query_slice': span, **about}
     with handoff.publish(tmp_path / 'refresh' / f'{step:08d}', manifest) as at:
-      rows = np.arange(4).reshape(2, 2) + 10 * (step == 6) + 4 * (step == 5)
+      rows = np.arange(4).reshape(2, 2) + 10 * (step > 5) + 4 * (step == 5)
       np.save(at / 'negatives.npy', rows)
 
   def shown(query):

@@ -22,6 +22,7 @@ from ance_jax import handoff
 from ance_jax import index
 from ance_jax import logs
 from ance_jax import mine
+from ance_jax import pace
 from ance_jax import refresh
 from ance_jax import runs
 from ance_jax import steps
@@ -35,7 +36,13 @@ def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(
 ):
   monkeypatch.setenv('TQDM_DISABLE', '1')
   tiny = dataclasses.replace(tiny, max_steps=16, num_devices=2)
+  began, begin = [], pace.Pace.begin
+  monkeypatch.setattr(
+    pace.Pace, 'begin', lambda self: (began.append(self), begin(self))
+  )
   scores = train.run(tiny)
+  # The rate is of steps alone: each stretch between refreshes begins anew.
+  assert len(began) == 4
   workdir = pathlib.Path(tiny.workdir)
   assert set(logs.series(workdir, 'train/loss')) == set(range(1, 17))
   assert set(logs.series(workdir, 'dev/mrr@10')) == {4, 8, 12, 16}

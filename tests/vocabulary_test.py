@@ -78,7 +78,7 @@ def test_the_new_way_begins_above_500_letters(number, is_as_before):
 
 
 def test_no_letter_is_unknown_and_all_can_be_read_back(capsys, tmp_path):
-  texts = [*chinese(), 'naïve Café Ωmega', RARE]
+  texts = [*chinese(), 'naïve Café Ωmega', 'Việt trường ngữ', RARE]
   tokenizer_lib.train_vocabulary(texts, 2_000).save_pretrained(tmp_path)
   tokenizer = tokenizer_lib.load(str(tmp_path))
   backend = tokenizer.backend_tokenizer
@@ -89,7 +89,11 @@ def test_no_letter_is_unknown_and_all_can_be_read_back(capsys, tmp_path):
     assert tokenizer.unk_token_id not in encoded.ids
     read = backend.decode(encoded.ids).replace(' ', '')
     expected = unicodedata.normalize('NFC', text).lower().replace(' ', '')
-    for accented, plain in (('ï', 'i'), ('é', 'e'), ('\u2009', '')):
+    # Letters of Vietnamese have two marks, and lose both.
+    for accented, plain in (
+      ('ï', 'i'), ('é', 'e'), ('ệ', 'e'), ('ư', 'u'), ('ờ', 'o'), ('ữ', 'u'),
+      ('\u2009', '')
+    ):  # fmt: skip
       expected = expected.replace(accented, plain)
     assert read == expected
   # Bytes are tokens of letters, not of what is written like one.
