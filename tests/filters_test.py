@@ -46,7 +46,7 @@ def many(seed, shape=(60, 50)):
   scores = -np.sort(-random.normal(size=shape), 1)
   never = {
     name: (random.random(shape) < 0.1) & (rows >= 0)
-    for name in ('positive', 'same text', 'answer')
+    for name in ('positive', 'same text', 'own text', 'answer')
   }
   least = random.normal(size=shape[0])
   least[:5] = -np.inf
