@@ -23,10 +23,10 @@ _OF_THE_MACHINE = {
   errno.ENOSPC: ('No space left on device: {}', _FULL),
   errno.EDQUOT: ('the disk quota is used up at {}', _FULL),
   errno.EFBIG: ('{} is larger than its disk lets a file be', _FULL),
-  errno.EIO: ('the disk of {} failed (input/output error)', 'mend the disk'),
+  errno.EIO: ('Input/output error: the disk of {} failed', 'mend the disk'),
   errno.ESTALE: ('the network disk of {} was lost', 'mount it again'),
   errno.EMFILE: (
-    'too many files are open, at {}',
+    'Too many open files, at {}',
     'raise the limit (ulimit -n)',
   ),
   errno.ENFILE: ('the machine has too many files open, at {}', 'close some'),
