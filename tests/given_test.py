@@ -757,3 +757,47 @@ def test_a_row_that_takes_none_of_them_says_so(beir, capsys):
   config = dataclasses.replace(run.config, method='in_batch')
   negatives.check(run._replace(config=config))
   assert f'--method=in_batch {said}' in capsys.readouterr().out
+
+
+def test_what_the_corpus_lacks_is_counted_by_mention_and_no_positive(
+  beir, capsys
+):
+  lacked = 'nobody has this'
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': Q0, 'pos': ['nor this'], 'neg': [whole(2), lacked]},
+      {'query': Q1, 'pos': ['nor this'], 'neg': [lacked]},
+    ],
+  )
+  loaded(beir)
+  assert 'left out 2 that the corpus lacks' in capsys.readouterr().out
+  lines(
+    pathlib.Path(beir.negatives),
+    [{'query': Q0, 'pos': ['nor this'], 'neg': [whole(2)]}],
+  )
+  loaded(beir)
+  assert 'left out' not in capsys.readouterr().out
+
+
+def test_the_query_itself_is_not_above_the_positive_by_the_files_scores(beir):
+  path = pathlib.Path(beir.data_dir, 'queries.jsonl')
+  lines(
+    path,
+    [
+      {'_id': an_id, 'text': CORPUS[3][2] if an_id == 'q0' else text}
+      for an_id, text in QUERIES
+    ],
+  )
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {
+        'query': CORPUS[3][2], 'pos': [whole(0)], 'neg': [whole(3), whole(2)],
+        'pos_scores': [5.0], 'neg_scores': [9.0, 1.0],
+      }
+    ],
+  )  # fmt: skip
+  shares = audit.run(dataclasses.replace(beir, job='audit'))
+  assert shares['own text'][0] == 1 / 2
+  assert shares['above the positive'][0] == 0

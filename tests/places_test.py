@@ -251,6 +251,7 @@ def test_no_run_is_meant_where_none_is_named(theirs, given, monkeypatch):
     ({'dataset': 'beir', 'data_dir': 'file'}, '--data_dir .* found a file at'),
     ({'dataset': 'beir', 'data_dir': 'none'}, '--data_dir .* found nothing'),
     ({'job': 'train', 'remote_dir': '/dev/null/a'}, '--remote_dir: /dev/null'),
+    ({'job': 'refresh', 'remote_dir': '/dev/null/a'}, '--remote_dir: /dev/nu'),
   ],
 )
 def test_a_place_that_cannot_be_written_is_refused_first(

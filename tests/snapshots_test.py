@@ -325,6 +325,22 @@ def test_what_the_hub_says_is_said(hub, tmp_path):
     load(NAME)
 
 
+def test_a_branch_that_moves_in_between_is_not_fetched_in_two_parts(
+  hub, tmp_path, monkeypatch
+):
+  hub.add(NAME, make(tmp_path / 'folder'))
+  asked, real = [], snapshots.huggingface_hub.snapshot_download
+
+  def download(*arguments, **kwargs):
+    asked.append(kwargs['revision'])
+    return real(*arguments, **kwargs)
+
+  monkeypatch.setattr(snapshots.huggingface_hub, 'snapshot_download', download)
+  load(NAME)
+  assert len(asked) > 1
+  assert set(asked[1:]) == {FIRST}
+
+
 def test_a_branch_that_moved_is_fetched_anew(hub, tmp_path):
   folder = make(tmp_path / 'folder')
   hub.add(NAME, folder)

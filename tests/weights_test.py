@@ -571,3 +571,12 @@ def test_a_tokenizer_whose_files_say_another_case_needs_a_flag(roberta, tiny):
   backend.write_text(json.dumps(changed))
   with pytest.raises(config_lib.BadInput, match='files of one that lower-case'):
     load(tiny, init_from=str(folder))
+
+
+def test_safetensors_go_before_a_file_of_torch_beside_them(tmp_path):
+  expected = np.ones(3, np.float32)
+  save_file({'w': expected}, tmp_path / 'model.safetensors')
+  # Not even opened: this is none.
+  (tmp_path / 'pytorch_model.bin').write_bytes(b'no weights')
+  found = hub.read_tensors(str(tmp_path), lambda name: False)
+  np.testing.assert_array_equal(found['w'], expected)
