@@ -151,8 +151,8 @@ def make_batch(
 ):
   """Returns the `Batch` of a step, or a part of it.
 
-  Arguments are those of `draw_rows`, and `part`: number of the part of the
-  batch's queries, in order, and how many there are.
+  Takes the arguments of `draw_rows`, and `part`: (index, count) of the slice
+  of the batch's queries to return.
   """
   rows, passages = draw_rows(
     data,

@@ -117,7 +117,7 @@ def read_queries(folder):
 
 
 def read_qrels(path, query_rows, passage_rows):
-  """Returns what `records.Judgements` gives, of a qrels/<split>.tsv or .jsonl.
+  """Returns the judgements and missing pairs of a qrels/<split>.tsv or .jsonl.
 
   Args:
     path: The file.

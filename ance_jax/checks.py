@@ -116,7 +116,7 @@ class Signs:
     self._accuracies = collections.deque(maxlen=_STEPS)
 
   def seen(self, loss, accuracy, negatives):
-    """Returns what the last steps say, once for the same negatives, or None.
+    """Returns a warning about the last steps, once per negatives, or None.
 
     Args:
       loss: Of a step, nats.

@@ -740,7 +740,7 @@ class Config:
     'sentence-transformers, title and text as one; a query with fewer than '
     '--num_negatives is not in n_tuples, which have one width, unless '
     '--too_few=fill. triplets_scored, n_tuples_scored: the same with a list '
-    'of scores, those of what ranks, for its MarginMSELoss and '
+    'of ranking scores, for its MarginMSELoss and '
     'DistillKLDivLoss. flag_embedding: JSON lines of FlagEmbedding, with '
     'scores. dpr: the JSON array of DPR. tevatron: its JSON lines. ids: JSON '
     'lines of ids and scores.',

@@ -160,7 +160,7 @@ def _judged(source, name, config, alone):
 
 
 def _side(judged, name, config):
-  """Returns what train or dev has of judgements that are split by hash."""
+  """Returns the train or dev part of judgements that are split by hash."""
   queries = judged.judged_queries()
   places = {query: _hash(judged.query_ids[query]) for query in queries}
   limit, is_dev = config.dev_fraction * 2**64, name == config.dev_split
