@@ -9,6 +9,7 @@ import pytest
 from ance_jax import config
 from ance_jax import corpora
 from ance_jax.datasets import pydocs
+from ance_jax.datasets import python_files
 
 
 def slow_near_duplicates(texts):
@@ -145,7 +146,7 @@ def test_names_are_qualified_and_nothing_is_imported(tmp_path):
     '  def f(self):\n    "Method."\n    def inner(): "Inner."\n'
     'async def g():\n  "Async."\n'
   )
-  assert list(pydocs._docstrings_of(path, 'pack.module')) == [
+  assert list(python_files.docstrings(path, 'pack.module')) == [
     ('pack.module', 'Module.'),
     ('pack.module.A', 'Class.'),
     ('pack.module.A.f', 'Method.'),
@@ -153,7 +154,7 @@ def test_names_are_qualified_and_nothing_is_imported(tmp_path):
     ('pack.module.g', 'Async.'),
   ]
   pathlib.Path(path).write_text('def broken(:\n')
-  assert list(pydocs._docstrings_of(path, 'm')) == []
+  assert list(python_files.docstrings(path, 'm')) == []
 
 
 def test_tests_are_left_out(tmp_path, monkeypatch):

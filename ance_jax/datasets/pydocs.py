@@ -7,22 +7,27 @@ never imported, so the set depends only on the installed versions, which stand
 in the builder's metadata.
 """
 
-import ast
 import collections
+from concurrent import futures
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
+import json
+import os
 import pathlib
 import platform
 import re
+import subprocess
+import sys
 import sysconfig
-import warnings
 
 import numpy as np
 from scipy import sparse
 import tensorflow_datasets as tfds
 
 from ance_jax import logs
+from ance_jax.datasets import python_files
 
 # Import name -> distribution, all of them installed with this project.
 PACKAGES = {
@@ -57,6 +62,8 @@ _TEST_FILE = re.compile(r'(test_.*|.*_test|conftest)\.py')
 MIN_QUERY_WORDS, MAX_QUERY_WORDS, MIN_PASSAGE_WORDS = 3, 30, 10
 # Texts are one group from this Jaccard similarity of their 5-word shingles on.
 SHINGLE_WORDS, NEAR_DUPLICATE = 5, 0.8
+# Files are parsed by short processes beside each other, one a CPU.
+FILES_PER_PROCESS = 200
 # Of the hash of a name's last part: 80 % train, 10 % dev, 10 % test.
 SPLITS = ('train', 'dev', 'test')
 DEV_FROM, TEST_FROM = 0.8, 0.9
@@ -129,15 +136,33 @@ def docstrings():
     for before, root in roots
     for path in sorted(root.rglob('*.py'))
   ]
-  for path, parts in logs.progress(
-    sources, 'read docstrings', total=len(sources), unit='files'
-  ):
-    skipped = not SKIPPED_FOLDERS.isdisjoint(parts)
-    skipped |= parts[:2] in SKIPPED_PATHS
-    if not skipped and not _TEST_FILE.fullmatch(path.name):
-      module = '.'.join(parts).removesuffix('.py').removesuffix('.__init__')
-      for name, docstring in _docstrings_of(path, module):
+  files = [
+    (str(path), '.'.join(parts).removesuffix('.py').removesuffix('.__init__'))
+    for path, parts in sources
+    if _is_wanted(path, parts)
+  ]
+  some = [
+    files[i : i + FILES_PER_PROCESS]
+    for i in range(0, len(files), FILES_PER_PROCESS)
+  ]
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    for found in logs.progress(
+      pool.map(_parse, some),
+      'read docstrings',
+      total=len(files),
+      unit='files',
+      count=len,
+    ):
+      for name, docstring in itertools.chain.from_iterable(found):
         yield from _query_and_passage(name, docstring)
+
+
+def _is_wanted(path, parts):
+  return (
+    SKIPPED_FOLDERS.isdisjoint(parts)
+    and parts[:2] not in SKIPPED_PATHS
+    and not _TEST_FILE.fullmatch(path.name)
+  )
 
 
 def near_duplicates(texts):
@@ -204,22 +229,15 @@ def normal(query):
   return ' '.join(query.lower().split())
 
 
-def _docstrings_of(path, module):
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Invalid escapes in others' sources.
-    try:
-      tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # Templates and bad-syntax samples are not modules.
-      return
-  stack = [(module, tree)]
-  while stack:
-    name, node = stack.pop()
-    if docstring := ast.get_docstring(node):
-      yield name, docstring
-    inner = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for child in reversed(node.body):
-      if isinstance(child, inner):
-        stack.append((f'{name}.{child.name}', child))
+def _parse(files):
+  """Returns the docstrings of each file, found by a process of its own."""
+  found = subprocess.run(
+    [sys.executable, '-I', python_files.__file__],
+    input=json.dumps(files).encode(),
+    stdout=subprocess.PIPE,
+    check=True,
+  )
+  return json.loads(found.stdout)
 
 
 def _query_and_passage(name, docstring):
