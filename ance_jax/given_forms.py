@@ -4,6 +4,7 @@ What `--job=mine` writes, and sentence-transformers, FlagEmbedding, Tevatron and
 DPR: texts, titles and texts, or ids; a line a query or a line a pair.
 """
 
+import itertools
 import math
 import re
 from typing import NamedTuple
@@ -180,6 +181,10 @@ class _Line:
     """Returns the `Passage`s of a key; None for one that is null."""
     there = any(name in self._record for name in names)
     name, value = self._take(names)
+    if isinstance(value, dict) and all(
+      isinstance(some, list) for some in value.values()
+    ):  # By system: sentence-transformers/msmarco-hard-negatives.
+      value = list(itertools.chain.from_iterable(value.values()))
     values = value if isinstance(value, list) else [value] * there
     return [self._passage(name, value) for value in values]
 
@@ -189,6 +194,8 @@ class _Line:
     if isinstance(value, str):
       self._count_surrogates(value)
       return Passage(None, '', value)
+    if type(value) is int:  # No text is a number.
+      return Passage(str(value), '', None)
     if not isinstance(value, dict):
       raise self._bad(
         f'{name!r} must have texts, or objects with a text',

@@ -1,5 +1,6 @@
 """Given negatives: read in all forms, trained on, audited."""
 
+import collections
 import dataclasses
 import gzip
 import json
@@ -18,6 +19,7 @@ from ance_jax import corpora
 from ance_jax import evaluate
 from ance_jax import export
 from ance_jax import forms
+from ance_jax import given_forms
 from ance_jax import inspection
 from ance_jax import logs
 from ance_jax import methods
@@ -272,6 +274,20 @@ def test_each_form_with_texts_is_a_file_of_pairs(found, expected, beir):
   ] == [(Q0, whole(0)), (Q1, whole(1))]
 
 
+def test_negatives_by_system_are_those_of_all_systems(tmp_path):
+  """As in sentence-transformers/msmarco-hard-negatives: numbers are ids."""
+  line = {
+    'qid': 571018, 'pos': [7349777], 'neg': {'bm25': [12, 5], 'mpnet': [5, 7]}
+  }  # fmt: skip
+  (record,) = given_forms.read(
+    lines(tmp_path / 'f.jsonl', [line]), collections.Counter()
+  )
+  assert record.query_id == '571018'
+  assert [p.id for p in record.positives] == ['7349777']
+  assert [p.id for p in record.negatives] == ['12', '5', '5', '7']
+  assert {p.text for p in record.positives + record.negatives} == {None}
+
+
 @pytest.mark.parametrize('indent', [None, 2])
 def test_an_array_of_dpr_is_read_also_zipped(indent, beir, tmp_path):
   path = tmp_path / 'given.json.gz'
@@ -402,9 +418,9 @@ BAD = {
   'query of numbers': ({'query': 1, 'neg': ['a b']}, 'must be a string'),
   'typo': ({'query': 'a', 'negativ': 'b'}, "'negativ' is none of the keys"),
   'negatives by miner': (
-    {'query': 'a', 'neg': {'bm25': [1]}}, "in 'neg' must have a 'text'"
+    {'query': 'a', 'neg': {'bm25': 1}}, "in 'neg' must have a 'text'"
   ),
-  'number as text': ({'query': 'a', 'neg': [1]}, "'neg' must have texts"),
+  'fraction as text': ({'query': 'a', 'neg': [1.5]}, "'neg' must have texts"),
   'too few scores': (
     {'query': 'a', 'neg': ['b', 'c'], 'neg_scores': [1]}, 'list of 2 scores'
   ),
