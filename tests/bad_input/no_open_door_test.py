@@ -73,6 +73,8 @@ def test_no_module_can_run_what_it_reads(path):
       ('main', 'import_module'),
       ('downloads', 'tarfile'),
       ('downloads', 'zipfile'),
+      # Python alone, on python_files.py, which parses what it is given.
+      ('pydocs', 'subprocess'),
       # By weights_only=True alone; a test below gives it a pickle that runs.
       ('torch_files', 'torch'),
     ):
