@@ -12,7 +12,7 @@ import unicodedata
 import numpy as np
 import regex
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import logs
 
 # dpr/utils/tokenizers.py, SimpleTokenizer: words, else single characters that
@@ -24,7 +24,7 @@ _TEXTS_KEPT = 100_000
 _MAX_SECS = 10
 
 
-class BadPattern(config_lib.BadInput):
+class BadPattern(errors.BadInput):
   """An answer is no regular expression that can be searched for."""
 
 

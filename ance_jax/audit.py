@@ -12,9 +12,9 @@ import pathlib
 import numpy as np
 
 from ance_jax import answers
-from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import data
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
@@ -69,7 +69,7 @@ def _of_given(config, scored):
     dataset.splits[config.train_split], np.random.default_rng(config.seed)
   )  # fmt: skip
   if split.given is None:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'nothing to audit: no run in {config.workdir}, and no --init_from and '
       'no --negatives; set one of the three.'
     )

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
+from ance_jax import errors
 from ance_jax import faults
 from ance_jax import handoff
 from ance_jax import logs
@@ -27,10 +27,6 @@ from ance_jax import remote
 
 DAMAGED = 'damaged-checkpoint'
 _RECORD = 'record'
-
-
-class SaveFailed(RuntimeError):
-  """A checkpoint could not be written."""
 
 
 class Checkpoints:
@@ -261,7 +257,7 @@ def _check_same(here, there):
   ours = handoff.read_json(here / handoff.MANIFEST).get('run')
   theirs = json.loads(remote.read(there / handoff.MANIFEST) or '{}')
   if theirs.get('run', ours) != ours:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--remote_dir must be of the run in --workdir; found checkpoints of run '
       f'{theirs["run"]} there and of run {ours} here; name another of the two.'
     )
@@ -305,13 +301,13 @@ def newest_whole(workdir):
     path = _folder(workdir) / str(step)
     try:
       return step, handoff.read_manifest(path)
-    except handoff.Damaged as damaged:
+    except errors.Damaged as damaged:
       # Orbax takes each name in its own folder for a step.
       aside = handoff.set_aside(path, f'{workdir}/{DAMAGED}-{step}')
       logs.say(f'{damaged} The checkpoint of step {step} is now {aside}.')
       damaged_ones = damaged
   if committed:
-    raise handoff.Damaged(
+    raise errors.Damaged(
       f'a run must have a whole checkpoint to go on from; all {len(committed)} '
       f'of {workdir} are damaged ({damaged_ones}); give back a copy, or name '
       'another --workdir to begin anew.'
@@ -332,14 +328,14 @@ def _orbax_steps(folder):
 
 
 def _not_committed(workdir, step):
-  return config_lib.BadInput(
+  return errors.BadInput(
     'a checkpoint that is read must be committed; found steps '
     f'{committed_steps(workdir)} in {workdir}, not {step}; choose one of them.'
   )
 
 
 def _failed(step, why):
-  return SaveFailed(
+  return errors.SaveFailed(
     f'the checkpoint of step {step} could not be written ({why}); those before '
     f'it are whole: {faults.cure(why)}, and give the same command.'
   )
@@ -349,7 +345,7 @@ def choose(workdir, which):
   """Returns the step that `--checkpoint` names: 'last', 'best' or a number."""
   committed = committed_steps(workdir)
   if not committed:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'a run must have a checkpoint for this; found none in {workdir}; train '
       'first, or check --workdir.'
     )
@@ -361,7 +357,7 @@ def choose(workdir, which):
     return best(workdir, committed)
   if which in map(str, committed):
     return int(which)
-  raise config_lib.BadInput(
+  raise errors.BadInput(
     '--checkpoint must be last, best or the step of a checkpoint; found '
     f'{which[:20]!r} where there are {committed}; set it to one of them.'
   )
@@ -379,8 +375,8 @@ def read_chosen(workdir, which, read):
       return step, read(step)
     except (OSError, ValueError) as error:
       if step in committed_steps(workdir):
-        if isinstance(error, handoff.Damaged):
-          raise handoff.Damaged(
+        if isinstance(error, errors.Damaged):
+          raise errors.Damaged(
             f'{error} Give back a copy, or choose another --checkpoint of '
             f'{committed_steps(workdir)}.'
           ) from error

@@ -7,7 +7,7 @@ import collections
 
 import numpy as np
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import logs
 from ance_jax import methods
 from ance_jax import optimizers
@@ -30,7 +30,7 @@ def of_flags(config):
   """
   for name, row in _rows(config):
     if config.batch_size == 1 and row.in_batch and row.negatives == 'none':
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'--batch_size=1 leaves {name} no other query in the batch to take '
         'negatives from, and the loss would always be 0; raise it.'
       )
@@ -55,7 +55,7 @@ def of_run(run):
     shares = idle_shares(data, row, config.batch_size, number)
     never = int((shares == 1).sum())
     if never == len(shares):
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'{name} finds no negative for any query of {split!r} ({never:,} in '
         'all), and the loss would always be 0: each passage that it takes for '
         'a query is a positive of it, or has the text of one; add queries or '

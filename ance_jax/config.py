@@ -18,18 +18,10 @@ import unicodedata
 from absl import flags
 import Stemmer
 
+from ance_jax import errors
+
 # The value of --index that is no FAISS index.
 ON_DEVICES = 'device'
-
-
-class BadInput(ValueError):
-  """What the user gave cannot be used; the text says rule, value and cure.
-
-  It is one line that any terminal can show, whatever the value holds.
-  """
-
-  def __init__(self, text):
-    super().__init__(''.join(c if c.isprintable() else ' ' for c in text))
 
 
 def knob(default, help, *, choices=None, may_change=False):
@@ -830,27 +822,27 @@ class Config:
   def _check_together(self):
     """Raises `BadInput` for flags that do not go together."""
     if self.dry_run and self.job != 'train':
-      raise BadInput(
+      raise errors.BadInput(
         f'--dry_run must be with --job=train; found it with --job={self.job}; '
         'leave it out.'
       )
     if self.download and self.dataset == 'beir' and not self.beir_set:
-      raise BadInput(
+      raise errors.BadInput(
         '--download must be with --beir_set for --dataset=beir; found none; '
         'name the set, such as --beir_set=scifact.'
       )
     if self.index == ON_DEVICES and self.index_params:
-      raise BadInput(
+      raise errors.BadInput(
         '--index_params must be with an index of FAISS; found '
         f'{self.index_params!r} with --index={ON_DEVICES}; leave it out.'
       )
     if self.beam_runner and self.job != 'prepare':
-      raise BadInput(
+      raise errors.BadInput(
         f'--beam_runner must be with --job=prepare; found it with '
         f'--job={self.job}; leave it out.'
       )
     if self.watch and self.job != 'refresh':
-      raise BadInput(
+      raise errors.BadInput(
         f'--watch must be with --job=refresh; found it with --job={self.job}; '
         'leave it out.'
       )
@@ -956,7 +948,7 @@ class Config:
       BadInput: The file is missing, or holds something that is no flag.
     """
     for name in set(overrides) - {f.name for f in dataclasses.fields(cls)}:
-      raise BadInput(
+      raise errors.BadInput(
         f'a setting must be one that --help lists; found {name!r}; '
         f'{_like(name)}.'
       )
@@ -1136,7 +1128,7 @@ def refuse_left_over(arguments, place=''):
     place: File and line that they are from, to begin the text with.
   """
   if arguments:
-    raise BadInput(
+    raise errors.BadInput(
       f'{place}every argument must be a flag, --name=value; found '
       f'{arguments[0][:80]!r}; write it with two dashes, without spaces, and '
       'without a comment behind it.'
@@ -1187,13 +1179,13 @@ def _parse(arguments, flag_values, left_over, place=''):
   try:
     left_over += flag_values(['', *arguments])[1:]
   except flags.UnrecognizedFlagError as error:
-    raise BadInput(
+    raise errors.BadInput(
       f'{place}a flag must be one that --help lists; found '
       f'--{error.flagname[:80]}; {_like(error.flagname)}.'
     ) from error
   # A ValueError is what absl has for --noname=value.
   except (flags.Error, ValueError) as error:
-    raise BadInput(f'{place}{_value_problem(str(error))}') from error
+    raise errors.BadInput(f'{place}{_value_problem(str(error))}') from error
 
 
 def _parse_flagfile(path, flag_values, above):
@@ -1210,7 +1202,7 @@ def _parse_flagfile(path, flag_values, above):
     if name in ('--flagfile', '-flagfile'):
       other = os.path.expanduser(other)
       if not os.path.isfile(other):
-        raise BadInput(
+        raise errors.BadInput(
           f'{place}a flagfile that is named must exist, from the working '
           f'directory; found none at {other!r}; mend the path.'
         )
@@ -1226,25 +1218,25 @@ def _flagfile_lines(path, above):
   try:
     return _read_flagfile(path, above)
   except OSError as error:
-    raise BadInput(
+    raise errors.BadInput(
       f'flagfile {path} cannot be read ({error.strerror}); check its rights.'
     ) from error
 
 
 def _read_flagfile(path, above):
   if not os.path.isfile(path):
-    raise BadInput(
+    raise errors.BadInput(
       f'a flagfile must exist; found none at {path}; check the path, which '
       'is relative to the working directory.'
     )
   if os.path.realpath(path) in above:
-    raise BadInput(
+    raise errors.BadInput(
       f'a flagfile must not lead to itself; found {path} again; leave it out.'
     )
   with open(path, 'rb') as file:
     data = file.read(_MAX_FLAGFILE + 1)
   if len(data) > _MAX_FLAGFILE or b'\0' in data:
-    raise BadInput(
+    raise errors.BadInput(
       f'{path}: a flagfile must be a text of at most {_MAX_FLAGFILE:,} bytes; '
       f'found {data[:20]!r}...; check the path.'
     )
@@ -1252,12 +1244,12 @@ def _read_flagfile(path, above):
     text = data.decode()
   except UnicodeDecodeError as error:
     line = data.count(b'\n', 0, error.start) + 1
-    raise BadInput(
+    raise errors.BadInput(
       f'{path}, line {line}: a flagfile must be UTF-8; found '
       f'{data[error.start : error.start + 4]!r}; convert it.'
     ) from error
   if text.startswith('\ufeff'):
-    raise BadInput(
+    raise errors.BadInput(
       f'{path}, line 1: a flagfile must have no byte order mark; found one; '
       'save it as plain UTF-8.'
     )
@@ -1350,7 +1342,7 @@ def _bad(name, rule, value, cure):
   """Returns the error of a value that a flag may not have."""
   shown = repr(value)
   shown = shown if len(shown) <= 100 else f'{shown[:100]}...'
-  return BadInput(f'--{name} must {rule}; found {shown}; {cure}.')
+  return errors.BadInput(f'--{name} must {rule}; found {shown}; {cure}.')
 
 
 def _plain_type(annotation):

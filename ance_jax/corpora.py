@@ -14,6 +14,7 @@ from ance_jax import beir
 from ance_jax import config as config_lib
 from ance_jax import data
 from ance_jax import dpr
+from ance_jax import errors
 from ance_jax import given
 from ance_jax import handoff
 from ance_jax import logs
@@ -57,7 +58,7 @@ def load(config, split_names):
     if config.protocol:
       judged = judged._replace(protocol=config.protocol)
     if judged.protocol == 'answers' and not judged.answers:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         '--protocol=answers must be for data with answers; found none for '
         f'split {name!r}; add answers.jsonl, or leave it out.'
       )
@@ -123,7 +124,7 @@ def _without_dev(split_names, config):
   """
   dev, train = config.dev_split, config.train_split
   if dev in split_names and train not in split_names:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'the data has no split {dev!r}, and --dev_fraction=0 holds none out of '
       f'{train!r}; name another split.'
     )
@@ -152,7 +153,7 @@ def _judged(source, name, config, alone):
         '(--dev_fraction)'
       )
   if not judged or not (judged.judged_queries() or judged.all_count):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'split {name!r} must have judged queries; found none in {source.found}; '
       'name another split, or add its judgements.'
     )
@@ -171,7 +172,7 @@ def _side(judged, name, config):
       cure = f'raise it to {min(places.values()) / 2**64 + 1e-4:.4f}'
     if len(queries) == 1:
       cure = 'add queries'
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--dev_fraction={config.dev_fraction:g} leaves no query to {name!r}; '
       f'found {len(queries):,} judged queries in {config.train_split!r}, and '
       f'no split {config.dev_split!r}, for which that share is held out by '
@@ -213,7 +214,7 @@ def _check_judged(judged, name, config, corpus):
   shown = ', '.join(map(reading.quoted, ids))
   check = 'check that the corpus and the judgements belong together'
   if not relevant:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'the corpus has none of the relevant passages of {name!r}; found '
       f'judgements of {shown}, and passage ids such as '
       f'{reading.quoted(corpus.ids[0])}; {check}.'
@@ -250,7 +251,7 @@ def _with_negatives(judged, source, config):
     return judged
   judged = given.attach(reading.regular(path), judged, source.corpus)
   if config.negatives and judged.given is None:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{path} gives no training query a negative of the corpus; a query is '
       'found by its id or text, a passage by its id, its text, or title and '
       'text; give the file of this dataset.'
@@ -259,7 +260,7 @@ def _with_negatives(judged, source, config):
 
 
 def _no_positive(name, queries):
-  return config_lib.BadInput(
+  return errors.BadInput(
     f'split {name!r} must have queries with a positive passage; found '
     f'{queries:,} queries, none with a grade above 0; check the judgements.'
   )

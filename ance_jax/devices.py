@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import processes
 
 AXIS = 'devices'
@@ -34,13 +34,13 @@ def local_parts(num_devices, num_others):
   """
   found = jax.local_devices()
   if num_devices > len(found):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--num_devices must be at most the {len(found)} devices that are here; '
       f'found {num_devices}; lower it.'
     )
   first = num_devices or len(found) - num_others
   if first < 1 or first + num_others > len(found):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--refresh_devices and those that train must together be at most the '
       f'{len(found)} devices that are here; found {num_others} and '
       f'{num_devices or "one at least"}; lower it.'

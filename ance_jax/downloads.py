@@ -10,7 +10,7 @@ import zipfile
 
 import tensorflow_datasets as tfds
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import records
@@ -73,7 +73,7 @@ def fetch_beir(name, folder):
   with zipfile.ZipFile(path) as archive:
     found = list(filter(None, map(inside.fullmatch, archive.namelist())))
     if 'corpus.jsonl' not in {match[1] for match in found}:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'{path} must hold {name}/corpus.jsonl; found none; fetch it by hand.'
       )
     # The corpus last: where it is, all is.
@@ -121,7 +121,7 @@ def _fetched(found, folder, name):
     path = pathlib.Path(manager.download(found.url))
   except Exception as error:  # Of requests, TFDS or the disk.
     reason = ' '.join(str(error).split())[:120]
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{found.url} must be there to be fetched; found that it is not '
       f'({reason}); put {name} into {folder} by hand.'
     ) from error
@@ -129,7 +129,7 @@ def _fetched(found, folder, name):
     logs.say(f'{name}: no checksum of it is known')
   elif (md5 := _md5(path)) != found.md5:
     path.unlink()
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{found.url} must have the MD5 {found.md5}; found {md5}, and removed '
       'it; give the same command again.'
     )
@@ -142,7 +142,7 @@ def _extract(path, name, folder):
   with tarfile.open(path) as archive:
     members = [m for m in archive if m.name == name and m.isfile()]
     if not members:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'{path} must hold the file {name}; found none; fetch it by hand.'
       )
     with handoff.writing(folder / name) as file:

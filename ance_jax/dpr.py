@@ -11,9 +11,9 @@ import collections
 import functools
 
 from ance_jax import answers as answers_lib
-from ance_jax import config as config_lib
 from ance_jax import data
 from ance_jax import downloads
+from ance_jax import errors
 from ance_jax import logs
 from ance_jax import reading
 from ance_jax import records
@@ -247,7 +247,7 @@ def _only_set(folder):
   }
   if len(names) != 1:
     shown = ', '.join(sorted(names)) or 'none'
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--questions must name one set where there is not one alone; found '
       f'{shown} in {folder}; set it to one of them, or fetch '
       f'{registry.DOWNLOADS["biencoder-nq-train.json"].url}.'

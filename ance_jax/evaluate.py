@@ -13,6 +13,7 @@ from ance_jax import corpora
 from ance_jax import data
 from ance_jax import devices as devices_lib
 from ance_jax import encode
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import index
 from ance_jax import lexical
@@ -193,7 +194,7 @@ def run(config):
   """
   if config.retriever == 'bm25':
     if runs.is_run(config.workdir):
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         'the scores of BM25 must have a folder of their own; found a run in '
         f'{config.workdir}; name another --workdir, and the data.'
       )

@@ -18,6 +18,7 @@ from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import hub
@@ -185,7 +186,7 @@ def _model(config):
         runs.settings(config.init_from, step), workdir=config.init_from
       )
   else:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--job=export must be given a run or a checkpoint; found no run in '
       f'{config.workdir} and no --init_from; set one of the two.'
     )
@@ -196,21 +197,21 @@ def _check_free(folder, config):
   """Raises `BadInput` where nothing can be made, or what is may not go."""
   there = os.path.lexists(folder)
   if there and not config.overwrite:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--output must be a folder that is not there yet; found {folder}; name '
       'another, or set --overwrite.'
     )
   # A manifest alone is in each checkpoint of a run, too.
   ours = handoff.is_sealed(folder) and (folder / encoders.FILE).is_file()
   if there and (not ours or folder.is_symlink()):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--overwrite must be for what an export wrote; found something else at '
       f'{folder}; name another --output.'
     )
   try:
     handoff.make_folder(folder.parent)
   except (NotADirectoryError, FileExistsError) as error:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--output must be in a folder; found that it cannot be made ({error}); '
       'name another.'
     ) from error

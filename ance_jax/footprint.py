@@ -15,6 +15,7 @@ import psutil
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import index
 from ance_jax import logs
 from ance_jax import methods
@@ -64,7 +65,7 @@ def check(run):
     total = sum(need.size for need in here)
     if free is not None and total > free:
       largest = max(here, key=lambda need: need.size)
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'a run must have room for all that it keeps; found {_text(free)} of '
         f'{place} for at least {_text(total)}, {_text(largest.size)} of them '
         f'{largest.what} ({largest.arithmetic}); {_CURES[place]}.'

@@ -19,17 +19,13 @@ import time
 import numpy as np
 import tqdm
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 
 MANIFEST = 'manifest.json'
 _UNFINISHED = '.unfinished'
 _NEW, _OLD = 'new', 'old'
 _LOCK, _IN_USE, _IN_TURN = '.lock', 'in-use.lock', 'in-turn.lock'
 _POLL_SECS = 0.2
-
-
-class Damaged(config_lib.BadInput):
-  """A file is not what was written, or is gone."""
 
 
 @contextlib.contextmanager
@@ -205,11 +201,11 @@ def find(folder, about):
   """
   try:
     manifest = read_manifest(folder)
-  except Damaged as damaged:
+  except errors.Damaged as damaged:
     try:
       aside = set_aside(folder)
     except PermissionError as error:
-      raise Damaged(
+      raise errors.Damaged(
         f'{damaged} It cannot be made again there; name a folder of your own.'
       ) from error
     tqdm.tqdm.write(f'{damaged} It is now {aside}, and is made again.')
@@ -419,7 +415,7 @@ def _hashed_json(value):
 
 
 def _damaged(path):
-  return Damaged(
+  return errors.Damaged(
     f'a file must stay as it was written; found that {path} is missing or was '
     'changed.'
   )

@@ -13,7 +13,7 @@ import safetensors
 import transformers
 
 from ance_jax import bert
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import reading
 from ance_jax import torch_files
 
@@ -64,14 +64,14 @@ def read_config(name):
     BadInput: There is none, or it is not of a body that we have.
   """
   if _file(name, 'adapter_config.json'):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{name} is an adapter (LoRA and the like), which is nothing without its '
       'base model; merge the two with merge_and_unload() of peft, and name the '
       'folder that is saved then.'
     )
   path = _file(name, 'config.json')
   if path is None:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'a model must be a folder with a config.json or a name on the hub; found '
       f'no config.json in {name}; check the path.'
     )
@@ -157,7 +157,7 @@ def read_tensors(name, without):
   for file in files:
     path = _file(name, file)
     if path is None:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         'a checkpoint must have its weights in a whole model.safetensors; '
         f'found no {file[:80]} at {name}; convert it with transformers, or '
         'fetch it.'
@@ -211,7 +211,7 @@ def _kind(given, name):
     ),
   ):
     if found:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'an encoder must be one of {", ".join(_BODIES)}, with absolute '
         f'positions and one of {", ".join(bert.ACTIVATIONS)}; found '
         f'{what[:120]} at {name}; use another.'

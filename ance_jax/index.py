@@ -7,7 +7,7 @@ from typing import NamedTuple
 import faiss
 import numpy as np
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import factories
 from ance_jax import logs
 from ance_jax import processes
@@ -97,13 +97,13 @@ def make(factory, params, width):
     if params:
       faiss.ParameterSpace().set_index_parameters(index, params)
   except RuntimeError as error:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--index must be a FAISS factory string for {width} dimensions, and '
       f'--index_params parameters of it; found {factory!r} and {params!r} '
       f'({_reason(error)}); see the FAISS wiki.'
     ) from error
   if wrong := factories.problem_of_params(params):
-    raise config_lib.BadInput(wrong)
+    raise errors.BadInput(wrong)
   return index
 
 
@@ -131,7 +131,7 @@ def check(factory, params, width, num_vectors, rows_per_block=None):
     rows_per_block or num_vectors,
   )
   if wrong:
-    raise config_lib.BadInput(wrong)
+    raise errors.BadInput(wrong)
 
 
 def build(factory, params, blocks, *, center=False):
@@ -156,7 +156,7 @@ def build(factory, params, blocks, *, center=False):
     try:
       index.train(sample)
     except RuntimeError as error:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         '--index must be one that the corpus is large enough to train; found '
         f'{factory!r} with {len(sample):,} vectors ({_reason(error)}); '
         'choose a smaller one, or Flat.'

@@ -13,9 +13,9 @@ import numpy as np
 
 from ance_jax import bert
 from ance_jax import compiled
-from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encode
+from ance_jax import errors
 from ance_jax import hub
 from ance_jax import layouts
 from ance_jax import logs
@@ -175,7 +175,7 @@ def _check_tokenizer(tokenizer, body, length, name):
     (length < least, f'leave room for {least} tokens of a pair', length),
   ):
     if found:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f"a judge's tokenizer must {rule}; found {what} at {name}; use the "
         "checkpoint's own."
       )

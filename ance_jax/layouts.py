@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import weights
 
 
@@ -160,7 +160,7 @@ def towers_from_tensors(tensors, body, where):
     params['body'] = weights.body_from_tensors(of_body, body, where)
     _check_head(params, body, where)
   if left:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'a checkpoint of a retriever must have exactly the tensors of its '
       f'layout; found that {sorted(left)[0][:80]} is not expected ({len(left)} '
       f'such) in {where}; use a complete checkpoint.'
@@ -169,7 +169,7 @@ def towers_from_tensors(tensors, body, where):
   for other in others:
     if set(other) != set(first):
       odd = sorted(set(other) ^ set(first))[0]
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         'two encoders of a checkpoint must both have a projection, or none; '
         f'found a {odd} in one alone in {where}; use a complete checkpoint.'
       )
@@ -199,14 +199,14 @@ def judge_from_tensors(tensors, body, where):
     params[part] = _part(left, leaves, where)
   wide, outputs = body.hidden_size, params['classifier']['bias'].size
   if outputs != 1:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'a judge must have one output, the score; found {outputs} in {where}; '
       'use a cross-encoder that was trained to rank.'
     )
   for part, size in (('pooler', wide), ('classifier', 1)):
     shapes = {name: array.shape for name, array in params[part].items()}
     if shapes != {'kernel': (wide, size), 'bias': (size,)}:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'a {part} must take the {wide} numbers of its body and give {size}; '
         f'found shapes {list(shapes.values())} in {where}; use a complete '
         'checkpoint.'
@@ -220,7 +220,7 @@ def _part(tensors, theirs, where):
   found = {}
   for ours, name in theirs.items():
     if name not in tensors:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         'a checkpoint must have exactly the tensors of its layout; found that '
         f'{name} is missing in {where}; use a complete one.'
       )
@@ -233,7 +233,7 @@ def _check_head(params, body, where):
   """Raises `BadInput` for a projection that does not fit its body."""
   head, norm = params.get('head'), params.get('head_norm')
   if norm and not head:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'a checkpoint of a retriever must have a projection before its norm; '
       f'found the norm alone in {where}; use a complete checkpoint.'
     )
@@ -244,7 +244,7 @@ def _check_head(params, body, where):
       (body.hidden_size, *leaf.shape) for leaf in (norm or {}).values()
     ]
     if any(shape != size for shape in shapes):
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'a projection must take the {body.hidden_size} numbers of its body; '
         f'found shapes {shapes} in {where}; use a complete checkpoint.'
       )
@@ -255,7 +255,7 @@ def _check_head(params, body, where):
 def _check_finite(part, where):
   for name, array in part.items():
     if not np.isfinite(array).all():
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'a projection must be finite; found values in its {name} that are '
         f'not in {where}; use a checkpoint from before the run diverged.'
       )

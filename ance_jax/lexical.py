@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import Stemmer
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import index
 from ance_jax import logs
 from ance_jax import reading
@@ -58,7 +58,7 @@ def make_rank(texts, *, k1, b, language=words.AUTO, queries=()):
     )
   )
   if not any(found.ids):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'BM25 must have words to index; found stop words and marks alone in '
       f'{len(texts):,} passages; choose rows without bm25.'
     )
@@ -134,7 +134,7 @@ def _check(queries, tokenize, vocabulary, language):
     f'--bm25_language={language}'
   )
   if _REFUSED * len(lost) > len(found):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{said}; set it to what the texts are in, or leave BM25 out if queries '
       'and passages are in different languages.'
     )

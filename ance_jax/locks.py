@@ -17,7 +17,7 @@ import time
 
 import tqdm
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import processes
 from ance_jax import remote
@@ -84,7 +84,7 @@ class Lock:
     slept, or was moved.
     """
     if self._lost:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'a folder must have one {_HOLDERS[self._path.name]}; found that '
         f"{self._path} is another process's now; leave the folder to it."
       )
@@ -179,7 +179,7 @@ class _There:
 
   def _held(self, found):
     holder = _holder_of(found)
-    return config_lib.BadInput(
+    return errors.BadInput(
       f'a --remote_dir must have one {_HOLDERS[self._path.name]}; found '
       f'process {holder.get("process")} on {holder.get("host")}; stop it first.'
     )
@@ -227,7 +227,7 @@ def _check_holder(path, descriptor, locked):
     cure = 'stop it first'
     if locked:
       cure += f', or, if it is dead, wait until {_DEAD_SECS} s have passed'
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'a folder must have one {_HOLDERS[path.name]}; found process {process} '
       f'on {host} in {path.parent}, with its last sign of life {age:.0f} s '
       f'ago; {cure}.'

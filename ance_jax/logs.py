@@ -16,6 +16,7 @@ import time
 
 import tqdm
 
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import pace
 from ance_jax import processes
@@ -28,10 +29,6 @@ _stop = threading.Event()
 _of_thread = threading.local()
 # Also the process's: whether `--noprogress_bars` was given.
 _no_bars = threading.Event()
-
-
-class Stopped(Exception):
-  """The process was asked to stop, in the middle of a phase."""
 
 
 def say(text):
@@ -100,7 +97,7 @@ def progress(
   with shown:
     for item in items:
       if stops and stop_requested():
-        raise Stopped(what)
+        raise errors.Stopped(what)
       yield item
       shown.update(count(item))
 

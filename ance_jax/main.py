@@ -18,8 +18,8 @@ import jax
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import faults
-from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import places
 from ance_jax import processes
@@ -115,13 +115,13 @@ def _run_job(config):
 
 def _explain(error):
   """Returns (sentence, exit code) of what ended a job."""
-  if isinstance(error, checkpoint.SaveFailed | handoff.Damaged):
+  if isinstance(error, errors.SaveFailed | errors.Damaged):
     return str(error), _FAILED
-  if isinstance(error, config_lib.BadInput | FloatingPointError):
+  if isinstance(error, errors.BadInput | FloatingPointError):
     return str(error), _BAD_INPUT
   if sentence := faults.sentence(error):
     return sentence, _BAD_INPUT if faults.is_of_the_user(error) else _FAILED
-  if isinstance(error, logs.Stopped):
+  if isinstance(error, errors.Stopped):
     return (
       f'stopped on request in {error}; the same command goes on from the '
       'newest checkpoint.'
@@ -206,7 +206,7 @@ def run():
 def _parse(argv):
   try:
     return config_lib.parse(argv)
-  except config_lib.BadInput as error:
+  except errors.BadInput as error:
     print(f'ance_jax: {error}', file=sys.stderr)
     sys.exit(_BAD_INPUT)
 

@@ -17,6 +17,7 @@ from ance_jax import answers
 from ance_jax import candidates
 from ance_jax import config as config_lib
 from ance_jax import data
+from ance_jax import errors
 from ance_jax import filters
 from ance_jax import forms
 from ance_jax import handoff
@@ -74,7 +75,7 @@ def run(config):
         file.write(piece)
       logs.say(found.table())
       if not found.written:
-        raise config_lib.BadInput(
+        raise errors.BadInput(
           f'none of the {len(task.split.ids):,} training queries can be '
           f'written, as the lines above say; {_cure(config)}.'
         )
@@ -311,14 +312,14 @@ def _paths(config):
   path = pathlib.Path(config.output or pathlib.Path(config.workdir, name))
   if path.is_dir() or not path.parent.is_dir():
     found = 'a folder' if path.is_dir() else f'no folder {path.parent}'
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--output must be a file in a folder that is there; found {found} for '
       f'{path}; name another.'
     )
   paths = path, path.with_suffix('.report.json')
   for there in paths:
     if there.exists() and not config.overwrite:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'--output and its report must be new files; found {there}; name '
         'another, or give --overwrite.'
       )
@@ -328,26 +329,26 @@ def _paths(config):
 def _check_flags(config):
   """Raises `BadInput` for flags of mining that do not go together."""
   if config.num_negatives > config.mine_to - config.mine_from:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--num_negatives must fit between --mine_from and --mine_to; found '
       f'{config.num_negatives} for ranks {config.mine_from + 1} to '
       f'{config.mine_to}; change one of the three.'
     )
   scores = config.min_score, config.max_score
   if None not in scores and scores[0] > scores[1]:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--min_score must be at most --max_score; found '
       f'{scores[0]} and {scores[1]}; change one.'
     )
   judges = [name for name in (config.judge, config.judge_run) if name]
   if len(judges) != (config.judge_max_score is not None):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--judge_max_score must be given with one judge, --judge or --judge_run, '
       f'and they with it; found {config.judge_max_score} and '
       f'{" and ".join(judges) or "none"}; give one of each.'
     )
   if config.ranking and config.retriever == 'bm25':
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--ranking must be without --retriever=bm25; found both; leave one out.'
     )
 
@@ -356,13 +357,13 @@ def _check_data(task):
   """Raises `BadInput` for flags that do not go with the data."""
   config, size = task.config, len(task.corpus.texts)
   if config.drop_answers and not task.split.answers:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--drop_answers must be with data that has answers; found none to the '
       'training queries; leave it out.'
     )
   most = int(task.positives.banned.max())
   if config.too_few == 'fill' and config.num_negatives + most > size:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--too_few=fill must have as many passages as --num_negatives and those '
       'that may be no negative of a query (its positives, its own text) '
       f'together; found {size:,} for {config.num_negatives} and up to {most}; '

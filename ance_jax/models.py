@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from ance_jax import checkpoint
-from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import logs
 from ance_jax import pooling
 from ance_jax import processes
@@ -137,19 +137,19 @@ def _retriever(config, source):
   brought = {'include_prompt': True, 'layers': (), 'truncate_dim': 0}
   chosen = {**defaults, **brought, **source.settings, **given}
   if config.head_size and chosen['layers']:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{config.init_from} has layers of its own behind the pooling '
       f'({pooling.described(chosen["layers"])}), so --head_size adds none; '
       'leave it out.'
     )
   for name in ('query_length', 'passage_length'):
     if chosen[name] > longest:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'--{name} must be at most the {longest} tokens that the model can '
         f'take; found {chosen[name]}; lower it.'
       )
   if config.head_norm is not None and not chosen['head_size']:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--head_norm must be with a projection; found it '
       f'{str(config.head_norm).lower()} without one; set --head_size too, or '
       'leave it out.'
@@ -164,7 +164,7 @@ def _prompt_tokens(config, tokenizer, settings):
   if settings['include_prompt']:
     return {}
   if config.chunks > 1 and settings['passage_prompt']:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{config.init_from} leaves its prompt out of the pooling, and with '
       '--chunks only the first piece of a passage has one; use --chunks=1.'
     )
@@ -180,7 +180,7 @@ def _fitted(source, retriever, config):
   """Returns the parameters of the source in the towers of the retriever."""
   given = source.params
   if retriever.tied and len(given) > 1:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--tie_encoders must be false for a checkpoint of two encoders; found it '
       f'true with {config.init_from}; leave it out.'
     )
@@ -189,7 +189,7 @@ def _fitted(source, retriever, config):
     tower = given.get(name) or next(iter(given.values()), {})
     expected = {part: params[name].get(part) for part in tower}
     if jax.tree.map(jnp.shape, tower) != jax.tree.map(jnp.shape, expected):
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         '--head_size, --head_norm and --pooling must be those of the '
         f'checkpoint, where it has a head; found {retriever.head_size}, '
         f'{retriever.head_norm} and {retriever.pooling} with '

@@ -11,7 +11,7 @@ import numpy as np
 
 from ance_jax import answers
 from ance_jax import batches
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import lexical
 from ance_jax import logs
@@ -220,7 +220,7 @@ def check(run):
   num_rows, width = len(run.passages.pieces()), run.retriever.embedding_size
   most = num_rows // processes.count()
   if -(-num_rows // config.rows_per_block) < processes.count():
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--rows_per_block must leave each of {processes.count()} processes a '
       f'block of the {num_rows:,} passages; found {config.rows_per_block}; '
       f'lower it to {most} at most.'
@@ -324,25 +324,25 @@ def _check_queries(run):
   """Raises `BadInput` where a row cannot have the queries that it needs."""
   config, split = run.config, run.splits[run.config.train_split]
   if config.warmup_until_plateau and config.dev_split not in run.splits:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--warmup_until_plateau={config.warmup_until_plateau} needs dev to end '
       'the warm-up by, and there is none; leave it out, or raise '
       '--dev_fraction.'
     )
   if config.query_slices > len(split.ids):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--query_slices must be at most the {len(split.ids):,} training '
       f'queries; found {config.query_slices}; lower it.'
     )
   row = methods.METHODS[config.method]
   if config.refresh_trigger and (row.triplets or not row.refreshes):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--refresh_trigger must be 0 for rows that do not mine from the index, '
       'or that train on triplets; found '
       f'{config.refresh_trigger} with --method={config.method}; leave it out.'
     )
   if config.query_slices > 1 and not row.refreshes:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--query_slices must be 1 for rows that do not mine from the index; '
       f'found {config.query_slices} with --method={config.method}; leave it '
       'out.'
@@ -350,13 +350,13 @@ def _check_queries(run):
   given = split.answers or [[] for _ in range(len(split.ids))]
   without = sum(not texts for texts in given)
   if methods.METHODS[config.method].without_answers and without:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--method={config.method} must have answers to each training query, '
       f'in answers.jsonl; found {without:,} queries without; add them, or '
       'use another row.'
     )
   if config.drop_answers and not split.answers:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--drop_answers must be with data that has answers; found none to the '
       'training queries; leave it out.'
     )
@@ -373,19 +373,19 @@ def _check_given(run, wanted):
       )
     return
   if not given_to(split):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'the data gives no negatives, on which the rows given and given_in_batch '
       'train; set --negatives to a file of them, or use another row.'
     )
   most = _most_banned(run, methods.METHODS['given'])
   if config.hard_negatives + most > len(run.passages):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--hard_negatives={config.hard_negatives} and up to {most} positives of '
       f'a query are more than the {len(run.passages):,} passages of the '
       'corpus; lower --hard_negatives.'
     )
   if config.hard_negatives > config.top_k:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--hard_negatives, drawn from the first --top_k, must be at most that; '
       f'found {config.hard_negatives} and {config.top_k}; change one.'
     )
@@ -405,19 +405,19 @@ def _check_depth(run):
   rows = {methods.METHODS[config.method], schedule.method(config, False)}
   most = max(_most_banned(run, row) for row in rows)
   if most == len(run.passages):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'all {most:,} passages of the corpus are positives of one training '
       'query, have the text of one, or are the query itself, and no negative '
       'can be mined for it; add passages, or leave the query out.'
     )
   if config.top_k + most > len(run.passages):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--top_k and the positives of a query must together be at most the '
       f'{len(run.passages):,} passages of the corpus; found {config.top_k} and '
       f'up to {most}; lower --top_k.'
     )
   if config.hard_negatives > config.top_k:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--hard_negatives, drawn from the top k, must be at most --top_k; found '
       f'{config.hard_negatives} and {config.top_k}; change one.'
     )

@@ -10,8 +10,8 @@ import collections
 import pathlib
 
 from ance_jax import beir
-from ance_jax import config as config_lib
 from ance_jax import data
+from ance_jax import errors
 from ance_jax import given
 from ance_jax import given_forms
 from ance_jax import reading
@@ -24,7 +24,7 @@ def read(config):
   path = records.existing(folder, 'pairs.jsonl', 'a folder of pairs')
   queries, passages, judged, any_negative = _read_pairs(path)
   if config.negatives and any_negative:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{path} has negatives, and --negatives={config.negatives} gives others; '
       'leave --negatives out, or remove those of the pairs.'
     )

@@ -2,7 +2,7 @@
 
 import shlex
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 
 try:
   import apache_beam as beam
@@ -25,7 +25,7 @@ def on_beam(runner, options):
     BadInput: Beam is not installed, or takes no such runner or options.
   """
   if beam is None:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--beam_runner must be with Apache Beam installed; found that it is not; '
       "run python -m pip install 'ance_jax[beam]', in an environment of its "
       'own.'
@@ -36,7 +36,7 @@ def on_beam(runner, options):
   try:
     pipeline = beam.Pipeline(options=given)
   except ValueError as error:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--beam_runner must be a runner that Beam knows; found {runner!r} '
       f'({" ".join(str(error).split())[:120]}); see its documentation.'
     ) from error

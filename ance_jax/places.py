@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 from ance_jax import checkpoint
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import faults
 from ance_jax import logs
 from ance_jax import reading
@@ -74,7 +74,7 @@ def _naming_way_round(config):
     if not (inside and faults.is_denied(error) and _is_run(config.workdir)):
       raise
     fact = faults.sentence(error).partition(';')[0]
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{fact}; use a run that is not yours with {way_round(config.workdir)}.'
     ) from error
 
@@ -89,12 +89,12 @@ def check(config):
       cure = f'name another --{flag}'
       if flag == 'workdir' and _is_run(path):
         cure = f'use a run that is not yours with {way_round(path)}'
-      raise config_lib.BadInput(f'--{flag}: {found}; {cure}.')
+      raise errors.BadInput(f'--{flag}: {found}; {cure}.')
   reads = config.dataset != 'pydocs' and config.job not in ('report', 'export')
   if reads and config.data_dir and not config.download:
     found = reading.kind(config.data_dir)
     if found != 'a folder':
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'--data_dir must be a folder; found {found} at {config.data_dir}; set '
         'it to the folder of the data.'
       )

@@ -19,7 +19,7 @@ import zlib
 
 import tqdm
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 
 # Bytes. The longest documents of MS MARCO have a few million; a few kilobytes
 # of gzip can say that a line has billions.
@@ -46,7 +46,7 @@ def bad(path, rule, found, cure, line=None):
     line: Number of the line, from 1, or None.
   """
   place = f'{path}, line {line}' if line else path
-  return config_lib.BadInput(f'{place}: {rule}; found {found}; {cure}.')
+  return errors.BadInput(f'{place}: {rule}; found {found}; {cure}.')
 
 
 def quoted(value):

@@ -9,7 +9,7 @@ import re
 
 import ijson
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import reading
@@ -34,14 +34,14 @@ def open_folder(config, first):
   """
   path = config.data_dir
   if not path:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--dataset={config.dataset} must be told where the data is; found no '
       f'--data_dir; set it to the folder that holds {first}.'
     )
   if config.download:
     handoff.make_folder(path)
   if (found := reading.kind(path)) != 'a folder':
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--data_dir must be a folder; found {found} at {path}; set it to the '
       f'folder that holds {first}.'
     )
@@ -84,7 +84,7 @@ def existing(folder, name, what, source=''):
     cure = source or 'check --data_dir'
     cure = f'set --data_dir={below[0]}' if below else cure
     names = ', '.join(sorted(os.listdir(folder))[:8]) or 'nothing'
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'{what} must hold {name} or {name}.gz; found neither in {folder}, but '
       f'{names}; {cure}.'
     )

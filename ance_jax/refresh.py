@@ -13,10 +13,10 @@ import numpy as np
 
 from ance_jax import batches
 from ance_jax import checkpoint
-from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import diagnostics
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
@@ -245,7 +245,7 @@ def adopt(run, other, step):
   ours = {'run': run.id, 'checkpoint': whose}
   wrong = refusal(run, {**manifest, **ours}) if manifest else 'it is not there'
   if wrong:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'a refresh that is replayed must be whole and of the same data and '
       f'settings; found that of {there} {wrong}; replay another run.'
     )
@@ -280,7 +280,7 @@ def _in_use(run, since, step):
   rows, whole = np.arange(start, end), len(run.queries[run.config.train_split])
   any_left = passages[:, 0] >= 0
   if not any_left.any():
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'a refresh must leave negatives to a query at least; found that all '
       f'{len(rows):,} of the refresh of step {step} have an answer in each of '
       f'their top {run.config.top_k}; raise --top_k, or check the answers.'

@@ -15,7 +15,7 @@ from etils import epath
 import fsspec.config
 import tqdm
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import handoff
 
 # With the cache of listings, on by default, what others publish is never seen.
@@ -48,13 +48,13 @@ def connect(workdir, address):
   try:
     is_file = place.exists() and not place.is_dir()
   except Exception as error:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--remote_dir must be a place that can be reached; found '
       f'{address} ({type(error).__name__}: {str(error)[:200]}); check its name '
       'and your rights there; gs:// wants `pip install gcsfs`, s3:// s3fs.'
     ) from error
   if is_file:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--remote_dir must be a folder; found a file at {address}; name another.'
     )
   _places[_absolute(workdir)] = place
@@ -62,7 +62,7 @@ def connect(workdir, address):
 
 def _check_apart(here, elsewhere):
   if here.is_relative_to(elsewhere) or elsewhere.is_relative_to(here):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--remote_dir must be another folder than --workdir, and neither may lie '
       f'in the other; found {elsewhere} with {here}; name another.'
     )

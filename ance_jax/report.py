@@ -6,7 +6,7 @@ import pathlib
 
 import matplotlib.figure
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import pages
@@ -76,7 +76,7 @@ def examples(workdir):
     try:
       examples = handoff.read_json(path)['examples']
       shown.append((int(path.stem), examples))
-    except handoff.Damaged as damaged:
+    except errors.Damaged as damaged:
       logs.say(f'{damaged} These examples are left out.')
   return shown
 
@@ -104,12 +104,12 @@ def run(config):
     _check(workdir)
   path = config.picture or str(pathlib.Path(workdirs[0]) / 'curves.png')
   if not pathlib.Path(path).absolute().parent.is_dir():
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--picture must lie in a folder that exists; found {path}; make the '
       'folder, or name another.'
     )
   if pathlib.Path(path).is_dir():
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--picture must be a file; found the folder {path}; name a file in it.'
     )
   draw(workdirs, path)
@@ -126,7 +126,7 @@ def _check(workdir):
   """Raises `BadInput` for a folder whose metrics cannot be shown."""
   lines = logs.read(workdir)
   if not lines:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--runs must name folders of runs, separated by commas; found no '
       f'metrics.jsonl in {workdir or "an empty name"}; check the path.'
     )

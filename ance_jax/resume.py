@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import negatives
@@ -71,7 +72,7 @@ def begin(config):
     return Begun(this, params, 0, b'')
   runs.check_same_run(config, step)
   if step > config.max_steps:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--max_steps must be at least the {step} steps made; found '
       f'{config.max_steps}; raise it, or evaluate a checkpoint.'
     )
@@ -156,7 +157,7 @@ def _check_never_trained(workdir):
   damaged = list(pathlib.Path(workdir).glob(f'{checkpoint.DAMAGED}-*'))
   if steps or damaged:
     last = max(steps, default=0)
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'a run that was trained must have a checkpoint; found none in {workdir} '
       f'that is whole, {len(damaged)} damaged ones, and metrics up to step '
       f'{last}; give back a copy of checkpoints, or name another --workdir to '
@@ -188,7 +189,7 @@ def _restore_history(config, step):
     )
   try:
     handoff.read_json(path / PICK_UPS_FILE)
-  except handoff.Damaged as damaged:
+  except errors.Damaged as damaged:
     logs.say(f'{damaged} Now {again}.')
     handoff.write_bytes(path / PICK_UPS_FILE, record[PICK_UPS_FILE])
   return lines

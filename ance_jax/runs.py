@@ -15,6 +15,7 @@ from ance_jax import data
 from ance_jax import devices as devices_lib
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import index
 from ance_jax import logs
@@ -202,7 +203,7 @@ def _go_on(config, split_names, began, retriever, tokenizer):
     compared[f'split {name!r}'] = split.hash, old
   for what, (new, old) in compared.items():
     if new != old:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'the data must stay as the run in {config.workdir} began; found {what}'
         f' of hash {new[:12]} instead of {old[:12]}; give back the data, or '
         f'name another --workdir, with --init_from={config.workdir}.'
@@ -218,7 +219,7 @@ def _check_dev(config, split_names, dataset, began):
   asked = (dev, config.train_split) if split_names is None else split_names
   if has != had and {dev, config.train_split} <= set(asked):
     found, instead = ('a', 'none') if has else ('no', 'one')
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'the data has {found} split {dev!r} where the run in {config.workdir} '
       f'began with {instead}; give back the data, or name another --workdir, '
       f'with --init_from={config.workdir}.'
@@ -252,7 +253,7 @@ def read(config, split_names, *, for_training=False):
     run = _go_on(config, split_names, began, model.retriever, model.tokenizer)
     return run, model.params, step
   if not config.init_from:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--job={config.job} must be given a run or a checkpoint; found no run '
       f'in {config.workdir} and no --init_from; set one of the two.'
     )
@@ -364,19 +365,19 @@ def require_workdir(config):
     BadInput: One of the two cannot be used.
   """
   if not config.workdir:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--job={config.job} must be told where to write; found no --workdir; '
       'set it to a folder, new or that of the run.'
     )
   path = pathlib.Path(config.workdir)
   if path.exists() and not path.is_dir():
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--workdir must be a folder; found a file at {path}; name another.'
     )
   try:
     handoff.make_folder(path)
   except (NotADirectoryError, FileExistsError) as error:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--workdir must be a folder; found that it cannot be made ({error}); '
       'name another.'
     ) from error
@@ -413,7 +414,7 @@ def check_same_run(config, step):
   ):
     if name == 'init_from' and snapshots.is_pin(old, new):
       continue
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--{name} must stay as the run in {config.workdir} began; found {new!r} '
       f'instead of {old!r}; set it back, or name another --workdir.'
     )

@@ -7,8 +7,8 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from ance_jax import config as config_lib
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import hub
 from ance_jax import logs
 from ance_jax import pooling
@@ -112,7 +112,7 @@ def read_cross_encoder(folder):
     BadInput: It does something that we do not.
   """
   if not os.path.isdir(folder):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--judge must be the folder of a cross-encoder; found a file at '
       f'{folder}; name its folder.'
     )
@@ -143,7 +143,7 @@ def read_cross_encoder(folder):
     (type(lower_case) is not bool, f'do_lower_case {lower_case}'),
   ):
     if found:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         'a cross-encoder must be a Transformer alone, with Sigmoid or Identity '
         f'and no prompt; found {what[:120]} in {folder}; use another model.'
       )

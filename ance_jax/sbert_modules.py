@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import hub
 from ance_jax import logs
 from ance_jax import pooling
@@ -36,7 +36,7 @@ _EMBEDDING = 'sentence_embedding'
 
 def not_ours(what, folder):
   """Returns the `BadInput` of a folder that does what we do not."""
-  return config_lib.BadInput(
+  return errors.BadInput(
     'a sentence-transformers folder must be Transformer, Pooling and any of '
     'Dense, LayerNorm and Normalize, or a Router of a query and a document, '
     f'for cosine or dot; found {str(what)[:120]} in {folder}; use another '
@@ -57,7 +57,7 @@ def read_pooling(folder):
     or not modes
     or not all(mode in pooling.MODES for mode in modes)
   ):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'pooling must be of {", ".join(pooling.MODES)}; found {modes} in '
       f'{path}; use another model.'
     )

@@ -3,6 +3,7 @@
 import bisect
 
 from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import pages
@@ -136,7 +137,7 @@ def audits(workdir):
   for path in sorted(workdir.glob('audit-*.json')):
     try:
       found = handoff.read_json(path)
-    except handoff.Damaged as damaged:
+    except errors.Damaged as damaged:
       logs.say(f'{damaged} This audit is left out.')
       continue
     ends = found['ranks up to']

@@ -16,10 +16,10 @@ import urllib.parse
 import numpy as np
 
 from ance_jax import checkpoint
-from ance_jax import config as config_lib
 from ance_jax import data
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
@@ -87,7 +87,7 @@ def _listen(port):
       errno.EACCES: 'is one that only root may open, as all below 1024 are',
     }
     fact = facts.get(error.errno, f'cannot be opened ({error.strerror})')
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--port={port} {fact}; choose another, or 0 for any that is free.'
     ) from error
 

@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub import errors
 
-from ance_jax import config as config_lib
+from ance_jax import errors as errors_lib
 from ance_jax import logs
 from ance_jax import reading
 
@@ -105,7 +105,7 @@ def _parts(name):
   """Returns the repository of a name, and its revision or None."""
   found = _NAME.fullmatch(name)
   if not found:
-    raise config_lib.BadInput(
+    raise errors_lib.BadInput(
       f'there is no file or folder {name!r}, and no model on the hub can have '
       'that name; give a folder, a file of weights, OWNER/NAME or '
       'OWNER/NAME@REVISION.'
@@ -164,7 +164,7 @@ def _explained(error, repository, revision):
 
 
 def _refusal(fact, problem):
-  return config_lib.BadInput(f'{fact}, and {problem[0]}; {problem[1]}.')
+  return errors_lib.BadInput(f'{fact}, and {problem[0]}; {problem[1]}.')
 
 
 def _cache():

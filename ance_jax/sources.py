@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax import bert
-from ance_jax import config as config_lib
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import hub
 from ance_jax import layouts
 from ance_jax import logs
@@ -44,7 +44,7 @@ def random(config, texts):
 def planned_body(config):
   """Returns the `bert.BodyConfig` of random weights, its vocabulary full."""
   if config.hidden_size % config.num_heads:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--num_heads must divide --hidden_size; found {config.num_heads} and '
       f'{config.hidden_size}; change one of them.'
     )
@@ -75,7 +75,7 @@ def read(name, lower_case):
   """
   names = name.split(',')
   if len(names) > 2 or not all(names):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--init_from must name one checkpoint, or two with a comma between, of '
       f'queries and of passages; found {name!r}; name them so.'
     )
@@ -112,7 +112,7 @@ def _both(query, passage, name):
   params = {}
   for side, source in ((encoders.QUERY, query), (encoders.PASSAGE, passage)):
     if len(source.params) > 1 or not {side, encoders.TIED} & set(source.params):
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         '--init_from must name the encoder of queries, then that of passages; '
         f'found {" and ".join(source.params)} as the one of {side} in {name}; '
         'name them so.'
@@ -141,7 +141,7 @@ def _check_alike(first, second, name):
     ('pooling, similarity or heads', len(set(map(tuple, chosen))) > 1),
   ):
     if differs:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         'two encoders must be of one size, tokenizer, pooling, similarity and '
         f'head; found other {what} in {name}; use encoders that were trained '
         'together.'
@@ -180,7 +180,7 @@ def _hugging_face(name, lower_case, file=None, check_case=True):
       settings[key] = min(settings[key], body.max_length)
   last = max(tokenizer.get_vocab().values(), default=0)
   if last >= body.vocab_size:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'a tokenizer must fit the {body.vocab_size:,} rows of the word '
       f"embedding; found the id {last:,} at {name}; use the checkpoint's own."
     )
@@ -194,7 +194,7 @@ def _sentence_transformers(folder, lower_case):
     lowers = lower_case is None and found.lower_case
     source = _hugging_face(found.body_folder, lower_case, check_case=not lowers)
     if list(source.params) != [encoders.TIED]:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         'the Transformer of a sentence-transformers folder must be a body '
         f'alone; found {", ".join(source.params)} in {found.body_folder}; use '
         'another model.'

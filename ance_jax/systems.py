@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax import checkpoint
-from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import index
 from ance_jax import logs
@@ -54,12 +54,12 @@ def read(config):
   """
   names = _names(config)
   if len(names) < 2:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--runs must name two runs or more, separated by commas; found '
       f'{len(names)}; give folders or TREC run files, the baseline first.'
     )
   if len(set(names)) < len(names):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--runs must name different runs; found {config.runs}; leave out what '
       'stands twice.'
     )
@@ -71,7 +71,7 @@ def read(config):
   )
   corpus, split = dataset.corpus, dataset.splits[config.split]
   if len(split.ids) < 2:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'split {config.split!r} must have two judged queries or more to compare '
       'runs on; found 1; name another --split.'
     )

@@ -11,7 +11,7 @@ import pathlib
 import tokenizers
 import transformers
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import reading
 from ance_jax import vocabulary
 
@@ -64,28 +64,28 @@ def load(name):
     )
   except Exception as error:  # Its parsers raise any kind.
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'a model must come with its tokenizer; found none that loads at {name} '
       f'({reason}); check the name.'
     ) from error
   if not tokenizer.is_fast:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'a tokenizer must be a fast one (tokenizer.json); found '
       f'{type(tokenizer).__name__} at {name}; convert it with transformers.'
     )
   # Without any file transformers makes one of nothing.
   if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'a tokenizer must have a vocabulary; found none but its special tokens '
       f'at {name}; add its tokenizer.json.'
     )
   if tokenizer.pad_token_id is None:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'a tokenizer must have a padding token; found none at {name}; name it '
       'as pad_token in tokenizer_config.json.'
     )
   if not backend(tokenizer).encode('').ids:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'a tokenizer must put special tokens around a text; found none around '
       f'an empty one at {name}; add its post_processor to tokenizer.json.'
     )
@@ -131,7 +131,7 @@ def check_case(tokenizer, name):
   said, does = _says_lower_case(name), _lower_cases(tokenizer)
   if said not in (None, does):
     cases, keeps = 'one that lower-cases', 'one that keeps capitals'
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'a tokenizer must lower-case if its files say so, and only then; found '
       f'{cases if does else keeps}, and files of {cases if said else keeps}, '
       f'at {name}; set --lower_case or --nolower_case, or mend '
@@ -155,7 +155,7 @@ def set_flavour(tokenizer, *, lower_case, prefix_space):
   """
   backend = tokenizer.backend_tokenizer
   if lower_case is False and _lower_cases(tokenizer):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--lower_case must be true, or left out, with a tokenizer that '
       'lower-cases; found it false; use a checkpoint that has capitals.'
     )
@@ -173,7 +173,7 @@ def set_flavour(tokenizer, *, lower_case, prefix_space):
     if not isinstance(
       backend.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel
     ):
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         '--prefix_space must be left out for a tokenizer that is not '
         f'byte-level; found it {str(prefix_space).lower()}; leave it out.'
       )
@@ -225,7 +225,7 @@ def title_separator(tokenizer, name):
   if name == 'space':
     return SPACE
   if tokenizer.sep_token is None:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--title_separator must be space for a tokenizer without a separator '
       'token; found token; set it so.'
     )

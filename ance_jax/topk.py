@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
+from ance_jax import errors
 from ance_jax import logs
 
 # Queries that are searched at once, at most, and rows of a block on a device.
@@ -88,7 +88,7 @@ def plan(num_rows, width, num_devices, memory):
   most = min(most, half // (2 * row))
   if most < min(_LEAST_ROWS, share):
     needed = _LEAST_ROWS * max(2 * row, _LEAST_QUERIES * _SCORE_BYTES)
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--search_memory_mb must hold two blocks of {_LEAST_ROWS} passages, '
       f'{-(-2 * needed // _MIB)} MiB for embeddings of width {width}; found '
       f'{memory}; raise it.'
@@ -116,7 +116,7 @@ def queries_at_once(plan, width, num_devices, memory, k):
   a_query = plan.rows * _SCORE_BYTES + candidates * _CANDIDATE_BYTES + 8 * width
   number = min(memory * _MIB // 2 // a_query, _MOST_QUERIES)
   if not number:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--search_memory_mb must hold the {k:,} candidates of a query, '
       f'{-(-2 * a_query // _MIB)} MiB; found {memory}; raise it.'
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import reading
 
 # What the weights are called in files that hold more: DPR's and ANCE's, others.
@@ -23,7 +23,7 @@ def read(path, without):
     # Here, and not above: it takes seconds, and is no part of the installation.
     import torch
   except ImportError as error:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       'weights must be safetensors where torch is not installed; found a file '
       f'of torch, {path}; install torch, or convert it with transformers.'
     ) from error

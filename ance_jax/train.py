@@ -20,9 +20,9 @@ from ance_jax import boundary
 from ance_jax import checkpoint
 from ance_jax import checks
 from ance_jax import compiled
-from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import footprint
 from ance_jax import locks
 from ance_jax import logs
@@ -51,7 +51,7 @@ def run(config, *, leave=logs.interrupt):
   Raises:
     BadInput: The settings or the data cannot be used, or the run cannot fit.
     FloatingPointError: A loss was not finite.
-    logs.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
+    errors.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
   """
   processes.start(config)
   logs.use_bars(config.progress_bars)
@@ -79,7 +79,7 @@ def _loop(parts, state, step):
     parts = boundary.levelled_off(parts)
     try:
       in_use = boundary.cross(parts, state, step, in_use)
-    except logs.Stopped:
+    except errors.Stopped:
       # Of several processes each stops where it is, and no save comes together.
       if processes.count() == 1:
         boundary.save(parts, state, step)
@@ -90,7 +90,7 @@ def _loop(parts, state, step):
     state, step, stopped = _train(parts, make_step, state, step, until, in_use)
     if stopped:
       boundary.save(parts, state, step)
-      raise logs.Stopped(f'training at step {step}')
+      raise errors.Stopped(f'training at step {step}')
 
 
 def check(config):
@@ -98,13 +98,13 @@ def check(config):
   runs.require_workdir(config)
   num_devices = len(runs.training_devices(config)[0])
   if config.batch_size % num_devices:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--batch_size must divide over the {num_devices} devices; found '
       f'{config.batch_size}; set it to a multiple of {num_devices}.'
     )
   per_device = config.batch_size // num_devices
   if config.micro_batch_size and per_device % config.micro_batch_size:
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--micro_batch_size must divide the {per_device} queries of a device, '
       f'--batch_size={config.batch_size} over {num_devices}; found '
       f'{config.micro_batch_size}; set it to a divisor of {per_device}.'

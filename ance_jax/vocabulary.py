@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders
 from tokenizers import normalizers
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import logs
 
 PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
@@ -98,7 +98,7 @@ def _check(size, number, with_bytes):
     what = f'{number} letters of the corpus'
     if with_bytes:
       what = f'256 bytes that a corpus of {number:,} letters is written in'
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       f'--vocab_size={size} does not hold the {len(SPECIAL)} special tokens '
       f'and the {what}; set it to {least} at least.'
     )
@@ -139,7 +139,7 @@ def _run(tokenizer, trainer, texts):
     try:
       for text in texts:
         if stop.is_set():
-          raise logs.Stopped
+          raise errors.Stopped
         yield text
     finally:
       fed.set()
@@ -156,7 +156,7 @@ def _run(tokenizer, trainer, texts):
     with logs.working('train the vocabulary'):
       while thread.is_alive():
         if logs.stop_requested():
-          raise logs.Stopped('train the vocabulary')
+          raise errors.Stopped('train the vocabulary')
         thread.join(_POLL_SECS)
   except BaseException:
     # What it computes ends with the process; by then it must be past its last

@@ -12,7 +12,7 @@ import threading
 import time
 
 from ance_jax import checkpoint
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import locks
@@ -73,7 +73,7 @@ class Reader:
       oldest: Step of the weights that must have mined it, or a later one.
 
     Raises:
-      logs.Stopped: A stop signal came.
+      errors.Stopped: A stop signal came.
     """
     logs.say(
       f'training waits at step {step} for a refresh of step {oldest} or later'
@@ -83,7 +83,7 @@ class Reader:
       if found is not None and found >= oldest:
         return found
       if logs.stop_requested():
-        raise logs.Stopped(f'waiting for a refresh at step {step}')
+        raise errors.Stopped(f'waiting for a refresh at step {step}')
       time.sleep(_LOOK_SECS)
 
   def close(self):
@@ -157,7 +157,7 @@ class Worker:
     self._enough.set()
     self._pool.shutdown()
     self._lock.close()
-    with contextlib.suppress(logs.Stopped):
+    with contextlib.suppress(errors.Stopped):
       self._watching.result()
 
 
@@ -168,7 +168,7 @@ def watch(run):
     run: `runs.Run` on the devices that are to refresh.
 
   Raises:
-    logs.Stopped: A stop signal came.
+    errors.Stopped: A stop signal came.
   """
   config, looked_at = run.config, -1
   refresh.fetch(run, -1)
@@ -187,7 +187,7 @@ def watch(run):
     step = _next(run, committed, last, looked_at)
     if step is None:
       if logs.stop_requested():
-        raise logs.Stopped('waiting for a checkpoint')
+        raise errors.Stopped('waiting for a checkpoint')
       time.sleep(_LOOK_SECS)
       continue
     if _refresh(run, step, last):
@@ -199,7 +199,7 @@ def claimed(workdir):
   try:
     remote.pull_file(f'{workdir}/{_CLAIM_FILE}')
     return handoff.read_json(f'{workdir}/{_CLAIM_FILE}')['step']
-  except handoff.Damaged:
+  except errors.Damaged:
     return None
 
 
@@ -210,7 +210,7 @@ def run(config):
   splits = (config.train_split, config.dev_split)
   this, _, step = runs.read(config, splits, for_training=True)
   if not runs.is_run(config.workdir):
-    raise config_lib.BadInput(
+    raise errors.BadInput(
       '--job=refresh must be given a run; found none in '
       f'{config.workdir}; train one there first, or --watch.'
     )
@@ -236,7 +236,7 @@ def _await_run(config):
         logs.say(f'waiting for a run in {config.workdir}')
         said = True
       if logs.stop_requested():
-        raise logs.Stopped('waiting for a run')
+        raise errors.Stopped('waiting for a run')
       time.sleep(_LOOK_SECS)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax import bert
-from ance_jax import config as config_lib
+from ance_jax import errors
 
 # Tensors that are left out, and why.
 _DROPPED = {
@@ -112,7 +112,7 @@ def body_from_tensors(tensors, body, where):
     ('is not expected', sorted(set(found) - set(table))),
   ):
     if names:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'a checkpoint of {body.model_type} must have exactly the tensors of '
         f'its architecture; found that {names[0][:80]} {problem} ({len(names)} '
         f'such) in {where}; use a complete checkpoint of that architecture.'
@@ -122,13 +122,13 @@ def body_from_tensors(tensors, body, where):
     array = np.asarray(found[name], np.float32)
     array = array.T if path[-1] == 'kernel' else array
     if array.shape != shape:
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'tensor {name} must have the shape that config.json implies, {shape} '
         f'in our layout; found {array.shape} in {where}; use a checkpoint that '
         'belongs to its config.json.'
       )
     if not np.isfinite(array).all():
-      raise config_lib.BadInput(
+      raise errors.BadInput(
         f'tensor {name} must be finite; found '
         f'{np.sum(~np.isfinite(array)):,} of {array.size:,} values that are '
         f'not in {where}; use a checkpoint from before the run diverged.'

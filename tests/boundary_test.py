@@ -8,6 +8,7 @@ from ance_jax import boundary
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import resume
 from ance_jax import watch
@@ -63,7 +64,7 @@ def test_a_run_is_begun_only_where_none_was(
   if expected is None:
     resume._check_never_trained(tmp_path)
     return
-  with pytest.raises(config_lib.BadInput, match=expected):
+  with pytest.raises(errors.BadInput, match=expected):
     resume._check_never_trained(tmp_path)
 
 

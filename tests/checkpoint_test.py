@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from ance_jax import checkpoint
-from ance_jax import config
 from ance_jax import devices as devices_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import steps
@@ -75,7 +75,7 @@ def test_a_step_that_was_not_committed_is_never_chosen(saved):
   )
   assert checkpoint.committed_steps(saved) == [1, 2]
   assert checkpoint.choose(saved, 'last') == 2
-  with pytest.raises(config.BadInput, match=r'found steps \[1, 2\]'):
+  with pytest.raises(errors.BadInput, match=r'found steps \[1, 2\]'):
     checkpoint.read_params(
       saved, 3, shapes_of(make_state(0.0)), devices_lib.local(1)
     )
@@ -94,7 +94,7 @@ def test_a_bit_flipped_in_any_file_of_a_checkpoint_is_found(saved):
       content[random.integers(len(whole))] ^= 1 << random.integers(8)
       for damaged in (bytes(content), whole[: random.integers(len(whole))]):
         path.write_bytes(damaged)
-        with pytest.raises(handoff.Damaged, match='missing or was changed'):
+        with pytest.raises(errors.Damaged, match='missing or was changed'):
           handoff.read_manifest(folder)
     path.write_bytes(whole)
   assert handoff.read_manifest(folder)['step'] == 2
@@ -124,7 +124,7 @@ def test_a_save_that_fails_in_the_background_is_seen(saved, monkeypatch):
       time.sleep(0.01)
 
   with pytest.raises(
-    checkpoint.SaveFailed, match='step 4 could not .* No space left'
+    errors.SaveFailed, match='step 4 could not .* No space left'
   ):
     until_it_is_seen()
   checkpoints.close()
@@ -141,19 +141,19 @@ def test_the_best_is_that_of_the_highest_dev_metric(saved):
   assert checkpoint.choose(saved, '1') == 1
   assert checkpoint.best(saved, [1, 3]) == 3
   with pytest.raises(
-    config.BadInput, match=r"found '7' where there are \[1, 2"
+    errors.BadInput, match=r"found '7' where there are \[1, 2"
   ):
     checkpoint.choose(saved, '7')
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-  with pytest.raises(config.BadInput, match='found none in'):
+  with pytest.raises(errors.BadInput, match='found none in'):
     checkpoint.choose(tmp_path, 'last')
 
 
 def test_a_save_that_orbax_does_not_take_is_an_error(saved):
   checkpoints = checkpoint.Checkpoints(saved)
-  with pytest.raises(checkpoint.SaveFailed, match='step 2 could not be'):
+  with pytest.raises(errors.SaveFailed, match='step 2 could not be'):
     checkpoints.save(make_state(2.0), 2)
   checkpoints.close()
 
@@ -167,7 +167,7 @@ def test_a_checkpoint_holds_the_record_that_it_was_saved_with(saved):
   assert (step, manifest['made_with']) == (4, 'this')
   path = checkpoint.record_folder(saved, 4) / 'run.flags'
   path.write_bytes(b'--seed=3\n')
-  with pytest.raises(handoff.Damaged, match='record/run.flags is missing or'):
+  with pytest.raises(errors.Damaged, match='record/run.flags is missing or'):
     checkpoint.read_record(saved, 4)
 
 
@@ -182,7 +182,7 @@ def test_a_save_that_orbax_cannot_finish_is_told_in_our_words(
       monkeypatch.setattr(checkpoints._manager, '_finalize', full)
       checkpoints.save(make_state(4.0), 4)
 
-  with pytest.raises(checkpoint.SaveFailed, match='step 4 .* No space left'):
+  with pytest.raises(errors.SaveFailed, match='step 4 .* No space left'):
     save()
   assert checkpoint.committed_steps(saved) == [1, 2, 3]
 
@@ -197,7 +197,7 @@ def test_a_step_that_is_damaged_twice_is_set_aside_twice(saved, capsys):
 
 
 def test_a_record_of_no_checkpoint_is_refused(saved):
-  with pytest.raises(config.BadInput, match=r'found steps \[1, 2, 3\]'):
+  with pytest.raises(errors.BadInput, match=r'found steps \[1, 2, 3\]'):
     checkpoint.read_record(saved, 7)
 
 

@@ -12,6 +12,7 @@ import pytest
 from ance_jax import batches
 from ance_jax import checks
 from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import methods
 from ance_jax import optimizers
 from ance_jax import refresh
@@ -103,7 +104,7 @@ def test_a_batch_of_one_without_negatives_of_its_own_is_refused(
   tiny = dataclasses.replace(
     tiny, **{'method': 'ance', 'batch_size': 1, 'num_devices': 1, **settings}
   )
-  with pytest.raises(config_lib.BadInput, match=f'=1 leaves {name} no other'):
+  with pytest.raises(errors.BadInput, match=f'=1 leaves {name} no other'):
     train.check(tiny)
   train.check(dataclasses.replace(tiny, batch_size=2))
   for other in ({'warmup_steps': 0, 'method': 'ance'}, {'method': 'dpr'}):
@@ -214,7 +215,7 @@ def test_rows_of_a_run_without_any_negative_are_refused(told):
     {'method': 'random'},
     {'method': 'ance', 'warmup_method': 'random', 'warmup_steps': 1},
   ):
-    with pytest.raises(config_lib.BadInput, match='finds no negative for any'):
+    with pytest.raises(errors.BadInput, match='finds no negative for any'):
       told(same, **settings)
   assert told(same, method='ance', warmup_method='random') == []
 
@@ -291,7 +292,7 @@ def test_a_run_that_could_not_learn_is_refused_before_it_starts(
     tiny, data_dir=str(tmp_path / 'set'), num_devices=1,
     **{'method': 'ance', 'warmup_steps': 2, **settings},
   )  # fmt: skip
-  with pytest.raises(config_lib.BadInput, match=message):
+  with pytest.raises(errors.BadInput, match=message):
     train.run(config)
 
 

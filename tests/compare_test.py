@@ -14,6 +14,7 @@ import pytest
 from ance_jax import checkpoint
 from ance_jax import compare
 from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import metrics
@@ -219,7 +220,7 @@ def test_hostile_passages_are_shown_as_text(beir_folder, settings, tmp_path):
 def test_a_run_of_other_queries_or_passages_is_refused(
   change, says, settings, tmp_path
 ):
-  with pytest.raises(config_lib.BadInput, match=says) as raised:
+  with pytest.raises(errors.BadInput, match=says) as raised:
     compare.run(with_copy(settings, tmp_path, change))
   assert str(raised.value).startswith(f'{tmp_path}/copy.trec')
 
@@ -246,7 +247,7 @@ def test_a_run_of_data_with_the_same_ids_is_refused_by_its_hash(
   )
   evaluate.run(dataclasses.replace(config, workdir=str(tmp_path / 'second')))
   first = settings.runs.split(',')[0]
-  with pytest.raises(config_lib.BadInput, match='of one corpus and one split'):
+  with pytest.raises(errors.BadInput, match='of one corpus and one split'):
     compare.run(
       dataclasses.replace(settings, runs=f'{first},{tmp_path}/second')
     )
@@ -264,7 +265,7 @@ def test_a_run_of_data_with_the_same_ids_is_refused_by_its_hash(
   ],
 )
 def test_what_cannot_be_compared_is_refused(changes, says, settings):
-  with pytest.raises(config_lib.BadInput, match=says):
+  with pytest.raises(errors.BadInput, match=says):
     compare.run(dataclasses.replace(settings, **changes))
 
 
@@ -275,7 +276,7 @@ def test_a_folder_with_two_run_files_must_be_told_which(settings, tmp_path):
     shutil.copy(run_file(settings, 'flat'), folder / f'train-model-{step}.trec')
   config = dataclasses.replace(settings, runs=f'{settings.runs},{folder}')
   with pytest.raises(
-    config_lib.BadInput, match=r'found train-model-1.trec, train-model-2.trec'
+    errors.BadInput, match=r'found train-model-1.trec, train-model-2.trec'
   ):
     compare.run(config)
 

@@ -8,6 +8,7 @@ from absl import flags
 import pytest
 
 from ance_jax import config
+from ance_jax import errors
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FIELDS = dataclasses.fields(config.Config)
@@ -116,7 +117,7 @@ def test_what_no_flag_takes_is_left_over():
   ],
 )
 def test_what_is_wrong_in_a_command_line_is_told(arguments, expected):
-  with pytest.raises(config.BadInput, match=expected):
+  with pytest.raises(errors.BadInput, match=expected):
     parse(*arguments)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from ance_jax import config
 from ance_jax import corpora
+from ance_jax import errors
 from ance_jax import registry
 
 
@@ -96,11 +97,11 @@ def test_a_set_of_beir_that_another_archive_holds_is_refused(
   data = zipped(beir_folder, 'nfcorpus')
   served('scifact.zip', data)
   monkeypatch.setattr(registry, '_BEIR', served.address)
-  with pytest.raises(config.BadInput, match='must have the MD5 5f7d1de60b17'):
+  with pytest.raises(errors.BadInput, match='must have the MD5 5f7d1de60b17'):
     read(tmp_path / 'new', dataset='beir', beir_set='scifact')
   found = len(data), hashlib.md5(data).hexdigest()
   monkeypatch.setitem(registry._BEIR_ARCHIVES, 'scifact', found)
-  with pytest.raises(config.BadInput, match='must hold scifact/corpus.jsonl'):
+  with pytest.raises(errors.BadInput, match='must hold scifact/corpus.jsonl'):
     read(tmp_path / 'new', dataset='beir', beir_set='scifact')
 
 
@@ -110,7 +111,7 @@ def test_where_a_set_of_beir_can_be_had_is_said(tmp_path):
     dataset='beir', beir_set='nq', data_dir=str(tmp_path / 'empty')
   )
   with pytest.raises(
-    config.BadInput, match=r'unpack https://\S+/nq.zip \(498.3 MB\), or set'
+    errors.BadInput, match=r'unpack https://\S+/nq.zip \(498.3 MB\), or set'
   ):
     corpora.load(settings, ('train',))
 
@@ -180,7 +181,7 @@ def test_gzipped_and_plain_files_are_fetched(served, tmp_path):
 
 def test_a_file_with_another_checksum_is_removed_and_named(served, tmp_path):
   served('psgs_w100.tsv.gz', gzip.compress(b'x'), 'psgs_w100.tsv', md5='0' * 32)
-  with pytest.raises(config.BadInput, match='must have the MD5 000.*; found '):
+  with pytest.raises(errors.BadInput, match='must have the MD5 000.*; found '):
     read(tmp_path / 'new', dataset='dpr', questions='nq')
   assert not (tmp_path / 'new' / 'psgs_w100.tsv.gz').is_symlink()
 
@@ -188,6 +189,6 @@ def test_a_file_with_another_checksum_is_removed_and_named(served, tmp_path):
 def test_what_cannot_be_fetched_is_to_be_put_there_by_hand(served, tmp_path):
   served('psgs_w100.tsv.gz', b'', 'psgs_w100.tsv').unlink()
   with pytest.raises(
-    config.BadInput, match='put psgs_w100.tsv into .* by hand'
+    errors.BadInput, match='put psgs_w100.tsv into .* by hand'
   ):
     read(tmp_path / 'new', dataset='dpr', questions='nq')

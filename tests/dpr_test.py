@@ -8,6 +8,7 @@ import pytest
 
 from ance_jax import config
 from ance_jax import corpora
+from ance_jax import errors
 
 
 def load(folder, *splits, **changes):
@@ -78,7 +79,7 @@ def test_trivia_names_its_contexts_otherwise_and_gzip_makes_no_difference(
 
 def test_two_sets_of_questions_need_a_flag(folder):
   formats.write_dpr(folder, 'trivia')
-  with pytest.raises(config.BadInput, match='found nq, trivia in'):
+  with pytest.raises(errors.BadInput, match='found nq, trivia in'):
     load(folder, 'test')
   nq = load(folder, 'test', questions='nq').splits['test']
   assert nq.ids[0] == 'nq-test-1'
@@ -92,7 +93,7 @@ def test_answers_of_curatedtrec_are_patterns(tmp_path):
   assert split.answers_are_patterns
   assert split.answers == [['Lin(da|coln)'], [r'\d{4}']]
   path.write_text("who\t['Lin(da']\n")
-  with pytest.raises(config.BadInput, match='question 1 must have regular'):
+  with pytest.raises(errors.BadInput, match='question 1 must have regular'):
     load(tmp_path, 'test')
 
 
@@ -112,6 +113,6 @@ def test_files_of_another_size_than_the_sources_are_told_of(folder, capsys):
 
 def test_a_missing_file_says_where_it_is_and_how_large(folder):
   (folder / 'psgs_w100.tsv').unlink()
-  with pytest.raises(config.BadInput) as caught:
+  with pytest.raises(errors.BadInput) as caught:
     load(folder, 'train')
   assert 'psgs_w100.tsv.gz (4,694.5 MB)' in str(caught.value)

@@ -7,8 +7,8 @@ import crash_test
 import pytest
 import watch_test
 
-from ance_jax import config as config_lib
 from ance_jax import diagnostics
+from ance_jax import errors
 from ance_jax import logs
 from ance_jax import schedule
 from ance_jax import train
@@ -36,7 +36,7 @@ def stopped_now_and_then(config, monkeypatch, steps):
       watch_test.set_at(
         patch, step, watch_test.threading.Event(), logs._stop.set
       )
-      with pytest.raises(logs.Stopped):
+      with pytest.raises(errors.Stopped):
         train.run(config)
     logs._stop.clear()
   train.run(config)
@@ -151,7 +151,7 @@ def test_level_is_no_better_than_the_best_so_often(scores, evaluations, end):
 def test_a_trigger_that_cannot_be_looked_at_is_refused(
   config, settings, message
 ):
-  with pytest.raises(config_lib.BadInput, match=f'--refresh_trigger {message}'):
+  with pytest.raises(errors.BadInput, match=f'--refresh_trigger {message}'):
     train.run(dataclasses.replace(config, refresh_trigger=0.5, **settings))
 
 
@@ -165,5 +165,5 @@ def test_a_trigger_that_cannot_be_looked_at_is_refused(
 )
 def test_a_plateau_that_nobody_would_see_is_refused(config, settings, message):
   config = dataclasses.replace(config, steps_per_eval=2)
-  with pytest.raises(config_lib.BadInput, match=message):
+  with pytest.raises(errors.BadInput, match=message):
     dataclasses.replace(config, **{'warmup_until_plateau': 2, **settings})

@@ -12,6 +12,7 @@ import pytest
 
 from ance_jax import config as config_lib
 from ance_jax import data
+from ance_jax import errors
 from ance_jax import filters
 from ance_jax import footprint
 from ance_jax import mining
@@ -56,7 +57,7 @@ def test_a_number_may_be_at_its_edge_and_not_beyond(name):
     config_lib.Config(**{name: value})
   rule = re.escape(f'--{name} must be {RULE_OF[name]}; found')
   for value in [*refused, *([math.nan] if plain is float else [])]:
-    with pytest.raises(config_lib.BadInput, match=rule):
+    with pytest.raises(errors.BadInput, match=rule):
       config_lib.Config(**WITH.get(name, {}), **{name: value})
 
 
@@ -102,7 +103,7 @@ def test_flags_that_bound_each_other_do_so_at_the_edge(
   for value in passes:
     config_lib.Config(**flags, **{name: value})
   for value in refused:
-    with pytest.raises(config_lib.BadInput, match=says):
+    with pytest.raises(errors.BadInput, match=says):
       config_lib.Config(**flags, **{name: value})
 
 
@@ -125,7 +126,7 @@ def test_a_batch_divides_over_devices_and_pieces(
   if says is None:
     train.check(config)
     return
-  with pytest.raises(config_lib.BadInput, match=says):
+  with pytest.raises(errors.BadInput, match=says):
     train.check(config)
 
 
@@ -165,7 +166,7 @@ def test_what_a_corpus_allows_is_allowed_to_the_last(
   if says is None:
     negatives.check(run)
     return
-  with pytest.raises(config_lib.BadInput, match=says):
+  with pytest.raises(errors.BadInput, match=says):
     negatives.check(run)
 
 
@@ -175,7 +176,7 @@ def test_a_length_may_be_all_that_the_model_can_take(name):
   source = SimpleNamespace(body=body, settings={}, tokenizer=None)
   config = config_lib.Config(**{name: 32})
   assert getattr(models._retriever(config, source), name) == 32
-  with pytest.raises(config_lib.BadInput, match=f'--{name} must be at most'):
+  with pytest.raises(errors.BadInput, match=f'--{name} must be at most'):
     models._retriever(config_lib.Config(**{name: 33}), source)
 
 
@@ -193,7 +194,7 @@ def test_ranks_and_scores_of_mining_bound_each_other(flags, says):
   if says is None:
     mining._check_flags(config)
     return
-  with pytest.raises(config_lib.BadInput, match=f'^{says}'):
+  with pytest.raises(errors.BadInput, match=f'^{says}'):
     mining._check_flags(config)
 
 
@@ -211,7 +212,7 @@ def test_filling_up_needs_as_many_passages_as_it_writes(too_few, run):
   if too_few == 'keep':
     mining._check_data(task)
     return
-  with pytest.raises(config_lib.BadInput, match='found 5 for 5 and up to 1'):
+  with pytest.raises(errors.BadInput, match='found 5 for 5 and up to 1'):
     mining._check_data(task)
 
 
@@ -243,7 +244,7 @@ def test_a_run_may_need_all_that_there_is(free, fits, monkeypatch):
   if fits:
     footprint.check(run)
     return
-  with pytest.raises(config_lib.BadInput, match='9 bytes .* 10 bytes, 6 bytes'):
+  with pytest.raises(errors.BadInput, match='9 bytes .* 10 bytes, 6 bytes'):
     footprint.check(run)
 
 
@@ -284,7 +285,7 @@ def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
   monkeypatch.setattr(resume, '_restore_history', lambda *_: b'')
   config = config_lib.Config(workdir='/nowhere', max_steps=7)
   assert resume.begin(config).step == 7
-  with pytest.raises(config_lib.BadInput, match='at least the 7 steps'):
+  with pytest.raises(errors.BadInput, match='at least the 7 steps'):
     resume.begin(dataclasses.replace(config, max_steps=6))
 
 

@@ -18,6 +18,7 @@ from ance_jax import batches
 from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import data
+from ance_jax import errors
 from ance_jax import filters
 from ance_jax import inspection
 from ance_jax import keys
@@ -439,7 +440,7 @@ def test_dev_is_left_out_where_all_splits_are_asked_for_and_it_has_no_query(
   assert list(corpora.load(none, None).splits) == ['train']
   many = dataclasses.replace(config, dev_fraction=0.5)
   assert list(corpora.load(many, None).splits) == ['train', 'dev']
-  with pytest.raises(config_lib.BadInput, match="split 'dev'"):
+  with pytest.raises(errors.BadInput, match="split 'dev'"):
     corpora.load(few, ('train', 'dev'))
 
 

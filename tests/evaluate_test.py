@@ -10,6 +10,7 @@ import pytest
 from ance_jax import config as config_lib
 from ance_jax import data
 from ance_jax import encode
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import index
@@ -92,7 +93,7 @@ def test_a_split_may_be_scored_by_another_protocol_but_not_dev_in_training(
   assert list(scores)[0] == 'mrr@10'
   assert scores['recall@1000'] == 1  # Of 150 passages.
   longer = dataclasses.replace(finished, max_steps=8, protocol='msmarco')
-  with pytest.raises(config_lib.BadInput, match='--protocol must stay as the'):
+  with pytest.raises(errors.BadInput, match='--protocol must stay as the'):
     train.run(longer)
 
 
@@ -268,7 +269,7 @@ def test_the_report_draws_the_runs_and_prints_their_tables(
   ],
 )
 def test_what_a_job_cannot_use_is_refused(finished, job, changes, expected):
-  with pytest.raises(config_lib.BadInput, match=expected):
+  with pytest.raises(errors.BadInput, match=expected):
     job(dataclasses.replace(finished, **changes))
 
 
@@ -290,7 +291,7 @@ def test_a_run_is_evaluated_with_another_index_but_refreshed_with_its_own(
     dataclasses.replace(other, center_passages=True, dtype='bfloat16')
   )
   for changes in ({'index': 'SQ8'}, {'center_passages': True}, {'seed': 3}):
-    with pytest.raises(config_lib.BadInput, match='must stay as the run'):
+    with pytest.raises(errors.BadInput, match='must stay as the run'):
       watch.run(dataclasses.replace(finished, **changes))
 
 
@@ -308,21 +309,21 @@ def test_an_index_is_refused_before_anything_is_encoded(
   changes, expected, finished, monkeypatch
 ):
   monkeypatch.setattr(encode, 'encode_rows', None)
-  with pytest.raises(config_lib.BadInput, match=expected):
+  with pytest.raises(errors.BadInput, match=expected):
     evaluate.run(dataclasses.replace(finished, **changes))
 
 
 def test_an_index_on_devices_is_refused_as_early(finished):
   config = dataclasses.replace(finished, index='device', search_memory_mb=1)
   runs.check_index(config, 16, 150)
-  with pytest.raises(config_lib.BadInput, match='--search_memory_mb must'):
+  with pytest.raises(errors.BadInput, match='--search_memory_mb must'):
     runs.check_index(config, 4096, 10**6)
 
 
 @pytest.mark.parametrize('job', [evaluate.run, evaluate.write_embeddings])
 def test_a_folder_without_a_run_or_weights_is_refused(job, finished, tmp_path):
   config = dataclasses.replace(finished, workdir=str(tmp_path))
-  with pytest.raises(config_lib.BadInput, match='found no run in'):
+  with pytest.raises(errors.BadInput, match='found no run in'):
     job(config)
 
 
@@ -357,7 +358,7 @@ def test_a_set_of_beir_brings_its_protocol_but_to_no_run_that_began_otherwise(
     assert again.splits['dev'].protocol == 'beir'
     loaded, *_ = runs.read(config, ('dev',))
     assert loaded.splits['dev'].protocol == 'beir'
-  with pytest.raises(config_lib.BadInput, match='--protocol must stay'):
+  with pytest.raises(errors.BadInput, match='--protocol must stay'):
     runs.check_same_run(dataclasses.replace(named, protocol='usual'), 6)
 
 

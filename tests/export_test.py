@@ -16,6 +16,7 @@ from ance_jax import config as config_lib
 from ance_jax import devices
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import export
 from ance_jax import handoff
 from ance_jax import logs
@@ -277,7 +278,7 @@ def test_what_is_there_is_replaced_only_if_that_is_asked_for(tmp_path):
   assert 'mine' != (export.run(again) / 'README.md').read_text()
   (tmp_path / 'home').mkdir()
   (tmp_path / 'home' / 'thesis.tex').write_text('')
-  with pytest.raises(config_lib.BadInput, match='what an export wrote'):
+  with pytest.raises(errors.BadInput, match='what an export wrote'):
     export.run(dataclasses.replace(again, output=tmp_path / 'home'))
   assert (tmp_path / 'home' / 'thesis.tex').exists()
 

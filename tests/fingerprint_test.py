@@ -13,6 +13,7 @@ from ance_jax import bert
 from ance_jax import config as config_lib
 from ance_jax import data
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import negatives
@@ -116,7 +117,7 @@ def test_a_run_goes_on_with_another_value_only_of_what_may_change(
   if FIELDS[name].metadata['may_change']:
     runs.check_same_run(after, 3)
     return
-  with pytest.raises(config_lib.BadInput, match=f'^--{name} must stay'):
+  with pytest.raises(errors.BadInput, match=f'^--{name} must stay'):
     runs.check_same_run(after, 3)
 
 
@@ -375,5 +376,5 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(what, run, monkeypatch):
   if what is None:
     assert go_on() == 'id'
     return
-  with pytest.raises(config_lib.BadInput, match=f'found .*{what}.* of hash'):
+  with pytest.raises(errors.BadInput, match=f'found .*{what}.* of hash'):
     go_on()

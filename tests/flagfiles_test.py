@@ -10,6 +10,7 @@ import pytest
 import weights_test
 
 from ance_jax import config
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
@@ -147,10 +148,10 @@ def test_data_that_is_not_there_ends_in_a_sentence_that_names_it(tmp_path):
     workdir=str(tmp_path),
     init_from='',
   )
-  with pytest.raises(config.BadInput, match='--data_dir must be a folder'):
+  with pytest.raises(errors.BadInput, match='--data_dir must be a folder'):
     train.run(settings)
   (tmp_path / 'data').mkdir()
   settings = dataclasses.replace(settings, data_dir=str(tmp_path / 'data'))
   says = r'hold psgs_w100.tsv .*; fetch https://dl.*4,694.5 MB'
-  with pytest.raises(config.BadInput, match=says):
+  with pytest.raises(errors.BadInput, match=says):
     train.run(settings)

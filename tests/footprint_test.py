@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import footprint
 from ance_jax import runs
 from ance_jax import train
@@ -106,7 +106,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(
   monkeypatch.setattr(footprint, '_room', little)
   config = dataclasses.replace(tiny, num_devices=1)
   with pytest.raises(
-    config_lib.BadInput,
+    errors.BadInput,
     match=f'found 1.0 kB of {place} for at least .* of them {largest}',
   ):
     train.run(config)

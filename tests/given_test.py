@@ -16,6 +16,7 @@ import pytest
 from ance_jax import audit
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import export
 from ance_jax import forms
@@ -252,7 +253,7 @@ def test_each_form_with_texts_is_a_file_of_pairs(found, expected, beir):
     beir, dataset='pairs', data_dir=str(folder), negatives=''
   )
   if 'ids' in json.dumps(found) or '_id' in found[0]:
-    with pytest.raises(config_lib.BadInput, match='must have a text'):
+    with pytest.raises(errors.BadInput, match='must have a text'):
       loaded(config)
     return
   corpus, split = loaded(config)
@@ -353,7 +354,7 @@ def test_a_run_trains_on_given_negatives_and_on_no_others(method, beir):
   assert logs.series(config.workdir, 'probe/grad_norm_given')
   # Another file in its place: what was begun on the first does not go on.
   lines(pathlib.Path(beir.negatives), FILES['triplets'][0][1:])
-  with pytest.raises(config_lib.BadInput, match="split 'train'"):
+  with pytest.raises(errors.BadInput, match="split 'train'"):
     train.run(dataclasses.replace(config, max_steps=4))
 
 
@@ -372,12 +373,12 @@ def test_a_score_that_changes_changes_the_split(beir):
 def test_rows_of_given_negatives_want_some(beir):
   config = dataclasses.replace(small(beir), negatives='')
   run, _ = runs.begin(config, ('train',))
-  with pytest.raises(config_lib.BadInput, match='set --negatives'):
+  with pytest.raises(errors.BadInput, match='set --negatives'):
     negatives.check(run)
   warm = dataclasses.replace(
     config, method='ance', warmup_method='given_in_batch', warmup_steps=1
   )
-  with pytest.raises(config_lib.BadInput, match='set --negatives'):
+  with pytest.raises(errors.BadInput, match='set --negatives'):
     negatives.check(run._replace(config=warm))
 
 
@@ -390,7 +391,7 @@ def test_a_file_of_other_data_is_refused(beir):
       {'query_id': 'q0', 'negatives': ['no such id']},
     ],
   )
-  with pytest.raises(config_lib.BadInput, match='gives no training query a'):
+  with pytest.raises(errors.BadInput, match='gives no training query a'):
     loaded(beir)
 
 
@@ -443,7 +444,7 @@ BAD = {
 @pytest.mark.parametrize(('line', 'says'), BAD.values(), ids=BAD)
 def test_what_can_be_meant_in_two_ways_is_refused(line, says, beir):
   lines(pathlib.Path(beir.negatives), [FILES['triplets'][0][0], line])
-  with pytest.raises(config_lib.BadInput, match=says) as refused:
+  with pytest.raises(errors.BadInput, match=says) as refused:
     loaded(beir)
   assert 'given.jsonl, line 2' in str(refused.value)
 
@@ -513,7 +514,7 @@ def test_with_a_model_given_negatives_are_audited_by_its_scores(beir, tmp_path):
 
 def test_without_negatives_and_a_model_there_is_nothing_to_audit(beir):
   config = dataclasses.replace(beir, job='audit', negatives='')
-  with pytest.raises(config_lib.BadInput, match='nothing to audit'):
+  with pytest.raises(errors.BadInput, match='nothing to audit'):
     audit.run(config)
 
 
@@ -685,7 +686,7 @@ def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(
   assert split.passages.tolist() == [0]
   assert split.given.of(0).tolist() == [2, 6, 3, 7]
   lines(folder / 'pairs.jsonl', [{**pair, 'negative': 'another'}])
-  with pytest.raises(config_lib.BadInput, match='leave --negatives out'):
+  with pytest.raises(errors.BadInput, match='leave --negatives out'):
     loaded(config)
 
 
@@ -738,7 +739,7 @@ def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
   run, _ = runs.begin(small(beir), ('train',))
   run = run._replace(config=dataclasses.replace(run.config, **changes))
   if says:
-    with pytest.raises(config_lib.BadInput, match=says):
+    with pytest.raises(errors.BadInput, match=says):
       negatives.check(run)
     return
   negatives.check(run)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ance_jax import config
+from ance_jax import errors
 from ance_jax import handoff
 
 
@@ -54,7 +54,7 @@ def test_a_damaged_file_is_found_and_named(tmp_path, damage):
   else:
     part.unlink()
   with pytest.raises(
-    config.BadInput, match='inner/part is missing or was changed'
+    errors.BadInput, match='inner/part is missing or was changed'
   ):
     handoff.read_manifest(tmp_path / 'made')
 
@@ -102,7 +102,7 @@ def test_every_single_bit_of_a_manifest_is_checked(tmp_path):
     content = bytearray(whole)
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
-    with pytest.raises(handoff.Damaged):
+    with pytest.raises(errors.Damaged):
       handoff.read_manifest(tmp_path / 'made')
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ance_jax import config
+from ance_jax import errors
 from ance_jax import index
 
 
@@ -75,12 +75,12 @@ def test_search_parameters_reach_the_index():
   [('Flatt', ''), ('Flat', 'nprobe=3'), ('IVF4,Flat', 'x')],
 )
 def test_what_faiss_cannot_read_is_refused_in_a_sentence(factory, params):
-  with pytest.raises(config.BadInput, match='FAISS factory string'):
+  with pytest.raises(errors.BadInput, match='FAISS factory string'):
     index.build(factory, params, [integers(100)])
 
 
 def test_an_index_of_more_lists_than_vectors_is_refused_before_it_is_built():
-  with pytest.raises(config.BadInput, match='at most as many lists .* 64'):
+  with pytest.raises(errors.BadInput, match='at most as many lists .* 64'):
     index.check('IVF64,Flat', '', 4, 63)
   index.check('IVF64,Flat', '', 4, 64)
   index.check('Flat', '', 4, 1)
@@ -112,7 +112,7 @@ def test_an_index_of_more_lists_than_vectors_is_refused_before_it_is_built():
 def test_what_an_index_cannot_do_is_said_before_there_are_vectors(
   factory, params, expected
 ):
-  with pytest.raises(config.BadInput, match=expected):
+  with pytest.raises(errors.BadInput, match=expected):
     index.check(factory, params, 16, 150, rows_per_block=100)
 
 
@@ -138,7 +138,7 @@ def test_an_index_that_is_let_pass_can_be_built_and_searched(factory, params):
 
 
 def test_an_index_that_cannot_be_trained_on_so_little_is_refused():
-  with pytest.raises(config.BadInput, match="found 'PQ2' with 100 vectors"):
+  with pytest.raises(errors.BadInput, match="found 'PQ2' with 100 vectors"):
     index.build('PQ2', '', [integers(100)])
 
 

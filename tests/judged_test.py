@@ -17,6 +17,7 @@ from ance_jax import compare
 from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import data
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import runs
@@ -252,7 +253,7 @@ def test_a_share_that_the_message_names_leaves_both_sides_a_query(tmp_path):
   judged = {(query, 'p'): 1 for query in queries}
   folder = write(tmp_path / 'data', {'p': 'text'}, queries, train=judged)
   for share, way in ((0.0001, 'raise'), (0.9999, 'lower')):
-    with pytest.raises(config_lib.BadInput, match='leaves no query') as found:
+    with pytest.raises(errors.BadInput, match='leaves no query') as found:
       load(folder, 'train', 'dev', dataset='beir', dev_fraction=share)
     text = str(found.value)
     assert 'found 3 judged queries' in text

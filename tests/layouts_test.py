@@ -12,6 +12,7 @@ import weights_test
 
 from ance_jax import config as config_lib
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import models
 from ance_jax import tokens
 from ance_jax import torch_files
@@ -139,7 +140,7 @@ def test_ance_without_a_tensor_is_refused(names, says, tmp_path):
   for name in names:
     del tensors[name]
   save_file(tensors, path)
-  with pytest.raises(config_lib.BadInput, match=f'{says} is missing'):
+  with pytest.raises(errors.BadInput, match=f'{says} is missing'):
     load(init_from=tmp_path)
 
 
@@ -158,7 +159,7 @@ def test_ance_with_another_tensor_is_refused(change, says, tmp_path):
   path = tmp_path / 'model.safetensors'
   new = {name: array.astype(np.float32) for name, array in change.items()}
   save_file({**load_file(path), **new}, path)
-  with pytest.raises(config_lib.BadInput, match=says):
+  with pytest.raises(errors.BadInput, match=says):
     load(init_from=tmp_path)
 
 
@@ -174,7 +175,7 @@ def test_two_encoders_of_dpr_are_read_in_their_order(tmp_path):
   assert r.title_separator == model.tokenizer.sep_token
   for side in SIDES:
     check(model, side, made[side], 'bert')
-  with pytest.raises(config_lib.BadInput, match='queries, then that of pass'):
+  with pytest.raises(errors.BadInput, match='queries, then that of pass'):
     load(init_from=f'{passage},{query}')
   alone = load(init_from=query)
   assert alone.retriever.tied
@@ -211,11 +212,11 @@ def test_a_checkpoint_of_dprs_own_code_is_a_file_beside_a_config(tmp_path):
     check(model, side, made[side], 'bert')
   del states['ctx_model.encode_proj.weight']
   torch.save({'model_dict': states}, path)
-  with pytest.raises(config_lib.BadInput, match='ctx_model.encode_proj.weight'):
+  with pytest.raises(errors.BadInput, match='ctx_model.encode_proj.weight'):
     load(init_from=path)
   del states['ctx_model.encode_proj.bias']
   torch.save({'model_dict': states}, path)
-  with pytest.raises(config_lib.BadInput, match='both have a projection'):
+  with pytest.raises(errors.BadInput, match='both have a projection'):
     load(init_from=path)
 
 
@@ -233,7 +234,7 @@ def test_a_body_in_a_file_of_torch_is_read(tmp_path):
     'distilbert',
   )
   torch.save({'a': 3}, tmp_path / 'pytorch_model.bin')
-  with pytest.raises(config_lib.BadInput, match="found int 'a'"):
+  with pytest.raises(errors.BadInput, match="found int 'a'"):
     load(init_from=tmp_path)
 
 
@@ -324,17 +325,17 @@ def test_two_encoders_must_go_together(changes, says, tmp_path):
     values = json.loads((other / 'config.json').read_text())
     (other / 'config.json').write_text(json.dumps({**values, **changes}))
   names = ','.join(str(tmp_path / side) for side in SIDES)
-  with pytest.raises(config_lib.BadInput, match=says):
+  with pytest.raises(errors.BadInput, match=says):
     load(init_from=names)
 
 
 @pytest.mark.parametrize('name', ['a,b,c', 'a,', ','])
 def test_more_than_two_names_are_refused(name):
-  with pytest.raises(config_lib.BadInput, match='one checkpoint, or two'):
+  with pytest.raises(errors.BadInput, match='one checkpoint, or two'):
     load(init_from=name)
 
 
 def test_without_torch_a_sentence_says_what_to_do(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(config_lib.BadInput, match='torch is not installed'):
+  with pytest.raises(errors.BadInput, match='torch is not installed'):
     torch_files.read(tmp_path / 'pytorch_model.bin', None)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ance_jax import config
+from ance_jax import errors
 from ance_jax import locks
 
 HOLD = """
@@ -43,7 +43,7 @@ def write_holder(folder, **changes):
 def test_the_second_is_refused_at_once_with_host_and_process(tmp_path, holder):
   start = time.perf_counter()
   with pytest.raises(
-    config.BadInput,
+    errors.BadInput,
     match=f'found process {holder.pid} on {os.uname().nodename}',
   ):
     locks.Lock(tmp_path)
@@ -61,7 +61,7 @@ def test_a_killed_holder_is_not_in_the_way(tmp_path, holder):
 def test_a_living_holder_on_another_host_is_refused(tmp_path):
   write_holder(tmp_path)
   with pytest.raises(
-    config.BadInput, match='found process 4711 on far-away .* 0 s ago'
+    errors.BadInput, match='found process 4711 on far-away .* 0 s ago'
   ):
     locks.Lock(tmp_path)
 
@@ -71,7 +71,7 @@ def test_a_silent_holder_on_another_host_counts_as_dead(tmp_path):
   # A try that is refused is no sign of life of the holder's.
   before = time.time() - locks._DEAD_SECS - 1
   os.utime(path, (before + 10, before + 10))
-  with pytest.raises(config.BadInput, match='5[01] s ago'):
+  with pytest.raises(errors.BadInput, match='5[01] s ago'):
     locks.Lock(tmp_path)
   os.utime(path, (before, before))
   locks.Lock(tmp_path).close()
@@ -137,7 +137,7 @@ def test_who_was_taken_over_is_told_and_leaves_the_others_lock(
       lock.check()
       time.sleep(0.01)
 
-  with pytest.raises(config.BadInput, match="is another process's now"):
+  with pytest.raises(errors.BadInput, match="is another process's now"):
     until_it_is_seen()
   lock.close()
   assert json.loads(path.read_text())['host'] == 'far-away'

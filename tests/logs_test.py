@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from ance_jax import config
+from ance_jax import errors
 from ance_jax import logs
 from ance_jax import pace
 
@@ -68,7 +68,7 @@ def test_a_line_that_is_no_metrics_is_refused_with_its_number(line, tmp_path):
   write(tmp_path, 0, [(1, {'train/loss': 1})])
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
     file.write(f'{line}\n')
-  with pytest.raises(config.BadInput, match='metrics.jsonl, line 2: '):
+  with pytest.raises(errors.BadInput, match='metrics.jsonl, line 2: '):
     logs.read(tmp_path)
 
 
@@ -89,7 +89,7 @@ def test_a_stop_signal_ends_the_phase_after_its_present_item(number):
         if item == 2:
           os.kill(os.getpid(), number)
 
-    with pytest.raises(logs.Stopped, match='work'):
+    with pytest.raises(errors.Stopped, match='work'):
       work()
     assert logs.stop_requested()
   assert done == [0, 1, 2]

@@ -11,8 +11,8 @@ import pytest
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import errors as errors_lib
 from ance_jax import handoff
-from ance_jax import logs
 from ance_jax import main
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -114,10 +114,10 @@ def test_debug_shows_where_an_error_comes_from():
   ('error', 'code', 'expected'),
   [
     (OSError(28, 'No space left on device'), 1, 'No space left on device'),
-    (checkpoint.SaveFailed('not saved.'), 1, 'not saved.'),
-    (config_lib.BadInput('bad.'), 2, 'bad.'),
+    (errors_lib.SaveFailed('not saved.'), 1, 'not saved.'),
+    (errors_lib.BadInput('bad.'), 2, 'bad.'),
     (FloatingPointError('not finite.'), 2, 'not finite.'),
-    (logs.Stopped('encode'), 143, 'stopped on request in encode'),
+    (errors_lib.Stopped('encode'), 143, 'stopped on request in encode'),
     (KeyboardInterrupt(), 130, 'interrupted.'),
     (KeyError('a\nb'), 1, 'KeyError: '),
     (MemoryError(), 1, 'MemoryError: '),

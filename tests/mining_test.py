@@ -16,6 +16,7 @@ import pytest
 
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import mining
@@ -315,7 +316,7 @@ def test_all_rows_of_n_tuples_have_one_width(too_few, written, two, capsys):
 
 def test_where_no_row_is_full_the_width_is_named(two):
   config = without_judge(two, num_negatives=9, format='n_tuples')
-  with pytest.raises(config_lib.BadInput, match='lower --num_negatives'):
+  with pytest.raises(errors.BadInput, match='lower --num_negatives'):
     mining.run(config)
   assert mining.run(change(config, format='triplets'))['written'] == 2
 
@@ -333,7 +334,7 @@ def test_a_score_that_is_not_known_is_in_no_row_with_scores(two, capsys):
   mining.run(change(config, format='n_tuples'))
   assert said not in capsys.readouterr().out
   filled = change(config, num_negatives=6, too_few='fill')
-  with pytest.raises(config_lib.BadInput, match='have a model score'):
+  with pytest.raises(errors.BadInput, match='have a model score'):
     mining.run(change(filled, format='n_tuples_scored'))
 
 
@@ -391,9 +392,9 @@ def test_nothing_is_replaced_unasked_and_nothing_half_is_left(two, monkeypatch):
   mining.run(config)
   path = pathlib.Path(two.workdir, 'hard_negatives.ids.jsonl')
   before, there = path.read_text(), sorted(path.parent.iterdir())
-  with pytest.raises(config_lib.BadInput, match='must be new files; found'):
+  with pytest.raises(errors.BadInput, match='must be new files; found'):
     mining.run(config)
-  with pytest.raises(config_lib.BadInput, match='none of the 2 training'):
+  with pytest.raises(errors.BadInput, match='none of the 2 training'):
     mining.run(change(config, max_score=-9.0, overwrite=True))
   monkeypatch.setattr(mining, '_example', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):

@@ -9,6 +9,7 @@ import pytest
 from ance_jax import config
 from ance_jax import corpora
 from ance_jax import downloads
+from ance_jax import errors
 from ance_jax import msmarco
 from ance_jax import registry
 from ance_jax import tokens
@@ -104,7 +105,7 @@ def test_documents_are_scored_by_mrr_at_100_and_grades_from_1(documents):
 
 def test_a_missing_file_says_where_it_is_and_how_large(passages):
   (passages / 'qrels.train.tsv').unlink()
-  with pytest.raises(config.BadInput) as caught:
+  with pytest.raises(errors.BadInput) as caught:
     load(passages, 'msmarco', 'train')
   assert 'must hold qrels.train.tsv' in str(caught.value)
   assert 'collectionandqueries.tar.gz (1,057.7 MB)' in str(caught.value)

@@ -11,8 +11,8 @@ import pytest
 from report_test import rows_of
 
 from ance_jax import checkpoint
-from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import export
 from ance_jax import logs
@@ -103,7 +103,7 @@ def _check_jobs(config, capsys):
   )
   evaluating = dataclasses.replace(config, job='evaluate', split='test')
   assert evaluate.run(evaluating)['mrr@10'] > 0
-  with pytest.raises(config_lib.BadInput, match="the data has no split 'dev'"):
+  with pytest.raises(errors.BadInput, match="the data has no split 'dev'"):
     evaluate.run(dataclasses.replace(evaluating, split='dev'))
   again = dataclasses.replace(config, job='refresh', checkpoint='12')
   shutil.rmtree(pathlib.Path(config.workdir) / 'refresh')
@@ -115,7 +115,7 @@ def _check_jobs(config, capsys):
   shutil.copy(qrels / 'test.tsv', qrels / 'dev.tsv')
   longer = dataclasses.replace(config, max_steps=20)
   for job, change in ((train.run, longer), (watch.run, again)):
-    with pytest.raises(config_lib.BadInput, match="has a split 'dev' where"):
+    with pytest.raises(errors.BadInput, match="has a split 'dev' where"):
       job(change)
   # To score it, or to look at the training queries alone, is no other run.
   assert evaluate.run(dataclasses.replace(evaluating, split='dev'))
@@ -147,11 +147,11 @@ def test_a_dev_split_that_is_gone_is_told_of(config, beir_folder):
   config = dataclasses.replace(config, method='in_batch', max_steps=1)
   train.run(config)
   (qrels / 'dev.tsv').unlink()
-  with pytest.raises(config_lib.BadInput, match="has no split 'dev' where"):
+  with pytest.raises(errors.BadInput, match="has no split 'dev' where"):
     train.run(dataclasses.replace(config, max_steps=2))
 
 
 def test_a_plateau_of_dev_is_refused_without_dev(config):
   config = dataclasses.replace(config, warmup_until_plateau=2)
-  with pytest.raises(config_lib.BadInput, match='needs dev to end the warm-up'):
+  with pytest.raises(errors.BadInput, match='needs dev to end the warm-up'):
     train.run(config)

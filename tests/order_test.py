@@ -17,7 +17,7 @@ ORDER = (
   'metrics answers tokens tokenizer vocabulary '
   'forms data keys strings lexical words index factories topk filters mine '
   'losses bert compiled prompt logs pace locks remote handoff devices '
-  'processes reading faults config'
+  'processes reading faults config errors'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from ance_jax import config
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import pipelines
 from ance_jax import runs
@@ -94,7 +94,7 @@ def test_what_a_killed_process_left_of_a_shared_folder_is_removed(tmp_path):
 
 def test_without_beam_a_sentence_says_how_to_install_it(monkeypatch):
   monkeypatch.setattr(pipelines, 'beam', None)
-  with pytest.raises(config.BadInput, match=r"install 'ance_jax\[beam\]'"):
+  with pytest.raises(errors.BadInput, match=r"install 'ance_jax\[beam\]'"):
     pipelines.on_beam('DirectRunner', '')
 
 
@@ -139,5 +139,5 @@ def test_beam_gives_the_same_bytes(tiny, tmp_path, small_parts):
 
 @pytest.mark.beam
 def test_a_runner_that_beam_does_not_know_is_refused():
-  with pytest.raises(config.BadInput, match='--beam_runner must be a runner'):
+  with pytest.raises(errors.BadInput, match='--beam_runner must be a runner'):
     pipelines.on_beam('NoRunner', '')

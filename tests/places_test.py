@@ -14,6 +14,7 @@ import pytest
 
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import main
@@ -266,7 +267,7 @@ def test_a_place_that_cannot_be_written_is_refused_first(
   )
   config = config_lib.Config(job='evaluate', workdir='new')
   with (
-    pytest.raises(config_lib.BadInput, match=expected),
+    pytest.raises(errors.BadInput, match=expected),
     places.own(dataclasses.replace(config, **changes)),
   ):
     pass
@@ -313,7 +314,7 @@ def test_the_docstrings_of_a_run_are_those_that_it_was_trained_on(
   assert asked[:2] == [theirs / 'datasets'] * 2
   assert asked[2] != theirs / 'datasets'
   (theirs / 'datasets' / 'a').write_text('b')
-  with pytest.raises(handoff.Damaged, match='datasets/a is missing or was'):
+  with pytest.raises(errors.Damaged, match='datasets/a is missing or was'):
     corpora.load(dataclasses.replace(config, job='evaluate'), ('dev',))
   assert (theirs / 'datasets').is_dir()
 
@@ -334,6 +335,6 @@ def test_a_run_that_turns_out_not_to_be_writable_names_the_way_round(
   if number == errno.ENOSPC:
     pytest.raises(OSError, fails, inside)
   else:
-    with pytest.raises(config_lib.BadInput, match=f'{inside}.*; {way}'):
+    with pytest.raises(errors.BadInput, match=f'{inside}.*; {way}'):
       fails(inside)
   pytest.raises(OSError, fails, outside)

@@ -12,8 +12,8 @@ import threading
 import numpy as np
 import pytest
 
-from ance_jax import config as config_lib
 from ance_jax import devices
+from ance_jax import errors as errors_lib
 from ance_jax import evaluate
 from ance_jax import index
 from ance_jax import logs
@@ -220,14 +220,14 @@ def test_the_parts_of_an_index_find_what_the_whole_one_does(
 def test_processes_that_could_not_find_each_other_are_refused(
   config, settings, message
 ):
-  with pytest.raises(config_lib.BadInput, match=message):
+  with pytest.raises(errors_lib.BadInput, match=message):
     dataclasses.replace(config, **settings)
 
 
 def test_a_process_without_a_block_is_refused(config, monkeypatch):
   run = runs.begin(config, ('train', 'dev'))[0]
   monkeypatch.setattr(processes, 'count', lambda: 11)
-  with pytest.raises(config_lib.BadInput, match='lower it to 13 at most'):
+  with pytest.raises(errors_lib.BadInput, match='lower it to 13 at most'):
     negatives.check(run)
 
 

@@ -11,6 +11,7 @@ from ance_jax import batches
 from ance_jax import config as config_lib
 from ance_jax import data
 from ance_jax import devices
+from ance_jax import errors
 from ance_jax import index
 from ance_jax import methods
 from ance_jax import negatives
@@ -292,7 +293,7 @@ def test_negatives_in_use_are_of_the_queries_that_have_any(
   there = [n for n in range(6 // slices) if n not in missing]
   np.testing.assert_array_equal(found.passages, table[there])
   table[:] = -1
-  with pytest.raises(config_lib.BadInput, match='leave negatives to a query'):
+  with pytest.raises(errors.BadInput, match='leave negatives to a query'):
     refresh._in_use(run, 9, 4)
 
 

@@ -12,6 +12,7 @@ import pytest
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
@@ -301,7 +302,7 @@ def test_queries_that_bm25_finds_nothing_for_are_told_or_refused(
     config = dataclasses.replace(run.config, seed=lost)
     other = run._replace(splits=splits, config=config)
     if is_refused:
-      with pytest.raises(config_lib.BadInput, match='for 25 of 48 queries'):
+      with pytest.raises(errors.BadInput, match='for 25 of 48 queries'):
         negatives_lib.by_bm25(other)
     else:
       assert (np.array(negatives_lib.by_bm25(other)) >= 0).all()

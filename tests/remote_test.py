@@ -22,6 +22,7 @@ import watch_test
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
@@ -84,7 +85,7 @@ def train_until(config, monkeypatch, step):
   """Trains up to a stop signal after so many steps."""
   with monkeypatch.context() as patch:
     stop_at(patch, step)
-    with pytest.raises(logs.Stopped):
+    with pytest.raises(errors.Stopped):
       train.run(config)
   logs._stop.clear()
 
@@ -337,7 +338,7 @@ def test_a_second_trainer_on_another_machine_is_refused(
   monkeypatch.setattr(locks.os, 'getpid', lambda: 4_194_305)
   with contextlib.closing(locks.Lock(config.workdir)) as lock:
     monkeypatch.setattr(locks.os, 'getpid', lambda: 4_194_306)
-    with pytest.raises(config_lib.BadInput, match='one trainer; found process'):
+    with pytest.raises(errors.BadInput, match='one trainer; found process'):
       locks.Lock(other.workdir)
     assert not list(pathlib.Path(other.workdir).glob('lock'))
     lock.check()
@@ -356,7 +357,7 @@ def test_the_lock_of_a_dead_trainer_is_taken_over(config, monkeypatch):
   # Who was believed to be dead comes back, and says so.
   remote.write(path, json.dumps(left).encode())
   lock._beating.join(10)
-  with pytest.raises(config_lib.BadInput, match='must have one trainer'):
+  with pytest.raises(errors.BadInput, match='must have one trainer'):
     lock.check()
   lock.close()
   assert remote.read(path)
@@ -366,7 +367,7 @@ def test_the_checkpoints_of_another_run_are_refused(config, monkeypatch):
   train_until(config, monkeypatch, 5)
   other = dataclasses.replace(on_another_machine(config), remote_dir='')
   train_until(other, monkeypatch, 3)
-  with pytest.raises(config_lib.BadInput, match='of the run in --workdir'):
+  with pytest.raises(errors.BadInput, match='of the run in --workdir'):
     train.run(dataclasses.replace(other, remote_dir=ADDRESS))
 
 
@@ -374,13 +375,13 @@ def test_the_checkpoints_of_another_run_are_refused(config, monkeypatch):
   'address', ['http://a/b', 'gs:/a', 'runs/a', 'gs://a/../b', 'gs://a b', '~/a']
 )
 def test_addresses_that_are_none_are_refused(address):
-  with pytest.raises(config_lib.BadInput, match='--remote_dir must be gs://'):
+  with pytest.raises(errors.BadInput, match='--remote_dir must be gs://'):
     config_lib.Config(remote_dir=address)
 
 
 @pytest.mark.parametrize('address', ['run', '.', 'run/copy'])
 def test_the_folder_itself_is_no_place_for_its_copy(tmp_path, address):
-  with pytest.raises(config_lib.BadInput, match='another folder than'):
+  with pytest.raises(errors.BadInput, match='another folder than'):
     remote.connect(tmp_path / 'run', str(tmp_path / address))
 
 
@@ -389,5 +390,5 @@ def test_a_place_that_cannot_be_reached_is_refused(tmp_path, monkeypatch):
     raise ImportError('Please install gcsfs')
 
   monkeypatch.setattr(Bucket, 'exists', exists)
-  with pytest.raises(config_lib.BadInput, match='pip install gcsfs'):
+  with pytest.raises(errors.BadInput, match='pip install gcsfs'):
     remote.connect(tmp_path, 'gs://other/run')

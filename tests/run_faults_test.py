@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from ance_jax import checkpoint
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import main
@@ -62,7 +63,7 @@ def _quick():
 def _progress(items, what, **_):
   for item in items:
     if logs.stop_requested():
-      raise logs.Stopped(what)
+      raise errors.Stopped(what)
     yield item
 
 
@@ -285,7 +286,7 @@ def is_found(path):
       handoff.read_json(path)
     else:
       handoff.read_manifest(folder)
-  except handoff.Damaged:
+  except errors.Damaged:
     return True
   return False
 

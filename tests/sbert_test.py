@@ -12,6 +12,7 @@ import weights_test
 from ance_jax import config as config_lib
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import export
 from ance_jax import models
 from ance_jax import pooling
@@ -281,7 +282,7 @@ def test_old_files_say_the_same(tmp_path):
   assert model.retriever.passage_length == 40
   check(model, theirs, {'document': encoders.PASSAGE})
   change(saved, '1_Pooling/config.json', pooling_mode_lasttoken=True)
-  with pytest.raises(config_lib.BadInput, match='must take the 96 numbers'):
+  with pytest.raises(errors.BadInput, match='must take the 96 numbers'):
     load(saved)
 
 
@@ -429,7 +430,7 @@ def test_what_is_not_computed_here_is_refused_by_name(
   if not (saved / file).exists():
     put(saved, file, {})
   change(saved, file, **values)
-  with pytest.raises(config_lib.BadInput, match=says):
+  with pytest.raises(errors.BadInput, match=says):
     load(saved)
 
 
@@ -441,9 +442,9 @@ def plain_folder(tmp_path_factory):
 
 
 def test_flags_do_not_add_to_the_layers_of_a_checkpoint(plain_folder):
-  with pytest.raises(config_lib.BadInput, match='has layers of its own'):
+  with pytest.raises(errors.BadInput, match='has layers of its own'):
     load(plain_folder, head_size=4)
-  with pytest.raises(config_lib.BadInput, match='--head_norm must be with'):
+  with pytest.raises(errors.BadInput, match='--head_norm must be with'):
     load(plain_folder, head_norm=True)
   assert load(plain_folder, pooling='max').retriever.pooling == 'max'
 
@@ -466,7 +467,7 @@ def test_two_encoders_are_pooled_and_cut_alike(
   other = shutil.copytree(plain_folder, tmp_path / 'saved')
   assert not load(f'{plain_folder},{other}').retriever.tied
   change(other, file, **values)
-  with pytest.raises(config_lib.BadInput, match='found other pooling'):
+  with pytest.raises(errors.BadInput, match='found other pooling'):
     load(f'{plain_folder},{other}')
 
 
@@ -482,7 +483,7 @@ def test_a_router_by_mappings_is_refused(plain_folder, tmp_path):
   assert not load(saved).retriever.tied
   mappings = {'route_mappings': {"('query', None)": 'document'}}
   put(saved, 'router_config.json', {**router, 'parameters': mappings})
-  with pytest.raises(config_lib.BadInput, match='a Router with route_mappings'):
+  with pytest.raises(errors.BadInput, match='a Router with route_mappings'):
     load(saved)
 
 
@@ -501,7 +502,7 @@ def test_a_prompt_is_left_out_however_it_came(plain_folder, tmp_path):
   assert other.query_prompt_tokens < counts[0]
   assert other.passage_prompt_tokens == 0
   assert load(saved, query_length=5).retriever.query_prompt_tokens == 4
-  with pytest.raises(config_lib.BadInput, match='use --chunks=1'):
+  with pytest.raises(errors.BadInput, match='use --chunks=1'):
     load(saved, chunks=2)
   load(saved, chunks=2, passage_prompt='')
   back = encoders.Retriever.from_dict(json.loads(json.dumps(r.to_dict())))

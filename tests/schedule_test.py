@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import methods
 from ance_jax import schedule
 
@@ -103,7 +104,7 @@ def test_intervals_have_steps_of_their_own(settings):
   ],
 )  # fmt: skip
 def test_intervals_that_leave_out_steps_are_refused(settings, text):
-  with pytest.raises(config_lib.BadInput, match='without a gap'):
+  with pytest.raises(errors.BadInput, match='without a gap'):
     dataclasses.replace(settings, refresh_schedule=text)
 
 

@@ -14,6 +14,7 @@ import pages_test
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import index
 from ance_jax import pages
@@ -204,10 +205,10 @@ def test_a_port_that_cannot_be_had_is_refused_before_anything_is_read(
       monkeypatch.setattr(serving._Server, 'server_bind', bind)
     config = dataclasses.replace(tiny, job='search', port=number)
     expected = f'--port={number} is {"in use" if port == "in use" else "one"}'
-    with pytest.raises(config_lib.BadInput, match=expected):
+    with pytest.raises(errors.BadInput, match=expected):
       serving.make_server(config)
 
 
 def test_a_port_must_be_one():
-  with pytest.raises(config_lib.BadInput, match='--port must be from 0 to 65'):
+  with pytest.raises(errors.BadInput, match='--port must be from 0 to 65'):
     config_lib.Config(port=70_000)

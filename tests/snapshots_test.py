@@ -15,6 +15,7 @@ import weights_test
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import export
 from ance_jax import judges
 from ance_jax import models
@@ -129,7 +130,7 @@ def test_what_is_refused_as_a_folder_is_refused_by_name(cache, tmp_path):
   hub_server.put(cache, NAME, folder)
   texts = []
   for name in (folder, NAME):
-    with pytest.raises(config_lib.BadInput) as refused:
+    with pytest.raises(errors.BadInput) as refused:
       load(name)
     texts.append(str(refused.value).split(' in ')[0])
   assert texts[0] == texts[1]
@@ -143,7 +144,7 @@ def test_lower_casing_is_asked_for_by_name_too(cache, tmp_path):
   })  # fmt: skip
   hub_server.put(cache, NAME, folder)
   for name in (folder, NAME):
-    with pytest.raises(config_lib.BadInput, match='set --lower_case or'):
+    with pytest.raises(errors.BadInput, match='set --lower_case or'):
       load(name)
 
 
@@ -185,7 +186,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(cache, tmp_path):
 )
 def test_what_is_not_there_is_said(name, says, cache, tmp_path):
   hub_server.put(cache, NAME, make(tmp_path / 'folder'))
-  with pytest.raises(config_lib.BadInput) as refused:
+  with pytest.raises(errors.BadInput) as refused:
     load(name)
   assert says in str(refused.value)
   assert ('offline mode' in str(refused.value)) == ('the cache' in says)
@@ -211,7 +212,7 @@ def test_half_a_cache_is_never_half_a_model(file, dangling, cache, tmp_path):
   )
   if dangling:
     (snapshot / file).resolve().unlink()
-  with pytest.raises(config_lib.BadInput) as refused:
+  with pytest.raises(errors.BadInput) as refused:
     load(NAME)
   assert f'has only a part of {NAME}, no {file}' in str(refused.value)
 
@@ -315,13 +316,13 @@ def test_what_the_hub_says_is_said(hub, tmp_path):
     (f'{NAME}@v9', f'{NAME} has no revision v9 on the hub'),
     ('someone/gated', 'someone/gated is gated on the hub'),
   ):
-    with pytest.raises(config_lib.BadInput) as refused:
+    with pytest.raises(errors.BadInput) as refused:
       load(name)
     assert says in str(refused.value)
     assert 'reached' not in str(refused.value)
   hub.shutdown()
   hub.server_close()
-  with pytest.raises(config_lib.BadInput, match='the hub cannot be reached'):
+  with pytest.raises(errors.BadInput, match='the hub cannot be reached'):
     load(NAME)
 
 
@@ -405,7 +406,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(
       in runs.record(resumed.run)[runs.FLAGS_FILE]
     )
   for name in (f'{NAME}@main', f'{NAME}@v2', f'{NAME}@{SECOND}', 'a/model'):
-    with pytest.raises(config_lib.BadInput, match='--init_from must stay'):
+    with pytest.raises(errors.BadInput, match='--init_from must stay'):
       resume.begin(dataclasses.replace(config, init_from=name))
   folder = export.run(dataclasses.replace(config, job='export'))
   facts = json.loads((folder / 'run.json').read_text())

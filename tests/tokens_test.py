@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import transformers
 
-from ance_jax import config
 from ance_jax import data
+from ance_jax import errors
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 
@@ -176,7 +176,7 @@ def test_a_saved_vocabulary_is_read_back_alike(tokenizer, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-  with pytest.raises(config.BadInput, match='must come with its tokenizer'):
+  with pytest.raises(errors.BadInput, match='must come with its tokenizer'):
     tokenizer_lib.load(str(tmp_path))
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ance_jax import compiled
-from ance_jax import config
 from ance_jax import devices
+from ance_jax import errors
 from ance_jax import index
 from ance_jax import topk
 
@@ -233,7 +233,7 @@ def test_no_more_blocks_are_on_the_devices_than_two(monkeypatch):
 
 def test_too_little_memory_is_refused_in_a_sentence():
   with pytest.raises(
-    config.BadInput,
+    errors.BadInput,
     match='^--search_memory_mb must hold two blocks of 128 passages, 2 MiB for '
     'embeddings of width 768; found 1; raise it.$',
   ):
@@ -241,6 +241,6 @@ def test_too_little_memory_is_refused_in_a_sentence():
   assert not topk.plan(100_000, 768, 8, 2).resident
   plan = topk.plan(100_000, 16, 1, 1)
   with pytest.raises(
-    config.BadInput, match='must hold the 65,536 candidates of a query, 11 MiB'
+    errors.BadInput, match='must hold the 65,536 candidates of a query, 11 MiB'
   ):
     topk.queries_at_once(plan, 16, 1, 1, 65_536)

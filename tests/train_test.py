@@ -17,6 +17,7 @@ from ance_jax import config as config_lib
 from ance_jax import devices as devices_lib
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import index
@@ -223,7 +224,7 @@ def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
     max_steps=8,
     num_devices=1,
   )
-  with pytest.raises(config_lib.BadInput, match='found 48 queries without'):
+  with pytest.raises(errors.BadInput, match='found 48 queries without'):
     train.run(config)
   shutil.rmtree(config.workdir)
   queries = [
@@ -446,7 +447,7 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
 def test_settings_that_cannot_be_used_leave_nothing_half_made(
   tiny, change, expected
 ):
-  with pytest.raises(config_lib.BadInput, match=expected):
+  with pytest.raises(errors.BadInput, match=expected):
     train.run(dataclasses.replace(tiny, **change))
   # What is made of the data alone is whole, and good for the next start.
   left = {path.name for path in pathlib.Path(tiny.workdir).glob('*')}
@@ -606,7 +607,7 @@ def test_a_second_trainer_is_refused_while_the_first_one_works(
   real, refused = boundary.cross, []
 
   def cross(*arguments):
-    with pytest.raises(config_lib.BadInput) as raised:
+    with pytest.raises(errors.BadInput) as raised:
       train.run(config)
     refused.append(str(raised.value))
     return real(*arguments)
@@ -622,7 +623,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(tiny):
   shutil.rmtree(pathlib.Path(config.workdir, 'checkpoints'))
   before = logs.read(config.workdir)
   with pytest.raises(
-    config_lib.BadInput, match='found none in .* and metrics up to step 12'
+    errors.BadInput, match='found none in .* and metrics up to step 12'
   ):
     train.run(config)
   assert logs.read(config.workdir) == before
@@ -666,7 +667,7 @@ def test_data_that_changed_under_a_run_is_refused(tiny, tmp_path):
   train.run(config)
   path = data / 'corpus.jsonl'
   path.write_text(path.read_text().replace('w1 ', 'w2 ', 1))
-  with pytest.raises(config_lib.BadInput, match='data must stay .* the corpus'):
+  with pytest.raises(errors.BadInput, match='data must stay .* the corpus'):
     train.run(dataclasses.replace(config, max_steps=2))
 
 
@@ -710,7 +711,7 @@ def test_a_run_without_a_whole_checkpoint_never_begins_anew(tiny):
     _flip_a_bit(folder / 'manifest.json')
   before = logs.read(config.workdir)
   for expected in ('must have a whole checkpoint', 'that is whole, . damaged'):
-    with pytest.raises(config_lib.BadInput, match=expected):
+    with pytest.raises(errors.BadInput, match=expected):
       train.run(config)
   assert logs.read(config.workdir) == before
 
@@ -727,7 +728,7 @@ def _flip_a_bit(path):
 
 def test_settings_can_be_mended_after_a_start_that_failed(tiny):
   config = dataclasses.replace(tiny, max_steps=1, num_devices=1)
-  with pytest.raises(config_lib.BadInput):
+  with pytest.raises(errors.BadInput):
     train.run(dataclasses.replace(config, index='Nothing'))
   train.run(config)
 
@@ -739,11 +740,11 @@ def test_the_folder_of_another_run_is_refused(tiny):
     p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')
   }
   with pytest.raises(
-    config_lib.BadInput, match='--seed must stay as the run .* found 1 instead'
+    errors.BadInput, match='--seed must stay as the run .* found 1 instead'
   ):
     train.run(dataclasses.replace(config, seed=1))
   with pytest.raises(
-    config_lib.BadInput, match='--max_steps must be at least the 1'
+    errors.BadInput, match='--max_steps must be at least the 1'
   ):
     train.run(dataclasses.replace(config, max_steps=0))
   after = {

@@ -11,8 +11,8 @@ import unicodedata
 import pytest
 import tokenizers
 
-from ance_jax import config
 from ance_jax import corpora
+from ance_jax import errors
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 from ance_jax import vocabulary
@@ -159,7 +159,7 @@ def test_marks_of_other_scripts_than_latin_and_greek_are_letters():
 )
 def test_a_vocabulary_that_is_too_small_is_refused(texts, least, holds):
   assert 5 < len(tokenizer_lib.train_vocabulary(texts, least)) <= least
-  with pytest.raises(config.BadInput, match=f'{holds}.* {least} at least'):
+  with pytest.raises(errors.BadInput, match=f'{holds}.* {least} at least'):
     tokenizer_lib.train_vocabulary(texts, least - 1)
 
 
@@ -190,6 +190,7 @@ _TRAINS = """
 import random
 import sys
 
+from ance_jax import errors
 from ance_jax import logs
 from ance_jax import vocabulary
 
@@ -203,7 +204,7 @@ texts = Texts(''.join(draw.choices('abcdefgh', k=900)) for _ in range(4_000))
 with logs.stop_signals():
   try:
     vocabulary.train(texts, 30_000)
-  except logs.Stopped as stopped:
+  except errors.Stopped as stopped:
     sys.exit(f'stopped: {stopped}')
 """
 

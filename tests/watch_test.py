@@ -15,8 +15,8 @@ import pytest
 from ance_jax import batches
 from ance_jax import boundary
 from ance_jax import checkpoint
-from ance_jax import config as config_lib
 from ance_jax import encode
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import locks
@@ -102,7 +102,7 @@ def hold(monkeypatch, event):
       held.set()
       while not event.wait(0.01):
         if logs.stop_requested():
-          raise logs.Stopped('held')
+          raise errors.Stopped('held')
     return real(*arguments)
 
   monkeypatch.setattr(evaluate, 'evaluate', evaluate_later)
@@ -172,7 +172,7 @@ def test_a_delayed_run_stopped_at_any_step_ends_bit_equal(config, monkeypatch):
   for step in range(1, 22, 4):
     with monkeypatch.context() as patch:
       set_at(patch, step, threading.Event(), logs._stop.set)
-      with pytest.raises(logs.Stopped):
+      with pytest.raises(errors.Stopped):
         train.run(config)
     logs._stop.clear()
   train.run(config)
@@ -316,7 +316,7 @@ def test_a_second_refresher_is_refused(finished):
   with contextlib.closing(
     locks.Lock(finished.workdir, locks.REFRESH_LOCK_FILE)
   ):
-    with pytest.raises(config_lib.BadInput, match='must have one refresher'):
+    with pytest.raises(errors.BadInput, match='must have one refresher'):
       watch.run(dataclasses.replace(finished.config, job='refresh', watch=True))
 
 
@@ -439,7 +439,7 @@ def test_a_refresher_asked_to_stop_does_so_inside_of_a_refresh(
 
   monkeypatch.setattr(encode, 'encode_rows', encode_rows)
   with logs.stopped_by(asked):
-    with pytest.raises(logs.Stopped, match='encode block 2/3'):
+    with pytest.raises(errors.Stopped, match='encode block 2/3'):
       watch.watch(run)
   assert refresh.published(run) == [4, 8, 12, 16]
 
@@ -595,7 +595,7 @@ def test_replaying_other_data_is_refused(finished, tmp_path):
     refresh_replay=finished.config.workdir,
     top_k=11,
   )
-  with pytest.raises(config_lib.BadInput, match='another --top_k'):
+  with pytest.raises(errors.BadInput, match='another --top_k'):
     train.run(config)
 
 

@@ -16,9 +16,9 @@ import tokenizers
 import transformers
 
 from ance_jax import bert
-from ance_jax import config as config_lib
 from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import errors
 from ance_jax import hub
 from ance_jax import models
 from ance_jax import runs
@@ -559,7 +559,7 @@ def test_a_tokenizer_whose_files_say_another_case_needs_a_flag(roberta, tiny):
   plain, backend = path.read_text(), folder / 'tokenizer.json'
   load(tiny, init_from=str(folder))
   path.write_text(json.dumps({**json.loads(plain), 'do_lower_case': True}))
-  with pytest.raises(config_lib.BadInput, match='set --lower_case or --nolow'):
+  with pytest.raises(errors.BadInput, match='set --lower_case or --nolow'):
     load(tiny, init_from=str(folder))
   for lower_case, expected in ((True, 'a b'), (False, 'A B')):
     model = load(tiny, init_from=str(folder), lower_case=lower_case)
@@ -569,7 +569,7 @@ def test_a_tokenizer_whose_files_say_another_case_needs_a_flag(roberta, tiny):
   changed = json.loads(backend.read_text())
   changed['normalizer'] = {'type': 'Lowercase'}
   backend.write_text(json.dumps(changed))
-  with pytest.raises(config_lib.BadInput, match='files of one that lower-case'):
+  with pytest.raises(errors.BadInput, match='files of one that lower-case'):
     load(tiny, init_from=str(folder))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ance_jax import config
+from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import lexical
 from ance_jax import mining
@@ -265,7 +266,7 @@ def test_a_line_says_how_many_queries_match_nothing(number, lost, said, capsys):
 
 def test_more_than_half_that_match_nothing_are_an_error():
   queries = ['cat', 'cat', '', 'zebra', '???']
-  with pytest.raises(config.BadInput, match='3 of 5 queries .*60.0%.*bm25_lan'):
+  with pytest.raises(errors.BadInput, match='3 of 5 queries .*60.0%.*bm25_lan'):
     lexical.make_rank(['a cat'], k1=1, b=0, language='english', queries=queries)
 
 
@@ -301,6 +302,6 @@ def test_a_chinese_set_is_scored_or_refused_and_never_empty(tmp_path):
       workdir=str(tmp_path / job),
       bm25_language='english',
     )
-    with pytest.raises(config.BadInput, match='no passage for 3 of 3 queries'):
+    with pytest.raises(errors.BadInput, match='no passage for 3 of 3 queries'):
       run(other)
     assert not list(tmp_path.glob(f'{job}/*'))

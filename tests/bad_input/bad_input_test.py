@@ -17,8 +17,7 @@ import cases_mine
 import cases_runs
 import pytest
 
-from ance_jax import config as config_lib
-from ance_jax import handoff
+from ance_jax import errors
 
 GROUPS = {
   'flags': cases_flags,
@@ -82,12 +81,12 @@ def test_each_case_ends_in_a_sentence_or_a_line(group, name, outcome):
     return
   assert found.error is not None, 'it was accepted'
   kind, text = found.error
-  assert issubclass(kind, config_lib.BadInput), found.error
+  assert issubclass(kind, errors.BadInput), found.error
   assert case.says in text
   assert text.isprintable()
   assert text.endswith('.')
   assert len(text) < 700
-  if kind is not handoff.Damaged:
+  if kind is not errors.Damaged:
     # The fact, perhaps the rule and what was found, and the cure.
     assert '; ' in text
   if case.file:

@@ -18,6 +18,7 @@ import pytest
 from ance_jax import beir
 from ance_jax import config as config_lib
 from ance_jax import encode
+from ance_jax import errors as errors_lib
 from ance_jax import handoff
 from ance_jax import models
 from ance_jax import reading
@@ -142,7 +143,7 @@ def test_the_bomb_works(tmp_path):
 def test_pickled_weights_are_not_run(name, says, model, proof):
   (model / 'model.safetensors').unlink()
   (model / name).write_bytes(pickle.dumps(Bomb(proof)))
-  with pytest.raises(config_lib.BadInput, match=says):
+  with pytest.raises(errors_lib.BadInput, match=says):
     cases_checkpoints.use(model, None)
 
 
@@ -161,7 +162,7 @@ def test_code_beside_a_model_is_not_run(name, key, trusts, model, proof):
   if trusts:
     values['trust_remote_code'] = True
   (model / name).write_text(json.dumps(values))
-  with pytest.raises(config_lib.BadInput, match='code of its own'):
+  with pytest.raises(errors_lib.BadInput, match='code of its own'):
     cases_checkpoints.use(model, None)
 
 
@@ -171,7 +172,7 @@ def test_a_sentence_transformers_class_of_its_own_is_not_run(model, proof):
   )
   modules = [{'path': '', 'type': 'evil.Transformer'}, {'type': 'evil.Pooling'}]
   (model / 'modules.json').write_text(json.dumps(modules))
-  with pytest.raises(config_lib.BadInput, match='one of sentence_transformers'):
+  with pytest.raises(errors_lib.BadInput, match='one of sentence_transformers'):
     cases_checkpoints.use(model, None)
 
 
@@ -194,7 +195,7 @@ def test_pickled_token_rows_are_not_run(tmp_path, proof):
   (folder / 'manifest.json').unlink()
   pickled_array(folder / 'offsets.npy', proof)
   handoff.seal(folder, {k: v for k, v in about.items() if k != 'files'})
-  with pytest.raises(config_lib.BadInput, match='as they were written'):
+  with pytest.raises(errors_lib.BadInput, match='as they were written'):
     tokens.token_rows(tokenizer, cases_checkpoints.TEXTS, **kwargs)
 
 
@@ -206,7 +207,7 @@ def test_pickled_embeddings_are_not_run(tmp_path, proof):
   block.mkdir()
   pickled_array(block / 'embeddings.npy', proof)
   handoff.seal(block, {'start': 0, 'rows': 2})
-  with pytest.raises(handoff.Damaged, match='embeddings.npy is missing or'):
+  with pytest.raises(errors_lib.Damaged, match='embeddings.npy is missing or'):
     encode.encode_corpus(None, None, rows, tmp_path, rows_per_block=2)
 
 
@@ -215,7 +216,7 @@ def test_a_path_out_of_the_folder_is_not_read(model, tmp_path):
   (model / 'model.safetensors').rename(outside)
   index = {'weight_map': {'x': '../b.safetensors'}}
   (model / 'model.safetensors.index.json').write_text(json.dumps(index))
-  with pytest.raises(config_lib.BadInput, match='lie in the same folder'):
+  with pytest.raises(errors_lib.BadInput, match='lie in the same folder'):
     models.load(config_lib.Config(init_from=str(model)), [])
 
 
@@ -225,7 +226,7 @@ def test_a_gzip_bomb_is_refused_before_it_fills_memory(tmp_path):
       file.write(bytes(2**20).replace(b'\0', b'a'))
   tracemalloc.start()
   try:
-    with pytest.raises(config_lib.BadInput, match='a line must have at most'):
+    with pytest.raises(errors_lib.BadInput, match='a line must have at most'):
       beir.read_corpus(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 4 * reading.MAX_LINE
   finally:
