@@ -1,9 +1,9 @@
 """Every knob of a run, once: name, type, default, unit, meaning.
 
-The fields of `Config` become absl flags; code below `main` is given a `Config`
-and never reads a flag. The defaults are those of the paper's MS MARCO passage
-run (Xiong et al. 2020, appendix A.1) where it has the knob; `experiments/`
-holds the flagfiles of other runs.
+The fields of `Config` become absl flags (flags.py); code below `main` is given
+a `Config` and never reads a flag. The defaults are those of the paper's MS
+MARCO passage run (Xiong et al. 2020, appendix A.1) where it has the knob;
+`experiments/` holds the flagfiles of other runs.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ import types
 import typing
 import unicodedata
 
-from absl import flags
 import Stemmer
 
 from ance_jax import errors
@@ -930,41 +929,27 @@ class Config:
       raise _bad(name, needs[name], getattr(self, name), cure)
 
   @classmethod
-  def from_flags(cls, flag_values=flags.FLAGS):
-    """Returns the settings that were parsed into `flag_values`."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    return cls(**{name: flag_values[name].value for name in names})
-
-  @classmethod
-  def from_flagfile(cls, path, **overrides):
-    """Returns the settings of a flagfile, some of them replaced.
+  def from_lines(cls, lines, where):
+    """Returns the settings of the lines that `to_flagfile` writes.
 
     Args:
-      path: A flagfile; flagfiles that it names are found from the working
-        directory.
-      **overrides: Fields by name, instead of what the flagfile says.
+      lines: List of str, each --name=value.
+      where: What they are from, for messages.
 
     Raises:
-      BadInput: The file is missing, or holds something that is no flag.
+      BadInput: A line is of another form, or its value cannot be used.
     """
-    for name in set(overrides) - {f.name for f in dataclasses.fields(cls)}:
-      raise errors.BadInput(
-        f'a setting must be one that --help lists; found {name!r}; '
-        f'{_like(name)}.'
-      )
-    flag_values = flags.FlagValues()
-    define_flags(flag_values)
-    _parse_flagfile(str(path), flag_values, ())
-    return dataclasses.replace(cls.from_flags(flag_values), **overrides)
-
-  @classmethod
-  def from_lines(cls, lines, where):
-    """Returns the settings of a list of flags; `where` is for messages."""
-    flag_values, left_over = flags.FlagValues(), []
-    define_flags(flag_values)
-    _parse(lines, flag_values, left_over, f'{where}: ')
-    refuse_left_over(left_over, f'{where}: ')
-    return cls.from_flags(flag_values)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values, place = {}, f'{where}: '
+    for line in lines:
+      name, equals, text = line.partition('=')
+      if not (name.startswith('--') and equals):
+        refuse_left_over([line], place)
+      name = name.removeprefix('--')
+      if name not in fields:
+        raise unknown_flag(name, place)
+      values[name] = _parsed(fields[name], text, place)
+    return cls(**values)
 
   def to_flagfile(self):
     """Returns the text of a flagfile that gives these settings again.
@@ -1061,63 +1046,13 @@ _NO_PATHS = (
 )
 # Without a step up, a space, or what a shell or a bucket would not take.
 _REMOTE = re.compile(r'((gs|s3|az):/)?(/(?!\.\.?(/|$))[\w.=@+-]+)+/?')
-# Bytes.
-_MAX_FLAGFILE = 2**20
 _KINDS = {
   str: ('be a text', 'quote it'),
   int: ('be a whole number', 'write digits only, such as 1000000'),
   float: ('be a number', 'write it such as 0.5 or 2e-5'),
   bool: ('be true or false', 'set it to one of them'),
 }
-_DEFINE = {
-  str: flags.DEFINE_string,
-  int: flags.DEFINE_integer,
-  float: flags.DEFINE_float,
-  bool: flags.DEFINE_boolean,
-}
-
-
-def define_flags(flag_values=flags.FLAGS):
-  """Defines one absl flag for each field of `Config`."""
-  for field in dataclasses.fields(Config):
-    kwargs = {'flag_values': flag_values}
-    name, default, text = field.name, field.default, field.metadata['help']
-    if field.metadata['choices']:
-      choices = field.metadata['choices']
-      flags.DEFINE_enum(name, default, choices, text, **kwargs)
-    else:
-      _DEFINE[_plain_type(field.type)](name, default, text, **kwargs)
-
-
-def parse(argv, flag_values=flags.FLAGS):
-  """Reads a command line, and the flagfiles that it names, in their order.
-
-  Args:
-    argv: The program's name and its arguments.
-    flag_values: Where the flags are defined; they are set.
-
-  Returns:
-    The program's name and what no flag took.
-
-  Raises:
-    BadInput: An argument, or a line of a flagfile, is no flag or no value.
-  """
-  program, *rest = argv
-  given, left_over = [], []
-  while rest:
-    argument = rest.pop(0)
-    name, _, path = argument.partition('=')
-    if argument == '--':
-      left_over, rest = rest, []
-    elif name in ('--flagfile', '-flagfile'):
-      _parse(given, flag_values, left_over)
-      given = []
-      path = path or (rest.pop(0) if rest else '')
-      _parse_flagfile(os.path.expanduser(path), flag_values, ())
-    else:
-      given.append(argument)
-  _parse(given, flag_values, left_over)
-  return [program, *left_over]
+_BOOLS = {'true': True, 'false': False}
 
 
 def refuse_left_over(arguments, place=''):
@@ -1133,6 +1068,37 @@ def refuse_left_over(arguments, place=''):
       f'{arguments[0][:80]!r}; write it with two dashes, without spaces, and '
       'without a comment behind it.'
     )
+
+
+def unknown_flag(name, place=''):
+  """Returns the error of a name that no flag has; `place` begins its text."""
+  return errors.BadInput(
+    f'{place}a flag must be one that --help lists; found --{name[:80]}; '
+    f'{similar_flag(name)}.'
+  )
+
+
+def similar_flag(name):
+  """Returns the cure for a flag that does not exist."""
+  names = [field.name for field in dataclasses.fields(Config)]
+  similar = difflib.get_close_matches(name.split('=')[0], names, 1)
+  return f'write --{similar[0]}=value' if similar else 'see --help'
+
+
+def bad_value(name, text):
+  """Returns the error of a text that is no value of a flag."""
+  field = Config.__dataclass_fields__[name]
+  if field.metadata['choices']:
+    return _bad_choice(field, text)
+  rule, cure = _KINDS[plain_type(field.type)]
+  return _bad(name, rule, text, cure)
+
+
+def plain_type(annotation):
+  """Returns `int` for `int` and for `int | None`."""
+  if isinstance(annotation, types.UnionType):
+    return typing.get_args(annotation)[0]
+  return annotation
 
 
 def intervals(text):
@@ -1174,115 +1140,19 @@ def differences(before, after, *, may_change):
       yield field.name, old, new
 
 
-def _parse(arguments, flag_values, left_over, place=''):
-  """Sets `flag_values`, and adds what no flag took to the list `left_over`."""
+def _parsed(field, text, place):
+  """Returns the value that `Config.to_flagfile` wrote as a text."""
+  plain, choices = plain_type(field.type), field.metadata['choices']
   try:
-    left_over += flag_values(['', *arguments])[1:]
-  except flags.UnrecognizedFlagError as error:
-    raise errors.BadInput(
-      f'{place}a flag must be one that --help lists; found '
-      f'--{error.flagname[:80]}; {_like(error.flagname)}.'
-    ) from error
-  # A ValueError is what absl has for --noname=value.
-  except (flags.Error, ValueError) as error:
-    raise errors.BadInput(f'{place}{_value_problem(str(error))}') from error
-
-
-def _parse_flagfile(path, flag_values, above):
-  """Sets `flag_values` to what a flagfile says, a flag a line.
-
-  Args:
-    path: The flagfile, from the working directory.
-    flag_values: Where the flags are defined.
-    above: Real paths of the flagfiles that led here.
-  """
-  for number, line in enumerate(_flagfile_lines(path, above), 1):
-    place, line = f'{path}, line {number}: ', line.strip()
-    name, _, other = line.partition('=')
-    if name in ('--flagfile', '-flagfile'):
-      other = os.path.expanduser(other)
-      if not os.path.isfile(other):
-        raise errors.BadInput(
-          f'{place}a flagfile that is named must exist, from the working '
-          f'directory; found none at {other!r}; mend the path.'
-        )
-      _parse_flagfile(other, flag_values, (*above, os.path.realpath(path)))
-    elif line and not line.startswith(('#', '//')):
-      # absl takes two dashes alone for the end of a command line's flags.
-      left_over = ['--'] if line == '--' else []
-      _parse([line], flag_values, left_over, place)
-      refuse_left_over(left_over, place)
-
-
-def _flagfile_lines(path, above):
-  try:
-    return _read_flagfile(path, above)
-  except OSError as error:
-    raise errors.BadInput(
-      f'flagfile {path} cannot be read ({error.strerror}); check its rights.'
-    ) from error
-
-
-def _read_flagfile(path, above):
-  if not os.path.isfile(path):
-    raise errors.BadInput(
-      f'a flagfile must exist; found none at {path}; check the path, which '
-      'is relative to the working directory.'
-    )
-  if os.path.realpath(path) in above:
-    raise errors.BadInput(
-      f'a flagfile must not lead to itself; found {path} again; leave it out.'
-    )
-  with open(path, 'rb') as file:
-    data = file.read(_MAX_FLAGFILE + 1)
-  if len(data) > _MAX_FLAGFILE or b'\0' in data:
-    raise errors.BadInput(
-      f'{path}: a flagfile must be a text of at most {_MAX_FLAGFILE:,} bytes; '
-      f'found {data[:20]!r}...; check the path.'
-    )
-  try:
-    text = data.decode()
-  except UnicodeDecodeError as error:
-    line = data.count(b'\n', 0, error.start) + 1
-    raise errors.BadInput(
-      f'{path}, line {line}: a flagfile must be UTF-8; found '
-      f'{data[error.start : error.start + 4]!r}; convert it.'
-    ) from error
-  if text.startswith('\ufeff'):
-    raise errors.BadInput(
-      f'{path}, line 1: a flagfile must have no byte order mark; found one; '
-      'save it as plain UTF-8.'
-    )
-  return text.split('\n')
-
-
-def _value_problem(message):
-  """Returns the sentence for what absl says about the value of a flag."""
-  found = re.match(r'flag --(\w+)=(.*?): ', message, re.DOTALL)
-  fields = {field.name: field for field in dataclasses.fields(Config)}
-  if not found or found[1] not in fields:
-    text = ' '.join(message.split())[:200].rstrip('.')
-    return (
-      'a flag must have the form --name=value, or --noname for false; found '
-      f'{text!r}; write it so.'
-    )
-  name, value = found.groups()
-  field = fields[name]
-  if field.metadata['choices']:
-    return str(_bad_choice(field, value))
-  rule, cure = _KINDS[_plain_type(field.type)]
-  return str(_bad(name, rule, value, cure))
-
-
-def _like(name):
-  """Returns the cure for a flag that does not exist."""
-  names = [field.name for field in dataclasses.fields(Config)]
-  similar = difflib.get_close_matches(name.split('=')[0], names, 1)
-  return f'write --{similar[0]}=value' if similar else 'see --help'
+    if choices and text not in choices:
+      raise ValueError(text)
+    return _BOOLS[text] if plain is bool else plain(text)
+  except (KeyError, ValueError) as error:
+    raise errors.BadInput(f'{place}{bad_value(field.name, text)}') from error
 
 
 def _check_type(field, value):
-  plain = _plain_type(field.type)
+  plain = plain_type(field.type)
   fits = {
     str: isinstance(value, str),
     bool: isinstance(value, bool),
@@ -1343,10 +1213,3 @@ def _bad(name, rule, value, cure):
   shown = repr(value)
   shown = shown if len(shown) <= 100 else f'{shown[:100]}...'
   return errors.BadInput(f'--{name} must {rule}; found {shown}; {cure}.')
-
-
-def _plain_type(annotation):
-  """Returns `int` for `int` and for `int | None`."""
-  if isinstance(annotation, types.UnionType):
-    return typing.get_args(annotation)[0]
-  return annotation

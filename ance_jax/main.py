@@ -20,6 +20,7 @@ from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax import faults
+from ance_jax import flags as flags_lib
 from ance_jax import logs
 from ance_jax import places
 from ance_jax import processes
@@ -81,7 +82,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # Orbax tells of each file.
   try:
     config_lib.refuse_left_over(argv[1:])
-    config = config_lib.Config.from_flags()
+    config = flags_lib.from_flags()
     if config.job == 'inspect':
       logs.say(f'inspecting {config.data_dir or config.dataset}')
     config = _with_flags_of_run(config)
@@ -197,15 +198,15 @@ def run():
   """Entry point of `python -m ance_jax.main`."""
   # Else a pipe, such as to the log of a batch system, keeps lines back.
   sys.stdout.reconfigure(line_buffering=True)
-  config_lib.define_flags()
-  flags.adopt_module_key_flags(config_lib)
+  flags_lib.define_flags()
+  flags.adopt_module_key_flags(flags_lib)
   jax.config.config_with_absl()
   app.run(main, flags_parser=_parse)
 
 
 def _parse(argv):
   try:
-    return config_lib.parse(argv)
+    return flags_lib.parse(argv)
   except errors.BadInput as error:
     print(f'ance_jax: {error}', file=sys.stderr)
     sys.exit(_BAD_INPUT)

@@ -17,8 +17,8 @@ import pathlib
 import statistics
 
 from ance_jax import checkpoint
-from ance_jax import config as config_lib
 from ance_jax import evaluate
+from ance_jax import flags
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import runs
@@ -56,7 +56,7 @@ def main():
   given = parser.parse_args()
   given_flags = {'data_dir': given.data_dir, 'init_from': given.init_from}
   changes = {name: value for name, value in given_flags.items() if value}
-  base = config_lib.Config.from_flagfile(given.flagfile, **changes)
+  base = flags.from_flagfile(given.flagfile, **changes)
   compare(base, given.folder, given.seeds, given.rates, given.rows, given.start)
 
 

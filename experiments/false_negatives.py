@@ -17,6 +17,7 @@ import numpy as np
 
 from ance_jax import config as config_lib
 from ance_jax import encode
+from ance_jax import flags
 from ance_jax import handoff
 from ance_jax import runs
 
@@ -30,7 +31,7 @@ def main(folder, judge):
   rows = handoff.read_json(folder / 'results.json')['rows']
   shares, embeddings = {}, None
   for row, found in rows.items():
-    config = config_lib.Config.from_flagfile(f'{found["runs"][0]}/run.flags')
+    config = flags.from_flagfile(f'{found["runs"][0]}/run.flags')
     run, _, last = runs.read(config, (config.train_split, config.dev_split))
     if embeddings is None:
       embeddings = _embed(config, folder / 'judge', judge)

@@ -16,8 +16,8 @@ from matplotlib import figure as figure_lib
 import numpy as np
 
 from ance_jax import batches
-from ance_jax import config as config_lib
 from ance_jax import evaluate
+from ance_jax import flags
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import methods
@@ -94,7 +94,7 @@ def overlaps(workdir):
   The negatives are what the steps draw, with those of the other queries where
   the row has them.
   """
-  config = config_lib.Config.from_flagfile(f'{workdir}/run.flags')
+  config = flags.from_flagfile(f'{workdir}/run.flags')
   run, params, last = runs.read(config, (config.train_split, config.dev_split))
   best = _final_best(run, params)
   return {

@@ -11,8 +11,8 @@ import statistics
 import sys
 
 from ance_jax import checkpoint
-from ance_jax import config
 from ance_jax import evaluate
+from ance_jax import flags
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import report
@@ -48,9 +48,7 @@ def main(folder, seeds):
   for seed in seeds:
     for name, flagfile in FLAGFILES.items():
       workdir = str(pathlib.Path(folder) / f'{name}-{seed}')
-      settings = config.Config.from_flagfile(
-        flagfile, seed=int(seed), workdir=workdir
-      )
+      settings = flags.from_flagfile(flagfile, seed=int(seed), workdir=workdir)
       committed = checkpoint.committed_steps(workdir)
       if committed:
         runs.check_same_run(settings, committed[-1])

@@ -18,7 +18,7 @@ import statistics
 import compare_methods
 from matplotlib import figure
 
-from ance_jax import config as config_lib
+from ance_jax import flags
 from ance_jax import handoff
 from ance_jax import logs
 
@@ -46,7 +46,7 @@ def main(arguments=None):
   parser.add_argument('--delay_every', type=int, default=50)
   given = parser.parse_args(arguments)
   changes = {'data_dir': given.data_dir} if given.data_dir else {}
-  base = config_lib.Config.from_flagfile(given.flagfile, **changes)
+  base = flags.from_flagfile(given.flagfile, **changes)
   found = {'every': {}, 'delay': {}}
   for every in given.every:
     changes = {'steps_per_refresh': every}

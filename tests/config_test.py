@@ -9,6 +9,7 @@ import pytest
 
 from ance_jax import config
 from ance_jax import errors
+from ance_jax import flags as flags_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FIELDS = dataclasses.fields(config.Config)
@@ -35,9 +36,9 @@ def test_every_flag_is_explained_in_a_sentence(field):
 
 def test_flags_give_the_defaults_and_what_was_set():
   flag_values = flags.FlagValues()
-  config.define_flags(flag_values)
+  flags_lib.define_flags(flag_values)
   flag_values(['main', '--seed=3', '--notie_encoders', '--index=SQ8'])
-  found = config.Config.from_flags(flag_values)
+  found = flags_lib.from_flags(flag_values)
   assert found == config.Config(seed=3, tie_encoders=False, index='SQ8')
 
 
@@ -53,8 +54,10 @@ def test_a_flagfile_that_was_written_gives_the_same_settings(tmp_path):
   )
   path = tmp_path / 'run.flags'
   path.write_text(settings.to_flagfile())
-  assert config.Config.from_flagfile(path) == settings
-  changed = config.Config.from_flagfile(path, max_steps=6, workdir='w')
+  assert flags_lib.from_flagfile(path) == settings
+  lines = settings.to_flagfile().split('\n')[:-1]
+  assert config.Config.from_lines(lines, 'run.flags') == settings
+  changed = flags_lib.from_flagfile(path, max_steps=6, workdir='w')
   assert changed == dataclasses.replace(settings, max_steps=6, workdir='w')
 
 
@@ -77,16 +80,16 @@ def test_a_flagfile_may_name_another_and_go_on_from_it(tmp_path):
   (tmp_path / 'top.flags').write_text(
     f'# Top.\n--flagfile={tmp_path}/base.flags\n\n--max_steps=7\n'
   )
-  found = config.Config.from_flagfile(tmp_path / 'top.flags')
+  found = flags_lib.from_flagfile(tmp_path / 'top.flags')
   assert (found.seed, found.max_steps) == (1, 7)
 
 
 def parse(*arguments):
   """The settings of a command line, and what it has left over."""
   flag_values = flags.FlagValues()
-  config.define_flags(flag_values)
-  left_over = config.parse(['main', *arguments], flag_values)
-  return config.Config.from_flags(flag_values), left_over
+  flags_lib.define_flags(flag_values)
+  left_over = flags_lib.parse(['main', *arguments], flag_values)
+  return flags_lib.from_flags(flag_values), left_over
 
 
 def test_flags_and_flagfiles_of_a_command_line_go_in_their_order(tmp_path):

@@ -52,7 +52,7 @@ WITH = {
 @pytest.mark.parametrize('name', RULE_OF)
 def test_a_number_may_be_at_its_edge_and_not_beyond(name):
   passes, refused = EDGES[RULE_OF[name]]
-  plain = config_lib._plain_type(fingerprint_test.FIELDS[name].type)
+  plain = config_lib.plain_type(fingerprint_test.FIELDS[name].type)
   for value in passes:
     config_lib.Config(**{name: value})
   rule = re.escape(f'--{name} must be {RULE_OF[name]}; found')
@@ -65,7 +65,7 @@ def test_each_number_has_a_range_but_scores():
   numbers = {
     name
     for name, field in fingerprint_test.FIELDS.items()
-    if config_lib._plain_type(field.type) in (int, float)
+    if config_lib.plain_type(field.type) in (int, float)
   }
   scores = {'max_score', 'min_score', 'judge_max_score'}
   assert numbers - RULE_OF.keys() == scores

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ance_jax import config
+from ance_jax import flags as flags_lib
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import methods
@@ -33,17 +34,17 @@ def test_flagfile_parses_and_begins_with_its_claim(path):
   assert lines[0].startswith('# ')
   assert len(lines[0]) > 40
   assert all(line.startswith('--') for line in lines[1:] if line)
-  settings = config.Config.from_flagfile(path)
+  settings = flags_lib.from_flagfile(path)
   assert settings.workdir
 
 
 def test_the_sisters_differ_from_the_quickstart_in_their_negatives_alone():
-  whole = config.Config.from_flagfile('experiments/quickstart.flags')
+  whole = flags_lib.from_flagfile('experiments/quickstart.flags')
   for name, change in {
     'in_batch': {'method': 'in_batch'},
     'frozen': {'max_refreshes': 1},
   }.items():
-    sister = config.Config.from_flagfile(f'experiments/quickstart_{name}.flags')
+    sister = flags_lib.from_flagfile(f'experiments/quickstart_{name}.flags')
     assert sister.workdir != whole.workdir
     assert sister == dataclasses.replace(
       whole, workdir=sister.workdir, **change

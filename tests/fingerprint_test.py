@@ -97,7 +97,7 @@ def other(field, value):
   """Another value of a field, of its kind."""
   if field.metadata['choices']:
     return next(c for c in field.metadata['choices'] if c != value)
-  plain = config_lib._plain_type(field.type)
+  plain = config_lib.plain_type(field.type)
   if plain is bool:
     return not value
   return f'{value}x' if plain is str else plain((value or 0) + 1)

@@ -9,9 +9,9 @@ import layouts_test
 import pytest
 import weights_test
 
-from ance_jax import config
 from ance_jax import errors
 from ance_jax import evaluate
+from ance_jax import flags
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import report
@@ -64,7 +64,7 @@ def test_a_miniature_is_trained_refreshed_twice_scored_and_searched(
   write, split, on_dev, on_test = WRITERS[name]
   (tmp_path / 'data').mkdir()
   write(tmp_path / 'data')
-  settings = config.Config.from_flagfile(
+  settings = flags.from_flagfile(
     f'experiments/{name}.flags',
     **{**SMALL, 'data_dir': str(tmp_path / 'data')},
     workdir=str(tmp_path / 'run'),
@@ -126,7 +126,7 @@ def test_a_released_checkpoint_is_scored_as_its_flagfile_says(name, tmp_path):
   write, make, measure = RELEASED[name]
   (tmp_path / 'data').mkdir()
   write(tmp_path / 'data')
-  settings = config.Config.from_flagfile(
+  settings = flags.from_flagfile(
     f'experiments/{name}.flags',
     data_dir=str(tmp_path / 'data'),
     workdir=str(tmp_path / 'run'),
@@ -142,7 +142,7 @@ def test_a_released_checkpoint_is_scored_as_its_flagfile_says(name, tmp_path):
 
 
 def test_data_that_is_not_there_ends_in_a_sentence_that_names_it(tmp_path):
-  settings = config.Config.from_flagfile(
+  settings = flags.from_flagfile(
     # A name on the hub is looked up before the data is read.
     'experiments/nq.flags',
     workdir=str(tmp_path),

@@ -13,6 +13,7 @@ import weights_test
 from ance_jax import config as config_lib
 from ance_jax import encoders
 from ance_jax import errors
+from ance_jax import flags
 from ance_jax import models
 from ance_jax import tokens
 from ance_jax import torch_files
@@ -249,7 +250,7 @@ def test_a_plain_body_is_pooled_and_cut_as_its_flagfile_says(
   name, kind, pooling, lengths, tmp_path
 ):
   body = weights_test.make_torch(kind, tmp_path, positions=512)
-  settings = config_lib.Config.from_flagfile(
+  settings = flags.from_flagfile(
     f'experiments/{name}.flags', init_from=tmp_path
   )
   model = models.load(settings, ())

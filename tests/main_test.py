@@ -12,6 +12,7 @@ import pytest
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import errors as errors_lib
+from ance_jax import flags as flags_lib
 from ance_jax import handoff
 from ance_jax import main
 
@@ -165,10 +166,10 @@ def test_a_set_that_is_named_for_a_job_on_a_run_brings_its_protocol(
   (record / 'run.flags').write_text(tiny.to_flagfile())
   handoff.seal(record.parent, {})
   given = flags.FlagValues()
-  config_lib.define_flags(given)
+  flags_lib.define_flags(given)
   arguments = ['--job=evaluate', f'--workdir={tmp_path}', *arguments]
-  config_lib.parse(['', *arguments], given)
+  flags_lib.parse(['', *arguments], given)
   monkeypatch.setattr(main.flags, 'FLAGS', given)
-  config = main._with_flags_of_run(config_lib.Config.from_flags(given))
+  config = main._with_flags_of_run(flags_lib.from_flags(given))
   assert config.protocol == protocol
   assert config.data_dir == tiny.data_dir

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
-  'main train inspection batch_report boundary watch resume export audit '
+  'main flags train inspection batch_report boundary watch resume export audit '
   'mining tally candidates judges compare systems serving checks '
   'footprint report sections pages refresh diagnostics negatives evaluate '
   'runs pipelines encode steps optimizers models sources sbert '
@@ -21,7 +21,7 @@ ORDER = (
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
-  'absl': {'main', 'config'},
+  'absl': {'main', 'flags'},
   'faiss': {'index', 'factories'},
   'orbax': {'checkpoint'},
   'transformers': {'tokenizer', 'hub'},

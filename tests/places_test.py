@@ -15,6 +15,7 @@ import pytest
 from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import errors
+from ance_jax import flags as flags_lib
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import main
@@ -162,10 +163,10 @@ def given(monkeypatch):
 
   def given(*arguments):
     values = flags.FlagValues()
-    config_lib.define_flags(values)
-    config_lib.parse(['main', *arguments], values)
+    flags_lib.define_flags(values)
+    flags_lib.parse(['main', *arguments], values)
     monkeypatch.setattr(main, 'flags', types.SimpleNamespace(FLAGS=values))
-    return main._with_flags_of_run(config_lib.Config.from_flags(values))
+    return main._with_flags_of_run(flags_lib.from_flags(values))
 
   return given
 

@@ -12,7 +12,7 @@ from bad_input_tools import pipe
 from bad_input_tools import put
 from bad_input_tools import settings
 
-from ance_jax import config
+from ance_jax import flags
 
 FILE = 'run.flags'
 
@@ -24,7 +24,7 @@ def make_sound(folder, _):
 
 def use(folder, changes):
   """Reads it, with the settings on top."""
-  config.Config.from_flagfile(folder / FILE, **(changes or {}))
+  flags.from_flagfile(folder / FILE, **(changes or {}))
 
 
 def line(text, says):

@@ -22,6 +22,7 @@ from ance_jax import compare
 from ance_jax import config as config_lib
 from ance_jax import evaluate
 from ance_jax import export
+from ance_jax import flags as flags_lib
 from ance_jax import handoff
 from ance_jax import negatives
 from ance_jax import report
@@ -78,7 +79,7 @@ def use(folder, changes):
   }
   call = changes.pop('call', 'report')
   path = folder / 'sound.flags'
-  CALLS[call](config_lib.Config.from_flagfile(path, **changes))
+  CALLS[call](flags_lib.from_flagfile(path, **changes))
 
 
 def _go_on(config):

@@ -1,0 +1,183 @@
+"""Settings <-> absl flags: a command line, and flagfiles."""
+
+import dataclasses
+import os
+import re
+
+from absl import flags
+
+from ance_jax import config as config_lib
+from ance_jax import errors
+
+# Bytes.
+_MAX_FLAGFILE = 2**20
+_DEFINE = {
+  str: flags.DEFINE_string,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  bool: flags.DEFINE_boolean,
+}
+
+
+def define_flags(flag_values=flags.FLAGS):
+  """Defines one absl flag for each field of `Config`."""
+  for field in dataclasses.fields(config_lib.Config):
+    kwargs = {'flag_values': flag_values}
+    name, default, text = field.name, field.default, field.metadata['help']
+    if field.metadata['choices']:
+      choices = field.metadata['choices']
+      flags.DEFINE_enum(name, default, choices, text, **kwargs)
+    else:
+      _DEFINE[config_lib.plain_type(field.type)](name, default, text, **kwargs)
+
+
+def from_flags(flag_values=flags.FLAGS):
+  """Returns the `Config` that was parsed into `flag_values`."""
+  names = [field.name for field in dataclasses.fields(config_lib.Config)]
+  return config_lib.Config(**{name: flag_values[name].value for name in names})
+
+
+def from_flagfile(path, **overrides):
+  """Returns the `Config` of a flagfile, some of its settings replaced.
+
+  Args:
+    path: A flagfile; flagfiles that it names are found from the working
+      directory.
+    **overrides: Fields by name, instead of what the flagfile says.
+
+  Raises:
+    BadInput: The file is missing, or holds something that is no flag.
+  """
+  fields = {field.name for field in dataclasses.fields(config_lib.Config)}
+  for name in set(overrides) - fields:
+    raise errors.BadInput(
+      f'a setting must be one that --help lists; found {name!r}; '
+      f'{config_lib.similar_flag(name)}.'
+    )
+  flag_values = flags.FlagValues()
+  define_flags(flag_values)
+  _parse_flagfile(str(path), flag_values, ())
+  return dataclasses.replace(from_flags(flag_values), **overrides)
+
+
+def parse(argv, flag_values=flags.FLAGS):
+  """Reads a command line, and the flagfiles that it names, in their order.
+
+  Args:
+    argv: The program's name and its arguments.
+    flag_values: Where the flags are defined; they are set.
+
+  Returns:
+    The program's name and what no flag took.
+
+  Raises:
+    BadInput: An argument, or a line of a flagfile, is no flag or no value.
+  """
+  program, *rest = argv
+  given, left_over = [], []
+  while rest:
+    argument = rest.pop(0)
+    name, _, path = argument.partition('=')
+    if argument == '--':
+      left_over, rest = rest, []
+    elif name in ('--flagfile', '-flagfile'):
+      _parse(given, flag_values, left_over)
+      given = []
+      path = path or (rest.pop(0) if rest else '')
+      _parse_flagfile(os.path.expanduser(path), flag_values, ())
+    else:
+      given.append(argument)
+  _parse(given, flag_values, left_over)
+  return [program, *left_over]
+
+
+def _parse(arguments, flag_values, left_over, place=''):
+  """Sets `flag_values`, and adds what no flag took to the list `left_over`."""
+  try:
+    left_over += flag_values(['', *arguments])[1:]
+  except flags.UnrecognizedFlagError as error:
+    raise config_lib.unknown_flag(error.flagname, place) from error
+  # A ValueError is what absl has for --noname=value.
+  except (flags.Error, ValueError) as error:
+    raise errors.BadInput(f'{place}{_value_problem(str(error))}') from error
+
+
+def _parse_flagfile(path, flag_values, above):
+  """Sets `flag_values` to what a flagfile says, a flag a line.
+
+  Args:
+    path: The flagfile, from the working directory.
+    flag_values: Where the flags are defined.
+    above: Real paths of the flagfiles that led here.
+  """
+  for number, line in enumerate(_flagfile_lines(path, above), 1):
+    place, line = f'{path}, line {number}: ', line.strip()
+    name, _, other = line.partition('=')
+    if name in ('--flagfile', '-flagfile'):
+      other = os.path.expanduser(other)
+      if not os.path.isfile(other):
+        raise errors.BadInput(
+          f'{place}a flagfile that is named must exist, from the working '
+          f'directory; found none at {other!r}; mend the path.'
+        )
+      _parse_flagfile(other, flag_values, (*above, os.path.realpath(path)))
+    elif line and not line.startswith(('#', '//')):
+      # absl takes two dashes alone for the end of a command line's flags.
+      left_over = ['--'] if line == '--' else []
+      _parse([line], flag_values, left_over, place)
+      config_lib.refuse_left_over(left_over, place)
+
+
+def _flagfile_lines(path, above):
+  try:
+    return _read_flagfile(path, above)
+  except OSError as error:
+    raise errors.BadInput(
+      f'flagfile {path} cannot be read ({error.strerror}); check its rights.'
+    ) from error
+
+
+def _read_flagfile(path, above):
+  if not os.path.isfile(path):
+    raise errors.BadInput(
+      f'a flagfile must exist; found none at {path}; check the path, which '
+      'is relative to the working directory.'
+    )
+  if os.path.realpath(path) in above:
+    raise errors.BadInput(
+      f'a flagfile must not lead to itself; found {path} again; leave it out.'
+    )
+  with open(path, 'rb') as file:
+    data = file.read(_MAX_FLAGFILE + 1)
+  if len(data) > _MAX_FLAGFILE or b'\0' in data:
+    raise errors.BadInput(
+      f'{path}: a flagfile must be a text of at most {_MAX_FLAGFILE:,} bytes; '
+      f'found {data[:20]!r}...; check the path.'
+    )
+  try:
+    text = data.decode()
+  except UnicodeDecodeError as error:
+    line = data.count(b'\n', 0, error.start) + 1
+    raise errors.BadInput(
+      f'{path}, line {line}: a flagfile must be UTF-8; found '
+      f'{data[error.start : error.start + 4]!r}; convert it.'
+    ) from error
+  if text.startswith('\ufeff'):
+    raise errors.BadInput(
+      f'{path}, line 1: a flagfile must have no byte order mark; found one; '
+      'save it as plain UTF-8.'
+    )
+  return text.split('\n')
+
+
+def _value_problem(message):
+  """Returns the sentence for what absl says about the value of a flag."""
+  found = re.match(r'flag --(\w+)=(.*?): ', message, re.DOTALL)
+  fields = [field.name for field in dataclasses.fields(config_lib.Config)]
+  if not found or found[1] not in fields:
+    text = ' '.join(message.split())[:200].rstrip('.')
+    return (
+      'a flag must have the form --name=value, or --noname for false; found '
+      f'{text!r}; write it so.'
+    )
+  return str(config_lib.bad_value(*found.groups()))
