@@ -19,6 +19,7 @@ from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import runs
+from ance_jax import workdirs
 from ance_jax.datasets import pydocs
 
 # Queries looked at, at most; passages of each; where bands of ranks end.
@@ -59,7 +60,7 @@ def _of_given(config, scored):
 
   Else above the positive is what the file scores so, where it has scores.
   """
-  runs.require_workdir(config)
+  workdirs.require(config)
   if scored:
     this, params, _ = runs.read(config, None)
     dataset = data.Dataset(this.corpus, this.splits)

@@ -30,6 +30,7 @@ from ance_jax import runs
 from ance_jax import schedule
 from ance_jax import steps
 from ance_jax import watch
+from ance_jax import workdirs
 
 
 class Parts(NamedTuple):
@@ -242,12 +243,12 @@ def _report_metrics(parts, step, made):
     return
   shown = []
   if made['examples']:
-    examples = run.workdir / runs.EXAMPLES_FOLDER
+    examples = run.workdir / workdirs.EXAMPLES_FOLDER
     handoff.make_folder(examples)
     shown = [examples / f'{step:08d}.json']
     handoff.write_json(shown[0], {'examples': made['examples']})
-  report.write_page(run.workdir, run.workdir / report.PAGE_FILE)
-  for path in (*shown, run.workdir / report.PAGE_FILE):
+  report.write_page(run.workdir, run.workdir / workdirs.PAGE_FILE)
+  for path in (*shown, run.workdir / workdirs.PAGE_FILE):
     remote.push(path)
   if parts.reader is None:
     evaluate.prune_embeddings(run, made['weights_hash'])
@@ -277,8 +278,8 @@ def finish(parts):
     if shown := report.examples(workdir):
       logs.say(report.compare_examples(shown[0], shown[-1]))
     logs.say(f'curves: {workdir / "curves.png"}')
-    logs.say(f'page: {workdir / report.PAGE_FILE}')
-    for name in (logs.METRICS_FILE, report.PAGE_FILE, 'curves.png'):
+    logs.say(f'page: {workdir / workdirs.PAGE_FILE}')
+    for name in (logs.METRICS_FILE, workdirs.PAGE_FILE, 'curves.png'):
       remote.push(workdir / name)
   processes.wait('finished')
   return {

@@ -14,8 +14,8 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import metrics
 from ance_jax import pages
-from ance_jax import runs
 from ance_jax import systems as systems_lib
+from ance_jax import workdirs
 
 # Queries that gained most, and that lost most; characters of their texts.
 _SHOWN, _QUERY_CHARS, _PASSAGE_CHARS = 10, 60, 300
@@ -31,7 +31,7 @@ def run(config):
   Returns:
     {label: `chance.Difference`} of each run but the first.
   """
-  runs.require_workdir(config)
+  workdirs.require(config)
   corpus, split, compared = systems_lib.read(config)
   first, *others = compared
   differences = chance.differences(

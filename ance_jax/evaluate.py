@@ -24,6 +24,7 @@ from ance_jax import prompt
 from ance_jax import runs
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
+from ance_jax import workdirs
 
 # Dev queries whose results are kept at each evaluation, and results of each.
 _NUM_EXAMPLES, _EXAMPLE_RESULTS = 3, 3
@@ -314,7 +315,7 @@ def _model_finder(config):
 
 def bm25(config, split_names):
   """Returns BM25's rank, as `lexical.make_rank` does, the corpus and splits."""
-  runs.require_workdir(config)
+  workdirs.require(config)
   corpus, splits = corpora.load(config, split_names)
   texts = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
   rank = lexical.make_rank(

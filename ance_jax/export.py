@@ -31,6 +31,7 @@ from ance_jax import sbert
 from ance_jax import sbert_modules
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import weights
+from ance_jax import workdirs
 
 # All releases since 5 find their modules under these names.
 _TYPES = 'sentence_transformers.models.'
@@ -42,7 +43,7 @@ def run(config):
   Returns:
     The folder, a `pathlib.Path`.
   """
-  runs.require_workdir(config)
+  workdirs.require(config)
   if config.output:
     _check_free(pathlib.Path(config.output), config)
   model, step, settings = _model(config)

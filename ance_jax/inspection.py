@@ -27,6 +27,7 @@ from ance_jax import negatives as negatives_lib
 from ance_jax import runs
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
+from ance_jax import workdirs
 
 # Texts whose lengths are looked at, examples shown, bars of a histogram.
 _SAMPLE, _EXAMPLES, _BARS = 10_000, 5, 10
@@ -42,7 +43,7 @@ def run(config: config_lib.Config) -> dict:
     What was found: 'corpus', 'splits' by name, 'words' or 'tokens' by side,
     'batch', and, where weights are given, 'seconds to encode the corpus'.
   """
-  runs.require_workdir(config)
+  workdirs.require(config)
   this, params = _open(config)
   random = np.random.default_rng(config.seed)
   train = this.splits[config.train_split]

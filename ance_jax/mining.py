@@ -25,8 +25,8 @@ from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
 from ance_jax import negatives as negatives_lib
-from ance_jax import runs
 from ance_jax import tally
+from ance_jax import workdirs
 
 # Of a batch, at most: queries, and queries times ranked passages.
 _QUERIES_AT_ONCE, _PLACES_AT_ONCE = 1024, 2**22
@@ -63,7 +63,7 @@ def run(config):
     The report, a dict as it is in the JSON file.
   """
   _check_flags(config)
-  runs.require_workdir(config)
+  workdirs.require(config)
   path, report_path = _paths(config)
   task = _task(config)
   _check_data(task)

@@ -11,10 +11,9 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import pages
 from ance_jax import reading
-from ance_jax import runs
 from ance_jax import sections
+from ance_jax import workdirs as workdirs_lib
 
-PAGE_FILE = 'report.html'
 _LOSS = 'train/loss'
 _OVERLAP, _AGE = 'probe/overlap', 'train/negatives_age'
 _POSITIVE_RANK = 'probe/positive_rank'
@@ -72,7 +71,7 @@ def compare_examples(first, last):
 def examples(workdir):
   """Returns (step, examples) of all evaluations that are whole, in order."""
   shown = []
-  for path in sorted((workdir / runs.EXAMPLES_FOLDER).glob('*.json')):
+  for path in sorted((workdir / workdirs_lib.EXAMPLES_FOLDER).glob('*.json')):
     try:
       examples = handoff.read_json(path)['examples']
       shown.append((int(path.stem), examples))
@@ -117,7 +116,7 @@ def run(config):
     logs.say(f'{workdir}\n{table(workdir)}')
   logs.say(f'curves: {path}')
   if len(workdirs) == 1:
-    page = pathlib.Path(path).with_name(PAGE_FILE)
+    page = pathlib.Path(path).with_name(workdirs_lib.PAGE_FILE)
     write_page(workdirs[0], page)
     logs.say(f'page: {page}')
 

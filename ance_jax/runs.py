@@ -27,9 +27,8 @@ from ance_jax import snapshots
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 from ance_jax import topk
+from ance_jax import workdirs
 
-FLAGS_FILE = 'run.flags'
-EXAMPLES_FOLDER = 'examples'
 _DATA_FILE = 'data.json'
 # Jobs that build no index.
 _WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
@@ -154,7 +153,7 @@ def record(run):
   hashes = {name: split.hash for name, split in run.splits.items()}
   began = {'run': run.id, 'corpus': run.corpus.hash, 'splits': hashes}
   return {
-    FLAGS_FILE: run.config.to_flagfile().encode(),
+    workdirs.FLAGS_FILE: run.config.to_flagfile().encode(),
     _DATA_FILE: json.dumps(began).encode(),
     **models.model_files(run.retriever, run.tokenizer),
   }
@@ -162,7 +161,7 @@ def record(run):
 
 def prepare(config):
   """Reads the data and keeps its token rows, for the runs to come."""
-  require_workdir(config)
+  workdirs.require(config)
   spread = None
   if config.beam_runner:
     spread = pipelines.on_beam(config.beam_runner, config.beam_options)
@@ -330,10 +329,10 @@ def fetch(config, *, every=False):
     config: `Config`.
     every: As for `checkpoint.fetch`, whose result this returns.
   """
-  require_workdir(config)
+  workdirs.require(config)
   came_further = checkpoint.fetch(config.workdir, every=every)
   if came_further:
-    examples = remote.files(f'{config.workdir}/{EXAMPLES_FOLDER}')
+    examples = remote.files(f'{config.workdir}/{workdirs.EXAMPLES_FOLDER}')
     for name in (f'{config.workdir}/{logs.METRICS_FILE}', *examples):
       remote.pull_file(name)
   return came_further
@@ -341,7 +340,7 @@ def fetch(config, *, every=False):
 
 def is_run(workdir):
   """Returns whether a run was begun in a folder."""
-  begun = (FLAGS_FILE, logs.METRICS_FILE)
+  begun = (workdirs.FLAGS_FILE, logs.METRICS_FILE)
   return models.is_run(workdir) or any(
     (pathlib.Path(workdir) / name).exists() for name in begun
   )
@@ -358,36 +357,10 @@ def source(config):
   return None
 
 
-def require_workdir(config):
-  """Makes the folder of `--workdir`, and tells it of its `--remote_dir`.
-
-  Raises:
-    BadInput: One of the two cannot be used.
-  """
-  if not config.workdir:
-    raise errors.BadInput(
-      f'--job={config.job} must be told where to write; found no --workdir; '
-      'set it to a folder, new or that of the run.'
-    )
-  path = pathlib.Path(config.workdir)
-  if path.exists() and not path.is_dir():
-    raise errors.BadInput(
-      f'--workdir must be a folder; found a file at {path}; name another.'
-    )
-  try:
-    handoff.make_folder(path)
-  except (NotADirectoryError, FileExistsError) as error:
-    raise errors.BadInput(
-      f'--workdir must be a folder; found that it cannot be made ({error}); '
-      'name another.'
-    ) from error
-  remote.connect(path, config.remote_dir)
-
-
 def settings(workdir, step):
   """Returns the `Config` that a checkpoint was saved under."""
-  text = checkpoint.read_record(workdir, step)[FLAGS_FILE].decode()
-  where = f'{FLAGS_FILE} of the checkpoint of step {step}'
+  text = checkpoint.read_record(workdir, step)[workdirs.FLAGS_FILE].decode()
+  where = f'{workdirs.FLAGS_FILE} of the checkpoint of step {step}'
   before = config_lib.Config.from_lines(text.split('\n')[:-1], where)
   if before.dataset == 'beir' and not before.protocol:
     # Also where it was begun before --beir_set brought a protocol.
@@ -397,7 +370,7 @@ def settings(workdir, step):
 
 def _as_begun(config):
   """Returns the `Config` with the commits that a run began with and lost."""
-  path = pathlib.Path(config.workdir) / FLAGS_FILE
+  path = pathlib.Path(config.workdir) / workdirs.FLAGS_FILE
   lines = path.read_text().split('\n') if path.is_file() else []
   for line in lines:
     name, _, pin = line.partition('=')
@@ -423,7 +396,7 @@ def check_same_run(config, step):
 def write_flags(config):
   """Writes `run.flags`, the flagfile that repeats the run."""
   if processes.is_first():
-    path = pathlib.Path(config.workdir) / FLAGS_FILE
+    path = pathlib.Path(config.workdir) / workdirs.FLAGS_FILE
     handoff.write_text(path, config.to_flagfile())
     remote.push(path)
 

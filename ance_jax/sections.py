@@ -7,7 +7,7 @@ from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import pages
-from ance_jax import runs
+from ance_jax import workdirs
 
 # What each refresh has among its metrics, and nothing else.
 REFRESHED = 'refresh/judged'
@@ -166,7 +166,7 @@ def audits(workdir):
 
 def flags(workdir):
   """Returns the HTML of the run's flags."""
-  path = workdir / runs.FLAGS_FILE
+  path = workdir / workdirs.FLAGS_FILE
   parts = [pages.heading('Flags that are not the default')]
   if not path.is_file():
     return [*parts, pages.paragraph(f'no {path.name} in the folder')]

@@ -35,6 +35,7 @@ from ance_jax import runs
 from ance_jax import schedule
 from ance_jax import steps
 from ance_jax import watch
+from ance_jax import workdirs
 
 
 def run(config, *, leave=logs.interrupt):
@@ -95,7 +96,7 @@ def _loop(parts, state, step):
 
 def check(config):
   """Raises `BadInput` for what can be known before anything is read."""
-  runs.require_workdir(config)
+  workdirs.require(config)
   num_devices = len(runs.training_devices(config)[0])
   if config.batch_size % num_devices:
     raise errors.BadInput(

@@ -20,6 +20,7 @@ from ance_jax import report
 from ance_jax import runs
 from ance_jax import train
 from ance_jax import watch
+from ance_jax import workdirs
 
 
 @pytest.fixture(scope='module')
@@ -347,7 +348,7 @@ def test_a_set_of_beir_brings_its_protocol_but_to_no_run_that_began_otherwise(
     dataclasses.replace(named, workdir=str(tmp_path)), ('dev',)
   )
   assert begun.splits['dev'].protocol == 'beir'
-  flags = runs.record(begun)[runs.FLAGS_FILE].decode()
+  flags = runs.record(begun)[workdirs.FLAGS_FILE].decode()
   assert '--protocol=beir\n' in flags
   monkeypatch.setattr(
     runs, 'settings', lambda *_: dataclasses.replace(finished, protocol='beir')

@@ -20,6 +20,7 @@ from ance_jax import report
 from ance_jax import runs
 from ance_jax import train
 from ance_jax import watch
+from ance_jax import workdirs
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -80,7 +81,7 @@ def test_a_run_without_dev_is_that_with_it_but_for_what_dev_says(
   workdir = pathlib.Path(config.workdir)
   assert not (workdir / 'examples').exists()
   assert report.table(workdir) == 'no dev split'
-  page = (workdir / report.PAGE_FILE).read_text()
+  page = (workdir / workdirs.PAGE_FILE).read_text()
   for title in ('Dev by evaluation', 'Examples of dev'):
     assert f'<h2>{title}</h2>\n<p>no dev split</p>' in page
   assert len(rows_of(page, 'Refreshes')) == 4

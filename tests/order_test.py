@@ -16,7 +16,7 @@ ORDER = (
   'given_forms beir msmarco dpr downloads rankings records registry chance '
   'metrics answers tokens tokenizer vocabulary '
   'forms data keys strings lexical words index factories topk filters mine '
-  'losses bert compiled prompt logs pace locks remote handoff devices '
+  'losses bert compiled prompt logs pace locks workdirs remote handoff devices '
   'processes reading faults config errors'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.

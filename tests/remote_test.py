@@ -32,6 +32,7 @@ from ance_jax import report
 from ance_jax import runs
 from ance_jax import train
 from ance_jax import watch
+from ance_jax import workdirs
 
 pytestmark = pytest.mark.usefixtures('compiled_once', 'bucket')
 ADDRESS = 'gs://bucket/run'
@@ -331,9 +332,9 @@ def test_a_copy_with_a_path_out_of_it_is_not_taken(tmp_path, monkeypatch, name):
 def test_a_second_trainer_on_another_machine_is_refused(
   config, monkeypatch, capsys
 ):
-  runs.require_workdir(config)
+  workdirs.require(config)
   other = on_another_machine(config)
-  runs.require_workdir(other)
+  workdirs.require(other)
   monkeypatch.setattr(locks.os, 'kill', lambda *_: None)
   monkeypatch.setattr(locks.os, 'getpid', lambda: 4_194_305)
   with contextlib.closing(locks.Lock(config.workdir)) as lock:
@@ -348,7 +349,7 @@ def test_a_second_trainer_on_another_machine_is_refused(
 
 
 def test_the_lock_of_a_dead_trainer_is_taken_over(config, monkeypatch):
-  runs.require_workdir(config)
+  workdirs.require(config)
   path = f'{config.workdir}/lock'
   left = {'host': 'a', 'process': 1, 'kernel': 'another machine', 'beats': 3}
   remote.write(path, json.dumps(left).encode())

@@ -17,6 +17,7 @@ from ance_jax import handoff
 from ance_jax import report
 from ance_jax import sections
 from ance_jax import train
+from ance_jax import workdirs
 
 DEV = {'dev/mrr@10': 0.25, 'dev/ndcg@10': 0.5, 'dev/recall@100': 0.75}
 LINES = [
@@ -268,7 +269,7 @@ def test_training_writes_the_page_anew_at_each_refresh(tiny, monkeypatch):
   assert [[row[1] for row in rows] for rows in seen] == [
     ['1'], ['1', '2'], ['1', '2']
   ]  # fmt: skip
-  page = pathlib.Path(tiny.workdir, report.PAGE_FILE).read_text()
+  page = pathlib.Path(tiny.workdir, workdirs.PAGE_FILE).read_text()
   check(page)
   assert len(rows_of(page, 'Dev by evaluation')) == 4
   assert sections.REFRESHED not in page

@@ -25,8 +25,8 @@ from ance_jax import logs
 from ance_jax import main
 from ance_jax import report
 from ance_jax import resume
-from ance_jax import runs
 from ance_jax import train
+from ance_jax import workdirs
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 # Together they take an hour and a half on two cores.
@@ -414,7 +414,7 @@ def test_two_hundred_refreshes_leave_memory_files_and_threads_flat(
 
 def test_flags_of_the_checkpoint_count_not_a_file_that_was_edited(config):
   here = stopped_run(config)
-  path = pathlib.Path(here.workdir, runs.FLAGS_FILE)
+  path = pathlib.Path(here.workdir, workdirs.FLAGS_FILE)
   path.write_text(path.read_text().replace('--seed=0', '--seed=1'))
   train.run(here)
   assert '--seed=0\n' in path.read_text()

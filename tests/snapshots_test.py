@@ -24,6 +24,7 @@ from ance_jax import runs
 from ance_jax import snapshots
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import train
+from ance_jax import workdirs
 
 NAME = 'someone/model'
 FIRST, SECOND = hub_server.COMMITS
@@ -403,7 +404,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(
     assert resumed.run.config.init_from == pin
     assert (
       f'--init_from={pin}\n'.encode()
-      in runs.record(resumed.run)[runs.FLAGS_FILE]
+      in runs.record(resumed.run)[workdirs.FLAGS_FILE]
     )
   for name in (f'{NAME}@main', f'{NAME}@v2', f'{NAME}@{SECOND}', 'a/model'):
     with pytest.raises(errors.BadInput, match='--init_from must stay'):
