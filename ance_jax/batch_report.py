@@ -10,7 +10,6 @@ import numpy as np
 
 from ance_jax import batches
 from ance_jax import data
-from ance_jax import forms
 from ance_jax import methods
 from ance_jax import negatives as negatives_lib
 from ance_jax import refresh
@@ -108,7 +107,7 @@ def columns(
 
 def shown(corpus: data.Corpus, row: int) -> str:
   """Returns id and beginning of a passage."""
-  return f'[{corpus.ids[row]}] {_short(forms.whole_text(corpus, row))}'
+  return f'[{corpus.ids[row]}] {_short(data.whole_text(corpus, row))}'
 
 
 def _negatives(run, method, mined):

@@ -4,8 +4,6 @@ No state and no number of devices or workers goes in, so a restarted run sees
 the batches that it would have seen.
 """
 
-import collections
-from concurrent import futures
 import functools
 from typing import NamedTuple
 
@@ -16,7 +14,6 @@ from ance_jax import tokens
 
 # Purposes of random numbers, so that no two streams are the same.
 _EPOCH, _POSITIVE, _NEGATIVE = range(3)
-_AHEAD = 2
 
 
 class Batch(NamedTuple):
@@ -256,18 +253,6 @@ def _padded_passages(data, passages):
     )
   size = len(passages)
   return ids.reshape(size, -1, ids.shape[-1]), lengths.reshape(size, -1)
-
-
-def ahead(make, items):
-  """Yields make(item) for each item in order, made ahead on a thread."""
-  with futures.ThreadPoolExecutor(1) as pool:
-    waiting = collections.deque()
-    for item in items:
-      waiting.append(pool.submit(make, item))
-      if len(waiting) > _AHEAD:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
 
 
 def draw(random, passages, number):

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax import corpora
+from ance_jax import data
 from ance_jax import evaluate
 from ance_jax import filters
-from ance_jax import forms
-from ance_jax import index
 from ance_jax import judges
 from ance_jax import logs
 from ance_jax import rankings
@@ -24,7 +23,8 @@ class Source(NamedTuple):
 
   Attributes:
     name: For people.
-    rank: rank((q,) query rows, depth) -> `index.Ranking`, as wide as it likes.
+    rank: rank((q,) query rows, depth) -> `rankings.Ranking`, as wide as it
+      likes.
     score: score((P,) query rows, (P,) passage rows) -> (P,) float32; None where
       only what is ranked has a score.
   """
@@ -67,7 +67,7 @@ def judge(config, corpus, split):
   def of_texts(of_query, passages):
     pairs = zip(of_query.tolist(), passages.tolist(), strict=True)
     return score(
-      (split.texts[query], forms.whole_text(corpus, passage))
+      (split.texts[query], data.whole_text(corpus, passage))
       for query, passage in pairs
     )
 
@@ -100,7 +100,7 @@ def _model(run, params, step):
 
   def rank(rows, depth):
     found = indexed.search(queries[rows], depth).rows
-    return index.Ranking(found, indexed.scores(queries[rows], found))
+    return rankings.Ranking(found, indexed.scores(queries[rows], found))
 
   def score(rows, passages):
     return indexed.scores(queries[rows], passages[:, None])[:, 0]

@@ -361,6 +361,17 @@ def queries_shared(split, other):
   return int(np.isin(keys.of_texts(split.texts), known).sum())
 
 
+def whole_text(corpus, row):
+  """Returns title and text of a passage as one, with a space between."""
+  title = whole_title(corpus, row)
+  return f'{title} {corpus.texts[row]}' if title else corpus.texts[row]
+
+
+def whole_title(corpus, row):
+  """Returns the title of a passage as one line."""
+  return corpus.titles[row].replace(TITLE_PART, ' ')
+
+
 def _given(judged, rows, pairs):
   """Returns `Split.given` and `Split.scores` of query rows and judged pairs."""
   if judged.given is None:

@@ -58,6 +58,17 @@ def of_all_processes(devices):
   return tuple(d for _, here in sorted(found.items()) for d in here[:number])
 
 
+def training_devices(config):
+  """Returns the accelerators that train, and those that refresh beside them.
+
+  Other jobs than training have none of the latter. The first ones are those of
+  all processes.
+  """
+  others = config.refresh_devices if config.job == 'train' else 0
+  first, others = local_parts(config.num_devices, others)
+  return of_all_processes(first), others
+
+
 def own(devices):
   """Returns those of `devices` that are this process's."""
   return tuple(d for d in devices if d.process_index == jax.process_index())

@@ -114,7 +114,7 @@ def look(run, seen, indexed, ranking, tables, last):
     run: `runs.Run`.
     seen: `Probe`.
     indexed: The `evaluate.IndexedCorpus` that it is of.
-    ranking: `index.Ranking` of dev, or None where there is none.
+    ranking: `rankings.Ranking` of dev, or None where there is none.
     tables: {source: `Table`}; of them 'in_use' and 'mined' have values of their
       own.
     last: `Seen` of the last refresh, or None.

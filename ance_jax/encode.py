@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ance_jax import batches
 from ance_jax import bert
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
@@ -101,7 +100,7 @@ def encode_rows(encoder, params, token_rows, what, rows=None):
     embeddings[places] = np.asarray(output)[: len(places)]
 
   for places, ids, lengths in logs.progress(
-    batches.ahead(padded, plan),
+    logs.ahead(padded, plan),
     what,
     total=len(rows),
     unit='rows',

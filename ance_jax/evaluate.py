@@ -49,7 +49,7 @@ class IndexedCorpus(NamedTuple):
   blocks: list[np.ndarray]
 
   def search(self, queries, k, what=None):
-    """Returns the `index.Ranking` of passages; arguments as `index.search`."""
+    """Returns the `rankings.Ranking` of passages; see `index.search`."""
     if self.texts_of is None:
       return index.search(self.passage_index, queries, k, what)
     return index.search_pieces(
@@ -139,7 +139,7 @@ def encode_queries(run, params, split_name, watch, rows=None):
 
 
 def evaluate(run, params, indexed, split_name, watch):
-  """Returns {measure: value} of a split, and the `index.Ranking` behind it."""
+  """Returns {measure: value} of a split, and the `rankings.Ranking` of it."""
   queries = encode_queries(run, params, split_name, watch)
   watch.work('evaluate', indexed.search_flops(len(queries)))
   with watch.phase('evaluate'):

@@ -155,7 +155,7 @@ def looked_up(ranking, places, passages, missing):
   """Returns the scores that a ranking gives to some pairs.
 
   Args:
-    ranking: `index.Ranking` of q queries.
+    ranking: `rankings.Ranking` of q queries.
     places: (P,) int, which of these queries a pair is of.
     passages: (P,) int, its passage row.
     missing: Score of what is not ranked.

@@ -37,21 +37,21 @@ def triplets(example, corpus):
     for negative, _ in example.negatives:
       yield {
         'anchor': example.query,
-        'positive': whole_text(corpus, positive),
-        'negative': whole_text(corpus, negative),
+        'positive': data.whole_text(corpus, positive),
+        'negative': data.whole_text(corpus, negative),
       }
 
 
 def n_tuples(example, corpus):
   """Yields sentence-transformers' n-tuples: a line for each positive."""
   negatives = {
-    f'negative_{number}': whole_text(corpus, row)
+    f'negative_{number}': data.whole_text(corpus, row)
     for number, (row, _) in enumerate(example.negatives, 1)
   }
   for positive, _ in example.positives:
     yield {
       'anchor': example.query,
-      'positive': whole_text(corpus, positive),
+      'positive': data.whole_text(corpus, positive),
       **negatives,
     }
 
@@ -86,7 +86,7 @@ def flag_embedding(example, corpus):
   line = {'query': example.query}
   kinds = {'pos': example.positives, 'neg': example.negatives}
   for name, found in kinds.items():
-    line[name] = [whole_text(corpus, row) for row, _ in found]
+    line[name] = [data.whole_text(corpus, row) for row, _ in found]
   scores = {
     f'{name}_scores': [_known(score) for _, score in found]
     for name, found in kinds.items()
@@ -99,7 +99,7 @@ def dpr(example, corpus):
   contexts = [
     [
       {
-        'title': _title(corpus, row),
+        'title': data.whole_title(corpus, row),
         'text': corpus.texts[row],
         'score': _known(score),
         'passage_id': corpus.ids[row],
@@ -123,7 +123,7 @@ def tevatron(example, corpus):
     [
       {
         'docid': corpus.ids[row],
-        'title': _title(corpus, row),
+        'title': data.whole_title(corpus, row),
         'text': corpus.texts[row],
       }
       for row, _ in found
@@ -183,16 +183,6 @@ def encoded(name, examples, corpus):
       yield before + json.dumps(item, ensure_ascii=False).encode()
       before = between
   yield after
-
-
-def whole_text(corpus, row):
-  """Returns title and text of a passage as one, with a space between."""
-  title = _title(corpus, row)
-  return f'{title} {corpus.texts[row]}' if title else corpus.texts[row]
-
-
-def _title(corpus, row):
-  return corpus.titles[row].replace(data.TITLE_PART, ' ')
 
 
 def _known(score):

@@ -11,6 +11,7 @@ from ance_jax import errors
 from ance_jax import factories
 from ance_jax import logs
 from ance_jax import processes
+from ance_jax import rankings
 from ance_jax import topk
 
 # Vectors that an index which needs training is trained on, at most.
@@ -67,18 +68,6 @@ class Shared(NamedTuple):
 
 
 Index = faiss.Index | topk.DeviceIndex | Shared
-
-
-class Ranking(NamedTuple):
-  """The best passages of Q queries, best first, equal scores by row.
-
-  Attributes:
-    rows: (Q, K) int32 passage rows; -1 where the index found no more.
-    scores: (Q, K) float32; -inf there.
-  """
-
-  rows: np.ndarray
-  scores: np.ndarray
 
 
 def make(factory, params, width):
@@ -211,7 +200,7 @@ def search(index, queries, k, what=None):
   """
   if isinstance(index, topk.DeviceIndex):
     scores, rows = topk.search(index, queries, k, what)
-    return Ranking(rows, scores)
+    return rankings.Ranking(rows, scores)
   starts = range(0, len(queries), _QUERIES_AT_ONCE)
   if what:
     starts = logs.progress(starts, what, total=len(starts), unit='batches')
@@ -221,7 +210,9 @@ def search(index, queries, k, what=None):
     )
     for start in starts
   ]
-  return Ranking(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+  return rankings.Ranking(
+    *(np.concatenate(part) for part in zip(*parts, strict=True))
+  )
 
 
 def search_pieces(index, texts_of, queries, k, what=None):
@@ -249,7 +240,7 @@ def search_pieces(index, texts_of, queries, k, what=None):
   gone = np.take_along_axis(again | (rows < 0), last, 1)
   rows = np.where(gone, -1, np.take_along_axis(rows, last, 1))
   scores = np.take_along_axis(found.scores, last, 1)
-  return Ranking(
+  return rankings.Ranking(
     rows.astype(np.int32), np.where(gone, -np.inf, scores).astype(np.float32)
   )
 
@@ -340,7 +331,7 @@ def top_k(find, queries, k, num_passages):
     if depth == most:
       break
     depth = min(2 * depth, most)
-  return Ranking(rows, scores)
+  return rankings.Ranking(rows, scores)
 
 
 def _reason(error):

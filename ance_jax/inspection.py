@@ -179,7 +179,7 @@ def _open(config):
     this, params, _ = runs.read(config, None)
     return this, params
   dataset = corpora.load(config, None)
-  devices, _ = runs.training_devices(config)
+  devices, _ = devices_lib.training_devices(config)
   retriever, tokenizer, params = models.planned(config), None, None
   if config.init_from:
     retriever, tokenizer, params = models.load(config, ())

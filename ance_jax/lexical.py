@@ -10,6 +10,7 @@ import Stemmer
 from ance_jax import errors
 from ance_jax import index
 from ance_jax import logs
+from ance_jax import rankings
 from ance_jax import reading
 from ance_jax import words
 
@@ -20,7 +21,7 @@ _SAID, _REFUSED = 100, 2
 
 
 def make_rank(texts, *, k1, b, language=words.AUTO, queries=()):
-  """Returns rank(queries, k) -> `index.Ranking`, of an index of `texts`.
+  """Returns rank(queries, k) -> `rankings.Ranking`, of an index of `texts`.
 
   Lucene's variant. A passage without a word of the query is not found.
 
@@ -87,7 +88,7 @@ def make_rank(texts, *, k1, b, language=words.AUTO, queries=()):
       )
       for start in starts
     ]
-    return index.Ranking(
+    return rankings.Ranking(
       *(np.concatenate(part) for part in zip(*parts, strict=True))
     )
 

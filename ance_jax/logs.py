@@ -5,6 +5,8 @@ that takes long prints a line now and then, and training one every
 `--steps_per_log` steps.
 """
 
+import collections
+from concurrent import futures
 import contextlib
 import json
 import os
@@ -29,6 +31,8 @@ _stop = threading.Event()
 _of_thread = threading.local()
 # Also the process's: whether `--noprogress_bars` was given.
 _no_bars = threading.Event()
+# Items that `ahead` makes before they are asked for.
+_AHEAD = 2
 
 
 def say(text):
@@ -110,6 +114,18 @@ def working(what):
   """
   is_silent = has_bars() or not processes.is_first()
   return pace.Lines(None if is_silent else say, what)
+
+
+def ahead(make, items):
+  """Yields make(item) for each item in order, made ahead on a thread."""
+  with futures.ThreadPoolExecutor(1) as pool:
+    waiting = collections.deque()
+    for item in items:
+      waiting.append(pool.submit(make, item))
+      if len(waiting) > _AHEAD:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
 
 
 def stop_requested():

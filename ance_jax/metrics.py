@@ -209,12 +209,12 @@ def without_own(ranking, split):
   """Returns a ranking without the passages that have their query's id.
 
   Args:
-    ranking: `index.Ranking` of the split's queries.
+    ranking: `rankings.Ranking` of the split's queries.
     split: A `data.Split`.
 
   Returns:
-    An `index.Ranking` of the same shape; -1, and -inf as the score, at the end
-    of what one was taken from.
+    A `rankings.Ranking` of the same shape; -1, and -inf as the score, at the
+    end of what one was taken from.
   """
   if split.own is None:
     return ranking
@@ -233,7 +233,7 @@ def write_run(path, ranking, split, corpus, tag):
 
   Args:
     path: The file.
-    ranking: An `index.Ranking` of the split's queries.
+    ranking: A `rankings.Ranking` of the split's queries.
     split: A `data.Split`.
     corpus: The `data.Corpus`.
     tag: Name of the run, the last column.

@@ -11,12 +11,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ance_jax import index
 from ance_jax import logs
 from ance_jax import reading
 from ance_jax import records
 
 _LINES_AT_ONCE = 65_536
+
+
+class Ranking(NamedTuple):
+  """The best passages of Q queries, best first, equal scores by row.
+
+  Attributes:
+    rows: (Q, K) int32 passage rows; -1 where the index found no more.
+    scores: (Q, K) float32; -inf there.
+  """
+
+  rows: np.ndarray
+  scores: np.ndarray
 
 
 class Ranked(NamedTuple):
@@ -38,7 +49,7 @@ class Ranked(NamedTuple):
     return self.passages[self.offsets[query] : self.offsets[query + 1]]
 
   def block(self, queries):
-    """Returns the `index.Ranking` of (q,) query rows, as wide as the longest.
+    """Returns the `Ranking` of (q,) query rows, as wide as the longest.
 
     Scores are float64, as in the file.
     """
@@ -48,7 +59,7 @@ class Ranked(NamedTuple):
     rows = np.full(there.shape, -1, np.int32)
     scores = np.full(there.shape, -np.inf)
     rows[there], scores[there] = self.passages[places], self.scores[places]
-    return index.Ranking(rows, scores)
+    return Ranking(rows, scores)
 
 
 def read_run(path, query_rows, passage_rows):

@@ -123,7 +123,7 @@ def check_index(config, width, num_vectors=None):
         config.rows_per_block,
       )
   elif num_vectors is not None:
-    num_devices = len(training_devices(config)[0])
+    num_devices = len(devices_lib.training_devices(config)[0])
     topk.plan(num_vectors, width, num_devices, config.search_memory_mb)
 
 
@@ -135,17 +135,6 @@ def beside(run, devices):
     query_encoder=encoders_there[0],
     passage_encoder=encoders_there[1],
   )
-
-
-def training_devices(config):
-  """Returns the accelerators that train, and those that refresh beside them.
-
-  Other jobs than training have none of the latter. The first ones are those of
-  all processes.
-  """
-  others = config.refresh_devices if config.job == 'train' else 0
-  first, others = devices_lib.local_parts(config.num_devices, others)
-  return devices_lib.of_all_processes(first), others
 
 
 def record(run):
@@ -238,7 +227,7 @@ def read(config, split_names, *, for_training=False):
       may be another than the run's.
   """
   fetch(config, every=config.checkpoint != 'last')
-  devices, _ = training_devices(config)
+  devices, _ = devices_lib.training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   if is_run(config.workdir):
     # Before the data, which may take longer than a checkpoint is kept.
@@ -433,7 +422,7 @@ def _run(id, config, dataset, retriever, tokenizer, spread=None):
     )
     for name, split in dataset.splits.items()
   }
-  devices, _ = training_devices(config)
+  devices, _ = devices_lib.training_devices(config)
   query_encoder, passage_encoder = _encoders(config, retriever, devices)
   logs.say(
     f'{len(devices)} {devices[0].device_kind} device(s), encoder of '

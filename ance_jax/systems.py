@@ -11,7 +11,6 @@ from ance_jax import checkpoint
 from ance_jax import corpora
 from ance_jax import errors
 from ance_jax import handoff
-from ance_jax import index
 from ance_jax import logs
 from ance_jax import metrics
 from ance_jax import places
@@ -137,7 +136,7 @@ def _system(label, path, corpus, split):
   if missing:
     logs.say(f'{path}: {missing:,} queries are not in it, and count 0')
   scores = np.zeros(rows.shape, np.float32)
-  rows = metrics.without_own(index.Ranking(rows, scores), split).rows
+  rows = metrics.without_own(rankings.Ranking(rows, scores), split).rows
   values = metrics.by_query(rows, split, corpus.texts)
   return System(label, str(path), rows, values, missing)
 

@@ -7,8 +7,8 @@ import numpy as np
 from ance_jax import evaluate
 from ance_jax import filters
 from ance_jax import forms
-from ance_jax import index
 from ance_jax import negatives as negatives_lib
+from ance_jax import rankings
 
 _EXAMPLES = 5
 # Kept negatives of an example, and characters of a text.
@@ -25,7 +25,7 @@ class Mined(NamedTuple):
     positives: (P,) int32 passage rows, as they were judged for queries of the
       same text, its own first.
     positive_scores: (P,) float, -inf where one was not ranked.
-    ranking: `index.Ranking` of the q queries.
+    ranking: `rankings.Ranking` of the q queries.
     least: (q,) float, the least of `positive_scores`.
     judged: (q, K) float, scores of a judge, or None.
     taken: (q, K) int8, as `filters.taken_by` returns it.
@@ -40,7 +40,7 @@ class Mined(NamedTuple):
   of_query: np.ndarray
   positives: np.ndarray
   positive_scores: np.ndarray
-  ranking: index.Ranking
+  ranking: rankings.Ranking
   least: np.ndarray
   judged: np.ndarray | None
   taken: np.ndarray

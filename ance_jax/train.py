@@ -57,7 +57,7 @@ def run(config, *, leave=logs.interrupt):
   processes.start(config)
   logs.use_bars(config.progress_bars)
   check(config)
-  devices, _ = runs.training_devices(config)
+  devices, _ = devices_lib.training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   with logs.stop_signals(leave), contextlib.ExitStack() as stack:
     lock = stack.enter_context(contextlib.closing(locks.take(config.workdir)))
@@ -97,7 +97,7 @@ def _loop(parts, state, step):
 def check(config):
   """Raises `BadInput` for what can be known before anything is read."""
   workdirs.require(config)
-  num_devices = len(runs.training_devices(config)[0])
+  num_devices = len(devices_lib.training_devices(config)[0])
   if config.batch_size % num_devices:
     raise errors.BadInput(
       f'--batch_size must divide over the {num_devices} devices; found '
@@ -157,7 +157,7 @@ def _open_reader(stack, run):
   if not schedule.num_refreshes(config):
     return None
   if config.refresh == 'async':
-    others = runs.training_devices(config)[1]
+    others = devices_lib.training_devices(config)[1]
     there = runs.beside(run, others) if others else run
     worker = stack.enter_context(contextlib.closing(watch.Worker(there)))
   return stack.enter_context(contextlib.closing(watch.Reader(run, worker)))
@@ -206,9 +206,7 @@ def _train(parts, make_step, state, step, until, in_use):
   method = schedule.method(config, in_use is not None)
   train_step, make_batch = make_step(method)
   negatives = refresh.negatives_for(parts.run, method, in_use)
-  prepared = batches.ahead(
-    lambda n: make_batch(n, negatives), range(step, until)
-  )
+  prepared = logs.ahead(lambda n: make_batch(n, negatives), range(step, until))
   bar = logs.progress(
     prepared,
     'train',

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ance_jax import batches
+from ance_jax import logs
 from ance_jax import tokens
 
 NUM_QUERIES, NUM_PASSAGES = 10, 40
@@ -205,7 +206,7 @@ def test_ahead_makes_the_next_ones_on_a_thread_while_one_is_used():
       third.set()
     return number
 
-  given = batches.ahead(make, range(9))
+  given = logs.ahead(make, range(9))
   assert next(given) == 0
   assert third.wait(timeout=60)
   # Not the whole epoch: what is made has to be kept.
@@ -221,20 +222,20 @@ def test_ahead_gives_what_was_made_before_an_error():
       raise ValueError('two')
     return number
 
-  given = batches.ahead(make, range(9))
+  given = logs.ahead(make, range(9))
   assert [next(given), next(given)] == [0, 1]
   with pytest.raises(ValueError, match='two'):
     next(given)
 
 
 def test_ahead_keeps_the_order_and_raises_what_the_maker_raises():
-  assert list(batches.ahead(lambda n: n * n, range(6))) == [0, 1, 4, 9, 16, 25]
+  assert list(logs.ahead(lambda n: n * n, range(6))) == [0, 1, 4, 9, 16, 25]
 
   def fail(number):
     raise ValueError(number)
 
   with pytest.raises(ValueError, match='0'):
-    list(batches.ahead(fail, range(3)))
+    list(logs.ahead(fail, range(3)))
 
 
 def test_the_highest_draw_is_the_last_positive_whatever_their_number():

@@ -17,6 +17,7 @@ from ance_jax import index
 from ance_jax import logs
 from ance_jax import losses
 from ance_jax import methods
+from ance_jax import rankings
 from ance_jax import runs
 from ance_jax import steps
 from ance_jax import train
@@ -106,7 +107,7 @@ def test_ranks_and_what_was_lost_and_won(small):
   run, indexed, queries = small
   found = np.array([[1, 7, 4, 2], [5, 6, 8, 2], [9, 1, 2, 3]])
   seen = diagnostics.Probe(np.arange(3), queries, found)
-  ranking = index.Ranking(np.array([[3, 1], [5, 6], [2, 0]]), None)
+  ranking = rankings.Ranking(np.array([[3, 1], [5, 6], [2, 0]]), None)
   right = np.array([False, True, False])
   last = diagnostics.Seen(np.array([1, 5, 4]), right)
 
@@ -133,7 +134,7 @@ def test_the_best_positive_may_be_that_of_a_query_of_the_same_text(small):
   run.splits['train'].groups = np.array([0, 1, 0])
   found = np.array([[1, 9, 4, 2], [5, 9, 8, 2], [9, 1, 2, 3]])
   seen = diagnostics.Probe(np.arange(3), queries, found)
-  ranking = index.Ranking(np.array([[3], [5], [3]]), None)
+  ranking = rankings.Ranking(np.array([[3], [5], [3]]), None)
   _, now = diagnostics.look(run, seen, indexed, ranking, {}, None)
   assert now.ranks.tolist() == [2, 5, 1]
   # On dev each query has its own: 3 is the first one's alone.
@@ -144,7 +145,7 @@ def test_the_best_positive_may_be_that_of_a_query_of_the_same_text(small):
 def test_norms_by_source_and_negatives_above_the_positive(small):
   run, indexed, queries = small
   seen = diagnostics.Probe(np.arange(3), queries, np.zeros((3, 4), int))
-  ranking = index.Ranking(np.array([[3], [5], [2]]), None)
+  ranking = rankings.Ranking(np.array([[3], [5], [2]]), None)
   tables = {
     'in_use': diagnostics.Table(0, np.array([[1], [2], [3]])),
     'mined': diagnostics.Table(1, np.array([[8], [5]])),

@@ -13,8 +13,8 @@ from ance_jax import encode
 from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
-from ance_jax import index
 from ance_jax import logs
+from ance_jax import rankings
 from ance_jax import refresh
 from ance_jax import report
 from ance_jax import runs
@@ -227,7 +227,7 @@ def test_examples_leave_out_what_the_index_did_not_find(finished):
   run = runs.read(finished, ('dev',))[0]
   rows = np.full((len(run.splits['dev'].ids), 10), -1, np.int32)
   rows[:, 0] = 40
-  ranking = index.Ranking(rows, np.zeros(rows.shape, np.float32))
+  ranking = rankings.Ranking(rows, np.zeros(rows.shape, np.float32))
   for example in evaluate.examples(run, ranking, 'dev'):
     assert example['results'] == [evaluate.passage_name(run.corpus, 40)]
 
@@ -372,6 +372,6 @@ def test_a_passage_of_grade_0_is_no_first_relevant_one():
     splits={'dev': split}, corpus=corpus, config=config_lib.Config()
   )
   for rows, place in (([0, 3, 1, 2], 3), ([3, 0, -1, -1], None)):
-    ranking = index.Ranking(np.array([rows], np.int32), None)
+    ranking = rankings.Ranking(np.array([rows], np.int32), None)
     (example,) = evaluate.examples(run, ranking, 'dev')
     assert example['place'] == place

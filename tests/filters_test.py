@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ance_jax import filters
-from ance_jax import index
+from ance_jax import rankings
 
 
 def slowly(rows, scores, never, least, rules, judged, most):
@@ -120,11 +120,11 @@ def test_scores_are_looked_up_by_pair():
   random = np.random.default_rng(1)
   rows = np.stack([random.permutation(40)[:9] for _ in range(20)])
   rows[:, 7:] = -1
-  ranking = index.Ranking(rows, random.random(rows.shape))
+  ranking = rankings.Ranking(rows, random.random(rows.shape))
   places, passages = np.divmod(np.arange(20 * 50), 50)
   found = filters.looked_up(ranking, places, passages, -7.0)
   expected = np.full((20, 50), -7.0)
   np.put_along_axis(expected, rows[:, :7], ranking.scores[:, :7], 1)
   np.testing.assert_array_equal(found.reshape(20, 50), expected)
-  nothing = index.Ranking(np.full((2, 0), -1), np.zeros((2, 0)))
+  nothing = rankings.Ranking(np.full((2, 0), -1), np.zeros((2, 0)))
   assert filters.looked_up(nothing, np.array([1]), np.array([3]), 0.5) == [0.5]

@@ -16,6 +16,7 @@ import pytest
 from ance_jax import audit
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import data
 from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import export
@@ -257,7 +258,7 @@ def test_each_form_with_texts_is_a_file_of_pairs(found, expected, beir):
       loaded(config)
     return
   corpus, split = loaded(config)
-  texts = [forms.whole_text(corpus, row) for row in range(len(corpus.ids))]
+  texts = [data.whole_text(corpus, row) for row in range(len(corpus.ids))]
   assert sorted(texts) == sorted(whole(n) for n in range(5))
   ids = {an_id: whole(n) for n, (an_id, _, _) in enumerate(CORPUS)}
   by_text = {i: texts[corpus.rows[i]] for i in corpus.ids}
@@ -539,10 +540,10 @@ def triples(config):
   found, scores = set(), {}
   for query, positive in zip(*split.positives(), strict=True):
     for row in split.given.of(query):
-      texts = [forms.whole_text(corpus, int(r)) for r in (positive, row)]
+      texts = [data.whole_text(corpus, int(r)) for r in (positive, row)]
       found.add((split.texts[int(query)], *texts))
   for query, row, score in zip(*split.given, strict=True):
-    key = split.texts[int(query)], forms.whole_text(corpus, int(row))
+    key = split.texts[int(query)], data.whole_text(corpus, int(row))
     scores[key] = score
   return found, scores
 

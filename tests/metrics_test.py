@@ -5,8 +5,8 @@ import pytest
 import pytrec_eval
 
 from ance_jax import data
-from ance_jax import index
 from ance_jax import metrics
+from ance_jax import rankings
 from ance_jax import strings
 
 
@@ -77,7 +77,7 @@ def test_run_file_has_the_columns_of_trec_and_leaves_out_what_was_not_found(
   tmp_path,
 ):
   corpus = data.Corpus(strings.make(['a', 'b', 'c']), None, None, None, '')
-  ranking = index.Ranking(
+  ranking = rankings.Ranking(
     np.array([[2, 0], [1, -1]], np.int32),
     np.array([[1.5, 0.25], [3, -np.inf]], np.float32),
   )
@@ -200,7 +200,7 @@ def test_the_passage_with_the_id_of_a_query_is_no_result_for_it():
   )
   assert metrics.depth(split, 5000) == 101
   scores = np.array([[3, 2, 1], [3, 2, -np.inf], [3, 2, 1]], np.float32)
-  found = metrics.without_own(index.Ranking(rows, scores), split)
+  found = metrics.without_own(rankings.Ranking(rows, scores), split)
   assert found.rows.tolist() == [[2, 7, -1], [1, 4, -1], [5, 6, -1]]
   assert found.scores.tolist() == [[2, 1, -np.inf], [3, 2, -np.inf]] + [
     [3, 2, -np.inf]

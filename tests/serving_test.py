@@ -16,8 +16,8 @@ import pytest
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax import handoff
-from ance_jax import index
 from ance_jax import pages
+from ance_jax import rankings
 from ance_jax import runs
 from ance_jax import serving
 from ance_jax import train
@@ -136,7 +136,7 @@ def test_checkpoints_that_find_different_numbers_share_a_table(monkeypatch):
 
   def search(run, shot, query, depth):
     rows = np.array([found[shot.params]])
-    return index.Ranking(rows, np.where(rows < 0, -np.inf, 0.5))
+    return rankings.Ranking(rows, np.where(rows < 0, -np.inf, 0.5))
 
   texts = [f'text{row}' for row in range(4)]
   corpus = types.SimpleNamespace(ids='abcd', titles=[''] * 4, texts=texts)
