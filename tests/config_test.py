@@ -117,6 +117,8 @@ def test_what_no_flag_takes_is_left_over():
     (['--seed'], '^a flag must have the form --name=value'),
     (['--flagfile=/no/such'], '^a flagfile must exist; found none at /no/such'),
     (['--flagfile'], '^a flagfile must exist'),
+    # As root may read all files: one that cannot be read from its beginning.
+    (['--flagfile=/proc/self/mem'], '^flagfile /proc/self/mem cannot be read'),
   ],
 )
 def test_what_is_wrong_in_a_command_line_is_told(arguments, expected):

@@ -223,6 +223,13 @@ def test_search_finds_the_passage_that_is_asked_for(
   assert 'p41' in capsys.readouterr().out
 
 
+def test_a_search_that_finds_nothing_says_so(finished, capsys):
+  config = dataclasses.replace(finished, job='search', retriever='bm25')
+  for query, found in (('t1w1', False), ('zebra', True)):
+    evaluate.search(dataclasses.replace(config, query=query))
+    assert ('nothing found' in capsys.readouterr().out) == found
+
+
 def test_examples_leave_out_what_the_index_did_not_find(finished):
   run = runs.read(finished, ('dev',))[0]
   rows = np.full((len(run.splits['dev'].ids), 10), -1, np.int32)

@@ -247,6 +247,15 @@ def test_a_run_is_exported_with_its_card_and_corpus(tiny, tmp_path, capsys):
   best = np.sort(embeddings[:5] @ embeddings.T, 1)[:, ::-1][:, :3]
   np.testing.assert_allclose(scores, best, rtol=1e-5)
   assert handoff.read_manifest(folder)['step'] == 8
+  # So it is where the run is only read.
+  others = dataclasses.replace(
+    config, init_from=tiny.workdir, workdir=str(tmp_path / 'mine'),
+    export_corpus=False
+  )  # fmt: skip
+  again = export.run(others)
+  assert again.parent == tmp_path / 'mine'
+  for name in ('README.md', 'run.json', 'curves.png'):
+    assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
 @pytest.mark.usefixtures('compiled_once')

@@ -264,6 +264,15 @@ def test_a_share_that_the_message_names_leaves_both_sides_a_query(tmp_path):
     assert sorted(len(split.ids) for split in splits.values()) == [1, 2]
 
 
+def test_one_judged_query_alone_is_no_two_splits_whatever_the_share(tmp_path):
+  queries, judged = {'q': 'text'}, {('q', 'p'): 1}
+  folder = write(tmp_path / 'data', {'p': 'text'}, queries, train=judged)
+  for share in (0.0001, 0.5, 0.9999):
+    with pytest.raises(errors.BadInput, match='; add queries, add') as found:
+      load(folder, 'train', 'dev', dataset='beir', dev_fraction=share)
+    assert not re.search('(raise|lower) it to', str(found.value))
+
+
 def test_trecs_own_files_may_judge_what_the_corpus_lacks(tmp_path, capsys):
   formats.write_msmarco(tmp_path)
   qrels = tmp_path / '2019qrels-pass.txt'

@@ -479,6 +479,17 @@ CASES = {
       put(ANSWERS, record(_id='q2', answers=['a']), protocol='answers'),
     )
   ),
+  'no positives but answers': Refused(
+    together(
+      put(TRAIN, f'{HEADER}q0\tp0\t0\n'),
+      put(
+        ANSWERS,
+        ''.join(record(_id=f'q{i}', answers=['a']) for i in range(3)),
+        protocol='answers',
+      ),
+    ),
+    "'train' must have queries with a positive passage; found 1 queries, none",
+  ),
   'dev without judgements': Refused(put(DEV, HEADER), "'dev' must have judged"),
   'nothing held out': Accepted(
     lambda folder: {**(remove(DEV)(folder) or {}), 'dev_fraction': 0.0},
