@@ -13,9 +13,9 @@ import numpy as np
 
 from ance_jax import answers
 from ance_jax import corpora
+from ance_jax import corpus_index
 from ance_jax import data
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import runs
@@ -42,8 +42,8 @@ def run(config):
   watch, split = logs.Stopwatch(), this.splits[config.train_split]
   random = np.random.default_rng(config.seed)
   queries = _drawn(np.arange(len(split.ids)), random)
-  indexed = evaluate.index_corpus(this, params, watch)
-  embedded = evaluate.encode_queries(
+  indexed = corpus_index.index_corpus(this, params, watch)
+  embedded = corpus_index.encode_queries(
     this, params, config.train_split, watch, queries
   )
   depth = min(_DEPTH, len(this.passages))
@@ -100,8 +100,8 @@ def _best_scores(split):
 def _model_scores(run, params, queries, rows):
   """Returns a model's (q, K) scores of passages, and of the best positive."""
   watch, split = logs.Stopwatch(), run.splits[run.config.train_split]
-  indexed = evaluate.index_corpus(run, params, watch)
-  embedded = evaluate.encode_queries(
+  indexed = corpus_index.index_corpus(run, params, watch)
+  embedded = corpus_index.encode_queries(
     run, params, run.config.train_split, watch, queries
   )
   scores = indexed.scores(embedded, np.maximum(rows, 0))
@@ -270,5 +270,6 @@ def _examples(marks, rows, queries, split, corpus, random):
 
 
 def _shown(corpus, row):
-  title = corpus.titles[row] and f'{evaluate.passage_name(corpus, row)[:60]} | '
+  name = corpus_index.passage_name(corpus, row)
+  title = corpus.titles[row] and f'{name[:60]} | '
   return f'{corpus.ids[row]} | {title}{corpus.texts[row][:160]}'

@@ -14,9 +14,9 @@ import optax
 
 from ance_jax import checkpoint
 from ance_jax import checks
+from ance_jax import corpus_index
 from ance_jax import devices as devices_lib
 from ance_jax import diagnostics
-from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
@@ -212,7 +212,7 @@ def _prune(parts):
 def _evaluate(run, params, in_use):
   """Returns what a refresh's manifest says of these weights, without mining."""
   watch = logs.Stopwatch()
-  indexed = evaluate.index_corpus(run, params, watch)
+  indexed = corpus_index.index_corpus(run, params, watch)
   seen = diagnostics.probe(run, params, indexed, watch)
   step = in_use.refresh if in_use else None
   return refresh.assess(run, params, indexed, seen, step, watch)[0]
@@ -251,7 +251,7 @@ def _report_metrics(parts, step, made):
   for path in (*shown, run.workdir / workdirs.PAGE_FILE):
     remote.push(path)
   if parts.reader is None:
-    evaluate.prune_embeddings(run, made['weights_hash'])
+    corpus_index.prune_embeddings(run, made['weights_hash'])
 
 
 def _train_flops(run, step):

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax import corpora
+from ance_jax import corpus_index
 from ance_jax import data
-from ance_jax import evaluate
 from ance_jax import filters
 from ance_jax import judges
 from ance_jax import logs
@@ -41,7 +41,7 @@ def load(config):
     corpus, splits = corpora.load(config, (name,))
     return _given(config.ranking, corpus, splits[name]), corpus, splits[name]
   if config.retriever == 'bm25':
-    rank, corpus, splits = evaluate.bm25(config, (name,))
+    rank, corpus, splits = corpus_index.bm25(config, (name,))
     return _bm25(rank, splits[name]), corpus, splits[name]
   run, params, step = runs.read(config, (name,))
   return _model(run, params, step), run.corpus, run.splits[name]
@@ -95,8 +95,9 @@ def _bm25(rank, split):
 
 def _model(run, params, step):
   watch = logs.Stopwatch()
-  indexed = evaluate.index_corpus(run, params, watch)
-  queries = evaluate.encode_queries(run, params, run.config.train_split, watch)
+  indexed = corpus_index.index_corpus(run, params, watch)
+  name = run.config.train_split
+  queries = corpus_index.encode_queries(run, params, name, watch)
 
   def rank(rows, depth):
     found = indexed.search(queries[rows], depth).rows

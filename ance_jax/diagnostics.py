@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax import batches
-from ance_jax import evaluate
+from ance_jax import corpus_index
 from ance_jax import index
 from ance_jax import losses
 from ance_jax import methods
@@ -74,13 +74,13 @@ def probe(run, params, indexed, watch):
   Args:
     run: `runs.Run`.
     params: Parameters by tower.
-    indexed: `evaluate.IndexedCorpus` of them.
+    indexed: `corpus_index.IndexedCorpus` of them.
     watch: `logs.Stopwatch`.
   """
   split = run.config.train_split
   number = len(run.queries[split])
   rows = np.arange(0, number, -(-number // PROBE_QUERIES))
-  queries = evaluate.encode_queries(run, params, split, watch, rows)
+  queries = corpus_index.encode_queries(run, params, split, watch, rows)
   with watch.phase('probe'):
     depth = min(max(_DEPTH, run.config.top_k), len(run.passages))
     return Probe(rows, queries, indexed.search(queries, depth).rows)
@@ -113,7 +113,7 @@ def look(run, seen, indexed, ranking, tables, last):
   Args:
     run: `runs.Run`.
     seen: `Probe`.
-    indexed: The `evaluate.IndexedCorpus` that it is of.
+    indexed: The `corpus_index.IndexedCorpus` that it is of.
     ranking: `rankings.Ranking` of dev, or None where there is none.
     tables: {source: `Table`}; of them 'in_use' and 'mined' have values of their
       own.

@@ -16,10 +16,10 @@ from safetensors import numpy as safetensors_numpy
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import corpus_index
 from ance_jax import devices as devices_lib
 from ance_jax import encoders
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import hub
 from ance_jax import index
@@ -246,11 +246,11 @@ def _write_corpus(folder, config):
     # Their exact search, as a file, is that of FAISS.
     flat = dataclasses.replace(this.config, index='Flat')
     this = this._replace(config=flat)
-  indexed = evaluate.index_corpus(this, params, logs.Stopwatch())
+  indexed = corpus_index.index_corpus(this, params, logs.Stopwatch())
   folder.mkdir()
   index.write(indexed.passage_index, folder / 'index.faiss')
-  evaluate.write_ids(folder / 'ids.txt', this)
-  for block in evaluate.embedding_files(this, params):
+  corpus_index.write_ids(folder / 'ids.txt', this)
+  for block in corpus_index.embedding_files(this, params):
     (folder / f'{block.parent.name}.npy').write_bytes(block.read_bytes())
 
 

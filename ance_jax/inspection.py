@@ -17,8 +17,8 @@ from ance_jax import config as config_lib
 from ance_jax import corpora
 from ance_jax import data
 from ance_jax import devices as devices_lib
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import footprint
 from ance_jax import handoff
 from ance_jax import logs
@@ -265,7 +265,7 @@ def _encode_secs(run, params, passages, lengths):
   at_once = config.tokens_per_batch
   if run.devices[0].platform == 'cpu':
     at_once = min(at_once, _TIMED_TOKENS)
-  encoder = encode.make_encoder(
+  encoder = encoding.make_encoder(
     retriever,
     encoders.PASSAGE,
     dtype=config.dtype,
@@ -279,12 +279,14 @@ def _encode_secs(run, params, passages, lengths):
   rows = tokens.memory_rows(run.tokenizer, [passages[i] for i in near], limit)
   for _ in range(2):  # The first one compiles.
     start = time.perf_counter()
-    encode.encode_rows(encoder, params, rows, 'time the encoder')
+    encoding.encode_rows(encoder, params, rows, 'time the encoder')
     secs = time.perf_counter() - start
-  timed = encode.flops(encoder, retriever.body, rows.lengths())
+  timed = encoding.flops(encoder, retriever.body, rows.lengths())
   # Of a longer text each piece is encoded, `--chunks` of them at most.
   pieces = np.clip(-(-lengths // limit), 1, config.chunks)
-  all_of_sample = encode.flops(encoder, retriever.body, np.repeat(cut, pieces))
+  all_of_sample = encoding.flops(
+    encoder, retriever.body, np.repeat(cut, pieces)
+  )
   return secs * all_of_sample / timed * len(run.corpus.ids) / len(passages)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ance_jax import bert
 from ance_jax import compiled
 from ance_jax import devices as devices_lib
-from ance_jax import encode
+from ance_jax import encoding
 from ance_jax import errors
 from ance_jax import hub
 from ance_jax import layouts
@@ -58,7 +58,7 @@ class Ranker(nn.Module):
 
 
 class _Pairs(NamedTuple):
-  """Tokens of pairs, as `encode.encode_rows` reads them.
+  """Tokens of pairs, as `encoding.encode_rows` reads them.
 
   Attributes:
     ids: `tokens.TokenRows` of the token ids.
@@ -105,7 +105,7 @@ def load(config):
   _check_tokenizer(tokenizer, body, length, name)
   ranker = Ranker(body, said.sigmoid, jnp.dtype(config.dtype))
   whole, split = devices_lib.replicated(devices), devices_lib.split(devices)
-  encoder = encode.Encoder(
+  encoder = encoding.Encoder(
     jax.jit(
       lambda params, ids, lengths: ranker.apply(
         {'params': params}, ids, lengths
@@ -127,7 +127,9 @@ def load(config):
     pairs, found = iter(pairs), [np.zeros(0, np.float32)]
     while some := list(itertools.islice(pairs, _PAIRS_AT_ONCE)):
       rows = _tokenized(tokenizer, some, length)
-      found.append(encode.encode_rows(encoder, params, rows, 'judge')[0][:, 0])
+      found.append(
+        encoding.encode_rows(encoder, params, rows, 'judge')[0][:, 0]
+      )
     return np.concatenate(found)
 
   return score

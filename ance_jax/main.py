@@ -35,10 +35,10 @@ _JOBS = {
   'audit': ('audit', 'run'),
   'mine': ('mining', 'run'),
   'refresh': ('watch', 'run'),
-  'encode': ('evaluate', 'write_embeddings'),
+  'encode': ('encode', 'run'),
   'evaluate': ('evaluate', 'run'),
   'compare': ('compare', 'run'),
-  'search': ('evaluate', 'search'),
+  'search': ('search', 'run'),
   'report': ('report', 'run'),
 }
 _SERVE = ('serving', 'run')

@@ -11,6 +11,7 @@ import numpy as np
 
 from ance_jax import answers
 from ance_jax import batches
+from ance_jax import corpus_index
 from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import lexical
@@ -20,7 +21,6 @@ from ance_jax import mine
 from ance_jax import processes
 from ance_jax import rankings
 from ance_jax import reading
-from ance_jax import runs
 from ance_jax import schedule
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
@@ -225,7 +225,7 @@ def check(run):
       f'block of the {num_rows:,} passages; found {config.rows_per_block}; '
       f'lower it to {most} at most.'
     )
-  runs.check_index(config, width, num_rows)
+  corpus_index.check_index(config, width, num_rows)
   rows = [schedule.method(config, mined) for mined in (False, True)]
   mined = any(row.negatives in ('bm25', 'index') for row in rows)
   if mined or config.job == 'refresh':

@@ -13,11 +13,11 @@ import numpy as np
 
 from ance_jax import batches
 from ance_jax import checkpoint
+from ance_jax import corpus_index
 from ance_jax import devices as devices_lib
 from ance_jax import diagnostics
 from ance_jax import encoders
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import methods
@@ -76,7 +76,7 @@ def refresh(run, step, *, before=None):
   }
   if found := processes.told(lambda: _find(run, step, about)):
     return found
-  indexed = evaluate.index_corpus(run, params, watch)
+  indexed = corpus_index.index_corpus(run, params, watch)
   seen = diagnostics.probe(run, params, indexed, watch)
   if before is not None and _is_fresh(run, seen, before):
     found, _ = assess(run, params, indexed, seen, before, watch)
@@ -113,7 +113,7 @@ def assess(run, params, indexed, seen, in_use, watch, mined=None):
   Args:
     run: `runs.Run`.
     params: Parameters by tower.
-    indexed: Their `evaluate.IndexedCorpus`.
+    indexed: Their `corpus_index.IndexedCorpus`.
     seen: Their `diagnostics.Probe`.
     in_use: Step of the refresh whose negatives are in use, or None.
     watch: `logs.Stopwatch`.
@@ -124,8 +124,8 @@ def assess(run, params, indexed, seen, in_use, watch, mined=None):
   """
   split, scores, ranking, examples = run.config.dev_split, {}, None, []
   if split in run.splits:
-    scores, ranking = evaluate.evaluate(run, params, indexed, split, watch)
-    examples = evaluate.examples(run, ranking, split)
+    scores, ranking = corpus_index.evaluate(run, params, indexed, split, watch)
+    examples = corpus_index.examples(run, ranking, split)
   tables, last = {}, None
   if in_use is not None:
     tables['in_use'] = _table_of(run, in_use)
@@ -336,7 +336,7 @@ def _mine(run, step, params, indexed, watch):
   """Returns the negatives as `load` does, and counts of what was dropped."""
   config, method = run.config, _row(run)
   start, end = _query_slice(run, step)
-  queries = evaluate.encode_queries(
+  queries = corpus_index.encode_queries(
     run, params, config.train_split, watch, np.arange(start, end)
   )
 

@@ -53,7 +53,7 @@ def compare_examples(first, last):
   """Returns what two evaluations found for the same queries, as text.
 
   Args:
-    first: (step, examples) of `evaluate.examples`.
+    first: (step, examples) of `corpus_index.examples`.
     last: The same of a later step.
   """
   lines = []

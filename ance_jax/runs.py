@@ -11,13 +11,13 @@ from ance_jax import checkpoint
 from ance_jax import compiled
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import corpus_index
 from ance_jax import data
 from ance_jax import devices as devices_lib
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import errors
 from ance_jax import handoff
-from ance_jax import index
 from ance_jax import logs
 from ance_jax import models
 from ance_jax import pipelines
@@ -26,12 +26,9 @@ from ance_jax import remote
 from ance_jax import snapshots
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
-from ance_jax import topk
 from ance_jax import workdirs
 
 _DATA_FILE = 'data.json'
-# Jobs that build no index.
-_WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
 
 
 class Run(NamedTuple):
@@ -47,8 +44,8 @@ class Run(NamedTuple):
     queries: `tokens.TokenRows` by split.
     retriever: `encoders.Retriever`.
     tokenizer: Its tokenizer.
-    query_encoder: `encode.Encoder` of queries.
-    passage_encoder: `encode.Encoder` of passages.
+    query_encoder: `encoding.Encoder` of queries.
+    passage_encoder: `encoding.Encoder` of passages.
   """
 
   id: str
@@ -60,8 +57,8 @@ class Run(NamedTuple):
   queries: dict[str, tokens.TokenRows]
   retriever: encoders.Retriever
   tokenizer: tokenizer_lib.Tokenizer
-  query_encoder: encode.Encoder
-  passage_encoder: encode.Encoder
+  query_encoder: encoding.Encoder
+  passage_encoder: encoding.Encoder
 
   @property
   def workdir(self):
@@ -93,38 +90,12 @@ def _dataset_and_model(config, split_names):
   """
   if config.init_from:
     model = models.load(config, ())
-    check_index(config, model.retriever.embedding_size)
+    corpus_index.check_index(config, model.retriever.embedding_size)
     return corpora.load(config, split_names), model
-  check_index(config, config.head_size or config.hidden_size)
+  corpus_index.check_index(config, config.head_size or config.hidden_size)
   dataset = corpora.load(config, split_names)
   texts = tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
   return dataset, models.load(config, texts)
-
-
-def check_index(config, width, num_vectors=None):
-  """Raises `BadInput` if a job could not build `--index` once it has encoded.
-
-  Args:
-    config: `Config`.
-    width: E, of the embeddings.
-    num_vectors: N, passages or their pieces, at most; None: not known yet.
-  """
-  if config.job in _WITHOUT_INDEX:
-    return
-  if config.index != config_lib.ON_DEVICES:
-    if num_vectors is None:
-      index.make(config.index, config.index_params, width)
-    else:
-      index.check(
-        config.index,
-        config.index_params,
-        width,
-        num_vectors,
-        config.rows_per_block,
-      )
-  elif num_vectors is not None:
-    num_devices = len(devices_lib.training_devices(config)[0])
-    topk.plan(num_vectors, width, num_devices, config.search_memory_mb)
 
 
 def beside(run, devices):
@@ -182,7 +153,7 @@ def _began(workdir, step):
 
 
 def _go_on(config, split_names, began, retriever, tokenizer):
-  check_index(config, retriever.embedding_size)
+  corpus_index.check_index(config, retriever.embedding_size)
   dataset = corpora.load(config, split_names)
   _check_dev(config, split_names, dataset, began)
   compared = {'the corpus': (dataset.corpus.hash, began['corpus'])}
@@ -393,7 +364,7 @@ def write_flags(config):
 def _run(id, config, dataset, retriever, tokenizer, spread=None):
   corpus, folder = dataset.corpus, tokens_folder(config)
   most = len(corpus.texts) * config.chunks
-  check_index(config, retriever.embedding_size, most)
+  corpus_index.check_index(config, retriever.embedding_size, most)
   passages = tokens.token_rows(
     tokenizer,
     tokens.passage_texts(
@@ -445,7 +416,7 @@ def _run(id, config, dataset, retriever, tokenizer, spread=None):
 
 
 def _encoders(config, retriever, devices):
-  return encode.make_encoders(
+  return encoding.make_encoders(
     retriever,
     dtype=config.dtype,
     tokens_per_batch=config.tokens_per_batch,

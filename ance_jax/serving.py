@@ -16,11 +16,11 @@ import urllib.parse
 import numpy as np
 
 from ance_jax import checkpoint
+from ance_jax import corpus_index
 from ance_jax import data
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import pages
@@ -39,12 +39,12 @@ class Snapshot(NamedTuple):
   Attributes:
     step: Its step.
     params: Parameters by tower.
-    indexed: `evaluate.IndexedCorpus`.
+    indexed: `corpus_index.IndexedCorpus`.
   """
 
   step: int
   params: dict
-  indexed: evaluate.IndexedCorpus
+  indexed: corpus_index.IndexedCorpus
 
 
 def run(config):
@@ -111,7 +111,7 @@ def _shower(config):
 
 
 def _snapshot(run, params, step):
-  indexed = evaluate.index_corpus(run, params, logs.Stopwatch())
+  indexed = corpus_index.index_corpus(run, params, logs.Stopwatch())
   return Snapshot(step, params, indexed)
 
 
@@ -198,7 +198,7 @@ def _search(run, shot, query, depth):
   rows = tokens.memory_rows(
     run.tokenizer, [retriever.query_prompt + query], retriever.query_length
   )
-  embeddings, _ = encode.encode_rows(
+  embeddings, _ = encoding.encode_rows(
     run.query_encoder, shot.params, rows, 'encode the query'
   )
   return shot.indexed.search(embeddings, depth)

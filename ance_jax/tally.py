@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ance_jax import evaluate
+from ance_jax import corpus_index
 from ance_jax import filters
 from ance_jax import forms
 from ance_jax import negatives as negatives_lib
@@ -275,7 +275,7 @@ class Tally:
 
   def _passage(self, row):
     corpus = self._task.corpus
-    name = f'{evaluate.passage_name(corpus, row)[:60]} | '
+    name = f'{corpus_index.passage_name(corpus, row)[:60]} | '
     title = name if corpus.titles[row] else ''
     text = ' '.join(corpus.texts[row][:_CHARACTERS].split())
     return f'{corpus.ids[row]} | {title}{text}'

@@ -12,8 +12,8 @@ import threading
 import time
 
 from ance_jax import checkpoint
+from ance_jax import corpus_index
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
@@ -281,5 +281,5 @@ def _refresh(run, step, last):
     logs.say(f'the checkpoint of step {step} is gone: a newer one is taken')
     return False
   logs.say(refresh.summary(made))
-  evaluate.prune_embeddings(run, made['weights_hash'])
+  corpus_index.prune_embeddings(run, made['weights_hash'])
   return True

@@ -16,7 +16,7 @@ import figures
 import numpy as np
 
 from ance_jax import config as config_lib
-from ance_jax import encode
+from ance_jax import encoding
 from ance_jax import flags
 from ance_jax import handoff
 from ance_jax import runs
@@ -70,7 +70,7 @@ def _embed(config, workdir, judge):
   run, params, _ = runs.read(config, (config.train_split,))
   queries = run.queries[config.train_split]
   return [
-    encode.encode_rows(encoder, params, rows, what)[0]
+    encoding.encode_rows(encoder, params, rows, what)[0]
     for encoder, rows, what in (
       (run.query_encoder, queries, "judge's queries"),
       (run.passage_encoder, run.passages, "judge's passages"),

@@ -16,7 +16,7 @@ from matplotlib import figure as figure_lib
 import numpy as np
 
 from ance_jax import batches
-from ance_jax import evaluate
+from ance_jax import corpus_index
 from ance_jax import flags
 from ance_jax import handoff
 from ance_jax import logs
@@ -143,8 +143,8 @@ def drawn(run, last):
 def _final_best(run, params):
   """Returns the (Q, TOP) passage rows that the final model ranks highest."""
   watch, split = logs.Stopwatch(), run.config.train_split
-  indexed = evaluate.index_corpus(run, params, watch)
-  queries = evaluate.encode_queries(run, params, split, watch)
+  indexed = corpus_index.index_corpus(run, params, watch)
+  queries = corpus_index.encode_queries(run, params, split, watch)
   positives = negatives_lib.positives(
     run.splits[split], run.corpus, methods.METHODS['ance'], (0, len(queries))
   )

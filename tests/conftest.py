@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 
 from ance_jax import config
-from ance_jax import encode
+from ance_jax import encoding
 from ance_jax import report
 from ance_jax import steps
 
@@ -141,7 +141,7 @@ def _draw_once():
 def compiled_once():
   """Keeps what is compiled for the next run of equal settings in a module."""
   kept = {}
-  real_step, real_encoders = steps.make_train_step, encode.make_encoders
+  real_step, real_encoders = steps.make_train_step, encoding.make_encoders
 
   def make_train_step(config, method, retriever, optimizer, devices):
     # Where negatives come from is nothing to the step.
@@ -165,7 +165,7 @@ def compiled_once():
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(steps, 'make_train_step', make_train_step)
-    patch.setattr(encode, 'make_encoders', make_encoders)
+    patch.setattr(encoding, 'make_encoders', make_encoders)
     yield
 
 

@@ -162,7 +162,7 @@ KILLS = {
   'after the checkpoint of a refresh': (
     'ance_jax.refresh', 'refresh', 2, False, 8),
   'inside the encoding of a refresh': (
-    'ance_jax.encode', 'encode_rows', 9, False, 4),
+    'ance_jax.encoding', 'encode_rows', 9, False, 4),
   'after the mining': ('ance_jax.mine', 'hard_negatives', 2, True, 8),
   'before the refresh is visible': (
     'ance_jax.handoff', 'os.rename', 'refresh/00000008', False, 8),
@@ -170,7 +170,7 @@ KILLS = {
     'ance_jax.refresh', 'refresh', 2, True, 8),
   'after the pick-up': ('ance_jax.resume', 'pick_up', 2, True, 8),
   'while embeddings are pruned': (
-    'ance_jax.evaluate', 'prune_embeddings', 4, False, 8),
+    'ance_jax.corpus_index', 'prune_embeddings', 4, False, 8),
 }  # fmt: skip
 
 
@@ -236,9 +236,9 @@ def test_the_same_command_goes_on_after_two_kills(config, reference):
   ('number', 'module', 'function', 'calls', 'saved'),
   [
     ('SIGTERM', 'ance_jax.train', '_log_step', 7, 8),
-    ('SIGTERM', 'ance_jax.encode', 'encode_rows', 9, 4),
+    ('SIGTERM', 'ance_jax.encoding', 'encode_rows', 9, 4),
     seldom('SIGINT', 'ance_jax.train', '_log_step', 7, 8),
-    seldom('SIGTERM', 'ance_jax.evaluate', 'evaluate', 3, 5),
+    seldom('SIGTERM', 'ance_jax.corpus_index', 'evaluate', 3, 5),
   ],
   ids=['in training', 'inside a refresh', 'Ctrl-C', 'in an evaluation'],
 )
@@ -273,7 +273,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(config, reference):
 @pytest.mark.soak
 def test_left_overs_of_kills_are_gone_after_the_next_start(config):
   kill_at(config, 'ance_jax.checkpoint', 'Checkpoints.save', 5, after=True)
-  kill_at(config, 'ance_jax.encode', 'encode_rows', 9)
+  kill_at(config, 'ance_jax.encoding', 'encode_rows', 9)
   train.run(config)
   left = [
     str(path)

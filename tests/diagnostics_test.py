@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ance_jax import bert
+from ance_jax import corpus_index
 from ance_jax import data
 from ance_jax import diagnostics
-from ance_jax import evaluate
 from ance_jax import index
 from ance_jax import logs
 from ance_jax import losses
@@ -96,7 +96,7 @@ def small():
     passages=range(10),
     splits={'train': train_split, 'dev': dev},
   )  # fmt: skip
-  indexed = evaluate.IndexedCorpus(
+  indexed = corpus_index.IndexedCorpus(
     index.build('Flat', '', blocks), '', None, None, blocks
   )
   queries = random.standard_normal((3, 4)).astype(np.float32)

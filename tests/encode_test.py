@@ -7,8 +7,8 @@ import pytest
 from ance_jax import bert
 from ance_jax import compiled
 from ance_jax import devices as devices_lib
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import tokens
 
 BODY = bert.BodyConfig('bert', 400, 8, 1, 2, 16, 48, 1, 1e-12, 'gelu')
@@ -40,7 +40,7 @@ def expected(rows, params):
 
 def make(num_devices, tokens_per_batch=512):
   devices = devices_lib.local(num_devices)
-  return encode.make_encoder(
+  return encoding.make_encoder(
     RETRIEVER,
     encoders.PASSAGE,
     dtype='float32',
@@ -54,7 +54,7 @@ def test_every_row_lands_in_its_place_over_blocks_and_partial_batches(
   num_devices, rows, params, expected, tmp_path
 ):
   encoder, devices = make(num_devices)
-  blocks, share = encode.encode_corpus(
+  blocks, share = encoding.encode_corpus(
     encoder,
     devices_lib.replicate(params, devices),
     rows,
@@ -93,22 +93,22 @@ def test_the_pass_goes_on_at_the_block_where_it_was_stopped(
 
   stopping = encoder._replace(encode=stop_at_third)
   with pytest.raises(RuntimeError, match='stopped'):
-    encode.encode_corpus(stopping, placed, rows, tmp_path, rows_per_block=50)
+    encoding.encode_corpus(stopping, placed, rows, tmp_path, rows_per_block=50)
   there = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
   assert 0 < len(there) < 6
-  blocks, _ = encode.encode_corpus(
+  blocks, _ = encoding.encode_corpus(
     encoder, placed, rows, tmp_path, rows_per_block=50
   )
   np.testing.assert_allclose(np.concatenate(blocks), expected, atol=1e-5)
   assert {path: path.stat().st_mtime_ns for path in there} == there
-  _, share = encode.encode_corpus(
+  _, share = encoding.encode_corpus(
     stopping, placed, rows, tmp_path, rows_per_block=50
   )
   assert share is None
   damaged = tmp_path / '00002' / 'embeddings.npy'
   whole = damaged.read_bytes()
   damaged.write_bytes(whole[:-4] + b'1234')
-  encode.encode_corpus(encoder, placed, rows, tmp_path, rows_per_block=50)
+  encoding.encode_corpus(encoder, placed, rows, tmp_path, rows_per_block=50)
   assert damaged.read_bytes() == whole
 
 
@@ -116,7 +116,7 @@ def test_the_pass_goes_on_at_the_block_where_it_was_stopped(
 def test_the_plan_has_each_row_once_in_few_shapes(num_devices, rows):
   encoder, _ = make(num_devices)
   lengths = rows.lengths()
-  plan = encode.batch_plan(lengths, encoder)
+  plan = encoding.batch_plan(lengths, encoder)
   places = np.concatenate([places for places, _, _ in plan])
   assert sorted(places.tolist()) == list(range(300))
   for places, size, length in plan:
@@ -132,7 +132,7 @@ def test_the_plan_has_each_row_once_in_few_shapes(num_devices, rows):
 
 def test_a_few_rows_are_not_padded_to_a_whole_batch(rows):
   encoder, _ = make(1, tokens_per_batch=1 << 20)
-  ((_, size, length),) = encode.batch_plan(np.array([5, 9, 16]), encoder)
+  ((_, size, length),) = encoding.batch_plan(np.array([5, 9, 16]), encoder)
   assert (size, length) == (4, 16)
 
 
@@ -143,7 +143,7 @@ def test_nothing_is_compiled_for_another_corpus_of_the_same_lengths(
   placed = devices_lib.replicate(params, devices)
   with compiled.counted() as counts:
     for name in 'ab':
-      encode.encode_corpus(
+      encoding.encode_corpus(
         encoder, placed, rows, tmp_path / name, rows_per_block=100
       )
       if name == 'a':
@@ -154,5 +154,5 @@ def test_nothing_is_compiled_for_another_corpus_of_the_same_lengths(
 def test_lengths_are_rounded_up_to_no_more_than_the_model_takes():
   encoder, _ = make(1)
   encoder = encoder._replace(max_length=40)
-  ((_, _, length),) = encode.batch_plan(np.array([39]), encoder)
+  ((_, _, length),) = encoding.batch_plan(np.array([39]), encoder)
   assert length == 40

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import corpus_index
 from ance_jax import data
 from ance_jax import encode
+from ance_jax import encoding
 from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import handoff
@@ -18,6 +20,7 @@ from ance_jax import rankings
 from ance_jax import refresh
 from ance_jax import report
 from ance_jax import runs
+from ance_jax import search
 from ance_jax import train
 from ance_jax import watch
 from ance_jax import workdirs
@@ -151,7 +154,7 @@ def test_encode_writes_the_embeddings_that_search_and_evaluate_use(
   finished, capsys
 ):
   config = dataclasses.replace(finished, job='encode', checkpoint='3')
-  evaluate.write_embeddings(config)
+  encode.run(config)
   out = capsys.readouterr().out
   assert '150 rows in 3 blocks' in out
   folder = pathlib.Path(out.strip().rsplit(': ', 1)[1])
@@ -175,7 +178,7 @@ def test_each_piece_of_a_document_has_its_row_and_its_id(
     workdir=str(tmp_path / 'pieces'),
     chunks=3,
   )
-  evaluate.write_embeddings(config)
+  encode.run(config)
   folder = pathlib.Path(capsys.readouterr().out.strip().rsplit(': ', 1)[1])
   ids = (folder / 'ids.txt').read_text().splitlines()
   blocks = [np.load(path) for path in sorted(folder.glob('*/*.npy'))]
@@ -192,16 +195,16 @@ def test_a_trainer_leaves_the_embeddings_that_a_job_beside_it_makes(
   run, params, _ = runs.read(
     dataclasses.replace(finished, checkpoint='3'), ('dev',)
   )
-  real = evaluate.encode.encode_rows
+  real = corpus_index.encoding.encode_rows
 
   def encode_rows(*arguments):
     # What the trainer does at a boundary, here before each block.
-    evaluate.prune_embeddings(run, 'of another checkpoint')
+    corpus_index.prune_embeddings(run, 'of another checkpoint')
     return real(*arguments)
 
-  monkeypatch.setattr(evaluate.encode, 'encode_rows', encode_rows)
-  assert evaluate.index_corpus(run, params, logs.Stopwatch())
-  evaluate.prune_embeddings(run, 'of another checkpoint')
+  monkeypatch.setattr(corpus_index.encoding, 'encode_rows', encode_rows)
+  assert corpus_index.index_corpus(run, params, logs.Stopwatch())
+  corpus_index.prune_embeddings(run, 'of another checkpoint')
   assert list((run.workdir / 'embeddings').iterdir()) == []
 
 
@@ -213,13 +216,13 @@ def test_search_finds_the_passage_that_is_asked_for(
   config = dataclasses.replace(
     finished, job='search', retriever=retriever, query=run.corpus.texts[40]
   )
-  evaluate.search(config)
+  search.run(config)
   out = capsys.readouterr().out
   assert '  1  ' in out
   assert 'p40' in out
   typed = iter([run.corpus.texts[41], ''])
   monkeypatch.setattr('builtins.input', lambda prompt: next(typed))
-  evaluate.search(dataclasses.replace(config, query=''))
+  search.run(dataclasses.replace(config, query=''))
   assert 'p41' in capsys.readouterr().out
 
 
@@ -235,8 +238,8 @@ def test_examples_leave_out_what_the_index_did_not_find(finished):
   rows = np.full((len(run.splits['dev'].ids), 10), -1, np.int32)
   rows[:, 0] = 40
   ranking = rankings.Ranking(rows, np.zeros(rows.shape, np.float32))
-  for example in evaluate.examples(run, ranking, 'dev'):
-    assert example['results'] == [evaluate.passage_name(run.corpus, 40)]
+  for example in corpus_index.examples(run, ranking, 'dev'):
+    assert example['results'] == [corpus_index.passage_name(run.corpus, 40)]
 
 
 def test_the_refresh_job_mines_with_the_chosen_checkpoint(finished, capsys):
@@ -316,19 +319,19 @@ def test_a_run_is_evaluated_with_another_index_but_refreshed_with_its_own(
 def test_an_index_is_refused_before_anything_is_encoded(
   changes, expected, finished, monkeypatch
 ):
-  monkeypatch.setattr(encode, 'encode_rows', None)
+  monkeypatch.setattr(encoding, 'encode_rows', None)
   with pytest.raises(errors.BadInput, match=expected):
     evaluate.run(dataclasses.replace(finished, **changes))
 
 
 def test_an_index_on_devices_is_refused_as_early(finished):
   config = dataclasses.replace(finished, index='device', search_memory_mb=1)
-  runs.check_index(config, 16, 150)
+  corpus_index.check_index(config, 16, 150)
   with pytest.raises(errors.BadInput, match='--search_memory_mb must'):
-    runs.check_index(config, 4096, 10**6)
+    corpus_index.check_index(config, 4096, 10**6)
 
 
-@pytest.mark.parametrize('job', [evaluate.run, evaluate.write_embeddings])
+@pytest.mark.parametrize('job', [evaluate.run, encode.run])
 def test_a_folder_without_a_run_or_weights_is_refused(job, finished, tmp_path):
   config = dataclasses.replace(finished, workdir=str(tmp_path))
   with pytest.raises(errors.BadInput, match='found no run in'):
@@ -380,5 +383,5 @@ def test_a_passage_of_grade_0_is_no_first_relevant_one():
   )
   for rows, place in (([0, 3, 1, 2], 3), ([3, 0, -1, -1], None)):
     ranking = rankings.Ranking(np.array([rows], np.int32), None)
-    (example,) = evaluate.examples(run, ranking, 'dev')
+    (example,) = corpus_index.examples(run, ranking, 'dev')
     assert example['place'] == place

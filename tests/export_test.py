@@ -14,8 +14,8 @@ import weights_test
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import devices
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import errors
 from ance_jax import export
 from ance_jax import handoff
@@ -59,7 +59,7 @@ def make(kind, folder, **settings):
 
 
 def embed(model, texts, side):
-  encoder = encode.make_encoder(
+  encoder = encoding.make_encoder(
     model.retriever,
     side,
     dtype='float32',
@@ -71,7 +71,7 @@ def embed(model, texts, side):
   rows = tokens.memory_rows(
     model.tokenizer, [prompt + text for text in texts], length
   )
-  return encode.encode_rows(encoder, model.params, rows, 'encode')[0]
+  return encoding.encode_rows(encoder, model.params, rows, 'encode')[0]
 
 
 FORMS = {

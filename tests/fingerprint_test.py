@@ -11,10 +11,10 @@ import pytest
 
 from ance_jax import bert
 from ance_jax import config as config_lib
+from ance_jax import corpus_index
 from ance_jax import data
 from ance_jax import encoders
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import negatives
 from ance_jax import refresh
@@ -259,7 +259,7 @@ def changed(run, **flags):
 
 def test_embeddings_have_all_that_their_bits_hang_on_in_their_key(run):
   def key(run, weights='w'):
-    return evaluate._embeddings_folder(run, weights).name
+    return corpus_index.embeddings_folder(run, weights).name
 
   kept = {key(run)}
   others = [

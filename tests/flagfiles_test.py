@@ -15,6 +15,7 @@ from ance_jax import flags
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import report
+from ance_jax import search
 from ance_jax import train
 
 # What a miniature must have otherwise: its size, and random weights.
@@ -86,9 +87,7 @@ def test_a_miniature_is_trained_refreshed_twice_scored_and_searched(
   assert any(found.values())
   (path,) = (tmp_path / 'run').glob(f'{split}-model-*.json')
   assert handoff.read_json(path)['metrics'] == found
-  evaluate.search(
-    dataclasses.replace(settings, job='search', query='t1w1 t1w2')
-  )
+  search.run(dataclasses.replace(settings, job='search', query='t1w1 t1w2'))
   assert len(capsys.readouterr().out.splitlines()) > 5
 
 

@@ -16,9 +16,9 @@ import pytest
 from ance_jax import audit
 from ance_jax import config as config_lib
 from ance_jax import corpora
+from ance_jax import corpus_index
 from ance_jax import data
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import export
 from ance_jax import forms
 from ance_jax import given_forms
@@ -503,8 +503,8 @@ def test_with_a_model_given_negatives_are_audited_by_its_scores(beir, tmp_path):
   shares = audit.run(config)
   this, params, _ = runs.read(config, ('train',))
   watch = logs.Stopwatch()
-  indexed = evaluate.index_corpus(this, params, watch)
-  queries = evaluate.encode_queries(this, params, 'train', watch)
+  indexed = corpus_index.index_corpus(this, params, watch)
+  queries = corpus_index.encode_queries(this, params, 'train', watch)
   scores = indexed.scores(
     queries, np.tile(np.arange(6, dtype=np.int32), (3, 1))
   )

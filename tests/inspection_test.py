@@ -13,6 +13,7 @@ from ance_jax import batch_report
 from ance_jax import batches
 from ance_jax import data
 from ance_jax import encode
+from ance_jax import encoding
 from ance_jax import handoff
 from ance_jax import inspection
 from ance_jax import logs
@@ -199,7 +200,7 @@ def test_what_encoding_takes_is_that_of_a_sample_times_the_work(
   # Not the module itself, of which progress asks the time, too.
   timer = types.SimpleNamespace(perf_counter=lambda: next(clock))
   monkeypatch.setattr(inspection, 'time', timer)
-  monkeypatch.setattr(encode, 'encode_rows', lambda *_: None)
+  monkeypatch.setattr(encoding, 'encode_rows', lambda *_: None)
   vocabulary = tokenizer.train_vocabulary(['a b c d'], 50)
   run = run._replace(tokenizer=vocabulary)
   # Half of the texts have one piece of 16 tokens, half two.

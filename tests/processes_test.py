@@ -12,9 +12,9 @@ import threading
 import numpy as np
 import pytest
 
+from ance_jax import corpus_index
 from ance_jax import devices
 from ance_jax import errors as errors_lib
-from ance_jax import evaluate
 from ance_jax import index
 from ance_jax import logs
 from ance_jax import negatives
@@ -27,8 +27,8 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 # that `dies` ends in the middle of step 10.
 CHILD = """
 import os, sys
-from ance_jax import evaluate, main, train
-build, log_step = evaluate.index.build, train._log_step
+from ance_jax import index, main, train
+build, log_step = index.build, train._log_step
 def counted(factory, params, blocks, **kwargs):
   print('rows indexed:', sum(map(len, blocks)), flush=True)
   return build(factory, params, blocks, **kwargs)
@@ -36,7 +36,7 @@ def killed(parts, step, *rest):
   if step == 9 and {dies}:
     os._exit(9)
   log_step(parts, step, *rest)
-evaluate.index.build, train._log_step = counted, killed
+index.build, train._log_step = counted, killed
 sys.argv = ['main', *{flags!r}]
 main.run()
 """
@@ -239,4 +239,4 @@ def test_a_block_that_another_process_did_not_write_is_named(
   monkeypatch.setattr(processes, 'gather', lambda array: np.stack([array] * 2))
   placed = devices.replicate(params, run.devices)
   with pytest.raises(FileNotFoundError, match='00001/embeddings.npy'):
-    evaluate.index_corpus(run, placed, logs.Stopwatch())
+    corpus_index.index_corpus(run, placed, logs.Stopwatch())

@@ -11,6 +11,7 @@ import pytest
 
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import corpus_index
 from ance_jax import encoders
 from ance_jax import errors
 from ance_jax import evaluate
@@ -206,7 +207,7 @@ def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
   means = [
     indexed.passage_index.reconstruct_n(0, len(run.passages)).mean(0)
     for indexed in (
-      evaluate.index_corpus(one, params, logs.Stopwatch())
+      corpus_index.index_corpus(one, params, logs.Stopwatch())
       for one in (run, centered)
     )
   ]
@@ -435,7 +436,7 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
   table = np.arange(60, dtype=np.int32).reshape(6, 10)
   watch = logs.Stopwatch()
   watch.secs['search'] = 0.0
-  monkeypatch.setattr(evaluate, 'encode_queries', lambda *_: None)
+  monkeypatch.setattr(corpus_index, 'encode_queries', lambda *_: None)
   monkeypatch.setattr(negatives_lib, 'of_ranking', lambda *_, **__: (table, {}))
   drawn = {}
   for seed, step in ((0, 4), (0, 8), (4, 0), (8, 4)):

@@ -10,8 +10,8 @@ import pytest
 import weights_test
 
 from ance_jax import config as config_lib
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import errors
 from ance_jax import export
 from ance_jax import models
@@ -164,7 +164,7 @@ def load(folder, **settings):
 
 def embed(model, texts, side):
   r = model.retriever
-  encoder = encode.make_encoder(
+  encoder = encoding.make_encoder(
     r, side, dtype='float32', tokens_per_batch=2048, devices=(jax.devices()[0],)
   )
   prompt, length = (
@@ -173,7 +173,7 @@ def embed(model, texts, side):
   rows = tokens.memory_rows(
     model.tokenizer, [prompt + text for text in texts], length
   )
-  found, _ = encode.encode_rows(encoder, model.params, rows, 'encode')
+  found, _ = encoding.encode_rows(encoder, model.params, rows, 'encode')
   assert found.shape == (len(texts), r.embedding_size)
   return found
 

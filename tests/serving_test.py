@@ -81,7 +81,7 @@ def test_a_training_query_shows_both_checkpoints_and_both_refreshes(ask):
   table = cells(page)
   assert table[0] == ['', 'step 0', f'step {last}']
   shot = serving.Snapshot(
-    last, params, serving.evaluate.index_corpus(run, params, _watch())
+    last, params, serving.corpus_index.index_corpus(run, params, _watch())
   )
   best = serving._search(run, shot, query, config.num_results)
   relevant = split.passages[: split.offsets[1]]

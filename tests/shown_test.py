@@ -9,7 +9,7 @@ import transformers
 from ance_jax import bert
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
-from ance_jax import encode
+from ance_jax import encoding
 from ance_jax import logs
 from ance_jax import resume
 from ance_jax import tokens
@@ -30,10 +30,10 @@ def test_shares_and_operations_of_encoding_are_of_what_was_encoded(
     shapes.append(ids.shape)
     return np.zeros((len(ids), 4), np.float32)
 
-  encoder = encode.Encoder(encode_batch, 2, 256, 48, 4)
+  encoder = encoding.Encoder(encode_batch, 2, 256, 48, 4)
   for expected in ('all of it', None):
     shapes.clear()
-    _, share = encode.encode_corpus(
+    _, share = encoding.encode_corpus(
       encoder, None, rows, tmp_path, rows_per_block=rows_per_block
     )
     if expected:
@@ -41,7 +41,7 @@ def test_shares_and_operations_of_encoding_are_of_what_was_encoded(
       a_token = {
         n: 3 * (2 * (4 * 64 + 2 * 8 * 16) + 4 * n * 8) for _, n in shapes
       }
-      assert encode.flops(encoder, body, lengths, rows_per_block) == sum(
+      assert encoding.flops(encoder, body, lengths, rows_per_block) == sum(
         rows * n * a_token[n] for rows, n in shapes
       )
       expected = lengths.sum() / sum(rows * n for rows, n in shapes)

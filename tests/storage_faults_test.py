@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ance_jax import checkpoint
-from ance_jax import encode
+from ance_jax import encoding
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
@@ -51,7 +51,7 @@ def encoder():
   def encode_batch(params, ids, lengths):
     return (ids[:, :4] * params).astype(np.float32)
 
-  return encode.Encoder(encode_batch, 1, 64, 16, 4)
+  return encoding.Encoder(encode_batch, 1, 64, 16, 4)
 
 
 def drive(folder, tokenizer):
@@ -85,7 +85,7 @@ def store(folder, tokenizer):
   )
   for params in (2.0, 3.0):
     blocks = folder / 'embeddings' / str(params)
-    encode.encode_corpus(encoder(), params, rows, blocks, rows_per_block=6)
+    encoding.encode_corpus(encoder(), params, rows, blocks, rows_per_block=6)
     yield f'embeddings/{params}/00001', None
   metrics = logs.Metrics(folder, history=b'{"step": 1}\n', step=1)
   with contextlib.closing(metrics):

@@ -14,11 +14,11 @@ from ance_jax import batches
 from ance_jax import boundary
 from ance_jax import checkpoint
 from ance_jax import config as config_lib
+from ance_jax import corpus_index
 from ance_jax import devices as devices_lib
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import index
 from ance_jax import logs
@@ -274,8 +274,8 @@ def mine_plainly(run, step):
   shapes = encoders.shapes(run.retriever)
   params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
   watch = logs.Stopwatch()
-  indexed = evaluate.index_corpus(other, params, watch)
-  queries = evaluate.encode_queries(run, params, 'train', watch)
+  indexed = corpus_index.index_corpus(other, params, watch)
+  queries = corpus_index.encode_queries(run, params, 'train', watch)
   rows = index.search(indexed.passage_index, queries, run.config.top_k + 1).rows
   return [
     [p for p in row.tolist() if p != last[query]][: run.config.top_k]
@@ -561,7 +561,7 @@ def _scores_of(run, step):
   shapes = encoders.shapes(run.retriever)
   params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
   queries, passages = (
-    encode.encode_rows(encoder, params, rows, 'encode')[0]
+    encoding.encode_rows(encoder, params, rows, 'encode')[0]
     for encoder, rows in (
       (run.query_encoder, run.queries['train']),
       (run.passage_encoder, run.passages),

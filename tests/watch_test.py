@@ -15,9 +15,9 @@ import pytest
 from ance_jax import batches
 from ance_jax import boundary
 from ance_jax import checkpoint
-from ance_jax import encode
+from ance_jax import corpus_index
+from ance_jax import encoding
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
@@ -95,7 +95,7 @@ def hold(monkeypatch, event):
   Returns:
     An event that is set once the first one waits.
   """
-  real, held = evaluate.evaluate, threading.Event()
+  real, held = corpus_index.evaluate, threading.Event()
 
   def evaluate_later(*arguments):
     if threading.current_thread() is not threading.main_thread():
@@ -105,7 +105,7 @@ def hold(monkeypatch, event):
           raise errors.Stopped('held')
     return real(*arguments)
 
-  monkeypatch.setattr(evaluate, 'evaluate', evaluate_later)
+  monkeypatch.setattr(corpus_index, 'evaluate', evaluate_later)
   return held
 
 
@@ -371,7 +371,7 @@ def test_a_refresher_goes_on_inside_the_refresh_it_was_killed_in(
   remove_refreshes(run, 4)
   shutil.rmtree(run.workdir / 'embeddings')
   handoff.write_json(run.workdir / 'refreshing.json', {'step': 12})
-  real, blocks = encode.encode_rows, []
+  real, blocks = encoding.encode_rows, []
 
   def encode_rows(encoder, params, rows, what, *others):
     if what.startswith('encode block'):
@@ -382,11 +382,11 @@ def test_a_refresher_goes_on_inside_the_refresh_it_was_killed_in(
     return real(encoder, params, rows, what, *others)
 
   with monkeypatch.context() as patch:
-    patch.setattr(encode, 'encode_rows', encode_rows)
+    patch.setattr(encoding, 'encode_rows', encode_rows)
     with pytest.raises(KeyboardInterrupt):
       watch.watch(run)
   made = stop_after(monkeypatch, 1)
-  monkeypatch.setattr(encode, 'encode_rows', encode_rows)
+  monkeypatch.setattr(encoding, 'encode_rows', encode_rows)
   with pytest.raises(KeyboardInterrupt):
     watch.watch(run)
   assert made == [12]
@@ -430,14 +430,14 @@ def test_a_refresher_asked_to_stop_does_so_inside_of_a_refresh(
   )
   remove_refreshes(run, 16)
   shutil.rmtree(run.workdir / 'embeddings')
-  real, asked = encode.encode_rows, threading.Event()
+  real, asked = encoding.encode_rows, threading.Event()
 
   def encode_rows(encoder, params, rows, what, *others):
     found = real(encoder, params, rows, what, *others)
     asked.set()  # As SIGTERM does.
     return found
 
-  monkeypatch.setattr(encode, 'encode_rows', encode_rows)
+  monkeypatch.setattr(encoding, 'encode_rows', encode_rows)
   with logs.stopped_by(asked):
     with pytest.raises(errors.Stopped, match='encode block 2/3'):
       watch.watch(run)
@@ -582,7 +582,7 @@ def test_what_ends_the_refresher_ends_the_training_within_a_step(
   def fail(*_):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(evaluate, 'evaluate', fail)
+  monkeypatch.setattr(corpus_index, 'evaluate', fail)
   with pytest.raises(OSError, match='No space left'):
     train.run(config)
   assert checkpoint.newest_whole(config.workdir)[0] is not None

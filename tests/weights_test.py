@@ -16,8 +16,8 @@ import tokenizers
 import transformers
 
 from ance_jax import bert
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import errors
 from ance_jax import hub
 from ance_jax import models
@@ -271,7 +271,7 @@ def load(config, **changes):
 
 
 def embeddings_of(model, texts):
-  encoder = encode.make_encoder(
+  encoder = encoding.make_encoder(
     model.retriever,
     encoders.PASSAGE,
     dtype='float32',
@@ -281,7 +281,7 @@ def embeddings_of(model, texts):
   rows = tokens.memory_rows(
     model.tokenizer, texts, model.retriever.passage_length
   )
-  return encode.encode_rows(encoder, model.params, rows, 'encode')[0]
+  return encoding.encode_rows(encoder, model.params, rows, 'encode')[0]
 
 
 @needs_torch

@@ -32,8 +32,8 @@ import transformers
 
 from ance_jax import config
 from ance_jax import devices
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import methods
 from ance_jax import models
 from ance_jax import optimizers
@@ -154,7 +154,7 @@ def training_batch(model, texts, pairs, here):
 def check(model, peer, texts):
   """Holds float32 against torch on the CPU: embeddings, and a gradient."""
   few = texts[:32]
-  encoder = encode.make_encoder(
+  encoder = encoding.make_encoder(
     model.retriever,
     encoders.PASSAGE,
     dtype='float32',
@@ -162,7 +162,7 @@ def check(model, peer, texts):
     devices=devices.local(1),
   )
   rows = tokens.memory_rows(model.tokenizer, few, PASSAGE_LENGTH)
-  ours, _ = encode.encode_rows(encoder, model.params, rows, 'encode')
+  ours, _ = encoding.encode_rows(encoder, model.params, rows, 'encode')
   peer.max_seq_length = PASSAGE_LENGTH
   theirs = peer.encode(few, normalize_embeddings=True, show_progress_bar=False)
   difference = np.abs(ours - theirs).max()
@@ -231,7 +231,7 @@ def encode_batches(model, peer, peak):
 
 def encode_texts(model, peer, texts):
   """Compares texts to embeddings, tokenizing included."""
-  encoder = encode.make_encoder(
+  encoder = encoding.make_encoder(
     model.retriever,
     encoders.PASSAGE,
     dtype='bfloat16',
@@ -243,7 +243,7 @@ def encode_texts(model, peer, texts):
 
   def ours():
     rows = tokens.memory_rows(model.tokenizer, texts, PASSAGE_LENGTH)
-    return encode.encode_rows(encoder, model.params, rows, 'encode')
+    return encoding.encode_rows(encoder, model.params, rows, 'encode')
 
   def theirs():
     return peer.encode(

@@ -12,8 +12,8 @@ import side_by_side
 
 from ance_jax import config
 from ance_jax import devices
-from ance_jax import encode
 from ance_jax import encoders
+from ance_jax import encoding
 from ance_jax import models
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
@@ -34,7 +34,7 @@ def main():
   passages = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
   texts = [passages[row] for row in rows]
   model = models.load(config.Config(init_from=side_by_side.minilm()), ())
-  encoder = encode.make_encoder(
+  encoder = encoding.make_encoder(
     model.retriever,
     encoders.PASSAGE,
     dtype='float32',
@@ -48,7 +48,7 @@ def main():
 
   def ours():
     token_rows = tokens.memory_rows(model.tokenizer, texts, length)
-    return encode.encode_rows(encoder, model.params, token_rows, 'encode')
+    return encoding.encode_rows(encoder, model.params, token_rows, 'encode')
 
   def theirs():
     return peer.encode(texts, batch_size=PEER_BATCH, show_progress_bar=False)

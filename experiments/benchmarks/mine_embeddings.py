@@ -22,8 +22,8 @@ import numpy as np
 import prepare
 
 from ance_jax import config
+from ance_jax import corpus_index
 from ance_jax import data
-from ance_jax import evaluate
 from ance_jax import index
 from ance_jax import mining
 from ance_jax import runs
@@ -66,8 +66,8 @@ def one(number):
       config=settings, corpus=corpus, splits={'train': split}
     )
     runs.read = lambda *_: (run, None, 0)
-    evaluate.encode_queries = lambda *_: queries
-    evaluate.index_corpus = lambda *_: evaluate.IndexedCorpus(
+    corpus_index.encode_queries = lambda *_: queries
+    corpus_index.index_corpus = lambda *_: corpus_index.IndexedCorpus(
       index.build(settings.index, settings.index_params, blocks),
       '',
       None,

@@ -19,6 +19,9 @@ import time
 
 import numpy as np
 
+from ance_jax import corpus_index
+from ance_jax import encoding
+
 # The last eight are the phases that a kill is aimed at.
 PHASES = (
   'start',
@@ -119,7 +122,6 @@ def watch(board, units):
   """
   from ance_jax import boundary
   from ance_jax import checkpoint
-  from ance_jax import evaluate
   from ance_jax import handoff
   from ance_jax import index
   from ance_jax import mine
@@ -145,8 +147,8 @@ def watch(board, units):
   wrap(index, 'search', shown('search'))
   wrap(mine, 'hard_negatives', shown('mine'))
   wrap(handoff, 'publish', publish)
-  wrap(evaluate, 'evaluate', shown('evaluate'))
-  wrap(evaluate, 'prune_embeddings', shown('prune'))
+  wrap(corpus_index, 'evaluate', shown('evaluate'))
+  wrap(corpus_index, 'prune_embeddings', shown('prune'))
   wrap(boundary, '_prune', shown('prune'))
   wrap(checkpoint.Checkpoints, 'keep', shown('prune'))
   watch_saving(board, units)
@@ -220,7 +222,6 @@ def watch_training(board, units):
 
 def watch_encoding(board, units):
   """Shows the encoding of corpus blocks, and writes 'block NAME' for each."""
-  from ance_jax import encode
 
   corpus = None
 
@@ -246,8 +247,8 @@ def watch_encoding(board, units):
 
     return call
 
-  wrap(encode, 'encode_corpus', whole)
-  wrap(encode, 'encode_rows', part)
+  wrap(encoding, 'encode_corpus', whole)
+  wrap(encoding, 'encode_rows', part)
 
 
 def _argument(function, name, args, kwargs):

@@ -20,6 +20,7 @@ import numpy as np
 from ance_jax import checkpoint
 from ance_jax import compare
 from ance_jax import config as config_lib
+from ance_jax import encode
 from ance_jax import evaluate
 from ance_jax import export
 from ance_jax import flags as flags_lib
@@ -96,7 +97,7 @@ CALLS = {
   'mine with BM25': lambda config: negatives.by_bm25(_go_on(config)),
   'read': lambda config: runs.read(config, ('dev',)),
   'evaluate': evaluate.run,
-  'encode': evaluate.write_embeddings,
+  'encode': encode.run,
   'compare': compare.run,
   'export': export.run,
 }

@@ -17,7 +17,7 @@ import pytest
 
 from ance_jax import beir
 from ance_jax import config as config_lib
-from ance_jax import encode
+from ance_jax import encoding
 from ance_jax import errors as errors_lib
 from ance_jax import handoff
 from ance_jax import models
@@ -208,7 +208,7 @@ def test_pickled_embeddings_are_not_run(tmp_path, proof):
   pickled_array(block / 'embeddings.npy', proof)
   handoff.seal(block, {'start': 0, 'rows': 2})
   with pytest.raises(errors_lib.Damaged, match='embeddings.npy is missing or'):
-    encode.encode_corpus(None, None, rows, tmp_path, rows_per_block=2)
+    encoding.encode_corpus(None, None, rows, tmp_path, rows_per_block=2)
 
 
 def test_a_path_out_of_the_folder_is_not_read(model, tmp_path):
