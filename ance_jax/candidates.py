@@ -8,14 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ance_jax import corpora
 from ance_jax import corpus_index
 from ance_jax import data
 from ance_jax import filters
 from ance_jax import judges
 from ance_jax import logs
 from ance_jax import rankings
-from ance_jax import runs
 
 
 class Source(NamedTuple):
@@ -32,19 +30,6 @@ class Source(NamedTuple):
   name: str
   rank: Callable
   score: Callable | None
-
-
-def load(config):
-  """Returns the `Source`, the corpus and the split of the training queries."""
-  name = config.train_split
-  if config.ranking:
-    corpus, splits = corpora.load(config, (name,))
-    return _given(config.ranking, corpus, splits[name]), corpus, splits[name]
-  if config.retriever == 'bm25':
-    rank, corpus, splits = corpus_index.bm25(config, (name,))
-    return _bm25(rank, splits[name]), corpus, splits[name]
-  run, params, step = runs.read(config, (name,))
-  return _model(run, params, step), run.corpus, run.splits[name]
 
 
 def judge(config, corpus, split):
@@ -79,21 +64,25 @@ def query_rows(split):
   return {split.ids[row]: row for row in range(len(split.ids))}
 
 
-def _given(path, corpus, split):
+def of_run_file(path, corpus, split):
+  """Returns the `Source` of a TREC run file of the training queries."""
   ranked = rankings.read_run(path, query_rows(split), corpus.rows)
   if without := int((np.diff(ranked.offsets) == 0).sum()):
     logs.say(f'{path}: {without:,} training queries are not in it')
   return Source(path, lambda rows, _: ranked.block(rows), None)
 
 
-def _bm25(rank, split):
+def of_bm25(rank, split):
+  """Returns the `Source` of a rank of `corpus_index.bm25`."""
+
   def find(rows, depth):
     return rank([split.texts[row] for row in rows.tolist()], depth, None)
 
   return Source('BM25', find, None)
 
 
-def _model(run, params, step):
+def of_model(run, params, step):
+  """Returns the `Source` of a model: its parameters, at a step of its run."""
   watch = logs.Stopwatch()
   indexed = corpus_index.index_corpus(run, params, watch)
   name = run.config.train_split

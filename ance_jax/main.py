@@ -29,7 +29,7 @@ from ance_jax import processes
 # all of them take seconds, in which nothing is shown.
 _JOBS = {
   'train': ('train', 'run'),
-  'prepare': ('runs', 'prepare'),
+  'prepare': ('prepare', 'run'),
   'export': ('export', 'run'),
   'inspect': ('inspection', 'run'),
   'audit': ('audit', 'run'),

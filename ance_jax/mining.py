@@ -16,6 +16,8 @@ import numpy as np
 from ance_jax import answers
 from ance_jax import candidates
 from ance_jax import config as config_lib
+from ance_jax import corpora
+from ance_jax import corpus_index
 from ance_jax import data
 from ance_jax import errors
 from ance_jax import filters
@@ -25,6 +27,7 @@ from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
 from ance_jax import negatives as negatives_lib
+from ance_jax import runs
 from ance_jax import tally
 from ance_jax import workdirs
 
@@ -285,8 +288,24 @@ def _dropper(task, queries, rows, taken):
   return drop
 
 
+def _candidates(config):
+  """Returns the `candidates.Source`, the corpus and the training queries."""
+  name = config.train_split
+  if config.ranking:
+    corpus, splits = corpora.load(config, (name,))
+    source = candidates.of_run_file(config.ranking, corpus, splits[name])
+  elif config.retriever == 'bm25':
+    rank, corpus, splits = corpus_index.bm25(config, (name,))
+    source = candidates.of_bm25(rank, splits[name])
+  else:
+    run, params, step = runs.read(config, (name,))
+    corpus, splits = run.corpus, run.splits
+    source = candidates.of_model(run, params, step)
+  return source, corpus, splits[name]
+
+
 def _task(config):
-  source, corpus, split = candidates.load(config)
+  source, corpus, split = _candidates(config)
   judge = candidates.judge(config, corpus, split)
   positives = negatives_lib.positives(
     split, corpus, _METHOD, (0, len(split.ids)), config.drop_same_text

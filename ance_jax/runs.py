@@ -20,7 +20,6 @@ from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import models
-from ance_jax import pipelines
 from ance_jax import processes
 from ance_jax import remote
 from ance_jax import snapshots
@@ -117,16 +116,6 @@ def record(run):
     _DATA_FILE: json.dumps(began).encode(),
     **models.model_files(run.retriever, run.tokenizer),
   }
-
-
-def prepare(config):
-  """Reads the data and keeps its token rows, for the runs to come."""
-  workdirs.require(config)
-  spread = None
-  if config.beam_runner:
-    spread = pipelines.on_beam(config.beam_runner, config.beam_options)
-  begin(config, None, spread)
-  logs.say(f'prepared: {tokens_folder(config)}')
 
 
 def tokens_folder(config):

@@ -7,6 +7,7 @@ import pytest
 from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import pipelines
+from ance_jax import prepare
 from ance_jax import runs
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
@@ -108,7 +109,7 @@ def test_runs_share_the_token_rows_of_one_folder(tiny, tmp_path, monkeypatch):
   monkeypatch.setattr(tokens, '_tokenize', tokenize)
   shared = str(tmp_path / 'shared')
   first = dataclasses.replace(tiny, job='prepare', tokens_dir=shared)
-  runs.prepare(first)
+  prepare.run(first)
   assert set(made) == {tmp_path / 'shared'}
   number, kept = len(made), files(tmp_path / 'shared')
   runs.begin(dataclasses.replace(first, workdir=str(tmp_path / 'other')), None)
@@ -130,8 +131,8 @@ def test_beam_gives_the_same_bytes(tiny, tmp_path, small_parts):
     beam_options='--direct_running_mode=multi_processing'
     ' --direct_num_workers=2',
   )
-  runs.prepare(local)
-  runs.prepare(beam)
+  prepare.run(local)
+  prepare.run(beam)
   found = files(tmp_path / 'beam')
   assert found == files(tmp_path / 'local')
   assert any(name.startswith('passages-') for name in found)
