@@ -159,7 +159,8 @@ class _Line:
         repr(values)[:80], 'give a label of 1 or 0'
       )  # fmt: skip
     if len(values) == len(both) - 1:
-      self._counts['margins, which are not read: only scores are'] += 1
+      what = 'margins, which are not read: only scores are'
+      self._counts[what] += len(values)
       return positives, negatives
     both = self._with_scores(both, values, name)
     number = len(positives) if negatives else 1
@@ -192,7 +193,6 @@ class _Line:
     if value is None:
       return None
     if isinstance(value, str):
-      self._count_surrogates(value)
       return Passage(None, '', value)
     if type(value) is int:  # No text is a number.
       return Passage(str(value), '', None)
@@ -264,6 +264,8 @@ class _Line:
     """Returns the passages that are there; counts the others."""
     there = [p for p in passages if p and (p.text is None or p.whole.strip())]
     there = [p for p in there if p.id is not None or p.text is not None]
+    for passage in there:
+      self._count_surrogates(passage.whole)
     self._counts['passages that are null or empty, left out'] += len(
       passages
     ) - len(there)

@@ -662,6 +662,50 @@ def test_what_is_left_out_is_counted(beir, capsys):
   assert '1 negatives of 1 of 2 training queries; left out 1 that' in said
 
 
+def test_margins_are_counted_and_are_no_scores(beir, capsys):
+  """As MarginMSE has them: of the positive and each negative one number."""
+  both = {'negative_1': whole(3), 'negative_2': whole(4)}
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': Q0, 'positive': whole(0), 'negative': whole(2), 'score': 3.5},
+      {'query': Q1, 'positive': whole(1), **both, 'label': [2.5, 1.0]},
+    ],
+  )
+  expected = {Q0: [('p2', None)], Q1: [('p3', None), ('p4', None)]}
+  assert given_of(beir) == expected
+  says = ': 3 margins, which are not read: only scores are\n'
+  assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('query', 'negatives'),
+  [
+    ('what \ud83d', {'neg': 'It ? rusts.'}),
+    ('what ?', {'neg': 'It \udc00 rusts.'}),
+    ('what ?', {'neg': [{'text': 'It \udc00 rusts.'}]}),
+    ('what ?', {'negatives': ['It \udc00 rusts.']}),
+  ],
+)
+def test_half_a_surrogate_pair_is_a_question_mark(
+  query, negatives, beir, capsys
+):
+  folder = pathlib.Path(beir.data_dir)
+  lines(folder / 'corpus.jsonl', [{'_id': 'p0', 'text': 'It ? rusts.'}])
+  lines(folder / 'queries.jsonl', [{'_id': 'q0', 'text': 'what ?'}])
+  (folder / 'qrels' / 'train.tsv').write_text('q0\tp0\t1\n')
+  lines(pathlib.Path(beir.negatives), [{'query': query, **negatives}])
+  assert given_of(beir) == {'what ?': [('p0', None)]}
+  says = 'given.jsonl: 1 texts with half a surrogate pair, read as ?\n'
+  assert says in capsys.readouterr().out
+
+
+def test_a_file_without_a_passage_gives_nothing(beir):
+  lines(pathlib.Path(beir.negatives), [{'query': Q0, 'neg': []}])
+  with pytest.raises(errors.BadInput, match='gives no training query a'):
+    loaded(beir)
+
+
 def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(
   beir, tmp_path
 ):

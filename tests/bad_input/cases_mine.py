@@ -234,6 +234,11 @@ CASES = {
   ),
   'empty pairs': Refused(_pairs(''), 'a file must have a line', PAIRS),
   'pair of a list': pair('["what", "text"]', 'must be a JSON object'),
+  'list in an array of pairs': Refused(
+    _pairs('[{"anchor": "what", "positive": "text"}, ["what", "text"]]'),
+    'item 2 must be an object; found ',
+    PAIRS,
+  ),
   'pair of texts alone': pair('{"text": "what"}', 'must name its query'),
   'pair without a positive': pair('{"anchor": "what"}', 'have a positive'),
   'two queries in a pair': pair(
