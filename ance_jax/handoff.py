@@ -20,6 +20,7 @@ import numpy as np
 import tqdm
 
 from ance_jax import errors
+from ance_jax import faults
 
 MANIFEST = 'manifest.json'
 _UNFINISHED = '.unfinished'
@@ -204,7 +205,9 @@ def find(folder, about):
   except errors.Damaged as damaged:
     try:
       aside = set_aside(folder)
-    except PermissionError as error:
+    except OSError as error:
+      if not faults.is_denied(error):
+        raise
       raise errors.Damaged(
         f'{damaged} It cannot be made again there; name a folder of your own.'
       ) from error

@@ -1,5 +1,6 @@
 """A published folder is whole, or it is not there."""
 
+import errno
 import json
 import os
 import shutil
@@ -118,6 +119,27 @@ def test_what_is_damaged_is_set_aside_to_be_made_again(tmp_path, capsys):
     assert f'It is now {tmp_path}/made.damaged-{number}' in (
       capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_what_is_damaged_where_nothing_may_be_written_is_told(
+  number, tmp_path, monkeypatch
+):
+  with handoff.publish(tmp_path / 'made', {}) as folder:
+    (folder / 'part').write_text('one')
+  (tmp_path / 'made' / 'part').write_text('two')
+
+  def rename(*_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(os, 'rename', rename)
+  if number == errno.ENOSPC:
+    with pytest.raises(OSError, match='No space'):
+      handoff.find(tmp_path / 'made', {})
+    return
+  says = f'{tmp_path}/made/part is missing or was.* name a folder of your own'
+  with pytest.raises(errors.Damaged, match=says):
+    handoff.find(tmp_path / 'made', {})
 
 
 def test_what_another_living_process_writes_is_not_removed(tmp_path):
