@@ -196,8 +196,6 @@ def _under_flags(config, folder, own):
 
 def run():
   """Entry point of `python -m ance_jax.main`."""
-  # Else a pipe, such as to the log of a batch system, keeps lines back.
-  sys.stdout.reconfigure(line_buffering=True)
   flags_lib.define_flags()
   flags.adopt_module_key_flags(flags_lib)
   jax.config.config_with_absl()

@@ -30,6 +30,25 @@ def run_main(*arguments, typed=''):
   )
 
 
+def test_a_pipe_has_each_line_at_once(tmp_path):
+  with subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'ance_jax.main',
+      '--job=inspect',
+      f'--workdir={tmp_path}',
+    ],
+    cwd=REPOSITORY,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline() == 'inspecting pydocs\n'
+    process.kill()
+    # What is kept back comes all at once, at the end.
+    assert 'report:' not in process.stdout.read()
+
+
 def test_train_evaluate_and_search_from_the_shell(tiny, tmp_path):
   config = dataclasses.replace(tiny, num_devices=2, max_steps=9)
   flagfile = tmp_path / 'tiny.flags'

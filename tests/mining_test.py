@@ -310,7 +310,10 @@ def test_all_rows_of_n_tuples_have_one_width(too_few, written, two, capsys):
   assert report['written'] == written
   # A line for each positive of the two queries.
   assert len(lines) == {1: 1, 2: 3}[written]
-  left_out = 'left out, as all rows of n_tuples have one width'
+  left_out = (
+    'left out, as all rows of n_tuples have one width '
+    '(--too_few=fill fills them up)'
+  )
   assert (left_out in capsys.readouterr().out) == (too_few == 'keep')
 
 

@@ -241,7 +241,10 @@ def test_no_run_is_meant_where_none_is_named(theirs, given, monkeypatch):
   [
     ({'workdir': 'file'}, '--workdir: .*/file is a file, and a folder is'),
     ({'workdir': 'file/run'}, '--workdir: .*/file is a file, and a folder'),
-    ({'workdir': 'shut/run'}, r'--workdir: .*/shut cannot be written \(perm'),
+    (
+      {'workdir': 'shut/run'},
+      r'--workdir: .*/shut cannot be written \(perm.*; name another --workdir',
+    ),
     ({'workdir': 'x' * 300}, '--workdir: .* is longer than a name may be'),
     ({'job': 'mine', 'output': 'shut/a'}, '--output: .*/shut cannot be wri'),
     ({'job': 'export', 'output': 'file/a'}, '--output: .*/file is a file'),

@@ -494,6 +494,7 @@ def test_a_prompt_is_left_out_however_it_came(plain_folder, tmp_path):
   r = load(saved).retriever
   counts = (r.query_prompt_tokens, r.passage_prompt_tokens)
   tokenizer = load(saved).tokenizer
+  assert tokenizer.backend_tokenizer.truncation is None
   # [CLS], and all of the prompt but not [SEP].
   expected = [len(tokenizer(PROMPTS[t])['input_ids']) - 1 for t in SIDES]
   assert list(counts) == expected
