@@ -1,6 +1,7 @@
 """The command line as a person uses it: train, evaluate, search; bad input."""
 
 import dataclasses
+import os
 import pathlib
 import signal
 import subprocess
@@ -42,6 +43,7 @@ def test_a_pipe_has_each_line_at_once(tmp_path):
     cwd=REPOSITORY,
     stdout=subprocess.PIPE,
     text=True,
+    env={**os.environ, 'PYTHONUNBUFFERED': ''},
   ) as process:
     assert process.stdout.readline() == 'inspecting pydocs\n'
     process.kill()
