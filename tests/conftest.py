@@ -36,7 +36,8 @@ from ance_jax import steps
 LONG = (
   'train_test watch_test steps_test crash_test processes_test remote_test '
   'export_test flagfiles_test weights_test main_test experiments_test due_test '
-  'refresh_test mining_test encoders_test storage_faults_test judges_test'
+  'refresh_test old_run_test mining_test encoders_test storage_faults_test '
+  'judges_test'
 ).split()
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
 PYTHONS_THRESHOLD = gc.get_threshold()
