@@ -1,5 +1,6 @@
 """metrics.jsonl has each (step, name) once, whatever was killed when."""
 
+import io
 import json
 import os
 import select
@@ -13,6 +14,7 @@ import pytest
 from ance_jax import errors
 from ance_jax import logs
 from ance_jax import pace
+from ance_jax import processes
 
 
 def write(workdir, step, lines, history=b''):
@@ -215,6 +217,24 @@ def test_a_long_phase_without_a_bar_prints_a_line_now_and_then(
   bars(True, '', True)
   with logs.working('think'):
     logs.time.sleep(0.15)
+  assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('is_first', [True, False])
+def test_a_bar_counts_what_was_done_before_and_is_wiped(
+  is_first, monkeypatch, capsys
+):
+  screen = io.StringIO()
+  screen.isatty = lambda: True
+  monkeypatch.setattr(logs.sys, 'stderr', screen)
+  monkeypatch.delenv('TQDM_DISABLE', raising=False)
+  monkeypatch.setattr(processes, 'is_first', lambda: is_first)
+  for _ in logs.progress(range(3), 'work', total=8, unit='parts', done=5):
+    assert ('work:  62%' in screen.getvalue()) == is_first
+  shown = screen.getvalue()
+  assert ('5/8' in shown and ' parts/s' in shown) == is_first
+  *_, wiped, end = f'\r{shown}'.split('\r')
+  assert wiped.strip() == end == ''
   assert capsys.readouterr().out == ''
 
 
