@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 from absl import flags
 import pytest
@@ -171,6 +172,23 @@ def test_help_tells_the_meaning_of_each_flag():
   assert 'ANCE: 10,000 on MS MARCO' in ' '.join(shown.stdout.split())
 
 
+def write_run(folder, config):
+  """Writes what a job reads of a run before its weights: its settings."""
+  record = checkpoint.record_folder(folder, 2)
+  handoff.make_folder(record)
+  (record / 'run.flags').write_text(config.to_flagfile())
+  handoff.seal(record.parent, {})
+
+
+def settings_of(monkeypatch, *arguments):
+  """The settings that a command line comes to."""
+  given = flags.FlagValues()
+  flags_lib.define_flags(given)
+  flags_lib.parse(['', *arguments], given)
+  monkeypatch.setattr(main.flags, 'FLAGS', given)
+  return main._with_flags_of_run(flags_lib.from_flags(given))
+
+
 @pytest.mark.parametrize(
   ('arguments', 'protocol'),
   [
@@ -182,15 +200,47 @@ def test_help_tells_the_meaning_of_each_flag():
 def test_a_set_that_is_named_for_a_job_on_a_run_brings_its_protocol(
   arguments, protocol, tiny, tmp_path, monkeypatch
 ):
-  record = checkpoint.record_folder(tmp_path, 2)
-  handoff.make_folder(record)
-  (record / 'run.flags').write_text(tiny.to_flagfile())
-  handoff.seal(record.parent, {})
-  given = flags.FlagValues()
-  flags_lib.define_flags(given)
-  arguments = ['--job=evaluate', f'--workdir={tmp_path}', *arguments]
-  flags_lib.parse(['', *arguments], given)
-  monkeypatch.setattr(main.flags, 'FLAGS', given)
-  config = main._with_flags_of_run(flags_lib.from_flags(given))
+  write_run(tmp_path, tiny)
+  config = settings_of(
+    monkeypatch, '--job=evaluate', f'--workdir={tmp_path}', *arguments
+  )
   assert config.protocol == protocol
   assert config.data_dir == tiny.data_dir
+
+
+@pytest.mark.parametrize('job', ['evaluate', 'train'])
+def test_a_job_takes_the_settings_of_a_run_that_went_on_elsewhere(
+  job, tiny, tmp_path, monkeypatch
+):
+  """But training, which takes no more than it is told."""
+  write_run(tmp_path / 'copy', tiny)
+  config = settings_of(
+    monkeypatch, f'--job={job}', f'--workdir={tmp_path}/here',
+    f'--remote_dir={tmp_path}/copy'
+  )  # fmt: skip
+  is_read = job == 'evaluate'
+  expected = tiny.data_dir if is_read else ''
+  assert config.data_dir == expected
+  assert (tmp_path / 'here').exists() == is_read
+  alone = settings_of(monkeypatch, f'--job={job}', f'--workdir={tmp_path}/copy')
+  assert alone.data_dir == expected
+
+
+@pytest.mark.parametrize(
+  ('job', 'port', 'is_page'),
+  [
+    ('search', 0, True),
+    ('search', 8000, True),
+    ('search', None, False),
+    ('evaluate', 8000, False),
+  ],
+)
+def test_a_search_with_a_port_is_the_page(job, port, is_page, monkeypatch):
+  ran = []
+  monkeypatch.setattr(
+    main.importlib,
+    'import_module',
+    lambda name: ran.append(name) or mock.Mock(),
+  )
+  main._run_job(config_lib.Config(job=job, port=port))
+  assert (ran == ['ance_jax.serving']) == is_page

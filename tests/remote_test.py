@@ -386,6 +386,23 @@ def test_the_folder_itself_is_no_place_for_its_copy(tmp_path, address):
     remote.connect(tmp_path / 'run', str(tmp_path / address))
 
 
+@pytest.mark.parametrize('scheme', ['file', 'bucket'])
+def test_a_file_is_no_place_for_a_copy(scheme, tmp_path):
+  above = tmp_path if scheme == 'file' else 'gs://bucket'
+  file, folder = (epath.Path(f'{above}/{name}') for name in ('a', 'b'))
+  folder.mkdir()
+  for place in (file, folder / 'c'):
+    place.write_text('')
+  with pytest.raises(
+    errors.BadInput, match='be a folder; found a file at .*/a;'
+  ):
+    remote.connect(tmp_path / 'run', str(file))
+  assert not remote.is_connected(tmp_path / 'run')
+  for name in ('b', 'none'):
+    remote.connect(tmp_path / 'run', f'{above}/{name}')
+    assert remote.is_connected(tmp_path / 'run')
+
+
 def test_a_place_that_cannot_be_reached_is_refused(tmp_path, monkeypatch):
   def exists(*_, **__):
     raise ImportError('Please install gcsfs')
