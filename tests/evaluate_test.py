@@ -229,7 +229,7 @@ def test_search_finds_the_passage_that_is_asked_for(
 def test_a_search_that_finds_nothing_says_so(finished, capsys):
   config = dataclasses.replace(finished, job='search', retriever='bm25')
   for query, found in (('t1w1', False), ('zebra', True)):
-    evaluate.search(dataclasses.replace(config, query=query))
+    search.run(dataclasses.replace(config, query=query))
     assert ('nothing found' in capsys.readouterr().out) == found
 
 
