@@ -6,6 +6,7 @@ use is written to disk before the first batch of it.
 """
 
 import collections
+from collections.abc import Callable
 import dataclasses
 from typing import NamedTuple
 
@@ -24,13 +25,24 @@ from ance_jax import pace
 from ance_jax import processes
 from ance_jax import refresh
 from ance_jax import remote
-from ance_jax import report
 from ance_jax import resume
 from ance_jax import runs
 from ance_jax import schedule
 from ance_jax import steps
 from ance_jax import watch
 from ance_jax import workdirs
+
+
+class Show(NamedTuple):
+  """How a run is shown, by a module above this one.
+
+  Attributes:
+    page: page(folder, path) writes the page of the run in a folder.
+    end: end(folder) shows what came of the run, once it is over.
+  """
+
+  page: Callable
+  end: Callable
 
 
 class Parts(NamedTuple):
@@ -46,6 +58,7 @@ class Parts(NamedTuple):
   compiles: collections.Counter
   optimizer: optax.GradientTransformation
   reader: watch.Reader | None
+  show: Show
 
 
 def cross(parts, state, step, in_use):
@@ -247,7 +260,7 @@ def _report_metrics(parts, step, made):
     handoff.make_folder(examples)
     shown = [examples / f'{step:08d}.json']
     handoff.write_json(shown[0], {'examples': made['examples']})
-  report.write_page(run.workdir, run.workdir / workdirs.PAGE_FILE)
+  parts.show.page(run.workdir, run.workdir / workdirs.PAGE_FILE)
   for path in (*shown, run.workdir / workdirs.PAGE_FILE):
     remote.push(path)
   if parts.reader is None:
@@ -273,12 +286,7 @@ def finish(parts):
   _prune(parts)
   workdir, config = parts.run.workdir, parts.run.config
   if processes.is_first():
-    report.draw([workdir], workdir / 'curves.png')
-    logs.say(report.table(workdir))
-    if shown := report.examples(workdir):
-      logs.say(report.compare_examples(shown[0], shown[-1]))
-    logs.say(f'curves: {workdir / "curves.png"}')
-    logs.say(f'page: {workdir / workdirs.PAGE_FILE}')
+    parts.show.end(workdir)
     for name in (logs.METRICS_FILE, workdirs.PAGE_FILE, 'curves.png'):
       remote.push(workdir / name)
   processes.wait('finished')

@@ -92,6 +92,16 @@ def write_page(workdir, path):
   handoff.write_text(path, _page(workdir, lines))
 
 
+def show_end(workdir):
+  """Draws the curves of a run that is over, and prints what came of it."""
+  draw([workdir], workdir / 'curves.png')
+  logs.say(table(workdir))
+  if shown := examples(workdir):
+    logs.say(compare_examples(shown[0], shown[-1]))
+  logs.say(f'curves: {workdir / "curves.png"}')
+  logs.say(f'page: {workdir / workdirs_lib.PAGE_FILE}')
+
+
 def run(config):
   """Draws the runs `--runs` into `--picture`: `--job=report`.
 

@@ -17,6 +17,7 @@ from ance_jax import methods
 from ance_jax import optimizers
 from ance_jax import refresh
 from ance_jax import train
+from ance_jax import trainer
 
 
 def lines_of(capsys, **settings):
@@ -105,10 +106,10 @@ def test_a_batch_of_one_without_negatives_of_its_own_is_refused(
     tiny, **{'method': 'ance', 'batch_size': 1, 'num_devices': 1, **settings}
   )
   with pytest.raises(errors.BadInput, match=f'=1 leaves {name} no other'):
-    train.check(tiny)
-  train.check(dataclasses.replace(tiny, batch_size=2))
+    trainer.check(tiny)
+  trainer.check(dataclasses.replace(tiny, batch_size=2))
   for other in ({'warmup_steps': 0, 'method': 'ance'}, {'method': 'dpr'}):
-    train.check(dataclasses.replace(tiny, **other))
+    trainer.check(dataclasses.replace(tiny, **other))
 
 
 def data_of(positives, groups, own=()):

@@ -154,9 +154,9 @@ def never_killed(reference, config):
 KILLS = {
   'before the first checkpoint': (
     'ance_jax.checkpoint', 'Checkpoints.save', 1, False, None),
-  'at a step of the warm-up': ('ance_jax.train', '_log_step', 3, True, 0),
+  'at a step of the warm-up': ('ance_jax.trainer', '_log_step', 3, True, 0),
   'at a step between checkpoints': (
-    'ance_jax.train', '_log_step', 11, True, (8, 9)),
+    'ance_jax.trainer', '_log_step', 11, True, (8, 9)),
   'while a checkpoint is written': (
     'ance_jax.checkpoint', 'Checkpoints.save', 5, True, (6, 8)),
   'after the checkpoint of a refresh': (
@@ -223,7 +223,7 @@ def test_killed_and_started_again_a_run_ends_bit_equal(
 @pytest.mark.soak
 def test_the_same_command_goes_on_after_two_kills(config, reference):
   expected = never_killed(reference, config)
-  kill_at(config, 'ance_jax.train', '_log_step', 6)
+  kill_at(config, 'ance_jax.trainer', '_log_step', 6)
   kill_at(config, 'ance_jax.mine', 'hard_negatives', 1)
   flags = config.to_flagfile().split('\n')[:-1]
   done = run_main(flags)
@@ -235,9 +235,9 @@ def test_the_same_command_goes_on_after_two_kills(config, reference):
 @pytest.mark.parametrize(
   ('number', 'module', 'function', 'calls', 'saved'),
   [
-    ('SIGTERM', 'ance_jax.train', '_log_step', 7, 8),
+    ('SIGTERM', 'ance_jax.trainer', '_log_step', 7, 8),
     ('SIGTERM', 'ance_jax.encoding', 'encode_rows', 9, 4),
-    seldom('SIGINT', 'ance_jax.train', '_log_step', 7, 8),
+    seldom('SIGINT', 'ance_jax.trainer', '_log_step', 7, 8),
     seldom('SIGTERM', 'ance_jax.corpus_index', 'evaluate', 3, 5),
   ],
   ids=['in training', 'inside a refresh', 'Ctrl-C', 'in an evaluation'],
@@ -259,7 +259,7 @@ def test_a_stop_signal_saves_says_so_and_loses_nothing(
 def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(config, reference):
   expected = never_killed(reference, config)
   left = kill_at(
-    config, 'ance_jax.train', '_log_step', 7, signal='SIGINT', times=2
+    config, 'ance_jax.trainer', '_log_step', 7, signal='SIGINT', times=2
   )
   assert left.returncode == 130
   assert left.stderr.endswith('ance_jax: interrupted.\n')

@@ -23,7 +23,7 @@ from ance_jax import refresh
 from ance_jax import resume
 from ance_jax import schedule
 from ance_jax import systems
-from ance_jax import train
+from ance_jax import trainer
 
 # By the words of the rule: what passes at the edge, and what is next to it.
 EDGES = {
@@ -124,10 +124,10 @@ def test_a_batch_divides_over_devices_and_pieces(
     micro_batch_size=micro,
   )  # fmt: skip
   if says is None:
-    train.check(config)
+    trainer.check(config)
     return
   with pytest.raises(errors.BadInput, match=says):
-    train.check(config)
+    trainer.check(config)
 
 
 @pytest.fixture(scope='module')

@@ -7,17 +7,17 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 ORDER = (
-  'main flags train inspection batch_report boundary watch resume export audit '
-  'prepare mining tally candidates judges compare systems evaluate search '
-  'encode prompt serving pipelines checks footprint report sections pages '
-  'refresh diagnostics negatives runs corpus_index encoding steps optimizers '
-  'models sources sbert sbert_modules layouts weights hub torch_files '
-  'snapshots encoders pooling schedule methods batches places checkpoint '
-  'corpora datasets pairs given given_forms beir msmarco dpr downloads chance '
-  'metrics answers tokens tokenizer vocabulary forms data keys strings lexical '
-  'words index factories topk filters mine losses bert compiled rankings '
-  'records registry logs pace locks workdirs remote handoff devices processes '
-  'reading faults config errors'
+  'main flags inspection batch_report export train report sections footprint '
+  'trainer audit boundary watch resume prepare mining tally candidates judges '
+  'compare systems evaluate search encode prompt serving pipelines checks '
+  'refresh diagnostics negatives runs chance pages corpus_index encoding steps '
+  'optimizers models sources sbert sbert_modules layouts weights hub '
+  'torch_files snapshots encoders pooling schedule methods batches places '
+  'checkpoint corpora datasets pairs given given_forms beir msmarco dpr '
+  'downloads metrics answers tokens tokenizer vocabulary forms data keys '
+  'strings lexical words index factories topk filters mine losses bert '
+  'compiled rankings records registry logs pace locks workdirs remote handoff '
+  'devices processes reading faults config errors'
 ).split()
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

@@ -27,8 +27,8 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 # that `dies` ends in the middle of step 10.
 CHILD = """
 import os, sys
-from ance_jax import index, main, train
-build, log_step = index.build, train._log_step
+from ance_jax import index, main, trainer
+build, log_step = index.build, trainer._log_step
 def counted(factory, params, blocks, **kwargs):
   print('rows indexed:', sum(map(len, blocks)), flush=True)
   return build(factory, params, blocks, **kwargs)
@@ -36,7 +36,7 @@ def killed(parts, step, *rest):
   if step == 9 and {dies}:
     os._exit(9)
   log_step(parts, step, *rest)
-index.build, train._log_step = counted, killed
+index.build, trainer._log_step = counted, killed
 sys.argv = ['main', *{flags!r}]
 main.run()
 """

@@ -26,6 +26,7 @@ from ance_jax import main
 from ance_jax import report
 from ance_jax import resume
 from ance_jax import train
+from ance_jax import trainer
 from ance_jax import workdirs
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -239,14 +240,14 @@ def stopped_run(config):
   """A run that was stopped between two checkpoints, after two refreshes."""
   here = new_folder(config, 'stopped')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train, '_log_step', _killer(11))
+    patch.setattr(trainer, '_log_step', _killer(11))
     with pytest.raises(faulty_disk.Killed):
       train.run(here)
   return here
 
 
 def _killer(at):
-  real = train._log_step
+  real = trainer._log_step
 
   def log_step(parts, step, *rest):
     if step == at:
@@ -339,11 +340,11 @@ def test_stopped_at_any_step_a_run_ends_bit_equal(
     here = new_folder(config, 'stop', step)
     capsys.readouterr()
     if step % 10 == 7:
-      killed = crash_test.kill_at(here, 'ance_jax.train', '_log_step', step)
+      killed = crash_test.kill_at(here, 'ance_jax.trainer', '_log_step', step)
       assert killed.returncode == -9, killed.stderr[-2000:]
     else:
       with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, '_log_step', _killer(step))
+        patch.setattr(trainer, '_log_step', _killer(step))
         with pytest.raises(faulty_disk.Killed):
           train.run(here)
     # A save that was under way is lost, too, where the process really dies.

@@ -13,7 +13,7 @@ from ance_jax import encoding
 from ance_jax import logs
 from ance_jax import resume
 from ance_jax import tokens
-from ance_jax import train
+from ance_jax import trainer
 
 
 @pytest.mark.parametrize('rows_per_block', [7, 50, 200])
@@ -67,7 +67,7 @@ def test_what_is_logged_of_a_step_is_of_that_step():
   for step in range(1, 11):
     in_use = resume.PickUp(5, 3) if step > 5 else None
     metrics = {'loss': step / 8, 'accuracy': 0.5, 'grad_norm': 2.0}
-    train._log_step(parts, step, metrics, in_use)
+    trainer._log_step(parts, step, metrics, in_use)
   assert list(written) == [2, 4, 6, 8, 10]
   for step, values in written.items():
     assert values.pop('train/learning_rate') == pytest.approx(rates[step - 1])

@@ -28,6 +28,7 @@ from ance_jax import refresh
 from ance_jax import runs
 from ance_jax import steps
 from ance_jax import train
+from ance_jax import trainer
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -331,13 +332,13 @@ def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
 
   monkeypatch.setattr(mine, 'hard_negatives', plant)
   seen = []
-  real_shard = train.devices_lib.shard
+  real_shard = trainer.devices_lib.shard
 
   def spy(batch, devices):
     seen.append(batch)
     return real_shard(batch, devices)
 
-  monkeypatch.setattr(train.devices_lib, 'shard', spy)
+  monkeypatch.setattr(trainer.devices_lib, 'shard', spy)
   train.run(config)
   run = runs.read(config, ('train', 'dev'))[0]
   allowed = {

@@ -26,6 +26,7 @@ from ance_jax import runs
 from ance_jax import steps
 from ance_jax import tokenizer
 from ance_jax import train
+from ance_jax import trainer
 from ance_jax import watch
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -111,7 +112,7 @@ def hold(monkeypatch, event):
 
 def set_at(monkeypatch, step, event, then=lambda: None):
   """Sets an event once so many steps are made, and then does something."""
-  real = train._log_step
+  real = trainer._log_step
 
   def log_step(parts, number, *others):
     if number == step:
@@ -119,7 +120,7 @@ def set_at(monkeypatch, step, event, then=lambda: None):
       then()
     return real(parts, number, *others)
 
-  monkeypatch.setattr(train, '_log_step', log_step)
+  monkeypatch.setattr(trainer, '_log_step', log_step)
 
 
 def test_delayed_negatives_come_into_use_so_many_steps_later(config):
@@ -249,13 +250,13 @@ def test_a_run_killed_beside_a_refresh_repeats_its_pick_ups(
         ending.set()
         return made
 
-      def log_step(parts, step, *others, ending=ending, real=train._log_step):
+      def log_step(parts, step, *others, ending=ending, real=trainer._log_step):
         real(parts, step, *others)
         if ending.is_set() and step % 4 == 3:
           raise OSError('killed')
 
       patch.setattr(boundary, '_pick_up', pick_up)
-      patch.setattr(train, '_log_step', log_step)
+      patch.setattr(trainer, '_log_step', log_step)
       with contextlib.suppress(OSError):
         train.run(config)
   before = pick_ups(config)
@@ -554,8 +555,8 @@ def test_what_is_newer_than_training_or_not_newer_than_in_use_is_not_taken(
 
   assert newest(None, 19) == 16
   assert newest(None, 3) is None
-  assert newest(train.resume.PickUp(17, 16), 19) is None
-  assert newest(train.resume.PickUp(17, 16), 20) == 20
+  assert newest(trainer.resume.PickUp(17, 16), 19) is None
+  assert newest(trainer.resume.PickUp(17, 16), 20) == 20
 
 
 @pytest.mark.parametrize('damage', ['cut', 'bit', 'no manifest'])

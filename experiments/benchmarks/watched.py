@@ -21,6 +21,7 @@ import numpy as np
 
 from ance_jax import corpus_index
 from ance_jax import encoding
+from ance_jax import trainer
 
 # The last eight are the phases that a kill is aimed at.
 PHASES = (
@@ -189,7 +190,6 @@ def watch_saving(board, units):
 def watch_training(board, units):
   """Shows training, and writes 'step N' when that step is begun."""
   from ance_jax import steps
-  from ance_jax import train
 
   done = 0
 
@@ -216,7 +216,7 @@ def watch_training(board, units):
 
     return call
 
-  wrap(train, '_train', loop)
+  wrap(trainer, '_train', loop)
   wrap(steps, 'make_train_step', make)
 
 

@@ -29,6 +29,7 @@ from ance_jax import negatives
 from ance_jax import report
 from ance_jax import runs
 from ance_jax import train
+from ance_jax import trainer
 
 METRICS, STEP = 'run/metrics.jsonl', 'run/checkpoints/2'
 RECORD = f'{STEP}/record'
@@ -92,7 +93,7 @@ CALLS = {
   'go on': _go_on,
   'check a refresh': lambda config: negatives.check(_go_on(config)),
   'choose': lambda config: checkpoint.choose(config.workdir, config.checkpoint),
-  'check': train.check,
+  'check': trainer.check,
   'begin': train.run,
   'mine with BM25': lambda config: negatives.by_bm25(_go_on(config)),
   'read': lambda config: runs.read(config, ('dev',)),
