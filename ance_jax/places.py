@@ -106,22 +106,22 @@ def problem(path):
   Args:
     path: The folder; where it is not there, it is to be made.
   """
-  path = pathlib.Path(path).absolute()
-  for there in (path, *path.parents):
+  there = pathlib.Path(path).absolute()
+  while True:  # At most up to /, which is there.
     try:
       mode = os.stat(there).st_mode
+      break
     except (FileNotFoundError, NotADirectoryError):
-      continue
+      there = there.parent
     except OSError as error:
       return faults.sentence(error).partition(';')[0] or str(error)
-    if not stat.S_ISDIR(mode):
-      return f'{there} is a file, and a folder is needed'
-    if os.access(there, os.W_OK | os.X_OK):
-      return ''
-    if os.statvfs(there).f_flag & os.ST_RDONLY:
-      return f'{there} is on a read-only file system'
-    return f'{there} cannot be written (permission denied)'
-  return ''
+  if not stat.S_ISDIR(mode):
+    return f'{there} is a file, and a folder is needed'
+  if os.access(there, os.W_OK | os.X_OK):
+    return ''
+  if os.statvfs(there).f_flag & os.ST_RDONLY:
+    return f'{there} is on a read-only file system'
+  return f'{there} cannot be written (permission denied)'
 
 
 def way_round(workdir):

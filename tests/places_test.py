@@ -1,10 +1,12 @@
 """What cannot be written is said first; a run of others is only read."""
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import types
@@ -278,6 +280,107 @@ def test_a_place_that_cannot_be_written_is_refused_first(
   with places.own(config) as same:
     assert same == config
   assert sorted(os.listdir()) == ['file', 'shut']
+
+
+@pytest.fixture
+def shut(tmp_path, monkeypatch):
+  """A run beside where we are, and a folder, which may not be written."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'theirs' / 'checkpoints').mkdir(parents=True)
+  (tmp_path / 'shut').mkdir()
+  real = os.access
+  monkeypatch.setattr(
+    os, 'access',
+    lambda path, how: path.name not in ('theirs', 'shut') and real(path, how)
+  )  # fmt: skip
+  return tmp_path / 'theirs'
+
+
+READERS = [
+  {'job': 'search'},
+  {'job': 'mine', 'output': 'a.jsonl'},
+  {'job': 'export', 'output': 'a'},
+]
+
+
+@pytest.mark.parametrize('changes', READERS, ids=lambda c: c['job'])
+@pytest.mark.parametrize(
+  ('end', 'raises', 'code'),
+  [
+    (lambda: None, contextlib.nullcontext(), None),
+    (lambda: 1 / 0, pytest.raises(ZeroDivisionError), None),
+    (
+      lambda: os.kill(os.getpid(), signal.SIGTERM),
+      pytest.raises(SystemExit),
+      143,
+    ),
+  ],
+  ids=['end', 'error', 'SIGTERM'],
+)
+def test_what_is_made_of_a_run_of_others_is_gone_afterwards(
+  end, raises, code, changes, shut, capsys
+):
+  config = config_lib.Config(workdir=str(shut), **changes)
+  before, handler = listing(shut), signal.getsignal(signal.SIGTERM)
+  try:
+    with raises as raised, places.own(config) as given:
+      folder = pathlib.Path(given.workdir)
+      (folder / 'tokens').mkdir()
+      end()
+  finally:
+    signal.signal(signal.SIGTERM, handler)
+  assert given == dataclasses.replace(
+    config, workdir=str(folder), init_from=str(shut)
+  )
+  assert shut not in (folder, *folder.parents)
+  assert not folder.exists()
+  assert code is None or raised.value.code == code
+  assert listing(shut) == before
+  way = f'--init_from={shut} --workdir=FOLDER_OF_YOUR_OWN keeps them'
+  assert f'in {folder} until this ends ({way})' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('job', 'output'),
+  [('evaluate', ''), ('evaluate', 'a'), ('mine', ''), ('export', '')],
+)
+def test_what_a_run_of_others_cannot_take_is_refused_with_the_way_round(
+  job, output, shut
+):
+  config = config_lib.Config(job=job, workdir=str(shut), output=output)
+  way = f'; use a run that is not yours with --init_from={shut} --workdir='
+  with pytest.raises(errors.BadInput, match=way), places.own(config):
+    pass
+
+
+@pytest.mark.parametrize('job', ['mine', 'export'])
+def test_an_output_of_a_run_of_others_is_refused_as_early(job, shut):
+  config = config_lib.Config(job=job, workdir=str(shut), output='shut/a')
+  with (
+    pytest.raises(errors.BadInput, match='--output: .*/shut cannot be writ'),
+    places.own(config),
+  ):
+    pass
+
+
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('x' * 300, f'{"x" * 300} is longer than a name may be;'),
+    ('loop', '--data_dir must be a folder; found a link to itself at loop;'),
+  ],
+)
+def test_data_that_cannot_be_looked_at_is_told_by_its_kind(
+  name, expected, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  os.symlink('loop', 'loop')
+  config = config_lib.Config(job='evaluate', dataset='beir', data_dir=name)
+  with pytest.raises((OSError, errors.BadInput)) as raised:
+    places.check(config)
+  sentence, code = main._explain(raised.value)
+  assert sentence.startswith(expected)
+  assert code == 2
 
 
 def test_a_read_only_file_system_is_called_one(tmp_path, monkeypatch):
