@@ -12,7 +12,7 @@ from ance_jax import batches
 from ance_jax import data
 from ance_jax import methods
 from ance_jax import negatives as negatives_lib
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import resume
 from ance_jax import runs
 from ance_jax import schedule
@@ -119,7 +119,7 @@ def _negatives(run, method, mined):
     return batches.Negatives(np.arange(len(table)), table, 0)
   # A run has ranked by BM25 before its first step.
   there = mined or (run.id and method.negatives == 'bm25')
-  return refresh.negatives_for(run, method, mined) if there else None
+  return refreshes.negatives_for(run, method, mined) if there else None
 
 
 def _never_text(drawn_from, query):

@@ -23,7 +23,7 @@ from ance_jax import locks
 from ance_jax import logs
 from ance_jax import pace
 from ance_jax import processes
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import remote
 from ance_jax import resume
 from ance_jax import runs
@@ -75,7 +75,7 @@ def cross(parts, state, step, in_use):
   if in_step and schedule.refresh_due(config, step):
     parts.checkpoints.wait()
     before = in_use.refresh if in_use else None
-    made = refresh.refresh(run, step, before=before)
+    made = refreshes.refresh(run, step, before=before)
     if not made['mined']:
       _report(parts, made, None)
       return in_use
@@ -84,7 +84,7 @@ def cross(parts, state, step, in_use):
   elif schedule.eval_due(config, step):
     made = _evaluate(run, state.params, in_use)
     logs.say(
-      f'evaluation at step {step}: {refresh.dev_summary(made["metrics"])}'
+      f'evaluation at step {step}: {refreshes.dev_summary(made["metrics"])}'
     )
     _report_metrics(parts, step, made)
   newer = _comes_into_use(parts, step, in_use)
@@ -148,9 +148,9 @@ def _pick_up(parts, step, newer, in_use):
   run, other = parts.run, parts.run.config.refresh_replay
   if other or parts.reader:
     if other:
-      made = refresh.adopt(run, other, newer)
+      made = refreshes.adopt(run, other, newer)
     else:
-      made = refresh.manifest(run, newer)
+      made = refreshes.manifest(run, newer)
     _report(parts, made, step - in_use.refresh if in_use else None)
   if in_use:
     age = {'refresh/negatives_age': step - in_use.refresh}
@@ -217,7 +217,7 @@ def _prune(parts):
     # A damaged refresh is made again: of what is in use, and what will be.
     in_use = resume.picked_up(parts.run, committed[-1])
     since = in_use.refresh if in_use else 0
-    mined = [n for n in refresh.published(parts.run) if n >= since]
+    mined = [n for n in refreshes.published(parts.run) if n >= since]
     reads = watch.claimed(config.workdir)
     parts.checkpoints.keep([*newest, best, *mined, reads])
 
@@ -228,7 +228,7 @@ def _evaluate(run, params, in_use):
   indexed = corpus_index.index_corpus(run, params, watch)
   seen = diagnostics.probe(run, params, indexed, watch)
   step = in_use.refresh if in_use else None
-  return refresh.assess(run, params, indexed, seen, step, watch)[0]
+  return refreshes.assess(run, params, indexed, seen, step, watch)[0]
 
 
 def _report(parts, made, age):
@@ -239,7 +239,7 @@ def _report(parts, made, age):
     made: Its manifest.
     age: Steps that the negatives were old that end here; None: none end.
   """
-  logs.say(refresh.summary(made, age))
+  logs.say(refreshes.summary(made, age))
   _report_metrics(parts, made['step'], made)
 
 

@@ -25,23 +25,8 @@ from ance_jax import logs
 from ance_jax import places
 from ance_jax import processes
 
-# The module and the function of each job. A job imports its own module alone:
-# all of them take seconds, in which nothing is shown.
-_JOBS = {
-  'train': ('train', 'run'),
-  'prepare': ('prepare', 'run'),
-  'export': ('export', 'run'),
-  'inspect': ('inspection', 'run'),
-  'audit': ('audit', 'run'),
-  'mine': ('mining', 'run'),
-  'refresh': ('watch', 'run'),
-  'encode': ('encode', 'run'),
-  'evaluate': ('evaluate', 'run'),
-  'compare': ('compare', 'run'),
-  'search': ('search', 'run'),
-  'report': ('report', 'run'),
-}
-_SERVE = ('serving', 'run')
+# Modules of jobs that have another name than theirs.
+_MODULES = {'inspect': 'inspection', 'mine': 'mining'}
 # Jobs that read a run, which may be somebody else's: --init_from.
 _READ_RUNS = (
   'evaluate',
@@ -104,10 +89,14 @@ def main(argv):
 
 
 def _run_job(config):
-  """Imports the module of a job, and runs it."""
-  serves = config.job == 'search' and config.port is not None
-  module, function = _SERVE if serves else _JOBS[config.job]
-  run_it = getattr(importlib.import_module(f'ance_jax.{module}'), function)
+  """Imports the module of a job, and runs it.
+
+  It imports that alone: all of them take seconds, in which nothing is shown.
+  """
+  name = _MODULES.get(config.job, config.job)
+  if config.job == 'search' and config.port is not None:
+    name = 'serving'
+  run_it = importlib.import_module(f'ance_jax.{name}').run
   if config.job == 'train':
     run_it(config, leave=_leave)
   else:
@@ -149,7 +138,7 @@ def _with_flags_of_run(config):
   """
   folder = config.workdir
   if config.job == 'compare':
-    from ance_jax import systems  # As in `_JOBS`, only where it is needed.
+    from ance_jax import systems  # Only where it is needed, as a job.
 
     folder = systems.data_folder(config)
   if config.remote_dir and config.job != 'train':

@@ -3,7 +3,7 @@
     ┌─────────────► pmapped steps on the negatives in use ──────────────┐
     │                                                                   ▼
 pick-up ◄── publish ◄── mine ◄── search ◄── index ◄── encode ◄── checkpoint
-                             (refresh.py)
+                             (refreshes.py)
 
 What is below is made in step, or beside it (watch.py): the loop is the same.
 """
@@ -28,7 +28,7 @@ from ance_jax import logs
 from ance_jax import optimizers
 from ance_jax import pace
 from ance_jax import processes
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import resume
 from ance_jax import runs
 from ance_jax import schedule
@@ -198,7 +198,7 @@ def _train(parts, make_step, state, step, until, in_use):
   config = parts.run.config
   method = schedule.method(config, in_use is not None)
   train_step, make_batch = make_step(method)
-  negatives = refresh.negatives_for(parts.run, method, in_use)
+  negatives = refreshes.negatives_for(parts.run, method, in_use)
   prepared = logs.ahead(lambda n: make_batch(n, negatives), range(step, until))
   bar = logs.progress(
     prepared,

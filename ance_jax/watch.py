@@ -17,16 +17,14 @@ from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
-from ance_jax import negatives
 from ance_jax import processes
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import remote
-from ance_jax import runs
 from ance_jax import schedule
 
 _CLAIM_FILE = 'refreshing.json'
 # Seconds between two looks at the folder.
-_LOOK_SECS = 0.5
+LOOK_SECS = 0.5
 
 
 class Reader:
@@ -40,7 +38,7 @@ class Reader:
       worker: The `Worker` that makes them, if it is this process's.
     """
     self._run, self._worker = run, worker
-    self._refused, self._looked, self._found = set(), -_LOOK_SECS, None
+    self._refused, self._looked, self._found = set(), -LOOK_SECS, None
     # Training does not wait for a network.
     self._pool, self._copying = futures.ThreadPoolExecutor(1), None
 
@@ -57,7 +55,7 @@ class Reader:
     if self._worker:
       self._worker.check()
     now = time.monotonic()
-    if now - self._looked >= _LOOK_SECS:
+    if now - self._looked >= LOOK_SECS:
       self._copy_in(in_use)
       self._looked, self._found = now, self._look(in_use, step)
     if in_use and self._found and self._found <= in_use.refresh:
@@ -84,7 +82,7 @@ class Reader:
         return found
       if logs.stop_requested():
         raise errors.Stopped(f'waiting for a refresh at step {step}')
-      time.sleep(_LOOK_SECS)
+      time.sleep(LOOK_SECS)
 
   def close(self):
     """Waits for what is being copied in."""
@@ -99,7 +97,7 @@ class Reader:
     self._copying = self._pool.submit(_copy_in, self._run, after)
 
   def _look(self, in_use, step):
-    for number in reversed(refresh.published(self._run)):
+    for number in reversed(refreshes.published(self._run)):
       if in_use and number <= in_use.refresh:
         break
       if number <= step and self._is_ours(number):
@@ -107,14 +105,14 @@ class Reader:
     return None
 
   def _is_ours(self, number):
-    folder = refresh.folder(self._run, number)
+    folder = refreshes.folder(self._run, number)
     seen = number, folder.stat().st_ino if folder.is_dir() else None
     if seen in self._refused:
       return False
     manifest = handoff.find(folder, {})
     if manifest is None:
       return False
-    wrong = refresh.refusal(self._run, manifest)
+    wrong = refreshes.refusal(self._run, manifest)
     if wrong:
       self._refused.add(seen)
       logs.say(f'{folder} is not picked up: {wrong}')
@@ -124,7 +122,7 @@ class Reader:
 def _copy_in(run, after):
   """Copies in what another machine published; says what went wrong, if any."""
   try:
-    refresh.fetch(run, after)
+    refreshes.fetch(run, after)
   except Exception as error:  # Each bucket's library has its own.
     logs.say(f'nothing can be read of {run.config.remote_dir} now: {error}')
 
@@ -171,7 +169,7 @@ def watch(run):
     errors.Stopped: A stop signal came.
   """
   config, looked_at = run.config, -1
-  refresh.fetch(run, -1)
+  refreshes.fetch(run, -1)
 
   def is_wanted(step):
     return step == config.max_steps or schedule.refresh_due(config, step)
@@ -182,13 +180,15 @@ def watch(run):
     if config.max_steps in committed:
       return
     # What is newer is of a run that came further than it has checkpoints.
-    made = [n for n in refresh.published(run) if n <= max(committed, default=0)]
+    made = [
+      n for n in refreshes.published(run) if n <= max(committed, default=0)
+    ]
     last = made[-1] if made else None
     step = _next(run, committed, last, looked_at)
     if step is None:
       if logs.stop_requested():
         raise errors.Stopped('waiting for a checkpoint')
-      time.sleep(_LOOK_SECS)
+      time.sleep(LOOK_SECS)
       continue
     if _refresh(run, step, last):
       looked_at = step
@@ -201,43 +201,6 @@ def claimed(workdir):
     return handoff.read_json(f'{workdir}/{_CLAIM_FILE}')['step']
   except errors.Damaged:
     return None
-
-
-def run(config):
-  """Refreshes once, or with `--watch` beside training: `--job=refresh`."""
-  if config.watch:
-    _await_run(config)
-  splits = (config.train_split, config.dev_split)
-  this, _, step = runs.read(config, splits, for_training=True)
-  if not runs.is_run(config.workdir):
-    raise errors.BadInput(
-      '--job=refresh must be given a run; found none in '
-      f'{config.workdir}; train one there first, or --watch.'
-    )
-  negatives.check(this)
-  if not config.watch:
-    logs.say(refresh.summary(refresh.refresh(this, step)))
-    return
-  lock = locks.Lock(config.workdir, locks.REFRESH_LOCK_FILE)
-  with contextlib.closing(lock), logs.stop_signals():
-    handoff.remove_unfinished(this.workdir / 'refresh')
-    watch(this)
-  logs.say('training is over, and with it refreshing')
-
-
-def _await_run(config):
-  """Returns once there is a checkpoint to begin with."""
-  said = False
-  with logs.stop_signals():
-    while not (
-      runs.fetch(config) or checkpoint.committed_steps(config.workdir)
-    ):
-      if not said:
-        logs.say(f'waiting for a run in {config.workdir}')
-        said = True
-      if logs.stop_requested():
-        raise errors.Stopped('waiting for a run')
-      time.sleep(_LOOK_SECS)
 
 
 def _next(run, committed, last, looked_at):
@@ -274,12 +237,12 @@ def _refresh(run, step, last):
   handoff.write_json(f'{workdir}/{_CLAIM_FILE}', {'step': step})
   remote.push(f'{workdir}/{_CLAIM_FILE}')
   try:
-    made = refresh.refresh(run, step, before=last)
+    made = refreshes.refresh(run, step, before=last)
   except (OSError, ValueError):
     if step in checkpoint.committed_steps(workdir):
       raise
     logs.say(f'the checkpoint of step {step} is gone: a newer one is taken')
     return False
-  logs.say(refresh.summary(made))
+  logs.say(refreshes.summary(made))
   corpus_index.prune_embeddings(run, made['weights_hash'])
   return True

@@ -23,7 +23,7 @@ from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mine
 from ance_jax import negatives as negatives_lib
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import resume
 from ance_jax import runs
 from ance_jax import schedule
@@ -127,7 +127,7 @@ def drawn(run, last):
       seed=config.seed,
       batch_size=config.batch_size,
       num_negatives=schedule.num_negatives(config, method),
-      negatives=refresh.negatives_for(run, method, in_use),
+      negatives=refreshes.negatives_for(run, method, in_use),
       triplets=method.triplets,
     )
     queries, passages = batch.query_ids[:, 0], batch.passage_ids[..., 0]

@@ -170,7 +170,7 @@ def test_a_refresh_is_made_in_step_where_nobody_else_makes_or_made_it(
   )
   found = []
   for module, name, what in (
-    (boundary.refresh, 'refresh', 'refresh'),
+    (boundary.refreshes, 'refresh', 'refresh'),
     (boundary, '_evaluate', 'evaluate'),
   ):
     monkeypatch.setattr(
@@ -205,7 +205,7 @@ def test_a_refresh_is_made_in_step_where_nobody_else_makes_or_made_it(
 def test_a_reader_finds_the_newest_refresh_that_may_be_picked_up(
   in_use, step, ours, expected, monkeypatch
 ):
-  monkeypatch.setattr(watch.refresh, 'published', lambda _: [4, 8, 12])
+  monkeypatch.setattr(watch.refreshes, 'published', lambda _: [4, 8, 12])
   monkeypatch.setattr(watch.remote, 'is_connected', lambda _: False)
   reader = watch.Reader(SimpleNamespace(workdir='/nowhere'))
   monkeypatch.setattr(reader, '_is_ours', lambda number: number in ours)

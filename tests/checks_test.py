@@ -15,7 +15,7 @@ from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax import methods
 from ance_jax import optimizers
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import train
 from ance_jax import trainer
 
@@ -303,7 +303,7 @@ def test_a_refresh_whose_negatives_are_all_below_says_so(above, is_said):
   values = {f'refresh/{name}': n for name, n in counts.items()}
   values |= {'probe/positive_rank': 1.0, 'probe/above_positive': above}
   made = {'step': 4, 'mined': True, 'metrics': values, 'secs': {}}
-  line = refresh.summary(made)
+  line = refreshes.summary(made)
   assert ('no negative scores as high as its positive' in line) == is_said
   assert line.startswith('refresh at step 4: no dev split, median rank of ')
 

@@ -160,14 +160,14 @@ KILLS = {
   'while a checkpoint is written': (
     'ance_jax.checkpoint', 'Checkpoints.save', 5, True, (6, 8)),
   'after the checkpoint of a refresh': (
-    'ance_jax.refresh', 'refresh', 2, False, 8),
+    'ance_jax.refreshes', 'refresh', 2, False, 8),
   'inside the encoding of a refresh': (
     'ance_jax.encoding', 'encode_rows', 9, False, 4),
   'after the mining': ('ance_jax.mine', 'hard_negatives', 2, True, 8),
   'before the refresh is visible': (
     'ance_jax.handoff', 'os.rename', 'refresh/00000008', False, 8),
   'after the refresh, before it is picked up': (
-    'ance_jax.refresh', 'refresh', 2, True, 8),
+    'ance_jax.refreshes', 'refresh', 2, True, 8),
   'after the pick-up': ('ance_jax.resume', 'pick_up', 2, True, 8),
   'while embeddings are pruned': (
     'ance_jax.corpus_index', 'prune_embeddings', 4, False, 8),

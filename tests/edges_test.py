@@ -19,7 +19,7 @@ from ance_jax import mining
 from ance_jax import models
 from ance_jax import negatives
 from ance_jax import processes
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import resume
 from ance_jax import schedule
 from ance_jax import systems
@@ -249,11 +249,11 @@ def test_a_run_may_need_all_that_there_is(free, fits, monkeypatch):
 
 
 def test_a_refresh_is_due_below_its_trigger(monkeypatch):
-  monkeypatch.setattr(refresh, '_table_of', lambda *_: None)
-  monkeypatch.setattr(refresh.diagnostics, 'stale_overlap', lambda *_: 0.5)
+  monkeypatch.setattr(refreshes, '_table_of', lambda *_: None)
+  monkeypatch.setattr(refreshes.diagnostics, 'stale_overlap', lambda *_: 0.5)
   for trigger, fresh in ((0, False), (0.5, True), (0.51, False), (0.49, True)):
     run = SimpleNamespace(config=SimpleNamespace(refresh_trigger=trigger))
-    assert refresh._is_fresh(run, None, 4) == fresh
+    assert refreshes._is_fresh(run, None, 4) == fresh
 
 
 def test_what_is_due_begins_and_ends_at_its_step():

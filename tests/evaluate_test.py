@@ -18,11 +18,11 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import rankings
 from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import report
 from ance_jax import runs
 from ance_jax import search
 from ance_jax import train
-from ance_jax import watch
 from ance_jax import workdirs
 
 
@@ -244,10 +244,10 @@ def test_examples_leave_out_what_the_index_did_not_find(finished):
 
 def test_the_refresh_job_mines_with_the_chosen_checkpoint(finished, capsys):
   config = dataclasses.replace(finished, job='refresh', checkpoint='3')
-  watch.run(config)
+  refresh.run(config)
   assert 'refresh at step 3: dev mrr@10' in capsys.readouterr().out
   run = runs.read(finished, ('train', 'dev'))[0]
-  assert refresh.load(run, 3).shape == (48, 10)
+  assert refreshes.load(run, 3).shape == (48, 10)
 
 
 def test_the_report_draws_the_runs_and_prints_their_tables(
@@ -303,7 +303,7 @@ def test_a_run_is_evaluated_with_another_index_but_refreshed_with_its_own(
   )
   for changes in ({'index': 'SQ8'}, {'center_passages': True}, {'seed': 3}):
     with pytest.raises(errors.BadInput, match='must stay as the run'):
-      watch.run(dataclasses.replace(finished, **changes))
+      refresh.run(dataclasses.replace(finished, **changes))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ance_jax import encoders
 from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import negatives
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import runs
 from ance_jax import tokenizer as tokenizer_lib
 
@@ -337,21 +337,21 @@ def test_negatives_of_bm25_are_made_again_for_other_settings_of_it(
 def test_a_refresh_of_another_run_tokenizer_or_slice_is_refused(run):
   run = changed(run, warmup_steps=4, steps_per_refresh=4)
   manifest = {
-    'step': 8, 'query_slice': [0, 5], **refresh._sources(run)
+    'step': 8, 'query_slice': [0, 5], **refreshes._sources(run)
   }  # fmt: skip
-  assert refresh.refusal(run, manifest) is None
-  assert 'another run' in refresh.refusal(run._replace(id='y'), manifest)
+  assert refreshes.refusal(run, manifest) is None
+  assert 'another run' in refreshes.refusal(run._replace(id='y'), manifest)
   sliced = changed(run, query_slices=2)
-  assert 'slice' in refresh.refusal(sliced, manifest)
+  assert 'slice' in refreshes.refusal(sliced, manifest)
   cased = make_run(run.workdir, lower_case=True)
-  assert 'tokenizer' in refresh.refusal(cased, manifest)
+  assert 'tokenizer' in refreshes.refusal(cased, manifest)
   other_run = run._replace(**replaced(title_separator='[SEP]'))
-  assert 'tokenizer' in refresh.refusal(other_run, manifest)
+  assert 'tokenizer' in refreshes.refusal(other_run, manifest)
   for name in manifest:
     if name != 'step':
       other_one = {**manifest, name: 'other'}
-      assert refresh.refusal(run, other_one)
-      assert refresh._sources(run).get(name) != 'other'
+      assert refreshes.refusal(run, other_one)
+      assert refreshes._sources(run).get(name) != 'other'
 
 
 @pytest.mark.parametrize('what', ['corpus', 'train', 'dev', None])

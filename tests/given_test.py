@@ -27,7 +27,7 @@ from ance_jax import logs
 from ance_jax import methods
 from ance_jax import mining
 from ance_jax import negatives
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import runs
 from ance_jax import train
 
@@ -792,7 +792,7 @@ def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
   assert table.shape == (3, changes['hard_negatives'])
   assert (table >= 0).all()
   warm = methods.METHODS['given_in_batch']
-  found = refresh.negatives_for(run, warm, None)
+  found = refreshes.negatives_for(run, warm, None)
   np.testing.assert_array_equal(found.passages, table)
   assert found.rows.tolist() == [0, 1, 2]
 

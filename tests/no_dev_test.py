@@ -16,10 +16,10 @@ from ance_jax import errors
 from ance_jax import evaluate
 from ance_jax import export
 from ance_jax import logs
+from ance_jax import refresh
 from ance_jax import report
 from ance_jax import runs
 from ance_jax import train
-from ance_jax import watch
 from ance_jax import workdirs
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -108,14 +108,14 @@ def _check_jobs(config, capsys):
     evaluate.run(dataclasses.replace(evaluating, split='dev'))
   again = dataclasses.replace(config, job='refresh', checkpoint='12')
   shutil.rmtree(pathlib.Path(config.workdir) / 'refresh')
-  watch.run(again)
+  refresh.run(again)
   line = 'refresh at step 12: no dev split, median rank of'
   assert line in capsys.readouterr().out
   # A dev split that comes later would be another run.
   qrels = pathlib.Path(config.data_dir) / 'qrels'
   shutil.copy(qrels / 'test.tsv', qrels / 'dev.tsv')
   longer = dataclasses.replace(config, max_steps=20)
-  for job, change in ((train.run, longer), (watch.run, again)):
+  for job, change in ((train.run, longer), (refresh.run, again)):
     with pytest.raises(errors.BadInput, match="has a split 'dev' where"):
       job(change)
   # To score it, or to look at the training queries alone, is no other run.

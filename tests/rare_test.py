@@ -15,7 +15,7 @@ from ance_jax import errors
 from ance_jax import index
 from ance_jax import methods
 from ance_jax import negatives
-from ance_jax import refresh
+from ance_jax import refreshes as refreshes_lib
 from ance_jax import schedule
 
 NUM_QUERIES, TOP_K = 12, 6
@@ -286,15 +286,15 @@ def test_negatives_in_use_are_of_the_queries_that_have_any(
   run = SimpleNamespace(config=config, queries={'train': range(6)})
   table = np.arange(6 // slices)[:, None] + [[0, 10]]
   table[missing] = -1
-  monkeypatch.setattr(refresh, 'load', lambda *_: table)
-  found = refresh._in_use(run, 9, 4)
+  monkeypatch.setattr(refreshes_lib, 'load', lambda *_: table)
+  found = refreshes_lib._in_use(run, 9, 4)
   assert found.rows.tolist() == list(rows)
   assert found.since == since
   there = [n for n in range(6 // slices) if n not in missing]
   np.testing.assert_array_equal(found.passages, table[there])
   table[:] = -1
   with pytest.raises(errors.BadInput, match='leave negatives to a query'):
-    refresh._in_use(run, 9, 4)
+    refreshes_lib._in_use(run, 9, 4)
 
 
 def test_a_run_that_may_end_its_warm_up_early_may_refresh_more_often():
@@ -325,7 +325,7 @@ def test_slices_in_turn_have_each_query_once(slices):
   run = SimpleNamespace(config=config, queries={'train': range(11)})
   for turn in range(2):
     found = [
-      refresh._query_slice(run, turn * slices + n) for n in range(slices)
+      refreshes_lib._query_slice(run, turn * slices + n) for n in range(slices)
     ]
     assert [row for rows in found for row in range(*rows)] == list(range(11))
 

@@ -19,7 +19,7 @@ from ance_jax import handoff
 from ance_jax import logs
 from ance_jax import methods
 from ance_jax import negatives as negatives_lib
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import runs
 from ance_jax import strings
 from ance_jax import train
@@ -106,16 +106,16 @@ def agreement(first, second):
 
 def test_negatives_are_those_of_doing_it_slowly(open_run):
   run = open_run()
-  refresh.refresh(run, 6)
+  refreshes.refresh(run, 6)
   # Scores that differ by rounding may change places.
-  assert agreement(refresh.load(run, 6), slow_refresh(run, 6)) > 0.995
-  assert (refresh.load(run, 6) == slow_refresh(run, 6)).mean() > 0.95
+  assert agreement(refreshes.load(run, 6), slow_refresh(run, 6)) > 0.995
+  assert (refreshes.load(run, 6) == slow_refresh(run, 6)).mean() > 0.95
 
 
 def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
   run = open_run()
-  before = refresh.refresh(run, 6)
-  negatives = np.array(refresh.load(run, 6))
+  before = refreshes.refresh(run, 6)
+  negatives = np.array(refreshes.load(run, 6))
   # Put the values of step 0 where those of step 6 are.
   folder = run.workdir / 'checkpoints'
   shapes = encoders.shapes(run.retriever)
@@ -124,35 +124,35 @@ def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
     checkpointer.save(folder / '6' / 'params', other, force=True)
   (folder / '6' / handoff.MANIFEST).unlink()
   handoff.seal(folder / '6', {'step': 6})
-  after = refresh.refresh(run, 6)
+  after = refreshes.refresh(run, 6)
   assert after['weights_hash'] != before['weights_hash']
   assert after['weights_hash'] == checkpoint.weights_hash(other)
-  swapped = np.array(refresh.load(run, 6))
+  swapped = np.array(refreshes.load(run, 6))
   assert (swapped != negatives).any()
   run_at_zero = open_run('other')
-  refresh.refresh(run_at_zero, 0)
-  np.testing.assert_array_equal(refresh.load(run_at_zero, 0), swapped)
+  refreshes.refresh(run_at_zero, 0)
+  np.testing.assert_array_equal(refreshes.load(run_at_zero, 0), swapped)
 
 
 def test_a_published_refresh_is_taken_and_made_again_for_other_settings(
   open_run,
 ):
   run = open_run()
-  first = refresh.refresh(run, 6)
+  first = refreshes.refresh(run, 6)
   folder = run.workdir / 'refresh' / '00000006'
   stamp = (folder / handoff.MANIFEST).stat().st_mtime_ns
-  assert refresh.refresh(run, 6) == first
+  assert refreshes.refresh(run, 6) == first
   assert (folder / handoff.MANIFEST).stat().st_mtime_ns == stamp
   deeper = run._replace(config=dataclasses.replace(run.config, top_k=12))
-  refresh.refresh(deeper, 6)
-  assert refresh.load(deeper, 6).shape[1] == 12
+  refreshes.refresh(deeper, 6)
+  assert refreshes.load(deeper, 6).shape[1] == 12
 
 
 def test_a_refresh_made_twice_is_the_same(open_run):
   runs_of_it = [open_run(name) for name in 'ab']
   for run in runs_of_it:
-    refresh.refresh(run, 6)
-  first, second = (refresh.load(run, 6) for run in runs_of_it)
+    refreshes.refresh(run, 6)
+  first, second = (refreshes.load(run, 6) for run in runs_of_it)
   np.testing.assert_array_equal(first, second)
 
 
@@ -164,10 +164,10 @@ def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(
   open_run, index, params, least
 ):
   exact = open_run('flat')
-  refresh.refresh(exact, 6)
+  refreshes.refresh(exact, 6)
   run = open_run('other', index=index, index_params=params)
-  manifest = refresh.refresh(run, 6)
-  recall = agreement(refresh.load(run, 6), refresh.load(exact, 6))
+  manifest = refreshes.refresh(run, 6)
+  recall = agreement(refreshes.load(run, 6), refreshes.load(exact, 6))
   print(
     f'{index} {params}: recall of the flat top {run.config.top_k}: {recall:.3f}'
   )
@@ -184,7 +184,7 @@ def test_a_whole_run_searched_on_its_devices_has_the_negatives_of_flat(tiny):
     )
     train.run(config)
     run = runs.read(config, ('train', 'dev'))[0]
-    tables.append([np.array(refresh.load(run, step)) for step in (4, 8)])
+    tables.append([np.array(refreshes.load(run, step)) for step in (4, 8)])
     curves.append(logs.series(workdir, 'dev/mrr@10'))
     manifest = handoff.read_manifest(run.workdir / 'refresh' / '00000008')
     assert manifest['index'] == where
@@ -194,14 +194,14 @@ def test_a_whole_run_searched_on_its_devices_has_the_negatives_of_flat(tiny):
 
 def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
   run = open_run()
-  refresh.refresh(run, 6)
-  plain = np.array(refresh.load(run, 6))
+  refreshes.refresh(run, 6)
+  plain = np.array(refreshes.load(run, 6))
   centered = run._replace(
     config=dataclasses.replace(run.config, center_passages=True)
   )
-  assert refresh.refresh(centered, 6)['center_passages']
+  assert refreshes.refresh(centered, 6)['center_passages']
   # The same order, but for scores that rounding can tell apart or not.
-  assert agreement(refresh.load(centered, 6), plain) > 0.995
+  assert agreement(refreshes.load(centered, 6), plain) > 0.995
   shapes = encoders.shapes(run.retriever)
   params = checkpoint.read_params(run.workdir, 6, shapes, run.devices)
   means = [
@@ -217,8 +217,8 @@ def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
 
 def test_the_manifest_says_what_was_made_of_what(open_run):
   run = open_run()
-  refresh.refresh(run, 3)
-  manifest = refresh.refresh(run, 6, before=3)
+  refreshes.refresh(run, 3)
+  manifest = refreshes.refresh(run, 6, before=3)
   assert manifest['step'] == 6
   assert manifest['passages'] == run.passages.hash
   assert manifest['top_k'] == 10
@@ -326,14 +326,14 @@ def test_passages_with_an_answer_are_no_negatives_of_bm25_or_the_index(
 ):
   run = open_run(method='ance_in_batch')
   step = checkpoint.committed_steps(run.workdir)[-1]
-  before = refresh.refresh(run, step)
-  frequent = np.bincount(refresh.load(run, step).ravel()).argsort()[-30:]
+  before = refreshes.refresh(run, step)
+  frequent = np.bincount(refreshes.load(run, step).ravel()).argsort()[-30:]
   run = planted(run, frequent.tolist())
-  manifest = refresh.refresh(run, step)
+  manifest = refreshes.refresh(run, step)
   assert manifest['metrics']['refresh/answers'] > 0
-  assert 'with an answer left out' in refresh.summary(manifest)
+  assert 'with an answer left out' in refreshes.summary(manifest)
   assert 'refresh/answers' not in before['metrics']
-  for table in (refresh.load(run, step), negatives_lib.by_bm25(run)):
+  for table in (refreshes.load(run, step), negatives_lib.by_bm25(run)):
     assert not np.isin(table, frequent).any()
     assert (table >= 0).all()
   allowed = dataclasses.replace(run.config, drop_answers=False)
@@ -346,27 +346,27 @@ def test_a_query_that_is_a_passage_has_negatives_mined_anew_without_it(
 ):
   run = open_run(method='ance_in_batch')
   step = checkpoint.committed_steps(run.workdir)[-1]
-  before = refresh.refresh(run, step)
+  before = refreshes.refresh(run, step)
   assert before['own'] is False
   assert before['metrics']['refresh/own_text'] == 0
-  assert refresh.refresh(run, step) == before
-  split, table = run.splits['train'], np.array(refresh.load(run, step))
+  assert refreshes.refresh(run, step) == before
+  split, table = run.splits['train'], np.array(refreshes.load(run, step))
   # Each query's first negative is the query itself; 0 and 1 have one text.
   own = np.stack([np.arange(len(table)), table[:, 0]]).astype(np.int32)
   groups = np.maximum(np.arange(len(table)), 1).astype(np.int32)
   for changes in ({'same_text': own}, {'groups': groups}):
     changed = split._replace(**changes)
     planted = run._replace(splits={**run.splits, 'train': changed})
-    assert refresh.refusal(planted, before).startswith('it is of another set')
-    manifest = refresh.refresh(planted, step)
+    assert refreshes.refusal(planted, before).startswith('it is of another set')
+    manifest = refreshes.refresh(planted, step)
     assert manifest['own']
-    found, queries = refresh.load(planted, step), np.arange(len(table))
+    found, queries = refreshes.load(planted, step), np.arange(len(table))
     assert (manifest['metrics']['refresh/own_text'] > 0) == (own is not None)
     if 'same_text' in changes:
       alike = run.corpus.groups[found] == run.corpus.groups[own[1]][:, None]
       assert not alike.any()
       text = f'{manifest["metrics"]["refresh/own_text"]:,} of the query'
-      assert text in refresh.summary(manifest)
+      assert text in refreshes.summary(manifest)
       own = None  # The other change has none.
     else:
       np.testing.assert_array_equal(found[queries > 1], table[queries > 1])
@@ -378,7 +378,7 @@ def test_a_query_that_is_a_passage_has_negatives_mined_anew_without_it(
 def test_same_texts_can_be_let_in(open_run):
   run = open_run(method='ance_in_batch', drop_same_text=False)
   step = checkpoint.committed_steps(run.workdir)[-1]
-  assert refresh.refresh(run, step)['metrics']['refresh/same_text'] == 0
+  assert refreshes.refresh(run, step)['metrics']['refresh/same_text'] == 0
   of_rows = runs.training_data(run, methods.METHODS['ance_in_batch'])
   assert len(set(of_rows.groups.tolist())) == len(run.passages)
 
@@ -442,7 +442,7 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
   for seed, step in ((0, 4), (0, 8), (4, 0), (8, 4)):
     config = config_lib.Config(method='ance_code', seed=seed, hard_negatives=3)
     run = SimpleNamespace(config=config, queries={'train': range(6)})
-    drawn[seed, step], _ = refresh._mine(run, step, None, None, watch)
+    drawn[seed, step], _ = refreshes._mine(run, step, None, None, watch)
     order = np.random.default_rng([seed, step]).random(table.shape).argsort(1)
     expected = np.take_along_axis(table, order[:, :3], 1)
     np.testing.assert_array_equal(drawn[seed, step], expected)

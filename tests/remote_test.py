@@ -26,7 +26,7 @@ from ance_jax import errors
 from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import remote
 from ance_jax import report
 from ance_jax import runs
@@ -63,7 +63,7 @@ def bucket(monkeypatch):
   monkeypatch.setattr(locks, '_SETTLE_SECS', 0.01)
   monkeypatch.setattr(locks, '_DEAD_SECS', 0.5)
   monkeypatch.setattr(locks, '_BEAT_SECS', 0.05)
-  monkeypatch.setattr(watch, '_LOOK_SECS', 0.001)
+  monkeypatch.setattr(watch, 'LOOK_SECS', 0.001)
   monkeypatch.setattr(remote, '_places', {})
   return Bucket
 
@@ -178,7 +178,7 @@ def test_another_refresher_goes_on_where_the_last_was(config, monkeypatch):
     folder = pathlib.Path(config.workdir) / 'refresh' / f'{step:08d}'
     shutil.rmtree(folder)
     remote.remove(folder)
-  made, real, ended = [], refresh.refresh, threading.Event()
+  made, real, ended = [], refreshes.refresh, threading.Event()
 
   def make(run, step, **kwargs):
     made.append((step, kwargs['before']))
@@ -186,7 +186,7 @@ def test_another_refresher_goes_on_where_the_last_was(config, monkeypatch):
     ended.set()
     return found
 
-  monkeypatch.setattr(refresh, 'refresh', make)
+  monkeypatch.setattr(refreshes, 'refresh', make)
   with watch_test.refresher(on_another_machine(config, 'a')):
     assert ended.wait(60)
   # It reads what is there, and finds nothing that is left to do.

@@ -24,7 +24,7 @@ from ance_jax import index
 from ance_jax import logs
 from ance_jax import mine
 from ance_jax import pace
-from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import runs
 from ance_jax import steps
 from ance_jax import train
@@ -136,7 +136,7 @@ def test_the_released_code_trains_on_triplets_of_a_slice_in_a_row(
   for since in range(0, 24, 4):
     manifest = handoff.read_manifest(run.workdir / 'refresh' / f'{since:08d}')
     slices.append(tuple(manifest['query_slice']))
-    table = refresh.load(run, since)
+    table = refreshes.load(run, since)
     size = slices[-1][1] - slices[-1][0]
     assert table.shape == (size, 3)
     made = [s for s in seen if since <= s[0] < since + 4]
@@ -156,10 +156,10 @@ def test_the_released_code_trains_on_triplets_of_a_slice_in_a_row(
   # The other positives of a query are negatives to this code.
   every = set(zip(*run.splits['train'].positives(), strict=True))
   deep = run._replace(config=dataclasses.replace(config, hard_negatives=10))
-  refresh.refresh(deep, 4)
+  refreshes.refresh(deep, 4)
   mined = {
     (9 + query, passage)
-    for query, row in enumerate(refresh.load(deep, 4))
+    for query, row in enumerate(refreshes.load(deep, 4))
     for passage in row
   }
   assert mined & every
@@ -244,7 +244,7 @@ def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
   seen = watch_batches(monkeypatch)
   train.run(config)
   run = runs.read(config, ('train', 'dev'))[0]
-  table, split = refresh.load(run, 4), run.splits['train']
+  table, split = refreshes.load(run, 4), run.splits['train']
   plain = mine_plainly(run, 4)
   left_out = 0
   for query, row in enumerate(table):
@@ -546,8 +546,8 @@ def test_other_devices_mine_the_same_lists_but_for_close_scores(tiny):
       dataclasses.replace(config, num_devices=number), ('train', 'dev')
     )[0]
     shutil.rmtree(run.workdir / 'refresh')
-    refresh.refresh(run, 4)
-    tables[number] = np.array(refresh.load(run, 4))
+    refreshes.refresh(run, 4)
+    tables[number] = np.array(refreshes.load(run, 4))
   scores = _scores_of(run, 4)
   for number in (2, 4, 8):
     for query in range(len(scores)):
@@ -681,7 +681,7 @@ def test_a_damaged_table_of_negatives_is_made_again_of_its_checkpoint(
   whole = path.read_bytes()
   path.write_bytes(whole[:-1])
   run = runs.read(config, ('train', 'dev'))[0]
-  assert refresh.load(run, 4).shape == (48, 10)
+  assert refreshes.load(run, 4).shape == (48, 10)
   assert path.read_bytes() == whole
   out = capsys.readouterr().out
   assert 'negatives.npy is missing or was changed' in out
@@ -770,7 +770,7 @@ def test_refreshes_of_a_run_hold_no_positive_and_no_text_of_one(tiny):
   config = dataclasses.replace(tiny, max_steps=5, num_devices=1)
   train.run(config)
   run = runs.read(config, ('train', 'dev'))[0]
-  negatives = refresh.load(run, 4)
+  negatives = refreshes.load(run, 4)
   assert negatives.shape == (len(run.queries['train']), config.top_k)
   queries, passages = run.splits['train'].positives()
   for query in range(len(negatives)):

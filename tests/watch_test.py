@@ -22,6 +22,7 @@ from ance_jax import handoff
 from ance_jax import locks
 from ance_jax import logs
 from ance_jax import refresh
+from ance_jax import refreshes
 from ance_jax import runs
 from ance_jax import steps
 from ance_jax import tokenizer
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.usefixtures('compiled_once')
 
 @pytest.fixture(autouse=True)
 def _look_at_each_step(monkeypatch):
-  monkeypatch.setattr(watch, '_LOOK_SECS', 0.001)
+  monkeypatch.setattr(watch, 'LOOK_SECS', 0.001)
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def refresher(config):
   def work():
     try:
       with logs.stopped_by(enough):
-        watch.run(dataclasses.replace(config, job='refresh', watch=True))
+        refresh.run(dataclasses.replace(config, job='refresh', watch=True))
     except Exception as error:
       ended.append(error)
 
@@ -318,23 +319,25 @@ def test_a_second_refresher_is_refused(finished):
     locks.Lock(finished.workdir, locks.REFRESH_LOCK_FILE)
   ):
     with pytest.raises(errors.BadInput, match='must have one refresher'):
-      watch.run(dataclasses.replace(finished.config, job='refresh', watch=True))
+      refresh.run(
+        dataclasses.replace(finished.config, job='refresh', watch=True)
+      )
 
 
 def test_a_refresher_ends_with_the_training(finished, capsys):
-  watch.run(dataclasses.replace(finished.config, job='refresh', watch=True))
+  refresh.run(dataclasses.replace(finished.config, job='refresh', watch=True))
   assert 'training is over' in capsys.readouterr().out
 
 
 def remove_refreshes(run, after):
-  for step in refresh.published(run):
+  for step in refreshes.published(run):
     if step > after:
-      shutil.rmtree(refresh.folder(run, step))
+      shutil.rmtree(refreshes.folder(run, step))
 
 
 def stop_after(monkeypatch, number):
   """Has the refresher stop once it made so many refreshes; returns theirs."""
-  made, real = [], refresh.refresh
+  made, real = [], refreshes.refresh
 
   def make(run, step, **kwargs):
     made.append(step)
@@ -343,7 +346,7 @@ def stop_after(monkeypatch, number):
       raise KeyboardInterrupt
     return found
 
-  monkeypatch.setattr(refresh, 'refresh', make)
+  monkeypatch.setattr(refreshes, 'refresh', make)
   return made
 
 
@@ -402,7 +405,7 @@ def test_a_full_disk_ends_the_refresher_and_the_next_one_loses_nothing(
   run = finished._replace(
     config=dataclasses.replace(finished.config, max_steps=30)
   )
-  before = refresh.refresh(run, 24)
+  before = refreshes.refresh(run, 24)
   remove_refreshes(run, 20)
   real = np.save
 
@@ -415,11 +418,11 @@ def test_a_full_disk_ends_the_refresher_and_the_next_one_loses_nothing(
     patch.setattr(np, 'save', save)
     with pytest.raises(OSError, match='No space left'):
       watch.watch(run)
-  assert refresh.published(run) == [4, 8, 12, 16, 20]
+  assert refreshes.published(run) == [4, 8, 12, 16, 20]
   assert stop_after(monkeypatch, 1) == []
   with pytest.raises(KeyboardInterrupt):
     watch.watch(run)
-  after = handoff.read_manifest(refresh.folder(run, 24))
+  after = handoff.read_manifest(refreshes.folder(run, 24))
   assert after['files']['negatives.npy'] == before['files']['negatives.npy']
 
 
@@ -442,7 +445,7 @@ def test_a_refresher_asked_to_stop_does_so_inside_of_a_refresh(
   with logs.stopped_by(asked):
     with pytest.raises(errors.Stopped, match='encode block 2/3'):
       watch.watch(run)
-  assert refresh.published(run) == [4, 8, 12, 16]
+  assert refreshes.published(run) == [4, 8, 12, 16]
 
 
 def test_a_checkpoint_that_goes_while_it_is_read_is_not_the_end(
@@ -533,7 +536,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize('name', FOREIGN)
 def test_a_refresh_of_another_is_refused_by_name(finished, name, capsys):
-  folder = refresh.folder(finished, 20)
+  folder = refreshes.folder(finished, 20)
   value, text = FOREIGN[name]
   with handoff.publish(
     folder, {**handoff.read_manifest(folder), name: value}
@@ -561,7 +564,7 @@ def test_what_is_newer_than_training_or_not_newer_than_in_use_is_not_taken(
 
 @pytest.mark.parametrize('damage', ['cut', 'bit', 'no manifest'])
 def test_half_a_refresh_is_never_picked_up(finished, damage, capsys):
-  folder = refresh.folder(finished, 20)
+  folder = refreshes.folder(finished, 20)
   path = folder / 'negatives.npy'
   content = bytearray(path.read_bytes())
   if damage == 'cut':
