@@ -79,7 +79,7 @@ def test_a_refresh_is_left_out_while_the_negatives_are_hard(
 def test_beside_training_what_is_left_out_is_looked_at_once(
   config, monkeypatch, capsys
 ):
-  monkeypatch.setattr(watch_test.watch, '_LOOK_SECS', 0.001)
+  monkeypatch.setattr(watch_test.watch, 'LOOK_SECS', 0.001)
   config = dataclasses.replace(
     config, refresh='async', refresh_trigger=0.01, max_staleness=20,
     checkpoints_to_keep=9,
