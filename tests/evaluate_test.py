@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,6 +134,35 @@ def test_a_run_can_be_evaluated_from_another_folder_through_init_from(
   logged = logs.series(finished.workdir, 'dev/mrr@10')[6]
   assert scores['mrr@10'] == pytest.approx(logged, abs=1e-6)
   assert not runs.is_run(config.workdir)
+
+
+@pytest.mark.parametrize(
+  ('changed', 'says'),
+  [
+    (None, None),
+    ('corpus.jsonl', 'the corpus is another than that of {}\n'),
+    (
+      'qrels/dev.tsv',
+      "split 'dev' is another than that of {}, which may have ",
+    ),
+    ('qrels/test.tsv', None),
+  ],
+)
+def test_data_other_than_that_of_the_run_in_init_from_is_said(
+  changed, says, finished, tmp_path, capsys
+):
+  folder = shutil.copytree(finished.data_dir, tmp_path / 'data')
+  if changed:
+    first, *others = (folder / changed).read_text().splitlines(keepends=True)
+    (folder / changed).write_text(''.join([first, *others[:-1]]))
+  config = dataclasses.replace(
+    finished, job='evaluate', init_from=finished.workdir,
+    workdir=str(tmp_path / 'mine'), data_dir=str(folder)
+  )  # fmt: skip
+  runs.read(config, ('dev', 'test'))
+  out = capsys.readouterr().out
+  assert out.count('is another than') == bool(says)
+  assert not says or says.format(finished.workdir) in out
 
 
 def test_a_run_can_start_from_the_weights_of_another(finished, tmp_path):
