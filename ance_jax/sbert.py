@@ -201,7 +201,6 @@ def _sizes(folder):
 
 def _check_body(sizes, folder):
   """Raises `BadInput` for a Transformer that is not the plain body."""
-  text = sizes.get('modality_config', {}).get('text', {})
   for key, usual in (
     ('do_lower_case', (False, True)),
     ('transformer_task', (None, 'feature-extraction')),
@@ -211,11 +210,19 @@ def _check_body(sizes, folder):
   ):
     if sizes.get(key, usual[0]) not in usual:
       raise sbert_modules.not_ours(f'{key} {sizes[key]}', folder)
-  if text.get('method_output_name', 'last_hidden_state') != 'last_hidden_state':
-    raise sbert_modules.not_ours(f'modality_config {text}', folder)
+  modality = sizes.get('modality_config') or {}
+  text = modality.get('text', {}) if isinstance(modality, dict) else None
+  usual = 'last_hidden_state'
+  if (
+    not isinstance(text, dict) or text.get('method_output_name', usual) != usual
+  ):
+    raise sbert_modules.not_ours(f'modality_config {modality}', folder)
   for key in ('model', 'tokenizer', 'config', 'processor'):
     for name in (f'{key}_args', f'{key}_kwargs'):
-      others = set(sizes.get(name) or ()) - _HARMLESS
+      given = sizes.get(name) or {}
+      others = (
+        set(given) - _HARMLESS if isinstance(given, dict) else {str(given)}
+      )
       if others:
         raise sbert_modules.not_ours(f'{name} {", ".join(others)}', folder)
 

@@ -198,6 +198,27 @@ def dense(config=None, tensors=None, *more):
   return sentences(make, kinds=('Transformer', 'Pooling', 'Dense'))
 
 
+def spoilt_dense(value):
+  """Returns a `make` that puts a value into the bias of a Dense."""
+
+  def make(folder):
+    found = dict(load_file(folder / DENSE))
+    found['linear.bias'] = np.array([0, value, 0, 0], np.float32)
+    save_file(found, folder / DENSE)
+
+  return make
+
+
+def modality(value):
+  """Returns a `make` of such a folder that says what the Transformer gives."""
+  return sentences(change_json(LENGTH, modality_config=value))
+
+
+def output(name):
+  """Returns what it says where that is one of its outputs."""
+  return {'text': {'method': 'forward', 'method_output_name': name}}
+
+
 def router(**values):
   """Returns a `make` of a Router, some of its settings changed."""
   kinds = {'': 'Transformer', '1_Pooling': 'Pooling'}
@@ -262,6 +283,7 @@ def _export_before(folder):
   use(folder, {'output': str(folder / 'out')})
 
 
+HIDDEN = 'last_hidden_state'
 HEADER = b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, %s]}}'
 NOT_OURS = 'must be Transformer, Pooling and any of Dense'
 LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n'
@@ -593,6 +615,32 @@ CASES = {
     'found nothing; give one',
     '2_Pooling/config.json',
   ),
+  'output of the Transformer that is usual': Accepted(modality(output(HIDDEN))),
+  'output of the Transformer unsaid': Accepted(modality(None)),
+  'another output of the Transformer': Refused(
+    modality(output('logits')),
+    "'method_output_name': 'logits'}} in FOLDER; use",
+  ),
+  'output of the Transformer a list': Refused(
+    modality(['text']), "found modality_config ['text'] in FOLDER"
+  ),
+  'output of the Transformer a text': Refused(
+    modality({'text': HIDDEN}), "modality_config {'text': 'last_hidden_state'}"
+  ),
+  'keywords of the Transformer a number': Refused(
+    sentences(change_json(LENGTH, model_args=3)), 'found model_args 3 in FOLDER'
+  ),
+  'include_prompt a number': Refused(
+    sentences(change_json(POOLING, include_prompt=0)),
+    'found include_prompt 0 in FOLDER/1_Pooling; use another',
+  ),
+  'dropout behind the pooling': Accepted(
+    sentences(
+      put_json('2_Dropout/config.json', {'dropout': 0.1}),
+      kinds=('Transformer', 'Pooling', 'Dropout', 'Normalize'),
+    ),
+    "2_Dropout: Dropout is left out; --dropout_rate is the body's",
+  ),
   'dense on top': Accepted(dense(), 'head_size 4, head_norm False'),
   'dense with an activation': Accepted(
     dense({'activation_function': 'torch.nn.modules.activation.GELU'}),
@@ -622,6 +670,14 @@ CASES = {
   ),
   'dense of another shape': Refused(
     dense({'out_features': 5}), 'in the shapes of its config.json', DENSE
+  ),
+  'dense of NaN': Refused(
+    dense(None, None, spoilt_dense(np.nan)),
+    'a module must be finite; found other values in linear.bias; use',
+    DENSE,
+  ),
+  'infinite dense': Refused(
+    dense(None, None, spoilt_dense(-np.inf)), 'a module must be finite', DENSE
   ),
   'dense of another width': Refused(
     dense({'in_features': 9}, {'linear.weight': (4, 9)}),
