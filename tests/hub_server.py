@@ -42,6 +42,7 @@ class Hub(http.server.ThreadingHTTPServer):
     models: {name: {commit: folder}}.
     refs: {(name, branch or tag): commit}.
     gated: Names that are refused.
+    broken: Names of files at which the connection breaks.
     fetched: Names of the files that were asked for, in order.
   """
 
@@ -50,6 +51,7 @@ class Hub(http.server.ThreadingHTTPServer):
   def __init__(self):
     super().__init__(('localhost', 0), _Handler)
     self.models, self.refs, self.gated, self.fetched = {}, {}, set(), []
+    self.broken = set()
     threading.Thread(target=self.serve_forever, daemon=True).start()
 
   @property
@@ -79,6 +81,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     files = [p for p in sorted(folder.rglob('*')) if p.is_file()]
     if not is_api:
       file = '/'.join(rest[2:])
+      if file in self.server.broken:
+        self.close_connection = True
+        return None
       if self.command == 'GET':
         self.server.fetched.append(file)
       return self._answer(200, (folder / file).read_bytes(), commit)

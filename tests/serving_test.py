@@ -179,6 +179,9 @@ def test_a_row_of_a_slice_is_that_of_its_query(tmp_path):
       rows = np.arange(4).reshape(2, 2) + 10 * (step > 5) + 4 * (step == 5)
       np.save(at / 'negatives.npy', rows)
 
+  # Another is being made.
+  (tmp_path / 'refresh' / '00000008.new-1.unfinished').mkdir()
+
   def shown(query):
     page = ' '.join(serving._mined(run, query))
     steps = [int(n) for n in re.findall(r'refresh at step (\d)', page)]
@@ -207,6 +210,17 @@ def test_a_port_that_cannot_be_had_is_refused_before_anything_is_read(
     expected = f'--port={number} is {"in use" if port == "in use" else "one"}'
     with pytest.raises(errors.BadInput, match=expected):
       serving.make_server(config)
+
+
+def test_a_start_that_fails_gives_its_port_back(tiny, monkeypatch):
+  monkeypatch.setattr(runs, 'read', lambda *_: 1 / 0)
+  with http.server.HTTPServer(('127.0.0.1', 0), None) as other:
+    number = other.server_port
+  config = dataclasses.replace(tiny, job='search', port=number)
+  with pytest.raises(ZeroDivisionError) as raised:
+    serving.make_server(config)
+  with http.server.HTTPServer(('127.0.0.1', number), None):
+    assert raised.tb  # Which holds what was not closed.
 
 
 def test_a_port_must_be_one():

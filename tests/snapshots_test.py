@@ -158,6 +158,22 @@ def test_a_folder_here_goes_before_the_hub(cache, tmp_path, monkeypatch):
   assert load(NAME).retriever.pooling == 'mean'
 
 
+def test_a_pin_is_that_of_each_name_or_folder(cache, tmp_path):
+  put_json(tmp_path / 'folder', 'config.json', {})
+  hub_server.put(cache, NAME, tmp_path / 'folder', FIRST, ('main', 'v1'))
+  pin = f'{NAME}@{FIRST},/a/folder'
+  for names, expected in (
+    (pin, True),
+    (f'{NAME},/a/folder', True),
+    (f'{NAME}@v1,/a/folder', True),
+    (f'{NAME},/a/another', False),
+    (f'{NAME}@{SECOND},/a/folder', False),
+    (f'{NAME}', False),
+  ):
+    assert snapshots.is_pin(pin, names) == expected
+  assert snapshots.is_pin('', '')
+
+
 def test_a_revision_is_a_branch_a_tag_or_a_commit(cache, tmp_path):
   first = make(tmp_path / 'first')
   second = make(tmp_path / 'second', pooling='cls')
@@ -183,6 +199,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(cache, tmp_path):
     ('a b/c', "no file or folder 'a b/c'"),
     ('a/b/c', "no file or folder 'a/b/c'"),
     (f'{NAME}@../x', 'no file or folder'),
+    ('someone/a--b', 'the hub takes no such name (Cannot have -- or .. in '),
   ],
 )
 def test_what_is_not_there_is_said(name, says, cache, tmp_path):
@@ -324,6 +341,27 @@ def test_what_the_hub_says_is_said(hub, tmp_path):
   hub.shutdown()
   hub.server_close()
   with pytest.raises(errors.BadInput, match='the hub cannot be reached'):
+    load(NAME)
+
+
+@pytest.mark.parametrize('file', ['modules.json', 'model.safetensors'])
+def test_a_fetch_that_breaks_off_is_said_and_goes_on_later(file, hub, tmp_path):
+  folder = make(tmp_path / 'folder')
+  hub.add(NAME, folder)
+  hub.broken.add(file)
+  says = f'^the cache .* has no whole {NAME}, and the hub cannot be reached'
+  with pytest.raises(errors.BadInput, match=says):
+    load(NAME)
+  hub.broken.clear()
+  assert_equal(load(NAME), load(folder))
+
+
+def test_a_hub_that_goes_before_the_fetch_is_said(hub, monkeypatch):
+  monkeypatch.setattr(snapshots, '_problem', lambda *_: None)
+  hub.shutdown()
+  hub.server_close()
+  says = f'^the cache .* has no whole {NAME}, and the hub cannot be reached'
+  with pytest.raises(errors.BadInput, match=says):
     load(NAME)
 
 
