@@ -1,6 +1,7 @@
 """Given negatives: read in all forms, trained on, audited."""
 
 import collections
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -22,6 +23,7 @@ from ance_jax import errors
 from ance_jax import export
 from ance_jax import forms
 from ance_jax import given_forms
+from ance_jax import handoff
 from ance_jax import inspection
 from ance_jax import logs
 from ance_jax import methods
@@ -344,6 +346,44 @@ def test_positives_their_texts_and_the_query_itself_are_not_drawn(beir, capsys):
   assert '3 drawn at random where a query has fewer than 2' in said
   assert '(1 queries have none); 3 behind the first --top_k=3' in said
   np.testing.assert_array_equal(negatives.by_given(run), table)
+
+
+@pytest.mark.parametrize(
+  ('take', 'made', 'waited'),
+  [
+    (
+      negatives.by_given,
+      '\ngiven negatives: ',
+      'waiting for another process to take the given negatives\n',
+    ),
+    (
+      negatives.by_bm25,
+      '\nBM25 negatives of ',
+      'waiting for the BM25 negatives of another process\n',
+    ),
+  ],
+  ids=['given', 'bm25'],
+)
+def test_who_waits_for_another_process_takes_what_that_made(
+  take, made, waited, beir, monkeypatch, capsys
+):
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  run, _ = runs.begin(small(beir), ('train',))
+  real, others = handoff.turn, []
+
+  @contextlib.contextmanager
+  def turn(folder, waiting):
+    monkeypatch.setattr(handoff, 'turn', real)
+    others.append(take(run))
+    waiting()
+    with real(folder, waiting):
+      yield
+
+  monkeypatch.setattr(handoff, 'turn', turn)
+  np.testing.assert_array_equal(take(run), *others)
+  said = capsys.readouterr().out
+  assert said.count(made) == said.count(waited) == 1
+  assert said.endswith(waited)
 
 
 @pytest.mark.parametrize('method', ['given', 'given_in_batch'])

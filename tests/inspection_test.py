@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import types
 
 import conftest
@@ -12,7 +13,6 @@ import pytest
 from ance_jax import batch_report
 from ance_jax import batches
 from ance_jax import data
-from ance_jax import encode
 from ance_jax import encoding
 from ance_jax import handoff
 from ance_jax import inspection
@@ -25,14 +25,25 @@ from ance_jax import tokens
 from ance_jax import train
 
 
-def test_the_report_counts_what_is_in_the_set(tiny, capsys, monkeypatch):
+def test_the_report_counts_what_is_in_the_set(
+  tiny, tmp_path, capsys, monkeypatch
+):
   # Nothing is trained, tokenized or encoded for it.
   for module, name in (
     (tokenizer, 'train_vocabulary'),
     (tokens, 'token_rows'),
-    (encode, 'encode_rows'),
+    (encoding, 'encode_rows'),
   ):
     monkeypatch.delattr(module, name)
+  # The first two of train have the text of the first of dev.
+  tiny = dataclasses.replace(
+    tiny, data_dir=str(shutil.copytree(tiny.data_dir, tmp_path / 'data'))
+  )
+  path = pathlib.Path(tiny.data_dir, 'queries.jsonl')
+  queries = [json.loads(line) for line in path.read_text().splitlines()]
+  for query in queries[:2]:
+    query['text'] = queries[conftest.NUM_TRAIN]['text'].upper()
+  path.write_text(''.join(json.dumps(query) + '\n' for query in queries))
   settings = dataclasses.replace(tiny, job='inspect', num_devices=1)
   found = inspection.run(settings)
   assert handoff.read_json(f'{tiny.workdir}/inspection.json') == found
@@ -48,6 +59,9 @@ def test_the_report_counts_what_is_in_the_set(tiny, capsys, monkeypatch):
   # Each fourth query has a second passage, of grade 2.
   assert train['judgements of grade 2'] == conftest.NUM_TRAIN // 4
   assert train['positives of a query, most'] == 2
+  assert train['queries that dev has, too'] == 2
+  assert found['splits']['dev']['queries that train has, too'] == 1
+  assert train['queries that test has, too'] == 0
   assert train['positives of a query, mean'] == pytest.approx(1.25)
   lines = pathlib.Path(tiny.data_dir, 'corpus.jsonl').read_text().splitlines()
   texts = [json.loads(line) for line in lines]

@@ -23,6 +23,7 @@ from ance_jax import logs
 from ance_jax import main
 from ance_jax import places
 from ance_jax import runs
+from ance_jax import systems
 from ance_jax import train
 
 # Root may write anywhere: without these capabilities it may not. The jobs are
@@ -351,6 +352,16 @@ def test_what_a_run_of_others_cannot_take_is_refused_with_the_way_round(
   way = f'; use a run that is not yours with --init_from={shut} --workdir='
   with pytest.raises(errors.BadInput, match=way), places.own(config):
     pass
+
+
+@pytest.mark.parametrize('name', ['theirs', 'mine'])
+def test_to_compare_a_run_of_others_its_ranking_is_made_elsewhere(name, shut):
+  pathlib.Path('mine').mkdir()
+  config = config_lib.Config(job='compare', runs=f'{name},other', split='dev')
+  with pytest.raises(errors.BadInput, match='found none; make it with') as says:
+    systems.read(config)
+  way = f'--init_from={name} --workdir=FOLDER_OF_YOUR_OWN, and name that folder'
+  assert (f' --split=dev {way}.' in str(says.value)) == (name == 'theirs')
 
 
 @pytest.mark.parametrize('job', ['mine', 'export'])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 
 from ance_jax import data
@@ -239,6 +240,15 @@ def test_special_tokens_stay_as_they_are_when_texts_are_lower_cased(tokenizer):
   expected = tokenizer('word1 [SEP] text')['input_ids']
   assert cased('WORD1 [SEP] Text')['input_ids'] == expected
   assert expected.count(tokenizer.sep_token_id) == 2
+
+
+def test_lower_case_comes_before_what_else_is_done_to_a_text():
+  """As sentence-transformers lower-cases, whatever the tokenizer does."""
+  made = tokenizer_lib.train_vocabulary(TEXTS, 120)
+  made.backend_tokenizer.normalizer = tokenizers.normalizers.Replace('x', 'a')
+  assert made('Xx')['input_ids'] != made('aa')['input_ids']
+  tokenizer_lib.lower_case(made)
+  assert made('Xx')['input_ids'] == made('aa')['input_ids']
 
 
 def test_the_separator_token_makes_the_pair_of_dpr(tokenizer):

@@ -13,6 +13,7 @@ import tokenizers
 
 from ance_jax import corpora
 from ance_jax import errors
+from ance_jax import logs
 from ance_jax import tokenizer as tokenizer_lib
 from ance_jax import tokens
 from ance_jax import vocabulary
@@ -176,6 +177,14 @@ def test_words_of_more_than_1000_letters_are_trained_on_in_parts():
   assert ''.join(new.encode(long).tokens[1:-1]) == long
 
 
+def test_short_words_without_spaces_are_trained_on_as_they_stand():
+  """As code and Chinese have them: only the trainer normalizes these."""
+  text = 'Ab,' * 400
+  normalizer = tokenizers.normalizers.BertNormalizer()
+  pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  assert vocabulary._cut(text, normalizer, pre_tokenizer) == text
+
+
 def test_time_is_linear_in_the_longest_word():
   secs = []
   for size in (50_000, 200_000):
@@ -184,6 +193,42 @@ def test_time_is_linear_in_the_longest_word():
     trained([word], 8_192)
     secs.append(time.process_time() - start)
   assert secs[1] < 10 * secs[0] + 1  # It was 20 times as long, 57 s.
+
+
+class Texts(list):
+  """Texts that are counted first; what `second` yields is trained on."""
+
+  def __init__(self, second):
+    super().__init__(['some', 'text'])
+    self._passes = iter([super().__iter__, second])
+
+  def __iter__(self):
+    return next(self._passes)()
+
+
+def test_a_stop_signal_ends_training_while_texts_are_read():
+  started, secs = time.monotonic(), 20
+
+  def second():
+    logs._stop.set()
+    while time.monotonic() < started + secs:
+      yield 'some text'
+
+  try:
+    with pytest.raises(errors.Stopped, match='train the vocabulary'):
+      vocabulary.train(Texts(second), 50)
+  finally:
+    logs._stop.clear()
+  assert time.monotonic() < started + secs / 2
+
+
+def test_an_error_of_the_texts_ends_training():
+  def second():
+    yield 'some'
+    raise UnicodeError('of this text')
+
+  with pytest.raises(UnicodeError, match='of this text'):
+    vocabulary.train(Texts(second), 50)
 
 
 _TRAINS = """
