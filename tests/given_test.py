@@ -436,7 +436,7 @@ def test_a_file_of_other_data_is_refused(beir):
     loaded(beir)
 
 
-def test_an_id_counts_only_with_its_own_text(beir, capsys):
+def test_an_id_counts_alone_or_with_its_own_text(beir, capsys):
   """Ids of other data that are the same, and passages by their text alone."""
   lines(
     pathlib.Path(beir.negatives),
@@ -447,11 +447,13 @@ def test_an_id_counts_only_with_its_own_text(beir, capsys):
           {'docid': 'p1', 'title': 'Gold', 'text': 'It does not.'},
           {'docid': 'p3', 'title': '', 'text': 'Something else.'},
           {'docid': 'p3', 'text': 'rain falls.'},
+          {'docid': 'p4'},
         ],
       }
     ],
   )  # fmt: skip
-  assert given_of(beir) == {Q0: [('p2', None), ('p3', None)]}
+  expected = {Q0: [('p2', None), ('p3', None), ('p4', None)]}
+  assert given_of(beir) == expected
   assert 'left out 1 that the corpus lacks' in capsys.readouterr().out
 
 
@@ -461,6 +463,9 @@ BAD = {
   'typo': ({'query': 'a', 'negativ': 'b'}, "'negativ' is none of the keys"),
   'negatives by miner': (
     {'query': 'a', 'neg': {'bm25': 1}}, "in 'neg' must have a 'text'"
+  ),
+  'title alone': (
+    {'query': 'a', 'neg': [{'title': 'b'}]}, "in 'neg' must have a 'text' or an"
   ),
   'fraction as text': ({'query': 'a', 'neg': [1.5]}, "'neg' must have texts"),
   'too few scores': (
