@@ -65,6 +65,10 @@ def test_a_query_that_is_a_passage_is_no_false_negative():
   above = np.argwhere(marks['above the positive']).tolist()
   assert above == [[0, 1], *([1, place] for place in (1, 2, 3, 4))]
   assert not marks['near-duplicate'].any()
+  # What is not there has no text, be it that of the last passage.
+  last = split._replace(same_text=np.array([[0], [5]]))
+  marks = audit.marked(np.array([[3, 5, -1]]), np.array([0]), last, corpus)
+  assert marks['own text'].tolist() == [[False, True, False]]
   # The two queries have one text: the second's positive, 5, is the first's.
   twins = split._replace(groups=np.zeros(2, int))
   rows = np.array([[5, 4, 0, 1, 2]], np.int32)

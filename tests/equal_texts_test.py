@@ -52,7 +52,7 @@ def write(folder, seed):
     for row in range(NUM_PASSAGES)
   ]
   queries = [
-    {'_id': f'p{row}' if row % 2 else f'q{row}', 'text': words(random).upper()}
+    {'_id': f'q{row}' if row % 2 else f'p{row}', 'text': words(random).upper()}
     for row in range(NUM_QUERIES)
   ]
   (folder / 'qrels').mkdir(parents=True)

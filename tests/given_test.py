@@ -457,6 +457,30 @@ def test_an_id_counts_alone_or_with_its_own_text(beir, capsys):
   assert 'left out 1 that the corpus lacks' in capsys.readouterr().out
 
 
+def test_queries_of_one_text_all_get_what_is_given_by_text(beir):
+  queries = [*QUERIES[:2], ('q2', Q0.upper())]
+  folder = pathlib.Path(beir.data_dir)
+  lines(folder / 'queries.jsonl', [{'_id': i, 'text': t} for i, t in queries])
+  lines(pathlib.Path(beir.negatives), [{'query': Q0, 'neg': [whole(2)]}])
+  assert given_of(beir) == {Q0: [('p2', None)], Q0.upper(): [('p2', None)]}
+
+
+def test_pairs_say_how_many_queries_have_no_positive(beir, capsys):
+  folder = pathlib.Path(beir.workdir).parent / 'pairs'
+  folder.mkdir()
+  found = [
+    {'query': 'first', 'pos': ['a b', 'c d'], 'neg': ['e f']},
+    {'query': 'second', 'neg': ['a b']},
+  ]
+  lines(folder / 'pairs.jsonl', found)
+  config = dataclasses.replace(
+    beir, dataset='pairs', data_dir=str(folder), negatives=''
+  )
+  _, split = loaded(config)
+  assert list(split.texts) == ['first']
+  assert ': 1 queries without a positive, left out' in capsys.readouterr().out
+
+
 BAD = {
   'no query': ({'negative': 'a b'}, 'a line must name its query'),
   'query of numbers': ({'query': 1, 'neg': ['a b']}, 'must be a string'),

@@ -119,6 +119,13 @@ def test_a_batch_shows_the_columns_of_the_step_and_why_some_are_masked(
   assert lines[0] == f'  --method={method}, 48 queries'
   number = 47 if method == 'in_batch' else 2
   assert sum(f'{number} columns: ' in line for line in lines) == 3
+  drawn_rows = batches.draw_rows(
+    drawn_from, 0, seed=settings.seed, batch_size=48, num_negatives=2,
+    negatives=None,
+  )[0]  # fmt: skip
+  assert [line.strip() for line in lines if 'never its negative' in line] == [
+    batch_report._never_text(drawn_from, int(row)) for row in drawn_rows[:3]
+  ]
 
 
 def test_what_may_be_no_negative_is_counted_by_why():

@@ -221,6 +221,34 @@ def test_all_that_describes_data_goes_with_another_dataset(
   assert getattr(given(*run, '--dataset=pairs'), name) == default
 
 
+@pytest.mark.parametrize('name', main._OWN_PLACES)
+def test_nothing_is_written_where_the_run_to_start_from_wrote(
+  name, theirs, given, monkeypatch
+):
+  settings = dataclasses.replace(theirs, **{name: '/theirs'})
+  monkeypatch.setattr(runs, 'settings', lambda *_: settings)
+  found = given(
+    f'--init_from={theirs.workdir}', '--workdir=mine', '--job=evaluate'
+  )
+  assert getattr(found, name) == getattr(config_lib.Config(), name)
+
+
+def test_places_that_are_written_are_those_of_the_flags():
+  assert set(main._OWN_PLACES) == set(
+    'remote_dir tokens_dir compilation_cache_dir output picture'.split()
+  )
+
+
+@pytest.mark.parametrize('job', ['export', 'report'])
+def test_what_reads_no_data_does_without_it(job, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = config_lib.Config(
+    job=job, dataset='beir', data_dir='gone', workdir='new'
+  )
+  with places.own(config) as same:
+    assert same == config
+
+
 def test_another_index_comes_without_the_search_parameters_of_the_first(
   theirs, given
 ):

@@ -228,6 +228,16 @@ def test_runs_are_drawn_by_the_dev_metrics_of_the_first_that_has_any():
   assert report._curves([without, other]) == expected
 
 
+def test_without_dev_each_curve_is_drawn_once(tmp_path):
+  line = {
+    'step': 4, 'train/loss': 1.0, 'probe/positive_rank': 3.0,
+    'probe/overlap': 0.5, 'train/negatives_age': 2.0,
+  }  # fmt: skip
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+  (about,) = re.findall(r'alt="curves of: ([^"]+)"', page_of(tmp_path))
+  assert sorted(about.split(', ')) == sorted({*line} - {'step'})
+
+
 def test_the_smoothed_loss_is_the_mean_of_the_last_fiftieth():
   series = {step: float(step % 7) for step in range(175)}
   found = report._smoothed(series)
