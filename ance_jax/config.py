@@ -217,7 +217,7 @@ class Config:
   protocol: str | None = knob(
     None,
     'How dev and --split are scored, a row of the protocols in '
-    'ance_jax/datasets/README.md; by the first measure checkpoints are chosen. '
+    'ance_jax/data/README.md; by the first measure checkpoints are chosen. '
     "Not given: the dataset's own; with --beir_set, beir.",
     choices=(
       'usual',

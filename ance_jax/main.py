@@ -16,17 +16,15 @@ from absl import flags
 from absl import logging
 import jax
 
-from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import errors
-from ance_jax import faults
 from ance_jax import flags as flags_lib
-from ance_jax import logs
-from ance_jax import places
-from ance_jax import processes
+from ance_jax.core import checkpoint
+from ance_jax.core import distributed
+from ance_jax.core import faults
+from ance_jax.core import logs
+from ance_jax.core import places
 
-# Modules of jobs that have another name than theirs.
-_MODULES = {'inspect': 'inspection', 'mine': 'mining'}
 # Jobs that read a run, which may be somebody else's: --init_from.
 _READ_RUNS = (
   'evaluate',
@@ -81,7 +79,7 @@ def main(argv):
     sentence, code = _explain(error)
   # Only now are the progress bars gone.
   print(f'ance_jax: {sentence}', file=sys.stderr, flush=True)
-  if processes.count() > 1:
+  if distributed.count() > 1:
     # Else jax would wait five minutes for the others to end as well.
     sys.stdout.flush()
     os._exit(code)
@@ -93,10 +91,9 @@ def _run_job(config):
 
   It imports that alone: all of them take seconds, in which nothing is shown.
   """
-  name = _MODULES.get(config.job, config.job)
-  if config.job == 'search' and config.port is not None:
-    name = 'serving'
-  run_it = importlib.import_module(f'ance_jax.{name}').run
+  serves = config.job == 'search' and config.port is not None
+  name = 'serve' if serves else config.job
+  run_it = importlib.import_module(f'ance_jax.jobs.{name}').run
   if config.job == 'train':
     run_it(config, leave=_leave)
   else:
@@ -119,9 +116,9 @@ def _explain(error):
   if isinstance(error, KeyboardInterrupt):
     return 'interrupted.', _INTERRUPTED
   text = ' '.join(str(error).split())[:300]
-  if processes.count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+  if distributed.count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
     return (
-      f'process {processes.index()} cannot reach another one any more '
+      f'process {distributed.index()} cannot reach another one any more '
       f'({text[:100]}); what was committed is whole: start all of them again.'
     ), _FAILED
   return (
@@ -138,13 +135,13 @@ def _with_flags_of_run(config):
   """
   folder = config.workdir
   if config.job == 'compare':
-    from ance_jax import systems  # Only where it is needed, as a job.
+    from ance_jax.jobs import systems  # Only where it is needed, as a job.
 
     folder = systems.data_folder(config)
   if config.remote_dir and config.job != 'train':
-    from ance_jax import runs
+    from ance_jax.training import experiment
 
-    runs.fetch(config, every=config.checkpoint != 'last')
+    experiment.fetch(config, every=config.checkpoint != 'last')
   if config.job == 'train':
     return config
   if folder and checkpoint.committed_steps(folder):
@@ -167,7 +164,7 @@ def _under_flags(config, folder, own):
     folder: The run's.
     own: Names of flags that are never the run's.
   """
-  from ance_jax import runs
+  from ance_jax.training import experiment
 
   names = [field.name for field in dataclasses.fields(config)]
   given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
@@ -178,7 +175,7 @@ def _under_flags(config, folder, own):
   if 'beir_set' in given:
     given.setdefault('protocol', None)  # The set's.
   _, settings = checkpoint.read_chosen(
-    folder, 'last', lambda step: runs.settings(folder, step)
+    folder, 'last', lambda step: experiment.settings(folder, step)
   )
   return dataclasses.replace(settings, **given)
 

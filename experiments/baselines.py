@@ -11,8 +11,8 @@ import pathlib
 import sys
 
 from ance_jax import config
-from ance_jax import evaluate
-from ance_jax import handoff
+from ance_jax.core import atomic
+from ance_jax.jobs import evaluate
 
 MEASURES = ('mrr@10', 'ndcg@10', 'recall@100')
 WAYS = {
@@ -64,7 +64,7 @@ def score(settings):
   if not any(folder.glob(name)):
     evaluate.run(settings)
   (path,) = folder.glob(name)
-  return handoff.read_json(path)['metrics']
+  return atomic.read_json(path)['metrics']
 
 
 if __name__ == '__main__':

@@ -16,13 +16,13 @@ import dataclasses
 import pathlib
 import statistics
 
-from ance_jax import checkpoint
-from ance_jax import evaluate
 from ance_jax import flags
-from ance_jax import handoff
-from ance_jax import logs
-from ance_jax import runs
-from ance_jax import train
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import logs
+from ance_jax.jobs import evaluate
+from ance_jax.jobs import train
+from ance_jax.training import experiment
 
 # What differs between the rows; all else is the flagfile's.
 ROWS = {
@@ -84,8 +84,8 @@ def compare(base, folder, seeds, rates, rows, start=0):
       'test': [test_scores(run) for run in chosen],
       'secs': [seconds(run.workdir) for run in chosen],
     }
-    handoff.write_json(folder / 'results.json', {'rows': results})
-    handoff.write_text(folder / 'table.md', table(results))
+    atomic.write_json(folder / 'results.json', {'rows': results})
+    atomic.write_text(folder / 'table.md', table(results))
   print(table(results))
 
 
@@ -144,7 +144,7 @@ def train_once(config):
   """Trains, if that was not done, under the same settings."""
   committed = checkpoint.committed_steps(config.workdir)
   if committed:
-    runs.check_same_run(config, committed[-1])
+    experiment.check_same_run(config, committed[-1])
   if config.max_steps not in logs.series(config.workdir, f'dev/{CHOSEN_BY}'):
     train.run(config)
 
@@ -158,7 +158,7 @@ def test_scores(config):
   config = dataclasses.replace(config, job='evaluate', split='test')
   path = evaluate.scores_path(config, config.max_steps)
   if path.exists():
-    return handoff.read_json(path)['metrics']
+    return atomic.read_json(path)['metrics']
   return evaluate.run(config)
 
 

@@ -16,10 +16,10 @@ import figures
 import numpy as np
 
 from ance_jax import config as config_lib
-from ance_jax import encoding
 from ance_jax import flags
-from ance_jax import handoff
-from ance_jax import runs
+from ance_jax.core import atomic
+from ance_jax.retrieval import encoding
+from ance_jax.training import experiment
 
 # Settings that say what the training queries and passages are.
 _DATA = ('dataset', 'data_dir', 'train_split', 'dev_split', 'dev_fraction')
@@ -28,11 +28,13 @@ _DATA = ('dataset', 'data_dir', 'train_split', 'dev_split', 'dev_fraction')
 def main(folder, judge):
   """Prints the table; returns {row: share}."""
   folder = pathlib.Path(folder)
-  rows = handoff.read_json(folder / 'results.json')['rows']
+  rows = atomic.read_json(folder / 'results.json')['rows']
   shares, embeddings = {}, None
   for row, found in rows.items():
     config = flags.from_flagfile(f'{found["runs"][0]}/run.flags')
-    run, _, last = runs.read(config, (config.train_split, config.dev_split))
+    run, _, last = experiment.read(
+      config, (config.train_split, config.dev_split)
+    )
     if embeddings is None:
       embeddings = _embed(config, folder / 'judge', judge)
     batches = [batch for _, batch in figures.drawn(run, last)]
@@ -67,7 +69,7 @@ def _embed(config, workdir, judge):
     tokens_per_batch=4096,
     **{name: getattr(config, name) for name in _DATA},
   )
-  run, params, _ = runs.read(config, (config.train_split,))
+  run, params, _ = experiment.read(config, (config.train_split,))
   queries = run.queries[config.train_split]
   return [
     encoding.encode_rows(encoder, params, rows, what)[0]

@@ -15,19 +15,19 @@ import sys
 from matplotlib import figure as figure_lib
 import numpy as np
 
-from ance_jax import batches
-from ance_jax import corpus_index
 from ance_jax import flags
-from ance_jax import handoff
-from ance_jax import logs
-from ance_jax import methods
-from ance_jax import mine
-from ance_jax import negatives as negatives_lib
-from ance_jax import refreshes
-from ance_jax import resume
-from ance_jax import runs
-from ance_jax import schedule
-from ance_jax import tokens
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.data import tokens
+from ance_jax.mining import selection
+from ance_jax.retrieval import corpus_index
+from ance_jax.training import batches
+from ance_jax.training import experiment
+from ance_jax.training import methods
+from ance_jax.training import negatives as negatives_lib
+from ance_jax.training import refreshes
+from ance_jax.training import resume
+from ance_jax.training import schedule
 
 # Passages that a model ranks highest, as in the paper; steps looked at.
 TOP, LOOKS = 100, 20
@@ -36,7 +36,7 @@ TOP, LOOKS = 100, 20
 def main(folder):
   """Draws all three; returns {row: what `overlaps` does}."""
   folder = pathlib.Path(folder)
-  rows = handoff.read_json(folder / 'results.json')['rows']
+  rows = atomic.read_json(folder / 'results.json')['rows']
   workdirs = {row: found['runs'][0] for row, found in rows.items()}
   draw_dev(workdirs, folder / 'dev.png')
   draw_gradients(workdirs, folder / 'gradients.png')
@@ -95,7 +95,9 @@ def overlaps(workdir):
   the row has them.
   """
   config = flags.from_flagfile(f'{workdir}/run.flags')
-  run, params, last = runs.read(config, (config.train_split, config.dev_split))
+  run, params, last = experiment.read(
+    config, (config.train_split, config.dev_split)
+  )
   best = _final_best(run, params)
   return {
     step: float(
@@ -112,14 +114,14 @@ def drawn(run, last):
   negatives), those of the other queries too where the row has them.
 
   Args:
-    run: `runs.Run` with the training split.
+    run: `experiment.Run` with the training split.
     last: int, step that the run ended at.
   """
   config = run.config
   for step in np.linspace(0, last - 1, LOOKS).astype(int).tolist():
     in_use = resume.picked_up(run, step)
     method = schedule.method(config, in_use is not None)
-    data = runs.training_data(run, method)
+    data = experiment.training_data(run, method)
     # Token rows whose one token is their row: the batch then names its rows.
     batch = batches.make_batch(
       data._replace(queries=_rows(data.queries), passages=_rows(data.passages)),
@@ -152,7 +154,7 @@ def _final_best(run, params):
   def rank(rows, depth):
     return indexed.search(queries[rows], depth).rows
 
-  return mine.hard_negatives(rank, positives, TOP, run.config.seed)[0]
+  return selection.hard_negatives(rank, positives, TOP, run.config.seed)[0]
 
 
 def _rows(token_rows):
@@ -184,7 +186,7 @@ def _label(axes, x, y):
 
 
 def _save(figure, path):
-  with handoff.writing(path) as file:
+  with atomic.writing(path) as file:
     figure.savefig(file, format='png', dpi=110)
   print(path)
 

@@ -10,14 +10,14 @@ import pathlib
 import statistics
 import sys
 
-from ance_jax import checkpoint
-from ance_jax import evaluate
 from ance_jax import flags
-from ance_jax import handoff
-from ance_jax import logs
-from ance_jax import report
-from ance_jax import runs
-from ance_jax import train
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import logs
+from ance_jax.jobs import evaluate
+from ance_jax.jobs import report
+from ance_jax.jobs import train
+from ance_jax.training import experiment
 
 MEASURES = {
   'mrr@10': 'MRR@10',
@@ -39,7 +39,7 @@ def test_scores(settings, **changes):
   step = 0 if changed.retriever == 'bm25' else int(changed.checkpoint)
   path = evaluate.scores_path(changed, step)
   if path.exists():
-    return handoff.read_json(path)['metrics']
+    return atomic.read_json(path)['metrics']
   return evaluate.run(changed)
 
 
@@ -51,7 +51,7 @@ def main(folder, seeds):
       settings = flags.from_flagfile(flagfile, seed=int(seed), workdir=workdir)
       committed = checkpoint.committed_steps(workdir)
       if committed:
-        runs.check_same_run(settings, committed[-1])
+        experiment.check_same_run(settings, committed[-1])
       if settings.max_steps not in logs.series(workdir, 'dev/mrr@10'):
         train.run(settings)
       rows = {name: settings.max_steps}

@@ -19,8 +19,8 @@ import compare_methods
 from matplotlib import figure
 
 from ance_jax import flags
-from ance_jax import handoff
-from ance_jax import logs
+from ance_jax.core import atomic
+from ance_jax.core import logs
 
 MEASURE = compare_methods.CHOSEN_BY
 KINDS = {
@@ -99,7 +99,7 @@ def _runs(base, given, name, changes):
 
 
 def _write(folder, found):
-  handoff.write_json(folder / 'staleness.json', found)
+  atomic.write_json(folder / 'staleness.json', found)
   names = f'dev {MEASURE}', f'test {MEASURE}', 'mean age', 'train s', 'other s'
   lines = ['| | steps | ' + ' | '.join(names) + ' |', '|---' * 7 + '|']
   for kind, text in KINDS.items():
@@ -107,7 +107,7 @@ def _write(folder, found):
       cells = [_mean(runs['dev'], '.4f'), _mean(runs['test'], '.4f')]
       cells += [_mean(runs[n], '.0f') for n in ('age', 'train', 'other')]
       lines.append(f'| {text} | {steps} | ' + ' | '.join(cells) + ' |')
-  handoff.write_text(folder / 'staleness.md', '\n'.join(lines) + '\n')
+  atomic.write_text(folder / 'staleness.md', '\n'.join(lines) + '\n')
   _draw(folder / 'staleness.png', found)
 
 

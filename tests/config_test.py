@@ -22,7 +22,7 @@ def test_every_flag_is_read_somewhere(name):
     for path in (REPOSITORY / 'ance_jax').rglob('*.py')
     if path.name != 'config.py'
   ]
-  # In models.py settings are looked up by name.
+  # In pretrained.py settings are looked up by name.
   pattern = rf"(config|settings|FLAGS)\.{name}\b|'{name}': "
   assert any(re.search(pattern, text) for text in sources)
 

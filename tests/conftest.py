@@ -28,16 +28,16 @@ import numpy as np
 import pytest
 
 from ance_jax import config
-from ance_jax import encoding
-from ance_jax import report
-from ance_jax import steps
+from ance_jax.jobs import report
+from ance_jax.retrieval import encoding
+from ance_jax.training import steps
 
 # Files that take longest are begun first, so that none is left to one worker.
 LONG = (
-  'train_test watch_test steps_test crash_test processes_test remote_test '
-  'export_test flagfiles_test weights_test main_test experiments_test due_test '
-  'refresh_test old_run_test mining_test encoders_test storage_faults_test '
-  'judges_test'
+  'train_test background_test steps_test crash_test distributed_test '
+  'remote_test export_test flagfiles_test bert_weights_test main_test '
+  'experiments_test due_test refreshes_test old_run_test mine_test '
+  'bi_encoder_test storage_faults_test rerank_test'
 ).split()
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TEST = 150, 48, 16, 12
 PYTHONS_THRESHOLD = gc.get_threshold()

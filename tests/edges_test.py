@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
-from ance_jax import data
 from ance_jax import errors
-from ance_jax import filters
-from ance_jax import footprint
-from ance_jax import mining
-from ance_jax import models
-from ance_jax import negatives
-from ance_jax import processes
-from ance_jax import refreshes
-from ance_jax import resume
-from ance_jax import schedule
-from ance_jax import systems
-from ance_jax import trainer
+from ance_jax.core import distributed
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.jobs import footprint
+from ance_jax.jobs import mine
+from ance_jax.jobs import systems
+from ance_jax.mining import filters
+from ance_jax.models import pretrained
+from ance_jax.training import negatives
+from ance_jax.training import refreshes
+from ance_jax.training import resume
+from ance_jax.training import schedule
+from ance_jax.training import trainer
 
 # By the words of the rule: what passes at the edge, and what is next to it.
 EDGES = {
@@ -161,7 +161,7 @@ def test_what_a_corpus_allows_is_allowed_to_the_last(
   flags, num_processes, says, run, monkeypatch
 ):
   assert len(run.passages.pieces()) == 10
-  monkeypatch.setattr(processes, 'count', lambda: num_processes)
+  monkeypatch.setattr(distributed, 'count', lambda: num_processes)
   run = fingerprint_test.changed(run, **flags)
   if says is None:
     negatives.check(run)
@@ -175,9 +175,9 @@ def test_a_length_may_be_all_that_the_model_can_take(name):
   body = SimpleNamespace(max_length=32)
   source = SimpleNamespace(body=body, settings={}, tokenizer=None)
   config = config_lib.Config(**{name: 32})
-  assert getattr(models._retriever(config, source), name) == 32
+  assert getattr(pretrained._retriever(config, source), name) == 32
   with pytest.raises(errors.BadInput, match=f'--{name} must be at most'):
-    models._retriever(config_lib.Config(**{name: 33}), source)
+    pretrained._retriever(config_lib.Config(**{name: 33}), source)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_a_length_may_be_all_that_the_model_can_take(name):
 def test_ranks_and_scores_of_mining_bound_each_other(flags, says):
   config = config_lib.Config(job='mine', **flags)
   if says is None:
-    mining._check_flags(config)
+    mine._check_flags(config)
     return
   with pytest.raises(errors.BadInput, match=f'^{says}'):
-    mining._check_flags(config)
+    mine._check_flags(config)
 
 
 @pytest.mark.parametrize('too_few', ['keep', 'fill'])
@@ -207,13 +207,13 @@ def test_filling_up_needs_as_many_passages_as_it_writes(too_few, run):
     split=run.splits['train'],
     positives=SimpleNamespace(banned=np.array([1, 1])),
   )
-  mining._check_data(task)
+  mine._check_data(task)
   task.config = dataclasses.replace(config, num_negatives=5)
   if too_few == 'keep':
-    mining._check_data(task)
+    mine._check_data(task)
     return
   with pytest.raises(errors.BadInput, match='found 5 for 5 and up to 1'):
-    mining._check_data(task)
+    mine._check_data(task)
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -280,7 +280,7 @@ def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
   """And one that came further than --max_steps is refused."""
   monkeypatch.setattr(resume.checkpoint, 'newest_whole', lambda _: (7, {}))
   for name in ('fetch', 'check_same_run', 'go_on'):
-    monkeypatch.setattr(resume.runs, name, lambda *_, **__: None)
+    monkeypatch.setattr(resume.experiment, name, lambda *_, **__: None)
   monkeypatch.setattr(resume, '_say_what_changed', lambda *_: None)
   monkeypatch.setattr(resume, '_restore_history', lambda *_: b'')
   config = config_lib.Config(workdir='/nowhere', max_steps=7)
@@ -290,9 +290,9 @@ def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
 
 
 def test_the_last_rank_that_a_protocol_looks_at_counts(tmp_path):
-  corpus = data.make_corpus(map(str, range(120)), [''] * 120, ['x'] * 120)
-  split = data.make_split(
-    data.Judged(['a', 'b'], ['x', 'y'], {(0, 99): 1, (1, 100): 1})
+  corpus = corpus_lib.make_corpus(map(str, range(120)), [''] * 120, ['x'] * 120)
+  split = corpus_lib.make_split(
+    corpus_lib.Judged(['a', 'b'], ['x', 'y'], {(0, 99): 1, (1, 100): 1})
   )
   path = tmp_path / 'run.trec'
   path.write_text(

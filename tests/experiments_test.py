@@ -13,9 +13,9 @@ import pytest
 
 from ance_jax import config
 from ance_jax import flags as flags_lib
-from ance_jax import handoff
-from ance_jax import logs
-from ance_jax import methods
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.training import methods
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FLAGFILES = sorted((REPOSITORY / 'experiments').glob('*.flags'))
@@ -68,7 +68,7 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
   )
   rows, rates = ['in_batch', 'ance'], [1e-2, 1e-4]
   compare_methods.compare(base, tmp_path, [0], rates, rows, start=3)
-  results = handoff.read_json(tmp_path / 'results.json')['rows']
+  results = atomic.read_json(tmp_path / 'results.json')['rows']
   assert list(results) == rows
   for row, found in results.items():
     dev = {
@@ -78,7 +78,7 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
     assert found['rate'] == max(dev, key=dev.get)
     assert found['runs'] == [str(tmp_path / f'{row}-{found["rate"]:g}-0')]
     (scores,) = (pathlib.Path(found['runs'][0])).glob('test-model-*.json')
-    assert found['test'] == [handoff.read_json(scores)['metrics']]
+    assert found['test'] == [atomic.read_json(scores)['metrics']]
     assert found['secs'][0]['train'] > 0
   table = (tmp_path / 'table.md').read_text().splitlines()
   assert len(table) == 4
@@ -117,7 +117,7 @@ def test_staleness_is_studied_from_one_start(tiny, tmp_path, capsys):
   folder = tmp_path / 'study'
   counts = '--start=3 --every 3 6 --delays 2 --delay_every 3'.split()
   staleness.main([str(flags), str(folder), *counts])
-  found = handoff.read_json(folder / 'staleness.json')
+  found = atomic.read_json(folder / 'staleness.json')
   assert found['every'].keys() == {'3', '6'}
   assert found['delay'].keys() == {'2'}
   # Late ones are 1 to 5 steps old at first, and then 3 to 5.
@@ -179,7 +179,7 @@ def test_the_readme_lists_the_methods_and_the_modules_that_exist():
   text = (REPOSITORY / 'README.md').read_text()
   for name in methods.METHODS:
     assert f'`{name}`' in text
-  modules = {p.stem for p in (REPOSITORY / 'ance_jax').glob('*.py')} - {
+  modules = {p.stem for p in (REPOSITORY / 'ance_jax').rglob('*.py')} - {
     '__init__'
   }
   text = (REPOSITORY / 'ance_jax' / 'README.md').read_text()
@@ -192,7 +192,7 @@ def test_the_readme_lists_the_methods_and_the_modules_that_exist():
   [
     'README.md',
     'ance_jax/README.md',
-    'ance_jax/datasets/README.md',
+    'ance_jax/data/README.md',
   ],
 )
 def test_a_readme_names_only_flags_and_files_that_exist(path):

@@ -3,20 +3,20 @@
 import dataclasses
 import functools
 
+import bert_weights_test
 import conftest
 import formats
-import layouts_test
 import pytest
-import weights_test
+import retriever_layouts_test
 
 from ance_jax import errors
-from ance_jax import evaluate
 from ance_jax import flags
-from ance_jax import handoff
-from ance_jax import logs
-from ance_jax import report
-from ance_jax import search
-from ance_jax import train
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.jobs import evaluate
+from ance_jax.jobs import report
+from ance_jax.jobs import search
+from ance_jax.jobs import train
 
 # What a miniature must have otherwise: its size, and random weights.
 SMALL = {
@@ -86,24 +86,24 @@ def test_a_miniature_is_trained_refreshed_twice_scored_and_searched(
   assert all(0 <= value <= 1 for value in found.values())
   assert any(found.values())
   (path,) = (tmp_path / 'run').glob(f'{split}-model-*.json')
-  assert handoff.read_json(path)['metrics'] == found
+  assert atomic.read_json(path)['metrics'] == found
   search.run(dataclasses.replace(settings, job='search', query='t1w1 t1w2'))
   assert len(capsys.readouterr().out.splitlines()) > 5
 
 
 def make_two(folder):
-  for seed, side in enumerate(layouts_test.SIDES):
-    layouts_test.make_dpr(folder / side, side, seed)
-  return ','.join(str(folder / side) for side in layouts_test.SIDES)
+  for seed, side in enumerate(retriever_layouts_test.SIDES):
+    retriever_layouts_test.make_dpr(folder / side, side, seed)
+  return ','.join(str(folder / side) for side in retriever_layouts_test.SIDES)
 
 
 def make_ance(folder):
-  layouts_test.make_ance(folder)
+  retriever_layouts_test.make_ance(folder)
   return str(folder)
 
 
 def make_plain(kind, folder):
-  weights_test.make_torch(kind, folder, positions=512)
+  bert_weights_test.make_torch(kind, folder, positions=512)
   return str(folder)
 
 
@@ -119,7 +119,7 @@ RELEASED = {
 }  # fmt: skip
 
 
-@weights_test.needs_torch
+@bert_weights_test.needs_torch
 @pytest.mark.parametrize('name', RELEASED)
 def test_a_released_checkpoint_is_scored_as_its_flagfile_says(name, tmp_path):
   write, make, measure = RELEASED[name]
@@ -134,7 +134,7 @@ def test_a_released_checkpoint_is_scored_as_its_flagfile_says(name, tmp_path):
   )
   found = evaluate.run(settings)
   path = tmp_path / 'run' / f'{settings.split}-model-0.json'
-  assert handoff.read_json(path)['metrics'] == found
+  assert atomic.read_json(path)['metrics'] == found
   assert next(iter(found)) == measure
   assert all(0 <= value <= 1 for value in found.values())
   assert any(found.values())

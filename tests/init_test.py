@@ -39,7 +39,7 @@ def version_of_jaxlib(text):
 
 def test_a_step_is_compiled_with_our_flag_and_the_checkpoint_says_so():
   code = """
-from ance_jax import devices
+from ance_jax.core import devices
 import jax
 assert jax.jit(lambda x: 2 * x)(1) == 2
 print([devices.describe(jax.local_devices())['XLA_FLAGS']])
@@ -92,7 +92,7 @@ def test_the_flag_is_not_set_where_an_accelerator_may_be(plugin, tmp_path):
 def test_jax_that_was_there_first_has_its_flags_recorded():
   code = """
 import jax
-from ance_jax import devices
+from ance_jax.core import devices
 print([devices.describe(jax.local_devices())['XLA_FLAGS']])
 """
   assert run_python(code, JAX_PLATFORMS='cpu') == "['']"

@@ -11,12 +11,12 @@ from unittest import mock
 from absl import flags
 import pytest
 
-from ance_jax import checkpoint
 from ance_jax import config as config_lib
 from ance_jax import errors as errors_lib
 from ance_jax import flags as flags_lib
-from ance_jax import handoff
 from ance_jax import main
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -69,7 +69,7 @@ def test_train_evaluate_and_search_from_the_shell(tiny, tmp_path):
   workdir = f'--workdir={config.workdir}'
   scored = run_main('--job=evaluate', workdir, '--split=test')
   assert scored.returncode == 0, scored.stderr[-2000:]
-  written = handoff.read_json(f'{config.workdir}/test-model-9.json')
+  written = atomic.read_json(f'{config.workdir}/test-model-9.json')
   value = written['metrics']['mrr@10']
   assert f'test at step 9, 12 queries: mrr@10 {value:.4f}' in scored.stdout
   run_file = pathlib.Path(config.workdir, 'test-model-9.trec').read_text()
@@ -175,9 +175,9 @@ def test_help_tells_the_meaning_of_each_flag():
 def write_run(folder, config):
   """Writes what a job reads of a run before its weights: its settings."""
   record = checkpoint.record_folder(folder, 2)
-  handoff.make_folder(record)
+  atomic.make_folder(record)
   (record / 'run.flags').write_text(config.to_flagfile())
-  handoff.seal(record.parent, {})
+  atomic.seal(record.parent, {})
 
 
 def settings_of(monkeypatch, *arguments):
@@ -243,4 +243,4 @@ def test_a_search_with_a_port_is_the_page(job, port, is_page, monkeypatch):
     lambda name: ran.append(name) or mock.Mock(),
   )
   main._run_job(config_lib.Config(job=job, port=port))
-  assert (ran == ['ance_jax.serving']) == is_page
+  assert (ran == ['ance_jax.jobs.serve']) == is_page

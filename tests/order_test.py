@@ -1,76 +1,101 @@
-"""The package is one list: a module imports only modules below it."""
+"""Seven packages: imports point down, and no two modules have one name."""
 
 import ast
+import collections
+import graphlib
 import pathlib
 
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
-ORDER = (
-  'main flags inspection batch_report export train report sections footprint '
-  'trainer audit refresh boundary watch resume prepare mining tally candidates '
-  'judges compare systems evaluate search encode prompt serving pipelines '
-  'checks refreshes diagnostics negatives runs chance pages corpus_index '
-  'encoding steps optimizers models sources sbert sbert_modules layouts '
-  'weights hub torch_files snapshots encoders pooling schedule methods batches '
-  'places checkpoint corpora datasets pairs given given_forms beir msmarco dpr '
-  'downloads metrics answers tokens tokenizer vocabulary forms data keys '
-  'strings lexical words index factories topk filters mine losses bert '
-  'compiled rankings records registry logs pace locks workdirs remote handoff '
-  'devices processes reading faults config errors'
-).split()
+PACKAGES = 'jobs training mining retrieval models data core'.split()
+ABOVE, BELOW = ['main', 'flags'], ['config', 'errors']
+ORDER = [*ABOVE, *PACKAGES, *BELOW]
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
-  'absl': {'main', 'flags'},
-  'faiss': {'index', 'factories'},
+  'absl': {'flags', 'main'},
+  'faiss': {'factories', 'index'},
   'orbax': {'checkpoint'},
-  'transformers': {'tokenizer', 'hub'},
+  'transformers': {'huggingface', 'tokenizer'},
   'huggingface_hub': {'snapshots'},
-  'tensorflow_datasets': {'corpora', 'datasets', 'downloads'},
-  'bm25s': {'lexical'},
+  'tensorflow_datasets': {'downloads', 'load', 'pydocs', 'tfds'},
+  'bm25s': {'bm25'},
   'etils': {'remote'},
   'fsspec': {'remote'},
   'ir_measures': {'metrics'},
   'matplotlib': {'report'},
   'regex': {'answers', 'words'},
-  'Stemmer': {'lexical', 'config'},
+  'Stemmer': {'bm25', 'config'},
   'ijson': {'records'},
-  'apache_beam': {'pipelines'},
+  'apache_beam': {'beam'},
   'torch': {'torch_files'},
 }
 SOURCES = sorted(PACKAGE.rglob('*.py'))
+MODULES = {
+  path.relative_to(PACKAGE).with_suffix('').parts: path
+  for path in SOURCES
+  if path.stem != '__init__'
+}
 
 
-def imported_names(path):
-  """Yields the dotted names that a file imports, anywhere in it."""
+def imports(path):
+  """Yields (module, name or None) of all that a file imports, anywhere."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):
-      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+      yield from ((node.module, alias.name) for alias in node.names)
     elif isinstance(node, ast.Import):
-      yield from (alias.name for alias in node.names)
+      yield from ((alias.name, None) for alias in node.names)
 
 
-def module_of(path):
-  return path.relative_to(PACKAGE).with_suffix('').parts[0]
+def imported(path):
+  """Returns the parts of the names of our modules that a file imports."""
+  dotted = ['.'.join(filter(None, names)).split('.') for names in imports(path)]
+  return {tuple(parts[1:]) for parts in dotted if parts[0] == 'ance_jax'}
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=lambda p: p.stem)
-def test_imports_point_down_the_list(path):
-  names = [n.split('.') for n in imported_names(path)]
-  imported = {parts[1] for parts in names if parts[0] == 'ance_jax'}
-  if module_of(path) == '__init__':
-    assert not imported
+def name_of(path):
+  return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=name_of)
+def test_imports_point_down_between_packages(path):
+  if path.stem == '__init__':
+    assert not imported(path)
     return
-  below = ORDER[ORDER.index(module_of(path)) + 1 :]
-  assert imported <= {module_of(path), *below}
+  here = path.relative_to(PACKAGE).with_suffix('').parts[0]
+  below = ORDER[ORDER.index(here) + (here in ABOVE + BELOW) :]
+  assert {parts[0] for parts in imported(path)} <= set(below)
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('package', PACKAGES)
+def test_no_import_comes_back_inside_a_package(package):
+  graph = {
+    parts: {other for other in imported(path) if other[0] == package}
+    for parts, path in MODULES.items()
+    if parts[0] == package
+  }
+  graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=name_of)
+def test_modules_are_imported_and_not_what_they_hold(path):
+  assert imported(path) <= set(MODULES)
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=name_of)
 def test_outside_libraries_stay_in_their_rooms(path):
-  for name in imported_names(path):
-    rooms = ROOMS.get(name.split('.')[0])
-    assert rooms is None or module_of(path) in rooms, name
+  for module, _ in imports(path):
+    rooms = ROOMS.get(module.split('.')[0])
+    assert rooms is None or path.stem in rooms, module
 
 
-def test_the_list_names_the_modules_that_exist():
-  assert set(ORDER) | {'__init__'} == {module_of(path) for path in SOURCES}
+def test_the_order_names_the_packages_and_modules_that_exist():
+  tops = {parts[0] for parts in MODULES}
+  assert tops == set(ORDER)
+  assert {parts[0] for parts in MODULES if len(parts) == 1} == {*ABOVE, *BELOW}
+
+
+def test_no_two_modules_have_one_name():
+  names = collections.Counter(parts[-1] for parts in MODULES)
+  names.update(set(PACKAGES))
+  assert max(names.values()) == 1

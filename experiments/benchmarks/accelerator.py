@@ -31,15 +31,15 @@ import torch
 import transformers
 
 from ance_jax import config
-from ance_jax import devices
-from ance_jax import encoders
-from ance_jax import encoding
-from ance_jax import methods
-from ance_jax import models
-from ance_jax import optimizers
-from ance_jax import steps
-from ance_jax import tokenizer as tokenizer_lib
-from ance_jax import tokens
+from ance_jax.core import devices
+from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.data import tokens
+from ance_jax.models import bi_encoder
+from ance_jax.models import pretrained
+from ance_jax.retrieval import encoding
+from ance_jax.training import methods
+from ance_jax.training import optimizers
+from ance_jax.training import steps
 
 LENGTHS, TOKENS_PER_BATCH, ROUNDS = (64, 128, 256, 512), 131_072, 5
 NUM_TEXTS, PASSAGE_LENGTH, PEER_BATCH = 40_000, 256, 512
@@ -156,7 +156,7 @@ def check(model, peer, texts):
   few = texts[:32]
   encoder = encoding.make_encoder(
     model.retriever,
-    encoders.PASSAGE,
+    bi_encoder.PASSAGE,
     dtype='float32',
     tokens_per_batch=4096,
     devices=devices.local(1),
@@ -195,7 +195,7 @@ def encode_batches(model, peer, peak):
   """Prints tokens a second and shares of the peak, by the length of texts."""
   random, body = np.random.default_rng(0), model.retriever.body
   encode_them = jax.jit(
-    encoders.make_encode(model.retriever, 'bfloat16', encoders.PASSAGE)
+    bi_encoder.make_encode(model.retriever, 'bfloat16', bi_encoder.PASSAGE)
   )
   theirs = peer[0].auto_model
   print(f'\n{"length":>6}{"ance_jax":>14}{"share":>7}{"torch":>14}{"share":>7}')
@@ -233,7 +233,7 @@ def encode_texts(model, peer, texts):
   """Compares texts to embeddings, tokenizing included."""
   encoder = encoding.make_encoder(
     model.retriever,
-    encoders.PASSAGE,
+    bi_encoder.PASSAGE,
     dtype='bfloat16',
     tokens_per_batch=TOKENS_PER_BATCH,
     devices=devices.local(1),
@@ -340,7 +340,7 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     make_model(texts, folder)
     settings = dataclasses.replace(SETTINGS, init_from=folder)
-    model = models.load(settings, ())
+    model = pretrained.load(settings, ())
     check(model, load_peer(folder, 'cpu'), texts)
     peak, theirs = matrix_peak()
     print(

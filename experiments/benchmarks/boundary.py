@@ -24,15 +24,15 @@ from unittest import mock
 import jax
 import side_by_side
 
-from ance_jax import bert
-from ance_jax import boundary
-from ance_jax import checkpoint
 from ance_jax import config as config_lib
-from ance_jax import devices
-from ance_jax import encoders
-from ance_jax import optimizers
-from ance_jax import steps
-from ance_jax import train
+from ance_jax.core import checkpoint
+from ance_jax.core import devices
+from ance_jax.jobs import train
+from ance_jax.models import bert
+from ance_jax.models import bi_encoder
+from ance_jax.training import boundary
+from ance_jax.training import optimizers
+from ance_jax.training import steps
 
 SETTINGS = config_lib.Config(
   dataset='pydocs',
@@ -69,7 +69,7 @@ LARGE = {
   'tokens_per_batch': 131_072,
   'learning_rate': 2e-5,
 }
-BERT_BASE = encoders.Retriever(
+BERT_BASE = bi_encoder.Retriever(
   bert.BodyConfig('bert', 30522, 768, 12, 12, 3072, 512, 2, 1e-12, 'gelu'),
   True, 'cls', 768, True, 'dot', 64, 512, ' ',
 )  # fmt: skip
@@ -152,7 +152,7 @@ def handoff_cost():
   """Returns the seconds of a handoff of BERT-base's state, and its bytes."""
   here = devices.local(1)
   optimizer = optimizers.make(dataclasses.replace(SETTINGS, max_steps=100))
-  state = steps.init_state(encoders.init(BERT_BASE, 0), optimizer, here)
+  state = steps.init_state(bi_encoder.init(BERT_BASE, 0), optimizer, here)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   secs = {'GB': size / 1e9}
   with tempfile.TemporaryDirectory() as folder:
@@ -164,7 +164,7 @@ def handoff_cost():
         checkpoints.wait()
         secs['committed after s'] = time.perf_counter() - start
     start = time.perf_counter()
-    shapes = encoders.shapes(BERT_BASE)
+    shapes = bi_encoder.shapes(BERT_BASE)
     params = checkpoint.read_params(folder, 2, shapes, here)
     jax.block_until_ready(params)
     secs['read by the refresher s'] = time.perf_counter() - start

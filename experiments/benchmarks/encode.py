@@ -11,12 +11,12 @@ import sentence_transformers
 import side_by_side
 
 from ance_jax import config
-from ance_jax import devices
-from ance_jax import encoders
-from ance_jax import encoding
-from ance_jax import models
-from ance_jax import tokenizer as tokenizer_lib
-from ance_jax import tokens
+from ance_jax.core import devices
+from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.data import tokens
+from ance_jax.models import bi_encoder
+from ance_jax.models import pretrained
+from ance_jax.retrieval import encoding
 
 NUM_PASSAGES, PEER_BATCH = 300, 32
 
@@ -33,10 +33,10 @@ def main():
   rows = np.random.default_rng(0).choice(len(corpus.texts), NUM_PASSAGES, False)
   passages = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
   texts = [passages[row] for row in rows]
-  model = models.load(config.Config(init_from=side_by_side.minilm()), ())
+  model = pretrained.load(config.Config(init_from=side_by_side.minilm()), ())
   encoder = encoding.make_encoder(
     model.retriever,
-    encoders.PASSAGE,
+    bi_encoder.PASSAGE,
     dtype='float32',
     tokens_per_batch=4096,
     devices=devices.local(1),

@@ -15,17 +15,17 @@ import time
 import jax
 import numpy as np
 
-from ance_jax import batches
-from ance_jax import bert
 from ance_jax import config
-from ance_jax import devices
-from ance_jax import encoders
-from ance_jax import methods
-from ance_jax import optimizers
-from ance_jax import steps
+from ance_jax.core import devices
+from ance_jax.models import bert
+from ance_jax.models import bi_encoder
+from ance_jax.training import batches
+from ance_jax.training import methods
+from ance_jax.training import optimizers
+from ance_jax.training import steps
 
 QUERIES, QUERY_LENGTH, PASSAGE_LENGTH, ROUNDS = 64, 32, 128, 3
-RETRIEVER = encoders.Retriever(
+RETRIEVER = bi_encoder.Retriever(
   bert.BodyConfig('bert', 30_522, 384, 6, 12, 1536, 512, 2, 1e-12, 'gelu'),
   tied=True,
   pooling='mean',
@@ -76,14 +76,14 @@ def measure(row):
       batch_size=QUERIES, temperature=0.05, lr_warmup_steps=0, **changes
     )
     optimizer = optimizers.make(settings)
-    shapes = steps.state_shapes(encoders.shapes(RETRIEVER), optimizer, here)
+    shapes = steps.state_shapes(bi_encoder.shapes(RETRIEVER), optimizer, here)
     train_step = steps.make_train_step(
       settings, methods.METHODS[row], RETRIEVER, optimizer, here
     )
     compiled[way] = train_step.lower(shapes, batch).compile()
     size = compiled[way].memory_analysis().temp_size_in_bytes
     found[way] = {'MB': round(size / 1e6), 'secs': []}
-  state = steps.init_state(encoders.init(RETRIEVER, 0), optimizer, here)
+  state = steps.init_state(bi_encoder.init(RETRIEVER, 0), optimizer, here)
   for number in range(ROUNDS + 1):
     for way in WAYS:
       start = time.perf_counter()

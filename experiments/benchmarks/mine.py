@@ -24,9 +24,9 @@ import side_by_side
 import torch
 
 from ance_jax import config
-from ance_jax import index
-from ance_jax import mine
-from ance_jax import mining
+from ance_jax.jobs import mine
+from ance_jax.mining import selection
+from ance_jax.retrieval import index
 
 PASSAGES, QUERIES, PAIRS, WIDTH, TOP_K, KEPT = (
   27_413,
@@ -88,7 +88,7 @@ def core():
       'passage': [texts[p] for _, p in pairs],
     }
   )
-  positives = mine.make_positives(
+  positives = selection.make_positives(
     pairs[:, 0], pairs[:, 1], np.arange(PASSAGES), QUERIES
   )
 
@@ -98,7 +98,7 @@ def core():
     def rank(rows, depth):
       return index.search(built, queries[rows], depth).rows
 
-    negatives, _ = mine.hard_negatives(rank, positives, TOP_K, 0)
+    negatives, _ = selection.hard_negatives(rank, positives, TOP_K, 0)
     columns = random.random(negatives.shape).argsort(1)[:, :KEPT]
     return np.take_along_axis(negatives, columns, 1)
 
@@ -135,7 +135,7 @@ def whole():
     def ours():
       with tempfile.TemporaryDirectory() as workdir:
         path = folder / 'ours.jsonl'
-        mining.run(
+        mine.run(
           config.Config(
             job='mine',
             workdir=workdir,

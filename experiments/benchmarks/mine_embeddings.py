@@ -22,11 +22,11 @@ import numpy as np
 import prepare
 
 from ance_jax import config
-from ance_jax import corpus_index
-from ance_jax import data
-from ance_jax import index
-from ance_jax import mining
-from ance_jax import runs
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.jobs import mine
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import index
+from ance_jax.training import experiment
 
 PASSAGES, WIDTH, CENTRES, WORDS = 1_000_000, 64, 2000, 30
 
@@ -55,8 +55,8 @@ def one(number):
     blocks, queries, passages = _embeddings(
       pathlib.Path(folder), settings.rows_per_block, number, random
     )
-    split = data.make_split(
-      data.Judged(
+    split = corpus_lib.make_split(
+      corpus_lib.Judged(
         [f'q{row}' for row in range(number)],
         [f'what {row}' for row in range(number)],
         {(row, int(passage)): 1 for row, passage in enumerate(passages)},
@@ -65,7 +65,7 @@ def one(number):
     run = types.SimpleNamespace(
       config=settings, corpus=corpus, splits={'train': split}
     )
-    runs.read = lambda *_: (run, None, 0)
+    experiment.read = lambda *_: (run, None, 0)
     corpus_index.encode_queries = lambda *_: queries
     corpus_index.index_corpus = lambda *_: corpus_index.IndexedCorpus(
       index.build(settings.index, settings.index_params, blocks),
@@ -77,7 +77,7 @@ def one(number):
     for name in secs:
       setattr(index, name, _timed(getattr(index, name), secs, name))
     before, start = peak.value, time.perf_counter()
-    report = mining.run(settings)
+    report = mine.run(settings)
     whole = time.perf_counter() - start
     written = pathlib.Path(folder, 'hard_negatives.triplets.jsonl')
     return {
@@ -104,7 +104,7 @@ def _timed(function, secs, name):
 
 def _corpus(random):
   words = np.array([f'w{word:x}q' for word in range(200_000)])
-  writer = data.CorpusWriter()
+  writer = corpus_lib.CorpusWriter()
   for row in range(PASSAGES):
     text = ' '.join(words[random.integers(len(words), size=WORDS)])
     writer.add(f'p{row}', '', text)

@@ -20,7 +20,7 @@ import numpy as np
 import prepare
 
 from ance_jax import config as config_lib
-from ance_jax import mining
+from ance_jax.jobs import mine
 
 PASSAGES, DEPTH, WORDS = 1_000_000, 100, 30
 
@@ -52,7 +52,7 @@ def one(number):
       format='ids',
     )
     measured = {'queries': number, 'ranking, MB': ranking.stat().st_size / 1e6}
-    seconds, batch = [], mining.mine_batch
+    seconds, batch = [], mine.mine_batch
 
     def timed(*arguments):
       start = time.process_time()
@@ -60,15 +60,15 @@ def one(number):
       seconds.append(time.process_time() - start)
       return mined
 
-    mining.mine_batch = timed
+    mine.mine_batch = timed
     start = time.process_time()
-    task = mining._task(settings)
+    task = mine._task(settings)
     measured['read, s'] = time.process_time() - start
     measured['memory, read, MB'] = peak.value
-    mining._task = lambda config: task._replace(config=config)
+    mine._task = lambda config: task._replace(config=config)
     for form in ('ids', 'triplets'):
       start = time.process_time()
-      mining.run(dataclasses.replace(settings, format=form))
+      mine.run(dataclasses.replace(settings, format=form))
       measured[f'mine and write {form}, s'] = time.process_time() - start
     measured['of it filters, s'] = sum(seconds) / 2
     measured['peak memory, MB'] = peak.value

@@ -17,8 +17,8 @@ import time
 import jax
 import numpy as np
 
-from ance_jax import devices as devices_lib
-from ance_jax import index
+from ance_jax.core import devices as devices_lib
+from ance_jax.retrieval import index
 
 TOP_K = 200
 

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import psutil
 
-from ance_jax import batches
 from ance_jax import config
-from ance_jax import corpora
-from ance_jax import tokens
+from ance_jax.data import load
+from ance_jax.data import tokens
+from ance_jax.training import batches
 
 
 def minilm():
@@ -24,7 +24,7 @@ def minilm():
 def pydocs():
   """Returns the dataset pydocs, its training split with it."""
   with tempfile.TemporaryDirectory() as folder:
-    return corpora.load(config.Config(workdir=folder), ('train',))
+    return load.load(config.Config(workdir=folder), ('train',))
 
 
 def in_batch(tokenizer, queries, passages, lengths):

@@ -33,9 +33,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import watched
 
-from ance_jax import checkpoint
 from ance_jax import config
-from ance_jax import handoff
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
 
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TOPICS = 150, 96, 16, 12
 SETTINGS = config.Config(
@@ -172,7 +172,7 @@ def outcome(workdir):
         found[f'{item}{jax.tree_util.keystr(name)}'] = _hash(leaf)
   for path in workdir.glob('refresh/*/negatives.npy'):
     found[f'negatives {path.parent.name}'] = _hash(np.load(path))
-  found['pick-ups'] = handoff.read_json(workdir / 'pickups.json')['pickups']
+  found['pick-ups'] = atomic.read_json(workdir / 'pickups.json')['pickups']
   for line in (workdir / 'metrics.jsonl').read_text().splitlines():
     values = json.loads(line)
     step = values.pop('step')

@@ -16,11 +16,11 @@ import side_by_side
 import torch
 
 from ance_jax import config
-from ance_jax import devices
-from ance_jax import methods
-from ance_jax import models
-from ance_jax import optimizers
-from ance_jax import steps
+from ance_jax.core import devices
+from ance_jax.models import pretrained
+from ance_jax.training import methods
+from ance_jax.training import optimizers
+from ance_jax.training import steps
 
 PAIRS, QUERY_LENGTH, PASSAGE_LENGTH, STEPS = 32, 32, 128, 3
 SETTINGS = config.Config(
@@ -54,7 +54,7 @@ def read_pairs():
 
 def make_ours(queries, passages):
   """Returns (step function, loss without dropout)."""
-  model = models.load(SETTINGS, ())
+  model = pretrained.load(SETTINGS, ())
   here = devices.local(1)
   optimizer = optimizers.make(SETTINGS)
   batch = side_by_side.in_batch(
@@ -72,7 +72,7 @@ def make_ours(queries, passages):
 
   def new_state():
     # Each state has parameters of its own: a step gives their memory away.
-    params = models.load(SETTINGS, ()).params
+    params = pretrained.load(SETTINGS, ()).params
     return steps.init_state(params, optimizer, here)
 
   without = make(dataclasses.replace(SETTINGS, dropout_rate=0.0))

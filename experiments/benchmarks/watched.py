@@ -19,9 +19,9 @@ import time
 
 import numpy as np
 
-from ance_jax import corpus_index
-from ance_jax import encoding
-from ance_jax import trainer
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import encoding
+from ance_jax.training import trainer
 
 # The last eight are the phases that a kill is aimed at.
 PHASES = (
@@ -121,11 +121,11 @@ def watch(board, units):
     board: `Board` to show them on.
     units: File descriptor that units of work are written to.
   """
-  from ance_jax import boundary
-  from ance_jax import checkpoint
-  from ance_jax import handoff
-  from ance_jax import index
-  from ance_jax import mine
+  from ance_jax.core import atomic
+  from ance_jax.core import checkpoint
+  from ance_jax.mining import selection
+  from ance_jax.retrieval import index
+  from ance_jax.training import boundary
 
   def shown(name):
     def wrapper(real):
@@ -146,8 +146,8 @@ def watch(board, units):
     return call
 
   wrap(index, 'search', shown('search'))
-  wrap(mine, 'hard_negatives', shown('mine'))
-  wrap(handoff, 'publish', publish)
+  wrap(selection, 'hard_negatives', shown('mine'))
+  wrap(atomic, 'publish', publish)
   wrap(corpus_index, 'evaluate', shown('evaluate'))
   wrap(corpus_index, 'prune_embeddings', shown('prune'))
   wrap(boundary, '_prune', shown('prune'))
@@ -159,7 +159,7 @@ def watch(board, units):
 
 def watch_saving(board, units):
   """Shows a save until its thread ends, and then writes 'commit N'."""
-  from ance_jax import checkpoint
+  from ance_jax.core import checkpoint
 
   def save(real):
     def call(*args, **kwargs):
@@ -189,7 +189,7 @@ def watch_saving(board, units):
 
 def watch_training(board, units):
   """Shows training, and writes 'step N' when that step is begun."""
-  from ance_jax import steps
+  from ance_jax.training import steps
 
   done = 0
 

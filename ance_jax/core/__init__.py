@@ -1,0 +1,1 @@
+"""Folders, processes, devices and lines: nothing about retrieval."""

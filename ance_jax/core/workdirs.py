@@ -1,0 +1,37 @@
+"""The folder of a run: that it can be used, and names of files in it."""
+
+import pathlib
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import remote
+
+FLAGS_FILE = 'run.flags'
+PAGE_FILE = 'report.html'
+EXAMPLES_FOLDER = 'examples'
+
+
+def require(config):
+  """Makes the folder of `--workdir`, and tells it of its `--remote_dir`.
+
+  Raises:
+    BadInput: One of the two cannot be used.
+  """
+  if not config.workdir:
+    raise errors.BadInput(
+      f'--job={config.job} must be told where to write; found no --workdir; '
+      'set it to a folder, new or that of the run.'
+    )
+  path = pathlib.Path(config.workdir)
+  if path.exists() and not path.is_dir():
+    raise errors.BadInput(
+      f'--workdir must be a folder; found a file at {path}; name another.'
+    )
+  try:
+    atomic.make_folder(path)
+  except (NotADirectoryError, FileExistsError) as error:
+    raise errors.BadInput(
+      f'--workdir must be a folder; found that it cannot be made ({error}); '
+      'name another.'
+    ) from error
+  remote.connect(path, config.remote_dir)

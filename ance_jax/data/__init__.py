@@ -1,0 +1,1 @@
+"""Texts, judgements and token rows, and who reads them."""

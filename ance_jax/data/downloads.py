@@ -1,0 +1,167 @@
+"""Fetches the files of public datasets, through TFDS."""
+
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import tarfile
+import zipfile
+
+import tensorflow_datasets as tfds
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.data import records
+from ance_jax.data import registry
+
+_CHUNK = 2**20
+
+
+def existing(config, folder, name, what):
+  """Returns the path of a file, plain or gzipped; with `--download` fetched.
+
+  Args:
+    config: The run's `Config`.
+    folder: `pathlib.Path`.
+    name: Name of the file, without .gz.
+    what: What such a folder is called.
+
+  Raises:
+    BadInput: It is not there, or cannot be fetched.
+  """
+  if (
+    not records.find(folder, name)
+    and config.download
+    and name in registry.DOWNLOADS
+  ):
+    fetch(name, folder)
+  return records.existing(folder, name, what, how(name))
+
+
+def how(name):
+  """Returns how a file can be had, as an imperative; '' if that is not known.
+
+  Args:
+    name: Name of the file, unpacked.
+  """
+  found = registry.DOWNLOADS.get(name)
+  if found is None:
+    return ''
+  size = f'{found.size / 1e6:,.1f} MB' if found.size else 'size not known'
+  verb = 'unpack' if _is_archive(found) else 'fetch'
+  return f'{verb} {found.url} ({size}), or set --download'
+
+
+def fetch_beir(name, folder):
+  """Downloads a set of BEIR into a folder, if its corpus is not there.
+
+  Args:
+    name: Key of `registry.BEIR_PASSAGES`.
+    folder: `pathlib.Path`.
+
+  Raises:
+    BadInput: It cannot be fetched, or is not what it should be.
+  """
+  if records.find(folder, 'corpus.jsonl'):
+    return
+  path = _fetched(registry.beir_archive(name), folder, name)
+  inside = re.compile(
+    rf'{re.escape(name)}/((?:corpus|queries)\.jsonl|qrels/[a-z]+\.tsv)'
+  )
+  with zipfile.ZipFile(path) as archive:
+    found = list(filter(None, map(inside.fullmatch, archive.namelist())))
+    if 'corpus.jsonl' not in {match[1] for match in found}:
+      raise errors.BadInput(
+        f'{path} must hold {name}/corpus.jsonl; found none; fetch it by hand.'
+      )
+    # The corpus last: where it is, all is.
+    for match in sorted(found, key=lambda match: match[1], reverse=True):
+      atomic.make_folder((folder / match[1]).parent)
+      with archive.open(match[0]) as member:
+        with atomic.writing(folder / match[1]) as file:
+          shutil.copyfileobj(member, file, _CHUNK)
+
+
+def fetch(name, folder):
+  """Downloads a file into a folder: all of it is there afterwards, or none.
+
+  What was fetched before is not fetched again. It lies in downloads/, and the
+  file is a link to it, or one of an archive.
+
+  Args:
+    name: Name of the file, unpacked; a key of `registry.DOWNLOADS`.
+    folder: `pathlib.Path`.
+
+  Raises:
+    BadInput: It cannot be fetched, or has another checksum.
+  """
+  found = registry.DOWNLOADS[name]
+  path = _fetched(found, folder, name)
+  if _is_archive(found):
+    _extract(path, name, folder)
+    return
+  if found.url.endswith('.gz'):
+    name = f'{name}.gz'
+  os.symlink(path.relative_to(folder), folder / name)
+
+
+def _fetched(found, folder, name):
+  """Returns the path of what was fetched, now or before, its checksum checked.
+
+  Args:
+    found: `registry.Download`.
+    folder: `pathlib.Path` of the folder that downloads/ is in.
+    name: What is wanted of it, for people.
+  """
+  manager = tfds.download.DownloadManager(download_dir=folder / 'downloads')
+  logs.say(f'{name}: fetching {found.url}')
+  try:
+    path = pathlib.Path(manager.download(found.url))
+  except Exception as error:  # Of requests, TFDS or the disk.
+    reason = ' '.join(str(error).split())[:120]
+    raise errors.BadInput(
+      f'{found.url} must be there to be fetched; found that it is not '
+      f'({reason}); put {name} into {folder} by hand.'
+    ) from error
+  if found.md5 is None:
+    logs.say(f'{name}: no checksum of it is known')
+  elif (md5 := _md5(path)) != found.md5:
+    path.unlink()
+    raise errors.BadInput(
+      f'{found.url} must have the MD5 {found.md5}; found {md5}, and removed '
+      'it; give the same command again.'
+    )
+  return path
+
+
+def _extract(path, name, folder):
+  """Writes one file of an archive into a folder."""
+  # Not by TFDS, which needs TensorFlow for it.
+  with tarfile.open(path) as archive:
+    members = [m for m in archive if m.name == name and m.isfile()]
+    if not members:
+      raise errors.BadInput(
+        f'{path} must hold the file {name}; found none; fetch it by hand.'
+      )
+    with atomic.writing(folder / name) as file:
+      shutil.copyfileobj(archive.extractfile(members[0]), file, _CHUNK)
+
+
+def _is_archive(found):
+  return found.url.endswith('.tar.gz')
+
+
+def _md5(path):
+  digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
+  with open(path, 'rb') as file:
+    for chunk in logs.progress(
+      iter(lambda: file.read(_CHUNK), b''),
+      f'check {path.name}',
+      total=size,
+      unit='bytes',
+      count=len,
+    ):
+      digest.update(chunk)
+  return digest.hexdigest()

@@ -1,0 +1,370 @@
+"""A dataset's name -> its corpus and splits."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import pathlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ance_jax import config as config_lib
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.core import strict_io
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import pydocs
+from ance_jax.data.readers import beir
+from ance_jax.data.readers import dpr
+from ance_jax.data.readers import given
+from ance_jax.data.readers import msmarco
+from ance_jax.data.readers import pairs
+
+
+def load(config, split_names):
+  """Reads the dataset of a run.
+
+  Args:
+    config: The run's `Config`; its data and split flags and workdir are read.
+    split_names: Splits to read; None: train, dev and the test splits that are
+      there, without dev where the hash holds no query out for it.
+
+  Returns:
+    A `corpus.Dataset` with these splits. Where the data has no dev split, a
+    share of the training queries is it, by hash of their ids, and not in train;
+    with `--dev_fraction=0` none is, and there is no such split beside train.
+
+  Raises:
+    BadInput: The data cannot be used; the text names file and line, rule and
+      cure.
+  """
+  config = with_protocol(config)
+  source = _READERS[config.dataset](config)
+  # Whether there is a dev split is asked more than once.
+  source = source._replace(read_split=functools.cache(source.read_split))
+  if split_names is None:
+    tests = [n for n in config_lib.TEST_SPLITS if source.read_split(n)]
+    dev = [config.dev_split] * _has_dev(source, config)
+    split_names = (config.train_split, *dev, *tests)
+  if not config.dev_fraction and not source.read_split(config.dev_split):
+    split_names = _without_dev(split_names, config)
+  splits = {}
+  for name in split_names:
+    alone = config.dev_split not in split_names
+    judged = _judged(source, name, config, alone)
+    if config.protocol:
+      judged = judged._replace(protocol=config.protocol)
+    if judged.protocol == 'answers' and not judged.answers:
+      raise errors.BadInput(
+        '--protocol=answers must be for data with answers; found none for '
+        f'split {name!r}; add answers.jsonl, or leave it out.'
+      )
+    _check_judged(judged, name, config, source.corpus)
+    if name == config.train_split:
+      judged = _with_negatives(_with_positives(judged, name), source, config)
+    if judged.protocol == 'beir' and config.dataset in _GIVEN_IDS:
+      judged = judged._replace(own=_own(judged, source.corpus))
+    splits[name] = corpus_lib.make_split(judged, source.corpus)
+    logs.say(
+      f'{name}: {len(splits[name].ids):,} queries, '
+      f'{len(splits[name].passages):,} judged passages'
+    )
+  if config.train_split in splits:
+    _say_equal_texts(splits, config.train_split)
+  if config.dataset in _GIVEN_IDS:
+    _say_own(splits, source.corpus)
+  return corpus_lib.Dataset(source.corpus._replace(keys=None), splits)
+
+
+def _say_equal_texts(splits, train):
+  """Prints how many training queries equal a passage, or another query."""
+  split = splits[train]
+  counts = {
+    'are passages of the corpus, too: none is its own negative': len(
+      np.unique(split.same_text[0])
+    ),
+    'have the text of another: in training they share their positives': int(
+      split.twins().sum()
+    ),
+  }
+  for name, other in splits.items():
+    if other is not split:
+      what = f'have the text of a query of {name!r}: training goes by its own'
+      counts[f'{what} judgements'] = corpus_lib.queries_shared(split, other)
+  for what, number in counts.items():
+    if number:
+      logs.say(f'{train}: {number:,} queries {what}')
+
+
+def with_protocol(config):
+  """Returns the `Config` with BEIR's protocol where it names a set of BEIR."""
+  if config.dataset == 'beir' and config.beir_set and not config.protocol:
+    return dataclasses.replace(config, protocol='beir')
+  return config
+
+
+def _has_dev(source, config):
+  """Returns whether dev is in the data, or would be held out of train."""
+  if source.read_split(config.dev_split) or not config.dev_fraction:
+    return True  # Without a fraction `_without_dev` says so.
+  train = source.read_split(config.train_split)
+  rows = train.judged_queries() if train else ()
+  limit = config.dev_fraction * 2**64
+  return any(_hash(train.query_ids[row]) < limit for row in rows)
+
+
+def _without_dev(split_names, config):
+  """Returns the names of the splits but dev's, of data that has none.
+
+  Raises:
+    BadInput: It is dev that was asked for.
+  """
+  dev, train = config.dev_split, config.train_split
+  if dev in split_names and train not in split_names:
+    raise errors.BadInput(
+      f'the data has no split {dev!r}, and --dev_fraction=0 holds none out of '
+      f'{train!r}; name another split.'
+    )
+  if dev in split_names:
+    logs.say(
+      f'no split {dev!r} in the data, and --dev_fraction=0: nothing is scored '
+      'on dev'
+    )
+  return [name for name in split_names if name != dev]
+
+
+def _judged(source, name, config, alone):
+  judged = source.read_split(name)
+  sides = (config.train_split, config.dev_split)
+  if name in sides and source.read_split(config.dev_split) is None:
+    judged = source.read_split(config.train_split)
+    if judged and judged.judged_queries():
+      judged = _side(judged, name, config)
+    share = f'{config.dev_fraction:.0%} of {config.train_split!r}, by hash'
+    no_dev = f'no split {config.dev_split!r} in {source.found}'
+    if name == config.dev_split:
+      logs.say(f'{no_dev}: it is {share} of the query id')
+    elif alone and config.dev_fraction:
+      logs.say(
+        f'{no_dev}: {share} of the query id, is held out for it '
+        '(--dev_fraction)'
+      )
+  if not judged or not (judged.judged_queries() or judged.all_count):
+    raise errors.BadInput(
+      f'split {name!r} must have judged queries; found none in {source.found}; '
+      'name another split, or add its judgements.'
+    )
+  return judged
+
+
+def _side(judged, name, config):
+  """Returns the train or dev part of judgements that are split by hash."""
+  queries = judged.judged_queries()
+  places = {query: _hash(judged.query_ids[query]) for query in queries}
+  limit, is_dev = config.dev_fraction * 2**64, name == config.dev_split
+  side = {query for query in queries if (places[query] < limit) == is_dev}
+  if not side:
+    cure = f'lower it to {max(places.values()) / 2**64 - 5e-5:.4f} at most'
+    if is_dev:
+      cure = f'raise it to {min(places.values()) / 2**64 + 1e-4:.4f}'
+    if len(queries) == 1:
+      cure = 'add queries'
+    raise errors.BadInput(
+      f'--dev_fraction={config.dev_fraction:g} leaves no query to {name!r}; '
+      f'found {len(queries):,} judged queries in {config.train_split!r}, and '
+      f'no split {config.dev_split!r}, for which that share is held out by '
+      f'hash of the query id; {cure}, add judgements of {config.dev_split!r}, '
+      'or train without them: --dev_fraction=0.'
+    )
+  return _of_queries(judged, side)
+
+
+def _hash(query_id):
+  """Returns an int below 2**64."""
+  digest = hashlib.blake2b(query_id.encode(), digest_size=8).digest()
+  return int.from_bytes(digest)
+
+
+def _of_queries(judged, queries):
+  """Returns the `Judged` of what some query rows were judged on."""
+  judgements, missing = (
+    {pair: grade for pair, grade in pairs.items() if pair[0] in queries}
+    for pairs in (judged.judgements, judged.missing or {})
+  )
+  return judged._replace(judgements=judgements, missing=missing)
+
+
+def _check_judged(judged, name, config, corpus):
+  """Prints how many judged passages the corpus lacks.
+
+  Raises:
+    BadInput: None that it has is relevant: all scores would be 0.
+  """
+  missing = judged.missing or {}
+  relevant = any(grade > 0 for grade in judged.judgements.values())
+  by_grades = judged.judgements and judged.protocol != 'answers'
+  if by_grades and not (missing or relevant):
+    raise _no_positive(name, len(judged.judged_queries()))
+  if not missing:
+    return
+  ids = list(dict.fromkeys(an_id for _, an_id in missing))[:3]
+  shown = ', '.join(map(strict_io.quoted, ids))
+  check = 'check that the corpus and the judgements belong together'
+  if not relevant:
+    raise errors.BadInput(
+      f'the corpus has none of the relevant passages of {name!r}; found '
+      f'judgements of {shown}, and passage ids such as '
+      f'{strict_io.quoted(corpus.ids[0])}; {check}.'
+    )
+  lacking, total = len(missing), len(missing) + len(judged.judgements)
+  what = 'they are never found, and stay in the denominators, as in trec_eval'
+  if name == config.train_split:
+    what = 'they are left out of training, and never found in evaluation'
+  elif judged.protocol == 'answers':
+    what = 'protocol answers looks at texts alone'
+  line = f'{name}: the corpus lacks {lacking:,} of {total:,} judged passages'
+  if 10 * lacking > total:
+    logs.say(f'warning: {line}, such as {shown}; {check}; {what}')
+  else:
+    logs.say(f'{line}; {what}')
+
+
+def _with_positives(judged, name):
+  """Returns the `Judged` of the queries that have a positive passage."""
+  pairs = judged.judgements
+  useful = {query for (query, _), grade in pairs.items() if grade > 0}
+  without = len(judged.judged_queries() - useful)
+  if without:
+    logs.say(f'{name}: left out {without:,} queries without a positive passage')
+  if not useful:
+    raise _no_positive(name, without)
+  return _of_queries(judged, useful)._replace(all_count=False)
+
+
+def _with_negatives(judged, source, config):
+  """Returns the `Judged` with what `--negatives` or the data gives it."""
+  path = config.negatives or source.negatives
+  if not path:
+    return judged
+  judged = given.attach(strict_io.regular(path), judged, source.corpus)
+  if config.negatives and judged.given is None:
+    raise errors.BadInput(
+      f'{path} gives no training query a negative of the corpus; a query is '
+      'found by its id or text, a passage by its id, its text, or title and '
+      'text; give the file of this dataset.'
+    )
+  return judged
+
+
+def _no_positive(name, queries):
+  return errors.BadInput(
+    f'split {name!r} must have queries with a positive passage; found '
+    f'{queries:,} queries, none with a grade above 0; check the judgements.'
+  )
+
+
+def _own(judged, corpus):
+  """Returns {query row: row of the passage of that id}."""
+  rows = corpus.rows.many(judged.query_ids).tolist()
+  return {query: row for query, row in enumerate(rows) if row >= 0}
+
+
+def _say_own(splits, corpus):
+  """Prints how many queries have the id of a passage, if one has."""
+  ids = list({an_id for split in splits.values() for an_id in split.ids})
+  own = int((corpus.rows.many(ids) >= 0).sum())
+  if own:
+    protocols = {split.protocol for split in splits.values()}
+    what = 'is left out of their results (protocol beir)'
+    if protocols != {'beir'}:
+      what = 'may be a result of theirs; --protocol=beir leaves it out'
+    logs.say(
+      f'{own:,} of {len(ids):,} queries have the id of a passage, which {what}'
+    )
+
+
+def _read_pydocs(config):
+  """Returns pydocs, built by TFDS in the workdir on the first call.
+
+  A run keeps the set it began with, whatever is installed later.
+  """
+  folder = pathlib.Path(config.workdir) / 'datasets'
+  theirs = pathlib.Path(config.init_from, 'datasets')
+  if config.job not in ('train', 'prepare') and not atomic.is_sealed(folder):
+    folder = theirs if atomic.is_sealed(theirs) else folder
+  if folder == theirs or (config.job == 'compare' and atomic.is_sealed(folder)):
+    # That of a run which is only read, so that nothing is set aside there.
+    atomic.read_manifest(folder)
+  elif not atomic.find(folder, {}):
+    logs.say('pydocs: reading the docstrings of the installed packages')
+    with atomic.publish(folder, {}) as unfinished:
+      # TFDS announces a download, whether there is one or not.
+      with contextlib.redirect_stdout(io.StringIO()):
+        tfds.disable_progress_bar()
+        _pydocs_builder(unfinished).download_and_prepare()
+  builder = _pydocs_builder(folder)
+  table = builder.as_data_source('docstrings')
+  rows = list(table.__getitems__(range(len(table))))
+  column = {k: [row[k].decode() for row in rows] for k in _PYDOCS_TEXTS}
+  groups = np.array([row['group'] for row in rows])
+  corpus = corpus_lib.make_corpus(
+    column['id'], column['title'], column['text'], groups
+  )
+  versions = builder.info.metadata['versions']
+  names = ', '.join(f'{name} {version}' for name, version in versions.items())
+  logs.say(
+    f'pydocs: {len(rows):,} passages, hash {corpus.hash[:12]}, read from '
+    f'{names}'
+  )
+  judgements = _pydocs_judgements(column['query'], column['split'], groups)
+
+  def read_split(name):
+    if name not in judgements:
+      return None
+    return corpus_lib.Judged(column['id'], column['query'], judgements[name])
+
+  return corpus_lib.Source(corpus, read_split, 'pydocs')
+
+
+def _pydocs_builder(folder):
+  return pydocs.Pydocs(data_dir=folder, file_format='array_record')
+
+
+_PYDOCS_TEXTS = ('id', 'title', 'text', 'query', 'split')
+
+
+def _pydocs_judgements(queries, splits, groups):
+  """Returns {split: judgements}; equal summaries are one query.
+
+  Its positives are all passages of that summary, and those of their groups.
+  """
+  members, groups_of, first_row = {}, {}, {}
+  for row, (query, split, group) in enumerate(
+    zip(queries, splits, groups, strict=True)
+  ):
+    members.setdefault(group, []).append(row)
+    groups_of.setdefault(pydocs.normal(query), set()).add(group)
+    if split:
+      first_row.setdefault(pydocs.normal(query), row)
+  judgements = {split: {} for split in pydocs.SPLITS}
+  for query, row in first_row.items():
+    for group in groups_of[query]:
+      for passage in members[group]:
+        judgements[splits[row]][row, passage] = 1
+  return judgements
+
+
+# Readers of data that brings the ids of its queries; the others make them up.
+_GIVEN_IDS = ('beir', 'msmarco', 'msmarco_titled', 'msmarco_doc')
+_READERS = {
+  'pydocs': _read_pydocs,
+  'beir': beir.read,
+  'pairs': pairs.read,
+  'msmarco': msmarco.read_passages,
+  'msmarco_titled': msmarco.read_titled_passages,
+  'msmarco_doc': msmarco.read_documents,
+  'dpr': dpr.read,
+}

@@ -1,0 +1,275 @@
+"""pydocs: the docstrings of Python and of this project's packages.
+
+A retrieval set that every machine has, so that the default run downloads
+nothing. A passage is a docstring without its summary sentence, under the
+qualified name as its title; the summary is the query. Sources are parsed,
+never imported, so the set depends only on the installed versions, which stand
+in the builder's metadata.
+"""
+
+import collections
+from concurrent import futures
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+
+import numpy as np
+from scipy import sparse
+import tensorflow_datasets as tfds
+
+from ance_jax.core import logs
+from ance_jax.data import python_files
+
+# Import name -> distribution, all of them installed with this project.
+PACKAGES = {
+  'absl': 'absl-py',
+  'bm25s': 'bm25s',
+  'etils': 'etils',
+  'faiss': 'faiss-cpu',
+  'flax': 'flax',
+  'huggingface_hub': 'huggingface_hub',
+  'ir_measures': 'ir_measures',
+  'jax': 'jax',
+  'matplotlib': 'matplotlib',
+  'numpy': 'numpy',
+  'optax': 'optax',
+  'orbax': 'orbax-checkpoint',
+  'safetensors': 'safetensors',
+  'scipy': 'scipy',
+  'tensorboardX': 'tensorboardX',
+  'tensorflow_datasets': 'tensorflow-datasets',
+  'tokenizers': 'tokenizers',
+  'tqdm': 'tqdm',
+  'transformers': 'transformers',
+}
+# Tests, and folders whose files are mostly copies of one another.
+SKIPPED_FOLDERS = {
+  'test', 'tests', 'testing', 'idlelib', 'lib2to3', 'site-packages'
+}  # fmt: skip
+SKIPPED_PATHS = {('transformers', 'models')}
+_TEST_FILE = re.compile(r'(test_.*|.*_test|conftest)\.py')
+# A query this short or long is no question; with fewer words left there is
+# nothing to search.
+MIN_QUERY_WORDS, MAX_QUERY_WORDS, MIN_PASSAGE_WORDS = 3, 30, 10
+# Texts are one group from this Jaccard similarity of their 5-word shingles on.
+SHINGLE_WORDS, NEAR_DUPLICATE = 5, 0.8
+# Files are parsed by short processes beside each other, one a CPU.
+FILES_PER_PROCESS = 200
+# Of the hash of a name's last part: 80 % train, 10 % dev, 10 % test.
+SPLITS = ('train', 'dev', 'test')
+DEV_FROM, TEST_FROM = 0.8, 0.9
+# The end of a sentence, but not of an abbreviation.
+_SENTENCE = re.compile(
+  r'(.+?(?<!\be\.g)(?<!\bi\.e)(?<!\betc)[.!?])(?:\s+(.*)|$)'
+)
+
+
+class Pydocs(tfds.core.GeneratorBasedBuilder):
+  """Docstrings in one table, a row each, in the order of their sources."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'First release.'}
+
+  def _info(self):
+    versions = {'python': platform.python_version()}
+    for name in PACKAGES.values():
+      versions[name] = importlib.metadata.version(name)
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=__doc__,
+      features=tfds.features.FeaturesDict(
+        {
+          'id': tfds.features.Text(),
+          'title': tfds.features.Text(),
+          'text': tfds.features.Text(),
+          'query': tfds.features.Text(),
+          'split': tfds.features.Text(),
+          'group': np.int32,
+        }
+      ),
+      license='The licences of Python and of the packages read.',
+      metadata=tfds.core.MetadataDict(versions=versions),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager  # Nothing is downloaded.
+    return {'docstrings': self._generate_examples()}
+
+  def _generate_examples(self):
+    rows = list(docstrings())
+    groups = near_duplicates([text for _, _, text in rows])
+    splits = query_splits(rows, groups)
+    seen = collections.Counter()
+    for number, (name, query, text) in enumerate(rows):
+      seen[name] += 1  # A property and its setter share a name.
+      yield (
+        number,
+        {
+          'id': name if seen[name] == 1 else f'{name}#{seen[name]}',
+          'title': name,
+          'text': text,
+          'query': query,
+          'split': splits[number],
+          'group': groups[number],
+        },
+      )
+
+
+def docstrings():
+  """Yields (qualified name, summary, rest) of every docstring that serves."""
+  roots = [((), pathlib.Path(sysconfig.get_path('stdlib')))]
+  for package in PACKAGES:
+    folders = importlib.util.find_spec(package).submodule_search_locations
+    roots += [((package,), pathlib.Path(folder)) for folder in folders]
+  sources = [
+    (path, before + path.relative_to(root).parts)
+    for before, root in roots
+    for path in sorted(root.rglob('*.py'))
+  ]
+  files = [
+    (str(path), '.'.join(parts).removesuffix('.py').removesuffix('.__init__'))
+    for path, parts in sources
+    if _is_wanted(path, parts)
+  ]
+  some = [
+    files[i : i + FILES_PER_PROCESS]
+    for i in range(0, len(files), FILES_PER_PROCESS)
+  ]
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    for found in logs.progress(
+      pool.map(_parse, some),
+      'read docstrings',
+      total=len(files),
+      unit='files',
+      count=len,
+    ):
+      for name, docstring in itertools.chain.from_iterable(found):
+        yield from _query_and_passage(name, docstring)
+
+
+def _is_wanted(path, parts):
+  return (
+    SKIPPED_FOLDERS.isdisjoint(parts)
+    and parts[:2] not in SKIPPED_PATHS
+    and not _TEST_FILE.fullmatch(path.name)
+  )
+
+
+def near_duplicates(texts):
+  """Returns (N,) int32: rows of equal number hold nearly the same text.
+
+  Two texts are joined at a Jaccard similarity of at least `NEAR_DUPLICATE` of
+  their shingle sets, and so are those joined to either. Only pairs that share
+  one of their rarest shingles are compared: with sets of size s, similarity t
+  needs a common one among the s - ceil(t s) + 1 rarest of both (Chaudhuri et
+  al. 2006, prefix filter), so that no pair is missed.
+  """
+  number, sets = {}, []
+  for text in texts:
+    words = re.findall(r'\w+', text.lower())
+    starts = range(max(1, len(words) - SHINGLE_WORDS + 1))
+    shingles = {' '.join(words[i : i + SHINGLE_WORDS]) for i in starts}
+    sets.append([number.setdefault(s, len(number)) for s in sorted(shingles)])
+  sizes = np.array([len(s) for s in sets])
+  frequency = np.bincount(np.concatenate(sets), minlength=len(number))
+  prefixes = []
+  for shingles in sets:
+    rarest_first = sorted(shingles, key=lambda s: (frequency[s], s))
+    shared = int(np.ceil(NEAR_DUPLICATE * len(shingles)))
+    prefixes.append(rarest_first[: len(shingles) - shared + 1])
+  rare = _incidence(prefixes, len(number))
+  first, second = sparse.triu(rare @ rare.T, 1).nonzero()
+  whole = _incidence(sets, len(number))
+  common = np.asarray(whole[first].multiply(whole[second]).sum(1)).ravel()
+  similarity = common / (sizes[first] + sizes[second] - common)
+  same = similarity >= NEAR_DUPLICATE
+  return _components(len(texts), first[same], second[same])
+
+
+def query_splits(rows, groups):
+  """Returns the split of each row's query, '' where it is left out.
+
+  The split is a hash of the last part of the name, so that it is the same on
+  every machine. Where rows of one group, or of one summary, fall into several
+  splits, only those of the last of train, dev, test stay.
+
+  Args:
+    rows: N tuples (name, query, text).
+    groups: (N,) int32 of `near_duplicates`.
+  """
+  by_query = {}
+  same_query = [
+    by_query.setdefault(normal(q), i) for i, (_, q, _) in enumerate(rows)
+  ]
+  by_group = {}
+  same_group = [by_group.setdefault(int(g), i) for i, g in enumerate(groups)]
+  here = np.arange(len(rows))
+  related = _components(
+    len(rows), np.concatenate([here, here]), np.array(same_query + same_group)
+  )
+  place = np.array([_place(name) for name, _, _ in rows])
+  strictest = np.zeros(len(rows), int)
+  np.maximum.at(strictest, related, place)
+  kept = place == strictest[related]
+  return [SPLITS[p] if k else '' for p, k in zip(place, kept, strict=True)]
+
+
+def normal(query):
+  """Returns what makes two queries the same: their words in lower case."""
+  return ' '.join(query.lower().split())
+
+
+def _parse(files):
+  """Returns the docstrings of each file, found by a process of its own."""
+  found = subprocess.run(
+    [sys.executable, '-I', python_files.__file__],
+    input=json.dumps(files).encode(),
+    stdout=subprocess.PIPE,
+    check=True,
+  )
+  return json.loads(found.stdout)
+
+
+def _query_and_passage(name, docstring):
+  paragraph, _, rest = docstring.partition('\n\n')
+  match = _SENTENCE.match(' '.join(paragraph.split()))
+  if not match or '---' in match[1]:
+    return
+  query = match[1]
+  text = ' '.join(f'{match[2] or ""} {rest}'.split()).replace(query, '').strip()
+  long_enough = len(text.split()) >= MIN_PASSAGE_WORDS
+  if long_enough and MIN_QUERY_WORDS <= len(query.split()) <= MAX_QUERY_WORDS:
+    yield name, query, text
+
+
+def _place(name):
+  """Returns the place in `SPLITS` of a qualified name."""
+  last_part = name.rpartition('.')[2]
+  digest = hashlib.blake2b(last_part.encode(), digest_size=8).digest()
+  share = int.from_bytes(digest) / 2**64
+  return int(share >= DEV_FROM) + int(share >= TEST_FROM)
+
+
+def _incidence(sets, width):
+  """Returns the sparse (len(sets), width) float32 matrix with a 1 a member."""
+  offsets = np.cumsum([0] + [len(s) for s in sets])
+  ones = np.ones(offsets[-1], np.float32)
+  shape = (len(sets), width)
+  return sparse.csr_matrix((ones, np.concatenate(sets), offsets), shape=shape)
+
+
+def _components(size, first, second):
+  edges = sparse.coo_matrix(
+    (np.ones(len(first)), (first, second)), (size, size)
+  )
+  return sparse.csgraph.connected_components(edges, directed=False)[1]

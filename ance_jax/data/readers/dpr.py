@@ -1,0 +1,264 @@
+"""DPR's own files: Wikipedia in 100 words, questions with contexts or answers.
+
+Karpukhin et al. 2020; dpr/data/retriever_data.py and biencoder_data.py.
+psgs_w100.tsv; biencoder-<set>-<split>.json to train on, with a gold passage and
+those that BM25 found; <set>-<split>.qa.csv to score, with answers alone.
+"""
+
+import array
+import ast
+import collections
+import functools
+
+from ance_jax import errors
+from ance_jax.core import logs
+from ance_jax.core import strict_io
+from ance_jax.data import answers as answers_lib
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import downloads
+from ance_jax.data import records
+from ance_jax.data import registry
+
+_PASSAGES = 'psgs_w100.tsv'
+_HEADER = ['id', 'text', 'title']
+# Their answers are regular expressions.
+_PATTERNS = ('curatedtrec',)
+# Characters of a list of answers: a longer one is none.
+_LONGEST_ANSWERS = 2**20
+
+
+def read(config):
+  """Returns the `corpus.Source` of the folder `--data_dir`."""
+  folder = records.open_folder(config, _PASSAGES)
+  corpus = _read_passages(_needed(config, folder, _PASSAGES))
+  records.say_corpus('Wikipedia passages of DPR', corpus)
+  questions = config.questions or _only_set(folder)
+
+  def read_split(name):
+    contexts = f'biencoder-{questions}-{name}.json'
+    alone = f'{questions}-{name}.qa.csv'
+    for file in (contexts, alone):
+      fetched = config.download and file in registry.DOWNLOADS
+      if fetched and not (
+        records.find(folder, contexts) or records.find(folder, alone)
+      ):
+        downloads.fetch(file, folder)
+    if path := records.find(folder, contexts):
+      judged = _read_contexts(path, f'{questions}-{name}', corpus.rows)
+    elif path := records.find(folder, alone):
+      judged = _read_answers(path, f'{questions}-{name}')
+    elif name == config.train_split:
+      _needed(config, folder, contexts)
+    else:
+      return None
+    if questions in _PATTERNS:
+      _check_patterns(path, judged.answers)
+      judged = judged._replace(answers_are_patterns=True)
+    return judged
+
+  return corpus_lib.Source(
+    corpus, read_split, f'{folder} for questions {questions}'
+  )
+
+
+def _read_passages(path):
+  """Returns the `corpus.Corpus` of a file of id, text and title."""
+  writer, lines = corpus_lib.CorpusWriter(), array.array('q')
+  for number, cells in _rows(path, f'read {path.name}'):
+    if len(cells) != 3:
+      raise strict_io.bad(
+        path, 'a line must have 3 columns, id, text and title', len(cells),
+        'fetch the file again', number
+      )  # fmt: skip
+    if number == 1 and cells == _HEADER:
+      continue
+    an_id, text, title = cells
+    records.check_id(path, number, an_id, {})
+    if not text.strip():
+      raise strict_io.bad(
+        path, 'a passage must have a text', strict_io.quoted(text), 'remove it',
+        number
+      )  # fmt: skip
+    writer.add(an_id, title, text)
+    lines.append(number)
+  return records.corpus(path, writer, lines)
+
+
+def _read_contexts(path, name, passage_rows):
+  """Returns the `corpus.Judged` of a file of questions with contexts.
+
+  The first positive context is the positive of the question, as in DPR; those
+  of BM25 are its negatives, but for what the corpus lacks. A question without a
+  positive is left out.
+  """
+  found = corpus_lib.Judged([], [], {}, {}, {}, protocol='answers', missing={})
+  counts = collections.Counter()
+  for number, record in records.json_array(path):
+    place = f'question {number}'
+    question, contexts = _question(path, place, record)
+    counts['questions'] += 1
+    if not contexts['positive_ctxs']:
+      counts['left out'] += 1
+      continue
+    ids = {
+      key: [_passage_id(path, place, context) for context in some]
+      for key, some in contexts.items()
+    }
+    row = len(found.query_ids)
+    found.query_ids.append(f'{name}-{number}')
+    found.queries.append(question)
+    found.answers[row] = record.get('answers')
+    if not _are_answers(found.answers[row]):
+      raise _bad_record(
+        path, place, 'have a list of answers, none empty', found.answers[row]
+      )
+    gold = ids['positive_ctxs'][0]
+    if gold in passage_rows:
+      found.judgements[row, passage_rows[gold]] = 1
+    else:
+      found.missing[row, gold] = 1
+    hard = list(map(passage_rows.get, ids['hard_negative_ctxs']))
+    found.negatives[row] = [passage for passage in hard if passage is not None]
+    counts['negatives'] += len(hard)
+    counts['unknown'] += hard.count(None)
+  records.check_any(path, found.query_ids)
+  records.say_rows(path, counts['questions'])
+  _say_contexts(path, counts, found.negatives)
+  return found
+
+
+def _say_contexts(path, counts, negatives):
+  """Prints what the contexts of a file lack."""
+  if without := counts['left out']:
+    logs.say(f'{path}: left out {without:,} questions without a positive')
+  if unknown := counts['unknown']:
+    logs.say(
+      f'{path}: left out {unknown:,} of {counts["negatives"]:,} negatives of '
+      'BM25, which the corpus lacks'
+    )
+  if lacking := sum(not rows for rows in negatives.values()):
+    logs.say(f'{path}: {lacking:,} questions without a negative of BM25')
+
+
+def _read_answers(path, name):
+  """Returns the `corpus.Judged` of a file of questions and their answers."""
+  ids, queries, answers = [], [], {}
+  for number, cells in _rows(path, f'read {path.name}'):
+    if len(cells) != 2:
+      raise strict_io.bad(
+        path, 'a line must have 2 columns, question and answers', len(cells),
+        'fetch the file again', number
+      )  # fmt: skip
+    found = _listed(cells[1])
+    if not _are_answers(found):
+      raise strict_io.bad(
+        path, "answers must be a list of strings, such as ['a', 'b']",
+        strict_io.quoted(cells[1]), 'fetch the file again', number
+      )  # fmt: skip
+    answers[len(ids)] = found
+    ids.append(f'{name}-{number}')
+    queries.append(_normal(path, f'line {number}', cells[0]))
+  records.check_any(path, ids)
+  records.say_rows(path, len(ids))
+  return corpus_lib.Judged(
+    ids, queries, {}, answers, protocol='answers', all_count=True
+  )
+
+
+def _rows(path, what):
+  """Yields (line number, cells) of a file with tabs and double quotes."""
+  progress = functools.partial(logs.progress, what=what, unit='bytes')
+  for number, text in strict_io.lines(path, progress):
+    yield number, strict_io.unquoted(path, number, text)
+
+
+def _question(path, place, record):
+  """Returns a question's text and its lists of contexts."""
+  if not isinstance(record, dict):
+    raise _bad_record(path, place, 'be an object', record)
+  contexts = {}
+  for key in ('positive_ctxs', 'hard_negative_ctxs'):
+    contexts[key] = record.get(key)
+    if not isinstance(contexts[key], list):
+      raise _bad_record(path, place, f'have a list {key!r}', contexts[key])
+  return _normal(path, place, record.get('question')), contexts
+
+
+def _normal(path, place, question):
+  """Returns a question as DPR takes it (normalize_question)."""
+  if not isinstance(question, str) or not question.strip():
+    raise _bad_record(path, place, 'have a text', question)
+  return question.replace('\u2019', "'")
+
+
+def _passage_id(path, place, context):
+  """Returns the id of a context: 'passage_id', or 'psg_id' in TriviaQA."""
+  if not isinstance(context, dict):
+    raise _bad_record(path, place, 'have objects as contexts', context)
+  an_id = context.get('passage_id', context.get('psg_id'))
+  if an_id is None:
+    raise _bad_record(
+      path, place, f'have contexts of {_PASSAGES}', 'passage None'
+    )
+  return str(an_id).removeprefix('wiki:')
+
+
+def _listed(text):
+  """Returns what a Python literal says, or None; nothing in it is run."""
+  try:
+    if len(text) <= _LONGEST_ANSWERS:
+      return ast.literal_eval(text)
+  except (ValueError, SyntaxError, RecursionError, MemoryError):
+    pass
+  return None
+
+
+def _are_answers(found):
+  return (
+    isinstance(found, list)
+    and bool(found)
+    and all(isinstance(text, str) and text.strip() for text in found)
+  )
+
+
+def _check_patterns(path, answers):
+  """Raises `BadInput` for an answer that is no regular expression."""
+  for row, patterns in answers.items():
+    for pattern in patterns:
+      try:
+        answers_lib.is_in(pattern, '')
+      except answers_lib.BadPattern as error:
+        raise _bad_record(
+          path, f'question {row + 1}', f'have regular expressions ({error})',
+          pattern
+        ) from error  # fmt: skip
+
+
+def _bad_record(path, place, rule, found):
+  return strict_io.bad(
+    path,
+    f'{place} must {rule}',
+    strict_io.quoted(found),
+    'fetch the file again',
+  )
+
+
+def _only_set(folder):
+  """Returns the name of the only set of questions that lies in a folder."""
+  names = {
+    path.name.split('-')[path.name.startswith('biencoder-')]
+    for pattern in ('biencoder-*-*.json*', '*-*.qa.csv*')
+    for path in folder.glob(pattern)
+  }
+  if len(names) != 1:
+    shown = ', '.join(sorted(names)) or 'none'
+    raise errors.BadInput(
+      f'--questions must name one set where there is not one alone; found '
+      f'{shown} in {folder}; set it to one of them, or fetch '
+      f'{registry.DOWNLOADS["biencoder-nq-train.json"].url}.'
+    )
+  return names.pop()
+
+
+def _needed(config, folder, name):
+  return downloads.existing(config, folder, name, "a folder of DPR's files")

@@ -1,0 +1,160 @@
+"""Negatives that a file gives -> rows of the corpus, by query.
+
+Queries and passages are found by id where a record has no text, else by text.
+"""
+
+import array
+import collections
+import math
+
+import numpy as np
+
+from ance_jax.core import logs
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import keys
+from ance_jax.data import records
+from ance_jax.data.readers import given_formats
+
+
+def attach(path, judged, corpus):
+  """Returns a `corpus.Judged` with the negatives that a file gives its queries.
+
+  Args:
+    path: Path of the file.
+    judged: `corpus.Judged`, of which only queries with judgements count.
+    corpus: `corpus.Corpus` with its keys.
+  """
+  counts, passages = collections.Counter(), _Passages()
+  wanted = sorted(judged.judged_queries())
+  queries = Queries(
+    {judged.query_ids[row]: row for row in wanted},
+    {row: judged.queries[row] for row in wanted},
+  )
+  sides = [[array.array(kind) for kind in 'iid'] for _ in range(2)]
+  for record in given_formats.read(path, counts):
+    rows = queries.rows(record)
+    counts['lines of queries that the training split lacks'] += not rows
+    for side, found in zip(sides, record[-2:], strict=True):
+      for passage in found:
+        number = passages.number(passage)
+        for row in rows:
+          for column, value in zip(
+            side, (row, number, passage.score), strict=True
+          ):
+            column.append(value)
+  rows = passages.rows(corpus)
+  positives, given = (_pairs(side, rows) for side in sides)
+  records.say_counts(path, +counts)
+  lacking = int((rows[np.array(sides[1][1], np.int64)] < 0).sum())
+  _say(path, given, len(wanted), lacking)
+  scores = {
+    (query, row): score
+    for query, row, score in zip(
+      *map(np.ndarray.tolist, positives), strict=True
+    )
+    if (query, row) in judged.judgements and not math.isnan(score)
+  }
+  if not len(given.passages):
+    return judged
+  return judged._replace(given=given, scores=scores)
+
+
+def _say(path, given, num_queries, lacking):
+  """Prints what a file gives."""
+  number = len(np.unique(given.queries))
+  line = f'{path}: {len(given.passages):,} negatives of {number:,} of '
+  line += f'{num_queries:,} training queries'
+  if lacking:
+    line += f'; left out {lacking:,} that the corpus lacks'
+  scored = int((~np.isnan(given.scores)).sum())
+  logs.say(f'{line}; {scored:,} with a score')
+
+
+def _pairs(side, rows):
+  """Returns the `corpus.Given` of columns of a file, a pair once, by query."""
+  queries, numbers, scores = (np.array(column) for column in side)
+  passages = rows[numbers.astype(np.int64)]
+  there = passages >= 0
+  queries, passages, scores = queries[there], passages[there], scores[there]
+  both = queries.astype(np.int64) << 32 | passages
+  first = np.sort(np.unique(both, return_index=True)[1])
+  first = first[np.argsort(queries[first], kind='stable')]
+  return corpus_lib.Given(
+    queries[first].astype(np.int32),
+    passages[first].astype(np.int32),
+    scores[first].astype(np.float32),
+  )
+
+
+class Queries:
+  """Some queries, found by id and text as a file names them.
+
+  Args:
+    ids: {id: row}.
+    texts: {row: text} of the same rows.
+  """
+
+  def __init__(self, ids, texts):
+    self._ids, self._rows = ids, {}
+    found = keys.of_texts(texts.values()).tolist()
+    self._keys = dict(zip(texts, found, strict=True))
+    for row, key in self._keys.items():
+      self._rows.setdefault(key, []).append(row)
+
+  def rows(self, record):
+    """Returns the rows of a record's query: [] if it is none of these.
+
+    An id counts only with its own text, for other data may have the same ids.
+    """
+    row = self._ids.get(record.query_id)
+    if record.query is None:
+      return [] if row is None else [row]
+    key = int(keys.of_texts([record.query])[0])
+    if row is not None and self._keys[row] == key:
+      return [row]
+    return self._rows.get(key, [])
+
+
+class _Passages:
+  """Passages of a file, each once, and where the corpus has them."""
+
+  def __init__(self):
+    self._numbers, self._starts = {}, bytearray()
+
+  def number(self, passage):
+    """Returns the number of a passage, in the order that they came."""
+    name = passage.id, passage.text is None
+    text = passage.id if passage.text is None else passage.text
+    _, starts = keys.of_passage(passage.title, text)
+    number = self._numbers.setdefault((*name, starts), len(self._numbers))
+    if number * 16 == len(self._starts):
+      self._starts += starts
+    return number
+
+  def rows(self, corpus):
+    """Returns the (n,) int64 passage rows, -1 for what the corpus lacks.
+
+    An id counts alone, or if the text there is that of the file.
+    """
+    if not self._numbers:
+      return np.zeros(0, np.int64)
+    starts = keys.as_starts(bytes(self._starts))
+    ids = [an_id for an_id, _, _ in self._numbers]
+    alone = np.array([only for _, only, _ in self._numbers])
+    rows = corpus.rows.many(['' if i is None else i for i in ids])
+    there = corpus.keys[rows]
+    equal = (starts[:, :, None] == there[:, None, :]).any((1, 2))
+    rows[~(alone | equal) | np.array([i is None for i in ids])] = -1
+    # As title and text, as text, and as one that the other has in two.
+    for ours, theirs in ((1, 1), (0, 0), (1, 0), (0, 1)):
+      left = np.nonzero(rows < 0)[0]
+      rows[left] = _first(starts[left, ours], corpus.keys[:, theirs])
+    return rows
+
+
+def _first(wanted, column):
+  """Returns the first place of each wanted key in a column, -1 without one."""
+  order = np.argsort(column, kind='stable')
+  places = np.searchsorted(column[order], wanted)
+  found = order[np.minimum(places, len(order) - 1)]
+  return np.where(column[found] == wanted, found, -1)

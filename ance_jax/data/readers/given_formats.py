@@ -1,0 +1,291 @@
+"""Lines of given negatives, in the forms of many miners -> records.
+
+What `--job=mine` writes, and sentence-transformers, FlagEmbedding, Tevatron and
+DPR: texts, titles and texts, or ids; a line a query or a line a pair.
+"""
+
+import itertools
+import math
+import re
+from typing import NamedTuple
+
+from ance_jax.core import strict_io
+from ance_jax.data import records
+
+FORM = '{"query": ..., "positive": ..., "negative": ...}'
+_QUERY = ('anchor', 'query', 'question', 'query_text')
+_QUERY_ID, _ROW_ID = ('query_id', 'qid'), ('_id', 'id')
+# A text, an object with one, or a list of these. The last ones are columns of
+# pairs, and of lists whose labels say which passages are positive.
+_POSITIVES = (
+  'positive', 'pos', 'positive_passages', 'positive_ctxs', 'answer',
+  'passage', 'document', 'passages', 'documents', 'docs',
+)  # fmt: skip
+_NEGATIVES = ('negative', 'neg', 'negative_passages', 'hard_negative_ctxs')
+_NUMBERED = re.compile(r'negative_?([0-9]{1,9})')
+# A list of ids, or of texts: what cannot be an id.
+_POSITIVE_IDS = ('positive_ids', 'positive_document_ids', 'positives')
+_NEGATIVE_IDS = ('negative_ids', 'negative_document_ids', 'negatives')
+_POSITIVE_SCORES = ('positive_scores', 'pos_scores')
+_NEGATIVE_SCORES = ('negative_scores', 'neg_scores')
+_LABELS, _SCORES = ('label', 'labels'), ('score', 'scores')
+_PASSAGE_IDS = ('docid', 'passage_id', 'psg_id', '_id', 'id')
+# A key that has one of these in it is read or refused.
+_TELLING = ('neg', 'pos', 'score', 'label')
+
+
+class Passage(NamedTuple):
+  """A passage as a file has it.
+
+  Attributes:
+    id: Its id, or None.
+    title: Its title, or ''.
+    text: Its text; None if the id is all that there is.
+    score: Of it and the query; NaN where there is none.
+  """
+
+  id: str | None
+  title: str
+  text: str | None
+  score: float = math.nan
+
+  @property
+  def whole(self):
+    """Title and text as one; the id where there is no text."""
+    text = self.id if self.text is None else self.text
+    return f'{self.title} {text}' if self.title else text
+
+
+class Record(NamedTuple):
+  """What a line says of a query; id or text may be None, but not both."""
+
+  line: int
+  query_id: str | None
+  query: str | None
+  positives: list[Passage]
+  negatives: list[Passage]
+
+
+def read(path, counts):
+  """Yields the `Record` of each line of a file.
+
+  Args:
+    path: Path of JSON lines, or of a JSON array; a name in .gz is unzipped.
+    counts: Counter of what is taken otherwise, for `records.say_counts`.
+  """
+  for line, record in records.objects(path, FORM):
+    yield _Line(path, line, record, counts).read()
+
+
+class _Line:
+  """One record of a file while it is read.
+
+  Args:
+    path: The file.
+    line: Number of the line, or of the object in an array.
+    record: The dict.
+    counts: As for `read`.
+  """
+
+  def __init__(self, path, line, record, counts):
+    self._path, self._line, self._counts = path, line, counts
+    self._record, self._left = record, set(record)
+
+  def read(self):
+    """Returns the `Record`."""
+    _, query = self._take(_QUERY)
+    _, query_id = self._take(_QUERY_ID)
+    _, row_id = self._take(_ROW_ID)
+    query_id = row_id if query_id is None else query_id
+    if query is None and query_id is None:
+      raise self._bad(
+        'a line must name its query', records.keys_of(self._record),
+        f'give each line as {FORM}'
+      )  # fmt: skip
+    if query is not None and not isinstance(query, str):
+      raise self._bad(
+        'a query must be a string', repr(query)[:80], 'give its text'
+      )
+    positives, negatives = self._sides()
+    self._check_left()
+    if query is not None:
+      self._count_surrogates(query)
+    return Record(
+      self._line,
+      None if query_id is None else str(query_id),
+      query,
+      self._with_text(positives),
+      self._with_text(negatives),
+    )
+
+  def _sides(self):
+    """Returns the positives and the negatives, None where one is null."""
+    positives = self._passages(_POSITIVES) + self._ids(_POSITIVE_IDS)
+    negatives = self._passages(_NEGATIVES) + self._ids(_NEGATIVE_IDS)
+    numbered = filter(_NUMBERED.fullmatch, self._record)
+    for name in sorted(
+      numbered, key=lambda name: int(_NUMBERED.match(name)[1])
+    ):
+      negatives += self._passages((name,))
+    # DPR's other ones are drawn at random.
+    others = self._passages(('negative_ctxs',))
+    negatives = negatives or others
+    positives = self._scored(positives, _POSITIVE_SCORES)
+    negatives = self._scored(negatives, _NEGATIVE_SCORES)
+    return self._labelled(positives, negatives)
+
+  def _labelled(self, positives, negatives):
+    """Returns both sides, by the labels or scores that are for all of them.
+
+    A label of 1 or 0 says which side a passage is on; of a list with scores
+    the first is positive (sentence-transformers, `mine_hard_negatives`).
+    """
+    name, values = self._take((*_LABELS, *_SCORES))
+    if values is None:
+      return positives, negatives
+    both = positives + negatives
+    values = values if isinstance(values, list) else [values]
+    if name in _LABELS and not negatives:
+      if len(values) != len(both) or not set(values) <= {0, 1}:
+        raise self._bad(
+          f'{name!r} must be 1 or 0 for each passage', repr(values)[:80],
+          'mend it'
+        )  # fmt: skip
+      pairs = list(zip(both, values, strict=True))
+      return [p for p, v in pairs if v], [p for p, v in pairs if not v]
+    if len(both) < 2:
+      raise self._bad(
+        f'{name!r} of one passage does not say whether it is positive',
+        repr(values)[:80], 'give a label of 1 or 0'
+      )  # fmt: skip
+    if len(values) == len(both) - 1:
+      what = 'margins, which are not read: only scores are'
+      self._counts[what] += len(values)
+      return positives, negatives
+    both = self._with_scores(both, values, name)
+    number = len(positives) if negatives else 1
+    return both[:number], both[number:]
+
+  def _take(self, names):
+    """Returns (name, value) of the only key of some, (None, None) of none."""
+    found = [name for name in names if name in self._record]
+    self._left -= set(found)
+    found = [name for name in found if self._record[name] is not None]
+    if len(found) > 1:
+      raise self._bad(
+        f'a line must have one of {", ".join(map(repr, found))}', 'both',
+        'leave one out'
+      )  # fmt: skip
+    return (found[0], self._record[found[0]]) if found else (None, None)
+
+  def _passages(self, names):
+    """Returns the `Passage`s of a key; None for one that is null."""
+    there = any(name in self._record for name in names)
+    name, value = self._take(names)
+    if isinstance(value, dict) and all(
+      isinstance(some, list) for some in value.values()
+    ):  # By system: sentence-transformers/msmarco-hard-negatives.
+      value = list(itertools.chain.from_iterable(value.values()))
+    values = value if isinstance(value, list) else [value] * there
+    return [self._passage(name, value) for value in values]
+
+  def _passage(self, name, value):
+    if value is None:
+      return None
+    if isinstance(value, str):
+      return Passage(None, '', value)
+    if type(value) is int:  # No text is a number.
+      return Passage(str(value), '', None)
+    if not isinstance(value, dict):
+      raise self._bad(
+        f'{name!r} must have texts, or objects with a text',
+        repr(value)[:80], 'give its text'
+      )  # fmt: skip
+    an_id = next((value[key] for key in _PASSAGE_IDS if key in value), None)
+    if an_id is None and 'text' not in value:
+      raise self._bad(
+        f"an object in {name!r} must have a 'text' or an id",
+        records.keys_of(value), 'mend it'
+      )  # fmt: skip
+    title, text = value.get('title') or '', value.get('text')
+    if not isinstance(title, str) or not isinstance(text, str | None):
+      raise self._bad(
+        "a passage must have strings as 'title' and 'text'",
+        repr(value)[:80], 'mend it'
+      )  # fmt: skip
+    an_id = None if an_id is None else str(an_id)
+    return Passage(an_id, title, text, self._score(value.get('score')))
+
+  def _ids(self, names):
+    name, values = self._take(names)
+    values = [] if values is None else values
+    if not isinstance(values, list) or not all(
+      isinstance(value, str | int) for value in values
+    ):
+      raise self._bad(
+        f'{name!r} must be a list of ids', repr(values)[:80], 'mend it'
+      )
+    values = map(str, values)
+    return [
+      Passage(None, '', value)
+      if ' ' in value or not value.isascii()
+      else Passage(value, '', None)
+      for value in values
+    ]
+
+  def _scored(self, passages, names):
+    name, values = self._take(names)
+    if values is None:
+      return passages
+    return self._with_scores(passages, values, name)
+
+  def _with_scores(self, passages, values, name):
+    if not isinstance(values, list) or len(values) != len(passages):
+      raise self._bad(
+        f'{name!r} must be a list of {len(passages)} scores, one for each '
+        'passage', repr(values)[:80], 'mend it'
+      )  # fmt: skip
+    return [
+      passage and passage._replace(score=self._score(value))
+      for passage, value in zip(passages, values, strict=True)
+    ]
+
+  def _score(self, value):
+    """Returns a score as a float; DPR's files have some as strings."""
+    try:
+      score = math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+      score = math.inf
+    if math.isinf(score):
+      raise self._bad('a score must be a number', repr(value)[:80], 'mend it')
+    return score
+
+  def _with_text(self, passages):
+    """Returns the passages that are there; counts the others."""
+    there = [p for p in passages if p and (p.text is None or p.whole.strip())]
+    there = [p for p in there if p.id is not None or p.text is not None]
+    for passage in there:
+      self._count_surrogates(passage.whole)
+    self._counts['passages that are null or empty, left out'] += len(
+      passages
+    ) - len(there)
+    return there
+
+  def _count_surrogates(self, text):
+    try:
+      text.encode()
+    except UnicodeEncodeError:
+      self._counts['texts with half a surrogate pair, read as ?'] += 1
+
+  def _check_left(self):
+    """Counts keys that are not read, and refuses what they may mean."""
+    for name in sorted(self._left):
+      if any(part in name.lower() for part in _TELLING):
+        raise self._bad(
+          f'{name!r} is none of the keys that are read',
+          records.keys_of(self._record), f'give each line as {FORM}'
+        )  # fmt: skip
+      self._counts[f'lines with {name!r}, which is not read'] += 1
+
+  def _bad(self, rule, found, cure):
+    return strict_io.bad(self._path, rule, found, cure, self._line)

@@ -1,0 +1,232 @@
+"""MS MARCO's own files: passages and documents, and the tracks of TREC DL.
+
+Nguyen et al. 2016; Craswell et al. 2020. All are columns with tabs between,
+without quotes and without a header; judgements are those of TREC.
+"""
+
+import array
+import functools
+from typing import NamedTuple
+
+from ance_jax.core import logs
+from ance_jax.core import strict_io
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import downloads
+from ance_jax.data import records
+
+# Between the parts of a title, where a tokenizer's separator goes in. A control
+# character, which no title has.
+_PART = corpus_lib.TITLE_PART
+# Characters of a document that ANCE's code goes on with (msmarco_data.py).
+# address</s>title</s>body; our `_PART` is one of these characters.
+_DOCUMENT_CHARACTERS, _SEPARATORS = 10_000, 7
+
+
+class _Files(NamedTuple):
+  """Names of a split's files, the first ones being those of the source."""
+
+  queries: tuple
+  judgements: tuple
+  protocol: str
+
+
+_PASSAGE_SPLITS = {
+  'train': _Files(('queries.train.tsv',), ('qrels.train.tsv',), 'msmarco'),
+  'dev': _Files(
+    ('queries.dev.small.tsv',), ('qrels.dev.small.tsv',), 'msmarco'
+  ),
+  'dl19': _Files(
+    ('msmarco-test2019-queries.tsv', 'queries.dl19.tsv'),
+    ('2019qrels-pass.txt', 'qrels.dl19-passage.txt'),
+    'trec_dl',
+  ),
+  'dl20': _Files(
+    ('msmarco-test2020-queries.tsv', 'queries.dl20.tsv'),
+    ('2020qrels-pass.txt', 'qrels.dl20-passage.txt'),
+    'trec_dl',
+  ),
+}
+_DOCUMENT_SPLITS = {
+  'train': _Files(
+    ('msmarco-doctrain-queries.tsv',),
+    ('msmarco-doctrain-qrels.tsv',),
+    'msmarco_doc',
+  ),
+  'dev': _Files(
+    ('msmarco-docdev-queries.tsv',),
+    ('msmarco-docdev-qrels.tsv',),
+    'msmarco_doc',
+  ),
+  'dl19': _Files(
+    ('msmarco-test2019-queries.tsv',), ('2019qrels-docs.txt',), 'trec_dl_doc'
+  ),
+  'dl20': _Files(
+    ('msmarco-test2020-queries.tsv',), ('2020qrels-docs.txt',), 'trec_dl_doc'
+  ),
+}
+
+
+def read_passages(config):
+  """Returns the `corpus.Source` of the passages in `--data_dir`."""
+  folder = records.open_folder(config, 'collection.tsv')
+  path = _needed(config, folder, 'collection.tsv')
+  corpus = _corpus(path, 2, lambda an_id, text: (an_id, '', text))
+  records.say_corpus('MS MARCO passages, without titles', corpus)
+  return _source(config, folder, corpus, _PASSAGE_SPLITS)
+
+
+def read_titled_passages(config):
+  """Returns the `corpus.Source` of the passages with the titles of their pages.
+
+  The corpus of RocketQA, coCondenser, Tevatron, SimLM and ANCE-Tele, which is
+  not that of MS MARCO: para.txt and para.title.txt. Passages without a title
+  have none.
+  """
+  folder = records.open_folder(config, 'para.txt')
+  path = _needed(config, folder, 'para.title.txt')
+  titles = _corpus(
+    path, 2, lambda an_id, title: (an_id, '', title), may_be_empty=True
+  )
+
+  def titled(an_id, text):
+    row = titles.rows.get(an_id)
+    return an_id, '' if row is None else titles.texts[row], text
+
+  corpus = _corpus(_needed(config, folder, 'para.txt'), 2, titled)
+  records.say_corpus('MS MARCO passages, with titles (unofficial)', corpus)
+  missing = sum(not title for title in corpus.titles)
+  logs.say(f'{path}: {missing:,} passages without a title')
+  return _source(config, folder, corpus, _PASSAGE_SPLITS)
+
+
+def read_documents(config):
+  """Returns the `corpus.Source` of the documents in `--data_dir`.
+
+  Their text is address, title and body, as in ANCE, with the separator of
+  `--title_separator` between, of which the first 10,000 characters count.
+  """
+  folder = records.open_folder(config, 'msmarco-docs.tsv')
+  path = _needed(config, folder, 'msmarco-docs.tsv')
+  shortened = 0
+
+  def document(an_id, url, title, body):
+    nonlocal shortened
+    # A document without a body has its title as its text.
+    head, text = (f'{url}{_PART}{title}', body) if body else (url, title or url)
+    room = max(_DOCUMENT_CHARACTERS - len(head) - _SEPARATORS, 1)
+    shortened += len(text) > room
+    return an_id, head, text[:room]
+
+  corpus = _corpus(path, 4, document, may_be_empty=True)
+  records.say_corpus('MS MARCO documents', corpus)
+  logs.say(
+    f'{path}: {shortened:,} documents cut at {_DOCUMENT_CHARACTERS:,} '
+    'characters'
+  )
+  return _source(config, folder, corpus, _DOCUMENT_SPLITS)
+
+
+def _source(config, folder, corpus, splits):
+  def read_split(name):
+    files = splits.get(
+      name, _Files((f'queries.{name}.tsv',), (f'qrels.{name}.tsv',), 'msmarco')
+    )
+    queries = _first(folder, files.queries)
+    judgements = _first(folder, files.judgements)
+    fetched = config.download and name in splits
+    if queries is None and judgements is None and not fetched:
+      return None
+    queries = queries or _needed(config, folder, files.queries[0])
+    query_ids, texts = _queries(queries)
+    path = judgements or _needed(config, folder, files.judgements[0])
+    rows = {query_id: row for row, query_id in enumerate(query_ids)}
+    pairs, missing = _judgements(path, rows, corpus.rows)
+    return corpus_lib.Judged(
+      query_ids, texts, pairs, protocol=files.protocol, missing=missing
+    )
+
+  return corpus_lib.Source(corpus, read_split, _splits_found(folder, splits))
+
+
+def _judgements(path, query_rows, passage_rows):
+  """Returns what `records.Judgements` gives, of a file of TREC's form."""
+  judgements = records.Judgements(path, query_rows, passage_rows)
+  for number, line in strict_io.lines(path):
+    cells = line.split()
+    if len(cells) != 4:
+      raise strict_io.bad(
+        path, 'a judgement must be query id, 0, passage id and grade',
+        strict_io.quoted(line), 'mend the line', number
+      )  # fmt: skip
+    query_id, _, passage_id, given = cells
+    judgements.add(number, query_id, passage_id, given)
+  records.say_rows(path, len(judgements))
+  return judgements.done()
+
+
+def _corpus(path, number, row, *, may_be_empty=False):
+  """Returns the `corpus.Corpus` of a file.
+
+  Args:
+    path: The file.
+    number: Columns that each line must have.
+    row: row(*cells) -> id, title and text.
+    may_be_empty: Whether a cell may have no text.
+  """
+  writer, lines = corpus_lib.CorpusWriter(), array.array('q')
+  for line, cells in _lines(path, number, may_be_empty):
+    writer.add(*row(*cells))
+    lines.append(line)
+  return records.corpus(path, writer, lines)
+
+
+def _queries(path):
+  """Returns the ids and the texts of a file of queries, two lists."""
+  ids, texts = {}, []
+  for line, (an_id, text) in _lines(path, 2, False):
+    records.check_id(path, line, an_id, ids)
+    ids[an_id] = line
+    texts.append(text)
+  records.check_any(path, ids)
+  records.say_rows(path, len(ids))
+  return list(ids), texts
+
+
+def _lines(path, number, may_be_empty):
+  """Yields line number and cells of a file with tabs, the first an id."""
+  progress = functools.partial(
+    logs.progress, what=f'read {path.name}', unit='bytes'
+  )
+  for line, text in strict_io.lines(path, progress):
+    cells = text.split('\t')
+    if len(cells) != number:
+      raise strict_io.bad(
+        path, f'a line must have {number} columns, tabs between', len(cells),
+        'fetch the file again', line
+      )  # fmt: skip
+    records.check_id(path, line, cells[0], {})
+    if not may_be_empty and not cells[-1].strip():
+      raise strict_io.bad(
+        path, 'a line must have a text behind its id', strict_io.quoted(text),
+        'remove it', line
+      )  # fmt: skip
+    yield line, cells
+
+
+def _first(folder, names):
+  """Returns the path of the first of some files that is there, or None."""
+  return next(
+    filter(None, (records.find(folder, name) for name in names)), None
+  )
+
+
+def _needed(config, folder, name):
+  return downloads.existing(config, folder, name, 'a folder of MS MARCO')
+
+
+def _splits_found(folder, splits):
+  """Returns which splits are there, for people."""
+  there = [name for name in splits if _first(folder, splits[name].judgements)]
+  missing = splits['train'].judgements[0]
+  found = ', '.join(there) or f'none, not even {missing}'
+  return f'{folder}, where there is {found}'

@@ -1,0 +1,126 @@
+"""A file of pairs: pairs.jsonl, and perhaps a corpus.jsonl beside it.
+
+What sentence-transformers trains on, `mine_hard_negatives` takes or gives, and
+`--job=mine` writes: texts without ids, with or without negatives. Equal queries
+are one query, equal passages one passage.
+"""
+
+import array
+import collections
+import pathlib
+
+from ance_jax import errors
+from ance_jax.core import strict_io
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import records
+from ance_jax.data.readers import beir
+from ance_jax.data.readers import given
+from ance_jax.data.readers import given_formats
+
+
+def read(config):
+  """Returns the `corpus.Source` of the folder `--data_dir`."""
+  folder = records.open_folder(config, 'pairs.jsonl')
+  path = records.existing(folder, 'pairs.jsonl', 'a folder of pairs')
+  queries, passages, judged, any_negative = _read_pairs(path)
+  if config.negatives and any_negative:
+    raise errors.BadInput(
+      f'{path} has negatives, and --negatives={config.negatives} gives others; '
+      'leave --negatives out, or remove those of the pairs.'
+    )
+  ids = [f'q{row}' for row in range(len(queries))]
+  if config.negatives:
+    _add_negatives(pathlib.Path(config.negatives), ids, queries, passages)
+  corpus, rows = _read_corpus(folder, path, passages)
+  records.say_corpus(folder.name, corpus)
+  judgements = {(query, rows[whole]): 1 for query, whole in judged}
+
+  def read_split(name):
+    if name != config.train_split:
+      return None
+    return corpus_lib.Judged(ids, list(queries), judgements)
+
+  return corpus_lib.Source(
+    corpus, read_split, path, path if any_negative else None
+  )
+
+
+def _read_pairs(path):
+  """Returns what a file has: queries, passages, pairs, and if any is negative.
+
+  {query: row}, {title and text as one: (id, title, text, line)}, a list of
+  (query row, title and text as one) of each positive, a bool.
+  """
+  queries, passages, judged, any_negative = {}, {}, {}, False
+  counts = collections.Counter()
+  for record in given_formats.read(path, counts):
+    if not (record.query or '').strip() or not all(
+      passage.text for passage in record.positives
+    ):
+      raise strict_io.bad(
+        path, 'a query and a positive must have a text',
+        strict_io.quoted(record.query or ''), 'remove the line', record.line
+      )  # fmt: skip
+    if not record.positives and not record.negatives:
+      raise strict_io.bad(
+        path, 'a line must have a positive', 'none',
+        f'give each as {given_formats.FORM}', record.line
+      )  # fmt: skip
+    query = queries.setdefault(record.query, len(queries))
+    found = record.positives + record.negatives
+    _add(passages, found, 'pairs', record.line)
+    any_negative |= bool(record.negatives)
+    for positive in record.positives:
+      # A line for each negative has its positive again.
+      again = (query, positive.whole) in judged and not record.negatives
+      counts['pairs that stand twice, read once'] += again
+      judged[query, positive.whole] = True
+  records.check_any(path, queries)
+  without = len(queries) - len({query for query, _ in judged})
+  counts['queries without a positive, left out'] += without
+  records.say_counts(path, +counts)
+  return queries, passages, list(judged), any_negative
+
+
+def _add_negatives(path, ids, queries, passages):
+  """Adds the texts that a file of negatives has for some queries."""
+  known = given.Queries(
+    {an_id: row for row, an_id in enumerate(ids)}, dict(enumerate(queries))
+  )
+  for record in given_formats.read(path, collections.Counter()):
+    if known.rows(record):
+      _add(passages, record.negatives, 'given', record.line)
+
+
+def _add(passages, found, kind, line):
+  """Adds the `given_formats.Passage`s of a line that have a new text."""
+  number = 0
+  for passage in found:
+    if passage.text is not None and passage.whole not in passages:
+      name = f'{kind}-{line}' + (f'-{number}' if number else '')
+      passages[passage.whole] = name, passage.title, passage.text, line
+      number += 1
+
+
+def _read_corpus(folder, path, passages):
+  """Returns the `corpus.Corpus`, and {title and text as one: row}.
+
+  What corpus.jsonl has comes first, then the passages that are not in it; one
+  that is may be there as text alone, or as title, space and text.
+  """
+  writer, lines, rows = corpus_lib.CorpusWriter(), array.array('q'), {}
+  counts = collections.Counter()
+  there = records.find(folder, 'corpus.jsonl')
+  for line, an_id, title, text in beir.passages(there, counts) if there else ():
+    for whole in (text, f'{title} {text}'):
+      if whole in passages:
+        rows.setdefault(whole, len(writer))
+    writer.add(an_id, title, text)
+    lines.append(line)
+  for whole, (*row, line) in passages.items():
+    if whole not in rows:
+      rows[whole] = len(writer)
+      writer.add(*row)
+      lines.append(line)
+  records.say_counts(there, counts)
+  return records.corpus(there or path, writer, lines), rows

@@ -1,0 +1,244 @@
+"""MS MARCO, TREC DL, DPR's sets and BEIR as TFDS builders: a table a config.
+
+They hold the rows that the readers give, so that a set can be handed on in
+TFDS's form, and read without this project:
+
+    tfds.MsMarcoPassage(config='corpus').download_and_prepare()
+    tfds.Beir(config='scifact_corpus').download_and_prepare()
+
+`source_dir` is a folder with the files of the source; without it they are
+fetched.
+"""
+
+import abc
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ance_jax import config as config_lib
+from ance_jax.data import registry
+from ance_jax.data.readers import beir
+from ance_jax.data.readers import dpr
+from ance_jax.data.readers import msmarco
+
+_MARCO_SPLITS = ('train', 'dev', 'dl19', 'dl20')
+_MARCO_CITATION = """\
+@inproceedings{nguyen2016msmarco,
+  title={{MS MARCO}: A Human Generated MAchine Reading COmprehension Dataset},
+  author={Nguyen, Tri and Rosenberg, Mir and Song, Xia and Gao, Jianfeng and
+    Tiwary, Saurabh and Majumder, Rangan and Deng, Li},
+  booktitle={CoCo@NIPS}, year={2016}}"""
+_DPR_CITATION = """\
+@inproceedings{karpukhin2020dense,
+  title={Dense Passage Retrieval for Open-Domain Question Answering},
+  author={Karpukhin, Vladimir and Oguz, Barlas and Min, Sewon and Lewis, Patrick
+    and Wu, Ledell and Edunov, Sergey and Chen, Danqi and Yih, Wen-tau},
+  booktitle={EMNLP}, year={2020}}"""
+_BEIR_CITATION = """\
+@inproceedings{thakur2021beir,
+  title={{BEIR}: A Heterogeneous Benchmark for Zero-shot Evaluation of
+    Information Retrieval Models},
+  author={Thakur, Nandan and Reimers, Nils and R{\\"u}ckl{\\'e}, Andreas and
+    Srivastava, Abhishek and Gurevych, Iryna},
+  booktitle={NeurIPS Datasets and Benchmarks}, year={2021}}"""
+_TEXT = tfds.features.Text()
+_TEXTS = tfds.features.Sequence(tfds.features.Text())
+_TABLES = {
+  'corpus': {'id': _TEXT, 'title': _TEXT, 'text': _TEXT},
+  'queries': {'id': _TEXT, 'text': _TEXT, 'answers': _TEXTS},
+  'judgements': {
+    'query': _TEXT,
+    'passage': _TEXT,
+    'grade': np.int32,
+  },
+}
+
+
+def _flat(name):
+  """Returns the name of a set of BEIR as TFDS lets a config be called."""
+  return name.replace('/', '-')
+
+
+class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
+  """A set in three tables, rows in the order of the source."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'First release.'}
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(name=name, description=f'The table of {name}.')
+    for name in _TABLES
+  ]
+  SPLITS, LICENCE, CITATION, HOMEPAGE = (), '', '', ''
+
+  @property
+  def table(self):
+    """Name of the table that this config is."""
+    return self.builder_config.name
+
+  def __init__(self, *, source_dir=None, **kwargs):
+    self._source_dir = source_dir
+    super().__init__(**kwargs)
+
+  @abc.abstractmethod
+  def _read(self, folder, download):
+    """Returns the `corpus.Source` of a folder."""
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=type(self).__doc__,
+      features=tfds.features.FeaturesDict(_TABLES[self.table]),
+      license=self.LICENCE,
+      citation=self.CITATION,
+      homepage=self.HOMEPAGE,
+      # The order of the rows is that of the source.
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager):
+    folder = self._source_dir or dl_manager.download_dir / self.name
+    source = self._read(str(folder), self._source_dir is None)
+    if self.table == 'corpus':
+      return {'corpus': self._generate_examples(_passages(source.corpus))}
+    found = {name: source.read_split(name) for name in self.SPLITS}
+    found = {name: judged for name, judged in found.items() if judged}
+    if self.table == 'queries':
+      return {
+        name: self._generate_examples(_queries(judged))
+        for name, judged in found.items()
+      }
+    return {
+      name: self._generate_examples(_judgements(judged, source.corpus))
+      for name, judged in found.items()
+      # Of questions with answers alone, none is judged.
+      if judged.judgements
+    }
+
+  def _generate_examples(self, rows):
+    yield from rows
+
+
+class MsMarcoPassage(_RetrievalSet):
+  """Passages of MS MARCO, without titles, and of TREC DL 2019 and 2020."""
+
+  SPLITS, CITATION = _MARCO_SPLITS, _MARCO_CITATION
+  LICENCE = 'Terms of MS MARCO: research that is not commercial.'
+  HOMEPAGE = 'https://microsoft.github.io/msmarco/'
+
+  def _read(self, folder, download):
+    return msmarco.read_passages(_config('msmarco', folder, download))
+
+
+class MsMarcoPassageTitled(MsMarcoPassage):
+  """Passages of MS MARCO with titles of their pages, which are not part of it.
+
+  The corpus of RocketQA, coCondenser, Tevatron, SimLM and ANCE-Tele.
+  """
+
+  def _read(self, folder, download):
+    config = _config('msmarco_titled', folder, download)
+    return msmarco.read_titled_passages(config)
+
+
+class MsMarcoDocument(MsMarcoPassage):
+  """Documents of MS MARCO, the first 10,000 characters, and of TREC DL."""
+
+  def _read(self, folder, download):
+    return msmarco.read_documents(_config('msmarco_doc', folder, download))
+
+
+class DprNq(_RetrievalSet):
+  """Wikipedia in passages of 100 words, and Natural Questions as DPR has them.
+
+  A judgement of train or dev is the gold passage; answers stand with queries.
+  """
+
+  SPLITS, CITATION = ('train', 'dev', 'test'), _DPR_CITATION
+  LICENCE = 'CC BY-NC 4.0'
+  HOMEPAGE = 'https://github.com/facebookresearch/DPR'
+  QUESTIONS = 'nq'
+
+  def _read(self, folder, download):
+    return dpr.read(_config('dpr', folder, download, questions=self.QUESTIONS))
+
+
+class DprTrivia(DprNq):
+  """The same Wikipedia, and TriviaQA as DPR has it."""
+
+  QUESTIONS = 'trivia'
+
+
+class DprWebQuestions(DprNq):
+  """The same Wikipedia, and WebQuestions as DPR has them."""
+
+  QUESTIONS = 'webquestions'
+
+
+class DprCuratedTrec(DprNq):
+  """The same Wikipedia, and CuratedTREC; its answers are patterns."""
+
+  QUESTIONS = 'curatedtrec'
+
+
+class DprSquad(DprNq):
+  """The same Wikipedia, and SQuAD 1.1 as DPR has it."""
+
+  QUESTIONS = 'squad1'
+
+
+class Beir(_RetrievalSet):
+  """A set of BEIR; the config is its name and a table, as in 'nq_corpus'."""
+
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(
+      name=f'{_flat(name)}_{table}',
+      description=f'The table of {table} of {name}.',
+    )
+    for name in registry.BEIR_PASSAGES
+    for table in _TABLES
+  ]
+  SPLITS, CITATION = ('train', 'dev', 'test'), _BEIR_CITATION
+  LICENCE = "Each set has its own: see BEIR's README."
+  HOMEPAGE = 'https://github.com/beir-cellar/beir'
+
+  @property
+  def table(self):
+    """Name of the table that this config is."""
+    return self.builder_config.name.rpartition('_')[2]
+
+  def _read(self, folder, download):
+    wanted = self.builder_config.name.rpartition('_')[0]
+    (name,) = (n for n in registry.BEIR_PASSAGES if _flat(n) == wanted)
+    if download:
+      folder = f'{folder}/{wanted}'
+    return beir.read(_config('beir', folder, download, beir_set=name))
+
+
+def _config(dataset, folder, download, **kwargs):
+  return config_lib.Config(
+    dataset=dataset, data_dir=folder, download=download, **kwargs
+  )
+
+
+def _passages(corpus):
+  columns = (corpus.ids, corpus.titles, corpus.texts)
+  for row, (an_id, title, text) in enumerate(zip(*columns, strict=True)):
+    yield row, {'id': an_id, 'title': title, 'text': text}
+
+
+def _queries(judged):
+  answers = judged.answers or {}
+  columns = (judged.query_ids, judged.queries)
+  for row, (an_id, text) in enumerate(zip(*columns, strict=True)):
+    yield row, {'id': an_id, 'text': text, 'answers': answers.get(row, [])}
+
+
+def _judgements(judged, corpus):
+  pairs = [
+    (query, corpus.ids[passage], grade)
+    for (query, passage), grade in judged.judgements.items()
+  ]
+  pairs += [(*pair, grade) for pair, grade in (judged.missing or {}).items()]
+  for number, (query, passage_id, grade) in enumerate(pairs):
+    row = {'passage': passage_id, 'grade': grade}
+    yield number, {'query': judged.query_ids[query], **row}

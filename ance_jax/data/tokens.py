@@ -1,0 +1,376 @@
+"""Text -> token rows on disk, made once per tokenizer, length and text.
+
+A token row has no padding; rows lie one behind the other in one flat array,
+with offsets (measured against fixed-width rows, Arrow and ArrayRecord: the
+smallest on disk, and far the fastest to read at random after plain memory
+maps).
+"""
+
+import array
+import dataclasses
+import functools
+import hashlib
+import itertools
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.core import strict_io
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import strings
+from ance_jax.data import tokenizer as tokenizer_lib
+
+_ROWS_AT_ONCE = 4096
+# Half a million rows: what a kill can cost.
+_BATCHES_A_PART = 128
+
+
+class TokenRows(NamedTuple):
+  """Tokens of N texts; row i is ids[offsets[i]:offsets[i + 1]].
+
+  A text has a row, or, where documents are cut into pieces, the R rows from
+  first[i] to first[i + 1].
+
+  Attributes:
+    ids: (T,) uint16 or uint32, token ids, special tokens included.
+    offsets: (R + 1,) int64.
+    pad_id: Token id that padding is made of.
+    hash: Hash of the tokenizer, the length and the texts.
+    first: (N + 1,) int64, or None: N and R are the same.
+  """
+
+  ids: np.ndarray
+  offsets: np.ndarray
+  pad_id: int
+  hash: str
+  first: np.ndarray | None = None
+
+  def __len__(self):
+    return len(self.offsets if self.first is None else self.first) - 1
+
+  def pieces(self):
+    """Returns the `TokenRows` of R texts that the pieces are."""
+    return TokenRows(self.ids, self.offsets, self.pad_id, self.hash)
+
+  def texts_of_pieces(self):
+    """Returns the (R,) int32 rows of the pieces' texts, or None."""
+    if self.first is None:
+      return None
+    numbers = np.arange(len(self), dtype=np.int32)
+    return np.repeat(numbers, np.diff(self.first))
+
+  def lengths(self):
+    """Returns the (R,) int32 numbers of tokens."""
+    return np.diff(self.offsets).astype(np.int32)
+
+  def padded_pieces(self, rows, length, number):
+    """Returns the token ids of the pieces of some texts.
+
+    Args:
+      rows: (n,) int, rows of texts.
+      length: As for `padded`.
+      number: C, pieces of a text at most.
+
+    Returns:
+      (n, C, length) int32 token ids, and (n, C) int32 numbers of tokens, 0
+      where a text has no such piece.
+    """
+    start, end = self.first[rows], self.first[np.asarray(rows) + 1]
+    pieces = start[:, None] + np.arange(number)
+    pieces = np.where(pieces < end[:, None], pieces, -1)
+    ids, lengths = self.pieces().padded(pieces.ravel(), length)
+    lengths = np.where(pieces < 0, 0, lengths.reshape(pieces.shape))
+    return ids.reshape(*pieces.shape, -1), lengths
+
+  def padded(self, rows, length):
+    """Returns the token ids of some rows, padded on the right.
+
+    Args:
+      rows: (n,) int, rows to take; -1 gives a row of one padding token, which
+        encodes to something finite that nobody reads.
+      length: Columns of the result, at least the longest row.
+
+    Returns:
+      (n, length) int32 token ids, and (n,) int32 numbers of tokens.
+    """
+    rows = np.asarray(rows)
+    starts = self.offsets[rows]
+    lengths = np.where(rows < 0, 0, self.offsets[rows + 1] - starts)
+    real = np.arange(length) < lengths[:, None]
+    ids = np.full(real.shape, self.pad_id, np.int32)
+    ids[real] = self.ids[(starts[:, None] + np.arange(length))[real]]
+    return ids, np.maximum(lengths, 1).astype(np.int32)
+
+
+def passage_texts(corpus, separator, prompt=''):
+  """Returns an iterable of what is tokenized of each passage, with a `len`.
+
+  That is title, if any, and text.
+
+  With BERT's separator token this is the pair of DPR, [CLS] title [SEP] text
+  [SEP]. DPR's code shortens the longer of the two until both fit; here the end
+  is cut, and then [SEP] added, which is the same unless a title takes more than
+  half of the tokens. No spaces are around the token: transformers 2, with which
+  ANCE's documents were tokenized, strips them.
+
+  Args:
+    corpus: `corpus.Corpus`.
+    separator: What stands between the two; `tokenizer.SPACE` for all but an
+      encoder.
+    prompt: What is put before each.
+  """
+  return _PassageTexts(corpus, separator, prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PassageTexts:
+  corpus: corpus_lib.Corpus
+  separator: str
+  prompt: str
+
+  def __len__(self):
+    return len(self.corpus.texts)
+
+  def __iter__(self):
+    separator = self.separator
+    for title, text in zip(self.corpus.titles, self.corpus.texts, strict=True):
+      title = title.replace(corpus_lib.TITLE_PART, separator)
+      yield self.prompt + (f'{title}{separator}{text}' if title else text)
+
+
+class Cut(NamedTuple):
+  """How texts are cut to what an encoder takes.
+
+  Attributes:
+    length: Tokens at most, special ones included.
+    pieces: Pieces of a text at most, each of so many tokens (MaxP); 1: the
+      first alone (FirstP).
+    whole: Whether a text is tokenized to all that its pieces hold, special
+      tokens around it, and then cut: ANCE's code. Else each piece has them.
+  """
+
+  length: int
+  pieces: int = 1
+  whole: bool = False
+
+
+def token_rows(
+  tokenizer, texts, *, what, num_texts, cut, content_hash, folder, spread=None
+):
+  """Returns the `TokenRows` of some texts, from disk if they are there.
+
+  Args:
+    tokenizer: A fast transformers tokenizer.
+    texts: Iterable of strings, one a row.
+    what: 'passages' or another name for people.
+    num_texts: Number of `texts`.
+    cut: `Cut`; what is cut off is counted in a printed line.
+    content_hash: Hash of the texts, or of all that they are made of.
+    folder: Where token rows are kept, as memory maps. One process at a time
+      makes them there, others wait for it.
+    spread: spread(function, tasks) calls function(task) of each task, on other
+      machines perhaps; None: this process tokenizes, on all its cores. The
+      bytes are the same.
+  """
+  backend = tokenizer_lib.backend(tokenizer)
+  of_cut = f'{cut.length}' if cut.pieces == 1 else f'{tuple(cut)}'
+  key = hashlib.sha256(
+    f'{backend.to_str()} {of_cut} {content_hash}'.encode()
+  ).hexdigest()
+  kept = pathlib.Path(folder) / f'{what}-{key[:16]}'
+
+  def waiting():
+    logs.say(f'{folder}: another process tokenizes there; waiting for it')
+
+  def make():
+    # Of a killed process; a run cleans no folder but its own.
+    atomic.remove_unfinished(folder)
+    backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
+    batches = logs.progress(
+      _batches(texts),
+      f'{"hand out" if spread else "tokenize"} {what}',
+      total=num_texts,
+      unit='texts',
+      count=len,
+    )
+    if spread or num_texts > _BATCHES_A_PART * _ROWS_AT_ONCE:
+      _tokenize_in_parts(backend, iter(batches), kept, cut, spread)
+    else:
+      _tokenize(backend, batches, kept, cut)
+    return atomic.read_manifest(kept)
+
+  # What is there may be in a folder that this user can only read.
+  manifest = atomic.find(kept, {})
+  if manifest is None:
+    with atomic.turn(folder, waiting):
+      manifest = atomic.find(kept, {}) or make()
+  ids, offsets, first = _stored(kept, manifest, cut)
+  pieces = f' in {len(offsets) - 1:,} pieces' if cut.pieces > 1 else ''
+  logs.say(
+    f'{what}: {num_texts:,} rows{pieces} of {manifest["mean_length"]:.1f} '
+    f'tokens in the mean, {manifest["num_cut"]:,} of them cut at '
+    f'{cut.length * cut.pieces}'
+  )
+  return TokenRows(ids, offsets, tokenizer.pad_token_id, key, first)
+
+
+def memory_rows(tokenizer, texts, length):
+  """Returns the `TokenRows` of a few texts, kept in memory only."""
+  backend = tokenizer_lib.backend(tokenizer)
+  backend.enable_truncation(length)
+  rows = [encoding.ids for encoding in backend.encode_batch_fast(texts)]
+  offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
+  return TokenRows(
+    np.concatenate(rows).astype(np.uint32), offsets, tokenizer.pad_token_id, ''
+  )
+
+
+def _stored(folder, manifest, cut):
+  """Returns ids, offsets and first rows of what `_tokenize` published."""
+  try:
+    ids = np.memmap(folder / 'ids.bin', manifest['dtype'], 'r')
+    offsets = np.load(folder / 'offsets.npy')
+    first = np.load(folder / 'first.npy') if cut.pieces > 1 else None
+    if offsets.dtype == np.int64 and offsets[-1] == len(ids):
+      return ids, offsets, first
+    reason = f'{offsets.dtype} offsets for {len(ids):,} tokens'
+  except (ValueError, KeyError, TypeError, IndexError) as error:
+    reason = str(error).splitlines()[0]
+  raise strict_io.bad(
+    folder,
+    'token rows must be as they were written',
+    f'others ({reason})',
+    'remove the folder: they are made again',
+  )
+
+
+def _tokenize(backend, batches, folder, cut):
+  """Publishes the ragged token rows of batches of texts as `folder`."""
+  # An id may be above the number of entries: some vocabularies have gaps.
+  narrow = max(backend.get_vocab().values()) <= np.iinfo(np.uint16).max
+  dtype = np.dtype(np.uint16 if narrow else np.uint32)
+  lengths, numbers = array.array('q'), array.array('q')
+  num_cut, manifest = 0, {}
+  with atomic.publish(folder, manifest) as unfinished:
+    with open(unfinished / 'ids.bin', 'wb') as file:
+      for batch in batches:
+        rows = []
+        for encoding in backend.encode_batch_fast(batch):
+          pieces, is_cut = _rows_of(encoding, cut)
+          rows += [np.array(ids, dtype) for ids in pieces]
+          numbers.append(len(pieces))
+          num_cut += is_cut
+        file.write(np.concatenate(rows).tobytes())
+        lengths.extend(map(len, rows))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    np.save(unfinished / 'offsets.npy', offsets)
+    if cut.pieces > 1:
+      first = np.concatenate([[0], np.cumsum(numbers)])
+      np.save(unfinished / 'first.npy', first)
+    manifest['dtype'] = dtype.name
+    manifest['mean_length'] = float(np.mean(lengths))
+    manifest['num_cut'] = num_cut
+
+
+def _rows_of(encoding, cut):
+  """Returns the ids of a text's pieces, and whether some of it is in none."""
+  if cut.pieces > 1 and cut.whole:
+    starts = range(0, len(encoding.ids), cut.length)
+    rows = [encoding.ids[i : i + cut.length] for i in starts]
+    return rows, bool(encoding.overflowing)
+  # With special tokens around each, as the tokenizer gives them.
+  rows = [encoding, *encoding.overflowing]
+  return [r.ids for r in rows[: cut.pieces]], len(rows) > cut.pieces
+
+
+def tokenize_part(part, tokenizer_file, cut):
+  """Publishes the token rows of a part, whose texts lie beside it.
+
+  Args:
+    part: Path of the folder to publish.
+    tokenizer_file: Path of a tokenizer.json, with its truncation.
+    cut: `Cut`.
+  """
+  if not atomic.find(part, {}):
+    backend = tokenizer_lib.read_backend(tokenizer_file)
+    texts = strings.load(_texts_of(part))
+    _tokenize(backend, _batches(texts), part, cut)
+
+
+def _tokenize_in_parts(backend, batches, folder, cut, spread):
+  """Does what `_tokenize` does, and after a kill goes on with the next part."""
+  parts, whole = folder.with_name(f'{folder.name}-parts'), []
+  while (first := next(batches, None)) is not None:
+    rest = itertools.islice(batches, _BATCHES_A_PART - 1)
+    part = parts / f'{len(whole):05d}'
+    some = itertools.chain([first], rest)
+    if atomic.find(part, {}):
+      for _ in some:  # Goes past these texts.
+        pass
+    elif spread:
+      _leave_texts(some, part)
+    else:
+      _tokenize(backend, some, part, cut)
+    whole.append(part)
+  if spread:
+    file = parts / 'tokenizer.json'
+    atomic.write_text(file, backend.to_str())
+    logs.say(f'{folder.name}: workers tokenize {len(whole):,} parts')
+    spread(
+      functools.partial(tokenize_part, tokenizer_file=file, cut=cut), whole
+    )
+  _join(whole, folder, cut)
+  atomic.remove_folder(parts)
+
+
+def _leave_texts(batches, part):
+  """Publishes the texts of a part for who tokenizes them."""
+  if not atomic.find(_texts_of(part), {}):
+    texts = strings.make(itertools.chain.from_iterable(batches))
+    with atomic.publish(_texts_of(part), {}) as unfinished:
+      texts.save(unfinished)
+  for _ in batches:
+    pass
+
+
+def _texts_of(part):
+  return part.with_name(f'{part.name}-texts')
+
+
+def _join(whole, folder, cut):
+  """Publishes the token rows of parts, one behind the other, as `folder`."""
+  manifests = [atomic.read_manifest(part) for part in whole]
+  stored = [
+    _stored(part, manifest, cut)
+    for part, manifest in zip(whole, manifests, strict=True)
+  ]
+  lengths = np.concatenate([np.diff(offsets) for _, offsets, _ in stored])
+  manifest = {
+    'dtype': manifests[0]['dtype'],
+    'mean_length': float(lengths.mean()),
+    'num_cut': sum(each['num_cut'] for each in manifests),
+  }
+  with atomic.publish(folder, manifest) as unfinished:
+    with open(unfinished / 'ids.bin', 'wb') as file:
+      for ids, _, _ in stored:
+        file.write(ids)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    np.save(unfinished / 'offsets.npy', offsets)
+    if cut.pieces > 1:
+      numbers = np.concatenate([np.diff(first) for _, _, first in stored])
+      first = np.concatenate([[0], np.cumsum(numbers)])
+      np.save(unfinished / 'first.npy', first)
+
+
+def _batches(texts):
+  batch = []
+  for text in texts:
+    batch.append(text)
+    if len(batch) == _ROWS_AT_ONCE:
+      yield batch
+      batch = []
+  if batch:
+    yield batch

@@ -1,0 +1,223 @@
+"""A vocabulary of byte pairs, trained on the texts of a corpus."""
+
+import collections
+import itertools
+import json
+import threading
+
+import tokenizers
+from tokenizers import decoders
+from tokenizers import normalizers
+
+from ance_jax import errors
+from ance_jax.core import logs
+
+PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
+SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
+
+# Of a corpus with more letters, the rare ones are written as bytes. Its common
+# ones are so many, or as many as make up this share of it.
+_MOST_LETTERS, _COMMON = 500, 0.9995
+_BYTES = tuple(f'<0x{number:02X}>' for number in range(256))
+# Letters of a word that the trainer, which takes quadratic time, is given.
+_MOST_OF_WORD = 1_000
+_SAMPLE = 1_000
+_POLL_SECS = 0.1
+
+
+def train(texts, size):
+  """Returns a `tokenizers.Tokenizer` with a vocabulary trained on `texts`.
+
+  Byte pairs over lower-cased words and single punctuation marks. The library's
+  WordPiece trainer is not used: it gives another vocabulary at every call.
+
+  Args:
+    texts: Strings with a `len`, which are gone through twice.
+    size: Entries at most, special tokens included.
+
+  Raises:
+    BadInput: These are too few.
+    Stopped: A stop signal came.
+  """
+  raw, sample = _count(texts)
+  normalizer, kept = normalizers.BertNormalizer(), []
+  letters = _letters(raw, normalizer)
+  with_bytes = len(letters) > _MOST_LETTERS
+  _check(size, len(letters), with_bytes)
+  if with_bytes:
+    normalizer = _keeping_marks()
+    letters = _letters(raw, normalizer)
+    kept = _common(letters, (size - len(SPECIAL) - len(_BYTES)) // 2)
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=UNKNOWN))
+  tokenizer.normalizer = normalizer
+  pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  tokenizer.pre_tokenizer = pre_tokenizer
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=size - len(_BYTES) * with_bytes,
+    special_tokens=list(SPECIAL),
+    initial_alphabet=kept,
+    limit_alphabet=len(kept) or _MOST_LETTERS,
+    show_progress=logs.has_bars(),
+  )
+  fed = (_cut(text, normalizer, pre_tokenizer) for text in texts)
+  _run(tokenizer, trainer, fed)
+  if with_bytes:
+    _add_bytes(tokenizer)
+  logs.say(_summary(tokenizer, sample, len(letters), len(kept)))
+  return tokenizer
+
+
+def _count(texts):
+  """Returns {character: count} of the texts, and the beginnings of some."""
+  counts, sample = collections.Counter(), []
+  step = max(1, len(texts) // _SAMPLE)
+  texts = logs.progress(texts, 'count letters', total=len(texts), unit='texts')
+  for number, text in enumerate(texts):
+    counts.update(text)
+    if number % step == 0:
+      sample.append(text[:_SAMPLE])
+  return counts, sample
+
+
+def _letters(characters, normalizer):
+  """Returns {letter: count} of what a normalizer makes of {character: count}.
+
+  It takes each for itself, and words are what is between spaces.
+  """
+  letters = collections.Counter()
+  for character, count in characters.items():
+    for letter in normalizer.normalize_str(character):
+      if not letter.isspace():
+        letters[letter] += count
+  return letters
+
+
+def _check(size, number, with_bytes):
+  least = len(SPECIAL) + (len(_BYTES) + 2 if with_bytes else number)
+  if size < least:
+    what = f'{number} letters of the corpus'
+    if with_bytes:
+      what = f'256 bytes that a corpus of {number:,} letters is written in'
+    raise errors.BadInput(
+      f'--vocab_size={size} does not hold the {len(SPECIAL)} special tokens '
+      f'and the {what}; set it to {least} at least.'
+    )
+
+
+def _keeping_marks():
+  """Returns a normalizer that strips accents of Latin and Greek letters alone.
+
+  BERT's strips the marks of all: other vowels, tones and consonants in Thai,
+  Indic scripts or Japanese.
+  """
+  accents = tokenizers.Regex(r'(?<=[\p{Latin}\p{Greek}])\p{Mn}+')
+  return normalizers.Sequence(
+    [
+      normalizers.NFD(),
+      normalizers.Replace(accents, ''),
+      normalizers.NFC(),
+      normalizers.BertNormalizer(strip_accents=False),
+    ]
+  )
+
+
+def _common(letters, most):
+  """Returns the most frequent letters, `most` of them at most."""
+  ranked = sorted(letters, key=lambda letter: (-letters[letter], letter))
+  total, so_far, number = letters.total(), 0, 0
+  while so_far < _COMMON * total or number < _MOST_LETTERS:
+    so_far += letters[ranked[number]]
+    number += 1
+  return ranked[: min(number, most)]
+
+
+def _run(tokenizer, trainer, texts):
+  """Trains in a thread, as the library takes no notice of stop signals."""
+  failed, fed, stop = [], threading.Event(), threading.Event()
+
+  def feed():
+    try:
+      for text in texts:
+        if stop.is_set():
+          raise errors.Stopped
+        yield text
+    finally:
+      fed.set()
+
+  def work():
+    try:
+      tokenizer.train_from_iterator(feed(), trainer)
+    except BaseException as error:
+      failed.append(error)
+
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
+  try:
+    with logs.working('train the vocabulary'):
+      while thread.is_alive():
+        if logs.stop_requested():
+          raise errors.Stopped('train the vocabulary')
+        thread.join(_POLL_SECS)
+  except BaseException:
+    # What it computes ends with the process; by then it must be past its last
+    # call of Python.
+    stop.set()
+    fed.wait()
+    thread.join(1)
+    raise
+  if failed:
+    raise failed[0]
+
+
+def _cut(text, normalizer, pre_tokenizer):
+  """Returns a text; if it has a word that is too long, its words in parts."""
+  # Not the tokenizer itself: it is locked while it trains.
+  if max(map(len, text.split()), default=0) <= _MOST_OF_WORD:
+    return text
+  words = pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
+  words = [word for word, _ in words]
+  if max(map(len, words)) <= _MOST_OF_WORD:
+    return text
+  return ' '.join(
+    word[start : start + _MOST_OF_WORD]
+    for word in words
+    for start in range(0, len(word), _MOST_OF_WORD)
+  )
+
+
+def _add_bytes(tokenizer):
+  """Has a tokenizer write letters that its vocabulary lacks as bytes."""
+  model, first = json.loads(tokenizer.to_str())['model'], len(SPECIAL)
+  vocabulary = dict(zip(_BYTES, itertools.count(first), strict=False))
+  for token, number in model['vocab'].items():
+    vocabulary[token] = number + len(_BYTES) * (number >= first)
+  tokenizer.model = tokenizers.models.BPE(
+    vocabulary,
+    [tuple(pair) for pair in model['merges']],
+    unk_token=UNKNOWN,
+    byte_fallback=True,
+  )
+  tokenizer.decoder = decoders.Sequence(
+    [
+      decoders.ByteFallback(),
+      decoders.Replace(tokenizers.Regex(r'\z'), ' '),
+    ]
+  )
+
+
+def _summary(tokenizer, sample, num_letters, num_kept):
+  """Returns the line on what a vocabulary covers."""
+  batch = tokenizer.encode_batch_fast(sample, add_special_tokens=False)
+  counts = collections.Counter(i for one in batch for i in one.ids)
+  total = max(counts.total(), 1)
+  unknown = counts[tokenizer.token_to_id(UNKNOWN)] / total
+  text = f'vocabulary: {tokenizer.get_vocab_size():,} tokens, '
+  if num_kept:
+    of_bytes = sum(counts[tokenizer.token_to_id(byte)] for byte in _BYTES)
+    text += (
+      f'{num_kept:,} of {num_letters:,} letters, the others as bytes '
+      f'({of_bytes / total:.2%} of the tokens), '
+    )
+  else:
+    text += f'all {num_letters:,} letters, '
+  return f'{text}{unknown:.2%} unknown in {len(sample):,} of the texts'

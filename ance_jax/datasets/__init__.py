@@ -1,1 +1,0 @@
-"""TFDS builders of the datasets that are not in the TFDS catalogue."""

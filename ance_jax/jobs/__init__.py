@@ -1,0 +1,1 @@
+"""One file a job, named as --job is, and the parts of some."""

@@ -1,0 +1,275 @@
+"""Likely false negatives among what a model ranks high, or a file gives.
+
+`--job=audit`.
+
+For some training queries, by rank: the share of passages that were judged
+relevant, are the query itself, or neither but have a positive's text, nearly
+its text, an answer, or a place above the first positive; and some to read.
+"""
+
+import pathlib
+
+import numpy as np
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.core import workdirs
+from ance_jax.data import answers
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import load
+from ance_jax.data import pydocs
+from ance_jax.retrieval import corpus_index
+from ance_jax.training import experiment
+
+# Queries looked at, at most; passages of each; where bands of ranks end.
+_QUERIES, _DEPTH, _BANDS = 500, 200, (10, 50, 100, 200)
+_EXAMPLES = 20
+
+
+def run(config):
+  """Audits a run at its `--checkpoint`, `--init_from`, or given negatives.
+
+  Prints a table and examples, and writes both as audit-<step or given>.json.
+
+  Returns:
+    {rule: [share in each band of ranks]}; NaN where a band has no passage.
+  """
+  is_run = experiment.is_run(config.workdir)
+  if config.negatives or not (is_run or config.init_from):
+    return _of_given(config, scored=bool(config.init_from) and not is_run)
+  this, params, step = experiment.read(config, None)
+  watch, split = logs.Stopwatch(), this.splits[config.train_split]
+  random = np.random.default_rng(config.seed)
+  queries = _drawn(np.arange(len(split.ids)), random)
+  indexed = corpus_index.index_corpus(this, params, watch)
+  embedded = corpus_index.encode_queries(
+    this, params, config.train_split, watch, queries
+  )
+  depth = min(_DEPTH, len(this.passages))
+  rows = indexed.search(embedded, depth, 'search').rows
+  marks = marked(rows, queries, split, this.corpus)
+  dataset = corpus_lib.Dataset(this.corpus, this.splits)
+  return _report(
+    config, step, marks, by_band(marks, rows), rows, queries, dataset, random
+  )
+
+
+def _of_given(config, scored):
+  """Audits `--negatives`, or what pairs.jsonl gives; `scored`: by a model.
+
+  Else above the positive is what the file scores so, where it has scores.
+  """
+  workdirs.require(config)
+  if scored:
+    this, params, _ = experiment.read(config, None)
+    dataset = corpus_lib.Dataset(this.corpus, this.splits)
+  else:
+    dataset = load.load(config, None)
+  split, random = (
+    dataset.splits[config.train_split], np.random.default_rng(config.seed)
+  )  # fmt: skip
+  if split.given is None:
+    raise errors.BadInput(
+      f'nothing to audit: no run in {config.workdir}, and no --init_from and '
+      'no --negatives; set one of the three.'
+    )
+  queries = _drawn(np.unique(split.given.queries), random)
+  rows, scores = split.given.table(queries, _DEPTH)
+  best = _best_scores(split)[queries]
+  if scored:
+    scores, best = _model_scores(this, params, queries, rows)
+  marks = marked(rows, queries, split, dataset.corpus)
+  known = ~np.isnan(scores) & ~np.isnan(best)[:, None]
+  wrong = marks['judged'] | marks.get('own text', False)
+  above = known & ~wrong & (scores >= best[:, None])
+  marks['above the positive'] = above
+  shares = by_band(marks, rows)
+  shares |= by_band({'above the positive': above}, np.where(known, rows, -1))
+  return _report(config, 'given', marks, shares, rows, queries, dataset, random)
+
+
+def _best_scores(split):
+  """Returns the (Q,) best score of a query's positives by the file, or NaN."""
+  of_query, _ = split.positives()
+  best = np.full(len(split.ids), np.nan, np.float32)
+  np.fmax.at(best, of_query, split.scores[split.grades > 0])
+  return best
+
+
+def _model_scores(run, params, queries, rows):
+  """Returns a model's (q, K) scores of passages, and of the best positive."""
+  watch, split = logs.Stopwatch(), run.splits[run.config.train_split]
+  indexed = corpus_index.index_corpus(run, params, watch)
+  embedded = corpus_index.encode_queries(
+    run, params, run.config.train_split, watch, queries
+  )
+  scores = indexed.scores(embedded, np.maximum(rows, 0))
+  of_query, positives = split.shared_positives()
+  here = np.isin(of_query, queries)
+  places = np.searchsorted(queries, of_query[here])
+  found = indexed.scores(embedded[places], positives[here][:, None])[:, 0]
+  best = np.full(len(queries), -np.inf, np.float32)
+  np.maximum.at(best, places, found)
+  return np.where(rows < 0, np.nan, scores), best
+
+
+def _drawn(rows, random):
+  """Returns some query rows, rising."""
+  size = min(_QUERIES, len(rows))
+  return np.sort(random.choice(rows, size, replace=False))
+
+
+def _report(config, name, marks, shares, rows, queries, dataset, random):
+  """Prints and writes what was found; returns the shares."""
+  split = dataset.splits[config.train_split]
+  logs.say(_table(shares, len(queries), name))
+  shown = _examples(marks, rows, queries, split, dataset.corpus, random)
+  for example in shown:
+    logs.say('\n'.join(f'  {k}: {v}' for k, v in example.items()) + '\n')
+  path = pathlib.Path(config.workdir, f'audit-{name}.json')
+  atomic.write_json(
+    path,
+    {
+      'queries': len(queries),
+      'training queries that are passages, too': len(
+        np.unique(split.own_passages()[0])
+      ),
+      'training queries of the same text as another': int(split.twins().sum()),
+      'training queries that other splits have, too': {
+        other_name: corpus_lib.queries_shared(split, other)
+        for other_name, other in dataset.splits.items()
+        if other is not split
+      },
+      'ranks up to': list(_BANDS),
+      'shares': {
+        rule: [None if np.isnan(v) else v for v in values]
+        for rule, values in shares.items()
+      },
+      'examples': shown,
+    },
+  )
+  logs.say(f'audit: {path}')
+  return shares
+
+
+def marked(rows, queries, split, corpus):
+  """Returns {rule: (q, K) bool} of ranked passages.
+
+  Args:
+    rows: (q, K) int32 passage rows, best first, -1 where there is none.
+    queries: (q,) int query rows.
+    split: `corpus.Split`.
+    corpus: `corpus.Corpus`.
+  """
+  marks = {
+    name: np.zeros(rows.shape, bool)
+    for name in ('judged', 'same text', 'near-duplicate', 'above the positive')
+  }
+  own_text = np.zeros(rows.shape, bool)
+  of_query, positives = split.shared_positives()
+  own_of, own_passages = split.own_passages()
+  for place, query in enumerate(
+    logs.progress(
+      queries.tolist(), 'compare texts', total=len(queries), unit='queries'
+    )
+  ):
+    right = positives[of_query == query]
+    ranking, there = rows[place], rows[place] >= 0
+    judged = np.isin(ranking, right)
+    groups = corpus.groups[ranking]
+    same = np.isin(groups, corpus.groups[right]) & there
+    own = np.isin(groups, corpus.groups[own_passages[own_of == query]])
+    own = own & there & ~same
+    first = np.argmax(judged) if judged.any() else len(ranking)
+    sets = [shingles(corpus.texts[int(row)]) for row in right]
+    for rank in np.nonzero(there & ~same & ~own)[0]:
+      found = shingles(corpus.texts[int(ranking[rank])])
+      marks['near-duplicate'][place, rank] = any(
+        jaccard(found, other) >= pydocs.NEAR_DUPLICATE for other in sets
+      )
+    marks['judged'][place] = judged
+    marks['same text'][place] = same & ~judged
+    own_text[place] = own
+    marks['above the positive'][place] = (
+      there & ~judged & ~own & (np.arange(len(ranking)) < first)
+    )
+  if own_of.size:
+    marks['own text'] = own_text
+  if split.answers:
+    held = answers.held(
+      rows,
+      [split.answers[query] for query in queries.tolist()],
+      corpus.texts,
+      split.answers_are_patterns,
+    )
+    marks['with an answer'] = held & ~marks['judged'] & ~own_text
+  return marks
+
+
+def by_band(marks, rows):
+  """Returns {rule: [share of the passages of each band of ranks]}."""
+  starts = (0, *_BANDS[:-1])
+  shares = {}
+  for name, mark in marks.items():
+    shares[name] = []
+    for start, end in zip(starts, _BANDS, strict=True):
+      there = (rows[:, start:end] >= 0).sum()
+      number = mark[:, start:end].sum()
+      shares[name].append(float(number / there) if there else float('nan'))
+  return shares
+
+
+def shingles(text):
+  """Returns the set of a text's runs of `pydocs.SHINGLE_WORDS` words."""
+  words = text.lower().split()
+  last = max(1, len(words) - pydocs.SHINGLE_WORDS + 1)
+  return {tuple(words[i : i + pydocs.SHINGLE_WORDS]) for i in range(last)}
+
+
+def jaccard(first, second):
+  """Returns the share of what two sets hold together that both hold."""
+  common = len(first & second)
+  return common / (len(first) + len(second) - common)
+
+
+def _table(shares, size, name):
+  starts = (1, *(end + 1 for end in _BANDS[:-1]))
+  head = [f'{s}-{e}' for s, e in zip(starts, _BANDS, strict=True)]
+  what = 'given negatives' if name == 'given' else f'ranks at step {name}'
+  lines = [
+    f'{what} of {size:,} training queries: share that is',
+    f'  {"":20}' + ''.join(f'{cell:>10}' for cell in head),
+  ]
+  for name, values in shares.items():
+    cells = ('-' if np.isnan(v) else f'{v:.2%}' for v in values)
+    lines.append(f'  {name:20}' + ''.join(f'{cell:>10}' for cell in cells))
+  return '\n'.join(lines)
+
+
+def _examples(marks, rows, queries, split, corpus, random):
+  """Returns some passages that are marked, not as judged, with their query."""
+  of_query, positives = split.shared_positives()
+  odd = [name for name in marks if name not in ('judged', 'own text')]
+  places = np.argwhere(np.any([marks[name] for name in odd], 0))
+  number = min(_EXAMPLES, len(places))
+  chosen = np.sort(random.choice(len(places), number, replace=False))
+  shown = []
+  for place, rank in places[chosen].tolist():
+    query, row = int(queries[place]), int(rows[place, rank])
+    positive = int(positives[of_query == query][0])
+    shown.append(
+      {
+        'query': split.texts[query],
+        'positive': _shown(corpus, positive),
+        f'rank {rank + 1}': _shown(corpus, row),
+        'is': ', '.join(name for name in odd if marks[name][place, rank]),
+      }
+    )
+  return shown
+
+
+def _shown(corpus, row):
+  name = corpus_index.passage_name(corpus, row)
+  title = corpus.titles[row] and f'{name[:60]} | '
+  return f'{corpus.ids[row]} | {title}{corpus.texts[row][:160]}'

@@ -1,0 +1,170 @@
+"""A training batch as text: a query's columns, whose they are, what is masked.
+
+It is drawn as training draws it. Negatives that would have to be mined for it
+(BM25's, the index's) are shown only where a run has mined them already.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.training import batches
+from ance_jax.training import experiment
+from ance_jax.training import methods
+from ance_jax.training import negatives as negatives_lib
+from ance_jax.training import refreshes
+from ance_jax.training import resume
+from ance_jax.training import schedule
+
+# Queries shown; of each the columns that count, and those that do not;
+# characters of a text.
+_QUERIES, _COLUMNS, _CHARACTERS = 3, 4, 100
+
+
+class Column(NamedTuple):
+  """A passage that a query is compared with in the loss, besides its positive.
+
+  Attributes:
+    query: Place in the batch of the query that brought it.
+    number: 0 for that query's positive, from 1 on for its own negatives.
+    passage: Passage row.
+    masked: Why it does not count; '' if it does.
+  """
+
+  query: int
+  number: int
+  passage: int
+  masked: str
+
+
+def lines(run: experiment.Run) -> list[str]:
+  """Returns a batch as lines: some queries, and the columns of each.
+
+  It is that of the first step; where a run has mined, the first one on what it
+  mined last.
+  """
+  config = run.config
+  mined = resume.picked_up(run, config.max_steps) if run.id else None
+  method = schedule.method(config, mined is not None)
+  negatives = _negatives(run, method, mined)
+  unknown = negatives is None and method.negatives not in ('none', 'corpus')
+  number = 0 if unknown else schedule.num_negatives(config, method)
+  drawn_from = experiment.training_data(run, method)
+  rows, passages = batches.draw_rows(
+    drawn_from,
+    mined.step if mined else 0,
+    seed=config.seed,
+    batch_size=config.batch_size,
+    num_negatives=number,
+    negatives=negatives,
+    triplets=method.triplets and not unknown,
+  )
+  name = next(n for n, row in methods.METHODS.items() if row is method)
+  shown_lines = [f'  --method={name}, {len(rows):,} queries']
+  if unknown:
+    shown_lines.append(
+      f'  each with {schedule.num_negatives(config, method)} of its own from '
+      f'{method.negatives}, which only a run has: with '
+      '--workdir=RUN they are shown'
+    )
+  for place in range(min(_QUERIES, len(rows))):
+    found = columns(drawn_from, method, rows, passages, place)
+    text = run.splits[config.train_split].texts[int(rows[place])]
+    shown_lines.append(f'  query {place + 1}: {_short(text)}')
+    positive = shown(run.corpus, int(passages[place, 0]))
+    shown_lines.append(f'    positive: {positive}')
+    shown_lines.append(f'    {_never_text(drawn_from, int(rows[place]))}')
+    if found:
+      shown_lines += _column_lines(run.corpus, found, place)
+  return shown_lines
+
+
+def columns(
+  drawn_from: batches.TrainingData,
+  method: methods.Method,
+  rows: np.ndarray,
+  passages: np.ndarray,
+  place: int,
+) -> list[Column]:
+  """Returns the columns of a query of a batch, as `steps.make_loss` has them.
+
+  Args:
+    drawn_from: What the batch was drawn from.
+    method: The row of the method table that it is of.
+    rows: (B,) int query rows.
+    passages: (B, 1 + H) int passage rows, the positive first.
+    place: The query's place in the batch.
+  """
+  others = range(len(rows)) if method.in_batch else [place]
+  return [
+    Column(other, number, int(row), _why_masked(drawn_from, rows[place], row))
+    for other in others
+    for number, row in enumerate(passages[other])
+    if number or other != place
+  ]
+
+
+def shown(corpus: corpus_lib.Corpus, row: int) -> str:
+  """Returns id and beginning of a passage."""
+  return f'[{corpus.ids[row]}] {_short(corpus_lib.whole_text(corpus, row))}'
+
+
+def _negatives(run, method, mined):
+  """Returns the `batches.Negatives` of a row, None where none are there yet."""
+  if method.negatives == 'given':
+    if not negatives_lib.given_to(run.splits[run.config.train_split]):
+      return None
+    table, _ = negatives_lib.take_given(run)
+    return batches.Negatives(np.arange(len(table)), table, 0)
+  # A run has ranked by BM25 before its first step.
+  there = mined or (run.id and method.negatives == 'bm25')
+  return refreshes.negatives_for(run, method, mined) if there else None
+
+
+def _never_text(drawn_from, query):
+  """Returns how many passages of the corpus may be no negative of a query."""
+  groups, banned = drawn_from.groups, drawn_from.positive_groups[query]
+  positives = np.unique(
+    drawn_from.positives[slice(*drawn_from.offsets[query : query + 2])]
+  )
+  of_positives = int(np.isin(groups, groups[positives]).sum())
+  own = int(np.isin(groups, banned).sum()) - of_positives
+  return (
+    f'never its negative: {len(positives):,} positives, '
+    f'{of_positives - len(positives):,} of their text, {own:,} of its own'
+  )
+
+
+def _why_masked(drawn_from, query, passage):
+  groups = drawn_from.groups
+  if groups[passage] not in drawn_from.positive_groups[query]:
+    return ''
+  own = slice(*drawn_from.offsets[query : query + 2])
+  positives = drawn_from.positives[own]
+  if passage in positives:
+    return 'a positive of it, too'
+  if groups[passage] in groups[positives]:
+    return 'the text of a positive of it'
+  return 'the text of the query itself'
+
+
+def _column_lines(corpus, found, place):
+  """Yields lines of the columns of a query: how many, and some of them."""
+  masked = [column for column in found if column.masked]
+  counted = [column for column in found if not column.masked]
+  yield (
+    f'    {len(found):,} columns: {len(counted):,} count, {len(masked):,} are '
+    'masked'
+  )
+  for column in (*counted[:_COLUMNS], *masked[:_COLUMNS]):
+    kind = f'negative {column.number}' if column.number else 'positive'
+    whose = 'own' if column.query == place else f'query {column.query + 1}'
+    why = f' (masked: {column.masked})' if column.masked else ''
+    name = f'{whose}, {kind}{why}'
+    yield f'      {name}: {shown(corpus, column.passage)}'
+
+
+def _short(text):
+  text = ' '.join(text.split())
+  return text if len(text) <= _CHARACTERS else f'{text[:_CHARACTERS]}...'

@@ -1,0 +1,26 @@
+"""The embeddings of the corpus: `--job=encode`."""
+
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import logs
+from ance_jax.retrieval import corpus_index
+from ance_jax.training import experiment
+
+
+def run(config):
+  """Writes the embeddings of the corpus, and its ids: `--job=encode`.
+
+  Row i of the .npy files, one behind the other, is line i of ids.txt.
+  """
+  this, params, step = experiment.read(config, ())
+  folder = corpus_index.embeddings_folder(this, checkpoint.weights_hash(params))
+  with atomic.in_use(folder):
+    blocks, real_tokens = corpus_index.encode_corpus(this, params, folder)
+    corpus_index.write_ids(folder / 'ids.txt', this)
+  made = (
+    'there already' if real_tokens is None else f'{real_tokens:.1%} real tokens'
+  )
+  logs.say(
+    f'embeddings of step {step}: {sum(map(len, blocks)):,} rows in '
+    f'{len(blocks)} blocks, {made}: {folder}'
+  )

@@ -1,0 +1,64 @@
+"""Scores of a split: `--job=evaluate`."""
+
+import pathlib
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import metrics
+from ance_jax.training import experiment
+
+
+def run(config):
+  """Scores `--split` with `--retriever`: `--job=evaluate`.
+
+  Writes the scores as JSON, and a TREC run file, into the folder.
+
+  Returns:
+    {measure: value}.
+  """
+  if config.retriever == 'bm25':
+    if experiment.is_run(config.workdir):
+      raise errors.BadInput(
+        'the scores of BM25 must have a folder of their own; found a run in '
+        f'{config.workdir}; name another --workdir, and the data.'
+      )
+    find, corpus, splits = corpus_index.bm25(config, (config.split,))
+    split, step = splits[config.split], 0
+    depth = metrics.depth(split, len(corpus.texts))
+    ranking = metrics.without_own(find(list(split.texts), depth), split)
+    scores = metrics.score(ranking.rows, split, corpus.texts)
+  else:
+    this, params, step = experiment.read(config, (config.split,))
+    watch = logs.Stopwatch()
+    indexed = corpus_index.index_corpus(this, params, watch)
+    scores, ranking = corpus_index.evaluate(
+      this, params, indexed, config.split, watch
+    )
+    corpus, split = this.corpus, this.splits[config.split]
+  path = scores_path(config, step)
+  atomic.write_json(
+    path,
+    {
+      'queries': len(split.ids),
+      'protocol': split.protocol,
+      'metrics': scores,
+      'corpus': corpus.hash,
+      'judgements': split.hash,
+    },
+  )
+  path = path.with_suffix('.trec')
+  metrics.write_run(path, ranking, split, corpus, f'ance_jax-{step}')
+  logs.say(
+    f'{config.split} at step {step}, {len(split.ids):,} queries: '
+    + ', '.join(f'{name} {value:.4f}' for name, value in scores.items())
+  )
+  logs.say(f'run file: {path}')
+  return scores
+
+
+def scores_path(config, step):
+  """Returns the path of the JSON file that `run` writes for a step."""
+  name = f'{config.split}-{config.retriever}-{step}.json'
+  return pathlib.Path(config.workdir) / name

@@ -1,0 +1,308 @@
+"""A retriever as others load it: `--job=export`.
+
+A folder of sentence-transformers without code of its own, with a card; where it
+is asked for, the corpus too: embeddings, ids and an index that FAISS reads.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from ance_jax import config as config_lib
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import devices as devices_lib
+from ance_jax.core import logs
+from ance_jax.core import workdirs
+from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.jobs import report
+from ance_jax.models import bert_weights
+from ance_jax.models import bi_encoder
+from ance_jax.models import huggingface
+from ance_jax.models import pretrained
+from ance_jax.models import sbert
+from ance_jax.models import sbert_modules
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import index
+from ance_jax.training import experiment
+
+# All releases since 5 find their modules under these names.
+_TYPES = 'sentence_transformers.models.'
+
+
+def run(config):
+  """Writes the model of `--checkpoint`, or of `--init_from`, into `--output`.
+
+  Returns:
+    The folder, a `pathlib.Path`.
+  """
+  workdirs.require(config)
+  if config.output:
+    _check_free(pathlib.Path(config.output), config)
+  model, step, settings = _model(config)
+  folder = pathlib.Path(config.output or f'{config.workdir}/export-{step}')
+  _check_free(folder, config)
+  logs.say(f'exporting step {step} to {folder}')
+  about = {'step': step}
+  with atomic.publish(folder, about) as unfinished:
+    write(unfinished, model.retriever, model.params, model.tokenizer)
+    retriever = json.dumps(model.retriever.to_dict(), indent=1)
+    (unfinished / bi_encoder.FILE).write_text(retriever)
+    facts = _facts(settings, model, step)
+    _write_json(unfinished / 'run.json', facts)
+    (unfinished / 'README.md').write_text(card(settings, model, facts))
+    curves = pathlib.Path(settings.workdir) / 'curves.png'
+    if curves.exists():
+      (unfinished / 'curves.png').write_bytes(curves.read_bytes())
+    if config.export_corpus:
+      _write_corpus(unfinished / 'corpus', config)
+  logs.say(f'exported: {folder}')
+  return folder
+
+
+def card(config, model, facts):
+  """Returns the model card, as Markdown.
+
+  Args:
+    config: The `Config` that the model was trained with.
+    model: `pretrained.Model`.
+    facts: What `run.json` has.
+  """
+  r = model.retriever
+  trained = experiment.is_run(config.workdir)
+  base = config.init_from or 'random weights'
+  lines = [
+    '---',
+    'library_name: sentence-transformers',
+    'pipeline_tag: sentence-similarity',
+    'tags: [sentence-transformers, dense-retrieval, ance_jax]',
+    '---',
+    f'# {pathlib.Path(config.workdir).name}, step {facts["step"]}',
+    '',
+    f'A dense retriever ({r.body.model_type}, {r.body.num_layers} layers, '
+    f'width {r.body.hidden_size}; {"one tower" if r.tied else "two towers"}, '
+    f'{r.pooling} pooling, embeddings of {r.embedding_size} compared by '
+    f'{r.similarity}), '
+    + (
+      f'trained by ance_jax with `--method={config.method}` on '
+      f'`{config.dataset}`, starting from {base}.'
+      if trained
+      else f'as it was in {base}.'
+    ),
+    '',
+    '```python',
+    'from sentence_transformers import SentenceTransformer',
+    'model = SentenceTransformer(FOLDER)',
+    'scores = model.similarity(',
+    '  model.encode_query(QUERIES), model.encode_document(PASSAGES)',
+    ')',
+    '```',
+    '',
+    f'A passage is its title, {r.title_separator!r} and its text. Passages are '
+    f'cut at {r.passage_length} tokens, queries at {r.query_length}'
+    + (
+      f'; the folder has one length, {r.passage_length}, for both.'
+      if r.tied and r.query_length != r.passage_length
+      else '.'
+    ),
+    '',
+    f'Licence: that of {base}, and of the data.'
+    if config.init_from
+    else 'Licence: that of the data.',
+  ]
+  if trained:
+    lines += ['', '## Dev', '', '```', report.table(config.workdir), '```']
+    lines += ['', '![curves](curves.png)']
+  flags = [f'--{name}={value}' for name, value in facts['flags'].items()]
+  lines += ['', '## Flags', '', '```', *flags, '```', '']
+  return '\n'.join(lines)
+
+
+def write(folder, retriever, params, tokenizer):
+  """Writes a retriever as sentence-transformers reads it, without own code.
+
+  A tied one is a folder of theirs; of two towers each is, in query/ and
+  passage/, and the folder around them is a Router of both.
+
+  Args:
+    folder: `pathlib.Path` of an empty folder.
+    retriever: `bi_encoder.Retriever`.
+    params: Its parameters by tower.
+    tokenizer: Its tokenizer.
+  """
+  if retriever.tied:
+    _write_tower(
+      folder, retriever, params[bi_encoder.TIED], tokenizer,
+      retriever.passage_length
+    )  # fmt: skip
+  else:
+    types, structure = {}, {}
+    for route, name in sbert.ROUTES.items():
+      (folder / name).mkdir()
+      length = getattr(retriever, f'{name}_length')
+      kinds = _write_tower(
+        folder / name, retriever, params[name], tokenizer, length
+      )
+      paths = {str(pathlib.PurePath(name, part)): k for part, k in kinds}
+      types |= {path: _TYPES + kind for path, kind in paths.items()}
+      structure[route] = list(paths)
+    _write_json(folder / 'modules.json', [_entry(0, '', 'Router')])
+    routes = {
+      'types': types,
+      'structure': structure,
+      'parameters': {'default_route': 'document', 'allow_empty_key': True},
+    }
+    _write_json(folder / 'router_config.json', routes)
+    _write_settings(folder, retriever)
+
+
+def _model(config):
+  """Returns (model, step, settings): parameters on the host, those of a run.
+
+  The model is a `pretrained.Model`, the settings are the `Config` it is of.
+  """
+  if experiment.is_run(config.workdir):
+    step, (settings, model) = checkpoint.read_chosen(
+      config.workdir,
+      config.checkpoint,
+      lambda step: (
+        experiment.settings(config.workdir, step),
+        pretrained.load_whole(config.workdir, step, devices_lib.local(1)),
+      ),
+    )
+    # Its folder may have another path than when it was trained.
+    settings = dataclasses.replace(settings, workdir=config.workdir)
+  elif config.init_from:
+    settings, step = experiment.pinned(config)
+    model = pretrained.load(settings, ())
+    if pretrained.is_run(config.init_from):
+      settings = dataclasses.replace(
+        experiment.settings(config.init_from, step), workdir=config.init_from
+      )
+  else:
+    raise errors.BadInput(
+      '--job=export must be given a run or a checkpoint; found no run in '
+      f'{config.workdir} and no --init_from; set one of the two.'
+    )
+  return model._replace(params=jax.device_get(model.params)), step, settings
+
+
+def _check_free(folder, config):
+  """Raises `BadInput` where nothing can be made, or what is may not go."""
+  there = os.path.lexists(folder)
+  if there and not config.overwrite:
+    raise errors.BadInput(
+      f'--output must be a folder that is not there yet; found {folder}; name '
+      'another, or set --overwrite.'
+    )
+  # A manifest alone is in each checkpoint of a run, too.
+  ours = atomic.is_sealed(folder) and (folder / bi_encoder.FILE).is_file()
+  if there and (not ours or folder.is_symlink()):
+    raise errors.BadInput(
+      '--overwrite must be for what an export wrote; found something else at '
+      f'{folder}; name another --output.'
+    )
+  try:
+    atomic.make_folder(folder.parent)
+  except (NotADirectoryError, FileExistsError) as error:
+    raise errors.BadInput(
+      f'--output must be in a folder; found that it cannot be made ({error}); '
+      'name another.'
+    ) from error
+
+
+def _facts(config, model, step):
+  """Returns what `run.json` says: flags, versions, hashes, command, metrics."""
+  flags = [line[2:].split('=', 1) for line in config.to_flagfile().split('\n')]
+  return {
+    'step': step,
+    'weights': checkpoint.weights_hash(model.params),
+    'flags': {pair[0]: pair[1] for pair in flags if len(pair) == 2},
+    'command': sys.argv,
+    'made with': devices_lib.describe(devices_lib.local(1)),
+    'dev': {
+      name: dict(sorted(values.items()))
+      for name in logs.dev_measures(config.workdir)
+      if (values := logs.series(config.workdir, name))
+    },
+  }
+
+
+def _write_corpus(folder, config):
+  """Writes the embeddings of the corpus, its ids, and a FAISS index.
+
+  Row i of the index, and of the .npy files one behind the other, is the passage
+  of line i of ids.txt, or, where documents are cut in pieces, a piece of it.
+  """
+  this, params, _ = experiment.read(config, ())
+  if config.index == config_lib.ON_DEVICES:
+    # Their exact search, as a file, is that of FAISS.
+    flat = dataclasses.replace(this.config, index='Flat')
+    this = this._replace(config=flat)
+  indexed = corpus_index.index_corpus(this, params, logs.Stopwatch())
+  folder.mkdir()
+  index.write(indexed.passage_index, folder / 'index.faiss')
+  corpus_index.write_ids(folder / 'ids.txt', this)
+  for block in corpus_index.embedding_files(this, params):
+    (folder / f'{block.parent.name}.npy').write_bytes(block.read_bytes())
+
+
+def _write_tower(folder, retriever, params, tokenizer, length):
+  """Writes a tower as a folder of its own; returns its (path, kind)s."""
+  body = retriever.body
+  huggingface.write_config(folder, body, tokenizer.pad_token_id)
+  tensors = bert_weights.body_to_tensors(params['body'], body)
+  safetensors_numpy.save_file(
+    tensors, folder / 'model.safetensors', metadata={'format': 'pt'}
+  )
+  tokenizer_lib.save(
+    tokenizer, folder, max_length=length, token_types=bool(body.num_types)
+  )
+  sizes = {'max_seq_length': length, 'do_lower_case': False}
+  _write_json(folder / 'sentence_bert_config.json', sizes)
+  parts = sbert_modules.written(retriever, params)
+  kinds = [('', 'Transformer')]
+  for number, (kind, settings, tensors) in enumerate(parts, 1):
+    path = f'{number}_{kind}'
+    kinds.append((path, kind))
+    (folder / path).mkdir()
+    _write_json(folder / path / 'config.json', settings)
+    if tensors:
+      arrays = {n: np.ascontiguousarray(a) for n, a in tensors.items()}
+      safetensors_numpy.save_file(arrays, folder / path / 'model.safetensors')
+  entries = [_entry(i, path, kind) for i, (path, kind) in enumerate(kinds)]
+  _write_json(folder / 'modules.json', entries)
+  _write_settings(folder, retriever)
+  return kinds
+
+
+def _write_settings(folder, retriever):
+  settings = {
+    'model_type': 'SentenceTransformer',
+    'prompts': {
+      'query': retriever.query_prompt,
+      'document': retriever.passage_prompt,
+    },
+    'default_prompt_name': None,
+    'similarity_fn_name': retriever.similarity,
+  }
+  if retriever.truncate_dim:
+    settings['truncate_dim'] = retriever.truncate_dim
+  _write_json(folder / sbert.SETTINGS_FILE, settings)
+
+
+def _entry(number, path, kind):
+  return {
+    'idx': number, 'name': str(number), 'path': path, 'type': _TYPES + kind
+  }  # fmt: skip
+
+
+def _write_json(path, value):
+  path.write_text(json.dumps(value, indent=2) + '\n')

@@ -1,0 +1,216 @@
+"""What a run will need of disk, memory and devices, known before it starts.
+
+The arithmetic is a lower bound: what cannot fit is refused at once, and not by
+a full disk in the second week. Texts and token rows are there by then, and
+activations are not counted.
+"""
+
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import jax
+import psutil
+
+from ance_jax import config as config_lib
+from ance_jax import errors
+from ance_jax.core import devices as devices_lib
+from ance_jax.core import logs
+from ance_jax.models import bi_encoder
+from ance_jax.retrieval import index
+from ance_jax.training import methods
+from ance_jax.training import schedule
+
+# AdamW's state is the parameters and two moments of each (all float32).
+_STATE = 3
+# The limit of a container, where there is one.
+_CGROUP = pathlib.Path('/sys/fs/cgroup')
+_CURES = {
+  'disk': 'make room, lower --checkpoints_to_keep or --max_refreshes, or name '
+  'another --workdir',
+  'host memory': 'choose a smaller --index, such as SQ8 or IVF4096,PQ64, or '
+  'another machine',
+  'device memory': 'choose a smaller encoder, a lower --search_memory_mb with '
+  '--index=device, or another accelerator',
+}
+
+
+class Need(NamedTuple):
+  """One thing that a run needs room for.
+
+  Attributes:
+    place: Where, a key of `_CURES`.
+    what: What it is, for people.
+    arithmetic: How its size comes about.
+    size: Bytes.
+  """
+
+  place: str
+  what: str
+  arithmetic: str
+  size: int
+
+
+def check(run):
+  """Raises `BadInput` for a run that cannot fit; with `--dry_run`, prints why.
+
+  Args:
+    run: `experiment.Run`.
+  """
+  needs, room = _needs(run), _room(run)
+  if run.config.dry_run:
+    logs.say(table(needs, room))
+  for place, free in room.items():
+    here = [need for need in needs if need.place == place]
+    total = sum(need.size for need in here)
+    if free is not None and total > free:
+      largest = max(here, key=lambda need: need.size)
+      raise errors.BadInput(
+        f'a run must have room for all that it keeps; found {_text(free)} of '
+        f'{place} for at least {_text(total)}, {_text(largest.size)} of them '
+        f'{largest.what} ({largest.arithmetic}); {_CURES[place]}.'
+      )
+
+
+def needs(run):
+  """Returns what a run needs and what there is, as lines of text."""
+  return table(_needs(run), _room(run))
+
+
+def table(needs, room):
+  """Returns the needs and what there is, as lines of text.
+
+  Args:
+    needs: List of `Need`.
+    room: {place: bytes free, or None where nobody tells}.
+  """
+  lines = []
+  for place, free in room.items():
+    here = [need for need in needs if need.place == place]
+    total = sum(need.size for need in here)
+    there = 'not known' if free is None else _text(free)
+    lines.append(f'{place:42}{_text(total):>12}  of {there}')
+    lines += [
+      f'  {need.what:40}{_text(need.size):>12}  {need.arithmetic}'
+      for need in here
+    ]
+  return '\n'.join(lines)
+
+
+def _needs(run):
+  """Returns the list of `Need`."""
+  config, width = run.config, run.retriever.embedding_size
+  shapes = bi_encoder.shapes(run.retriever)
+  num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  passages = len(run.passages.pieces())
+  queries = len(run.queries[config.train_split])
+  state = f'{num_params:,} parameters x 4 bytes x {_STATE}'
+  # Besides the newest: the best, that of the negatives in use, one in writing.
+  kept = min(config.checkpoints_to_keep + 3, schedule.num_saves(config))
+  encodings = min(schedule.num_encodings(config), 2)
+  # On a CPU the devices' memory is the host's.
+  on_host = run.devices[0].platform == 'cpu'
+  needs = [
+    Need(
+      'disk', 'checkpoints', f'{kept} x {state}', kept * 4 * _STATE * num_params
+    ),
+    Need(
+      'disk',
+      'embeddings, old and new',
+      f'{encodings} x {passages:,} passages x {width} x 4 bytes',
+      encodings * passages * width * 4,
+    ),
+    _of_index(run, passages, width, on_host),
+    Need(
+      'host memory', 'a checkpoint in writing', state, 4 * _STATE * num_params
+    ),
+  ]
+  tables = _num_tables(config)
+  if tables:
+    arithmetic = f'{queries:,} queries x {config.top_k} x 4 bytes'
+    size = queries * config.top_k * 4
+    needs += [
+      Need('disk', 'negatives', f'{tables} x {arithmetic}', tables * size),
+      Need('host memory', 'negatives being mined', arithmetic, size),
+    ]
+  copies = len(devices_lib.own(run.devices)) if on_host else 1
+  needs.append(
+    Need(
+      'host memory' if on_host else 'device memory',
+      'parameters, gradients, optimizer',
+      f'{copies} x {num_params:,} parameters x 4 bytes x {_STATE + 1}',
+      copies * 4 * (_STATE + 1) * num_params,
+    )
+  )
+  return needs
+
+
+def _of_index(run, passages, width, on_host):
+  """Returns the `Need` of the index."""
+  config, num_devices = run.config, len(run.devices)
+  what = f'index {config.index}'
+  if config.index != config_lib.ON_DEVICES:
+    code = index.bytes_per_vector(config.index, config.index_params, width)
+    arithmetic = f'{passages:,} passages x {code} bytes'
+    return Need('host memory', what, arithmetic, passages * code)
+  # What they have no room for comes in blocks.
+  most = config.search_memory_mb * 2**20
+  size = min(-(-passages // num_devices) * width * 4, most)
+  arithmetic = (
+    f'{passages:,} passages x {width} x 4 bytes over {num_devices} device(s), '
+    f'at most {config.search_memory_mb:,} MiB on each'
+  )
+  if on_host:
+    return Need('host memory', what, arithmetic, num_devices * size)
+  return Need('device memory', what, arithmetic, size)
+
+
+def _num_tables(config):
+  """Returns how many tables of negatives a run makes and keeps."""
+  rows = {config.method: methods.METHODS[config.method]}
+  if rows[config.method].refreshes and config.warmup_steps:
+    rows[config.warmup_method] = methods.METHODS[config.warmup_method]
+  once = {row.negatives for row in rows.values()} & {'bm25', 'given'}
+  return len(once) + schedule.num_refreshes(config)
+
+
+def _room(run):
+  """Returns {place: bytes free, or None where nobody tells}.
+
+  What the run wrote before counts as free: it is part of what it needs.
+  """
+  own = 0
+  for folder in ('checkpoints', 'embeddings', 'refresh', 'bm25', 'given'):
+    files = (run.workdir / folder).rglob('*')
+    own += sum(path.stat().st_size for path in files if path.is_file())
+  room = {
+    'disk': shutil.disk_usage(run.workdir).free + own,
+    'host memory': _free_memory(),
+  }
+  if run.devices[0].platform != 'cpu':
+    stats = run.devices[0].memory_stats() or {}
+    room['device memory'] = stats.get('bytes_limit')
+  return room
+
+
+def _free_memory():
+  """Returns the bytes that this process can still take."""
+  free = psutil.virtual_memory().available
+  limit = _CGROUP / 'memory.max'
+  if limit.exists() and (text := limit.read_text().strip()).isdecimal():
+    used = int((_CGROUP / 'memory.current').read_text())
+    lines = (_CGROUP / 'memory.stat').read_text().splitlines()
+    stat = {name: int(size) for name, size in map(str.split, lines)}
+    # Cached files are given up when memory is asked for.
+    used -= stat['inactive_file'] + stat['active_file']
+    free = min(free, int(text) - used)
+  return free
+
+
+def _text(size):
+  """Returns a number of bytes for people."""
+  for unit in ('bytes', 'kB', 'MB'):
+    if size < 1000:
+      return f'{size:,.1f} {unit}' if unit != 'bytes' else f'{size} bytes'
+    size /= 1000
+  return f'{size:,.1f} GB'

@@ -1,0 +1,294 @@
+"""What a dataset is like, before a run is spent on it: `--job=inspect`.
+
+Its size, what is odd in it, how long its texts are, a batch as training would
+see it, and what a run needs. Nothing is trained. With `--init_from`, or a run
+in `--workdir`, lengths are in tokens, and a few texts are encoded to say what
+encoding all of them takes.
+"""
+
+import itertools
+import time
+
+import numpy as np
+
+from ance_jax import config as config_lib
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import devices as devices_lib
+from ance_jax.core import logs
+from ance_jax.core import workdirs
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import load
+from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.data import tokens
+from ance_jax.jobs import batch_report
+from ance_jax.jobs import footprint
+from ance_jax.models import bi_encoder
+from ance_jax.models import pretrained
+from ance_jax.retrieval import encoding
+from ance_jax.training import experiment
+from ance_jax.training import negatives as negatives_lib
+
+# Texts whose lengths are looked at, examples shown, bars of a histogram.
+_SAMPLE, _EXAMPLES, _BARS = 10_000, 5, 10
+_PERCENTS = (50, 90, 99, 100)
+# Tokens that a CPU is timed with; accelerators get a whole batch.
+_TIMED_TOKENS = 2048
+
+
+def run(config: config_lib.Config) -> dict:
+  """Prints the report of a dataset, and writes it as inspection.json.
+
+  Returns:
+    What was found: 'corpus', 'splits' by name, 'words' or 'tokens' by side,
+    'batch', and, where weights are given, 'seconds to encode the corpus'.
+  """
+  workdirs.require(config)
+  this, params = _open(config)
+  random = np.random.default_rng(config.seed)
+  train = this.splits[config.train_split]
+  found = {
+    'corpus': corpus_facts(this.corpus),
+    'splits': {name: split_facts(split) for name, split in this.splits.items()},
+  }
+  for name, other in itertools.permutations(this.splits, 2):
+    shared = corpus_lib.queries_shared(this.splits[name], this.splits[other])
+    found['splits'][name][f'queries that {other} has, too'] = shared
+  for title, facts in (('corpus', found['corpus']), *found['splits'].items()):
+    _say_facts(title, facts)
+  size = len(this.corpus.ids)
+  chosen = np.sort(random.choice(size, min(_SAMPLE, size), replace=False))
+  passages = _passage_texts(this, chosen.tolist())
+  unit = 'tokens' if this.tokenizer else 'words'
+  found[unit], lengths = _length_report(this, passages, train, unit)
+  logs.say('\nexamples of train')
+  for line in _examples(this, train, random):
+    logs.say(line)
+  found['batch'] = batch_report.lines(this)
+  logs.say('\na batch\n' + '\n'.join(found['batch']))
+  logs.say('\na run on it needs, at least')
+  logs.say(footprint.needs(this))
+  if params is None:
+    logs.say(
+      'what encoding takes is not timed without weights: name them with '
+      '--init_from'
+    )
+  else:
+    secs = _encode_secs(this, params, passages, lengths)
+    found['seconds to encode the corpus'] = secs
+    logs.say(f'encoding the corpus, here, takes about {secs:,.0f} s a refresh')
+  path = this.workdir / 'inspection.json'
+  atomic.write_json(path, found)
+  logs.say(f'report: {path}')
+  return found
+
+
+def corpus_facts(corpus):
+  """Returns {what: number} of a `corpus.Corpus`."""
+  sizes = np.bincount(corpus.groups)
+  return {
+    'passages': len(corpus.ids),
+    'without a title': sum(not title for title in corpus.titles),
+    'of the same text as another': int(sizes[sizes > 1].sum()),
+    'most of one text': int(sizes.max()),
+  }
+
+
+def split_facts(split):
+  """Returns {what: number} of a `corpus.Split`."""
+  size = len(split.ids)
+  queries, _ = split.positives()
+  positives = np.bincount(queries, minlength=size)
+  facts = {
+    'queries': size,
+    'judged passages': len(split.passages),
+    'positives of a query, mean': float(positives.mean()),
+    'positives of a query, most': int(positives.max()),
+    'queries without a positive': int((positives == 0).sum()),
+    'queries of the same text as another': int(split.twins().sum()),
+    'queries that are passages, too': len(np.unique(split.own_passages()[0])),
+  }
+  grades, counts = np.unique(split.grades, return_counts=True)
+  for grade, count in zip(grades.tolist(), counts.tolist(), strict=True):
+    facts[f'judgements of grade {grade}'] = count
+  if split.answers:
+    numbers = [len(texts) for texts in split.answers]
+    facts['answers of a query, mean'] = float(np.mean(numbers))
+  if given := negatives_lib.given_to(split):
+    numbers = np.array([len(given(row)) for row in range(size)])
+    facts['given negatives'] = int(numbers.sum())
+    facts['given negatives of a query, mean'] = float(numbers.mean())
+    facts['given negatives of a query, most'] = int(numbers.max())
+    facts['queries without a given negative'] = int((numbers == 0).sum())
+  if split.given is not None:
+    known = ~np.isnan(split.given.scores)
+    facts['given negatives with a score'] = int(known.sum())
+  return facts
+
+
+def token_lengths(tokenizer, texts):
+  """Returns the (n,) numbers of tokens of some texts, none of them cut.
+
+  Args:
+    tokenizer: A transformers tokenizer; None: words are counted.
+    texts: List of n strings.
+  """
+  if tokenizer is None:
+    return np.array([len(text.split()) for text in texts])
+  backend = tokenizer_lib.backend(tokenizer)
+  return np.array([len(e.ids) for e in backend.encode_batch_fast(texts)])
+
+
+def length_facts(lengths, limit=None):
+  """Returns {what: number} of some lengths, and what a limit cuts of them."""
+  facts = {
+    f'{percent} % have at most': int(np.percentile(lengths, percent))
+    for percent in _PERCENTS
+  }
+  if limit is None:
+    return facts
+  kept = np.minimum(lengths, limit).sum() / lengths.sum()
+  return {
+    **facts,
+    'limit': limit,
+    'share of texts cut there': float(np.mean(lengths > limit)),
+    'share of tokens cut there': float(1 - kept),
+  }
+
+
+def histogram(lengths, limit=0):
+  """Returns bars of lengths as lines of text, the limit marked."""
+  top = max(int(np.percentile(lengths, 99)), limit) + 1
+  edges = np.unique(np.linspace(0, top, _BARS + 1).astype(int))
+  counts = np.histogram(np.minimum(lengths, top - 1), edges)[0]
+  lines = []
+  for start, end, count in zip(edges, edges[1:], counts, strict=False):
+    bar = '#' * int(np.ceil(40 * count / counts.max()))
+    mark = '  <- limit' if start < limit <= end else ''
+    lines.append(f'  {start:6}-{end - 1:<6}{count:>8} {bar}{mark}')
+  return '\n'.join(lines)
+
+
+def _open(config):
+  """Returns an `experiment.Run`, and its parameters or None.
+
+  Without a run in the folder its token rows are empty: what looks at sizes
+  alone, or draws rows, needs no more.
+  """
+  if checkpoint.committed_steps(config.workdir):
+    this, params, _ = experiment.read(config, None)
+    return this, params
+  dataset = load.load(config, None)
+  devices, _ = devices_lib.training_devices(config)
+  retriever, tokenizer, params = pretrained.planned(config), None, None
+  if config.init_from:
+    retriever, tokenizer, params = pretrained.load(config, ())
+    params = devices_lib.replicate(params, devices)
+  queries = {
+    name: _empty_rows(len(split.ids)) for name, split in dataset.splits.items()
+  }
+  this = experiment.Run(
+    '', config, devices, dataset.corpus, dataset.splits,
+    _empty_rows(len(dataset.corpus.ids)), queries, retriever, tokenizer, None,
+    None
+  )  # fmt: skip
+  return this, params
+
+
+def _empty_rows(number):
+  """Returns the `tokens.TokenRows` of so many texts without a token."""
+  offsets = np.zeros(number + 1, np.int64)
+  return tokens.TokenRows(np.zeros(0, np.uint32), offsets, 0, '')
+
+
+def _say_facts(title, facts):
+  logs.say(f'\n{title}')
+  for what, value in facts.items():
+    logs.say(f'  {what:40}{_text(value):>14}')
+
+
+def _passage_texts(run, rows):
+  """Returns the texts of some passages, as they are tokenized."""
+  some = run.corpus._replace(
+    titles=[run.corpus.titles[row] for row in rows],
+    texts=[run.corpus.texts[row] for row in rows],
+  )
+  r = run.retriever
+  return list(tokens.passage_texts(some, r.title_separator, r.passage_prompt))
+
+
+def _length_report(run, passages, train, unit):
+  """Prints how long texts are; returns {side: facts}, and the passages'."""
+  r, found, of_passages = run.retriever, {}, None
+  number = min(_SAMPLE, len(train.texts))
+  queries = [r.query_prompt + train.texts[row] for row in range(number)]
+  for side, texts, limit in (
+    ('passages', passages, r.passage_length),
+    ('queries', queries, r.query_length),
+  ):
+    lengths = token_lengths(run.tokenizer, texts)
+    limits = [limit] if unit == 'tokens' else []
+    found[side] = length_facts(lengths, *limits)
+    _say_facts(f'{unit} of {len(texts):,} {side}', {})
+    logs.say(histogram(lengths, *limits))
+    for what, value in found[side].items():
+      logs.say(f'  {what:40}{_text(value):>14}')
+    if side == 'passages':
+      of_passages = lengths
+  if unit == 'words':
+    logs.say('  in tokens, and what is cut: name a checkpoint, --init_from')
+  return found, of_passages
+
+
+def _examples(run, split, random):
+  queries, passages = split.positives()
+  picked = random.choice(len(queries), min(_EXAMPLES, len(queries)), False)
+  for place in np.sort(picked):
+    row = int(passages[place])
+    yield f'  {split.texts[int(queries[place])]}'
+    yield f'    -> {batch_report.shown(run.corpus, row)}'
+
+
+def _encode_secs(run, params, passages, lengths):
+  """Returns the seconds that encoding all passages takes, by a few of them.
+
+  Operations of all of them over those of one batch of middling length: one
+  program is compiled, and a CPU is not kept busy for minutes.
+
+  Args:
+    run: `experiment.Run`.
+    params: Parameters by tower, on all devices.
+    passages: List of n texts, some of the corpus.
+    lengths: (n,) int, their tokens.
+  """
+  config, retriever = run.config, run.retriever
+  at_once = config.tokens_per_batch
+  if run.devices[0].platform == 'cpu':
+    at_once = min(at_once, _TIMED_TOKENS)
+  encoder = encoding.make_encoder(
+    retriever,
+    bi_encoder.PASSAGE,
+    dtype=config.dtype,
+    tokens_per_batch=at_once,
+    devices=run.devices,
+  )
+  limit = retriever.passage_length
+  cut = np.minimum(lengths, limit)
+  number = max(at_once // int(np.median(cut)), 1)
+  near = np.argsort(np.abs(cut - np.median(cut)), kind='stable')[:number]
+  rows = tokens.memory_rows(run.tokenizer, [passages[i] for i in near], limit)
+  for _ in range(2):  # The first one compiles.
+    start = time.perf_counter()
+    encoding.encode_rows(encoder, params, rows, 'time the encoder')
+    secs = time.perf_counter() - start
+  timed = encoding.flops(encoder, retriever.body, rows.lengths())
+  # Of a longer text each piece is encoded, `--chunks` of them at most.
+  pieces = np.clip(-(-lengths // limit), 1, config.chunks)
+  all_of_sample = encoding.flops(
+    encoder, retriever.body, np.repeat(cut, pieces)
+  )
+  return secs * all_of_sample / timed * len(run.corpus.ids) / len(passages)
+
+
+def _text(value):
+  return f'{value:,.3f}' if isinstance(value, float) else f'{value:,}'

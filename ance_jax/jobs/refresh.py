@@ -1,0 +1,51 @@
+"""Negatives mined once, or beside training: `--job=refresh`."""
+
+import contextlib
+import time
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import locks
+from ance_jax.core import logs
+from ance_jax.training import background
+from ance_jax.training import experiment
+from ance_jax.training import negatives
+from ance_jax.training import refreshes
+
+
+def run(config):
+  """Refreshes once, or with `--watch` beside training: `--job=refresh`."""
+  if config.watch:
+    _await_run(config)
+  splits = (config.train_split, config.dev_split)
+  this, _, step = experiment.read(config, splits, for_training=True)
+  if not experiment.is_run(config.workdir):
+    raise errors.BadInput(
+      '--job=refresh must be given a run; found none in '
+      f'{config.workdir}; train one there first, or --watch.'
+    )
+  negatives.check(this)
+  if not config.watch:
+    logs.say(refreshes.summary(refreshes.refresh(this, step)))
+    return
+  lock = locks.Lock(config.workdir, locks.REFRESH_LOCK_FILE)
+  with contextlib.closing(lock), logs.stop_signals():
+    atomic.remove_unfinished(this.workdir / 'refresh')
+    background.watch(this)
+  logs.say('training is over, and with it refreshing')
+
+
+def _await_run(config):
+  """Returns once there is a checkpoint to begin with."""
+  said = False
+  with logs.stop_signals():
+    while not (
+      experiment.fetch(config) or checkpoint.committed_steps(config.workdir)
+    ):
+      if not said:
+        logs.say(f'waiting for a run in {config.workdir}')
+        said = True
+      if logs.stop_requested():
+        raise errors.Stopped('waiting for a run')
+      time.sleep(background.LOOK_SECS)

@@ -1,0 +1,326 @@
+"""What a person looks at in a run: curves, tables, examples; and its page."""
+
+import io
+import itertools
+import pathlib
+
+import matplotlib.figure
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.core import strict_io
+from ance_jax.core import workdirs as workdirs_lib
+from ance_jax.jobs import pages
+from ance_jax.jobs import sections
+
+_LOSS = 'train/loss'
+_OVERLAP, _AGE = 'probe/overlap', 'train/negatives_age'
+_POSITIVE_RANK = 'probe/positive_rank'
+# What each evaluation has among its metrics, on dev or not.
+_EVALUATED = 'time/compiles'
+
+
+def draw(workdirs, path):
+  """Draws the metrics of some runs against their steps into one PNG.
+
+  Args:
+    workdirs: Folders of the runs; the last part of each is its label.
+    path: The PNG, written whole or not at all.
+  """
+  drawn = [(pathlib.Path(path).name, logs.read(path)) for path in workdirs]
+  panels = [_LOSS, *_curves([lines for _, lines in drawn])]
+  with atomic.writing(path) as file:
+    file.write(_png(drawn, panels, 2))
+
+
+def table(workdir):
+  """Returns the dev metrics of a run by evaluation, as lines of text."""
+  lines = logs.read(workdir)
+  names = _columns(lines, 4)
+  if not names:
+    return _why_no_dev(lines)
+  rows = _evaluations(lines, names)
+  widths = [8, 9, *(14 for _ in names)]
+  text = [
+    ''.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+    for row in rows
+  ]
+  return '\n'.join([*text, *_gain(lines)])
+
+
+def compare_examples(first, last):
+  """Returns what two evaluations found for the same queries, as text.
+
+  Args:
+    first: (step, examples) of `corpus_index.examples`.
+    last: The same of a later step.
+  """
+  lines = []
+  for before, after in zip(first[1], last[1], strict=True):
+    lines.append(f'query: {before["query"]}')
+    for step, found in ((first[0], before), (last[0], after)):
+      place = found['place'] or 'beyond the ranking'
+      lines.append(
+        f'  step {step:7d}, first relevant at {place}: '
+        + ' | '.join(found['results'])
+      )
+  return '\n'.join(lines)
+
+
+def examples(workdir):
+  """Returns (step, examples) of all evaluations that are whole, in order."""
+  shown = []
+  for path in sorted((workdir / workdirs_lib.EXAMPLES_FOLDER).glob('*.json')):
+    try:
+      examples = atomic.read_json(path)['examples']
+      shown.append((int(path.stem), examples))
+    except errors.Damaged as damaged:
+      logs.say(f'{damaged} These examples are left out.')
+  return shown
+
+
+def write_page(workdir, path):
+  """Writes the page of a run: all that its folder tells, in one file.
+
+  Args:
+    workdir: Folder of the run.
+    path: The page, written whole or not at all.
+  """
+  workdir = pathlib.Path(workdir)
+  lines = logs.read(workdir)
+  atomic.write_text(path, _page(workdir, lines))
+
+
+def show_end(workdir):
+  """Draws the curves of a run that is over, and prints what came of it."""
+  draw([workdir], workdir / 'curves.png')
+  logs.say(table(workdir))
+  if shown := examples(workdir):
+    logs.say(compare_examples(shown[0], shown[-1]))
+  logs.say(f'curves: {workdir / "curves.png"}')
+  logs.say(f'page: {workdir / workdirs_lib.PAGE_FILE}')
+
+
+def run(config):
+  """Draws the runs `--runs` into `--picture`: `--job=report`.
+
+  Of one run it writes the page, too, beside the picture.
+  """
+  workdirs = [path for path in config.runs.split(',') if path]
+  workdirs = workdirs or [config.workdir]
+  for workdir in workdirs:
+    _check(workdir)
+  path = config.picture or str(pathlib.Path(workdirs[0]) / 'curves.png')
+  if not pathlib.Path(path).absolute().parent.is_dir():
+    raise errors.BadInput(
+      f'--picture must lie in a folder that exists; found {path}; make the '
+      'folder, or name another.'
+    )
+  if pathlib.Path(path).is_dir():
+    raise errors.BadInput(
+      f'--picture must be a file; found the folder {path}; name a file in it.'
+    )
+  draw(workdirs, path)
+  for workdir in workdirs:
+    logs.say(f'{workdir}\n{table(workdir)}')
+  logs.say(f'curves: {path}')
+  if len(workdirs) == 1:
+    page = pathlib.Path(path).with_name(workdirs_lib.PAGE_FILE)
+    write_page(workdirs[0], page)
+    logs.say(f'page: {page}')
+
+
+def _check(workdir):
+  """Raises `BadInput` for a folder whose metrics cannot be shown."""
+  lines = logs.read(workdir)
+  if not lines:
+    raise errors.BadInput(
+      '--runs must name folders of runs, separated by commas; found no '
+      f'metrics.jsonl in {workdir or "an empty name"}; check the path.'
+    )
+  measures = set(logs.dev_measures(workdir))
+  for number, line in enumerate(lines, 1):
+    missing = measures - line.keys()
+    if measures & line.keys() and missing:
+      path = pathlib.Path(workdir) / logs.METRICS_FILE
+      raise strict_io.bad(
+        path, 'the measures of dev must be there together',
+        f'no {min(missing)}', 'remove the line', number
+      )  # fmt: skip
+
+
+def _columns(lines, most):
+  """Returns dev metrics of a run: the first two, then the last ones."""
+  names = _measures(lines)
+  return [*names[:2], *names[2:][2 - most :]]
+
+
+def _curves(runs):
+  """Returns up to three metrics to draw beside the loss, of dev if there is.
+
+  Args:
+    runs: Lines of metrics of each run.
+  """
+  of_dev = next(filter(None, (_columns(lines, 3) for lines in runs)), [])
+  others = (_POSITIVE_RANK, _OVERLAP, _AGE)
+  return of_dev or [
+    n for n in others if any(n in line for lines in runs for line in lines)
+  ]
+
+
+def _why_no_dev(lines):
+  """Returns why there are no dev metrics, as text."""
+  evaluated = any(_EVALUATED in line for line in lines)
+  return 'no dev split' if evaluated else 'not evaluated yet'
+
+
+def _measures(lines):
+  """Returns the names of the dev metrics, in the order of the protocol."""
+  named = ([n for n in line if n.startswith('dev/')] for line in lines)
+  return next(filter(None, named), [])
+
+
+def _evaluations(lines, names):
+  """Returns the rows of the table of dev metrics, the head first."""
+  refreshes = sorted(_series(lines, sections.REFRESHED))
+  columns = [_series(lines, name) for name in names]
+  rows = [['step', 'refresh', *(name[4:] for name in names)]]
+  for step in sorted(columns[0]) if columns else ():
+    number = str(refreshes.index(step) + 1) if step in refreshes else ''
+    values = (f'{column[step]:.4f}' for column in columns)
+    rows.append([str(step), number, *values])
+  return rows
+
+
+def _gain(lines):
+  """Returns the line of what the refreshes brought, in a list if there is."""
+  refreshes, names = (
+    sorted(_series(lines, sections.REFRESHED)),
+    _measures(lines),
+  )
+  scores = _series(lines, names[0]) if names else {}
+  if not refreshes or not scores or max(scores) <= refreshes[0]:
+    return []
+  gain = scores[max(scores)] - scores[refreshes[0]]
+  return [f'dev {names[0][4:]} since the first refresh: {gain:+.4f}']
+
+
+def _page(workdir, lines):
+  """Returns the page of a run."""
+  name = workdir.absolute().name
+  curves = [_LOSS, *_curves([lines])]
+  others = [n for n in (_AGE, _OVERLAP) if any(n in line for line in lines)]
+  curves += [name for name in others if name not in curves]
+  png = _png([(name, lines)], curves, 3)
+  parts = [
+    pages.paragraph(f'Folder: {workdir}'),
+    *map(pages.paragraph, _gain(lines)),
+    pages.image(png, 'curves of: ' + ', '.join(curves)),
+    pages.heading('Dev by evaluation'),
+    _dev_table(lines),
+    *sections.refreshes(lines),
+    *sections.probes(lines),
+    *sections.costs(lines),
+    *sections.seconds(lines),
+    *sections.audits(workdir),
+    *_example_parts(workdir, lines),
+    *sections.flags(workdir),
+  ]
+  return pages.page(f'Run {name}', parts)
+
+
+def _dev_table(lines):
+  """Returns the HTML of the dev metrics by evaluation, or of why not."""
+  if names := _measures(lines):
+    return pages.table(_evaluations(lines, names), numbers=True)
+  return pages.paragraph(_why_no_dev(lines))
+
+
+def _example_parts(workdir, lines):
+  """Returns the HTML of what a few queries found, first and last."""
+  shown, title = examples(workdir), pages.heading('Examples of dev')
+  if not shown and not _measures(lines):
+    return [title, pages.paragraph(_why_no_dev(lines))]
+  rows = [['query', 'step', 'first relevant at', 'results']]
+  for both in zip(*(found for _, found in _ends(shown)), strict=True):
+    for (step, _), found in zip(_ends(shown), both, strict=True):
+      place = str(found['place'] or 'beyond the ranking')
+      results = ' | '.join(found['results'])
+      rows.append([found['query'], str(step), place, results])
+  return [title, pages.table(rows)]
+
+
+def _ends(items):
+  """Returns the first and the last of a list, which may be one, or none."""
+  return items[:1] + items[1:][-1:]
+
+
+def _png(runs, panels, columns):
+  """Returns the bytes of a picture of two rows of panels.
+
+  Args:
+    runs: List of (label, lines of metrics).
+    panels: Names of metrics, at most two rows of them.
+    columns: Panels of a row.
+  """
+  # Not a layout of matplotlib's, which draws all a second time to measure it.
+  figure = matplotlib.figure.Figure(figsize=(6 * columns, 7))
+  figure.subplots_adjust(
+    left=0.3 / columns**2, right=0.98, bottom=0.07, top=0.89, hspace=0.34,
+    wspace=0.15
+  )  # fmt: skip
+  places = figure.subplots(2, columns).flat
+  for axes, name in zip(places, panels, strict=False):
+    _draw_panel(axes, name, runs)
+  for axes in itertools.islice(places, len(panels)):
+    axes.set_visible(False)
+  figure.suptitle('Dotted lines: refreshes of the run of that colour')
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=90)
+  return file.getvalue()
+
+
+def _draw_panel(axes, name, runs):
+  """Draws one metric of some runs, and their refreshes as dotted lines."""
+  late = []
+  for number, (label, lines) in enumerate(runs):
+    series, style = _series(lines, name), {'ms': 4, 'marker': 'o'}
+    refreshes = _series(lines, sections.REFRESHED)
+    late += [v for s, v in series.items() if refreshes and s >= min(refreshes)]
+    if name == _LOSS:
+      series = _smoothed(series)
+    if name in (_LOSS, _AGE):
+      style = {}
+    axes.plot(
+      series.keys(), series.values(), color=f'C{number}', label=label, **style
+    )
+    axes.vlines(
+      list(refreshes), 0, 1, transform=axes.get_xaxis_transform(),
+      color=f'C{number}', alpha=0.3, lw=0.8, ls=':'
+    )  # fmt: skip
+  if late:
+    # What comes before the first refresh is steeper than all that matters.
+    spread = max(late) - min(late)
+    lowest = max(min(late) - 0.5 * spread, 0)
+    axes.set_ylim(lowest, max(late) + 0.1 * spread + 1e-6)
+  title = 'training loss, nats' if name == _LOSS else name.replace('/', ' ')
+  axes.set(title=title, xlabel='step')
+  axes.grid(alpha=0.3)
+  axes.legend()
+
+
+def _series(lines, name):
+  """Returns {step: value} of a metric; `lines` are those of metrics.jsonl."""
+  return {line['step']: line[name] for line in lines if name in line}
+
+
+def _smoothed(series):
+  """Returns {step: mean of the last fiftieth of the values up to there}."""
+  sums = [0.0, *itertools.accumulate(series.values())]
+  width = max(len(series) // 50, 1)
+  means = {}
+  for place, step in enumerate(series):
+    start = max(0, place - width + 1)
+    means[step] = (sums[place + 1] - sums[start]) / (place + 1 - start)
+  return means

@@ -1,0 +1,46 @@
+"""Search from the terminal: `--job=search`."""
+
+from ance_jax.core import logs
+from ance_jax.data import tokens
+from ance_jax.jobs import prompt
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import encoding
+from ance_jax.training import experiment
+
+
+def run(config):
+  """Answers `--query`, or queries from the terminal: `--job=search`."""
+  if config.retriever == 'bm25':
+    find, corpus, _ = corpus_index.bm25(config, ())
+  else:
+    find, corpus = _model_finder(config)
+  depth = min(config.num_results, len(corpus.texts))
+  for query in [config.query] if config.query else prompt.queries():
+    ranking = find([query], depth)
+    for place, (row, score) in enumerate(
+      zip(ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True), 1
+    ):
+      if row >= 0:
+        logs.say(
+          f'{place:3d}  {score:8.3f}  {corpus.ids[row]}  {corpus.titles[row]}\n'
+          f'     {corpus.texts[row][:200]}'
+        )
+    if (ranking.rows < 0).all():
+      logs.say('nothing found')
+
+
+def _model_finder(config):
+  this, params, step = experiment.read(config, ())
+  indexed = corpus_index.index_corpus(this, params, logs.Stopwatch())
+  logs.say(f'searching {len(this.passages):,} passages with step {step}')
+
+  def find(queries, depth):
+    retriever = this.retriever
+    texts = [retriever.query_prompt + query for query in queries]
+    rows = tokens.memory_rows(this.tokenizer, texts, retriever.query_length)
+    embeddings, _ = encoding.encode_rows(
+      this.query_encoder, params, rows, 'encode the query'
+    )
+    return indexed.search(embeddings, depth)
+
+  return find, this.corpus

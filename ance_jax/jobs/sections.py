@@ -1,0 +1,212 @@
+"""Sections of a run's page: what its folder tells, but for the curves."""
+
+import bisect
+
+from ance_jax import config as config_lib
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.core import workdirs
+from ance_jax.jobs import pages
+
+# What each refresh has among its metrics, and nothing else.
+REFRESHED = 'refresh/judged'
+_REFRESH_LEGEND = (
+  'Taken from the rankings because they were judged, have the text of a '
+  'judged one or of the query, or hold an answer; and drawn at random where '
+  'too few were left. '
+  'Overlap: share of the negatives that were those of the refresh before, too. '
+  'Real tokens: share of what was encoded that is no padding. Negatives age: '
+  'steps since the refresh before.'
+)
+_PROBE_LEGEND = (
+  'On some training queries, with the weights of the step. Overlap: share of '
+  'the negatives in use that the weights rank in the first 100. Positive rank: '
+  'the median. Rank drift: mean of its change since the last refresh, in '
+  'doublings. Dev lost, won: share of dev queries whose first passage was '
+  'right at the last refresh and is not now, and the other way round. Grad '
+  "norm: of a query's loss on its embeddings, by where its negatives are from. "
+  'Above positive: share of the negatives that score no less than the '
+  'positive. Norm and cosine: means over passages, and pairs of them, at '
+  'random; a cosine near 1 is a narrow cone.'
+)
+_COST_LEGEND = (
+  'Operations, two for each multiply-add, are those of the encoder, padding '
+  'included, and of an exact search; the backward pass counts as two forward '
+  'ones. Seconds that a killed process spent after its last checkpoint are not '
+  'in it.'
+)
+_SECS_LEGEND = (
+  'Compile: of XLA, within the other stages. Compiles: how many, not seconds.'
+)
+
+
+def refreshes(lines):
+  """Returns the HTML of what each refresh took, and of its other metrics."""
+  made = [line for line in lines if REFRESHED in line]
+  names = list(dict.fromkeys(n for m in made for n in _named(m, 'refresh/')))
+  rows = [['refresh', 'step', *(_words(name) for name in names)]]
+  for number, line in enumerate(made, 1):
+    cells = (_number(line[name]) if name in line else '' for name in names)
+    rows.append([str(number), str(line['step']), *cells])
+  return [
+    pages.heading('Refreshes'),
+    pages.paragraph(_REFRESH_LEGEND),
+    pages.table(rows, numbers=True),
+  ]
+
+
+def seconds(lines):
+  """Returns the HTML of the seconds of each stage, in all and by refresh.
+
+  What passed up to a refresh, and in it, is in the row of that refresh.
+  """
+  steps = sorted(line['step'] for line in lines if REFRESHED in line)
+  totals, by_refresh = {}, [{} for _ in range(len(steps) + 1)]
+  for line in lines:
+    here = by_refresh[bisect.bisect_left(steps, line['step'])]
+    for name in _named(line, 'time/'):
+      for sums in (totals, here):
+        sums[name] = sums.get(name, 0.0) + line[name]
+  rows = [['', *(_words(name.removesuffix('_secs')) for name in totals)]]
+  labels = [f'to refresh {n} at step {s}' for n, s in enumerate(steps, 1)]
+  for label, sums in zip(
+    ['all', *labels, 'after the last'],
+    [totals, *by_refresh],
+    strict=True,
+  ):
+    if sums:
+      rows.append([label, *(_amount(n, sums.get(n, 0.0)) for n in totals)])
+  return [
+    pages.heading('Seconds by stage'),
+    pages.paragraph(_SECS_LEGEND),
+    pages.table(rows, numbers=True),
+  ]
+
+
+def probes(lines):
+  """Returns the HTML of what `diagnostics.look` found, by evaluation."""
+  looked = [line for line in lines if any(_named(line, 'probe/'))]
+  names = list(dict.fromkeys(n for m in looked for n in _named(m, 'probe/')))
+  rows = [['step', *(_words(name) for name in names)]]
+  for line in looked:
+    cells = (_number(line[name]) if name in line else '' for name in names)
+    rows.append([str(line['step']), *cells])
+  return [
+    pages.heading('Negatives and embeddings'),
+    pages.paragraph(_PROBE_LEGEND),
+    pages.table(rows, numbers=True),
+  ]
+
+
+def costs(lines):
+  """Returns the HTML of seconds and operations of each stage of the run."""
+  secs, flops = _total(lines, 'time/'), _total(lines, 'flops/')
+  # That of training is counted from the start of the run.
+  flops['train'] = max((v for v in _values(lines, 'flops/train')), default=0)
+  secs = {
+    name.removesuffix('_secs'): value
+    for name, value in secs.items()
+    if name not in ('compiles', 'compile_secs')
+  }
+  whole = sum(secs.values())
+  beside = {n: v for n, v in secs.items() if n != 'train'}
+  every = [
+    *secs.items(),
+    ('all but train', sum(beside.values())),
+  ]
+  flops['all but train'] = sum(v for n, v in flops.items() if n != 'train')
+  rows = [['stage', 'seconds', 'of all', 'TFLOP', 'TFLOP/s']]
+  for name, value in every:
+    work = flops.get(name, 0) / 1e12
+    share = f'{value / whole:.1%}' if whole else ''
+    speed = f'{work / value:,.2f}' if work and value else ''
+    rows.append(
+      [name, f'{value:,.1f}', share, f'{work:,.3f}' if work else '', speed]
+    )
+  return [
+    pages.heading('Costs'),
+    pages.paragraph(_COST_LEGEND),
+    pages.table(rows, numbers=True),
+  ]
+
+
+def audits(workdir):
+  """Returns the HTML of each audit in the folder that is whole."""
+  parts = []
+  for path in sorted(workdir.glob('audit-*.json')):
+    try:
+      found = atomic.read_json(path)
+    except errors.Damaged as damaged:
+      logs.say(f'{damaged} This audit is left out.')
+      continue
+    ends = found['ranks up to']
+    bands = zip([1, *(end + 1 for end in ends)], ends, strict=False)
+    head = ['share that is', *(f'ranks {s}-{end}' for s, end in bands)]
+    shares = [
+      [name, *('' if v is None else f'{v:.2%}' for v in values)]
+      for name, values in found['shares'].items()
+    ]
+    examples = [
+      [
+        f'{n}: {text}' if n.startswith('rank') else text
+        for n, text in e.items()
+      ]
+      for e in found['examples']
+    ]
+    shown = pages.table([['query', 'positive', 'ranked', 'why'], *examples])
+    parts += [
+      pages.heading(f'False negatives: {path.stem}'),
+      pages.paragraph(f'{found["queries"]:,} training queries'),
+      pages.table([head, *shares], numbers=True),
+      pages.folded(f'{len(examples)} examples', [shown]),
+    ]
+  return parts
+
+
+def flags(workdir):
+  """Returns the HTML of the run's flags."""
+  path = workdir / workdirs.FLAGS_FILE
+  parts = [pages.heading('Flags that are not the default')]
+  if not path.is_file():
+    return [*parts, pages.paragraph(f'no {path.name} in the folder')]
+  text = path.read_text(errors='replace')
+  defaults = set(config_lib.Config().to_flagfile().splitlines())
+  changed = [line for line in text.splitlines() if line not in defaults]
+  return [
+    *parts,
+    pages.preformatted('\n'.join(changed)),
+    pages.folded('all flags', [pages.preformatted(text)]),
+  ]
+
+
+def _named(line, start):
+  return [name for name in line if name.startswith(start)]
+
+
+def _words(name):
+  return name.partition('/')[2].replace('_', ' ')
+
+
+def _amount(name, value):
+  """Returns seconds, or a count, of a time/* metric."""
+  return f'{value:,.1f}' if name.endswith('_secs') else f'{value:,.0f}'
+
+
+def _number(value):
+  """Returns a count in digits, and any other number with four decimals."""
+  return f'{value:,.0f}' if value == int(value) else f'{value:.4f}'
+
+
+def _values(lines, name):
+  return [line[name] for line in lines if name in line]
+
+
+def _total(lines, start):
+  """Returns {name without `start`: sum} of the metrics that begin so."""
+  found = {}
+  for line in lines:
+    for name in _named(line, start):
+      short = name.removeprefix(start)
+      found[short] = found.get(short, 0.0) + line[name]
+  return found

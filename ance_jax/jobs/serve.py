@@ -1,0 +1,244 @@
+"""Search as a web page of this machine: `--job=search --port=8000`.
+
+One types a query and sees what the oldest checkpoint that is kept finds, beside
+the one that was asked for; and for a training query what was mined for it. All
+of it without a mouse: `pages.KEYS`.
+"""
+
+import errno
+import functools
+from http import server
+import itertools
+import pathlib
+from typing import NamedTuple
+import urllib.parse
+
+import numpy as np
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import logs
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import tokens
+from ance_jax.jobs import pages
+from ance_jax.models import bi_encoder
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import encoding
+from ance_jax.training import experiment
+
+# Who else is on this machine's network sees nothing.
+_HOST = '127.0.0.1'
+_MOST_CHARS, _PASSAGE_CHARS, _NUM_SAMPLES = 1000, 300, 5
+_HINT = 'Keys: / query, j and k or arrows up and down, Tab across, Enter opens.'
+
+
+class Snapshot(NamedTuple):
+  """A checkpoint that is searched with.
+
+  Attributes:
+    step: Its step.
+    params: Parameters by tower.
+    indexed: `corpus_index.IndexedCorpus`.
+  """
+
+  step: int
+  params: dict
+  indexed: corpus_index.IndexedCorpus
+
+
+def run(config):
+  """Serves the page until Ctrl-C."""
+  with make_server(config) as made:
+    logs.say(f'http://{_HOST}:{made.server_port}/ (Ctrl-C ends it)')
+    made.serve_forever()
+
+
+def make_server(config):
+  """Returns an `http.server.HTTPServer` of a run, which listens already.
+
+  It has its port before anything is read; who asks earlier waits.
+
+  Args:
+    config: The run's `Config`, with its port; 0 takes a free one.
+  """
+  made = _listen(config.port)
+  try:
+    made.RequestHandlerClass = _handler(_shower(config))
+  except BaseException:
+    made.server_close()
+    raise
+  return made
+
+
+class _Server(server.HTTPServer):
+  """Has its port alone."""
+
+  allow_reuse_port = False
+
+
+def _listen(port):
+  """Returns a `_Server` that does not answer yet."""
+  try:
+    return _Server((_HOST, port), server.BaseHTTPRequestHandler)
+  except OSError as error:
+    facts = {
+      errno.EADDRINUSE: 'is in use by another program',
+      errno.EACCES: 'is one that only root may open, as all below 1024 are',
+    }
+    fact = facts.get(error.errno, f'cannot be opened ({error.strerror})')
+    raise errors.BadInput(
+      f'--port={port} {fact}; choose another, or 0 for any that is free.'
+    ) from error
+
+
+def _shower(config):
+  """Returns show(query), the page of a query."""
+  this, params, step = experiment.read(config, (config.train_split,))
+  shots = [_snapshot(this, params, step)]
+  source = experiment.source(config)
+  committed = checkpoint.committed_steps(source) if source else ()
+  oldest = min(committed, default=step)
+  if oldest != step:
+    old = checkpoint.read_params(
+      source, oldest, bi_encoder.shapes(this.retriever), this.devices
+    )
+    shots.insert(0, _snapshot(this, old, oldest))
+  split = this.splits[config.train_split]
+  rows = {text: row for row, text in enumerate(split.texts)}
+  # One request at a time: what is compiled is not shared by threads.
+  return functools.partial(_page, this, shots, rows)
+
+
+def _snapshot(run, params, step):
+  indexed = corpus_index.index_corpus(run, params, logs.Stopwatch())
+  return Snapshot(step, params, indexed)
+
+
+def _handler(show):
+  """Returns a handler class that answers with show(query), a page."""
+
+  class Handler(server.BaseHTTPRequestHandler):
+    def do_GET(self):  # So the library calls it.
+      url = urllib.parse.urlsplit(self.path)
+      # A page of elsewhere may not ask in a browser's name.
+      host = self.headers.get('Host', '').rpartition(':')[0]
+      if host not in (_HOST, 'localhost'):
+        self.send_error(403)
+      elif url.path != '/':
+        self.send_error(404)
+      else:
+        given = urllib.parse.parse_qs(url.query).get('q', [''])[0]
+        page = show(' '.join(given.split())[:_MOST_CHARS]).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'text/html; charset=utf-8')
+        self.send_header('Content-Length', str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *args):
+      pass
+
+  return Handler
+
+
+def _page(run, shots, rows, query):
+  """Returns the page of a query, which may be ''."""
+  split = run.splits[run.config.train_split]
+  parts = [pages.search_form(query), pages.paragraph(_HINT)]
+  if query:
+    row = rows.get(query)
+    judged = set()
+    if row is not None:
+      of_query, positives = split.shared_positives()
+      judged = set(positives[of_query == row].tolist())
+    results = _results(run, shots, query, judged)
+    parts.append(pages.results(results, _PASSAGE_CHARS))
+    parts += _mined(run, row) if row is not None else []
+  else:
+    random = np.random.default_rng(run.config.seed)
+    size = min(_NUM_SAMPLES, len(split.texts))
+    chosen = random.choice(len(split.texts), size, replace=False)
+    parts.append(pages.paragraph('Some of the training queries:'))
+    parts.append(pages.links([split.texts[int(row)] for row in chosen]))
+  title = pathlib.Path(experiment.source(run.config) or run.workdir).name
+  return pages.page(title, parts, pages.KEYS)
+
+
+def _results(run, shots, query, judged):
+  """Returns the rows of the table of what each snapshot finds."""
+  depth = min(run.config.num_results, len(run.corpus.ids))
+  columns = []
+  for shot in shots:
+    ranking = _search(run, shot, query, depth)
+    columns.append(
+      [
+        f'{score:.3f}{" (judged right)" * (row in judged)} '
+        + _passage(run.corpus, row)
+        for row, score in zip(
+          ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True
+        )
+        if row >= 0
+      ]
+    )
+  head = ['', *(f'step {shot.step:,}' for shot in shots)]
+  return [
+    head,
+    *(
+      [str(place), *cells]
+      for place, cells in enumerate(
+        itertools.zip_longest(*columns, fillvalue=''), 1
+      )
+    ),
+  ]
+
+
+def _search(run, shot, query, depth):
+  retriever = run.retriever
+  rows = tokens.memory_rows(
+    run.tokenizer, [retriever.query_prompt + query], retriever.query_length
+  )
+  embeddings, _ = encoding.encode_rows(
+    run.query_encoder, shot.params, rows, 'encode the query'
+  )
+  return shot.indexed.search(embeddings, depth)
+
+
+def _mined(run, row):
+  """Returns HTML of the negatives of a training query, by refresh."""
+  found, source = [], experiment.source(run.config) or run.workdir
+  split = run.splits[run.config.train_split]
+  for folder in sorted(pathlib.Path(source, 'refresh').glob('[0-9]*')):
+    if not atomic.is_sealed(folder):
+      continue
+    manifest = atomic.read_json(folder / atomic.MANIFEST)
+    # With --query_slices a refresh has some of the queries alone; with
+    # --init_from the data may be another.
+    start, end = manifest['query_slice']
+    rows = manifest['groups'], manifest['judgements']
+    if start <= row < end and rows == (run.corpus.hash, split.hash):
+      negatives = atomic.load_array(folder / 'negatives.npy')
+      found.append((int(folder.name), negatives[row - start]))
+  if not found:
+    return [pages.paragraph('Nothing was mined for it.')]
+  shown = found[:1] + found[1:][-1:]
+  size = min(run.config.num_results, *(len(rows) for _, rows in shown))
+  table = [['', *(f'refresh at step {step:,}' for step, _ in shown)]]
+  for place in range(size):
+    cells = (int(rows[place]) for _, rows in shown)
+    table.append(
+      [
+        str(place + 1),
+        *(_passage(run.corpus, row) if row >= 0 else '' for row in cells),
+      ]
+    )
+  return [
+    pages.heading('Mined for this training query'),
+    pages.results(table, _PASSAGE_CHARS),
+  ]
+
+
+def _passage(corpus, row):
+  title = corpus.titles[row].replace(corpus_lib.TITLE_PART, ' ')
+  text = f'{title} | {corpus.texts[row]}' if title else corpus.texts[row]
+  return f'[{corpus.ids[row]}] {text}'

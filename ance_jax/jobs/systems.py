@@ -1,0 +1,156 @@
+"""Systems that are compared: run files of `--runs`, scored query by query."""
+
+import dataclasses
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import logs
+from ance_jax.core import places
+from ance_jax.core import strict_io
+from ance_jax.data import load
+from ance_jax.data import trec
+from ance_jax.retrieval import metrics
+
+
+class System(NamedTuple):
+  """One of the systems that are compared.
+
+  Attributes:
+    label: How it is called.
+    path: Its TREC run file.
+    rows: (Q, K) int32 passage rows, best first, -1 where there is none.
+    values: {measure: (Q,) float64}.
+    missing: Queries that are not in the run file.
+  """
+
+  label: str
+  path: str
+  rows: np.ndarray
+  values: dict[str, np.ndarray]
+  missing: int
+
+
+def data_folder(config):
+  """Returns the first of `--runs` that is a run's folder, or ''."""
+  folders = filter(checkpoint.committed_steps, _names(config))
+  return next(folders, '')
+
+
+def read(config):
+  """Reads `--runs` and what they are scored on.
+
+  Returns:
+    The `corpus.Corpus`, the `corpus.Split`, and a list of `System`.
+
+  Raises:
+    BadInput: They are not two runs or more of the same data.
+  """
+  names = _names(config)
+  if len(names) < 2:
+    raise errors.BadInput(
+      '--runs must name two runs or more, separated by commas; found '
+      f'{len(names)}; give folders or TREC run files, the baseline first.'
+    )
+  if len(set(names)) < len(names):
+    raise errors.BadInput(
+      f'--runs must name different runs; found {config.runs}; leave out what '
+      'stands twice.'
+    )
+  paths = [_run_file(name, config.split) for name in names]
+  # pydocs lies in the folder of the run that it was built for.
+  folder = data_folder(config) or config.workdir
+  dataset = load.load(
+    dataclasses.replace(config, workdir=folder), (config.split,)
+  )
+  corpus, split = dataset.corpus, dataset.splits[config.split]
+  if len(split.ids) < 2:
+    raise errors.BadInput(
+      f'split {config.split!r} must have two judged queries or more to compare '
+      'runs on; found 1; name another --split.'
+    )
+  return (
+    corpus,
+    split,
+    [
+      _system(label, path, corpus, split)
+      for label, path in zip(_labels(names), paths, strict=True)
+    ],
+  )
+
+
+def _names(config):
+  return [name for name in config.runs.split(',') if name]
+
+
+def _labels(names):
+  """Returns the last part of each path, or all of it where those are alike."""
+  last = [pathlib.Path(name).name for name in names]
+  return last if len(set(last)) == len(last) else names
+
+
+def _run_file(name, split_name):
+  """Returns the path of the run file that a part of `--runs` means."""
+  path = pathlib.Path(name)
+  if not path.is_dir():
+    return strict_io.regular(path)
+  found = sorted(path.glob(f'{split_name}-model-*.trec'))
+  found += path.glob(f'{split_name}-bm25-0.trec')
+  if len(found) != 1:
+    there = ', '.join(file.name for file in found) or 'none'
+    cure = f'make it with --job=evaluate --split={split_name}'
+    if places.problem(path):
+      cure += f' {places.way_round(path)}, and name that folder'
+    if found:
+      cure = 'name the file itself'
+    raise strict_io.bad(
+      name, f'a run that is compared must have one run file of {split_name!r}',
+      there, cure
+    )  # fmt: skip
+  return found[0]
+
+
+def _system(label, path, corpus, split):
+  """Returns the `System` of a run file, after all that can be checked."""
+  _check_same_data(path, corpus, split)
+  query_rows = {split.ids[row]: row for row in range(len(split.ids))}
+  ranked = trec.read_run(path, query_rows, corpus.rows)
+  sizes = np.diff(ranked.offsets)
+  if not sizes.any():
+    raise strict_io.bad(
+      path, 'a run must rank queries of the split that is compared',
+      f'none of its {len(query_rows):,}, such as {split.ids[0]!r}',
+      'name a run of this data, or another --split'
+    )  # fmt: skip
+  depth = metrics.depth(split, len(corpus.texts))
+  rows = np.full((len(query_rows), depth), -1, np.int32)
+  for query in np.nonzero(sizes)[0]:
+    ranking = ranked.of(query)[:depth]
+    rows[query, : len(ranking)] = ranking
+  missing = int((sizes == 0).sum())
+  if missing:
+    logs.say(f'{path}: {missing:,} queries are not in it, and count 0')
+  scores = np.zeros(rows.shape, np.float32)
+  rows = metrics.without_own(trec.Ranking(rows, scores), split).rows
+  values = metrics.by_query(rows, split, corpus.texts)
+  return System(label, str(path), rows, values, missing)
+
+
+def _check_same_data(path, corpus, split):
+  """Raises `BadInput` if what `--job=evaluate` noted is of other data."""
+  noted = path.with_suffix('.json')
+  if not re.search(r'-(model|bm25)-\d+$', noted.stem) or not noted.exists():
+    return  # Another program's; its ids are checked.
+  noted = atomic.read_json(noted)
+  for key, here in (('corpus', corpus.hash), ('judgements', split.hash)):
+    if noted.get(key, here) != here:
+      raise strict_io.bad(
+        path, 'runs that are compared must be of one corpus and one split',
+        f'{key} of hash {noted[key][:12]} instead of {here[:12]}',
+        'leave the run out, or score it on this data'
+      )  # fmt: skip

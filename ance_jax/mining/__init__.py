@@ -1,0 +1,1 @@
+"""Ranked passages in, hard negatives out; it knows no training."""

@@ -1,0 +1,1 @@
+"""Encoders, and checkpoints of others read and written."""

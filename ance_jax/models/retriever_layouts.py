@@ -1,0 +1,261 @@
+"""Checkpoints of ANCE, of DPR and of cross-encoders: bodies and heads.
+
+Strict as `weights` is: each tensor of the layout, and no other.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from ance_jax import errors
+from ance_jax.models import bert_weights
+
+
+class _Tower(NamedTuple):
+  """How the checkpoint of a retriever names the parts of a tower.
+
+  Attributes:
+    name: Our tower.
+    prefix: What stands before the names of its body.
+    head: Module of the projection, or None.
+    head_norm: Module of the LayerNorm after it, or None.
+  """
+
+  name: str
+  prefix: str
+  head: str | None
+  head_norm: str | None
+
+
+class _Form(NamedTuple):
+  """A layout of a retriever's checkpoint.
+
+  Attributes:
+    mark: A tensor whose name begins so is in no other form.
+    towers: The `_Tower`s that may be there.
+    settings: What such checkpoints are trained with, by the retriever's
+      setting.
+    dropped: Pattern of tensors that are left out, beside those of a body.
+  """
+
+  mark: str
+  towers: tuple
+  settings: dict
+  dropped: str = '(?!)'
+
+
+_DPR_SETTINGS = {
+  'pooling': 'cls',
+  'similarity': 'dot',
+  'query_length': 256,
+  'passage_length': 256,
+  'title_separator': 'token',
+}
+_FORMS = (
+  # RobertaDot_NLL_LN of ANCE (model/models.py), STAR and ADORE.
+  _Form(
+    'embeddingHead.',
+    (_Tower('tied', 'roberta.', 'embeddingHead', 'norm'),),
+    {
+      'pooling': 'cls',
+      'similarity': 'dot',
+      'query_length': 64,
+      'passage_length': 512,
+      # The tokenizer of transformers 2 did; that of 5 takes no notice.
+      'lower_case': True,
+    },
+    # Of RobertaForSequenceClassification, which the class inherits and never
+    # uses.
+    r'classifier\..*',
+  ),
+  # DPR as the hub has it, an encoder a repository.
+  _Form(
+    'question_encoder.',
+    (
+      _Tower(
+        'query', 'question_encoder.bert_model.', 'question_encoder.encode_proj',
+        None
+      ),
+    ),
+    _DPR_SETTINGS,
+  ),
+  _Form(
+    'ctx_encoder.',
+    (
+      _Tower(
+        'passage', 'ctx_encoder.bert_model.', 'ctx_encoder.encode_proj', None
+      ),
+    ),
+    _DPR_SETTINGS,
+  ),
+  # DPR's own checkpoints, and ANCE's of OpenQA (BiEncoder).
+  _Form(
+    'question_model.',
+    (
+      _Tower('query', 'question_model.', 'question_model.encode_proj', None),
+      _Tower('passage', 'ctx_model.', 'ctx_model.encode_proj', None),
+    ),
+    _DPR_SETTINGS,
+  ),
+)  # fmt: skip
+# Between body and output, and the output, of transformers' classes for sequence
+# classification.
+_CLASSIFIERS = {
+  'bert': ('bert.pooler.dense', 'classifier'),
+  'roberta': ('classifier.dense', 'classifier.out_proj'),
+  'distilbert': ('pre_classifier', 'classifier'),
+  'mpnet': ('classifier.dense', 'classifier.out_proj'),
+}
+
+
+def is_dropped(name):
+  """Returns whether a tensor is one that no retriever uses."""
+  prefixes = [tower.prefix for form in _FORMS for tower in form.towers]
+  for prefix in prefixes:
+    name = name.removeprefix(prefix)
+  return bert_weights.is_dropped(name)
+
+
+def towers_from_tensors(tensors, body, where):
+  """Returns the parameters by tower, and the settings that come with them.
+
+  Args:
+    tensors: As for `bert_weights.body_from_tensors`, with the projection's.
+    body: `bert.BodyConfig`.
+    where: Where they are from, for people.
+
+  Raises:
+    BadInput: A tensor is missing, not expected, or of another shape.
+  """
+  form = next(
+    (f for f in _FORMS if any(name.startswith(f.mark) for name in tensors)),
+    None,
+  )
+  if form is None:
+    return {
+      'tied': {'body': bert_weights.body_from_tensors(tensors, body, where)}
+    }, {}
+  towers = {}
+  left = {
+    name: array
+    for name, array in tensors.items()
+    if not re.fullmatch(form.dropped, name)
+  }
+  for tower in form.towers:
+    params = towers[tower.name] = {}
+    for part, module, leaves in (
+      ('head', tower.head, {'kernel': 'weight', 'bias': 'bias'}),
+      ('head_norm', tower.head_norm, {'scale': 'weight', 'bias': 'bias'}),
+    ):
+      theirs = {ours: f'{module}.{name}' for ours, name in leaves.items()}
+      # ANCE's class always has its norm; DPR's projection is a choice.
+      if part == 'head_norm' and module or set(theirs.values()) & set(left):
+        params[part] = _part(left, theirs, where)
+    of_body = {
+      name.removeprefix(tower.prefix): left.pop(name)
+      for name in list(left)
+      if name.startswith(tower.prefix)
+    }
+    params['body'] = bert_weights.body_from_tensors(of_body, body, where)
+    _check_head(params, body, where)
+  if left:
+    raise errors.BadInput(
+      'a checkpoint of a retriever must have exactly the tensors of its '
+      f'layout; found that {sorted(left)[0][:80]} is not expected ({len(left)} '
+      f'such) in {where}; use a complete checkpoint.'
+    )
+  settings, (first, *others) = dict(form.settings), towers.values()
+  for other in others:
+    if set(other) != set(first):
+      odd = sorted(set(other) ^ set(first))[0]
+      raise errors.BadInput(
+        'two encoders of a checkpoint must both have a projection, or none; '
+        f'found a {odd} in one alone in {where}; use a complete checkpoint.'
+      )
+  if 'head' in first:
+    settings['head_size'] = len(first['head']['bias'])
+    settings['head_norm'] = 'head_norm' in first
+  return towers, settings
+
+
+def judge_from_tensors(tensors, body, where):
+  """Returns the parameters of a cross-encoder: body, pooler, classifier.
+
+  Args:
+    tensors: As for `towers_from_tensors`.
+    body: `bert.BodyConfig`.
+    where: Where they are from, for people.
+
+  Raises:
+    BadInput: A tensor is missing, not expected, or of another shape.
+  """
+  left, params = dict(tensors), {}
+  modules = dict(
+    zip(('pooler', 'classifier'), _CLASSIFIERS[body.model_type], strict=True)
+  )
+  for part, module in modules.items():
+    leaves = {'kernel': f'{module}.weight', 'bias': f'{module}.bias'}
+    params[part] = _part(left, leaves, where)
+  wide, outputs = body.hidden_size, params['classifier']['bias'].size
+  if outputs != 1:
+    raise errors.BadInput(
+      f'a judge must have one output, the score; found {outputs} in {where}; '
+      'use a cross-encoder that was trained to rank.'
+    )
+  for part, size in (('pooler', wide), ('classifier', 1)):
+    shapes = {name: array.shape for name, array in params[part].items()}
+    if shapes != {'kernel': (wide, size), 'bias': (size,)}:
+      raise errors.BadInput(
+        f'a {part} must take the {wide} numbers of its body and give {size}; '
+        f'found shapes {list(shapes.values())} in {where}; use a complete '
+        'checkpoint.'
+      )
+    _check_finite(params[part], where)
+  return {'body': bert_weights.body_from_tensors(left, body, where), **params}
+
+
+def _part(tensors, theirs, where):
+  """Takes the tensors of a module out; returns its parameters."""
+  found = {}
+  for ours, name in theirs.items():
+    if name not in tensors:
+      raise errors.BadInput(
+        'a checkpoint must have exactly the tensors of its layout; found that '
+        f'{name} is missing in {where}; use a complete one.'
+      )
+    array = np.asarray(tensors.pop(name), np.float32)
+    found[ours] = np.ascontiguousarray(array.T if ours == 'kernel' else array)
+  return found
+
+
+def _check_head(params, body, where):
+  """Raises `BadInput` for a projection that does not fit its body."""
+  head, norm = params.get('head'), params.get('head_norm')
+  if norm and not head:
+    raise errors.BadInput(
+      'a checkpoint of a retriever must have a projection before its norm; '
+      f'found the norm alone in {where}; use a complete checkpoint.'
+    )
+  if head:
+    size = (body.hidden_size, *head['bias'].shape)
+    shapes = [head['kernel'].shape]
+    shapes += [
+      (body.hidden_size, *leaf.shape) for leaf in (norm or {}).values()
+    ]
+    if any(shape != size for shape in shapes):
+      raise errors.BadInput(
+        f'a projection must take the {body.hidden_size} numbers of its body; '
+        f'found shapes {shapes} in {where}; use a complete checkpoint.'
+      )
+  for part in (head or {}), (norm or {}):
+    _check_finite(part, where)
+
+
+def _check_finite(part, where):
+  for name, array in part.items():
+    if not np.isfinite(array).all():
+      raise errors.BadInput(
+        f'a projection must be finite; found values in its {name} that are '
+        f'not in {where}; use a checkpoint from before the run diverged.'
+      )

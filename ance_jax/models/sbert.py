@@ -1,0 +1,336 @@
+"""Folders of sentence-transformers: what their settings say, read strictly.
+
+A module or setting that we do not have is refused by name.
+"""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+from ance_jax import errors
+from ance_jax.core import logs
+from ance_jax.core import strict_io
+from ance_jax.models import bi_encoder
+from ance_jax.models import huggingface
+from ance_jax.models import pooling
+from ance_jax.models import sbert_modules
+
+# What a route of a Router is called there, and our tower.
+ROUTES = {'query': bi_encoder.QUERY, 'document': bi_encoder.PASSAGE}
+_PASSAGE_PROMPTS = ('document', 'passage', 'corpus')
+IDENTITY = 'torch.nn.modules.linear.Identity'
+SIGMOID = 'torch.nn.modules.activation.Sigmoid'
+SETTINGS_FILE = 'config_sentence_transformers.json'
+# Lengths and the like; the first that is there.
+_SIZES_FILES = tuple(
+  f'sentence_{kind}_config.json'
+  for kind in (
+    'bert', 'roberta', 'distilbert', 'camembert', 'albert', 'xlm-roberta',
+    'xlnet'
+  )
+)  # fmt: skip
+# Keywords of the classes that change no number but its last digits.
+_HARMLESS = {
+  'trust_remote_code', 'cache_dir', 'use_fast', 'torch_dtype', 'dtype',
+  'attn_implementation', 'add_pooling_layer', 'device_map', 'revision',
+}  # fmt: skip
+
+
+class SentenceTransformer(NamedTuple):
+  """What a sentence-transformers folder says about a tower.
+
+  Attributes:
+    body_folder: Folder of the transformer.
+    lengths: Tokens of a text at most, or None, by side.
+    pooling: As `bi_encoder.Retriever` has it.
+    include_prompt: Whether the tokens of a prompt are pooled.
+    similarity: 'dot' or 'cosine'.
+    lower_case: Whether texts are lower-cased, whatever the tokenizer does.
+    layers: `pooling.Layer`s behind the pooling; a last one that makes lengths
+      of 1 is left out where the similarity does.
+    head: Their parameters.
+    truncate_dim: Numbers of an embedding that are kept; 0: all.
+    prompts: What is put before a text, by side.
+  """
+
+  body_folder: str
+  lengths: dict
+  pooling: str
+  include_prompt: bool
+  similarity: str
+  lower_case: bool
+  layers: tuple
+  head: dict
+  truncate_dim: int
+  prompts: dict
+
+
+class CrossEncoder(NamedTuple):
+  """What the folder of a cross-encoder says.
+
+  Attributes:
+    length: Tokens of a pair at most, or None.
+    sigmoid: Whether the score is the sigmoid of the output.
+    lower_case: As in `SentenceTransformer`.
+  """
+
+  length: int | None
+  sigmoid: bool
+  lower_case: bool
+
+
+def is_folder(folder):
+  """Returns whether a folder is that of a sentence-transformers model."""
+  return os.path.lexists(pathlib.Path(folder) / 'modules.json')
+
+
+def read(folder):
+  """Returns the `SentenceTransformer` of each tower of a folder, by its name.
+
+  Raises:
+    BadInput: It does something that we do not.
+  """
+  folder = pathlib.Path(folder)
+  path = folder / 'modules.json'
+  modules = []
+  for module in strict_io.json_file(path, list):
+    kind = _module_kind(module, path)
+    modules.append(
+      (kind, strict_io.inside(folder, module.get('path', ''), path))
+    )
+  if modules and modules[0][0] == 'Router':
+    routes = _routes(modules[0][1])
+    return {
+      name: _tower(folder, [*route, *modules[1:]])
+      for name, route in routes.items()
+    }
+  return {bi_encoder.TIED: _tower(folder, modules)}
+
+
+def read_cross_encoder(folder):
+  """Returns the `CrossEncoder` of a folder, whichever version saved it.
+
+  Raises:
+    BadInput: It does something that we do not.
+  """
+  if not os.path.isdir(folder):
+    raise errors.BadInput(
+      '--judge must be the folder of a cross-encoder; found a file at '
+      f'{folder}; name its folder.'
+    )
+  folder = pathlib.Path(folder)
+  path = folder / 'modules.json'
+  modules = strict_io.json_file(path, list) if os.path.lexists(path) else []
+  settings = _optional_json(folder / SETTINGS_FILE)
+  older = _optional_json(folder / 'config.json')
+  of_4 = older.get('sentence_transformers')
+  activation = (
+    settings.get('activation_fn')
+    or (of_4.get('activation_fn') if isinstance(of_4, dict) else None)
+    or older.get('sbert_ce_default_activation_function')
+    or SIGMOID
+  )
+  sizes = _sizes(folder)
+  lower_case = sizes.get('do_lower_case', False)
+  prompt = settings.get('default_prompt_name')
+  for found, what in (
+    (
+      [_module_kind(module, path) for module in modules]
+      not in ([], ['Transformer'])
+      or any(module.get('path') for module in modules),
+      f'{len(modules)} modules',
+    ),
+    (activation not in (SIGMOID, IDENTITY), f'activation {activation}'),
+    (prompt, f'a prompt for all texts, {prompt}'),
+    (type(lower_case) is not bool, f'do_lower_case {lower_case}'),
+  ):
+    if found:
+      raise errors.BadInput(
+        'a cross-encoder must be a Transformer alone, with Sigmoid or Identity '
+        f'and no prompt; found {what[:120]} in {folder}; use another model.'
+      )
+  length = _length(sizes, 'max_seq_length', folder)
+  return CrossEncoder(length, activation == SIGMOID, lower_case)
+
+
+def _tower(folder, modules):
+  """Returns the `SentenceTransformer` of a list of (kind, path)."""
+  kinds = [kind for kind, _ in modules]
+  if kinds[:2] != ['Transformer', 'Pooling']:
+    found = f'modules {", ".join(kinds)}' if kinds else 'no modules'
+    raise sbert_modules.not_ours(found, folder)
+  body_folder = modules[0][1]
+  settings = _optional_json(folder / SETTINGS_FILE)
+  sizes = _sizes(body_folder)
+  _check_body(sizes, body_folder)
+  pooled, include_prompt = sbert_modules.read_pooling(modules[1][1])
+  width = huggingface.read_config(str(body_folder)).hidden_size
+  width *= len(pooled.split('+'))
+  layers, head = sbert_modules.read_layers(modules[2:], width)
+  width = [width, *(layer.size for layer in layers if layer.size)][-1]
+  truncate_dim = _truncate_dim(settings, width, folder)
+  similarity = settings.get('similarity_fn_name') or 'cosine'
+  if similarity not in ('cosine', 'dot'):
+    raise sbert_modules.not_ours(f'similarity {similarity}', folder)
+  # Of embeddings of length 1 the dot product is the cosine, unless they are cut
+  # behind that.
+  if layers and layers[-1].kind == pooling.UNIT:
+    if similarity == 'cosine' or not truncate_dim:
+      layers, similarity = layers[:-1], 'cosine'
+  return SentenceTransformer(
+    str(body_folder),
+    {
+      side: _length(sizes, f'{route}_length', body_folder)
+      or _length(sizes, 'max_seq_length', body_folder)
+      for route, side in ROUTES.items()
+    },
+    pooled,
+    include_prompt,
+    similarity,
+    sizes.get('do_lower_case', False),
+    layers,
+    head,
+    truncate_dim,
+    _prompts(settings, folder),
+  )
+
+
+def _sizes(folder):
+  """Returns what the Transformer's own settings say, as a dict."""
+  found = (_optional_json(folder / name) for name in _SIZES_FILES)
+  return next(filter(None, found), {})
+
+
+def _check_body(sizes, folder):
+  """Raises `BadInput` for a Transformer that is not the plain body."""
+  for key, usual in (
+    ('do_lower_case', (False, True)),
+    ('transformer_task', (None, 'feature-extraction')),
+    ('module_output_name', (None, 'token_embeddings')),
+    ('query_expansion', (None,)),
+    ('processing_kwargs', (None, {})),
+  ):
+    if sizes.get(key, usual[0]) not in usual:
+      raise sbert_modules.not_ours(f'{key} {sizes[key]}', folder)
+  modality = sizes.get('modality_config') or {}
+  text = modality.get('text', {}) if isinstance(modality, dict) else None
+  usual = 'last_hidden_state'
+  if (
+    not isinstance(text, dict) or text.get('method_output_name', usual) != usual
+  ):
+    raise sbert_modules.not_ours(f'modality_config {modality}', folder)
+  for key in ('model', 'tokenizer', 'config', 'processor'):
+    for name in (f'{key}_args', f'{key}_kwargs'):
+      given = sizes.get(name) or {}
+      others = (
+        set(given) - _HARMLESS if isinstance(given, dict) else {str(given)}
+      )
+      if others:
+        raise sbert_modules.not_ours(f'{name} {", ".join(others)}', folder)
+
+
+def _truncate_dim(settings, width, folder):
+  """Returns how many numbers of `width` are kept; 0: all."""
+  given = settings.get('truncate_dim')
+  if given is None:
+    return 0
+  if type(given) is not int or given < 1:
+    raise strict_io.bad(
+      folder / SETTINGS_FILE,
+      'truncate_dim must be a whole number, at least 1',
+      strict_io.quoted(given),
+      'mend it',
+    )
+  return given if given < width else 0
+
+
+def _routes(folder):
+  """Returns the (kind, path) of the modules of each route, by our tower."""
+  path = folder / 'router_config.json'
+  given = strict_io.json_file(path)
+  types, structure = given.get('types'), given.get('structure')
+  if not isinstance(types, dict) or not isinstance(structure, dict):
+    raise sbert_modules.not_ours('a Router without types and structure', folder)
+  if (given.get('parameters') or {}).get('route_mappings'):
+    raise sbert_modules.not_ours('a Router with route_mappings', folder)
+  if set(structure) != set(ROUTES):
+    raise sbert_modules.not_ours(
+      f'a Router of {", ".join(map(str, structure))}', folder
+    )
+  routes = {}
+  for route, name in ROUTES.items():
+    routes[name] = []
+    for part in structure[route] if isinstance(structure[route], list) else [0]:
+      kind = _module_kind({'type': types.get(str(part))}, path)
+      routes[name].append((kind, strict_io.inside(folder, part, path)))
+  return routes
+
+
+def _optional_json(path):
+  """Returns the dict of a JSON file, empty if there is no such file."""
+  return strict_io.json_file(path) if os.path.lexists(path) else {}
+
+
+def _module_kind(module, path):
+  """Returns the class of an entry of modules.json, without its package."""
+  kind = module.get('type') if isinstance(module, dict) else None
+  if not isinstance(kind, str):
+    raise strict_io.bad(
+      path,
+      "a module must be an object with a string 'type'",
+      strict_io.quoted(module),
+      'save the model again',
+    )
+  if not kind.startswith('sentence_transformers.'):
+    raise strict_io.bad(
+      path,
+      'a module must be one of sentence_transformers',
+      strict_io.quoted(kind),
+      'use a model without code of its own',
+    )
+  return kind.rpartition('.')[2]
+
+
+def _prompts(settings, folder):
+  """Returns what is put before queries and passages, by side.
+
+  Passages have the first of the prompts that encode_document looks for, though
+  that takes an empty 'document', which is in every file that it saves, before
+  the others.
+  """
+  prompts = settings.get('prompts') or {}
+  if not isinstance(prompts, dict) or not all(
+    isinstance(prompt, str | None) for prompt in prompts.values()
+  ):
+    raise sbert_modules.not_ours(f'prompts {prompts}', folder)
+  given = {name: prompt for name, prompt in prompts.items() if prompt}
+  default = settings.get('default_prompt_name')
+  if default in given and default not in ('query', *_PASSAGE_PROMPTS):
+    raise sbert_modules.not_ours(f'a prompt for all texts, {default}', folder)
+  passage = [name for name in _PASSAGE_PROMPTS if name in given]
+  if passage and passage[0] != 'document':
+    logs.say(
+      f'{folder}: passages have the prompt {given[passage[0]]!r}, named '
+      f'{passage[0]}; encode_document takes that of document alone'
+    )
+  others = set(given) - {'query', *_PASSAGE_PROMPTS}
+  if others:
+    names = ', '.join(sorted(others))
+    logs.say(f'{folder}: prompts for other tasks are left out: {names}')
+  return {
+    bi_encoder.QUERY: given.get('query', ''),
+    bi_encoder.PASSAGE: given[passage[0]] if passage else '',
+  }
+
+
+def _length(sizes, key, folder):
+  """Returns a number of tokens of the Transformer's settings, or None."""
+  length = sizes.get(key)
+  if length is not None and (type(length) is not int or length < 3):
+    raise strict_io.bad(
+      folder / _SIZES_FILES[0],
+      f'{key} must be a whole number, at least 3',
+      strict_io.quoted(length),
+      'mend it',
+    )
+  return length

@@ -1,0 +1,236 @@
+"""What follows the Transformer in folders of sentence-transformers.
+
+Pooling, Dense, LayerNorm and Normalize, as they are read and written. What we
+do not have is refused by name.
+"""
+
+import os
+
+import numpy as np
+
+from ance_jax import errors
+from ance_jax.core import logs
+from ance_jax.core import strict_io
+from ance_jax.models import huggingface
+from ance_jax.models import pooling
+
+# Pooling's config.json before release 6 -> mode. text-embeddings-inference
+# refuses a folder without the first four (router/src/lib.rs, PoolConfig); vLLM
+# takes the one that is true (vllm/transformers_utils/config.py,
+# get_pooling_config).
+_OLD_MODES = {
+  'pooling_mode_cls_token': 'cls',
+  'pooling_mode_max_tokens': 'max',
+  'pooling_mode_mean_tokens': 'mean',
+  'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
+  'pooling_mode_weightedmean_tokens': 'weightedmean',
+  'pooling_mode_lasttoken': 'lasttoken',
+}
+# Where torch has the classes of activations.
+_TORCH = 'torch.nn.'
+_IDENTITY = 'torch.nn.modules.linear.Identity'
+_ACTIVATION = 'torch.nn.modules.activation.'
+# The only thing that a module may take, and give.
+_EMBEDDING = 'sentence_embedding'
+
+
+def not_ours(what, folder):
+  """Returns the `BadInput` of a folder that does what we do not."""
+  return errors.BadInput(
+    'a sentence-transformers folder must be Transformer, Pooling and any of '
+    'Dense, LayerNorm and Normalize, or a Router of a query and a document, '
+    f'for cosine or dot; found {str(what)[:120]} in {folder}; use another '
+    'model.'
+  )
+
+
+def read_pooling(folder):
+  """Returns (pooling as `bi_encoder.Retriever` has it, include_prompt)."""
+  path = folder / 'config.json'
+  settings = strict_io.json_file(path)
+  modes = settings.get('pooling_mode')
+  if modes is None:
+    modes = [mode for key, mode in _OLD_MODES.items() if settings.get(key)]
+  modes = [modes] if isinstance(modes, str) else modes
+  if (
+    not isinstance(modes, list)
+    or not modes
+    or not all(mode in pooling.MODES for mode in modes)
+  ):
+    raise errors.BadInput(
+      f'pooling must be of {", ".join(pooling.MODES)}; found {modes} in '
+      f'{path}; use another model.'
+    )
+  include_prompt = settings.get('include_prompt', True)
+  if type(include_prompt) is not bool:
+    raise not_ours(f'include_prompt {include_prompt}', folder)
+  return '+'.join(modes), include_prompt
+
+
+def read_layers(modules, width):
+  """Returns the layers behind the pooling, and their parameters.
+
+  Args:
+    modules: (kind, folder) of each module behind Pooling, in order.
+    width: Numbers that Pooling gives.
+
+  Returns:
+    A tuple of `pooling.Layer`s, and {name: {leaf: array}} by `pooling.names`.
+  """
+  layers, arrays = [], []
+  for kind, folder in modules:
+    if kind == 'Dense':
+      layer, found = _dense(folder, width)
+      width = layer.size
+    elif kind == 'LayerNorm':
+      shapes = {'norm.weight': (width,), 'norm.bias': (width,)}
+      layer, found = pooling.Layer(pooling.NORM), _tensors(folder, shapes)
+      found = {'': {'scale': found['norm.weight'], 'bias': found['norm.bias']}}
+    elif kind == 'Normalize':
+      _check_names(_settings(folder), kind, folder)
+      layer, found = pooling.Layer(pooling.UNIT), {}
+    elif kind == 'Dropout':
+      logs.say(f"{folder}: Dropout is left out; --dropout_rate is the body's")
+      continue
+    else:
+      raise not_ours(f'a {kind} behind Pooling', folder)
+    layers.append(layer)
+    arrays.append(found)
+  names = pooling.names(layers)
+  return tuple(layers), {
+    name + part: leaves
+    for name, found in zip(names, arrays, strict=True)
+    for part, leaves in found.items()
+  }
+
+
+def _dense(folder, width):
+  """Returns the `Layer` of a Dense, and its parameters by part of its name."""
+  settings = strict_io.json_file(folder / 'config.json')
+  _check_names(settings, 'Dense', folder)
+  size, takes = settings.get('out_features'), settings.get('in_features')
+  if takes != width:
+    raise strict_io.bad(
+      folder / 'config.json',
+      f'a Dense must take the {width} numbers that come before it',
+      strict_io.quoted(takes),
+      'save the model again',
+    )
+  residual = bool(settings.get('use_residual', False))
+  has_bias = bool(settings.get('bias', True))
+  names = {'linear.weight': (size, width)}
+  if has_bias:
+    names['linear.bias'] = (size,)
+  if residual and size != width:
+    names['residual.weight'] = (size, width)
+  found = _tensors(folder, names)
+  head = {'kernel': found['linear.weight'].T}
+  if has_bias:
+    head['bias'] = found['linear.bias']
+  parts = {'': head}
+  if 'residual.weight' in found:
+    parts['_residual'] = {'kernel': found['residual.weight'].T}
+  activation = _activation(settings, folder)
+  layer = pooling.Layer(pooling.DENSE, size, has_bias, activation, residual)
+  return layer, parts
+
+
+def _activation(settings, folder):
+  """Returns the key of `pooling.ACTIVATIONS` that a Dense names."""
+  given = settings.get('activation_function', f'{_ACTIVATION}Tanh')
+  name = str(given).rpartition('.')[2]
+  if not str(given).startswith(_TORCH) or name not in pooling.ACTIVATIONS:
+    raise not_ours(f'Dense with {given}', folder)
+  return name
+
+
+def _check_names(settings, kind, folder):
+  """Raises `BadInput` for a module that is not of embeddings alone."""
+  for key in ('module_input_name', 'module_output_name'):
+    name = settings.get(key) or _EMBEDDING
+    if name != _EMBEDDING:
+      raise not_ours(f'{kind} with {key} {name}', folder)
+
+
+def _settings(folder):
+  """Returns the dict of a module's config.json, empty without one."""
+  path = folder / 'config.json'
+  return strict_io.json_file(path) if os.path.lexists(path) else {}
+
+
+def _tensors(folder, shapes):
+  """Returns {name: float32 array} of a module that has just these tensors."""
+  found = huggingface.read_tensors(str(folder), lambda name: False)
+  if {name: array.shape for name, array in found.items()} != shapes:
+    raise strict_io.bad(
+      folder / 'model.safetensors',
+      f'a module must have the tensors {", ".join(shapes)} in the shapes of '
+      'its config.json',
+      ', '.join(f'{n[:40]} {a.shape}' for n, a in list(found.items())[:4])
+      or 'none',
+      'save the model again',
+    )
+  for name, array in found.items():
+    if not np.isfinite(array).all():
+      raise strict_io.bad(
+        folder / 'model.safetensors', 'a module must be finite',
+        f'other values in {name}', 'use a checkpoint from before it diverged'
+      )  # fmt: skip
+  return found
+
+
+def written(retriever, params):
+  """Returns the (kind, settings, {name: tensor}) of what follows the body.
+
+  Args:
+    retriever: `bi_encoder.Retriever`.
+    params: Parameters of a tower.
+  """
+  width = retriever.body.hidden_size
+  settings = {'word_embedding_dimension': width}
+  settings |= {key: mode in retriever.modes for key, mode in _OLD_MODES.items()}
+  if not retriever.include_prompt:
+    settings['include_prompt'] = False
+  if list(retriever.modes) != [m for m in pooling.MODES if settings[_key(m)]]:
+    # An order that release 5 does not have.
+    settings['pooling_mode'] = list(retriever.modes)
+  parts, width = [('Pooling', settings, {})], width * len(retriever.modes)
+  chain = retriever.chain
+  for layer, name in zip(chain, pooling.names(chain), strict=True):
+    if layer.kind == pooling.DENSE:
+      parts.append(_written_dense(layer, name, params, width))
+      width = layer.size
+    elif layer.kind == pooling.NORM:
+      norm = params[name]
+      tensors = {'norm.weight': norm['scale'], 'norm.bias': norm['bias']}
+      parts.append(('LayerNorm', {'dimension': width}, tensors))
+    else:
+      parts.append(('Normalize', {}, {}))
+  if retriever.similarity == 'cosine':
+    parts.append(('Normalize', {}, {}))
+  return parts
+
+
+def _written_dense(layer, name, params, width):
+  """Returns (kind, settings, tensors) of a projection."""
+  group = 'linear' if layer.activation == pooling.IDENTITY else 'activation'
+  settings = {
+    'in_features': width,
+    'out_features': layer.size,
+    'bias': layer.bias,
+    'activation_function': f'torch.nn.modules.{group}.{layer.activation}',
+  }
+  tensors = {'linear.weight': params[name]['kernel'].T}
+  if layer.bias:
+    tensors['linear.bias'] = params[name]['bias']
+  if layer.residual:
+    settings['use_residual'] = True
+    if width != layer.size:
+      other = params[f'{name}_residual']['kernel']
+      tensors['residual.weight'] = other.T
+  return 'Dense', settings, tensors
+
+
+def _key(mode):
+  """Returns the key of a mode before release 6."""
+  return next(key for key, name in _OLD_MODES.items() if name == mode)

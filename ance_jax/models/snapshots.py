@@ -1,0 +1,260 @@
+"""Names on Hugging Face's hub -> folders of its cache, at a commit.
+
+A name is OWNER/NAME or OWNER/NAME@REVISION, a branch, tag or commit. Only what
+is read here is fetched: settings, tokenizer, and one form of the weights.
+"""
+
+import os
+import pathlib
+import re
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub import errors
+
+from ance_jax import errors as errors_lib
+from ance_jax.core import logs
+from ance_jax.core import strict_io
+
+_NAME = re.compile(r'(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(\w[\w/-]*(?:\.[\w/-]+)*))?')
+_COMMIT = re.compile('[0-9a-f]{40}')
+# What is fetched first. A * matches slashes too: these are in all folders.
+_SETTINGS = (
+  '*config.json', '*config_sentence_transformers.json', '*modules.json',
+  '*tokenizer.json', '*special_tokens_map.json', '*added_tokens.json',
+  '*vocab.json', '*vocab.txt', '*merges.txt', '*.model', '*.index.json',
+  '*retriever.json',
+)  # fmt: skip
+_UNUSED = ('onnx/*', 'openvino/*', 'coreml/*', 'checkpoint-*', 'tf_*', 'flax_*')
+# Of these the first that is there has the weights of a folder.
+_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
+_VOCABULARIES = ('tokenizer.json', 'vocab.txt', 'vocab.json', '*.model')
+_WITH_WEIGHTS = ('Transformer', 'Dense', 'LayerNorm')
+_WITH_SETTINGS = (*_WITH_WEIGHTS, 'Pooling')
+# Files that only sentence-transformers saves.
+_SIGNS = ('config_sentence_transformers.json', '1_Pooling')
+
+
+def folder(name):
+  """Returns the folder that a name on the hub stands for; a path as it is.
+
+  What is here goes before what is there. A commit that the cache has whole
+  needs no network.
+
+  Raises:
+    BadInput: There is none; the text says why.
+  """
+  if os.path.lexists(name):
+    return name
+  repository, revision = _parts(name)
+  cached = _cached(repository, revision)
+  lacks = cached and _missing(cached)
+  if cached and revision == cached.name and not lacks:
+    return str(cached)
+  problem = _problem(repository, revision)
+  if problem is None:
+    return str(_fetched(name, repository, revision))
+  if cached is None:
+    raise _refusal(f'{name} is no folder here, and not in {_cache()}', problem)
+  if lacks:
+    raise _refusal(f'{_cache()} has only a part of {name}, no {lacks}', problem)
+  if not (cached / 'modules.json').exists() and not _known_absent(cached):
+    logs.say(
+      f'{name}: read as a plain body, as the cache has no modules.json of it; '
+      'the hub, which may have one, was not asked'
+    )
+  return str(cached)
+
+
+def pinned(names):
+  """Returns names, a comma between them, with the commit of each on the hub.
+
+  Raises:
+    BadInput: As `folder`.
+  """
+  return ','.join(map(_pinned, names.split(',')))
+
+
+def is_pin(pin, names):
+  """Returns whether `pinned(names)` may have been `pin`, as far as is known.
+
+  A branch or tag counts as it is in the cache now.
+  """
+  pins, names = pin.split(','), names.split(',')
+  return len(pins) == len(names) and all(map(_is_pin, pins, names))
+
+
+def _pinned(name):
+  path = folder(name) if name else name
+  if path == name:
+    return name
+  return f'{_parts(name)[0]}@{pathlib.Path(path).name}'
+
+
+def _is_pin(pin, name):
+  if pin == name:
+    return True
+  old, new = _NAME.fullmatch(pin), _NAME.fullmatch(name)
+  if not (old and new and old[2]) or old[1] != new[1]:
+    return False
+  cached = _cached(new[1], new[2])
+  return new[2] is None or bool(cached and cached.name == old[2])
+
+
+def _parts(name):
+  """Returns the repository of a name, and its revision or None."""
+  found = _NAME.fullmatch(name)
+  if not found:
+    raise errors_lib.BadInput(
+      f'there is no file or folder {name!r}, and no model on the hub can have '
+      'that name; give a folder, a file of weights, OWNER/NAME or '
+      'OWNER/NAME@REVISION.'
+    )
+  return found.groups()
+
+
+def _cached(repository, revision):
+  """Returns the folder of a revision in the hub's cache, or None."""
+  storage = pathlib.Path(
+    constants.HF_HUB_CACHE, f'models--{repository.replace("/", "--")}'
+  )
+  commit = revision if revision and _COMMIT.fullmatch(revision) else None
+  if commit is None:
+    ref = storage / 'refs' / (revision or 'main')
+    commit = ref.read_text().strip() if ref.is_file() else None
+  snapshot = storage / 'snapshots' / (commit or '')
+  return snapshot if commit and snapshot.is_dir() else None
+
+
+def _problem(repository, revision):
+  """Returns why the hub does not give a model, (fact, cure), or None."""
+  try:
+    huggingface_hub.HfApi().model_info(repository, revision=revision)
+  except Exception as error:  # Of its HTTP library, which changes.
+    return _explained(error, repository, revision)
+  return None
+
+
+def _explained(error, repository, revision):
+  """Returns (fact, cure) of what the hub's client raised."""
+  if isinstance(error, errors.GatedRepoError):
+    return f'{repository} is gated on the hub', (
+      f'ask for access at {constants.ENDPOINT}/{repository}, then log in with '
+      '`hf auth login` or set HF_TOKEN'
+    )
+  if isinstance(error, errors.RepositoryNotFoundError):
+    owner = '' if '/' in repository else ', with its owner'
+    return f'the hub has no model {repository}, or it is private', (
+      f'check the name{owner}, or log in with `hf auth login`'
+    )
+  if isinstance(error, errors.RevisionNotFoundError):
+    return f'{repository} has no revision {revision} on the hub', (
+      'name a branch, a tag or all 40 digits of a commit'
+    )
+  if isinstance(error, errors.OfflineModeIsEnabled):
+    return 'the hub is not asked in offline mode (HF_HUB_OFFLINE)', (
+      'unset that, or fetch the model first'
+    )
+  text = ' '.join(str(error).split())[:150].rstrip('.')
+  if isinstance(error, ValueError):
+    return f'the hub takes no such name ({text})', 'check it'
+  return f'the hub cannot be reached ({type(error).__name__}: {text})', (
+    'check the network, or copy the folder here'
+  )
+
+
+def _refusal(fact, problem):
+  return errors_lib.BadInput(f'{fact}, and {problem[0]}; {problem[1]}.')
+
+
+def _cache():
+  return f'the cache {constants.HF_HUB_CACHE}'
+
+
+def _fetched(name, repository, revision):
+  """Returns the folder of a revision, with all that is read of it."""
+
+  def fetch(revision, patterns):
+    try:
+      return pathlib.Path(
+        huggingface_hub.snapshot_download(
+          repository,
+          revision=revision,
+          allow_patterns=['config.json', *patterns],
+          ignore_patterns=list(_UNUSED),
+        )
+      )
+    except (errors.HTTPError, errors.LocalEntryNotFoundError) as error:
+      problem = _explained(error, repository, revision)
+      raise _refusal(f'{_cache()} has no whole {name}', problem) from error
+
+  found = fetch(revision, _SETTINGS)
+  parts = [part for part, kind in _modules(found) if kind in _WITH_WEIGHTS]
+  for weights in _WEIGHTS:
+    files = [f for part in parts for f in _files_of(found, part, weights)]
+    fetch(found.name, files)
+    parts = [part for part in parts if not _are_whole(found, part, weights)]
+  return found
+
+
+def _modules(folder):
+  """Yields (folder inside, kind) of the modules of a model, as far as said."""
+  path = folder / 'modules.json'
+  entries = strict_io.json_file(path, list) if path.exists() else []
+  named = [(e.get('path'), e.get('type')) for e in entries if type(e) is dict]
+  if not named:
+    named = [('', 'Transformer')]
+  for part, kind in [pair for pair in named if all(map(_is_text, pair))]:
+    yield part, kind.rpartition('.')[2]
+    router = folder / part / 'router_config.json'
+    types = strict_io.json_file(router).get('types') if router.exists() else {}
+    for inner, kind in types.items() if isinstance(types, dict) else ():
+      yield (
+        str(pathlib.PurePosixPath(part, inner)),
+        str(kind).rpartition('.')[2],
+      )
+
+
+def _is_text(value):
+  return isinstance(value, str)
+
+
+def _files_of(folder, part, weights):
+  """Returns the names, in a snapshot, of a form of the weights of a module."""
+  part = pathlib.PurePosixPath(part)
+  index = folder / part / f'{weights}.index.json'
+  named = (
+    strict_io.json_file(index).get('weight_map') if index.exists() else None
+  )
+  files = (
+    set(map(str, named.values())) if isinstance(named, dict) else {weights}
+  )
+  return [str(part / file) for file in sorted(files)]
+
+
+def _are_whole(folder, part, weights):
+  return all((folder / f).exists() for f in _files_of(folder, part, weights))
+
+
+def _missing(folder):
+  """Returns a file that this copy of a model should have and lacks, or None."""
+  wanted = []
+  if any((folder / sign).exists() for sign in _SIGNS):
+    wanted.append(('modules.json', (folder / 'modules.json').exists()))
+  for part, kind in _modules(folder):
+    here = folder / part
+    if kind in _WITH_SETTINGS:
+      wanted.append((f'{part}/config.json', (here / 'config.json').exists()))
+    if kind in _WITH_WEIGHTS:
+      found = any(_are_whole(folder, part, weights) for weights in _WEIGHTS)
+      wanted.append((f'{part}/{_WEIGHTS[0]}', found))
+    if kind == 'Transformer':
+      found = any(p.exists() for n in _VOCABULARIES for p in here.glob(n))
+      wanted.append((f'{part}/{_VOCABULARIES[0]}', found))
+  return next((file.strip('/') for file, found in wanted if not found), None)
+
+
+def _known_absent(snapshot):
+  """Returns whether the cache notes that the hub has no modules.json."""
+  noted = snapshot.parents[1] / '.no_exist' / snapshot.name / 'modules.json'
+  return noted.exists()

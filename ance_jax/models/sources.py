@@ -1,0 +1,269 @@
+"""What `--init_from` names: weights, tokenizer, and the settings they bring.
+
+A body of Hugging Face, a retriever in the layout of ANCE or DPR, a folder of
+sentence-transformers, one of these for each side, or nothing.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ance_jax import errors
+from ance_jax.core import logs
+from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.models import bert
+from ance_jax.models import bi_encoder
+from ance_jax.models import huggingface
+from ance_jax.models import pooling
+from ance_jax.models import retriever_layouts
+from ance_jax.models import sbert
+from ance_jax.models import snapshots
+
+
+class Source(NamedTuple):
+  """Parameters by tower, and settings by name."""
+
+  body: bert.BodyConfig
+  tokenizer: tokenizer_lib.Tokenizer
+  params: dict
+  settings: dict
+
+
+def random(config, texts):
+  """Returns the `Source` of random weights and a vocabulary of the texts."""
+  planned_body(config)  # Its checks come before the vocabulary.
+  logs.say(f'training a vocabulary of {config.vocab_size:,} on the corpus')
+  tokenizer = tokenizer_lib.train_vocabulary(texts, config.vocab_size)
+  body = dataclasses.replace(planned_body(config), vocab_size=len(tokenizer))
+  return Source(body, tokenizer, {}, {})
+
+
+def planned_body(config):
+  """Returns the `bert.BodyConfig` of random weights, its vocabulary full."""
+  if config.hidden_size % config.num_heads:
+    raise errors.BadInput(
+      f'--num_heads must divide --hidden_size; found {config.num_heads} and '
+      f'{config.hidden_size}; change one of them.'
+    )
+  return bert.BodyConfig(
+    model_type='bert',
+    vocab_size=config.vocab_size,
+    hidden_size=config.hidden_size,
+    num_layers=config.num_layers,
+    num_heads=config.num_heads,
+    intermediate_size=config.intermediate_size,
+    max_positions=max(config.query_length or 64, config.passage_length or 512),
+    num_types=1,
+    layer_norm_epsilon=1e-12,
+    activation='gelu',
+  )
+
+
+def read(name, lower_case):
+  """Returns the `Source` of a checkpoint.
+
+  Args:
+    name: Folder, hub name or file; two of them, a comma between, are the
+      encoder of queries and that of passages.
+    lower_case: Whether texts are to be lower-cased; None: what it does.
+
+  Raises:
+    BadInput: It cannot be used; the text says why.
+  """
+  names = name.split(',')
+  if len(names) > 2 or not all(names):
+    raise errors.BadInput(
+      '--init_from must name one checkpoint, or two with a comma between, of '
+      f'queries and of passages; found {name!r}; name them so.'
+    )
+  name = snapshots.pinned(name)
+  found = [
+    _read_one(snapshots.folder(one), lower_case) for one in name.split(',')
+  ]
+  if len(found) == 2:
+    source = _both(*found, name)
+  else:
+    (source,) = found
+    if len(source.params) == 1:
+      (params,) = source.params.values()
+      source = source._replace(params={bi_encoder.TIED: params})
+  settings = {'tie_encoders': len(source.params) == 1, **source.settings}
+  shown = ', '.join(
+    f'{key} {pooling.described(value) if key == "layers" else repr(value)}'
+    for key, value in settings.items()
+  )
+  logs.say(f'{name}: {shown}')
+  return source._replace(settings=settings)
+
+
+def _read_one(name, lower_case):
+  if os.path.isfile(name):
+    return _hugging_face(os.path.dirname(name) or '.', lower_case, name)
+  if sbert.is_folder(name):
+    return _sentence_transformers(name, lower_case)
+  return _hugging_face(name, lower_case)
+
+
+def _both(query, passage, name):
+  """Returns the `Source` of an encoder of queries and one of passages."""
+  params = {}
+  for side, source in (
+    (bi_encoder.QUERY, query),
+    (bi_encoder.PASSAGE, passage),
+  ):
+    if len(source.params) > 1 or not {side, bi_encoder.TIED} & set(
+      source.params
+    ):
+      raise errors.BadInput(
+        '--init_from must name the encoder of queries, then that of passages; '
+        f'found {" and ".join(source.params)} as the one of {side} in {name}; '
+        'name them so.'
+      )
+    (params[side],) = source.params.values()
+  of_one_side = {
+    f'{bi_encoder.PASSAGE}_{what}' for what in ('length', 'prompt')
+  }
+  settings = dict(query.settings)
+  for key, value in passage.settings.items():
+    if key in of_one_side:
+      settings[key] = value
+  _check_alike(query, passage, name)
+  return query._replace(params=params, settings=settings)
+
+
+def _check_alike(first, second, name):
+  """Raises `BadInput` if two towers cannot be those of one retriever."""
+  tokenizers = (s.tokenizer.backend_tokenizer.to_str() for s in (first, second))
+  ours = (
+    'pooling', 'similarity', 'head_size', 'head_norm', 'title_separator',
+    'include_prompt', 'layers', 'truncate_dim',
+  )  # fmt: skip
+  chosen = ([s.settings.get(key) for key in ours] for s in (first, second))
+  for what, differs in (
+    ('sizes', first.body != second.body),
+    ('tokenizers', len(set(tokenizers)) > 1),
+    ('pooling, similarity or heads', len(set(map(tuple, chosen))) > 1),
+  ):
+    if differs:
+      raise errors.BadInput(
+        'two encoders must be of one size, tokenizer, pooling, similarity and '
+        f'head; found other {what} in {name}; use encoders that were trained '
+        'together.'
+      )
+
+
+def _hugging_face(name, lower_case, file=None, check_case=True):
+  """Returns a folder in a layout that `layouts` knows.
+
+  Args:
+    name: Folder.
+    lower_case: What is asked of its tokenizer; None: what such checkpoints
+      are trained with, or that it is consistent.
+    file: File of the weights; None: those of the folder.
+    check_case: Whether a tokenizer that is not consistent is refused.
+  """
+  body = huggingface.read_config(name)
+  tensors = huggingface.read_tensors(
+    file or name, without=retriever_layouts.is_dropped
+  )
+  params, settings = retriever_layouts.towers_from_tensors(
+    tensors, body, file or name
+  )
+  settings = dict(settings)
+  trained_with = settings.pop('lower_case', None)
+  tokenizer = tokenizer_lib.load(name)
+  if check_case and lower_case is None and trained_with is None:
+    tokenizer_lib.check_case(tokenizer, name)
+  if lower_case is None:
+    lower_case = trained_with
+  tokenizer_lib.set_flavour(tokenizer, lower_case=lower_case, prefix_space=None)
+  if lower_case:
+    logs.say(f'{name}: texts are lower-cased')
+  if 'title_separator' in settings:
+    settings['title_separator'] = tokenizer_lib.title_separator(
+      tokenizer, settings['title_separator']
+    )
+  for key in ('query_length', 'passage_length'):
+    if key in settings:
+      settings[key] = min(settings[key], body.max_length)
+  last = max(tokenizer.get_vocab().values(), default=0)
+  if last >= body.vocab_size:
+    raise errors.BadInput(
+      f'a tokenizer must fit the {body.vocab_size:,} rows of the word '
+      f"embedding; found the id {last:,} at {name}; use the checkpoint's own."
+    )
+  return Source(body, tokenizer, params, settings)
+
+
+def _sentence_transformers(folder, lower_case):
+  """Returns a sentence-transformers folder, with the settings that it has."""
+  sources = {}
+  for name, found in sbert.read(folder).items():
+    lowers = lower_case is None and found.lower_case
+    source = _hugging_face(found.body_folder, lower_case, check_case=not lowers)
+    if list(source.params) != [bi_encoder.TIED]:
+      raise errors.BadInput(
+        'the Transformer of a sentence-transformers folder must be a body '
+        f'alone; found {", ".join(source.params)} in {found.body_folder}; use '
+        'another model.'
+      )
+    if lowers:
+      tokenizer_lib.lower_case(source.tokenizer)
+      logs.say(f'{found.body_folder}: texts are lower-cased')
+    settings, head = _settings_of(found, source)
+    params = {**source.params[bi_encoder.TIED], **head}
+    sources[name] = source._replace(params={name: params}, settings=settings)
+  if len(sources) == 1:
+    (source,) = sources.values()
+  else:
+    source = _both(*sources.values(), folder)
+  return source._replace(settings={**source.settings, **_exported(folder)})
+
+
+def _settings_of(found, source):
+  """Returns the settings, and parameters behind the body, of a tower.
+
+  Args:
+    found: `sbert.SentenceTransformer`.
+    source: `Source` of its body.
+  """
+  settings = {'pooling': found.pooling, 'similarity': found.similarity}
+  for side, length in found.lengths.items():
+    length = length or source.tokenizer.model_max_length
+    settings[f'{side}_length'] = min(length, source.body.max_length)
+  for side, text in found.prompts.items():
+    settings[f'{side}_prompt'] = text
+  if not found.include_prompt:
+    settings['include_prompt'] = False
+  if found.truncate_dim:
+    settings['truncate_dim'] = found.truncate_dim
+  if not _is_projection(found.layers):
+    if found.layers:
+      settings['layers'] = found.layers
+    return settings, found.head
+  size, head = found.layers[0].size, found.head['head']
+  settings['head_size'] = size
+  settings['head_norm'] = len(found.layers) == 2
+  head = {'bias': np.zeros(size, np.float32), **head}
+  return settings, {**found.head, 'head': head}
+
+
+def _is_projection(layers):
+  """Returns whether layers are what --head_size and --head_norm can say."""
+  kinds = [layer.kind for layer in layers]
+  if kinds not in ([pooling.DENSE], [pooling.DENSE, pooling.NORM]):
+    return False
+  return layers[0].activation == pooling.IDENTITY and not layers[0].residual
+
+
+def _exported(folder):
+  """Returns the settings of an export of ours that its form cannot hold."""
+  path = pathlib.Path(folder) / bi_encoder.FILE
+  if not path.exists():
+    return {}
+  given = bi_encoder.read(path)
+  names = ('query_length', 'passage_length', 'title_separator', 'head_norm')
+  return {name: getattr(given, name) for name in names}

@@ -1,0 +1,1 @@
+"""Embeddings, indexes and rankings, and how they are scored."""

@@ -1,0 +1,142 @@
+"""BM25 (Robertson et al. 1994) through bm25s: baseline, and negatives."""
+
+import functools
+import logging
+import unicodedata
+
+import numpy as np
+import Stemmer
+
+from ance_jax import errors
+from ance_jax.core import logs
+from ance_jax.core import strict_io
+from ance_jax.data import trec
+from ance_jax.retrieval import index
+from ance_jax.retrieval import words
+
+_QUERIES_AT_ONCE = 256
+# A line says so if more than one query in so many matches no passage, and an
+# error if more than one in so many does.
+_SAID, _REFUSED = 100, 2
+
+
+def make_rank(texts, *, k1, b, language=words.AUTO, queries=()):
+  """Returns rank(queries, k) -> `trec.Ranking`, of an index of `texts`.
+
+  Lucene's variant. A passage without a word of the query is not found.
+
+  Args:
+    texts: List of N passages.
+    k1: Term saturation.
+    b: Length normalisation.
+    language: `--bm25_language`.
+    queries: Texts that will be asked for, if that is known: how many of them
+      match no passage is told at once.
+
+  Raises:
+    BadInput: There is no word in all of the texts, or more than half of the
+      queries have none in common with them.
+  """
+  # It computes with jax when it is imported, which several processes must not
+  # before they have found each other; and that takes a second.
+  import bm25s
+
+  # Else it tells of each index.
+  logging.getLogger('bm25s').setLevel(logging.WARNING)
+  why = ''
+  if language == words.AUTO:
+    stop_words = frozenset(bm25s.stopwords.STOPWORDS_EN)
+    language, why = words.choose(texts, stop_words)
+    why = f' (auto: {why})'
+  logs.say(
+    f'bm25: indexing {len(texts):,} passages, --bm25_language={language}{why}'
+  )
+  tokenize = _make_tokenize(bm25s, language)
+  bm25 = bm25s.BM25(method='lucene', k1=k1, b=b)
+  found = tokenize(
+    logs.progress(
+      texts, 'cut the passages into words', total=len(texts), unit='passages'
+    )
+  )
+  if not any(found.ids):
+    raise errors.BadInput(
+      'BM25 must have words to index; found stop words and marks alone in '
+      f'{len(texts):,} passages; choose rows without bm25.'
+    )
+  with logs.working('index with BM25'):
+    bm25.index(found, show_progress=logs.has_bars(), leave_progress=False)
+  _check(queries, tokenize, found.vocab.keys(), language)
+
+  def rank(queries, k, what='bm25'):
+    asked = tokenize(queries, return_ids=False)
+
+    def find(numbers, depth):
+      rows, scores = bm25.retrieve(
+        [asked[n] for n in numbers], k=depth, show_progress=False
+      )
+      return scores, np.where(scores > 0, rows, -1)
+
+    starts = range(0, len(queries), _QUERIES_AT_ONCE)
+    if what:
+      starts = logs.progress(starts, what, total=len(starts), unit='batches')
+    parts = [
+      index.top_k(
+        find,
+        np.arange(start, min(start + _QUERIES_AT_ONCE, len(queries))),
+        k,
+        len(texts),
+      )
+      for start in starts
+    ]
+    return trec.Ranking(
+      *(np.concatenate(part) for part in zip(*parts, strict=True))
+    )
+
+  return rank
+
+
+def _make_tokenize(bm25s, language):
+  """Returns tokenize(texts) -> `bm25s.tokenization.Tokenized`, or words."""
+  # What BM25 of English was from the start, one-letter words left out; letters
+  # and accents that are two characters are made one.
+  prepare, pattern = functools.partial(unicodedata.normalize, 'NFC'), {}
+  if language != words.ENGLISH:
+    prepare = functools.partial(words.spaced, language=language)
+    pattern = {'token_pattern': r'\S+'}
+  stemmer, stop_words = None, []
+  if language not in (words.NONE, words.BIGRAMS):
+    stemmer = Stemmer.Stemmer(language)
+    name = 'EN' if language == words.ENGLISH else language.upper()
+    stop_words = getattr(bm25s.stopwords, f'STOPWORDS_{name}', ())
+
+  def tokenize(texts, **kwargs):
+    return bm25s.tokenize(
+      map(prepare, texts),
+      stopwords=stop_words,
+      stemmer=stemmer,
+      show_progress=False,
+      **pattern,
+      **kwargs,
+    )
+
+  return tokenize
+
+
+def _check(queries, tokenize, vocabulary, language):
+  """Says how many queries match no passage; raises `BadInput` if most do."""
+  found = tokenize(queries, return_ids=False)
+  lost = [n for n, asked in enumerate(found) if vocabulary.isdisjoint(asked)]
+  if _SAID * len(lost) <= len(found):
+    return
+  said = (
+    f'BM25 finds no passage for {len(lost):,} of {len(found):,} queries '
+    f'({len(lost) / len(found):.1%}), the first of them '
+    f'{strict_io.quoted(queries[lost[0]])}, as they share no word with any by '
+    f'--bm25_language={language}'
+  )
+  if _REFUSED * len(lost) > len(found):
+    raise errors.BadInput(
+      f'{said}; set it to what the texts are in, or leave BM25 out if queries '
+      'and passages are in different languages.'
+    )
+  logs.say(said)

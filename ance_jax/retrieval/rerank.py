@@ -1,0 +1,187 @@
+"""A cross-encoder as a judge: pairs of a query and a passage -> scores.
+
+Nogueira and Cho 2019; what sentence-transformers has as CrossEncoder.
+"""
+
+import itertools
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ance_jax import errors
+from ance_jax.core import compiled
+from ance_jax.core import devices as devices_lib
+from ance_jax.core import logs
+from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.data import tokens
+from ance_jax.models import bert
+from ance_jax.models import huggingface
+from ance_jax.models import retriever_layouts
+from ance_jax.models import sbert
+from ance_jax.models import snapshots
+from ance_jax.retrieval import encoding
+
+# Pairs whose tokens are in memory: some 10 KB each while they are made.
+_PAIRS_AT_ONCE = 8192
+
+
+class Ranker(nn.Module):
+  """Tokens of a pair -> its score, as transformers' sequence classifiers do.
+
+  Attributes:
+    config: Sizes of the body.
+    sigmoid: Whether the score is the sigmoid of the output.
+    dtype: Type that the body computes in.
+  """
+
+  config: bert.BodyConfig
+  sigmoid: bool
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, ids, lengths):
+    """Returns (B, 1) float32 scores.
+
+    Args:
+      ids: (B, L, 2) int32, a token's id and its type, padded on the right.
+      lengths: (B,) int32, tokens of each pair that are not padding.
+    """
+    body = bert.Body(self.config, self.dtype, name='body')
+    x = body(ids[..., 0], lengths, types=ids[..., 1])[:, 0]
+    x = _dense(self.config.hidden_size, 'pooler')(x.astype(jnp.float32))
+    x = nn.relu(x) if self.config.model_type == 'distilbert' else nn.tanh(x)
+    x = _dense(1, 'classifier')(x)
+    return nn.sigmoid(x) if self.sigmoid else x
+
+
+class _Pairs(NamedTuple):
+  """Tokens of pairs, as `encoding.encode_rows` reads them.
+
+  Attributes:
+    ids: `tokens.TokenRows` of the token ids.
+    types: The same of their types.
+  """
+
+  ids: tokens.TokenRows
+  types: tokens.TokenRows
+
+  def __len__(self):
+    return len(self.ids)
+
+  def lengths(self):
+    return self.ids.lengths()
+
+  def padded(self, rows, length):
+    """Returns (n, length, 2) int32, and (n,) int32 numbers of tokens."""
+    ids, lengths = self.ids.padded(rows, length)
+    return np.stack([ids, self.types.padded(rows, length)[0]], -1), lengths
+
+
+def load(config):
+  """Returns score(pairs) -> (P,) float32, of the cross-encoder `--judge`.
+
+  Pairs are an iterable of (query, passage), which is never in memory as a
+  whole.
+
+  Raises:
+    BadInput: It cannot be used; the text says why.
+  """
+  pinned = snapshots.pinned(config.judge)
+  name = snapshots.folder(pinned)
+  devices = devices_lib.local(config.num_devices)
+  compiled.keep(config.compilation_cache_dir, devices)
+  said, body = sbert.read_cross_encoder(name), huggingface.read_config(name)
+  tensors = huggingface.read_tensors(name, without=lambda _: False)
+  params = devices_lib.replicate(
+    retriever_layouts.judge_from_tensors(tensors, body, name), devices
+  )
+  tokenizer = tokenizer_lib.load(name)
+  if said.lower_case:
+    tokenizer_lib.set_flavour(tokenizer, lower_case=True, prefix_space=None)
+  length = min(said.length or tokenizer.model_max_length, body.max_length)
+  _check_tokenizer(tokenizer, body, length, name)
+  ranker = Ranker(body, said.sigmoid, jnp.dtype(config.dtype))
+  whole, split = devices_lib.replicated(devices), devices_lib.split(devices)
+  encoder = encoding.Encoder(
+    jax.jit(
+      lambda params, ids, lengths: ranker.apply(
+        {'params': params}, ids, lengths
+      ),
+      in_shardings=(whole, split, split),
+      out_shardings=split,
+    ),
+    len(devices),
+    config.tokens_per_batch,
+    body.max_length,
+    1,
+  )
+  logs.say(
+    f'{pinned}: a judge of pairs of up to {length} tokens; its score is '
+    f'{"the sigmoid of its output" if said.sigmoid else "its output"}'
+  )
+
+  def score(pairs):
+    pairs, found = iter(pairs), [np.zeros(0, np.float32)]
+    while some := list(itertools.islice(pairs, _PAIRS_AT_ONCE)):
+      rows = _tokenized(tokenizer, some, length)
+      found.append(
+        encoding.encode_rows(encoder, params, rows, 'judge')[0][:, 0]
+      )
+    return np.concatenate(found)
+
+  return score
+
+
+def _tokenized(tokenizer, pairs, length):
+  """Returns the `_Pairs` of a list of them; the longer text is cut first."""
+  backend = tokenizer_lib.backend(tokenizer)
+  backend.enable_truncation(length)
+  found = backend.encode_batch_fast(pairs)
+  offsets = np.concatenate([[0], np.cumsum([len(one.ids) for one in found])])
+  ids = np.concatenate([one.ids for one in found]).astype(np.uint32)
+  types = np.zeros(len(ids), np.uint8)
+  if _gives_types(tokenizer):
+    types = np.concatenate([one.type_ids for one in found]).astype(np.uint8)
+  return _Pairs(
+    tokens.TokenRows(ids, offsets, tokenizer.pad_token_id, ''),
+    tokens.TokenRows(types, offsets, 0, ''),
+  )
+
+
+def _gives_types(tokenizer):
+  """Returns whether transformers gives the model token types of a pair."""
+  return 'token_type_ids' in tokenizer.model_input_names
+
+
+def _check_tokenizer(tokenizer, body, length, name):
+  """Raises `BadInput` for a tokenizer that does not fit the body."""
+  backend = tokenizer_lib.backend(tokenizer)
+  pair = backend.encode('a', 'a')
+  last = max(tokenizer.get_vocab().values(), default=0)
+  types = max(pair.type_ids) + 1 if _gives_types(tokenizer) else 1
+  least = backend.num_special_tokens_to_add(True) + 2
+  for found, rule, what in (
+    (
+      last >= body.vocab_size,
+      f'fit the {body.vocab_size:,} rows of the word embedding',
+      f'the id {last:,}',
+    ),
+    (
+      1 <= body.num_types < types,
+      f'fit the {body.num_types} rows of the token types',
+      f'{types} types',
+    ),
+    (length < least, f'leave room for {least} tokens of a pair', length),
+  ):
+    if found:
+      raise errors.BadInput(
+        f"a judge's tokenizer must {rule}; found {what} at {name}; use the "
+        "checkpoint's own."
+      )
+
+
+def _dense(width, name):
+  return nn.Dense(width, precision=bert.precision(jnp.float32), name=name)

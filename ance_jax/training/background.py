@@ -1,0 +1,248 @@
+"""A refresh beside training: `--refresh=async` and `external`.
+
+Trainer and refresher share a folder and nothing else: committed checkpoints go
+one way, published refreshes the other, and each is whole or not there. The
+refresher is a thread of the trainer's process or a process of its own, which
+may be killed and started again at will; what it does is the same.
+"""
+
+from concurrent import futures
+import contextlib
+import threading
+import time
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import distributed
+from ance_jax.core import locks
+from ance_jax.core import logs
+from ance_jax.core import remote
+from ance_jax.retrieval import corpus_index
+from ance_jax.training import refreshes
+from ance_jax.training import schedule
+
+_CLAIM_FILE = 'refreshing.json'
+# Seconds between two looks at the folder.
+LOOK_SECS = 0.5
+
+
+class Reader:
+  """What a trainer sees of refreshes that others make, or its own thread."""
+
+  def __init__(self, run, worker=None):
+    """Begins to read.
+
+    Args:
+      run: `experiment.Run` of the trainer.
+      worker: The `Worker` that makes them, if it is this process's.
+    """
+    self._run, self._worker = run, worker
+    self._refused, self._looked, self._found = set(), -LOOK_SECS, None
+    # Training does not wait for a network.
+    self._pool, self._copying = futures.ThreadPoolExecutor(1), None
+
+  def newest(self, in_use, step):
+    """Returns the step of a refresh to pick up after `step` steps, or None.
+
+    Args:
+      in_use: `resume.PickUp`, or None.
+      step: int.
+
+    Raises:
+      Exception: What ended this process's own refresher.
+    """
+    if self._worker:
+      self._worker.check()
+    now = time.monotonic()
+    if now - self._looked >= LOOK_SECS:
+      self._copy_in(in_use)
+      self._looked, self._found = now, self._look(in_use, step)
+    if in_use and self._found and self._found <= in_use.refresh:
+      self._found = None
+    return self._found
+
+  def wait(self, in_use, step, oldest):
+    """Returns as `newest` does, once there is one that is not too old.
+
+    Args:
+      in_use: `resume.PickUp`, or None.
+      step: int.
+      oldest: Step of the weights that must have mined it, or a later one.
+
+    Raises:
+      errors.Stopped: A stop signal came.
+    """
+    logs.say(
+      f'training waits at step {step} for a refresh of step {oldest} or later'
+    )
+    while True:
+      found = distributed.told(lambda: self.newest(in_use, step))
+      if found is not None and found >= oldest:
+        return found
+      if logs.stop_requested():
+        raise errors.Stopped(f'waiting for a refresh at step {step}')
+      time.sleep(LOOK_SECS)
+
+  def close(self):
+    """Waits for what is being copied in."""
+    self._pool.shutdown()
+
+  def _copy_in(self, in_use):
+    """Begins to copy in what is newer, if the last time is over."""
+    here = not remote.is_connected(self._run.workdir)
+    if here or (self._copying and not self._copying.done()):
+      return
+    after = in_use.refresh if in_use else -1
+    self._copying = self._pool.submit(_copy_in, self._run, after)
+
+  def _look(self, in_use, step):
+    for number in reversed(refreshes.published(self._run)):
+      if in_use and number <= in_use.refresh:
+        break
+      if number <= step and self._is_ours(number):
+        return number
+    return None
+
+  def _is_ours(self, number):
+    folder = refreshes.folder(self._run, number)
+    seen = number, folder.stat().st_ino if folder.is_dir() else None
+    if seen in self._refused:
+      return False
+    manifest = atomic.find(folder, {})
+    if manifest is None:
+      return False
+    wrong = refreshes.refusal(self._run, manifest)
+    if wrong:
+      self._refused.add(seen)
+      logs.say(f'{folder} is not picked up: {wrong}')
+    return not wrong
+
+
+def _copy_in(run, after):
+  """Copies in what another machine published; says what went wrong, if any."""
+  try:
+    refreshes.fetch(run, after)
+  except Exception as error:  # Each bucket's library has its own.
+    logs.say(f'nothing can be read of {run.config.remote_dir} now: {error}')
+
+
+class Worker:
+  """A refresher that is a thread of the trainer's process."""
+
+  def __init__(self, run):
+    """Begins to refresh.
+
+    Args:
+      run: `experiment.Run` on the devices that are to refresh.
+    """
+    self._lock = locks.Lock(run.config.workdir, locks.REFRESH_LOCK_FILE)
+    self._enough = threading.Event()
+    self._pool = futures.ThreadPoolExecutor(1)
+    self._watching = self._pool.submit(self._watch, run)
+
+  def _watch(self, run):
+    with logs.stopped_by(self._enough):
+      watch(run)
+
+  def check(self):
+    """Raises what ended the thread, if it ended."""
+    if self._watching.done():
+      self._watching.result()
+
+  def close(self):
+    """Ends the refresh that is being made, and waits for that."""
+    self._enough.set()
+    self._pool.shutdown()
+    self._lock.close()
+    with contextlib.suppress(errors.Stopped):
+      self._watching.result()
+
+
+def watch(run):
+  """Refreshes with the newest checkpoint, and again, until training is over.
+
+  Args:
+    run: `experiment.Run` on the devices that are to refresh.
+
+  Raises:
+    errors.Stopped: A stop signal came.
+  """
+  config, looked_at = run.config, -1
+  refreshes.fetch(run, -1)
+
+  def is_wanted(step):
+    return step == config.max_steps or schedule.refresh_due(config, step)
+
+  while True:
+    checkpoint.fetch(config.workdir, wanted=is_wanted)
+    committed = checkpoint.committed_steps(config.workdir)
+    if config.max_steps in committed:
+      return
+    # What is newer is of a run that came further than it has checkpoints.
+    made = [
+      n for n in refreshes.published(run) if n <= max(committed, default=0)
+    ]
+    last = made[-1] if made else None
+    step = _next(run, committed, last, looked_at)
+    if step is None:
+      if logs.stop_requested():
+        raise errors.Stopped('waiting for a checkpoint')
+      time.sleep(LOOK_SECS)
+      continue
+    if _refresh(run, step, last):
+      looked_at = step
+
+
+def claimed(workdir):
+  """Returns the step that a refresher reads the checkpoint of, or None."""
+  try:
+    remote.pull_file(f'{workdir}/{_CLAIM_FILE}')
+    return atomic.read_json(f'{workdir}/{_CLAIM_FILE}')['step']
+  except errors.Damaged:
+    return None
+
+
+def _next(run, committed, last, looked_at):
+  """Returns the step to refresh with, or None; says what is left out.
+
+  What this process looked at before was refreshed, or left out as too early.
+
+  One that was begun is made first: else a refresher that is killed more often
+  than it ends one would never end any.
+  """
+  config = run.config
+  past = max(-1 if last is None else last, looked_at)
+  due = [n for n in committed if n > past and schedule.refresh_due(config, n)]
+  if not due:
+    return None
+  begun = claimed(config.workdir)
+  step = begun if begun in due else due[-1]
+  if left_out := schedule.refreshes_between(config, past, step):
+    logs.say(
+      f'refreshes of step {", ".join(map(str, left_out))} are left out: the '
+      f'checkpoint of step {step} is newer'
+    )
+  return step
+
+
+def _refresh(run, step, last):
+  """Makes one refresh, if the checkpoint stays there until it is read.
+
+  Returns:
+    Whether it did.
+  """
+  workdir = run.config.workdir
+  # From here on the trainer keeps it, if it has not decided to delete it.
+  atomic.write_json(f'{workdir}/{_CLAIM_FILE}', {'step': step})
+  remote.push(f'{workdir}/{_CLAIM_FILE}')
+  try:
+    made = refreshes.refresh(run, step, before=last)
+  except (OSError, ValueError):
+    if step in checkpoint.committed_steps(workdir):
+      raise
+    logs.say(f'the checkpoint of step {step} is gone: a newer one is taken')
+    return False
+  logs.say(refreshes.summary(made))
+  corpus_index.prune_embeddings(run, made['weights_hash'])
+  return True

@@ -1,0 +1,227 @@
+"""Whether a run can learn anything: said, or refused, before its first step.
+
+Also while it trains, where its losses say that nothing is left to learn.
+"""
+
+import collections
+
+import numpy as np
+
+from ance_jax import errors
+from ance_jax.core import logs
+from ance_jax.training import experiment
+from ance_jax.training import methods
+from ance_jax.training import optimizers
+from ance_jax.training import schedule
+
+# Share of the queries of a step that a line is printed for if they have no
+# negative in it.
+_IDLE = 0.01
+# Steps in a row that a sign is seen in before it is said; what their losses,
+# nats, and accuracies are in the mean where negatives are solved.
+_STEPS, _SOLVED_LOSS, _SOLVED_ACCURACY = 50, 0.01, 0.999
+
+
+def of_flags(config):
+  """Prints what of the flags alone will keep a run from learning.
+
+  Raises:
+    BadInput: They leave no negative to any query.
+  """
+  for name, row in _rows(config):
+    if config.batch_size == 1 and row.in_batch and row.negatives == 'none':
+      raise errors.BadInput(
+        f'--batch_size=1 leaves {name} no other query in the batch to take '
+        'negatives from, and the loss would always be 0; raise it.'
+      )
+  if config.max_steps:
+    for line in (*_of_learning_rate(config), *_of_refreshes(config)):
+      logs.say(line)
+
+
+def of_run(run):
+  """Prints what of the data or the model will keep a run from learning.
+
+  Args:
+    run: `experiment.Run`.
+
+  Raises:
+    BadInput: No query can ever have a negative.
+  """
+  config, split = run.config, run.config.train_split
+  for name, row in _rows(config):
+    number = schedule.num_negatives(config, row)
+    data = experiment.training_data(run, row)
+    shares = idle_shares(data, row, config.batch_size, number)
+    never = int((shares == 1).sum())
+    if never == len(shares):
+      raise errors.BadInput(
+        f'{name} finds no negative for any query of {split!r} ({never:,} in '
+        'all), and the loss would always be 0: each passage that it takes for '
+        'a query is a positive of it, or has the text of one; add queries or '
+        'passages, or choose another row.'
+      )
+    if shares.mean() >= _IDLE:
+      logs.say(
+        f'{name}: about {shares.mean():.1%} of the queries of a step will have '
+        'no negative, and a loss of 0, as all passages that it takes for them '
+        f'are their positives ({never:,} of the {len(shares):,} training '
+        'queries never have one)'
+      )
+  if run.retriever.similarity == 'cosine' and config.temperature >= 1:
+    logs.say(
+      'scores are cosines, at most 2 apart, and divided by --temperature='
+      f'{config.temperature:g} the loss can hardly fall; 0.05 is usual'
+    )
+
+
+def idle_shares(data, row, batch_size, num_negatives):
+  """Returns (Q,) how probable it is that a query has no negative in a step.
+
+  It is exactly 1 where it never has one, and 0 where its negatives come from a
+  table: no positives are in it, and queries without negatives are left out.
+
+  Args:
+    data: `batches.TrainingData`.
+    row: A row of the method table.
+    batch_size: B, queries a step.
+    num_negatives: H, negatives of its own that a query has in a step.
+  """
+  groups, number = data.groups, len(data.positive_groups)
+  if row.negatives not in ('none', 'corpus'):
+    return np.zeros(number)
+  if row.negatives == 'corpus':
+    taken = _weight_of_positives(data, np.bincount(groups))
+    return (taken / len(groups)) ** num_negatives
+  # One of each query's positives is a column of the other queries.
+  counts = np.diff(data.offsets)
+  weights = np.bincount(
+    groups[data.positives], np.repeat(1 / counts, counts), groups.max() + 1
+  )
+  # How many of the others have a positive that is one of the query's, too.
+  alike = np.round(_weight_of_positives(data, weights) - 1, 6)
+  alike, places = np.unique(alike, return_inverse=True)
+  shares = np.ones(len(alike))
+  for drawn in range(min(batch_size, number) - 1):
+    shares *= np.maximum(alike - drawn, 0) / (number - 1 - drawn)
+  return shares[places]
+
+
+class Signs:
+  """Signs in a run's losses that nothing is left to learn."""
+
+  def __init__(self):
+    self._negatives, self._said = None, False
+    self._losses = collections.deque(maxlen=_STEPS)
+    self._accuracies = collections.deque(maxlen=_STEPS)
+
+  def seen(self, loss, accuracy, negatives):
+    """Returns a warning about the last steps, once per negatives, or None.
+
+    Args:
+      loss: Of a step, nats.
+      accuracy: Of a step, share of queries whose positive is above all columns.
+      negatives: What tells the negatives in use from others.
+    """
+    if negatives != self._negatives:
+      self.__init__()
+      self._negatives = negatives
+    self._losses.append(loss)
+    self._accuracies.append(accuracy)
+    if self._said or len(self._losses) < _STEPS:
+      return None
+    text = self._text()
+    self._said = text is not None
+    return text
+
+  def _text(self):
+    least, most = min(self._losses), max(self._losses)
+    if least == most == 0:
+      return (
+        f'the loss was 0 in each of the last {_STEPS} steps: nothing is left '
+        'to learn from these negatives'
+      )
+    if least == most:
+      return (
+        f'the loss was exactly {most:.6g} in each of the last {_STEPS} steps: '
+        'nothing is learned, as if all texts had one embedding'
+      )
+    loss = sum(self._losses) / _STEPS
+    accuracy = sum(self._accuracies) / _STEPS
+    if loss < _SOLVED_LOSS and accuracy >= _SOLVED_ACCURACY:
+      return (
+        f'in the last {_STEPS} steps {accuracy:.1%} of the queries had their '
+        f'positive above all negatives, at a mean loss of {loss:.2g}: little '
+        'is left to learn from these negatives; harder ones or a larger batch '
+        'would teach more'
+      )
+    return None
+
+
+def _rows(config):
+  """Returns (flag, row of the method table) of each row that is trained on."""
+  rows = [(f'--method={config.method}', methods.METHODS[config.method])]
+  first = schedule.method(config, False)
+  if first is not rows[0][1]:
+    rows = [(f'--warmup_method={config.warmup_method}', first), *rows]
+  return rows
+
+
+def _of_learning_rate(config):
+  """Yields a line for a learning rate that does not get to its peak."""
+  peak, end = optimizers.peak(config), config.max_steps
+  if peak < config.learning_rate:
+    reached = f'peaks at {peak:.3g}' if peak else 'stays at 0'
+    yield (
+      f'--lr_warmup_steps={config.lr_warmup_steps} is not over by --max_steps='
+      f'{end}: the learning rate {reached} instead of --learning_rate='
+      f'{config.learning_rate:g}; lower it, for example to {end // 10}'
+    )
+
+
+def _of_refreshes(config):
+  """Yields lines for refreshes that never come, or never into use."""
+  row = methods.METHODS[config.method]
+  if not row.refreshes or config.refresh_replay:
+    return
+  number, end = schedule.num_refreshes(config), config.max_steps
+  first = config.warmup_steps
+  late = first + config.refresh_delay if first else 0
+  if not number:
+    yield (
+      f'--warmup_steps={first} is not over by --max_steps={end}: nothing is '
+      f'mined, and all steps are of --warmup_method={config.warmup_method}; '
+      'lower it'
+    )
+  elif late >= end:
+    yield (
+      f'--refresh_delay={config.refresh_delay} puts the first mined negatives '
+      f'in use at step {late}, and --max_steps={end}: they are never trained '
+      'on; lower it'
+    )
+  elif number == 1 != config.max_refreshes:
+    name = (
+      'refresh_schedule' if config.refresh_schedule else 'steps_per_refresh'
+    )
+    yield (
+      f'--{name}={getattr(config, name)} leaves one refresh, at step {first}, '
+      f'before --max_steps={end}: these negatives stay to the end; lower it, '
+      'or set --max_refreshes=1 to say so'
+    )
+  if 0 < number < config.query_slices:
+    yield (
+      f'{number} refreshes mine {number} of the --query_slices='
+      f'{config.query_slices}: what is in the others is never trained on with '
+      'mined negatives'
+    )
+
+
+def _weight_of_positives(data, weights):
+  """Returns (Q,) the sum of the weights of what is no negative of a query.
+
+  Args:
+    data: `batches.TrainingData`.
+    weights: Of each text group.
+  """
+  # Rows are filled up with -1.
+  return np.append(weights, 0)[data.positive_groups].sum(1)

@@ -1,0 +1,406 @@
+"""One refresh: encode -> index -> search -> mine -> evaluate -> publish.
+
+It reads the parameters of a committed checkpoint from disk, also when it runs
+inside of training, so that what is mined belongs to weights that a restart
+would train on from; and it publishes a folder that is there whole or not at
+all. It is a function of (checkpoint, data, settings): made again, the same.
+"""
+
+import pathlib
+import shutil
+
+import numpy as np
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import devices as devices_lib
+from ance_jax.core import distributed
+from ance_jax.core import logs
+from ance_jax.core import remote
+from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.mining import selection
+from ance_jax.models import bi_encoder
+from ance_jax.retrieval import corpus_index
+from ance_jax.training import batches
+from ance_jax.training import diagnostics
+from ance_jax.training import methods
+from ance_jax.training import negatives as negatives_lib
+from ance_jax.training import schedule
+
+_FOLDER = 'refresh'
+# What is mined once a run, by `Method.negatives`.
+_ONCE = {'bm25': negatives_lib.by_bm25, 'given': negatives_lib.by_given}
+# What the names of a manifest say, to people.
+_NOUNS = {
+  'run': 'run',
+  'checkpoint': 'checkpoint',
+  'tokenizer': 'tokenizer',
+  'passages': 'corpus or tokenizer',
+  'queries': 'split of queries or tokenizer',
+  'judgements': 'set of judgements',
+  'own': 'set of equal texts',
+  'groups': 'corpus',
+  'query_slice': 'slice of the training queries',
+}
+
+
+def refresh(run, step, *, before=None):
+  """Mines the training queries' negatives with the checkpoint of a step.
+
+  Args:
+    run: `experiment.Run` with the training and the dev split.
+    step: int, step of a committed checkpoint.
+    before: int, step of the refresh whose negatives these are compared with,
+      or None.
+
+  Returns:
+    The manifest of the published folder: 'step', 'weights_hash', what else the
+    negatives depend on, 'metrics' by name, 'secs' and 'flops' by phase, and
+    'examples'. If that very refresh was published before, it is taken. With
+    `--refresh_trigger` it may be one of dev alone: 'mined' is false then, and
+    nothing was published.
+  """
+  config, watch = run.config, logs.Stopwatch()
+  whose = checkpoint.identity(config.workdir, step)
+  params = checkpoint.read_params(
+    config.workdir, step, bi_encoder.shapes(run.retriever), run.devices
+  )
+  weights_hash = checkpoint.weights_hash(params)
+  about = {
+    'step': step,
+    'checkpoint': whose,
+    'weights_hash': weights_hash,
+    'query_slice': list(_query_slice(run, step)),
+    **_sources(run),
+  }
+  if found := distributed.told(lambda: _find(run, step, about)):
+    return found
+  indexed = corpus_index.index_corpus(run, params, watch)
+  seen = diagnostics.probe(run, params, indexed, watch)
+  if before is not None and _is_fresh(run, seen, before):
+    found, _ = assess(run, params, indexed, seen, before, watch)
+    return {**about, **found, 'mined': False}
+  negatives, counts = _mine(run, step, params, indexed, watch)
+  if before is not None and _is_whole(run):
+    probe = seen.rows
+    counts['overlap'] = selection.overlap(
+      negatives[probe], load(run, before)[probe]
+    )
+  if indexed.real_tokens is not None:
+    counts['real_tokens'] = indexed.real_tokens
+  table = diagnostics.Table(_query_slice(run, step)[0], negatives)
+  found, now = assess(run, params, indexed, seen, before, watch, table)
+  found['metrics'] |= {f'refresh/{name}': n for name, n in counts.items()}
+  made = {
+    **about,
+    **found,
+    'mined': True,
+    'lengths': [run.retriever.query_length, run.retriever.passage_length],
+    'made_with': devices_lib.describe(run.devices),
+  }
+  if distributed.is_first():
+    with atomic.publish(folder(run, step), made) as unfinished:
+      np.save(unfinished / 'negatives.npy', negatives)
+      for name, array in now._asdict().items():
+        np.save(unfinished / f'{name}.npy', array)
+    remote.push(folder(run, step))
+  distributed.wait('published')
+  return atomic.read_manifest(folder(run, step))
+
+
+def assess(run, params, indexed, seen, in_use, watch, mined=None):
+  """Returns what a manifest says of some weights, and `diagnostics.Seen`.
+
+  Args:
+    run: `experiment.Run`.
+    params: Parameters by tower.
+    indexed: Their `corpus_index.IndexedCorpus`.
+    seen: Their `diagnostics.Probe`.
+    in_use: Step of the refresh whose negatives are in use, or None.
+    watch: `logs.Stopwatch`.
+    mined: `diagnostics.Table` of what was mined just now, or None.
+
+  Returns:
+    {'metrics', 'secs', 'flops', 'examples', 'weights_hash'}; `Seen`.
+  """
+  split, scores, ranking, examples = run.config.dev_split, {}, None, []
+  if split in run.splits:
+    scores, ranking = corpus_index.evaluate(run, params, indexed, split, watch)
+    examples = corpus_index.examples(run, ranking, split)
+  tables, last = {}, None
+  if in_use is not None:
+    tables['in_use'] = _table_of(run, in_use)
+    last = diagnostics.Seen(
+      *(
+        atomic.load_array(folder(run, in_use) / f'{name}.npy')
+        for name in diagnostics.Seen._fields
+      )
+    )
+  elif (source := schedule.method(run.config, False).negatives) in _ONCE:
+    tables[source] = diagnostics.Table(0, _ONCE[source](run))
+  if mined is not None:
+    tables['mined'] = mined
+  with watch.phase('probe'):
+    found, now = diagnostics.look(run, seen, indexed, ranking, tables, last)
+  values = {f'dev/{name}': value for name, value in scores.items()}
+  values |= {f'probe/{name}': value for name, value in found.items()}
+  return {
+    'metrics': values,
+    'secs': watch.secs,
+    'flops': watch.flops,
+    'examples': examples,
+    'weights_hash': indexed.weights_hash,
+  }, now
+
+
+def manifest(run, step):
+  """Returns the manifest of a refresh, as `refresh` does.
+
+  Where it is gone or damaged it is made again, of the checkpoint of its step.
+
+  Raises:
+    BadInput: That checkpoint is not there, or damaged too.
+  """
+  about = _sources(run)
+  found = distributed.told(lambda: _find(run, step, about))
+  if not found:
+    logs.say(f'the refresh of step {step} is not there: it is made again')
+    found = refresh(run, step)
+  return found
+
+
+def load(run, step):
+  """Returns the negatives of a refresh as a map, (q, K) or (q, H) int32.
+
+  They are those of its slice's queries; -1 where a query has fewer.
+
+  Raises:
+    BadInput: As for `manifest`.
+  """
+  manifest(run, step)
+  return atomic.load_array(folder(run, step) / 'negatives.npy')
+
+
+def _find(run, step, about):
+  """Returns `atomic.find` of a refresh, which may be copied in for it."""
+  remote.pull(folder(run, step))
+  return atomic.find(folder(run, step), about)
+
+
+def fetch(run, after):
+  """Copies the newest refresh in from the run's `--remote_dir`, if it has one.
+
+  Args:
+    run: `experiment.Run`.
+    after: Step of one that is here, or -1: only a newer one is copied.
+  """
+  remote.pull_newest(run.workdir / _FOLDER, after)
+
+
+def published(run):
+  """Returns the steps of all refreshes that the run's folder has, in order."""
+  folders = (run.workdir / _FOLDER).glob('[0-9]*')
+  return sorted(int(f.name) for f in folders if f.name.isdigit())
+
+
+def refusal(run, manifest):
+  """Returns why a refresh is not one of this run; None: it is one.
+
+  Args:
+    run: `experiment.Run`.
+    manifest: That of a folder that was found among its refreshes.
+  """
+  step = manifest.get('step')
+  expected = {'step': step, **_sources(run)}
+  if isinstance(step, int):
+    expected['query_slice'] = list(_query_slice(run, step))
+  whose = checkpoint.identity(run.config.workdir, step)
+  if whose:  # Else it may well be of a checkpoint that was not kept.
+    expected['checkpoint'] = whose
+  for name, value in expected.items():
+    if manifest.get(name) != value:
+      return (
+        f'it is of another {_NOUNS.get(name, f"--{name}")}, '
+        f'{str(manifest.get(name))[:99]!r}, here {str(value)[:99]!r}'
+      )
+  return None
+
+
+def adopt(run, other, step):
+  """Publishes the refresh of another run's folder as one of this run.
+
+  Args:
+    run: `experiment.Run`, of the same data and settings.
+    other: Path of the other run's folder.
+    step: int, that of the weights.
+
+  Returns:
+    Its manifest, as `refresh` does.
+
+  Raises:
+    BadInput: It is not there, or it is of other data or settings.
+  """
+  there = pathlib.Path(other) / _FOLDER / f'{step:08d}'
+  manifest = atomic.read_manifest(there)
+  whose = checkpoint.identity(run.config.workdir, step)
+  ours = {'run': run.id, 'checkpoint': whose}
+  wrong = refusal(run, {**manifest, **ours}) if manifest else 'it is not there'
+  if wrong:
+    raise errors.BadInput(
+      'a refresh that is replayed must be whole and of the same data and '
+      f'settings; found that of {there} {wrong}; replay another run.'
+    )
+  if distributed.is_first():
+    with atomic.publish(folder(run, step), {**manifest, **ours}) as unfinished:
+      for name in manifest['files']:
+        shutil.copyfile(there / name, unfinished / name)
+    remote.push(folder(run, step))
+  distributed.wait('adopted')
+  return atomic.read_manifest(folder(run, step))
+
+
+def negatives_for(run, method, in_use):
+  """Returns the `batches.Negatives` to train on, or None for no table.
+
+  Args:
+    run: `experiment.Run`.
+    method: A row of the method table.
+    in_use: `resume.PickUp`; only for rows that refresh.
+
+  Raises:
+    BadInput: As for `load`; or no query has any negatives.
+  """
+  if method.negatives in _ONCE:
+    table = _ONCE[method.negatives](run)
+    return batches.Negatives(np.arange(len(table)), table, 0)
+  return _in_use(run, *in_use) if method.refreshes else None
+
+
+def _in_use(run, since, step):
+  passages, (start, end) = load(run, step), _query_slice(run, step)
+  rows, whole = np.arange(start, end), len(run.queries[run.config.train_split])
+  any_left = passages[:, 0] >= 0
+  if not any_left.any():
+    raise errors.BadInput(
+      'a refresh must leave negatives to a query at least; found that all '
+      f'{len(rows):,} of the refresh of step {step} have an answer in each of '
+      f'their top {run.config.top_k}; raise --top_k, or check the answers.'
+    )
+  if not any_left.all():
+    rows, passages = rows[any_left], passages[any_left]
+  since = since if len(rows) < whole or _row(run).triplets else 0
+  return batches.Negatives(rows, passages, since)
+
+
+def summary(manifest, negatives_age=None):
+  """Returns the one line that a person sees of a refresh.
+
+  Args:
+    manifest: What `refresh` returned.
+    negatives_age: int, age in steps of the negatives that end here, or None.
+  """
+  values, secs = manifest['metrics'], manifest['secs']
+  found = {k.removeprefix('refresh/'): v for k, v in values.items()}
+  line = f'refresh at step {manifest["step"]}: {dev_summary(values)}'
+  if not manifest['mined']:
+    share = values['probe/overlap']
+    return f'{line} | left out, as {share:.1%} of what is in use is still hard'
+  if negatives_age is not None:
+    line += f' | negatives_age {negatives_age}'
+  if 'overlap' in found:
+    line += f' | overlap with the last {found["overlap"]:.1%}'
+  line += f' | {negatives_lib.counts_text(found)}'
+  if values.get('probe/above_positive') == 0:
+    line += ' | no negative scores as high as its positive: little to learn'
+  if 'real_tokens' in found:
+    line += f' | {found["real_tokens"]:.1%} real tokens'
+  return line + ' | ' + ', '.join(f'{k} {v:.1f} s' for k, v in secs.items())
+
+
+def dev_summary(values):
+  """Returns the text of the first two and the last dev metric of `values`.
+
+  Without a dev split, that of how training queries are answered.
+  """
+  names = [name for name in values if name.startswith('dev/')]
+  if not names:
+    rank = values['probe/positive_rank']
+    return f'no dev split, median rank of training positives {rank:g}'
+  *first, last = names
+  return 'dev ' + ', '.join(
+    f'{name.removeprefix("dev/")} {values[name]:.4f}'
+    for name in (*first[:2], last)
+  )
+
+
+def _mine(run, step, params, indexed, watch):
+  """Returns the negatives as `load` does, and counts of what was dropped."""
+  config, method = run.config, _row(run)
+  start, end = _query_slice(run, step)
+  queries = corpus_index.encode_queries(
+    run, params, config.train_split, watch, np.arange(start, end)
+  )
+
+  def find(rows, depth):
+    watch.work('search', indexed.search_flops(len(rows)))
+    with watch.phase('search'):
+      return indexed.search(queries[rows], depth).rows
+
+  before = watch.secs.get('search', 0.0)
+  with watch.phase('mine'):
+    negatives, counts = negatives_lib.of_ranking(
+      run, method, find, (start, end), f'search and mine {config.train_split}'
+    )
+    if method.triplets:
+      seed = [config.seed, step]
+      negatives = selection.draw(negatives, config.hard_negatives, seed)
+  watch.secs['mine'] -= watch.secs['search'] - before
+  return negatives, counts
+
+
+def _is_fresh(run, seen, before):
+  """Returns whether the refresh `before` is good enough for these weights."""
+  trigger = run.config.refresh_trigger
+  if not trigger:
+    return False
+  return diagnostics.stale_overlap(seen, _table_of(run, before)) >= trigger
+
+
+def _table_of(run, step):
+  """Returns the `diagnostics.Table` of a refresh; raises as `load` does."""
+  return diagnostics.Table(_query_slice(run, step)[0], load(run, step))
+
+
+def _row(run):
+  return methods.METHODS[run.config.method]
+
+
+def _is_whole(run):
+  """Returns whether a refresh publishes all of each query's top K."""
+  row = _row(run)
+  return run.config.query_slices == 1 and not (
+    row.triplets or row.without_answers
+  )
+
+
+def _query_slice(run, step):
+  """Returns the first query row that a refresh mines, and the one behind."""
+  whole = len(run.queries[run.config.train_split])
+  size = whole // run.config.query_slices
+  number = schedule.query_slice(run.config, step)
+  # The last one takes what is left over, as in ANCE (run_ann_data_gen.py).
+  last = number == run.config.query_slices - 1
+  return number * size, whole if last else (number + 1) * size
+
+
+def _sources(run):
+  """Returns what a refresh depends on, besides the weights."""
+  flavour = tokenizer_lib.flavour(run.tokenizer)
+  flavour['title_separator'] = run.retriever.title_separator
+  return {'run': run.id, 'tokenizer': flavour, **negatives_lib.sources(run)}
+
+
+def folder(run, step):
+  """Returns the folder of the refresh with the weights of a step."""
+  return run.workdir / _FOLDER / f'{step:08d}'

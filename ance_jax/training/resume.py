@@ -1,0 +1,209 @@
+"""Where a run begins, or goes on: all that a restart reads, and what it checks.
+
+A checkpoint holds all of it; the files of the folder are compared with that and
+given back where they are damaged. Pick-ups, which refresh was in use from which
+step on, are history that is on disk before the first batch that uses it.
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+from ance_jax import config as config_lib
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import devices as devices_lib
+from ance_jax.core import distributed
+from ance_jax.core import logs
+from ance_jax.core import remote
+from ance_jax.training import experiment
+from ance_jax.training import negatives
+from ance_jax.training import schedule
+
+PICK_UPS_FILE = 'pickups.json'
+# Settings that say nothing about how a run goes on.
+_OF_ONE_START = (
+  'job', 'workdir', 'dry_run', 'debug', 'compilation_cache_dir',
+  'progress_bars'
+)  # fmt: skip
+
+
+class Begun(NamedTuple):
+  """Where a run begins, or goes on.
+
+  Attributes:
+    run: `experiment.Run`.
+    params: Parameters by tower; None where they are in the checkpoint.
+    step: Optimizer steps made.
+    history: bytes, the lines of `metrics.jsonl` up to there.
+  """
+
+  run: experiment.Run
+  params: dict | None
+  step: int
+  history: bytes
+
+
+class PickUp(NamedTuple):
+  """That negatives came into use.
+
+  Attributes:
+    step: Optimizer steps made before the first batch of them.
+    refresh: Step of the weights that mined them.
+  """
+
+  step: int
+  refresh: int
+
+
+def begin(config):
+  """Returns `Begun`: at the newest whole checkpoint, or at step 0."""
+  splits = (config.train_split, config.dev_split)
+  if distributed.is_first():
+    atomic.remove_unfinished(config.workdir)
+    _fetch(config)
+  step, saved = distributed.told(
+    lambda: checkpoint.newest_whole(config.workdir)
+  )
+  if saved is None:
+    _check_never_trained(config.workdir)
+    this, params = experiment.begin(config, splits)
+    negatives.check(this)
+    logs.say(f'training {config.workdir} from step 0')
+    return Begun(this, params, 0, b'')
+  experiment.check_same_run(config, step)
+  if step > config.max_steps:
+    raise errors.BadInput(
+      f'--max_steps must be at least the {step} steps made; found '
+      f'{config.max_steps}; raise it, or evaluate a checkpoint.'
+    )
+  this = experiment.go_on(config, splits, step)
+  logs.say(
+    f'training {config.workdir} goes on from the checkpoint of step {step}'
+  )
+  _say_what_changed(this, step, saved)
+  history = b''
+  if distributed.is_first():
+    history = _restore_history(config, step)
+  distributed.wait('restored')
+  return Begun(this, None, step, history)
+
+
+def _fetch(config):
+  """Copies in what a run needs that went on elsewhere, with `--remote_dir`."""
+  if experiment.fetch(config, every=True):
+    logs.say(f'{config.workdir} is brought up to {config.remote_dir}')
+    remote.pull_file(f'{config.workdir}/{PICK_UPS_FILE}')
+
+
+def begin_pick_ups(run):
+  """Writes the history of pick-ups of a new run: none."""
+  if distributed.is_first():
+    _write_pick_ups(run.workdir, [])
+  distributed.wait('no pick-ups')
+
+
+def pick_up(run, new):
+  """Records a `PickUp` on disk, before the first batch of it."""
+  before = _pick_ups(run.workdir)
+  if distributed.is_first() and new not in before:
+    _write_pick_ups(run.workdir, [*before, new])
+
+
+def picked_up(run, step):
+  """Returns the `PickUp` of what is in use after `step` steps, or None."""
+  past = [one for one in _pick_ups(run.workdir) if one.step <= step]
+  return past[-1] if past else None
+
+
+def planned(run):
+  """Returns the `PickUp`s that are to be repeated, in order.
+
+  Those of an earlier process, which may have come further than its newest
+  checkpoint, or with `--refresh_replay` those of another run.
+  """
+  return _pick_ups(pathlib.Path(run.config.refresh_replay or run.workdir))
+
+
+def _say_what_changed(run, step, saved):
+  """Prints what a run does not go on with as it was at its checkpoint.
+
+  Args:
+    run: `experiment.Run`.
+    step: int, that of the checkpoint.
+    saved: Its manifest.
+  """
+  before = experiment.settings(run.workdir, step)
+  for name, old, new in config_lib.differences(
+    before, run.config, may_change=True
+  ):
+    if name not in (*_OF_ONE_START, *config_lib.LAUNCH):
+      logs.say(f'--{name} is {new!r} from here on; it was {old!r}')
+  now = devices_lib.describe(run.devices)
+  changed = [
+    f'{name} {old!r} -> {now[name]!r}'
+    for name, old in saved['made_with'].items()
+    if old != now[name]
+  ]
+  if changed:
+    logs.say(f'not bit-equal to what it was to be: {", ".join(changed)}')
+
+
+def _check_never_trained(workdir):
+  """Raises `BadInput` for a run that has lost all of its checkpoints.
+
+  The first one is committed before the first line of metrics.
+  """
+  steps = [line['step'] for line in logs.read(workdir)]
+  damaged = list(pathlib.Path(workdir).glob(f'{checkpoint.DAMAGED}-*'))
+  if steps or damaged:
+    last = max(steps, default=0)
+    raise errors.BadInput(
+      f'a run that was trained must have a checkpoint; found none in {workdir} '
+      f'that is whole, {len(damaged)} damaged ones, and metrics up to step '
+      f'{last}; give back a copy of checkpoints, or name another --workdir to '
+      'begin anew.'
+    )
+
+
+def _restore_history(config, step):
+  """Gives back the history of a run where it was damaged.
+
+  Returns:
+    The lines of `metrics.jsonl` that the checkpoint of `step` holds, and those
+    of the evaluation that once was the run's last, and is not made again.
+  """
+  path = pathlib.Path(config.workdir)
+  record = checkpoint.read_record(path, step)
+  lines, metrics = record[logs.METRICS_FILE], path / logs.METRICS_FILE
+  found = metrics.read_bytes() if metrics.exists() else b''
+  again = f'it is again as the checkpoint of step {step} has it'
+  if not found.startswith(lines):
+    logs.say(f'{metrics} is missing or was changed: {again}')
+  elif not (
+    schedule.refresh_due(config, step) or schedule.eval_due(config, step)
+  ):
+    begins = json.dumps({'step': step})[:-1].encode() + b','
+    later = found[len(lines) :].splitlines(keepends=True)
+    lines += b''.join(
+      line for line in later if line.startswith(begins) and line[-1:] == b'\n'
+    )
+  try:
+    atomic.read_json(path / PICK_UPS_FILE)
+  except errors.Damaged as damaged:
+    logs.say(f'{damaged} Now {again}.')
+    atomic.write_bytes(path / PICK_UPS_FILE, record[PICK_UPS_FILE])
+  return lines
+
+
+def _pick_ups(workdir):
+  """Returns the `PickUp`s of a run's folder, in order."""
+  found = atomic.read_json(workdir / PICK_UPS_FILE)['pickups']
+  return [PickUp(**one) for one in found]
+
+
+def _write_pick_ups(workdir, pick_ups):
+  pick_ups = [one._asdict() for one in pick_ups]
+  atomic.write_json(workdir / PICK_UPS_FILE, {'pickups': pick_ups})
+  remote.push(workdir / PICK_UPS_FILE)

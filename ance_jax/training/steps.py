@@ -1,0 +1,321 @@
+"""The pmapped training step, built from one row of the method table.
+
+Inside, a device sees its part of the batch: B queries of the whole batch's
+n B. The state has no leading axis; it is the same on all devices.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ance_jax.core import devices as devices_lib
+from ance_jax.models import bert
+from ance_jax.models import bi_encoder
+from ance_jax.training import schedule
+
+_AXIS = devices_lib.AXIS
+
+
+class State(NamedTuple):
+  """What training changes, alike on all devices.
+
+  Attributes:
+    step: () int32, optimizer steps made.
+    params: Parameters by tower.
+    opt_state: The optimizer's.
+  """
+
+  step: jax.Array
+  params: dict
+  opt_state: tuple
+
+
+def init_state(params, optimizer, devices):
+  """Returns the `State` before the first step, on all devices."""
+  state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+  return devices_lib.replicate(state, devices)
+
+
+def state_shapes(param_shapes, optimizer, devices):
+  """Returns a `State` of shapes, dtypes and places, to restore one into.
+
+  The places are all devices of all processes.
+
+  Args:
+    param_shapes: The tree of parameters, with a shape and dtype for each.
+    optimizer: As for `init_state`.
+    devices: As for `init_state`.
+  """
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  state = State(
+    step, param_shapes, jax.eval_shape(optimizer.init, param_shapes)
+  )
+  place = devices_lib.globally_replicated(devices)
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    state,
+  )
+
+
+def make_loss(config, method, retriever):
+  """Returns loss(params, batch, step) -> (loss, accuracy), means over devices.
+
+  Args:
+    config: The run's; its temperature, dropout rate, dtype, seed and what is
+      about memory are read.
+    method: A row of the method table.
+    retriever: A `Retriever`.
+  """
+  embed = _make_embed(config, retriever)
+  if method.in_batch and config.micro_batch_size:
+    embed = _in_pieces(embed, config.micro_batch_size)
+
+  def loss(params, batch, step):
+    queries, passages = embed(params, batch, step)
+    positive = _positive_scores(queries, passages, batch)
+    negatives, groups = _negative_scores(method, queries, passages, batch)
+    # A passage of the same text group as any of the positives is no negative,
+    # and with it the positive itself, where it is among the columns.
+    counted = (groups[..., None] != batch.positive_groups[:, None]).all(-1)
+    scale = 1 / config.temperature
+    losses = method.loss(positive * scale, negatives * scale, counted)
+    right = jnp.where(counted, negatives, -jnp.inf).max(1) < positive
+    # With the mean over devices taken here, inside of what is differentiated,
+    # and that of the gradients outside, the gradient is that of one device
+    # with the whole batch (shared by pmap and both forms of shard_map).
+    return lax.pmean((losses.mean(), right.mean()), _AXIS)
+
+  return loss
+
+
+def make_gradient(config, method, retriever):
+  """Returns gradient(params, batch, step) -> ((loss, accuracy), gradient).
+
+  All three are means over the whole batch, the same on all devices. Arguments
+  are those of `make_loss`.
+  """
+  loss_and_grads = jax.value_and_grad(
+    make_loss(config, method, retriever), has_aux=True
+  )
+  if config.micro_batch_size and not method.in_batch:
+    # A query's loss is its own, so that pieces have gradients of their own.
+    loss_and_grads = _accumulated(loss_and_grads, config.micro_batch_size)
+
+  def gradient(params, batch, step):
+    values, grads = loss_and_grads(params, batch, step)
+    return values, lax.pmean(grads, _AXIS)
+
+  return gradient
+
+
+def flops(config, method, retriever):
+  """Returns the operations of a step: the backward pass is twice the forward.
+
+  Those of the forward pass that `--remat` or gradient caching repeat are no
+  work, and not counted.
+
+  Args:
+    config: The run's.
+    method: A row of the method table.
+    retriever: A `Retriever`.
+  """
+  passages = config.batch_size * config.chunks
+  passages *= 1 + schedule.num_negatives(config, method)
+  return 3 * sum(
+    bert.flops(retriever.body, number * length, length)
+    for number, length in (
+      (config.batch_size, retriever.query_length),
+      (passages, retriever.passage_length),
+    )
+  )
+
+
+def make_train_step(config, method, retriever, optimizer, devices):
+  """Returns train_step(state, batch) -> (state, metrics), pmapped.
+
+  `state` is donated. Leaves of `batch` are (n, B, ...) for n devices. Metrics
+  are () float32, alike on all devices: 'loss', nats; 'accuracy', share of
+  queries whose positive is above all their negatives; 'grad_norm', before
+  clipping; 'real_tokens', share of tokens that are not padding.
+  """
+  gradient = make_gradient(config, method, retriever)
+
+  def train_step(state, batch):
+    (loss, accuracy), grads = gradient(state.params, batch, state.step)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      'loss': loss,
+      'accuracy': accuracy,
+      'grad_norm': optax.tree.norm(grads),
+      'real_tokens': lax.pmean(_real_tokens(batch), _AXIS),
+    }
+    return State(state.step + 1, params, opt_state), metrics
+
+  return jax.pmap(
+    train_step,
+    axis_name=_AXIS,
+    in_axes=(None, 0),
+    out_axes=(None, None),
+    devices=devices,
+    donate_argnums=0,
+  )
+
+
+def _make_embed(config, retriever):
+  """Returns embed(params, batch, step) -> (B, E), (B, (1 + H) C, E) float32.
+
+  They are the embeddings of queries and passages, or of the C pieces of these,
+  with the step's dropout.
+  """
+  encode_queries, encode_passages = (
+    bi_encoder.make_encode(retriever, config.dtype, side, config.remat)
+    for side in (bi_encoder.QUERY, bi_encoder.PASSAGE)
+  )
+
+  def dropout(rows, step):
+    if not config.dropout_rate:
+      return None
+    # Mixed before the step comes in: seed ^ step alone would give two seeds
+    # the same masks at other steps.
+    seed = bert.mix(jnp.uint32(config.seed))
+    seed = bert.mix(step.astype(jnp.uint32) ^ seed)
+    return bert.Dropout(jnp.float32(config.dropout_rate), seed, rows)
+
+  def embed(params, batch, step):
+    columns = batch.passage_ids.shape[1]
+    # Each text of the whole batch has a number: the query, then its passages.
+    rows = batch.rows[:, None] * np.uint32(columns + 1)
+    rows += jnp.arange(columns + 1, dtype=jnp.uint32)
+    queries = encode_queries(
+      params, batch.query_ids, batch.query_lengths, dropout(rows[:, 0], step)
+    )
+    passages = encode_passages(
+      params,
+      batch.passage_ids.reshape(-1, batch.passage_ids.shape[-1]),
+      # What is no piece is encoded as one token, to something finite.
+      jnp.maximum(batch.passage_lengths.ravel(), 1),
+      dropout(rows[:, 1:].ravel(), step),
+    )
+    return queries, passages.reshape(*batch.passage_lengths.shape, -1)
+
+  return embed
+
+
+def _in_pieces(embed, size):
+  """Returns `embed` that has one piece's activations at a time in memory.
+
+  Differentiated, it is gradient caching (Gao et al. 2021, section 3.2): the
+  embeddings of all pieces without activations, the gradient of the loss on
+  them, and with it each piece again. Dropout, a function of the text's number
+  in the whole batch, is then the same again.
+
+  Args:
+    embed: What `_make_embed` returned.
+    size: int, queries of a piece.
+  """
+
+  def embed_in_pieces(params, batch, step):
+    # Two loops have nothing in common that a compiler could merge.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def embed_piece(piece):
+      return embed(params, piece, step)
+
+    embeddings = lax.map(embed_piece, _pieces(batch, size))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), embeddings)
+
+  return embed_in_pieces
+
+
+def _accumulated(loss_and_grads, size):
+  """Returns `loss_and_grads` as the mean of those of pieces of the batch.
+
+  Args:
+    loss_and_grads: (params, batch, step) -> ((loss, accuracy), gradient), each
+      a mean over the queries of the batch.
+    size: int, queries of a piece.
+  """
+
+  def accumulated(params, batch, step):
+    def add(total, piece):
+      new = loss_and_grads(params, piece, step)
+      return jax.tree.map(jnp.add, total, new), None
+
+    pieces = _pieces(batch, size)
+    zero = jnp.float32(0)
+    zeros = (zero, zero), jax.tree.map(jnp.zeros_like, params)
+    total, _ = lax.scan(add, zeros, pieces)
+    return jax.tree.map(lambda x: x / len(pieces.rows), total)
+
+  return accumulated
+
+
+def _pieces(batch, size):
+  """Returns the batch with leaves (B / size, size, ...)."""
+  return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+
+
+def _real_tokens(batch):
+  real = batch.query_lengths.sum() + batch.passage_lengths.sum()
+  return real / (batch.query_ids.size + batch.passage_ids.size)
+
+
+def _positive_scores(queries, passages, batch):
+  """Returns the (B,) scores of the positives."""
+  number = _num_pieces(batch)
+  if number == 1:
+    return _scores('be,be->b', queries, passages[:, 0])
+  own = _scores('be,bce->bc', queries, passages[:, :number])
+  return _best(own, batch.passage_lengths[:, :number], number)[:, 0]
+
+
+def _negative_scores(method, queries, passages, batch):
+  """Returns (B, C) scores and (1 or B, C) text groups of the columns.
+
+  Without in-batch negatives the columns are the query's own; with them, all
+  passages of the whole batch, in its order on any number of devices.
+  """
+  number = _num_pieces(batch)
+  lengths, groups = batch.passage_lengths[:, number:], batch.passage_groups
+  if not method.in_batch:
+    own = _scores('be,bhe->bh', queries, passages[:, number:])
+    return _best(own, lengths, number), groups[:, 1:]
+  flat = passages.reshape(-1, passages.shape[-1])
+  everyone, groups, lengths = (
+    lax.all_gather(x, _AXIS, tiled=True)
+    for x in (flat, groups.ravel(), batch.passage_lengths.ravel())
+  )
+  scores = _scores('be,ce->bc', queries, everyone)
+  return _best(scores, lengths[None], number), groups[None]
+
+
+def _num_pieces(batch):
+  """Returns C, pieces of a passage."""
+  return batch.passage_lengths.shape[1] // batch.passage_groups.shape[1]
+
+
+def _best(scores, lengths, number):
+  """Returns the (B, c) best scores of passages in so many pieces each (MaxP).
+
+  Args:
+    scores: (B, c number) float32, of pieces.
+    lengths: (B or 1, c number) int32, 0 for what is no piece.
+    number: int, pieces of a passage.
+  """
+  if number == 1:
+    return scores
+  scores = jnp.where(lengths > 0, scores, -jnp.inf)
+  return scores.reshape(len(scores), -1, number).max(-1)
+
+
+def _scores(equation, queries, passages):
+  # Accelerators round float32 inputs by default; in a space where all scores
+  # lie close together that reorders them.
+  return jnp.einsum(
+    equation, queries, passages, precision=lax.Precision.HIGHEST
+  )

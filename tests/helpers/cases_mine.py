@@ -1,0 +1,316 @@
+"""What --job=mine is given: flags, rankings, and cross-encoders as judges."""
+
+import json
+import os
+import shutil
+
+from bad_input_tools import Accepted
+from bad_input_tools import Refused
+from bad_input_tools import append
+from bad_input_tools import change_json
+from bad_input_tools import edit
+from bad_input_tools import put
+from bad_input_tools import put_json
+from bad_input_tools import remove
+from bad_input_tools import settings
+from bad_input_tools import together
+import cases_beir
+import jax
+import numpy as np
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file
+
+from ance_jax import config
+from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.jobs import mine
+from ance_jax.models import bert
+from ance_jax.models import bert_weights
+
+RANKING, JUDGE, PAIRS = 'ranking.trec', 'judge', 'pairs/pairs.jsonl'
+WEIGHTS, CONFIG = f'{JUDGE}/model.safetensors', f'{JUDGE}/config.json'
+TOKENS, SETTINGS = (
+  f'{JUDGE}/tokenizer_config.json',
+  f'{JUDGE}/config_sentence_transformers.json',
+)
+BODY = bert.BodyConfig('bert', 60, 8, 1, 2, 8, 16, 1, 1e-12, 'gelu')
+
+
+def make_sound(folder, sound):
+  """Copies data, a ranking of it and a cross-encoder; they are made once."""
+  if not os.listdir(sound):
+    (sound / 'data').mkdir()
+    (sound / JUDGE).mkdir()
+    (sound / 'mined').mkdir()
+    cases_beir.make_sound(sound / 'data', None)
+    put(RANKING, 'q0 Q0 p1 1 3 x\nq0 Q0 p2 2 2 x\nq1 Q0 p4 1 1 x\n')(sound)
+    _make_judge(sound)
+  shutil.copytree(sound, folder, dirs_exist_ok=True)
+
+
+def _make_judge(folder):
+  ids = np.zeros((1, 2), np.int32)
+  params = bert.Body(BODY).init(jax.random.key(0), ids, ids[:, 0] + 1)['params']
+  tensors = {
+    f'bert.{name}': array
+    for name, array in bert_weights.body_to_tensors(params, BODY).items()
+  }
+  for name, rows in (('bert.pooler.dense', 8), ('classifier', 1)):
+    tensors[f'{name}.weight'] = np.ones((rows, 8), np.float32)
+    tensors[f'{name}.bias'] = np.ones(rows, np.float32)
+  save_file(tensors, folder / WEIGHTS)
+  tokenizer = tokenizer_lib.train_vocabulary(['text what', 'what a text'], 60)
+  tokenizer.save_pretrained(folder / JUDGE)
+  theirs = {
+    'model_type': 'bert',
+    'vocab_size': 60,
+    'hidden_size': 8,
+    'num_hidden_layers': 1,
+    'num_attention_heads': 2,
+    'intermediate_size': 8,
+    'max_position_embeddings': 16,
+    'type_vocab_size': 1,
+  }
+  put_json(CONFIG, theirs)(folder)
+  put_json(SETTINGS, {'activation_fn': 'torch.nn.modules.activation.Sigmoid'})(
+    folder
+  )
+
+
+def use(folder, changes):
+  """Mines with it."""
+  given = {
+    'workdir': str(folder / 'mined'),
+    'dataset': 'beir',
+    'data_dir': str(folder / 'data'),
+    'ranking': str(folder / RANKING),
+    'judge': str(folder / JUDGE),
+    'judge_max_score': 1.0,
+    **(changes or {}),
+  }
+  mine.run(config.Config(job='mine', num_devices=1, **given))
+
+
+def flags(says, **changes):
+  """Returns the case of flags that do not go together."""
+  return Refused(settings(**changes), says)
+
+
+def without_judge(says, **changes):
+  """Returns the case of flags that do not go together, without a judge."""
+  return flags(says, judge='', judge_max_score=None, **changes)
+
+
+def tensors(says, **changes):
+  """Returns the case of a judge of which some tensors are others, or None."""
+
+  def make(folder):
+    found = {**load_file(folder / WEIGHTS), **changes}
+    found = {name: array for name, array in found.items() if array is not None}
+    save_file(found, folder / WEIGHTS)
+
+  return Refused(make, says)
+
+
+def _ones(*shape):
+  return np.ones(shape, np.float32)
+
+
+def activation(name):
+  """Returns a `make` of a judge with an activation."""
+  return put_json(SETTINGS, {'activation_fn': name})
+
+
+def modules(*kinds):
+  """Returns a `make` of a judge of some modules."""
+  names = [f'sentence_transformers.models.{kind}' for kind in kinds]
+  listed = [{'type': name, 'path': ''} for name in names]
+  return put_json(f'{JUDGE}/modules.json', listed)
+
+
+def _file_as_judge(folder):
+  return {'judge': str(folder / CONFIG)}
+
+
+def _judge_run(folder):
+  put(RANKING, 'q0 Q0 p1 1 good x\n')(folder)
+  return {'judge': '', 'judge_run': str(folder / RANKING)}
+
+
+def _second_type(data):
+  template = json.loads(data)
+  for token in template['post_processor']['pair'][-2:]:
+    for piece in token.values():
+      piece['type_id'] = 1
+  return json.dumps(template).encode()
+
+
+def _mined_before(folder):
+  put('mined/hard_negatives.triplets.jsonl', '{}')(folder)
+
+
+def pair(text, says):
+  """Returns the case of a second line of pairs that is refused."""
+
+  def make(folder):
+    put(PAIRS, '{"anchor": "what", "positive": "text"}\n' + text)(folder)
+    return {'dataset': 'pairs', 'data_dir': str(folder / 'pairs')}
+
+  return Refused(make, says, PAIRS, 2)
+
+
+def _pairs(*texts, **files):
+  """Returns a `make` of a folder of pairs, and of other files."""
+
+  def make(folder):
+    put(PAIRS, ''.join(texts))(folder)
+    for name, text in files.items():
+      put(f'pairs/{name}.jsonl', text)(folder)
+    return {
+      'dataset': 'pairs',
+      'data_dir': str(folder / 'pairs'),
+      'judge': '',
+      'judge_max_score': None,
+      'ranking': '',
+      'retriever': 'bm25',
+      'dev_fraction': 0.0,
+    }
+
+  return make
+
+
+GOOD = ''.join(
+  f'{{"query": "which text {i}", "positive": "text {i}"}}\n' for i in range(3)
+)
+CASES = {
+  'sound': Accepted(settings(), 'sigmoid of its output'),
+  # Flags.
+  'more negatives than ranks': flags(
+    'found 9 for ranks 1 to 8', num_negatives=9, mine_to=8
+  ),
+  'skips all but three': flags('found 4 for ranks 98 to 100', mine_from=97),
+  'least score above the most': flags(
+    '--min_score must be at most --max_score', min_score=1.0, max_score=0.5
+  ),
+  'NaN as margin': flags('--relative_margin must be', relative_margin=np.nan),
+  'negative margin': flags('--absolute_margin must be', absolute_margin=-0.1),
+  'margin of a whole': flags('and below 1; found 1.0', relative_margin=1.0),
+  'form of another': flags('--format must be one of', format='parquet'),
+  'judge without a bound': flags('found None and ', judge_max_score=None),
+  'bound without a judge': flags('found 1.0 and none', judge=''),
+  'two judges': flags('must be given with one judge', judge_run='/no/judge'),
+  'ranking and BM25': flags('--ranking must be without', retriever='bm25'),
+  'output in no folder': flags('found no folder /no', output='/no/file'),
+  'folder as output': flags('found a folder for /tmp', output='/tmp'),
+  'mined before': Refused(_mined_before, 'its report must be new files'),
+  'no workdir': flags('found no --workdir', workdir=''),
+  'nothing that ranks': without_judge('found no run in', ranking=''),
+  'ranking nowhere': without_judge(
+    'what is read must be a file', ranking='/no/file'
+  ),
+  'filled beyond the corpus': without_judge(
+    'found 5 for 5 and up to 2', too_few='fill', num_negatives=5
+  ),
+  'answers where there are none': without_judge(
+    '--drop_answers must be with data', drop_answers=True
+  ),
+  'nothing left': without_judge(
+    'training queries can be written', max_score=-9.0
+  ),
+  'ranking of other passages': Refused(
+    append(RANKING, 'q1 Q0 p77 2 0 x\n'), 'a ranked passage id', RANKING, 4
+  ),
+  'judge run with a word as score': Refused(
+    _judge_run, 'a score must be a number', RANKING, 1
+  ),
+  # Pairs.
+  'pairs': Accepted(_pairs(GOOD), 'pairs: 3 passages'),
+  'pairs twice': Accepted(_pairs(GOOD, GOOD), '3 pairs that stand twice'),
+  'pairs beside a corpus': Accepted(
+    _pairs(GOOD, corpus=cases_beir.passage(1)), 'pairs: 3 passages, 0'
+  ),
+  'no pairs': Refused(
+    lambda folder: {'dataset': 'pairs', 'data_dir': str(folder / 'data')},
+    'a folder of pairs must hold pairs.jsonl',
+  ),
+  'empty pairs': Refused(_pairs(''), 'a file must have a line', PAIRS),
+  'pair of a list': pair('["what", "text"]', 'must be a JSON object'),
+  'list in an array of pairs': Refused(
+    _pairs('[{"anchor": "what", "positive": "text"}, ["what", "text"]]'),
+    'item 2 must be an object; found ',
+    PAIRS,
+  ),
+  'pair of texts alone': pair('{"text": "what"}', 'must name its query'),
+  'pair without a positive': pair('{"anchor": "what"}', 'have a positive'),
+  'two queries in a pair': pair(
+    '{"anchor": "a", "query": "b", "positive": "c"}', "one of 'anchor', 'query'"
+  ),
+  'pair with half a label': pair(
+    '{"anchor": "a", "positive": "c", "label": 0.5}', 'must be 1 or 0'
+  ),
+  'pair with a key more': Accepted(
+    _pairs(GOOD, '{"anchor": "a", "positive": "c", "source": "web"}\n'),
+    "1 lines with 'source', which is not read",
+  ),
+  'pair of numbers': pair('{"anchor": 1, "positive": "c"}', 'be a string'),
+  'empty query in a pair': pair(
+    '{"anchor": " ", "positive": "c"}', 'a query and a positive must have'
+  ),
+  'pairs beside a corpus without ids': Refused(
+    _pairs(GOOD, corpus='{"text": "text"}\n'),
+    "must have a string '_id'",
+    'pairs/corpus.jsonl',
+    1,
+  ),
+  # The judge.
+  'judge that the cache lacks': flags('not in the cache', judge='some/name'),
+  'file as judge': Refused(_file_as_judge, 'the folder of a cross-encoder'),
+  'judge without a config': Refused(remove(CONFIG), 'folder with a config.jso'),
+  'judge without weights': Refused(remove(WEIGHTS), 'found no model.safetens'),
+  'judge without a tokenizer': Refused(
+    remove(f'{JUDGE}/tokenizer.json', TOKENS), 'must have a vocabulary'
+  ),
+  'judge of another kind': Refused(
+    change_json(CONFIG, model_type='deberta-v2'), 'model_type deberta-v2'
+  ),
+  'body as judge': tensors(
+    'that classifier.weight is missing',
+    **{'classifier.weight': None, 'classifier.bias': None},
+  ),
+  'judge without a pooler': tensors(
+    'that bert.pooler.dense.bias is missing', **{'bert.pooler.dense.bias': None}
+  ),
+  'judge of three outputs': tensors(
+    'must have one output, the score; found 3',
+    **{'classifier.weight': _ones(3, 8), 'classifier.bias': _ones(3)},
+  ),
+  'judge with an odd pooler': tensors(
+    'a pooler must take the 8 numbers',
+    **{'bert.pooler.dense.weight': _ones(8, 9)},
+  ),
+  'judge with a tensor too many': tensors(
+    'that classifier.norm is not expected', **{'classifier.norm': _ones(1)}
+  ),
+  'judge of NaN': tensors(
+    'a projection must be finite', **{'classifier.bias': np.nan * _ones(1)}
+  ),
+  'judge by tanh': Refused(
+    activation('torch.nn.modules.activation.Tanh'), 'activation torch.nn.mod'
+  ),
+  'judge with a prompt': Refused(
+    put_json(SETTINGS, {'default_prompt_name': 'ask'}), 'all texts, ask'
+  ),
+  'judge of two modules': Refused(
+    modules('Transformer', 'Dense'), 'found 2 modules'
+  ),
+  'judge with token types that it lacks': Refused(
+    together(
+      change_json(TOKENS, model_input_names=['input_ids', 'token_type_ids']),
+      edit(f'{JUDGE}/tokenizer.json', _second_type),
+    ),
+    'fit the 1 rows of the token types; found 2',
+  ),
+  'judge of four tokens': Refused(
+    put_json(f'{JUDGE}/sentence_bert_config.json', {'max_seq_length': 4}),
+    'leave room for 5 tokens of a pair; found 4',
+  ),
+}

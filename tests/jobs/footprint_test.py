@@ -1,0 +1,144 @@
+"""What a run needs is known before it starts; what cannot fit is refused."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from ance_jax import errors
+from ance_jax.jobs import footprint
+from ance_jax.jobs import train
+from ance_jax.training import experiment
+
+
+@pytest.fixture
+def run(tiny):
+  """A run that was not begun: 150 passages, 48 queries, width 16."""
+  config = dataclasses.replace(tiny, num_devices=1, dry_run=True)
+  return experiment.begin(config, ('train', 'dev'))[0]
+
+
+def sizes(run, **changes):
+  config = dataclasses.replace(run.config, **changes)
+  needs = footprint._needs(run._replace(config=config))
+  return {(need.place, need.what): need.size for need in needs}
+
+
+def test_the_arithmetic_is_that_of_what_is_written(run, tiny):
+  found = sizes(run)
+  # Refreshes after steps 4 and 8 of 12; 10 negatives a query.
+  assert found['disk', 'negatives'] == 2 * 48 * 10 * 4
+  assert found['disk', 'embeddings, old and new'] == 2 * 150 * 16 * 4
+  train.run(dataclasses.replace(tiny, num_devices=1))
+  workdir = pathlib.Path(tiny.workdir)
+  written = sum(
+    p.stat().st_size for p in workdir.glob('refresh/*/negatives.npy')
+  )
+  assert written == pytest.approx(2 * 48 * 10 * 4, rel=0.1)
+  # Orbax compresses a little; all four that this run saves are kept.
+  params = found['host memory', 'parameters, gradients, optimizer'] / 16
+  assert found['disk', 'checkpoints'] == 4 * 3 * 4 * params
+  newest = sum(
+    p.stat().st_size for p in workdir.glob('checkpoints/12/*_state/**/*')
+  ) + sum(p.stat().st_size for p in workdir.glob('checkpoints/12/params/**/*'))
+  assert newest > 0.5 * 3 * 4 * params
+
+
+def test_settings_count(run):
+  assert sizes(run, max_refreshes=1)['disk', 'negatives'] == 48 * 10 * 4
+  of_bm25 = sizes(run, warmup_method='bm25')
+  assert of_bm25['disk', 'negatives'] == 3 * 48 * 10 * 4
+  assert ('disk', 'negatives') not in sizes(run, method='in_batch')
+  flat, small = sizes(run), sizes(run, index='SQ8')
+  assert flat['host memory', 'index Flat'] == 150 * 16 * 4
+  assert small['host memory', 'index SQ8'] == 150 * 16
+  on_devices = sizes(run, index='device')
+  assert on_devices['host memory', 'index device'] == 150 * 16 * 4
+  one = flat['disk', 'checkpoints'] // 4
+  for kept, counted in ((1, 4), (9, 12), (1000, 101)):
+    found = sizes(run, checkpoints_to_keep=kept, max_steps=400)
+    assert found['disk', 'checkpoints'] == counted * one
+  once = sizes(run, method='in_batch')
+  twice = sizes(run, method='in_batch', steps_per_eval=5)
+  name = 'disk', 'embeddings, old and new'
+  assert 2 * once[name] == twice[name] == flat[name]
+
+
+def test_an_index_on_devices_takes_their_memory_and_no_more_than_it_may(run):
+  class Accelerator:
+    platform = 'gpu'
+
+  there = run._replace(devices=(Accelerator(),) * 4)
+  found = sizes(there, index='device')
+  assert found['device memory', 'index device'] == 38 * 16 * 4
+  assert ('host memory', 'index device') not in found
+  config = dataclasses.replace(run.config, index='device', search_memory_mb=500)
+  on_four = there._replace(config=config)
+  assert footprint._of_index(on_four, 10**7, 768, False).size == 500 * 2**20
+  assert footprint._of_index(on_four, 10**7, 768, True).size == 2000 * 2**20
+
+
+def test_a_dry_run_prints_the_table_and_trains_nothing(tiny, capsys):
+  config = dataclasses.replace(tiny, num_devices=1, dry_run=True)
+  assert train.run(config) is None
+  out = capsys.readouterr().out
+  assert '2 x 150 passages x 16 x 4 bytes' in out
+  assert '2 x 48 queries x 10 x 4 bytes' in out
+  left = {path.name for path in pathlib.Path(tiny.workdir).iterdir()}
+  assert left == {'tokens'}
+
+
+@pytest.mark.parametrize(
+  ('place', 'largest'),
+  [
+    ('disk', 'checkpoints'),
+    ('host memory', 'parameters, gradients, optimizer'),
+  ],
+)
+def test_what_cannot_fit_is_refused_before_it_starts(
+  place, largest, tiny, monkeypatch
+):
+  room = footprint._room
+
+  def little(run):
+    return {**room(run), place: 1000}
+
+  monkeypatch.setattr(footprint, '_room', little)
+  config = dataclasses.replace(tiny, num_devices=1)
+  with pytest.raises(
+    errors.BadInput,
+    match=f'found 1.0 kB of {place} for at least .* of them {largest}',
+  ):
+    train.run(config)
+  assert not pathlib.Path(tiny.workdir, 'checkpoints').exists()
+
+
+def test_what_nobody_tells_is_not_refused(tiny, monkeypatch):
+  monkeypatch.setattr(footprint, '_room', lambda run: {'device memory': None})
+  config = dataclasses.replace(tiny, num_devices=1, dry_run=True)
+  assert train.run(config) is None
+
+
+def test_what_a_run_wrote_is_room_for_what_it_writes(run, monkeypatch):
+  before = footprint._room(run)['disk']
+  free = before // 2
+  usage = footprint.shutil.disk_usage('/')._replace(free=free)
+  monkeypatch.setattr(footprint.shutil, 'disk_usage', lambda _: usage)
+  assert footprint._room(run)['disk'] == free
+  path = run.workdir / 'checkpoints' / 'part'
+  path.parent.mkdir()
+  path.write_bytes(bytes(1000))
+  assert footprint._room(run)['disk'] == free + 1000
+
+
+def test_a_container_with_a_limit_has_no_more_than_that(tmp_path, monkeypatch):
+  monkeypatch.setattr(footprint, '_CGROUP', tmp_path)
+  whole = footprint._free_memory()
+  (tmp_path / 'memory.current').write_text('9000\n')
+  # Files that are cached are given up.
+  stat = 'anon 1000\ninactive_file 5000\nactive_file 3000\n'
+  (tmp_path / 'memory.stat').write_text(stat)
+  (tmp_path / 'memory.max').write_text('max\n')
+  assert footprint._free_memory() > whole / 2
+  (tmp_path / 'memory.max').write_text('51000\n')
+  assert footprint._free_memory() == 50000

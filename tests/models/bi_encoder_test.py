@@ -1,0 +1,226 @@
+"""The encoder: padding has no part in it, dropout is that of the global row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ance_jax.models import bert
+from ance_jax.models import bi_encoder
+
+BODY = bert.BodyConfig('bert', 60, 16, 2, 2, 32, 24, 2, 1e-12, 'gelu')
+RETRIEVER = bi_encoder.Retriever(BODY, True, 'mean', 0, True, 'dot', 8, 16, ' ')
+
+
+@pytest.fixture
+def texts():
+  random = np.random.default_rng(0)
+  ids = random.integers(1, 60, (6, 10)).astype(np.int32)
+  lengths = np.array([10, 1, 3, 7, 10, 5], np.int32)
+  return ids, lengths
+
+
+def encode(retriever, ids, lengths, dropout=None, seed=0):
+  params = jax.tree.map(lambda p: 3 * p, bi_encoder.init(retriever, seed))
+  function = bi_encoder.make_encode(retriever, 'float32', bi_encoder.PASSAGE)
+  return np.asarray(jax.jit(function)(params, ids, lengths, dropout))
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'pooling'),
+  [
+    ('bert', 'cls'),
+    ('bert', 'mean'),
+    ('roberta', 'cls'),
+    ('distilbert', 'mean'),
+    ('mpnet', 'cls'),
+    ('mpnet', 'mean'),
+  ],
+)
+def test_what_stands_in_the_padding_changes_nothing(texts, model_type, pooling):
+  body = dataclasses.replace(BODY, model_type=model_type)
+  retriever = dataclasses.replace(RETRIEVER, body=body, pooling=pooling)
+  ids, lengths = texts
+  padded = np.where(np.arange(10) < lengths[:, None], ids, 0)
+  longer = np.pad(padded, ((0, 0), (0, 6)))
+  first = encode(retriever, ids, lengths)
+  np.testing.assert_allclose(
+    first, encode(retriever, padded, lengths), atol=1e-6
+  )
+  np.testing.assert_allclose(
+    first, encode(retriever, longer, lengths), atol=1e-5
+  )
+  assert np.abs(first[0] - first[4]).max() > 0.1
+
+
+def test_a_token_that_is_real_does_change_the_embedding(texts):
+  ids, lengths = texts
+  changed = ids.copy()
+  changed[:, 0] = changed[:, 0] % 59 + 1
+  different = encode(RETRIEVER, ids, lengths) - encode(
+    RETRIEVER, changed, lengths
+  )
+  assert (np.abs(different).max(1) > 1e-3).all()
+
+
+def test_cosine_gives_embeddings_of_length_one(texts):
+  cosine = dataclasses.replace(RETRIEVER, similarity='cosine')
+  dot = encode(RETRIEVER, *texts)
+  expected = dot / np.linalg.norm(dot, axis=1, keepdims=True)
+  np.testing.assert_allclose(encode(cosine, *texts), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('norm', [True, False])
+def test_the_head_is_a_projection_and_perhaps_a_layer_norm(texts, norm):
+  retriever = dataclasses.replace(RETRIEVER, head_size=5, head_norm=norm)
+  plain = encode(RETRIEVER, *texts)
+  params = jax.tree.map(lambda p: 3 * p, bi_encoder.init(retriever, 0))['tied']
+  x = plain @ params['head']['kernel'] + params['head']['bias']
+  if norm:
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    x = x * params['head_norm']['scale'] + params['head_norm']['bias']
+  assert ('head_norm' in params) == norm
+  np.testing.assert_allclose(encode(retriever, *texts), x, atol=2e-5)
+
+
+def test_weights_begin_as_small_as_those_of_the_papers():
+  body = dataclasses.replace(
+    BODY, model_type='mpnet', hidden_size=64, num_heads=8
+  )
+  retriever = dataclasses.replace(RETRIEVER, body=body, head_size=64)
+  leaves = jax.tree.leaves_with_path(bi_encoder.init(retriever, 0))
+  # The optimizer knows by the last name that it is not to be decayed.
+  assert {p[-1].key for p, _ in leaves if p[-2].key == 'relative'} == {'bias'}
+  for path, leaf in leaves:
+    if leaf.ndim > 1:
+      # 256 draws at least: a standard error of 0.0009 at most, five of them.
+      assert np.std(leaf) == pytest.approx(0.02, abs=0.0045), path
+
+
+def test_untied_towers_are_two_sets_of_parameters(texts):
+  retriever = dataclasses.replace(RETRIEVER, tied=False)
+  params = bi_encoder.init(retriever, 0)
+  assert set(params) == {bi_encoder.QUERY, bi_encoder.PASSAGE}
+  params[bi_encoder.QUERY] = jax.tree.map(
+    lambda p: 2 * p, params[bi_encoder.QUERY]
+  )
+  query, passage = (
+    bi_encoder.make_encode(retriever, 'float32', side)(params, *texts)
+    for side in (bi_encoder.QUERY, bi_encoder.PASSAGE)
+  )
+  np.testing.assert_allclose(
+    passage,
+    bi_encoder.make_encode(RETRIEVER, 'float32', bi_encoder.PASSAGE)(
+      bi_encoder.init(RETRIEVER, 0), *texts
+    ),
+    atol=1e-6,
+  )
+  assert np.abs(np.asarray(query - passage)).max() > 1e-3
+
+
+def test_bfloat16_is_near_and_the_embedding_float32(texts):
+  params = bi_encoder.init(RETRIEVER, 0)
+  exact, coarse = (
+    bi_encoder.make_encode(RETRIEVER, dtype, bi_encoder.QUERY)(params, *texts)
+    for dtype in ('float32', 'bfloat16')
+  )
+  assert coarse.dtype == jnp.float32
+  difference = np.abs(np.asarray(exact - coarse)).max()
+  # bfloat16 has 8 bits: 0.4 % an operation.
+  assert 0 < difference < 0.05 * np.abs(np.asarray(exact)).max()
+
+
+def test_the_kernel_of_a_gpu_is_asked_for_the_same_attention(
+  texts, monkeypatch
+):
+  """What it is given is right; that it does that is seen on a GPU alone."""
+  asked = []
+
+  def by_xla(*args, implementation, **kwargs):
+    asked.append(implementation)
+    return attend(*args, implementation='xla', **kwargs)
+
+  attend = jax.nn.dot_product_attention
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
+  written = encode(RETRIEVER, *texts)
+  assert not asked
+  monkeypatch.setattr(bert, '_has_kernel', lambda query: True)
+  np.testing.assert_allclose(encode(RETRIEVER, *texts), written, atol=1e-5)
+  assert asked == ['cudnn'] * 2
+  dropout = bert.Dropout(jnp.float32(0.1), jnp.uint32(0), jnp.arange(6))
+  encode(RETRIEVER, *texts, dropout)
+  assert len(asked) == 2
+  plain = bi_encoder.make_encode(
+    RETRIEVER, 'float32', bi_encoder.PASSAGE, kernel=False
+  )
+  params = jax.tree.map(lambda p: 3 * p, bi_encoder.init(RETRIEVER, 0))
+  np.testing.assert_allclose(plain(params, *texts), written, atol=1e-5)
+  assert len(asked) == 2
+
+
+def test_dropout_of_a_text_depends_on_its_row_alone(texts):
+  ids, lengths = texts
+  rows = np.arange(6, dtype=np.uint32)
+  whole = encode(
+    RETRIEVER, ids, lengths, bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows)
+  )
+  part = slice(2, 5)
+  dropout = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows[part])
+  np.testing.assert_allclose(
+    encode(RETRIEVER, ids[part], lengths[part], dropout), whole[part], atol=1e-5
+  )
+  moved = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows[part] + 1)
+  other = encode(RETRIEVER, ids[part], lengths[part], moved)
+  assert np.abs(other - whole[part]).max() > 1e-2
+
+
+def masks(rate, seed, site, rows=64, width=512):
+  dropout = bert.Dropout(
+    jnp.float32(rate), jnp.uint32(seed), np.arange(rows, dtype=np.uint32)
+  )
+  return np.asarray(bert.drop(jnp.ones((rows, width)), dropout, site))
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.5])
+def test_dropout_takes_its_share_and_keeps_the_mean(rate):
+  found = masks(rate, 1, 2)
+  np.testing.assert_allclose(
+    np.unique(found), [0, np.float32(1 / (1 - rate))], rtol=1e-6
+  )
+  # 32,768 draws: a standard deviation of 0.003 at most, five of them.
+  assert (found == 0).mean() == pytest.approx(rate, abs=0.014)
+  assert (found == 0).mean(0).max() < rate + 6 * np.sqrt(rate / 64)
+
+
+def test_masks_of_other_steps_sites_rows_and_places_are_independent():
+  base = masks(0.5, 1, 2) == 0
+  others = [masks(0.5, 2, 2) == 0, masks(0.5, 1, 3) == 0]
+  others += [np.roll(base, 1, 0), np.roll(base, 1, 1)]
+  for other in others:
+    agreement = (base == other).mean()
+    # 32,768 fair coins: a standard deviation of 0.0028, five of them.
+    assert agreement == pytest.approx(0.5, abs=0.014)
+
+
+@pytest.mark.parametrize('biased', [True, False])
+def test_attention_is_softmax_attention(biased):
+  random = np.random.default_rng(0)
+  query, key, value = random.normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
+  real = np.arange(5) < np.array([5, 3])[:, None]
+  bias = random.normal(size=(3, 5, 5)).astype(np.float32) if biased else None
+  found = bert.attention(query, key, value, real, bias, None, 0)
+  for b in range(2):
+    for h in range(3):
+      scores = query[b, :, h] @ key[b, :, h].T / 2
+      scores += bias[h] if biased else 0
+      weights = np.exp(scores) * real[b]
+      weights /= weights.sum(1, keepdims=True)
+      np.testing.assert_allclose(
+        found[b, :, h], weights @ value[b, :, h], atol=1e-5
+      )
+
+
+def test_settings_survive_json():
+  assert bi_encoder.Retriever.from_dict(RETRIEVER.to_dict()) == RETRIEVER

@@ -1,0 +1,62 @@
+"""BM25 against its formula, written out."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ance_jax.retrieval import bm25
+
+TEXTS = [
+  'cats sleep',
+  'a cat and a dog run and run',
+  'dogs bark at cats while birds sing songs',
+  'nothing of that kind here',
+  'cats sleep',
+]
+# The same after stemming, without stop words.
+WORDS = [
+  'cat sleep',
+  'cat dog run run',
+  'dog bark cat while bird sing song',
+  'noth kind here',
+  'cat sleep',
+]
+
+
+def slow_score(query, words, k1, b):
+  """Robertson et al. with Lucene's idf, one passage."""
+  documents = [text.split() for text in WORDS]
+  mean = np.mean([len(d) for d in documents])
+  total = 0.0
+  for word in query:
+    holders = sum(word in d for d in documents)
+    idf = math.log(1 + (len(documents) - holders + 0.5) / (holders + 0.5))
+    count = words.count(word)
+    total += idf * count / (count + k1 * (1 - b + b * len(words) / mean))
+  return total
+
+
+@pytest.mark.parametrize(('k1', 'b'), [(0.9, 0.4), (1.2, 0.75)])
+def test_scores_are_those_of_lucenes_bm25(k1, b):
+  ranking = bm25.make_rank(TEXTS, k1=k1, b=b)(['running cats', 'birds'], 5)
+  for query, place in ((['run', 'cat'], 0), (['bird'], 1)):
+    expected = [slow_score(query, words.split(), k1, b) for words in WORDS]
+    order = np.lexsort((range(5), -np.array(expected)))
+    found = ranking.rows[place]
+    hits = [row for row in order.tolist() if expected[row] > 0]
+    assert found[found >= 0].tolist() == hits
+    np.testing.assert_allclose(
+      ranking.scores[place][: len(hits)], np.array(expected)[hits], rtol=1e-5
+    )
+
+
+def test_passages_without_a_word_of_the_query_are_not_found():
+  rank = bm25.make_rank(TEXTS, k1=0.9, b=0.4)
+  assert rank(['zebra', ''], 3).rows.tolist() == [[-1] * 3] * 2
+
+
+def test_equal_passages_are_ranked_by_row():
+  rank = bm25.make_rank(TEXTS, k1=0.9, b=0.4)
+  for k in (1, 2):
+    assert rank(['sleeping cat'], k).rows[0].tolist() == [0, 4][:k]

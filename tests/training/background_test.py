@@ -1,0 +1,671 @@
+"""Refreshes beside training: none is waited for or lost, all are repeated."""
+
+from concurrent import futures
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import threading
+
+import crash_test
+import jax
+import numpy as np
+import pytest
+
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import locks
+from ance_jax.core import logs
+from ance_jax.data import tokenizer
+from ance_jax.jobs import refresh
+from ance_jax.jobs import train
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import encoding
+from ance_jax.training import background
+from ance_jax.training import batches
+from ance_jax.training import boundary
+from ance_jax.training import experiment
+from ance_jax.training import refreshes
+from ance_jax.training import steps
+from ance_jax.training import trainer
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+
+@pytest.fixture(autouse=True)
+def _look_at_each_step(monkeypatch):
+  monkeypatch.setattr(background, 'LOOK_SECS', 0.001)
+
+
+@pytest.fixture
+def config(tiny):
+  return dataclasses.replace(tiny, num_devices=1, max_steps=24)
+
+
+def pick_ups(config):
+  found = atomic.read_json(pathlib.Path(config.workdir) / 'pickups.json')
+  return [(one['step'], one['refresh']) for one in found['pickups']]
+
+
+def replayed(config):
+  """Trains anew with the refreshes of a run, and compares the two."""
+  again = dataclasses.replace(
+    config,
+    workdir=config.workdir + '-again',
+    refresh='sync',
+    refresh_delay=0,
+    refresh_devices=0,
+    max_staleness=0,
+    refresh_replay=config.workdir,
+  )
+  train.run(again)
+  (last, state, _, metrics, picked_up) = crash_test.outcome(config)
+  (their_last, theirs, _, their_metrics, also_picked_up) = crash_test.outcome(
+    again
+  )
+  assert last == their_last
+  jax.tree.map(np.testing.assert_array_equal, state, theirs)
+  assert metrics == their_metrics
+  assert picked_up == also_picked_up
+
+
+@contextlib.contextmanager
+def refresher(config):
+  """Runs `--job=refresh --watch` on a thread; gives a list of what ended it."""
+  ended, enough = [], threading.Event()
+
+  def work():
+    try:
+      with logs.stopped_by(enough):
+        refresh.run(dataclasses.replace(config, job='refresh', watch=True))
+    except Exception as error:
+      ended.append(error)
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  try:
+    yield ended
+  finally:
+    enough.set()
+    thread.join()
+
+
+def hold(monkeypatch, event):
+  """Has refreshes wait for an event before they are published.
+
+  Returns:
+    An event that is set once the first one waits.
+  """
+  real, held = corpus_index.evaluate, threading.Event()
+
+  def evaluate_later(*arguments):
+    if threading.current_thread() is not threading.main_thread():
+      held.set()
+      while not event.wait(0.01):
+        if logs.stop_requested():
+          raise errors.Stopped('held')
+    return real(*arguments)
+
+  monkeypatch.setattr(corpus_index, 'evaluate', evaluate_later)
+  return held
+
+
+def set_at(monkeypatch, step, event, then=lambda: None):
+  """Sets an event once so many steps are made, and then does something."""
+  real = trainer._log_step
+
+  def log_step(parts, number, *others):
+    if number == step:
+      event.set()
+      then()
+    return real(parts, number, *others)
+
+  monkeypatch.setattr(trainer, '_log_step', log_step)
+
+
+def test_delayed_negatives_come_into_use_so_many_steps_later(config):
+  config = dataclasses.replace(config, refresh='delayed', refresh_delay=3)
+  train.run(config)
+  assert pick_ups(config) == [(7, 4), (11, 8), (15, 12), (19, 16), (23, 20)]
+  ages = logs.series(config.workdir, 'train/negatives_age')
+  assert ages == {s: 4 + (s - 8) % 4 for s in range(8, 25)}
+  assert set(logs.series(config.workdir, 'dev/mrr@10')) == {
+    4,
+    8,
+    12,
+    16,
+    20,
+    24,
+  }
+  replayed(config)
+
+
+def test_without_a_warm_up_the_first_refresh_is_not_delayed(config):
+  config = dataclasses.replace(
+    config, refresh='delayed', refresh_delay=6, warmup_steps=0
+  )
+  train.run(config)
+  assert pick_ups(config) == [(0, 0), (10, 4), (14, 8), (18, 12), (22, 16)]
+
+
+def test_a_delay_is_other_training(config):
+  params = []
+  for name, changes in (
+    ('sync', {}),
+    ('delayed', {'refresh': 'delayed', 'refresh_delay': 1}),
+  ):
+    workdir = f'{config.workdir}-{name}'
+    one = dataclasses.replace(config, workdir=workdir, **changes)
+    train.run(one)
+    params.append(jax.tree.leaves(crash_test.outcome(one)[1]))
+  assert any((a != b).any() for a, b in zip(*params, strict=True))
+
+
+def test_a_delayed_run_stopped_at_any_step_ends_bit_equal(config, monkeypatch):
+  config = dataclasses.replace(
+    config,
+    refresh='delayed',
+    refresh_delay=6,
+    checkpoints_to_keep=1,
+  )
+  whole = dataclasses.replace(config, workdir=f'{config.workdir}-whole')
+  train.run(whole)
+  for step in range(1, 22, 4):
+    with monkeypatch.context() as patch:
+      set_at(patch, step, threading.Event(), logs._stop.set)
+      with pytest.raises(errors.Stopped):
+        train.run(config)
+    logs._stop.clear()
+  train.run(config)
+  crash_test.check_same(crash_test.outcome(config), crash_test.outcome(whole))
+
+
+def test_training_never_waits_for_a_refresh_that_is_held(config, monkeypatch):
+  config = dataclasses.replace(config, refresh='async', max_steps=70)
+  released, begun = threading.Event(), threading.Event()
+  held = hold(monkeypatch, released)
+  # So that it is the first refresh due, however slow the machine is.
+  set_at(monkeypatch, 5, begun, lambda: held.wait(120))
+  set_at(monkeypatch, 60, released)
+  train.run(config)
+  first_step, first_refresh = pick_ups(config)[0]
+  # By then the refresher may have come further than that which was held.
+  assert 4 <= first_refresh < 60 <= first_step
+  assert (pathlib.Path(config.workdir) / 'refresh' / '00000004').is_dir()
+  assert set(logs.series(config.workdir, 'train/loss')) == set(range(1, 71))
+  ages = logs.series(config.workdir, 'train/negatives_age')
+  assert min(ages) == first_step + 1
+  assert ages[first_step + 1] == first_step + 1 - first_refresh
+
+
+def test_what_was_picked_up_beside_training_is_repeated_bit_for_bit(config):
+  config = dataclasses.replace(
+    config, refresh='async', refresh_devices=2, max_staleness=4
+  )
+  train.run(config)
+  assert len(pick_ups(config)) > 3
+  assert all(0 <= step - mined <= 4 for step, mined in pick_ups(config))
+  replayed(config)
+
+
+def test_training_waits_at_the_greatest_staleness(config, monkeypatch, capsys):
+  config = dataclasses.replace(config, refresh='async', max_staleness=6)
+  waits, real = [], background.Reader.wait
+
+  def wait(self, in_use, step, oldest):
+    waits.append(step - (in_use.refresh if in_use else 4))
+    return real(self, in_use, step, oldest)
+
+  monkeypatch.setattr(background.Reader, 'wait', wait)
+  monkeypatch.setattr(
+    background.Reader, 'newest', only_late(background.Reader.newest)
+  )
+  train.run(config)
+  assert set(waits) == {6}
+  ages = logs.series(config.workdir, 'train/negatives_age')
+  assert max(ages.values()) == 6
+  assert 'training waits at step' in capsys.readouterr().out
+
+
+def only_late(real):
+  """Lets a trainer see what is new only where it has to."""
+
+  def newest(self, in_use, step):
+    is_late = step - (in_use.refresh if in_use else 4) >= 6
+    return real(self, in_use, step) if is_late else None
+
+  return newest
+
+
+def test_a_run_killed_beside_a_refresh_repeats_its_pick_ups(
+  config, monkeypatch
+):
+  config = dataclasses.replace(config, refresh='async', max_steps=40)
+  while not pathlib.Path(config.workdir, 'pickups.json').exists() or not (
+    pick_ups(config)
+  ):
+    with monkeypatch.context() as patch:
+      ending = threading.Event()
+
+      def pick_up(*arguments, ending=ending, real=boundary._pick_up):
+        made = real(*arguments)
+        ending.set()
+        return made
+
+      def log_step(parts, step, *others, ending=ending, real=trainer._log_step):
+        real(parts, step, *others)
+        if ending.is_set() and step % 4 == 3:
+          raise OSError('killed')
+
+      patch.setattr(boundary, '_pick_up', pick_up)
+      patch.setattr(trainer, '_log_step', log_step)
+      with contextlib.suppress(OSError):
+        train.run(config)
+  before = pick_ups(config)
+  assert checkpoint.committed_steps(config.workdir)[-1] < 40
+  train.run(config)
+  assert pick_ups(config)[: len(before)] == before
+  replayed(config)
+
+
+@pytest.mark.parametrize('trainer_first', [True, False])
+def test_two_jobs_share_a_folder_and_nothing_else(config, trainer_first):
+  config = dataclasses.replace(
+    config, refresh='external', max_staleness=8, max_steps=40
+  )
+  with contextlib.ExitStack() as stack:
+    if not trainer_first:
+      ended = stack.enter_context(refresher(config))
+      train.run(config)
+    else:
+      started = threading.Event()
+
+      def train_beside():
+        started.set()
+        return train.run(config)
+
+      pool = stack.enter_context(futures.ThreadPoolExecutor(1))
+      training = pool.submit(train_beside)
+      started.wait()
+      ended = stack.enter_context(refresher(config))
+      training.result()
+  assert not ended
+  assert len(pick_ups(config)) > 2
+  assert logs.series(config.workdir, 'dev/mrr@10').keys() > {
+    mined for _, mined in pick_ups(config)
+  }
+  replayed(config)
+
+
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory):
+  """Folder of a run that is made once, and copied."""
+  return tmp_path_factory.mktemp('kept') / 'run'
+
+
+@pytest.fixture
+def finished(config, kept):
+  """A run with refreshes of steps 4, 8, 12, 16, 20; its `experiment.Run`."""
+  if not kept.exists():
+    whole = dataclasses.replace(
+      config, workdir=str(kept), checkpoints_to_keep=9
+    )
+    train.run(whole)
+  shutil.copytree(kept, config.workdir)
+  return experiment.read(config, ('train', 'dev'))[0]
+
+
+def test_a_second_refresher_is_refused(finished):
+  with contextlib.closing(
+    locks.Lock(finished.workdir, locks.REFRESH_LOCK_FILE)
+  ):
+    with pytest.raises(errors.BadInput, match='must have one refresher'):
+      refresh.run(
+        dataclasses.replace(finished.config, job='refresh', watch=True)
+      )
+
+
+def test_a_refresher_ends_with_the_training(finished, capsys):
+  refresh.run(dataclasses.replace(finished.config, job='refresh', watch=True))
+  assert 'training is over' in capsys.readouterr().out
+
+
+def remove_refreshes(run, after):
+  for step in refreshes.published(run):
+    if step > after:
+      shutil.rmtree(refreshes.folder(run, step))
+
+
+def stop_after(monkeypatch, number):
+  """Has the refresher stop once it made so many refreshes; returns theirs."""
+  made, real = [], refreshes.refresh
+
+  def make(run, step, **kwargs):
+    made.append(step)
+    found = real(run, step, **kwargs)
+    if len(made) == number:
+      raise KeyboardInterrupt
+    return found
+
+  monkeypatch.setattr(refreshes, 'refresh', make)
+  return made
+
+
+def test_what_cannot_be_caught_up_with_is_left_out_and_said(
+  finished, monkeypatch, capsys
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  remove_refreshes(run, 4)
+  made = stop_after(monkeypatch, 1)
+  with pytest.raises(KeyboardInterrupt):
+    background.watch(run)
+  assert made == [24]
+  out = capsys.readouterr().out
+  assert 'refreshes of step 8, 12, 16, 20 are left out' in out
+  assert 'step 24 is newer' in out
+
+
+def test_a_refresher_goes_on_inside_the_refresh_it_was_killed_in(
+  finished, monkeypatch
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  remove_refreshes(run, 4)
+  shutil.rmtree(run.workdir / 'embeddings')
+  atomic.write_json(run.workdir / 'refreshing.json', {'step': 12})
+  real, blocks = encoding.encode_rows, []
+
+  def encode_rows(encoder, params, rows, what, *others):
+    if what.startswith('encode block'):
+      if len(blocks) == 2:
+        blocks.append('killed')
+        raise KeyboardInterrupt
+      blocks.append(what)
+    return real(encoder, params, rows, what, *others)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(encoding, 'encode_rows', encode_rows)
+    with pytest.raises(KeyboardInterrupt):
+      background.watch(run)
+  made = stop_after(monkeypatch, 1)
+  monkeypatch.setattr(encoding, 'encode_rows', encode_rows)
+  with pytest.raises(KeyboardInterrupt):
+    background.watch(run)
+  assert made == [12]
+  assert blocks == [
+    'encode block 1/3', 'encode block 2/3', 'killed', 'encode block 3/3'
+  ]  # fmt: skip
+
+
+def test_a_full_disk_ends_the_refresher_and_the_next_one_loses_nothing(
+  finished, monkeypatch
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  before = refreshes.refresh(run, 24)
+  remove_refreshes(run, 20)
+  real = np.save
+
+  def save(file, array):
+    if str(file).endswith('negatives.npy'):
+      raise OSError(28, 'No space left on device')
+    real(file, array)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(np, 'save', save)
+    with pytest.raises(OSError, match='No space left'):
+      background.watch(run)
+  assert refreshes.published(run) == [4, 8, 12, 16, 20]
+  assert stop_after(monkeypatch, 1) == []
+  with pytest.raises(KeyboardInterrupt):
+    background.watch(run)
+  after = atomic.read_manifest(refreshes.folder(run, 24))
+  assert after['files']['negatives.npy'] == before['files']['negatives.npy']
+
+
+def test_a_refresher_asked_to_stop_does_so_inside_of_a_refresh(
+  finished, monkeypatch
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  remove_refreshes(run, 16)
+  shutil.rmtree(run.workdir / 'embeddings')
+  real, asked = encoding.encode_rows, threading.Event()
+
+  def encode_rows(encoder, params, rows, what, *others):
+    found = real(encoder, params, rows, what, *others)
+    asked.set()  # As SIGTERM does.
+    return found
+
+  monkeypatch.setattr(encoding, 'encode_rows', encode_rows)
+  with logs.stopped_by(asked):
+    with pytest.raises(errors.Stopped, match='encode block 2/3'):
+      background.watch(run)
+  assert refreshes.published(run) == [4, 8, 12, 16]
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_the_end(
+  finished, monkeypatch, capsys
+):
+  run = finished._replace(
+    config=dataclasses.replace(finished.config, max_steps=30)
+  )
+  remove_refreshes(run, 4)
+  real, gone = checkpoint.read_params, []
+
+  def read_params(workdir, step, *others):
+    if not gone:
+      gone.append(step)
+      shutil.rmtree(run.workdir / 'checkpoints' / str(step))
+    return real(workdir, step, *others)
+
+  monkeypatch.setattr(checkpoint, 'read_params', read_params)
+  made = stop_after(monkeypatch, 2)
+  with pytest.raises(KeyboardInterrupt):
+    background.watch(run)
+  assert gone == [24]
+  assert made == [24, 20]
+  assert 'the checkpoint of step 24 is gone' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('module', 'name'),
+  [
+    (checkpoint, 'read_record'),
+    (tokenizer, 'load'),
+    (checkpoint, 'read_params'),
+  ],
+)
+def test_a_job_that_begins_while_its_checkpoint_goes_takes_another(
+  finished, monkeypatch, capsys, module, name
+):
+  real, gone = getattr(module, name), []
+
+  def read(*given):
+    if not gone:
+      gone.append(24)
+      shutil.rmtree(finished.workdir / 'checkpoints' / '24')
+    return real(*given)
+
+  monkeypatch.setattr(module, name, read)
+  _, _, step = experiment.read(finished.config, ('train', 'dev'))
+  assert gone == [24]
+  assert step == 20
+  assert 'the checkpoint of step 24 is gone' in capsys.readouterr().out
+  with pytest.raises(ValueError, match='must be last, best or the step'):
+    experiment.read(
+      dataclasses.replace(finished.config, checkpoint='24'), ('train', 'dev')
+    )
+
+
+def test_the_trainer_keeps_the_checkpoint_that_a_refresher_reads(
+  config, monkeypatch
+):
+  config = dataclasses.replace(
+    config, refresh='external', max_steps=40, checkpoints_to_keep=1
+  )
+  set_at(
+    monkeypatch,
+    9,
+    threading.Event(),
+    lambda: atomic.write_json(f'{config.workdir}/refreshing.json', {'step': 8}),
+  )
+  train.run(config)
+  best = max(logs.series(config.workdir, 'dev/mrr@10'))
+  assert set(checkpoint.committed_steps(config.workdir)) == {8, best, 40}
+
+
+FOREIGN = {
+  'run': ('f' * 16, 'another run'),
+  'passages': ('f' * 16, 'another corpus or tokenizer'),
+  'tokenizer': (
+    {'kind': 'BPE', 'lower_case': True},
+    "another tokenizer, \"{'kind': 'BPE', 'lower_case': True}",
+  ),
+  'judgements': ('f' * 16, 'another set of judgements'),
+  'checkpoint': ('f' * 16, 'another checkpoint'),
+  'top_k': (11, 'another --top_k'),
+}
+
+
+@pytest.mark.parametrize('name', FOREIGN)
+def test_a_refresh_of_another_is_refused_by_name(finished, name, capsys):
+  folder = refreshes.folder(finished, 20)
+  value, text = FOREIGN[name]
+  with atomic.publish(
+    folder, {**atomic.read_manifest(folder), name: value}
+  ) as new:
+    shutil.copyfile(folder / 'negatives.npy', new / 'negatives.npy')
+  reader = background.Reader(finished)
+  assert reader.newest(None, 24) == 16
+  assert text in capsys.readouterr().out
+  reader._looked = -1
+  assert reader.newest(None, 24) == 16
+  assert text not in capsys.readouterr().out
+
+
+def test_what_is_newer_than_training_or_not_newer_than_in_use_is_not_taken(
+  finished,
+):
+  def newest(in_use, step):
+    return background.Reader(finished).newest(in_use, step)
+
+  assert newest(None, 19) == 16
+  assert newest(None, 3) is None
+  assert newest(trainer.resume.PickUp(17, 16), 19) is None
+  assert newest(trainer.resume.PickUp(17, 16), 20) == 20
+
+
+@pytest.mark.parametrize('damage', ['cut', 'bit', 'no manifest'])
+def test_half_a_refresh_is_never_picked_up(finished, damage, capsys):
+  folder = refreshes.folder(finished, 20)
+  path = folder / 'negatives.npy'
+  content = bytearray(path.read_bytes())
+  if damage == 'cut':
+    path.write_bytes(content[:-4])
+  elif damage == 'bit':
+    content[-1] ^= 1
+    path.write_bytes(content)
+  else:
+    (folder / 'manifest.json').unlink()
+  assert background.Reader(finished).newest(None, 24) == 16
+  assert folder.exists() == (damage == 'no manifest')
+
+
+def test_what_ends_the_refresher_ends_the_training_within_a_step(
+  config, monkeypatch
+):
+  config = dataclasses.replace(config, refresh='async', max_steps=2000)
+
+  def fail(*_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(corpus_index, 'evaluate', fail)
+  with pytest.raises(OSError, match='No space left'):
+    train.run(config)
+  assert checkpoint.newest_whole(config.workdir)[0] is not None
+
+
+def test_replaying_other_data_is_refused(finished, tmp_path):
+  config = dataclasses.replace(
+    finished.config,
+    workdir=str(tmp_path / 'other'),
+    refresh_replay=finished.config.workdir,
+    top_k=11,
+  )
+  with pytest.raises(errors.BadInput, match='another --top_k'):
+    train.run(config)
+
+
+def test_nothing_is_compiled_anew_for_what_comes_in_beside_training(
+  config, monkeypatch
+):
+  config = dataclasses.replace(
+    config, refresh='async', max_staleness=4, steps_per_eval=1000
+  )
+  traced, real = [], steps.make_train_step
+
+  def make_train_step(*arguments):
+    traced.append(arguments)
+    return real(*arguments)
+
+  monkeypatch.setattr(steps, 'make_train_step', make_train_step)
+  train.run(config)
+  assert len(pick_ups(config)) > 3
+  assert (
+    len(traced) == 2
+  )  # One for the warm-up's row, one for that which mines.
+
+
+def test_a_slice_is_read_from_its_first_query_on_when_it_comes_into_use(
+  config, monkeypatch
+):
+  config = dataclasses.replace(
+    config,
+    method='ance_code',
+    warmup_method='bm25',
+    query_slices=5,
+    max_steps=16,
+    refresh='delayed',
+    refresh_delay=3,
+  )
+  since, real = {}, batches.make_batch
+
+  def make_batch(data, step, *, negatives, **others):
+    since[step] = negatives.since
+    return real(data, step, negatives=negatives, **others)
+
+  monkeypatch.setattr(batches, 'make_batch', make_batch)
+  train.run(config)
+  expected = {7: 7, 10: 7, 11: 11, 14: 11, 15: 15}
+  assert {step: since[step] for step in expected} == expected
+
+
+def test_what_is_damaged_before_it_comes_into_use_is_made_again(
+  config, monkeypatch, capsys
+):
+  config = dataclasses.replace(
+    config,
+    refresh='delayed',
+    refresh_delay=7,
+    steps_per_checkpoint=1,
+    checkpoints_to_keep=1,
+  )
+  whole = dataclasses.replace(config, workdir=f'{config.workdir}-whole')
+  train.run(whole)
+  path = pathlib.Path(config.workdir) / 'refresh' / '00000004'
+  set_at(
+    monkeypatch,
+    8,
+    threading.Event(),
+    lambda: (path / 'negatives.npy').write_bytes(b''),
+  )
+  train.run(config)
+  assert 'is made again' in capsys.readouterr().out
+  crash_test.check_same(crash_test.outcome(config), crash_test.outcome(whole))

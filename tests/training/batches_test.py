@@ -1,0 +1,266 @@
+"""Batches: every query once an epoch, any positive, the negatives given."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from ance_jax.core import logs
+from ance_jax.data import tokens
+from ance_jax.training import batches
+
+NUM_QUERIES, NUM_PASSAGES = 10, 40
+
+
+def rows_of(lengths, first=1):
+  """Token rows whose tokens tell the row: all are row + first."""
+  ids = np.concatenate([np.full(n, r + first) for r, n in enumerate(lengths)])
+  offsets = np.concatenate([[0], np.cumsum(lengths)])
+  return tokens.TokenRows(ids.astype(np.uint16), offsets, 0, '')
+
+
+@pytest.fixture
+def data():
+  """Query i has the positives i and i + 10; passages i and i + 20 one text."""
+  groups = np.arange(NUM_PASSAGES) % 20
+  positive_groups = np.stack([np.arange(10), np.arange(10) + 10], 1)
+  return batches.TrainingData(
+    rows_of([2 + i % 3 for i in range(NUM_QUERIES)]),
+    rows_of([1 + i % 5 for i in range(NUM_PASSAGES)]),
+    np.arange(0, 22, 2),
+    np.stack([np.arange(10), np.arange(10) + 10], 1).ravel(),
+    positive_groups,
+    groups,
+    query_length=6,
+    passage_length=8,
+  )
+
+
+def make(
+  data, step, table=None, num_negatives=2, batch_size=4, seed=0, **kwargs
+):
+  negatives = kwargs.pop('negatives', None)
+  if table is not None:
+    negatives = batches.Negatives(np.arange(len(table)), table, 0)
+  return batches.make_batch(
+    data,
+    step,
+    seed=seed,
+    batch_size=batch_size,
+    num_negatives=num_negatives,
+    negatives=negatives,
+    **kwargs,
+  )
+
+
+def test_each_epoch_shows_each_query_once_in_an_order_of_its_own(data):
+  seen = np.concatenate([make(data, s).query_ids[:, 0] for s in range(10)])
+  epochs = seen.reshape(4, NUM_QUERIES)
+  assert all(sorted(epoch) == list(range(1, 11)) for epoch in epochs.tolist())
+  assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
+
+
+def test_batch_depends_on_seed_and_step_alone(data):
+  first, again = make(data, 3), make(data, 3)
+  for a, b in zip(first, again, strict=True):
+    np.testing.assert_array_equal(a, b)
+  others = make(data, 4), make(data, 3, seed=1)
+  for other in others:
+    assert not np.array_equal(first.passage_ids, other.passage_ids)
+
+
+def test_any_positive_of_the_query_comes_first(data):
+  seen = set()
+  for step in range(60):
+    batch = make(data, step)
+    queries = batch.query_ids[:, 0] - 1
+    positives = batch.passage_ids[:, 0, 0] - 1
+    assert ((positives == queries) | (positives == queries + 10)).all()
+    seen |= set(zip(queries.tolist(), positives.tolist(), strict=True))
+  assert len(seen) == 2 * NUM_QUERIES
+
+
+def test_planted_negatives_are_what_the_batch_holds(data):
+  planted = np.arange(100).reshape(10, 10) % 30 + 10
+  for step in range(5):
+    batch = make(data, step, planted, num_negatives=3)
+    queries = batch.query_ids[:, 0] - 1
+    drawn = batch.passage_ids[:, 1:, 0] - 1
+    for query, row in zip(queries, drawn, strict=True):
+      assert set(row.tolist()) <= set(planted[query].tolist())
+      assert len(set(row.tolist())) == 3
+
+
+def test_every_column_of_the_table_is_drawn(data):
+  planted = np.arange(100).reshape(10, 10) % 30 + 10
+  drawn = {
+    (int(q) - 1, int(n) - 1)
+    for step in range(200)
+    for batch in [make(data, step, planted, num_negatives=1)]
+    for q, n in zip(
+      batch.query_ids[:, 0], batch.passage_ids[:, 1, 0], strict=True
+    )
+  }
+  assert len(drawn) == planted.size
+
+
+def seen_in(batch):
+  """(query, negative) of each row of a batch, as rows."""
+  queries, negatives = batch.query_ids[:, 0], batch.passage_ids[:, 1, 0]
+  return [
+    (int(q) - 1, int(n) - 1) for q, n in zip(queries, negatives, strict=True)
+  ]
+
+
+def test_triplets_are_all_negatives_of_a_query_in_a_row_then_the_next(data):
+  table = 10 + np.arange(6).reshape(2, 3)
+  negatives = batches.Negatives(np.array([4, 7]), table, since=100)
+  seen = [
+    pair
+    for step in range(100, 106)
+    for pair in seen_in(
+      make(data, step, num_negatives=1, negatives=negatives, triplets=True)
+    )
+  ]
+  of_query = {
+    4: [(4, n) for n in (10, 11, 12)],
+    7: [(7, n) for n in (13, 14, 15)],
+  }
+  first = seen[0][0]
+  # 24 triplets of 6 different ones: the same order four times.
+  assert seen == 4 * (of_query[first] + of_query[11 - first])
+
+
+def test_a_refresh_gives_its_triplets_an_order_of_its_own(data):
+  table = np.arange(10)[:, None] + 10
+  orders = []
+  for since in (0, 30, 60):
+    negatives = batches.Negatives(np.arange(10), table, since)
+    batch = make(
+      data, since, num_negatives=1, batch_size=10, negatives=negatives,
+      triplets=True
+    )  # fmt: skip
+    orders.append([query for query, _ in seen_in(batch)])
+  assert all(sorted(order) == list(range(10)) for order in orders)
+  assert orders[0] != orders[1] != orders[2]
+
+
+def test_a_slice_is_shown_an_epoch_at_a_time_from_its_refresh_on(data):
+  rows = np.array([2, 5, 6, 9])
+  table = np.arange(8).reshape(4, 2) + 20
+  negatives = batches.Negatives(rows, table, since=7)
+  pairs = [
+    pair
+    for step in (7, 8, 9, 10)
+    for pair in seen_in(
+      make(data, step, num_negatives=1, batch_size=3, negatives=negatives)
+    )
+  ]
+  for epoch in (pairs[:4], pairs[4:8], pairs[8:]):
+    assert sorted(query for query, _ in epoch) == rows.tolist()
+  for query, negative in pairs:
+    assert negative in table[rows.tolist().index(query)]
+
+
+def test_missing_negatives_are_never_drawn_and_few_come_again(data):
+  table = np.array([[30, 31, -1, -1], [32, -1, -1, -1], [33, 34, 35, 36]])
+  negatives = batches.Negatives(np.array([1, 3, 8]), table, since=0)
+  of_query = dict(zip([1, 3, 8], table, strict=True))
+  for step in range(20):
+    batch = make(data, step, num_negatives=3, negatives=negatives)
+    drawn = batch.passage_ids[:, 1:, 0] - 1
+    for query, row in zip(batch.query_ids[:, 0] - 1, drawn, strict=True):
+      there = of_query[int(query)][of_query[int(query)] >= 0]
+      assert set(row.tolist()) <= set(there.tolist())
+      assert len(set(row.tolist())) == min(3, len(there))
+
+
+def test_corpus_negatives_cover_the_corpus(data):
+  drawn = {
+    int(n) - 1
+    for step in range(200)
+    for n in make(data, step, num_negatives=2).passage_ids[:, 1:, 0].ravel()
+  }
+  assert drawn == set(range(NUM_PASSAGES))
+
+
+def test_lengths_and_groups_belong_to_the_rows(data):
+  batch = make(data, 0)
+  passages = batch.passage_ids[..., 0] - 1
+  np.testing.assert_array_equal(batch.passage_lengths, 1 + passages % 5)
+  np.testing.assert_array_equal(batch.passage_groups, passages % 20)
+  queries = batch.query_ids[:, 0] - 1
+  np.testing.assert_array_equal(
+    batch.positive_groups, np.stack([queries, queries + 10], 1)
+  )
+  real = np.arange(8) < batch.passage_lengths[..., None]
+  np.testing.assert_array_equal(batch.passage_ids > 0, real)
+
+
+def test_ahead_makes_the_next_ones_on_a_thread_while_one_is_used():
+  makers, third = {}, threading.Event()
+
+  def make(number):
+    makers[number] = threading.current_thread()
+    if number == 2:
+      third.set()
+    return number
+
+  given = logs.ahead(make, range(9))
+  assert next(given) == 0
+  assert third.wait(timeout=60)
+  # Not the whole epoch: what is made has to be kept.
+  assert max(makers) < 4
+  assert threading.main_thread() not in makers.values()
+  assert list(given) == list(range(1, 9))
+  assert len(set(makers.values())) == 1
+
+
+def test_ahead_gives_what_was_made_before_an_error():
+  def make(number):
+    if number == 2:
+      raise ValueError('two')
+    return number
+
+  given = logs.ahead(make, range(9))
+  assert [next(given), next(given)] == [0, 1]
+  with pytest.raises(ValueError, match='two'):
+    next(given)
+
+
+def test_ahead_keeps_the_order_and_raises_what_the_maker_raises():
+  assert list(logs.ahead(lambda n: n * n, range(6))) == [0, 1, 4, 9, 16, 25]
+
+  def fail(number):
+    raise ValueError(number)
+
+  with pytest.raises(ValueError, match='0'):
+    list(logs.ahead(fail, range(3)))
+
+
+def test_the_highest_draw_is_the_last_positive_whatever_their_number():
+  """As floats, 1 - 2**-53 times a count is never rounded to the count."""
+  counts = np.concatenate([np.arange(1, 2**16), 2 ** np.arange(16, 31) + 1])
+  drawn = (np.nextafter(1, 0) * counts).astype(int)
+  np.testing.assert_array_equal(drawn, counts - 1)
+  # numpy's draws are multiples of 2**-53.
+  draws = np.random.default_rng(0).random(1000) * 2.0**53
+  np.testing.assert_array_equal(draws, np.floor(draws))
+
+
+def test_no_two_streams_of_random_numbers_are_the_same(data):
+  streams = {
+    (seed, purpose, number): batches._random(seed, purpose, number).random()
+    for seed in (0, 1, 2)
+    for purpose in (batches._EPOCH, batches._POSITIVE, batches._NEGATIVE)
+    for number in (0, 1, 2, 1 << 24, 2 << 24, (1 << 24) + 1, 2**31 << 24)
+  }
+  assert len(set(streams.values())) == len(streams)
+  # An epoch's order has its refresh and its number in it.
+  orders = {
+    tuple(batches._order(seed, since, epoch, 40))
+    for seed in (0, 1)
+    for since in (0, 1, 2)
+    for epoch in (0, 1, 2)
+  }
+  assert len(orders) == 18

@@ -1,0 +1,247 @@
+"""What is on disk before what, and what a restart will not begin over."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import devices
+from ance_jax.training import background
+from ance_jax.training import boundary
+from ance_jax.training import resume
+
+# What a refresh or an evaluation gives.
+MADE = {'mined': True, 'metrics': {'dev/a': 0.0, 'dev/b': 0.0}}
+
+
+@pytest.mark.parametrize('committed', [[], [0]])
+def test_nothing_is_logged_before_the_first_checkpoint_is_on_disk(
+  committed, tmp_path, monkeypatch
+):
+  done = []
+  checkpoints = SimpleNamespace(
+    wait=lambda: done.append('wait'), save=lambda *_: done.append('save')
+  )
+  monkeypatch.setattr(checkpoint, 'committed_steps', lambda _: committed)
+  for name in ('describe', 'globally_replicated'):
+    monkeypatch.setattr(devices, name, lambda _: None)
+  monkeypatch.setattr(boundary, '_prune', lambda _: None)
+  atomic.write_json(tmp_path / resume.PICK_UPS_FILE, {'pickups': []})
+  parts = SimpleNamespace(
+    run=SimpleNamespace(workdir=tmp_path, devices=(), id='x'),
+    lock=SimpleNamespace(check=lambda: None),
+    metrics=SimpleNamespace(history=lambda: b''),
+    checkpoints=checkpoints,
+    record={},
+  )
+  boundary.save(parts, None, 2)
+  assert done == ['wait', 'save', *(['wait'] if not committed else [])]
+
+
+@pytest.mark.parametrize(
+  ('metrics', 'damaged', 'expected'),
+  [
+    ('', [], None),
+    ('', [4], 'whole, 1 damaged ones, and metrics up to step 0'),
+    ('{"step": 7}\n', [], 'whole, 0 damaged ones, and metrics up to step 7'),
+    (
+      '{"step": 0}\n',
+      [0, 3],
+      'whole, 2 damaged ones, and metrics up to step 0',
+    ),
+  ],
+)
+def test_a_run_is_begun_only_where_none_was(
+  metrics, damaged, expected, tmp_path
+):
+  if metrics:
+    (tmp_path / 'metrics.jsonl').write_text(metrics)
+  for step in damaged:
+    (tmp_path / f'{checkpoint.DAMAGED}-{step}').mkdir()
+  if expected is None:
+    resume._check_never_trained(tmp_path)
+    return
+  with pytest.raises(errors.BadInput, match=expected):
+    resume._check_never_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'begins', 'kept'),
+  [
+    # The run's old end was evaluated: that is not done again.
+    ({}, '', ['{"step": 1, "dev/x": 2}\n']),
+    ({'steps_per_eval': 1}, '', []),
+    ({'max_steps': 1}, '', []),
+    ({'method': 'ance', 'warmup_steps': 1}, '', []),
+    ({}, 'changed', []),
+  ],
+)
+def test_lines_behind_a_checkpoint_stay_only_if_they_are_not_made_again(
+  settings, begins, kept, tmp_path, monkeypatch
+):
+  lines = '{"step": 1, "train/loss": 1}\n'
+  later = [
+    '{"step": 1, "dev/x": 2}\n',
+    '{"step": 12, "train/loss": 1}\n',
+    '{"step": 1, "dev/y": 3}',  # A kill cut it.
+  ]
+  (tmp_path / 'metrics.jsonl').write_text(begins + lines + ''.join(later))
+  atomic.write_json(tmp_path / resume.PICK_UPS_FILE, {'pickups': []})
+  monkeypatch.setattr(
+    checkpoint, 'read_record', lambda *_: {'metrics.jsonl': lines.encode()}
+  )
+  config = config_lib.Config(
+    **{
+      'workdir': str(tmp_path),
+      'method': 'in_batch',
+      'max_steps': 9,
+      **settings,
+    }
+  )
+  found = resume._restore_history(config, 1).decode()
+  assert found == lines + ''.join(kept)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'plan', 'newest', 'in_use', 'step', 'expected'),
+  [
+    # What an earlier process picked up is repeated, whatever is there by now.
+    ({}, [(8, 6)], 7, None, 8, 6),
+    ({}, [(8, 6)], 7, None, 7, None),
+    ({}, [(8, 6)], 7, (8, 6), 9, 7),
+    ({'refresh_replay': '/other'}, [(8, 6)], 7, (8, 6), 9, None),
+    ({'refresh_replay': '/other'}, [(8, 6)], None, None, 8, 6),
+    ({}, [], 7, (8, 6), 20, None),  # The end.
+    ({}, [], None, (8, 6), 9, None),
+    # Training waits for a refresh that is less than so many steps behind.
+    ({'max_staleness': 4}, [], None, (8, 6), 9, None),
+    ({'max_staleness': 4}, [], None, (8, 6), 10, ('wait', 7)),
+    ({'max_staleness': 4}, [], 7, (8, 6), 10, 7),
+    ({'max_staleness': 4}, [], 7, (8, 6), 11, ('wait', 8)),
+    # And before the first one, from the end of the warm-up on.
+    ({'max_staleness': 4}, [], None, None, 7, None),
+    ({'max_staleness': 4}, [], None, None, 8, ('wait', 5)),
+    ({'warmup_steps': 0}, [], None, None, 0, ('wait', 0)),
+    ({'warmup_steps': 0}, [], 0, None, 0, 0),
+  ],
+)
+def test_what_comes_into_use_is_what_was_or_the_newest_or_is_waited_for(
+  settings, plan, newest, in_use, step, expected, monkeypatch
+):
+  config = config_lib.Config(
+    **{
+      'refresh': 'external', 'max_steps': 20, 'warmup_steps': 4,
+      'steps_per_refresh': 4, **settings,
+    }
+  )  # fmt: skip
+  plan = [resume.PickUp(*one) for one in plan]
+  monkeypatch.setattr(resume, 'planned', lambda _: plan)
+  reader = SimpleNamespace(
+    newest=lambda *_: newest, wait=lambda *given: ('wait', given[2])
+  )
+  parts = SimpleNamespace(
+    run=SimpleNamespace(config=config),
+    reader=reader,
+    checkpoints=SimpleNamespace(wait=lambda: None),
+  )
+  in_use = resume.PickUp(*in_use) if in_use else None
+  assert boundary._comes_into_use(parts, step, in_use) == expected
+
+
+@pytest.mark.parametrize(
+  ('settings', 'reader', 'done'),
+  [
+    ({}, None, ['refresh']),
+    ({'refresh_replay': '/other'}, None, []),
+    ({'refresh_replay': '/other', 'steps_per_eval': 2}, None, ['evaluate']),
+    ({'steps_per_eval': 2}, None, ['refresh']),  # Which evaluates.
+    ({'refresh': 'async', 'steps_per_eval': 2}, 'reader', ['evaluate']),
+    ({'refresh': 'async'}, 'reader', []),
+  ],
+)
+def test_a_refresh_is_made_in_step_where_nobody_else_makes_or_made_it(
+  settings, reader, done, monkeypatch
+):
+  config = config_lib.Config(
+    method='ance', max_steps=20, steps_per_refresh=4, **settings
+  )
+  found = []
+  for module, name, what in (
+    (boundary.refreshes, 'refresh', 'refresh'),
+    (boundary, '_evaluate', 'evaluate'),
+  ):
+    monkeypatch.setattr(
+      module, name, lambda *_, what=what, **__: found.append(what) or MADE
+    )
+  for name in ('save', '_report', '_report_metrics', '_comes_into_use'):
+    monkeypatch.setattr(boundary, name, lambda *_: None)
+  parts = SimpleNamespace(
+    run=SimpleNamespace(config=config),
+    reader=reader,
+    lock=SimpleNamespace(check=lambda: None),
+    checkpoints=SimpleNamespace(wait=lambda: None),
+  )
+  boundary.cross(parts, SimpleNamespace(params=None), 8, None)
+  assert found == done
+
+
+@pytest.mark.parametrize(
+  ('in_use', 'step', 'ours', 'expected'),
+  [
+    (None, 20, [4, 8, 12], 12),
+    (None, 11, [4, 8, 12], 8),  # Not that of weights which come later.
+    (None, 12, [4, 8, 12], 12),
+    (None, 3, [4, 8, 12], None),
+    (8, 20, [4, 8, 12], 12),
+    (12, 20, [4, 8, 12], None),
+    (None, 20, [4, 8], 8),  # Another run's is passed over.
+    (8, 20, [4, 8], None),
+    (4, 20, [4], None),
+  ],
+)
+def test_a_reader_finds_the_newest_refresh_that_may_be_picked_up(
+  in_use, step, ours, expected, monkeypatch
+):
+  monkeypatch.setattr(background.refreshes, 'published', lambda _: [4, 8, 12])
+  monkeypatch.setattr(background.remote, 'is_connected', lambda _: False)
+  reader = background.Reader(SimpleNamespace(workdir='/nowhere'))
+  monkeypatch.setattr(reader, '_is_ours', lambda number: number in ours)
+  in_use = resume.PickUp(9, in_use) if in_use else None
+  assert reader.newest(in_use, step) == expected
+  # What it saw just now is no news once it is in use.
+  if expected:
+    assert reader.newest(None, step) == expected
+    assert reader.newest(resume.PickUp(9, expected), step) is None
+  reader.close()
+
+
+@pytest.mark.parametrize(
+  ('committed', 'last', 'looked_at', 'claimed', 'expected', 'left_out'),
+  [
+    ([0, 4, 8, 12], None, -1, None, 12, '4, 8'),
+    ([0, 4, 8, 12], 4, -1, None, 12, '8'),
+    ([0, 4, 8, 12], 4, -1, 8, 8, ''),  # One that was begun comes first.
+    ([0, 4, 8, 12], 4, -1, 4, 12, '8'),
+    ([0, 4, 8, 10], 4, -1, 10, 8, ''),  # Nothing is due at 10.
+    ([0, 4, 8, 12], 4, 8, None, 12, ''),
+    ([0, 4, 8, 12], 4, 12, None, None, ''),
+    ([0, 4, 8, 12], 12, -1, 8, None, ''),
+    ([0, 2], None, -1, None, None, ''),
+  ],
+)
+def test_a_refresher_takes_what_was_begun_or_the_newest_that_is_due(
+  committed, last, looked_at, claimed, expected, left_out, monkeypatch, capsys
+):
+  config = config_lib.Config(
+    method='ance', warmup_steps=4, steps_per_refresh=4, max_steps=20
+  )
+  monkeypatch.setattr(background, 'claimed', lambda _: claimed)
+  run = SimpleNamespace(config=config)
+  assert background._next(run, committed, last, looked_at) == expected
+  said = capsys.readouterr().out
+  assert said.partition(' are')[0] == (
+    f'refreshes of step {left_out}' if left_out else ''
+  )

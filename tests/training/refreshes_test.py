@@ -1,0 +1,449 @@
+"""A refresh follows the committed checkpoint, and works with any index."""
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from ance_jax import config as config_lib
+from ance_jax import errors
+from ance_jax.core import atomic
+from ance_jax.core import checkpoint
+from ance_jax.core import logs
+from ance_jax.data import strings
+from ance_jax.jobs import evaluate
+from ance_jax.jobs import train
+from ance_jax.models import bi_encoder
+from ance_jax.retrieval import corpus_index
+from ance_jax.training import experiment
+from ance_jax.training import methods
+from ance_jax.training import negatives as negatives_lib
+from ance_jax.training import refreshes
+
+
+@pytest.fixture(scope='module')
+def trained(beir_folder, tmp_path_factory):
+  """Settings of a short run that is over, on one device."""
+  settings = config_lib.Config(
+    workdir=str(tmp_path_factory.mktemp('trained')),
+    dataset='beir',
+    data_dir=str(beir_folder),
+    method='in_batch',
+    max_steps=6,
+    steps_per_refresh=3,
+    num_layers=1,
+    hidden_size=16,
+    num_heads=2,
+    intermediate_size=32,
+    vocab_size=200,
+    # The first token's vector hardly differs yet: fp16 would lose the order.
+    pooling='mean',
+    similarity='cosine',
+    temperature=0.1,
+    query_length=8,
+    passage_length=16,
+    batch_size=8,
+    top_k=10,
+    optimizer='adamw',
+    learning_rate=1e-2,
+    lr_warmup_steps=2,
+    tokens_per_batch=1024,
+    rows_per_block=64,
+    num_devices=1,
+  )
+  train.run(settings)
+  return settings
+
+
+@pytest.fixture
+def open_run(trained, tmp_path):
+  """Opens a copy of that run with some settings changed."""
+
+  def open_run(name='copy', **changes):
+    folder = tmp_path / name
+    shutil.copytree(trained.workdir, folder)
+    config = dataclasses.replace(trained, workdir=str(folder), **changes)
+    return experiment.go_on(config, ('train', 'dev'), 6)
+
+  return open_run
+
+
+def slow_refresh(run, step):
+  """Encodes a text at a time, compares with all passages, filters by loops."""
+  shapes = bi_encoder.shapes(run.retriever)
+  params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
+  encode = jax.jit(bi_encoder.make_encode(run.retriever, 'float32', 'query'))
+
+  def embed(rows, length):
+    ids, lengths = rows.padded(np.arange(len(rows)), length)
+    return np.asarray(encode(params, ids, lengths))
+
+  scores = embed(run.queries['train'], 8) @ embed(run.passages, 16).T
+  queries, passages = run.splits['train'].positives()
+  table = []
+  for query, row in enumerate(scores):
+    banned = run.corpus.groups[passages[queries == query]]
+    kept = [
+      p
+      for p in np.lexsort((np.arange(len(row)), -row))
+      if run.corpus.groups[p] not in banned
+    ]
+    table.append(kept[: run.config.top_k])
+  return np.array(table)
+
+
+def agreement(first, second):
+  same = [
+    set(a) & set(b)
+    for a, b in zip(first.tolist(), second.tolist(), strict=True)
+  ]
+  return sum(map(len, same)) / first.size
+
+
+def test_negatives_are_those_of_doing_it_slowly(open_run):
+  run = open_run()
+  refreshes.refresh(run, 6)
+  # Scores that differ by rounding may change places.
+  assert agreement(refreshes.load(run, 6), slow_refresh(run, 6)) > 0.995
+  assert (refreshes.load(run, 6) == slow_refresh(run, 6)).mean() > 0.95
+
+
+def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
+  run = open_run()
+  before = refreshes.refresh(run, 6)
+  negatives = np.array(refreshes.load(run, 6))
+  # Put the values of step 0 where those of step 6 are.
+  folder = run.workdir / 'checkpoints'
+  shapes = bi_encoder.shapes(run.retriever)
+  other = checkpoint.read_params(run.workdir, 0, shapes, run.devices)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder / '6' / 'params', other, force=True)
+  (folder / '6' / atomic.MANIFEST).unlink()
+  atomic.seal(folder / '6', {'step': 6})
+  after = refreshes.refresh(run, 6)
+  assert after['weights_hash'] != before['weights_hash']
+  assert after['weights_hash'] == checkpoint.weights_hash(other)
+  swapped = np.array(refreshes.load(run, 6))
+  assert (swapped != negatives).any()
+  run_at_zero = open_run('other')
+  refreshes.refresh(run_at_zero, 0)
+  np.testing.assert_array_equal(refreshes.load(run_at_zero, 0), swapped)
+
+
+def test_a_published_refresh_is_taken_and_made_again_for_other_settings(
+  open_run,
+):
+  run = open_run()
+  first = refreshes.refresh(run, 6)
+  folder = run.workdir / 'refresh' / '00000006'
+  stamp = (folder / atomic.MANIFEST).stat().st_mtime_ns
+  assert refreshes.refresh(run, 6) == first
+  assert (folder / atomic.MANIFEST).stat().st_mtime_ns == stamp
+  deeper = run._replace(config=dataclasses.replace(run.config, top_k=12))
+  refreshes.refresh(deeper, 6)
+  assert refreshes.load(deeper, 6).shape[1] == 12
+
+
+def test_a_refresh_made_twice_is_the_same(open_run):
+  runs_of_it = [open_run(name) for name in 'ab']
+  for run in runs_of_it:
+    refreshes.refresh(run, 6)
+  first, second = (refreshes.load(run, 6) for run in runs_of_it)
+  np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+  ('index', 'params', 'least'),
+  [('IVF8,Flat', 'nprobe=4', 0.6), ('SQ8', '', 0.8), ('SQfp16', '', 0.95)],
+)
+def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(
+  open_run, index, params, least
+):
+  exact = open_run('flat')
+  refreshes.refresh(exact, 6)
+  run = open_run('other', index=index, index_params=params)
+  manifest = refreshes.refresh(run, 6)
+  recall = agreement(refreshes.load(run, 6), refreshes.load(exact, 6))
+  print(
+    f'{index} {params}: recall of the flat top {run.config.top_k}: {recall:.3f}'
+  )
+  assert least < recall
+  assert manifest['index'] == index
+
+
+def test_a_whole_run_searched_on_its_devices_has_the_negatives_of_flat(tiny):
+  tables, curves = [], []
+  for where in ('Flat', 'device'):
+    workdir = f'{tiny.workdir}-{where}'
+    config = dataclasses.replace(
+      tiny, workdir=workdir, num_devices=2, index=where, search_memory_mb=1
+    )
+    train.run(config)
+    run = experiment.read(config, ('train', 'dev'))[0]
+    tables.append([np.array(refreshes.load(run, step)) for step in (4, 8)])
+    curves.append(logs.series(workdir, 'dev/mrr@10'))
+    manifest = atomic.read_manifest(run.workdir / 'refresh' / '00000008')
+    assert manifest['index'] == where
+  np.testing.assert_array_equal(*tables)
+  assert curves[0] == curves[1]
+
+
+def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
+  run = open_run()
+  refreshes.refresh(run, 6)
+  plain = np.array(refreshes.load(run, 6))
+  centered = run._replace(
+    config=dataclasses.replace(run.config, center_passages=True)
+  )
+  assert refreshes.refresh(centered, 6)['center_passages']
+  # The same order, but for scores that rounding can tell apart or not.
+  assert agreement(refreshes.load(centered, 6), plain) > 0.995
+  shapes = bi_encoder.shapes(run.retriever)
+  params = checkpoint.read_params(run.workdir, 6, shapes, run.devices)
+  means = [
+    indexed.passage_index.reconstruct_n(0, len(run.passages)).mean(0)
+    for indexed in (
+      corpus_index.index_corpus(one, params, logs.Stopwatch())
+      for one in (run, centered)
+    )
+  ]
+  assert np.abs(means[0]).max() > 1e-2
+  np.testing.assert_allclose(means[1], 0, atol=1e-6)
+
+
+def test_the_manifest_says_what_was_made_of_what(open_run):
+  run = open_run()
+  refreshes.refresh(run, 3)
+  manifest = refreshes.refresh(run, 6, before=3)
+  assert manifest['step'] == 6
+  assert manifest['passages'] == run.passages.hash
+  assert manifest['top_k'] == 10
+  assert set(manifest['secs']) == {
+    'encode',
+    'index',
+    'search',
+    'probe',
+    'mine',
+    'evaluate',
+  }
+  values = manifest['metrics']
+  assert 0 < values['refresh/overlap'] < 1
+  assert values['refresh/judged'] > 0
+  # Passages 0 to 19 come in pairs of one text.
+  assert values['refresh/same_text'] > 0
+  assert len(manifest['examples']) == 3
+  published = atomic.read_manifest(run.workdir / 'refresh' / '00000006')
+  assert published['metrics'] == values
+  names = {'negatives.npy', 'ranks.npy', 'right.npy'}
+  assert set(published['files']) == names
+
+
+def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
+  run = open_run()
+  negatives = negatives_lib.by_bm25(run)
+  stamp = (run.workdir / 'bm25' / atomic.MANIFEST).stat().st_mtime_ns
+  np.testing.assert_array_equal(negatives, negatives_lib.by_bm25(run))
+  assert (run.workdir / 'bm25' / atomic.MANIFEST).stat().st_mtime_ns == stamp
+  rank = negatives_lib.bm25.make_rank(
+    list(negatives_lib.tokens.passage_texts(run.corpus, ' ')), k1=0.9, b=0.4
+  )
+  queries, passages = run.splits['train'].positives()
+  for query in range(len(negatives)):
+    (ranking,) = rank([run.splits['train'].texts[query]], 100).rows
+    banned = run.corpus.groups[passages[queries == query]]
+    kept = [p for p in ranking if p >= 0 and run.corpus.groups[p] not in banned]
+    kept = kept[: run.config.top_k]
+    assert negatives[query, : len(kept)].tolist() == kept
+
+
+def test_bm25_negatives_are_made_again_in_another_language(open_run, capsys):
+  run, manifests, kept = open_run(), [], []
+  folder = run.workdir / 'bm25'
+  for language in ('english', 'none', 'auto'):
+    config = dataclasses.replace(run.config, bm25_language=language)
+    kept.append(np.array(negatives_lib.by_bm25(run._replace(config=config))))
+    manifests.append(atomic.read_manifest(folder))
+    shown = 'english (auto' if language == 'auto' else f'{language}\n'
+    assert f'--bm25_language={shown}' in capsys.readouterr().out
+  assert [m['language'] for m in manifests] == ['english', 'none', 'auto']
+  # What an earlier version left does not say; it is made again, and the same.
+  del manifests[2]['language'], manifests[2]['files']
+  atomic.seal(folder, manifests[2])
+  np.testing.assert_array_equal(negatives_lib.by_bm25(run), kept[0])
+  assert atomic.read_manifest(folder)['language'] == 'auto'
+
+
+def test_negatives_that_bm25_does_not_find_are_counted(open_run, capsys):
+  run = open_run(top_k=40)
+  table = np.array(negatives_lib.by_bm25(run))
+  texts = list(negatives_lib.tokens.passage_texts(run.corpus, ' '))
+  queries = list(run.splits['train'].texts)
+  found = negatives_lib.bm25.make_rank(texts, k1=0.9, b=0.4)(queries, 100)
+  drawn = sum(
+    len(set(row) - set(ranked))
+    for row, ranked in zip(table.tolist(), found.rows.tolist(), strict=True)
+  )
+  assert drawn
+  share = f'{drawn:,} drawn at random ({drawn / table.size:.1%} of all) where'
+  assert share in capsys.readouterr().out
+
+
+def test_queries_that_bm25_finds_nothing_for_are_told_or_refused(
+  open_run, capsys
+):
+  run = open_run()
+  split = run.splits['train']
+  for lost, is_refused in ((24, False), (25, True)):  # Of 48.
+    texts = ['zebra'] * lost + list(split.texts)[lost:]
+    splits = {**run.splits, 'train': split._replace(texts=texts)}
+    config = dataclasses.replace(run.config, seed=lost)
+    other = run._replace(splits=splits, config=config)
+    if is_refused:
+      with pytest.raises(errors.BadInput, match='for 25 of 48 queries'):
+        negatives_lib.by_bm25(other)
+    else:
+      assert (np.array(negatives_lib.by_bm25(other)) >= 0).all()
+      assert 'no passage for 24 of 48 queries' in capsys.readouterr().out
+
+
+def planted(run, rows):
+  """The run with an answer of each query in some of its passages' texts."""
+  texts = list(run.corpus.texts)
+  for row in rows:
+    texts[row] += ' The Answer'
+  corpus = run.corpus._replace(texts=strings.make(texts))
+  split = run.splits['train']
+  split = split._replace(answers=[['the answer']] * len(split.ids))
+  return run._replace(corpus=corpus, splits={**run.splits, 'train': split})
+
+
+def test_passages_with_an_answer_are_no_negatives_of_bm25_or_the_index(
+  open_run, capsys
+):
+  run = open_run(method='ance_in_batch')
+  step = checkpoint.committed_steps(run.workdir)[-1]
+  before = refreshes.refresh(run, step)
+  frequent = np.bincount(refreshes.load(run, step).ravel()).argsort()[-30:]
+  run = planted(run, frequent.tolist())
+  manifest = refreshes.refresh(run, step)
+  assert manifest['metrics']['refresh/answers'] > 0
+  assert 'with an answer left out' in refreshes.summary(manifest)
+  assert 'refresh/answers' not in before['metrics']
+  for table in (refreshes.load(run, step), negatives_lib.by_bm25(run)):
+    assert not np.isin(table, frequent).any()
+    assert (table >= 0).all()
+  allowed = dataclasses.replace(run.config, drop_answers=False)
+  run = run._replace(config=allowed)
+  assert np.isin(negatives_lib.by_bm25(run), frequent).any()
+
+
+def test_a_query_that_is_a_passage_has_negatives_mined_anew_without_it(
+  open_run,
+):
+  run = open_run(method='ance_in_batch')
+  step = checkpoint.committed_steps(run.workdir)[-1]
+  before = refreshes.refresh(run, step)
+  assert before['own'] is False
+  assert before['metrics']['refresh/own_text'] == 0
+  assert refreshes.refresh(run, step) == before
+  split, table = run.splits['train'], np.array(refreshes.load(run, step))
+  # Each query's first negative is the query itself; 0 and 1 have one text.
+  own = np.stack([np.arange(len(table)), table[:, 0]]).astype(np.int32)
+  groups = np.maximum(np.arange(len(table)), 1).astype(np.int32)
+  for changes in ({'same_text': own}, {'groups': groups}):
+    changed = split._replace(**changes)
+    planted = run._replace(splits={**run.splits, 'train': changed})
+    assert refreshes.refusal(planted, before).startswith('it is of another set')
+    manifest = refreshes.refresh(planted, step)
+    assert manifest['own']
+    found, queries = refreshes.load(planted, step), np.arange(len(table))
+    assert (manifest['metrics']['refresh/own_text'] > 0) == (own is not None)
+    if 'same_text' in changes:
+      alike = run.corpus.groups[found] == run.corpus.groups[own[1]][:, None]
+      assert not alike.any()
+      text = f'{manifest["metrics"]["refresh/own_text"]:,} of the query'
+      assert text in refreshes.summary(manifest)
+      own = None  # The other change has none.
+    else:
+      np.testing.assert_array_equal(found[queries > 1], table[queries > 1])
+      of_query, positives = split.positives()
+      shared = run.corpus.groups[positives[of_query < 2]]
+      assert not np.isin(run.corpus.groups[found[:2]], shared).any()
+
+
+def test_same_texts_can_be_let_in(open_run):
+  run = open_run(method='ance_in_batch', drop_same_text=False)
+  step = checkpoint.committed_steps(run.workdir)[-1]
+  assert refreshes.refresh(run, step)['metrics']['refresh/same_text'] == 0
+  of_rows = experiment.training_data(run, methods.METHODS['ance_in_batch'])
+  assert len(set(of_rows.groups.tolist())) == len(run.passages)
+
+
+def test_negatives_that_the_data_brings_are_those_of_bm25(open_run, capsys):
+  run = open_run(method='bm25', top_k=2, hard_negatives=1)
+  split = run.splits['train']
+  queries, positives = split.positives()
+  given = [[] for _ in split.ids]
+  for query, row in zip(queries.tolist(), positives.tolist(), strict=True):
+    # Its positive is among them, and has no place in the table.
+    given[query] = [(row + 51) % 150, row, (row + 53) % 150, (row + 55) % 150]
+  given[3] = []
+  split = split._replace(negatives=given)
+  run = run._replace(splits={**run.splits, 'train': split})
+  table = negatives_lib.by_bm25(run)
+  groups = run.corpus.groups
+  for query, row in enumerate(table.tolist()):
+    banned = {int(groups[p]) for q, p in zip(queries, positives, strict=True)
+              if q == query}  # fmt: skip
+    wanted = [p for p in given[query] if int(groups[p]) not in banned][:2]
+    assert row[: len(wanted)] == wanted
+  assert 'BM25 negatives of the data: dropped' in capsys.readouterr().out
+
+
+def test_a_run_file_is_taken_for_the_ranking_of_bm25(open_run, tmp_path):
+  run = open_run(method='bm25')
+  ranked = evaluate.run(
+    dataclasses.replace(
+      run.config,
+      job='evaluate',
+      retriever='bm25',
+      split='train',
+      workdir=str(tmp_path / 'bm25'),
+    )
+  )
+  assert ranked['mrr@10'] > 0
+  path = tmp_path / 'bm25' / 'train-bm25-0.trec'
+  # The order of the lines says nothing, but between equal scores.
+  lines = path.read_text().splitlines()
+  lines.sort(key=lambda line: float(line.split()[4]))
+  path.write_text('\n'.join(lines) + '\nother Q0 p1 1 2.5 x\n')
+  of_file = run._replace(
+    config=dataclasses.replace(run.config, bm25_run=str(path), top_k=5)
+  )
+  small = run._replace(config=dataclasses.replace(run.config, top_k=5))
+  expected = np.array(negatives_lib.by_bm25(small))
+  found = np.array(negatives_lib.by_bm25(of_file))
+  np.testing.assert_array_equal(found, expected)
+  path.write_text('\n'.join(lines[:50]) + '\n')
+  assert (np.array(negatives_lib.by_bm25(of_file)) != found).any()
+
+
+def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
+  table = np.arange(60, dtype=np.int32).reshape(6, 10)
+  watch = logs.Stopwatch()
+  watch.secs['search'] = 0.0
+  monkeypatch.setattr(corpus_index, 'encode_queries', lambda *_: None)
+  monkeypatch.setattr(negatives_lib, 'of_ranking', lambda *_, **__: (table, {}))
+  drawn = {}
+  for seed, step in ((0, 4), (0, 8), (4, 0), (8, 4)):
+    config = config_lib.Config(method='ance_code', seed=seed, hard_negatives=3)
+    run = SimpleNamespace(config=config, queries={'train': range(6)})
+    drawn[seed, step], _ = refreshes._mine(run, step, None, None, watch)
+    order = np.random.default_rng([seed, step]).random(table.shape).argsort(1)
+    expected = np.take_along_axis(table, order[:, :3], 1)
+    np.testing.assert_array_equal(drawn[seed, step], expected)
+  assert len({rows.tobytes() for rows in drawn.values()}) == 4

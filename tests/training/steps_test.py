@@ -1,0 +1,463 @@
+"""The step: one loss and gradient on any number of devices; the optimizer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ance_jax.core import devices as devices_lib
+from ance_jax.models import bert
+from ance_jax.models import bi_encoder
+from ance_jax.training import batches
+from ance_jax.training import losses
+from ance_jax.training import methods
+from ance_jax.training import optimizers
+from ance_jax.training import steps
+
+BATCH, NEGATIVES, LENGTH, VOCABULARY = 8, 2, 6, 50
+RETRIEVER = bi_encoder.Retriever(
+  bert.BodyConfig('bert', VOCABULARY, 16, 1, 2, 32, 16, 1, 1e-12, 'gelu'),
+  tied=True,
+  pooling='mean',
+  head_size=0,
+  head_norm=True,
+  similarity='dot',
+  query_length=LENGTH,
+  passage_length=LENGTH,
+  title_separator=' ',
+)
+
+
+DEEP = dataclasses.replace(
+  RETRIEVER, body=dataclasses.replace(RETRIEVER.body, num_layers=3)
+)
+# At this temperature all columns weigh in: scores differ by some 10.
+DROPOUT = {'dropout_rate': 0.3, 'temperature': 10.0}
+
+
+# One row of each kind that the step tells apart.
+KINDS = {
+  (row.in_batch, row.loss): name for name, row in methods.METHODS.items()
+}.values()
+
+
+@pytest.fixture
+def batch():
+  """Passages of few text groups, so that many columns are no negatives."""
+  random = np.random.default_rng(0)
+  columns = 1 + NEGATIVES
+  groups = random.integers(12, size=(BATCH, columns)).astype(np.int32)
+  other = np.where(np.arange(BATCH) % 2, random.integers(12, size=BATCH), -1)
+  return batches.Batch(
+    rows=np.arange(BATCH, dtype=np.uint32),
+    query_ids=random.integers(1, VOCABULARY, (BATCH, LENGTH)).astype(np.int32),
+    query_lengths=random.integers(1, LENGTH + 1, BATCH).astype(np.int32),
+    passage_ids=random.integers(1, VOCABULARY, (BATCH, columns, LENGTH)).astype(
+      np.int32
+    ),
+    passage_lengths=random.integers(1, LENGTH + 1, (BATCH, columns)).astype(
+      np.int32
+    ),
+    passage_groups=groups,
+    positive_groups=np.stack([groups[:, 0], other], 1).astype(np.int32),
+  )
+
+
+@pytest.fixture
+def params():
+  return make_params(RETRIEVER)
+
+
+def make_params(retriever):
+  """Parameters with a standard deviation that makes scores differ."""
+  return jax.tree.map(lambda p: 3 * p, bi_encoder.init(retriever, 0))
+
+
+def loss_and_grads(
+  config, method, params, batch, num_devices, step=3, retriever=RETRIEVER
+):
+  devices = devices_lib.local(num_devices)
+  pmapped = jax.pmap(
+    steps.make_gradient(config, method, retriever),
+    axis_name=devices_lib.AXIS,
+    in_axes=(None, 0, None),
+    out_axes=None,
+    devices=devices,
+  )
+  (value, accuracy), grads = jax.device_get(
+    pmapped(params, devices_lib.shard(batch, devices), jnp.int32(step))
+  )
+  return value, accuracy, grads
+
+
+def loss_of_scores(method, scores, batch):
+  """The loss of (B, B (1 + H)) scores of all passages, columns by loops."""
+  total = 0
+  for i in range(BATCH):
+    banned = set(batch.positive_groups[i].tolist())
+    columns = [
+      other * (1 + NEGATIVES) + place
+      for other in range(BATCH)
+      for place in range(1 + NEGATIVES)
+      if (method.in_batch or (other == i and place))
+      and int(batch.passage_groups[other, place]) not in banned
+    ]
+    positive = scores[i, i * (1 + NEGATIVES)]
+    negatives = scores[i, np.array(columns, int)]
+    if method.loss is losses.softmax_nll:
+      row = jnp.concatenate([positive[None], negatives])
+      total += jax.nn.logsumexp(row) - positive
+    elif columns:
+      total += jnp.logaddexp(0, negatives - positive).mean()
+  return total / BATCH
+
+
+def slow_loss(config, method, params, batch):
+  """The loss on one device, no collective, its columns picked by loops."""
+  encode = bi_encoder.make_encode(RETRIEVER, 'float32', bi_encoder.QUERY)
+  queries = encode(params, batch.query_ids, batch.query_lengths)
+  passages = encode(
+    params,
+    batch.passage_ids.reshape(-1, LENGTH),
+    batch.passage_lengths.ravel(),
+  )
+  scores = queries @ passages.T / config.temperature
+  return loss_of_scores(method, scores, batch)
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_loss_and_gradient_are_those_of_one_device_without_collectives(
+  name, tiny, params, batch
+):
+  # Scores differ by some 10: at this temperature all columns weigh in.
+  config = dataclasses.replace(tiny, dropout_rate=0.0, temperature=10.0)
+  method = methods.METHODS[name]
+  expected, gradient = jax.jit(
+    jax.value_and_grad(lambda p: slow_loss(config, method, p, batch))
+  )(params)
+  largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
+  assert largest > 1e-3
+  for num_devices in (1, 8):
+    value, _, grads = loss_and_grads(config, method, params, batch, num_devices)
+    assert value == pytest.approx(float(expected), rel=1e-6, abs=1e-6)
+    for found, wanted in zip(
+      jax.tree.leaves(grads), jax.tree.leaves(gradient), strict=True
+    ):
+      np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_small_pieces_give_loss_accuracy_and_gradient_of_the_whole_batch(
+  name, tiny, params, batch
+):
+  """Dropout included: a text loses the same entries in any piece."""
+  config = dataclasses.replace(tiny, **DROPOUT)
+  method = methods.METHODS[name]
+  expected = loss_and_grads(config, method, params, batch, 1)
+  sizes = {2: 2, 8: 1} if method.in_batch else {1: 4, 4: 1}
+  for num_devices, size in sizes.items():
+    pieces = dataclasses.replace(config, micro_batch_size=size)
+    found = loss_and_grads(pieces, method, params, batch, num_devices)
+    assert_the_same(found, expected)
+
+
+def test_remat_gives_loss_accuracy_and_gradient_of_doing_without(tiny, batch):
+  config = dataclasses.replace(tiny, **DROPOUT)
+  remat = dataclasses.replace(config, remat=True, micro_batch_size=2)
+  arguments = methods.METHODS['dpr'], make_params(DEEP), batch, 2
+  found, expected = (
+    loss_and_grads(settings, *arguments, retriever=DEEP)
+    for settings in (remat, config)
+  )
+  assert_the_same(found, expected)
+
+
+def assert_the_same(found, expected):
+  """Two results of `loss_and_grads` differ by less than 1e-5 of the largest."""
+  assert found[0] == pytest.approx(float(expected[0]), rel=1e-5)
+  assert found[1] == expected[1]
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(expected[2]))
+  assert largest > 1e-3
+  for one, other in zip(
+    jax.tree.leaves(found[2]), jax.tree.leaves(expected[2]), strict=True
+  ):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * largest)
+
+
+def test_pieces_and_remat_take_half_of_the_memory_away(tiny, batch):
+  # So many texts that activations are most of it, as in a run.
+  batch = jax.tree.map(lambda x: np.concatenate([x] * 16), batch)
+  devices = devices_lib.local(1)
+  batch = devices_lib.shard(batch, devices)
+
+  def temporary_bytes(name, **changes):
+    config = dataclasses.replace(tiny, **DROPOUT, **changes)
+    gradient = jax.pmap(
+      steps.make_gradient(config, methods.METHODS[name], DEEP),
+      axis_name=devices_lib.AXIS,
+      in_axes=(None, 0, None),
+      out_axes=None,
+      devices=devices,
+    )
+    shapes = bi_encoder.shapes(DEEP)
+    compiled = gradient.lower(shapes, batch, jnp.int32(0)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  # The two rows encode the same texts, with the same activations.
+  whole = temporary_bytes('dpr')
+  found = {
+    'pieces, in-batch columns': temporary_bytes('dpr', micro_batch_size=8),
+    'pieces, own columns': temporary_bytes('ance', micro_batch_size=8),
+    'remat': temporary_bytes('dpr', remat=True),
+  }
+  print(f'whole {whole:,} bytes', found)
+  assert max(found.values()) < whole / 2
+
+
+def test_a_step_in_pieces_is_compiled_once(tiny, params, batch):
+  config = dataclasses.replace(tiny, micro_batch_size=2, remat=True)
+  devices = devices_lib.local(2)
+  optimizer = optimizers.make(config)
+  state = steps.init_state(params, optimizer, devices)
+  traced = []
+
+  def loss(*scores):
+    traced.append(1)
+    return losses.softmax_nll(*scores)
+
+  method = methods.METHODS['dpr']._replace(loss=loss)
+  train_step = steps.make_train_step(
+    config, method, RETRIEVER, optimizer, devices
+  )
+  for number in range(3):
+    state, _ = train_step(state, devices_lib.shard(batch, devices))
+    if not number:
+      once = len(traced)
+  assert int(state.step) == 3
+  assert len(traced) == once > 0
+
+
+def test_dropout_takes_the_same_entries_on_any_number_of_devices(
+  tiny, params, batch
+):
+  config = dataclasses.replace(tiny, dropout_rate=0.3)
+  method = methods.METHODS['ance_in_batch']
+  values = [loss_and_grads(config, method, params, batch, n)[0] for n in (1, 4)]
+  without = dataclasses.replace(tiny, dropout_rate=0.0)
+  plain = loss_and_grads(without, method, params, batch, 1)[0]
+  np.testing.assert_allclose(values, values[0], rtol=1e-6)
+  assert abs(values[0] - plain) > 1e-3
+
+
+def test_no_step_of_one_seed_has_the_dropout_of_another_step_or_seed(
+  tiny, params, batch
+):
+  method = methods.METHODS['in_batch']
+  values = []
+  for seed in (0, 3):
+    config = dataclasses.replace(tiny, dropout_rate=0.3, seed=seed)
+    for step in (0, 3):
+      found = loss_and_grads(config, method, params, batch, 1, step)
+      values.append(float(found[0]))
+  assert len(set(values)) == 4
+
+
+def test_accuracy_is_the_share_of_positives_above_all_negatives(
+  tiny, params, batch
+):
+  config = dataclasses.replace(tiny, dropout_rate=0.0)
+  method = methods.METHODS['ance']
+  _, accuracy, _ = loss_and_grads(config, method, params, batch, 4)
+  encode = bi_encoder.make_encode(RETRIEVER, 'float32', bi_encoder.QUERY)
+  right = []
+  for i in range(BATCH):
+    query = encode(params, batch.query_ids[[i]], batch.query_lengths[[i]])[0]
+    passages = encode(params, batch.passage_ids[i], batch.passage_lengths[i])
+    scores = np.asarray(passages @ query)
+    counted = ~np.isin(batch.passage_groups[i], batch.positive_groups[i])
+    right.append(all(s < scores[0] for s in scores[1:][counted[1:]]))
+  assert accuracy == pytest.approx(np.mean(right))
+
+
+def test_step_is_one_step_of_adamw_on_the_clipped_gradient(tiny, params, batch):
+  config = dataclasses.replace(
+    tiny,
+    dropout_rate=0.0,
+    optimizer='adamw',
+    clip_norm=0.5,
+    weight_decay=0.1,
+    lr_warmup_steps=0,
+  )
+  method = methods.METHODS['dpr']
+  devices = devices_lib.local(4)
+  optimizer = optimizers.make(config)
+  before = jax.device_get(params)
+  state = steps.init_state(params, optimizer, devices)
+  train_step = steps.make_train_step(
+    config, method, RETRIEVER, optimizer, devices
+  )
+  _, _, grads = loss_and_grads(config, method, before, batch, 1)
+  state, metrics = train_step(state, devices_lib.shard(batch, devices))
+  norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+  assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
+  assert norm > config.clip_norm
+  # Devices have texts of unequal lengths.
+  real = batch.query_lengths.sum() + batch.passage_lengths.sum()
+  whole = BATCH * (2 + NEGATIVES) * LENGTH
+  assert float(metrics['real_tokens']) == pytest.approx(real / whole)
+  for (path, old), new, grad in zip(
+    jax.tree.leaves_with_path(before),
+    jax.tree.leaves(state.params),
+    jax.tree.leaves(grads),
+    strict=True,
+  ):
+    grad = grad * config.clip_norm / norm
+    # The first step of Adam: both moments are the gradient after correction.
+    update = grad / (np.abs(grad) + config.adam_epsilon)
+    if path[-1].key not in ('bias', 'scale'):
+      update = update + config.weight_decay * old
+    # An entry of about epsilon moves anywhere between 0 and 1.
+    sure = np.abs(grad) > 1e-6
+    np.testing.assert_allclose(
+      np.asarray(new)[sure],
+      (old - config.learning_rate * update)[sure],
+      atol=1e-4 * config.learning_rate,
+      rtol=1e-5,
+    )
+  assert int(state.step) == 1
+
+
+def test_state_is_donated_and_alike_on_all_devices(tiny, params, batch):
+  devices = devices_lib.local(8)
+  optimizer = optimizers.make(tiny)
+  state = steps.init_state(params, optimizer, devices)
+  train_step = steps.make_train_step(
+    tiny, methods.METHODS['in_batch'], RETRIEVER, optimizer, devices
+  )
+  old = jax.tree.leaves(state.params)[0]
+  state, _ = train_step(state, devices_lib.shard(batch, devices))
+  assert old.is_deleted()
+  for leaf in jax.tree.leaves(state):
+    copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+    assert len(copies) == 8
+    for copy in copies[1:]:
+      np.testing.assert_array_equal(copy, copies[0])
+
+
+def test_restored_shapes_fit_the_state(tiny, params):
+  devices = devices_lib.local(2)
+  optimizer = optimizers.make(tiny)
+  state = steps.init_state(params, optimizer, devices)
+  shapes = steps.state_shapes(bi_encoder.shapes(RETRIEVER), optimizer, devices)
+  assert jax.tree.structure(shapes) == jax.tree.structure(state)
+  for shape, leaf in zip(
+    jax.tree.leaves(shapes), jax.tree.leaves(state), strict=True
+  ):
+    assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
+    assert shape.sharding == leaf.sharding
+
+
+def in_pieces(batch, number, random):
+  """The batch with `number` pieces a passage, some of them missing."""
+  shape = BATCH, (1 + NEGATIVES) * number
+  lengths = random.integers(1, LENGTH + 1, shape)
+  missing = random.random(shape) < 0.4
+  missing[:, ::number] = False  # Each has its first.
+  return batch._replace(
+    passage_ids=random.integers(1, VOCABULARY, (*shape, LENGTH)).astype(
+      np.int32
+    ),
+    passage_lengths=np.where(missing, 0, lengths).astype(np.int32),
+  )
+
+
+def slow_best_loss(config, method, params, batch, number):
+  """The loss of passages by their best piece, each piece by itself."""
+  encode = bi_encoder.make_encode(RETRIEVER, 'float32', bi_encoder.QUERY)
+  queries = encode(params, batch.query_ids, batch.query_lengths)
+  pieces = encode(
+    params,
+    batch.passage_ids.reshape(-1, LENGTH),
+    np.maximum(batch.passage_lengths.ravel(), 1),
+  )
+  there = batch.passage_lengths.reshape(-1, number) > 0
+  best = []
+  for passage, pieces_there in enumerate(there):
+    own = passage * number + np.nonzero(pieces_there)[0]
+    best.append((queries @ pieces[own].T).max(1) / config.temperature)
+  scores = jnp.stack(best, 1)
+  return loss_of_scores(method, scores, batch)
+
+
+@pytest.mark.parametrize('name', ['ance', 'ance_in_batch'])
+def test_a_passage_in_pieces_is_scored_by_its_best_one(
+  name, tiny, params, batch
+):
+  config = dataclasses.replace(tiny, dropout_rate=0.0, temperature=10.0)
+  method = methods.METHODS[name]
+  batch = in_pieces(batch, 3, np.random.default_rng(1))
+  expected, gradient = jax.jit(
+    jax.value_and_grad(lambda p: slow_best_loss(config, method, p, batch, 3))
+  )(params)
+  cached = dataclasses.replace(config, micro_batch_size=2)
+  for settings, num_devices in ((config, 2), (cached, 1)):
+    value, _, grads = loss_and_grads(
+      settings, method, params, batch, num_devices
+    )
+    assert value == pytest.approx(float(expected), rel=1e-6, abs=1e-6)
+    for found, wanted in zip(
+      jax.tree.leaves(grads), jax.tree.leaves(gradient), strict=True
+    ):
+      np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_piece_that_is_missing_is_never_the_best():
+  scores = jnp.float32([[-5, -7, 3, -2, 9, 9]])
+  best = steps._best(scores, jnp.array([[3, 2, 0, 1, 0, 0]]), 3)
+  assert best.tolist() == [[-5, -2]]
+
+
+@pytest.mark.parametrize('pieces', [1, 3])
+def test_each_text_of_a_batch_has_dropout_of_its_own(
+  pieces, tiny, batch, monkeypatch
+):
+  seen = []
+
+  def make_encode(*_):
+    def encode(_, ids, lengths, dropout):
+      seen.extend(dropout.rows.tolist())
+      return jnp.zeros((len(ids), 16))
+
+    return encode
+
+  monkeypatch.setattr(bi_encoder, 'make_encode', make_encode)
+  batch = in_pieces(batch, pieces, np.random.default_rng(1))
+  config = dataclasses.replace(tiny, dropout_rate=0.1)
+  steps._make_embed(config, RETRIEVER)(None, batch, jnp.int32(3))
+  assert len(seen) == BATCH * (1 + pieces * (1 + NEGATIVES))
+  assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(
+  ('name', 'hard', 'chunks', 'passages'),
+  [
+    ('in_batch', 3, 1, 1), ('ance', 3, 1, 4), ('ance', 3, 4, 16),
+    ('ance_code', 3, 1, 2), ('ance_in_batch', 1, 2, 4), ('random', 2, 1, 3),
+  ],
+)  # fmt: skip
+def test_operations_of_a_step_are_those_of_all_its_texts(
+  name, hard, chunks, passages, tiny
+):
+  config = dataclasses.replace(
+    tiny, method=name, hard_negatives=hard, chunks=chunks, batch_size=5
+  )
+  retriever = dataclasses.replace(RETRIEVER, query_length=3)
+  # Of a token: four matrices of attention, two behind it, and the others.
+  a_query, a_passage = (
+    n * 2 * (4 * 16 * 16 + 2 * 16 * 32 + 2 * 16 * n) for n in (3, LENGTH)
+  )
+  expected = 3 * 5 * (a_query + passages * a_passage)
+  method = methods.METHODS[name]
+  assert steps.flops(config, method, retriever) == expected
