@@ -170,6 +170,13 @@ def test_what_a_corpus_allows_is_allowed_to_the_last(
     negatives.check(run)
 
 
+def test_an_index_may_have_a_list_for_each_chunk_of_the_corpus(tmp_path):
+  run = fingerprint_test.make_run(tmp_path / 'most', index='IVF10,Flat')
+  assert len(run.passages.pieces()) == 10
+  with pytest.raises(errors.BadInput, match='at most as many lists as'):
+    fingerprint_test.make_run(tmp_path / 'more', index='IVF11,Flat')
+
+
 @pytest.mark.parametrize('name', ['query_length', 'passage_length'])
 def test_a_length_may_be_all_that_the_model_can_take(name):
   body = SimpleNamespace(max_length=32)

@@ -77,6 +77,16 @@ def test_the_report_counts_what_is_in_the_set(
   assert not logs.read(tiny.workdir)
 
 
+def test_prompts_count_as_words_of_the_texts(tiny):
+  settings = dataclasses.replace(tiny, job='inspect', num_devices=1)
+  without = inspect.run(settings)['words']
+  prompts = {'query_prompt': 'find: ', 'passage_prompt': 'from the corpus: '}
+  with_them = inspect.run(dataclasses.replace(settings, **prompts))['words']
+  for side, words in (('queries', 1), ('passages', 3)):
+    for share in ('50 % have at most', '100 % have at most'):
+      assert with_them[side][share] == without[side][share] + words
+
+
 @pytest.mark.parametrize('method', ['in_batch', 'random'])
 def test_a_batch_shows_the_columns_of_the_step_and_why_some_are_masked(
   method, tiny

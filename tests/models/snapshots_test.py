@@ -399,6 +399,15 @@ def test_a_cache_that_lacks_a_part_is_filled(hub, cache, tmp_path):
   assert_equal(load(NAME), load(folder))
 
 
+def test_a_commit_of_which_the_cache_has_a_part_is_fetched_whole(
+  hub, cache, tmp_path
+):
+  folder = make(tmp_path / 'folder')
+  hub.add(NAME, folder)
+  hub_server.put(cache, NAME, folder, without=('model.safetensors',))
+  assert_equal(load(f'{NAME}@{FIRST}'), load(folder))
+
+
 @bert_weights_test.needs_torch
 def test_a_judge_has_a_name_too(cache, tmp_path):
   import rerank_test

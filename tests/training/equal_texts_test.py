@@ -413,6 +413,19 @@ def test_all_readers_find_equal_texts(
   assert f'train: {len(twins)} queries have the text of another' in out
 
 
+@pytest.mark.parametrize(
+  ('title', 'text', 'asked'),
+  [
+    ('Iron', '', 'iron'), ('Iron', ' \t', 'IRON '), ('', 'rusts', 'Rusts'),
+    ('Iron', 'rusts', 'iron  rusts'), ('Iron', 'rusts', 'rusts'),
+  ],
+)  # fmt: skip
+def test_a_query_is_a_passage_by_its_text_or_title_and_text(title, text, asked):
+  starts = keys.as_starts(keys.of_passage(title, text)[1])
+  assert keys.of_texts([asked])[0] in starts
+  assert keys.of_texts([f'{asked}x'])[0] not in starts
+
+
 def test_what_is_equal_is_told_by_split(folder, capsys):
   run = run_of(folder)
   slow, split = Slow(folder, 'usual'), run.splits['train']

@@ -582,6 +582,28 @@ def test_with_a_model_given_negatives_are_audited_by_its_scores(beir, tmp_path):
   assert shares['above the positive'][0] == np.mean(above)
 
 
+def test_the_best_of_a_querys_positives_counts_by_a_models_scores(beir):
+  with open(pathlib.Path(beir.data_dir, 'qrels', 'train.tsv'), 'a') as file:
+    file.writelines(f'q{q}\tp{p}\t1\n' for q, p in ((0, 2), (0, 3), (1, 2)))
+  this, params = experiment.begin(small(beir, negatives=''), ('train',))
+  watch = logs.Stopwatch()
+  indexed = corpus_index.index_corpus(this, params, watch)
+  queries = corpus_index.encode_queries(this, params, 'train', watch)
+  scores = indexed.scores(
+    queries, np.tile(np.arange(6, dtype=np.int32), (3, 1))
+  )
+  positives = [[0, 2, 3], [1, 2], [4]]
+  for chosen in ([0, 1, 2], [0, 2], [1]):
+    rows = np.array([[5]] * len(chosen), np.int32)
+    _, best = audit._model_scores(this, params, np.array(chosen), rows)
+    expected = [scores[q, positives[q]].max() for q in chosen]
+    np.testing.assert_allclose(best, expected, rtol=1e-6)
+  # Else the last is the best of each.
+  assert any(
+    scores[q, p].argmax() < len(p) - 1 for q, p in enumerate(positives)
+  )
+
+
 def test_without_negatives_and_a_model_there_is_nothing_to_audit(beir):
   config = dataclasses.replace(beir, job='audit', negatives='')
   with pytest.raises(errors.BadInput, match='nothing to audit'):
