@@ -204,6 +204,16 @@ def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
   assert 'only a run has' in found['batch'][1]
 
 
+def test_what_a_run_ranked_by_bm25_is_shown_in_a_batch(tiny):
+  settings = dataclasses.replace(
+    tiny, num_devices=1, method='bm25', max_steps=1
+  )
+  train.run(settings)
+  found = inspect.run(dataclasses.replace(settings, job='inspect'))
+  shown = [line for line in found['batch'] if 'own, negative' in line]
+  assert len(shown) == 3 * settings.hard_negatives
+
+
 def test_given_negatives_are_shown_in_a_batch(tiny, tmp_path):
   ids = [f'q{row}' for row in range(conftest.NUM_TRAIN)]
   given = {'q0': ['p140', 'p141'], 'q1': ['p142', 'p143']}

@@ -292,6 +292,16 @@ def test_negatives_by_system_are_those_of_all_systems(tmp_path):
   assert {p.text for p in record.positives + record.negatives} == {None}
 
 
+def test_what_cannot_be_an_id_is_a_text(tmp_path):
+  line = {'query': 'q', 'negatives': ['p2', '紫禁城在哪里', 'a b', 'naïve', 7]}
+  path = lines(tmp_path / 'f.jsonl', [line])
+  (record,) = given_formats.read(path, collections.Counter())
+  assert [(p.id, p.text) for p in record.negatives] == [
+    ('p2', None), (None, '紫禁城在哪里'), (None, 'a b'), (None, 'naïve'),
+    ('7', None),
+  ]  # fmt: skip
+
+
 @pytest.mark.parametrize('indent', [None, 2])
 def test_an_array_of_dpr_is_read_also_zipped(indent, beir, tmp_path):
   path = tmp_path / 'given.json.gz'
