@@ -211,6 +211,10 @@ def test_a_long_phase_without_a_bar_prints_a_line_now_and_then(
   assert first == 'work: 0 of 3 parts, 00:00 so far'
   assert 1 <= len(others) <= 2
   assert all(line.startswith('work: 1 of 3 parts, ') for line in others[:1])
+  for _ in logs.progress(range(1), 'work', total=8, unit='parts', done=5):
+    logs.time.sleep(0.15)
+  out = capsys.readouterr().out
+  assert out == 'work: 5 of 8 parts, 00:00 so far\n'
   with logs.working('think'):
     logs.time.sleep(0.15)
   assert capsys.readouterr().out == 'think: 00:00 so far\n'

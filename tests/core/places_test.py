@@ -254,6 +254,18 @@ def test_what_reads_no_data_does_without_it(job, tmp_path, monkeypatch):
     assert same == config
 
 
+def test_another_set_of_beir_comes_without_the_protocol_of_the_first(
+  theirs, given, monkeypatch
+):
+  settings = dataclasses.replace(theirs, protocol='msmarco')
+  monkeypatch.setattr(experiment, 'settings', lambda *_: settings)
+  run = (f'--init_from={theirs.workdir}', '--workdir=mine', '--job=evaluate')
+  assert given(*run).protocol == 'msmarco'
+  assert given(*run, '--beir_set=scifact').protocol is None
+  found = given(*run, '--beir_set=scifact', '--protocol=usual')
+  assert found.protocol == 'usual'
+
+
 def test_another_index_comes_without_the_search_parameters_of_the_first(
   theirs, given
 ):
