@@ -121,6 +121,26 @@ def test_a_run_goes_on_with_another_value_only_of_what_may_change(
     experiment.check_same_run(after, 3)
 
 
+@pytest.mark.parametrize('name', ['learning_rate', *config_lib.OF_READING])
+def test_only_a_job_that_the_run_does_not_train_on_reads_it_otherwise(
+  name, monkeypatch
+):
+  before = config_lib.Config(workdir='/somewhere')
+  value = other(FIELDS[name], getattr(before, name))
+  monkeypatch.setattr(config_lib.Config, '__post_init__', lambda _: None)
+  after = dataclasses.replace(before, **{name: value})
+  monkeypatch.setattr(experiment, 'settings', lambda *_: before)
+  monkeypatch.setattr(experiment, '_began', lambda *_: None)
+  monkeypatch.setattr(experiment.pretrained, 'load_whole', lambda *_: None)
+  is_free = name in config_lib.OF_READING
+  for for_training in (False, True):
+    if is_free and not for_training:
+      experiment._read_saved(after, 3, None, for_training)
+      continue
+    with pytest.raises(errors.BadInput, match=f'^--{name} must stay'):
+      experiment._read_saved(after, 3, None, for_training)
+
+
 JUDGED = corpus_lib.Judged(
   ['a', 'bc'],
   ['x', 'yz'],
