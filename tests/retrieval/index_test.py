@@ -156,6 +156,13 @@ def test_training_takes_no_more_vectors_than_it_may(monkeypatch):
   assert taken == [64]
 
 
+def test_lists_are_trained_on_a_sample_and_are_no_more_than_that(monkeypatch):
+  monkeypatch.setattr(index, '_TRAINING_VECTORS', 64)
+  index.check('IVF64,Flat', '', 16, 640)
+  with pytest.raises(errors.BadInput, match='on 65 vectors .* there are 64'):
+    index.check('IVF65,Flat', '', 16, 640)
+
+
 def cone(rows, random, width=768):
   """Embeddings like ANCE's: cosine .97 between any two, scores around 745."""
   base = np.random.default_rng(0).normal(size=width)
