@@ -398,6 +398,10 @@ CASES = {
     put(DEV, f'{HEADER}q2\tp2\t1.0\n'), '1 grades with a decimal point, such as'
   ),
   'float grade first': Refused(put(DEV, 'q2\tp2\t0.5\n'), "'0.5'", DEV, 1),
+  # No header is skipped that has a grade.
+  'unknown ids first': Refused(
+    put(DEV, 'q9\tnope\t1\nq2\tp2\t1\n'), "'q9'", DEV, 1
+  ),
   'word as grade first': Refused(
     put(DEV, 'q2\tp2\trelevant\n'), "a whole number; found 'relevant'", DEV, 1
   ),
