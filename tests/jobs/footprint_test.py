@@ -125,10 +125,11 @@ def test_what_a_run_wrote_is_room_for_what_it_writes(run, monkeypatch):
   usage = footprint.shutil.disk_usage('/')._replace(free=free)
   monkeypatch.setattr(footprint.shutil, 'disk_usage', lambda _: usage)
   assert footprint._room(run)['disk'] == free
-  path = run.workdir / 'checkpoints' / 'part'
-  path.parent.mkdir()
-  path.write_bytes(bytes(1000))
-  assert footprint._room(run)['disk'] == free + 1000
+  for folder in 'checkpoints embeddings refresh bm25 given'.split():
+    before = footprint._room(run)['disk']
+    (run.workdir / folder).mkdir(exist_ok=True)
+    (run.workdir / folder / 'part').write_bytes(bytes(1000))
+    assert footprint._room(run)['disk'] == before + 1000
 
 
 def test_a_container_with_a_limit_has_no_more_than_that(tmp_path, monkeypatch):

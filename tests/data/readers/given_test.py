@@ -491,6 +491,33 @@ def test_pairs_say_how_many_queries_have_no_positive(beir, capsys):
   assert ': 1 queries without a positive, left out' in capsys.readouterr().out
 
 
+def test_a_title_that_the_corpus_repeats_in_the_text_is_found_apart(beir):
+  folder = pathlib.Path(beir.data_dir)
+  found = [('p0', 'Zinc', 'what is here'), ('p1', 'Iron', 'Iron It rusts.')]
+  lines(
+    folder / 'corpus.jsonl',
+    [{'_id': i, 'title': title, 'text': text} for i, title, text in found]
+    + [{'_id': 'p4', 'text': 'else'}],
+  )
+  negative = {'title': 'Iron', 'text': 'It rusts.'}
+  lines(pathlib.Path(beir.negatives), [{'query': Q0, 'neg': [negative]}])
+  assert given_of(beir) == {Q0: [('p1', None)]}
+
+
+def test_a_line_for_each_negative_is_no_pair_that_stands_twice(beir, capsys):
+  folder = pathlib.Path(beir.workdir).parent / 'pairs'
+  folder.mkdir()
+  config = dataclasses.replace(
+    beir, dataset='pairs', data_dir=str(folder), negatives=''
+  )
+  for negatives, twice in (([['c'], ['d'], ['e']], False), ([[], []], True)):
+    found = [{'query': 'a', 'pos': ['b'], 'neg': some} for some in negatives]
+    lines(folder / 'pairs.jsonl', [*found, {'query': 'f', 'pos': ['g']}])
+    loaded(config)
+    out = capsys.readouterr().out
+    assert ('pairs that stand twice, read once' in out) == twice
+
+
 BAD = {
   'no query': ({'negative': 'a b'}, 'a line must name its query'),
   'query of numbers': ({'query': 1, 'neg': ['a b']}, 'must be a string'),
