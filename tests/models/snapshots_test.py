@@ -294,7 +294,9 @@ def test_only_what_is_read_is_fetched_and_once(hub, tmp_path):
   assert_equal(load(f'{NAME}@{FIRST}'), by_name)
 
 
-def test_shards_are_fetched_by_the_names_that_the_index_has(hub, tmp_path):
+def test_shards_are_fetched_by_the_names_that_the_index_has(
+  hub, cache, tmp_path, monkeypatch
+):
   folder = make(tmp_path / 'folder')
   shards = {'a.safetensors': 0, 'b.safetensors': 1}
   tensors = bert_weights_test.load_file(folder / 'model.safetensors')
@@ -305,7 +307,15 @@ def test_shards_are_fetched_by_the_names_that_the_index_has(hub, tmp_path):
   put_json(folder, 'model.safetensors.index.json', {'weight_map': named})
   expected = load(folder)
   (folder / 'model.safetensors').unlink()
+  # One of the shards is no model, with and without a network.
+  hub_server.put(cache, NAME, folder, without=('b.safetensors',))
+  with monkeypatch.context() as patch:
+    patch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(errors.BadInput, match='has only a part of'):
+      snapshots.folder(NAME)
   hub.add(NAME, folder)
+  assert_equal(load(NAME), expected)
+  shutil.rmtree(cache)
   assert_equal(load(NAME), expected)
   assert set(shards) <= set(hub.fetched)
 

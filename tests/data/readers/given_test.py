@@ -510,8 +510,8 @@ def test_a_line_for_each_negative_is_no_pair_that_stands_twice(beir, capsys):
   config = dataclasses.replace(
     beir, dataset='pairs', data_dir=str(folder), negatives=''
   )
-  for negatives, twice in (([['c'], ['d'], ['e']], False), ([[], []], True)):
-    found = [{'query': 'a', 'pos': ['b'], 'neg': some} for some in negatives]
+  for each, twice in (([['c'], ['d'], ['e']], False), ([[], []], True)):
+    found = [{'query': 'a', 'pos': ['b'], 'neg': some} for some in each]
     lines(folder / 'pairs.jsonl', [*found, {'query': 'f', 'pos': ['g']}])
     loaded(config)
     out = capsys.readouterr().out
