@@ -5,6 +5,7 @@ import importlib
 import json
 import pathlib
 import re
+import shutil
 
 import nbclient
 import nbformat
@@ -128,6 +129,29 @@ def test_staleness_is_studied_from_one_start(tiny, tmp_path, capsys):
   scores = [f'{runs["test"][0]:.4f}' for runs in found['every'].values()]
   table = capsys.readouterr().out
   assert all(score in table for score in scores)
+
+
+@pytest.mark.usefixtures('scripts')
+def test_two_working_copies_are_compared_bit_for_bit(tmp_path, capsys):
+  same_numbers = importlib.import_module('same_numbers')
+  other = tmp_path / 'ance_jax'
+  shutil.copytree(REPOSITORY / 'ance_jax', other)
+  for name, before, after in (
+    # The same sum in another order; a filter that takes more.
+    ('losses', 'logsumexp(above, 1)', 'logsumexp(above[:, ::-1], 1)'),
+    ('filters', 'scores > rules.max_score', 'scores + 0.1 > rules.max_score'),
+  ):
+    text = (other / f'{name}.py').read_text()
+    assert before in text
+    (other / f'{name}.py').write_text(text.replace(before, after))
+  only = '^(train in_batch, plain|mine (plain|max_score))$'
+  arguments = [str(REPOSITORY), str(tmp_path), f'--only={only}', '--states=1']
+  assert same_numbers.main(arguments)
+  printed = capsys.readouterr().out
+  assert re.search(r'train in_batch, plain: .* entry in 1 states', printed)
+  assert 'mine plain: equal' in printed
+  assert re.search(r'mine max_score: DIFFERS: \d+ and \d+ lines', printed)
+  assert '1 cases differ' in printed
 
 
 def test_negatives_at_or_above_their_positive_are_counted(scripts):
