@@ -16,6 +16,7 @@ from ance_jax.jobs import export
 from ance_jax.models import bi_encoder
 from ance_jax.models import pooling
 from ance_jax.models import pretrained
+from ance_jax.models import sources
 from ance_jax.retrieval import encoding
 
 pytestmark = bert_weights_test.needs_torch
@@ -546,3 +547,9 @@ def test_widths_are_those_that_come_out():
       run, bi_encoder.shapes(changed), np.ones((2, 3), np.int32), lengths
     )
     assert made.shape == (2, width)
+
+
+def test_a_dense_that_adds_what_it_got_is_no_plain_head():
+  for residual in (False, True):
+    layer = pooling.Layer(pooling.DENSE, 32, True, pooling.IDENTITY, residual)
+    assert sources._is_projection((layer,)) != residual

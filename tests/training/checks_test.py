@@ -299,11 +299,15 @@ def test_a_run_that_could_not_learn_is_refused_before_it_starts(
     train.run(config)
 
 
-@pytest.mark.parametrize(('above', 'is_said'), [(0.0, True), (1e-3, False)])
+@pytest.mark.parametrize(
+  ('above', 'is_said'), [(0.0, True), (1e-3, False), (None, False)]
+)
 def test_a_refresh_whose_negatives_are_all_below_says_so(above, is_said):
   counts = dict.fromkeys(('judged', 'same_text', 'own_text', 'random'), 0)
   values = {f'refresh/{name}': n for name, n in counts.items()}
-  values |= {'probe/positive_rank': 1.0, 'probe/above_positive': above}
+  values['probe/positive_rank'] = 1.0
+  if above is not None:
+    values['probe/above_positive'] = above
   made = {'step': 4, 'mined': True, 'metrics': values, 'secs': {}}
   line = refreshes.summary(made)
   assert ('no negative scores as high as its positive' in line) == is_said
