@@ -138,8 +138,12 @@ def test_two_working_copies_are_compared_bit_for_bit(tmp_path, capsys):
   shutil.copytree(REPOSITORY / 'ance_jax', other)
   for name, before, after in (
     # The same sum in another order; a filter that takes more.
-    ('losses', 'logsumexp(above, 1)', 'logsumexp(above[:, ::-1], 1)'),
-    ('filters', 'scores > rules.max_score', 'scores + 0.1 > rules.max_score'),
+    ('training/losses', 'logsumexp(above, 1)', 'logsumexp(above[:, ::-1], 1)'),
+    (
+      'mining/filters',
+      'scores > rules.max_score',
+      'scores + 0.1 > rules.max_score',
+    ),
   ):
     text = (other / f'{name}.py').read_text()
     assert before in text
