@@ -1,4 +1,4 @@
-"""The folder of a run: that it can be used, and names of files in it."""
+"""Makes the folder of a run, and names the files in it."""
 
 import pathlib
 
@@ -12,10 +12,10 @@ EXAMPLES_FOLDER = 'examples'
 
 
 def require(config):
-  """Makes the folder of `--workdir`, and tells it of its `--remote_dir`.
+  """Makes the folder of `--workdir`, and connects it to `--remote_dir`.
 
   Raises:
-    BadInput: One of the two cannot be used.
+    BadInput: Either of the two cannot be used.
   """
   if not config.workdir:
     raise errors.BadInput(

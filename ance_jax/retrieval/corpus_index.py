@@ -1,4 +1,4 @@
-"""The corpus with some weights: encode, index, search, score; BM25 of it."""
+"""Encodes, indexes, searches and scores a corpus; ranks it by BM25."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ _WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
 
 
 class IndexedCorpus(NamedTuple):
-  """The corpus as some weights see it.
+  """The corpus, encoded and indexed with one set of parameters.
 
   Attributes:
     passage_index: `index.Index` of passage rows, or those of their pieces.

@@ -5,7 +5,8 @@
 pick-up ◄── publish ◄── mine ◄── search ◄── index ◄── encode ◄── checkpoint
                              (refreshes.py)
 
-What is below is made in step, or beside it (background.py), in the same loop.
+Refreshes run synchronously or in the background (background.py); the loop is
+identical.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ from ance_jax.training import steps
 
 
 def run(config, *, leave, check_room, show):
-  """Trains as train.py says, whose arguments and results these are.
+  """Trains a run; `jobs.train.run` says what it returns and raises.
 
   Args:
     config: `Config`.
