@@ -12,6 +12,7 @@ import sys
 import types
 
 from absl import flags
+import conftest
 import pytest
 
 from ance_jax import config as config_lib
@@ -64,21 +65,10 @@ def theirs(beir_folder, tmp_path_factory):
     method='in_batch',
     max_steps=2,
     steps_per_refresh=2,
-    num_layers=1,
-    hidden_size=16,
-    num_heads=2,
-    intermediate_size=32,
-    vocab_size=200,
-    pooling='mean',
-    similarity='cosine',
-    query_length=8,
-    passage_length=16,
-    batch_size=8,
-    tokens_per_batch=1024,
-    rows_per_block=64,
     num_devices=1,
     index='IVF4,Flat',
     index_params='nprobe=4',
+    **conftest.SMALL,
   )
   train.run(config)
   paths = [config.workdir, *pathlib.Path(config.workdir).rglob('*')]
@@ -242,6 +232,15 @@ def test_places_that_are_written_are_those_of_the_flags():
   assert set(main._OWN_PLACES) == set(
     'remote_dir tokens_dir compilation_cache_dir output picture'.split()
   )
+  # Whatever is looked at before a job writes there is one of them, or its own.
+  config = config_lib.Config(
+    workdir='new', tokens_dir='new', remote_dir='/new', output='new',
+    picture='new',
+  )  # fmt: skip
+  jobs = {f.name: f for f in dataclasses.fields(config)}['job'].metadata
+  for job in jobs['choices']:
+    written = places._written(dataclasses.replace(config, job=job))
+    assert {flag for flag, _ in written} <= {'workdir', *main._OWN_PLACES}
 
 
 @pytest.mark.parametrize('job', ['export', 'report'])

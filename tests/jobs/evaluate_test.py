@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from types import SimpleNamespace
 
+import conftest
 import numpy as np
 import pytest
 
@@ -38,24 +39,8 @@ def finished(beir_folder, tmp_path_factory):
     max_steps=6,
     steps_per_eval=3,
     steps_per_refresh=3,
-    num_layers=1,
-    hidden_size=16,
-    num_heads=2,
-    intermediate_size=32,
-    vocab_size=200,
-    pooling='mean',
-    similarity='cosine',
-    temperature=0.1,
-    query_length=8,
-    passage_length=16,
-    batch_size=8,
-    top_k=10,
-    optimizer='adamw',
-    learning_rate=1e-2,
-    lr_warmup_steps=2,
-    tokens_per_batch=1024,
-    rows_per_block=64,
     num_devices=1,
+    **conftest.SMALL,
   )
   train.run(config)
   return config
