@@ -19,10 +19,6 @@ import time
 
 import numpy as np
 
-from ance_jax.retrieval import corpus_index
-from ance_jax.retrieval import encoding
-from ance_jax.training import trainer
-
 # The last eight are the phases that a kill is aimed at.
 PHASES = (
   'start',
@@ -124,6 +120,7 @@ def watch(board, units):
   from ance_jax.core import atomic
   from ance_jax.core import checkpoint
   from ance_jax.mining import selection
+  from ance_jax.retrieval import corpus_index
   from ance_jax.retrieval import index
   from ance_jax.training import boundary
 
@@ -190,6 +187,7 @@ def watch_saving(board, units):
 def watch_training(board, units):
   """Shows training, and writes 'step N' when that step is begun."""
   from ance_jax.training import steps
+  from ance_jax.training import trainer
 
   done = 0
 
@@ -222,6 +220,7 @@ def watch_training(board, units):
 
 def watch_encoding(board, units):
   """Shows the encoding of corpus blocks, and writes 'block NAME' for each."""
+  from ance_jax.retrieval import encoding
 
   corpus = None
 
@@ -258,6 +257,7 @@ def _argument(function, name, args, kwargs):
 def main(board, units, flags):
   """Runs the command line under watch."""
   # Before torch is hidden: what scipy looks for at its import is not None.
+  # And transformers must not have been imported, with torch, before.
   importlib.import_module('scipy.stats')
   sys.modules['torch'] = None  # tensorboardX needs none, and it takes seconds.
   descriptor = os.open(units, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
