@@ -44,9 +44,7 @@ def own(config):
     and problem(config.workdir)
   ):
     check(dataclasses.replace(config, workdir=tempfile.gettempdir()))
-    # Else the folder would be left there.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
-    with tempfile.TemporaryDirectory(prefix='ance_jax-') as folder:
+    with temporary_folder() as folder:
       logs.say(
         f'{config.workdir} cannot be written: token rows and embeddings are in '
         f'{folder} until this ends ({way_round(config.workdir)} keeps them)'
@@ -58,6 +56,15 @@ def own(config):
     check(config)
     with _naming_way_round(config):
       yield config
+
+
+@contextlib.contextmanager
+def temporary_folder():
+  """Gives the path of a folder that is removed when a job ends, or is ended."""
+  # By default SIGTERM would leave the folder there.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
+  with tempfile.TemporaryDirectory(prefix='ance_jax-') as folder:
+    yield folder
 
 
 @contextlib.contextmanager

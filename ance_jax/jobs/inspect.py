@@ -6,7 +6,9 @@ in `--workdir`, lengths are in tokens, and a few texts are encoded to say what
 encoding all of them takes.
 """
 
+import dataclasses
 import itertools
+import pathlib
 import time
 
 import numpy as np
@@ -16,6 +18,7 @@ from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
+from ance_jax.core import places
 from ance_jax.core import workdirs
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import load
@@ -39,11 +42,26 @@ _TIMED_TOKENS = 2048
 def run(config: config_lib.Config) -> dict:
   """Prints the report of a dataset, and writes it as inspection.json.
 
+  Without `--workdir` it is printed only, and nothing is kept.
+
   Returns:
     What was found: 'corpus', 'splits' by name, 'words' or 'tokens' by side,
     'batch', and, where weights are given, 'seconds to encode the corpus'.
   """
-  workdirs.require(config)
+  if config.workdir:
+    workdirs.require(config)
+    found = _inspect(config)
+    path = pathlib.Path(config.workdir) / 'inspection.json'
+    atomic.write_json(path, found)
+    logs.say(f'report: {path}')
+    return found
+  with places.temporary_folder() as folder:
+    found = _inspect(dataclasses.replace(config, workdir=folder))
+  logs.say('nothing of this was written: --workdir=FOLDER keeps it')
+  return found
+
+
+def _inspect(config):
   this, params = _open(config)
   random = np.random.default_rng(config.seed)
   train = this.splits[config.train_split]
@@ -77,9 +95,6 @@ def run(config: config_lib.Config) -> dict:
     secs = _encode_secs(this, params, passages, lengths)
     found['seconds to encode the corpus'] = secs
     logs.say(f'encoding the corpus, here, takes about {secs:,.0f} s a refresh')
-  path = this.workdir / 'inspection.json'
-  atomic.write_json(path, found)
-  logs.say(f'report: {path}')
   return found
 
 

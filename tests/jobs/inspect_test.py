@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import signal
+import tempfile
 import types
 
 import conftest
@@ -75,6 +77,18 @@ def test_the_report_counts_what_is_in_the_set(
   assert 'checkpoints ' in out
   # Nothing of a run was begun: it can still be trained there.
   assert not logs.read(tiny.workdir)
+
+
+def test_without_a_folder_it_is_printed_and_nothing_is_left(
+  tiny, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  monkeypatch.setattr(signal, 'signal', lambda *_: None)
+  kept = inspect.run(dataclasses.replace(tiny, job='inspect'))
+  free = inspect.run(dataclasses.replace(tiny, job='inspect', workdir=''))
+  assert free == kept
+  assert not list(tmp_path.glob('ance_jax-*'))
+  assert 'nothing of this was written' in capsys.readouterr().out
 
 
 def test_prompts_count_as_words_of_the_texts(tiny):
