@@ -933,7 +933,7 @@ class Config:
     """Returns the settings of the lines that `to_flagfile` writes.
 
     Args:
-      lines: List of str, each --name=value.
+      lines: List of str, each --name=value; names of older releases, too.
       where: What they are from, for messages.
 
     Raises:
@@ -941,7 +941,7 @@ class Config:
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     values, place = {}, f'{where}: '
-    for line in lines:
+    for line in map(renamed, lines):
       name, equals, text = line.partition('=')
       if not (name.startswith('--') and equals):
         refuse_left_over([line], place)
@@ -967,6 +967,9 @@ class Config:
     return ''.join(lines)
 
 
+# Names of flags in older releases: {old: new}. The flags that a run wrote are
+# read through it; a person is told the new name.
+RENAMED = {}
 # Fields that tell the processes of a run from each other, and are none of its
 # settings.
 LAUNCH = ('num_processes', 'process_id', 'coordinator')
@@ -1072,10 +1075,24 @@ def refuse_left_over(arguments, place=''):
 
 def unknown_flag(name, place=''):
   """Returns the error of a name that no flag has; `place` begins its text."""
+  old = f'--{name}'.partition(' ')[0]
+  if old != (new := renamed(old)):
+    return errors.BadInput(f'{place}{old} is now {new}; write that.')
   return errors.BadInput(
     f'{place}a flag must be one that --help lists; found --{name[:80]}; '
     f'{similar_flag(name)}.'
   )
+
+
+def renamed(argument: str) -> str:
+  """Returns --name, --noname or --name=value under the flag's present name."""
+  found = re.fullmatch(r'(--?)(no)?(\w+)(=.*)?', argument, re.DOTALL)
+  if not found:
+    return argument
+  dashes, no, name, value = found.groups(default='')
+  if no + name in RENAMED:
+    no, name = '', no + name
+  return f'{dashes}{no}{RENAMED.get(name, name)}{value}'
 
 
 def similar_flag(name):

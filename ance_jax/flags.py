@@ -50,10 +50,7 @@ def from_flagfile(path, **overrides):
   """
   fields = {field.name for field in dataclasses.fields(config_lib.Config)}
   for name in set(overrides) - fields:
-    raise errors.BadInput(
-      f'a setting must be one that --help lists; found {name!r}; '
-      f'{config_lib.similar_flag(name)}.'
-    )
+    raise config_lib.unknown_flag(name)
   flag_values = flags.FlagValues()
   define_flags(flag_values)
   _parse_flagfile(str(path), flag_values, ())

@@ -36,8 +36,6 @@ import orbax.checkpoint as ocp
 
 # What the script is called with as the process of a copy.
 SERVE = 'serve'
-# Flags that the new copy calls otherwise: {old name: new name}.
-RENAMED = {}
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parent / 'tests' / 'data' / 'run_of_0.1.0'
 TOLERANCE = 1e-6
@@ -464,8 +462,6 @@ def begin(side, prepared, flags):
   """Gives a command to the process of a copy, in what was prepared."""
   shutil.rmtree(side.folder, ignore_errors=True)
   shutil.copytree(prepared, side.folder)
-  if side.name == 'new':
-    flags = [renamed(flag) for flag in flags]
   line = json.dumps([str(side.folder), flags])
   side.process.stdin.write(f'{line}\n')
   side.process.stdin.flush()
@@ -507,8 +503,11 @@ def serve():
   import jax
   import matplotlib.figure
 
+  from ance_jax import config
   from ance_jax import main as command_line
 
+  # Flags have the old copy's names.
+  renamed = getattr(config, 'renamed', str)
   ended = []
   # They would end the process, define jax's flags twice, and draw for seconds.
   app.run = lambda run, flags_parser: ended.append(run(flags_parser(sys.argv)))
@@ -521,7 +520,7 @@ def serve():
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
       if module.startswith('ance_jax'):
         flags.FLAGS.remove_flag_values([flag.name for flag in defined])
-    sys.argv = ['ance_jax', *arguments]
+    sys.argv = ['ance_jax', *map(renamed, arguments)]
     with contextlib.redirect_stderr(io.StringIO()) as errors:
       try:
         command_line.run()
@@ -530,14 +529,6 @@ def serve():
     text = errors.getvalue().strip().split('\n')[-1]
     print(json.dumps([ended.pop(), text]), file=answers, flush=True)
     jax.clear_caches()  # They would come to gigabytes.
-
-
-def renamed(flag):
-  """Returns a flag under the name that the new copy has for it."""
-  name, equals, value = flag.removeprefix('--').partition('=')
-  negated = 'no' if name.startswith('no') and name[2:] in RENAMED else ''
-  name = RENAMED.get(name.removeprefix(negated), name.removeprefix(negated))
-  return f'--{negated}{name}{equals}{value}'
 
 
 if __name__ == '__main__':

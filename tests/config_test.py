@@ -13,6 +13,15 @@ from ance_jax import flags as flags_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FIELDS = dataclasses.fields(config.Config)
+RUN_FLAGS = REPOSITORY / 'tests' / 'data' / 'run_of_0.1.0' / 'run' / 'run.flags'
+# Flags of 0.1.0 that its run.flags leaves out, as they were not given.
+NOT_GIVEN = (
+  'num_processes process_id coordinator compilation_cache_dir beir_set '
+  'questions protocol tie_encoders head_size head_norm title_separator '
+  'query_prompt passage_prompt lower_case prefix_space drop_answers max_score '
+  'min_score absolute_margin relative_margin judge_max_score '
+  'steps_per_checkpoint port'
+).split()
 
 
 @pytest.mark.parametrize('name', [field.name for field in FIELDS])
@@ -133,3 +142,65 @@ def test_only_what_may_change_is_not_among_the_differences():
   assert list(fixed) == [('seed', 0, 1)]
   free = config.differences(first, second, may_change=True)
   assert [name for name, _, _ in free] == ['job', 'max_steps']
+
+
+def test_each_flag_of_an_older_release_is_a_flag_or_has_a_new_name():
+  lines = RUN_FLAGS.read_text().splitlines()
+  old = [line[2:].partition('=')[0] for line in lines] + NOT_GIVEN
+  assert len(set(old)) == 116
+  now = {field.name for field in FIELDS}
+  assert {config.RENAMED.get(name, name) for name in old} <= now
+  assert set(config.RENAMED.values()) <= now
+  assert not set(config.RENAMED) & now
+
+
+@pytest.fixture
+def renamed(monkeypatch):
+  names = {'negs': 'hard_negatives', 'norm': 'head_norm'}
+  monkeypatch.setattr(config, 'RENAMED', names)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'expected'),
+  [
+    ('--negs=3', '--hard_negatives=3'),
+    ('--negs', '--hard_negatives'),
+    ('-nonorm', '-nohead_norm'),
+    ('--norm=--negs=3', '--head_norm=--negs=3'),
+    ('--seed=--negs', '--seed=--negs'),
+    ('negs=3', 'negs=3'),
+    ('--negs.flags', '--negs.flags'),
+    ('', ''),
+  ],
+)
+def test_a_flag_has_its_present_name(argument, expected, renamed):
+  assert config.renamed(argument) == expected
+
+
+def test_a_run_of_an_older_release_is_read_by_its_names(renamed):
+  lines = ['--negs=3', '--norm=false', '--seed=1']
+  found = config.Config.from_lines(lines, 'run.flags')
+  assert found == config.Config(hard_negatives=3, head_norm=False, seed=1)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'old', 'new'),
+  [
+    ('--negs=3', '--negs', '--hard_negatives'),
+    ('--nonorm', '--nonorm', '--nohead_norm'),
+    ('--negs 3', '--negs', '--hard_negatives'),
+  ],
+)
+def test_a_person_is_told_the_new_name_of_a_flag(
+  argument, old, new, renamed, tmp_path
+):
+  says = f'{old} is now {new}; write that.$'
+  with pytest.raises(errors.BadInput, match=f'^{says}'):
+    parse(argument)
+  path = tmp_path / 'a.flags'
+  path.write_text(f'--seed=1\n{argument}\n')
+  for read in (parse, lambda _: flags_lib.from_flagfile(path)):
+    with pytest.raises(errors.BadInput, match=f'^{path}, line 2: {says}'):
+      read(f'--flagfile={path}')
+  with pytest.raises(errors.BadInput, match=f'^{says}'):
+    flags_lib.from_flagfile(path, **{old[2:]: 3})

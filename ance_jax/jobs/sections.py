@@ -172,7 +172,8 @@ def flags(workdir):
     return [*parts, pages.paragraph(f'no {path.name} in the folder')]
   text = path.read_text(errors='replace')
   defaults = set(config_lib.Config().to_flagfile().splitlines())
-  changed = [line for line in text.splitlines() if line not in defaults]
+  lines = map(config_lib.renamed, text.splitlines())
+  changed = [line for line in lines if line not in defaults]
   return [
     *parts,
     pages.preformatted('\n'.join(changed)),

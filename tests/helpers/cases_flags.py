@@ -220,7 +220,7 @@ CASES = {
   ),
   # Settings of a notebook.
   'setting misspelt': given(
-    "found 'batchsize'; write --batch_size", batchsize=3
+    'found --batchsize; write --batch_size', batchsize=3
   ),
   'text for a number': given(f"{WHOLE}'3'", seed='3'),
   'bool for a number': given(f'{WHOLE}True', seed=True),
