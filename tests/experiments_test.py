@@ -221,6 +221,8 @@ def test_the_readme_lists_the_methods_and_the_modules_that_exist():
     'README.md',
     'ance_jax/README.md',
     'ance_jax/data/README.md',
+    'ance_jax/jobs/README.md',
+    'ance_jax/training/README.md',
   ],
 )
 def test_a_readme_names_only_flags_and_files_that_exist(path):
@@ -238,6 +240,7 @@ def test_the_first_screen_of_the_readme_holds_two_commands():
   text = (REPOSITORY / 'README.md').read_text()
   screen = text.split('\n## ')[0]
   assert len(screen.splitlines()) < 40
+  assert len(text.splitlines()) <= 250
   blocks = re.findall(r'^```\w*\n(.*?)^```', screen, re.S | re.M)
   assert len(blocks) == 2
   assert 'ance_jax.main --flagfile=experiments/quickstart.flags' in blocks[0]
