@@ -1,4 +1,8 @@
-"""What may end a job: an error by each kind of cause."""
+"""What may end a job: an error by each kind of cause, and exit codes."""
+
+# Beside 0: a disk failed, or something nobody thought of; what the user gave
+# cannot be used; a shell's for SIGTERM and Ctrl-C.
+FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 1, 2, 143, 130
 
 
 class BadInput(ValueError):

@@ -93,10 +93,23 @@ def _parse(arguments, flag_values, left_over, place=''):
   try:
     left_over += flag_values(['', *arguments])[1:]
   except flags.UnrecognizedFlagError as error:
+    if _define_flags_of_jax(error.flagname, flag_values):
+      return _parse(arguments, flag_values, left_over, place)
     raise config_lib.unknown_flag(error.flagname, place) from error
   # A ValueError is what absl has for --noname=value.
   except (flags.Error, ValueError) as error:
     raise errors.BadInput(f'{place}{_value_problem(str(error))}') from error
+
+
+def _define_flags_of_jax(name, flag_values):
+  """Defines jax's own flags if there may be one of that name; tells whether."""
+  name = name.removeprefix('no').replace('-', '_')
+  if flag_values is not flags.FLAGS or not name.startswith('jax_'):
+    return False
+  import jax  # Half a second, which --help must not take.
+
+  jax.config.config_with_absl()
+  return name in flag_values
 
 
 def _parse_flagfile(path, flag_values, above):

@@ -2,205 +2,46 @@
 
     python -m ance_jax.main --flagfile=experiments/quickstart.flags
 
-Kept short, so that all else can be imported in a notebook and be tested.
+Nothing heavy is imported before the flags are checked: --help and a mistake in
+a flag are answered at once.
 """
 
-import dataclasses
-import importlib
-import os
 import sys
 import traceback
 
 from absl import app
 from absl import flags
-from absl import logging
-import jax
 
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax import flags as flags_lib
-from ance_jax.core import checkpoint
-from ance_jax.core import distributed
-from ance_jax.core import faults
-from ance_jax.core import logs
-from ance_jax.core import places
-
-# Jobs that read a run, which may be somebody else's: --init_from.
-_READ_RUNS = (
-  'evaluate',
-  'search',
-  'audit',
-  'mine',
-  'export',
-  'encode',
-  'compare',
-)
-# Flags that they do not take from that run, as they do all others:
-# where it writes, and where --dataset is given, what says how that is read.
-_OWN_PLACES = (
-  'remote_dir',
-  'tokens_dir',
-  'compilation_cache_dir',
-  'output',
-  'picture',
-)
-_OF_DATA = (
-  'data_dir',
-  'beir_set',
-  'questions',
-  'protocol',
-  'train_split',
-  'dev_split',
-  'dev_fraction',
-  'bm25_run',
-)
-# Exit codes, beside 0: a disk failed, or something nobody thought of; what the
-# user gave cannot be used; a shell's for SIGTERM and Ctrl-C.
-_FAILED, _BAD_INPUT, _STOPPED, _INTERRUPTED = 1, 2, 143, 130
-
-
-def main(argv):
-  """Runs the job that the flags name; returns the exit code."""
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of each file.
-  try:
-    config_lib.refuse_left_over(argv[1:])
-    config = flags_lib.from_flags()
-    if config.job == 'inspect':
-      logs.say(f'inspecting {config.data_dir or config.dataset}')
-    config = _with_flags_of_run(config)
-    logs.use_bars(config.progress_bars)
-    with places.own(config) as config:
-      _run_job(config)
-    return 0
-  except (Exception, KeyboardInterrupt) as error:
-    if flags.FLAGS.debug:
-      traceback.print_exception(error)
-    sentence, code = _explain(error)
-  # Only now are the progress bars gone.
-  print(f'ance_jax: {sentence}', file=sys.stderr, flush=True)
-  if distributed.count() > 1:
-    # Else jax would wait five minutes for the others to end as well.
-    sys.stdout.flush()
-    os._exit(code)
-  return code
-
-
-def _run_job(config):
-  """Imports the module of a job, and runs it.
-
-  It imports that alone: all of them take seconds, in which nothing is shown.
-  """
-  serves = config.job == 'search' and config.port is not None
-  name = 'serve' if serves else config.job
-  run_it = importlib.import_module(f'ance_jax.jobs.{name}').run
-  if config.job == 'train':
-    run_it(config, leave=_leave)
-  else:
-    run_it(config)
-
-
-def _explain(error):
-  """Returns (sentence, exit code) of what ended a job."""
-  if isinstance(error, errors.SaveFailed | errors.Damaged):
-    return str(error), _FAILED
-  if isinstance(error, errors.BadInput | FloatingPointError):
-    return str(error), _BAD_INPUT
-  if sentence := faults.sentence(error):
-    return sentence, _BAD_INPUT if faults.is_of_the_user(error) else _FAILED
-  if isinstance(error, errors.Stopped):
-    return (
-      f'stopped on request in {error}; the same command goes on from the '
-      'newest checkpoint.'
-    ), _STOPPED
-  if isinstance(error, KeyboardInterrupt):
-    return 'interrupted.', _INTERRUPTED
-  text = ' '.join(str(error).split())[:300]
-  if distributed.count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-    return (
-      f'process {distributed.index()} cannot reach another one any more '
-      f'({text[:100]}); what was committed is whole: start all of them again.'
-    ), _FAILED
-  return (
-    f'{type(error).__name__}: {text}; what was committed is whole: give the '
-    'same command with --debug to see where it came from.'
-  ), _FAILED
-
-
-def _with_flags_of_run(config):
-  """Returns the settings of a run's folder under the flags that were given.
-
-  A job other than training needs only to be told the folder; one that compares
-  runs takes the data of the first that is a folder.
-  """
-  folder = config.workdir
-  if config.job == 'compare':
-    from ance_jax.jobs import systems  # Only where it is needed, as a job.
-
-    folder = systems.data_folder(config)
-  if config.remote_dir and config.job != 'train':
-    from ance_jax.training import experiment
-
-    experiment.fetch(config, every=config.checkpoint != 'last')
-  if config.job == 'train':
-    return config
-  if folder and checkpoint.committed_steps(folder):
-    return _under_flags(config, folder, ('workdir',))
-  theirs = config.init_from if config.job in _READ_RUNS else ''
-  if theirs and checkpoint.committed_steps(theirs):
-    own = ('workdir', 'init_from', *_OWN_PLACES)
-    # Who names a dataset means that one, not the run's under other names.
-    if flags.FLAGS['dataset'].present:
-      own += _OF_DATA
-    return _under_flags(config, theirs, own)
-  return config
-
-
-def _under_flags(config, folder, own):
-  """Returns the settings of a run's folder, but for flags that were given.
-
-  Args:
-    config: The `Config` of the flags.
-    folder: The run's.
-    own: Names of flags that are never the run's.
-  """
-  from ance_jax.training import experiment
-
-  names = [field.name for field in dataclasses.fields(config)]
-  given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
-  given |= {name: getattr(config, name) for name in own}
-  if 'index' in given:
-    # Search parameters of the run's own index are none of another.
-    given.setdefault('index_params', config.index_params)
-  if 'beir_set' in given:
-    given.setdefault('protocol', None)  # The set's.
-  _, settings = checkpoint.read_chosen(
-    folder, 'last', lambda step: experiment.settings(folder, step)
-  )
-  return dataclasses.replace(settings, **given)
 
 
 def run():
   """Entry point of `python -m ance_jax.main`."""
   flags_lib.define_flags()
   flags.adopt_module_key_flags(flags_lib)
-  jax.config.config_with_absl()
-  app.run(main, flags_parser=_parse)
+  app.run(_main, flags_parser=_parse)
+
+
+def _main(_):
+  from ance_jax import launch  # It imports jax.
+
+  return launch.run()
 
 
 def _parse(argv):
+  """Sets the flags; ends the process with a sentence if one is wrong."""
   try:
-    return flags_lib.parse(argv)
+    program, *left_over = flags_lib.parse(argv)
+    config_lib.refuse_left_over(left_over)
+    flags_lib.from_flags()
+    return [program]
   except errors.BadInput as error:
+    if flags.FLAGS['debug'].value:
+      traceback.print_exception(error)
     print(f'ance_jax: {error}', file=sys.stderr)
-    sys.exit(_BAD_INPUT)
-
-
-def _leave():
-  """Ends the process, without waiting for a save that is under way."""
-  print('\nance_jax: interrupted.', file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  os._exit(_INTERRUPTED)
+    sys.exit(errors.BAD_INPUT)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ import pytest
 from ance_jax import config as config_lib
 from ance_jax import errors as errors_lib
 from ance_jax import flags as flags_lib
-from ance_jax import main
+from ance_jax import launch
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 
@@ -150,7 +150,7 @@ def test_debug_shows_where_an_error_comes_from():
 def test_whatever_ends_a_job_is_one_sentence_and_an_exit_code(
   error, code, expected
 ):
-  sentence, found = main._explain(error)
+  sentence, found = launch.explain(error)
   assert found == code
   assert expected in sentence
   assert '\n' not in sentence
@@ -163,6 +163,40 @@ def test_a_left_over_line_of_a_flagfile_is_refused(tmp_path):
   ended = run_main(f'--flagfile={path}')
   assert ended.returncode == 2
   assert "found 'max_steps 4'" in ended.stderr
+
+
+def test_flags_are_parsed_without_what_takes_seconds_to_import():
+  code = """
+import sys
+from ance_jax import main
+heavy = 'jax numpy faiss orbax optax transformers tensorflow_datasets torch'
+print({*heavy.split()} & {*sys.modules})
+main.run()
+"""
+  ended = subprocess.run(
+    [sys.executable, '-c', code, '--help'], capture_output=True, text=True
+  )
+  assert ended.stdout.startswith('set()\n')
+
+
+def test_flags_of_jax_are_set_where_they_are_named(tmp_path):
+  code = """
+import sys
+import jax
+from ance_jax import launch
+from ance_jax import main
+names = 'jax_debug_nans', 'jax_log_compiles'
+launch.run = lambda: print(*[getattr(jax.config, name) for name in names])
+main.run()
+"""
+  path = tmp_path / 'a.flags'
+  path.write_text('--jax_debug_nans\n--nojax_log_compiles\n--seed=3\n')
+  ended = subprocess.run(
+    [sys.executable, '-c', code, f'--flagfile={path}', '--jax_log_compiles'],
+    capture_output=True, text=True,
+  )  # fmt: skip
+  assert ended.stdout == 'True True\n', ended.stderr
+  assert run_main('--jax_no_such=1').returncode == 2
 
 
 def test_help_tells_the_meaning_of_each_flag():
@@ -185,8 +219,8 @@ def settings_of(monkeypatch, *arguments):
   given = flags.FlagValues()
   flags_lib.define_flags(given)
   flags_lib.parse(['', *arguments], given)
-  monkeypatch.setattr(main.flags, 'FLAGS', given)
-  return main._with_flags_of_run(flags_lib.from_flags(given))
+  monkeypatch.setattr(launch.flags, 'FLAGS', given)
+  return launch.with_flags_of_run(flags_lib.from_flags(given))
 
 
 @pytest.mark.parametrize(
@@ -238,9 +272,9 @@ def test_a_job_takes_the_settings_of_a_run_that_went_on_elsewhere(
 def test_a_search_with_a_port_is_the_page(job, port, is_page, monkeypatch):
   ran = []
   monkeypatch.setattr(
-    main.importlib,
+    launch.importlib,
     'import_module',
     lambda name: ran.append(name) or mock.Mock(),
   )
-  main._run_job(config_lib.Config(job=job, port=port))
+  launch.run_job(config_lib.Config(job=job, port=port))
   assert (ran == ['ance_jax.jobs.serve']) == is_page

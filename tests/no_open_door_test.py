@@ -71,7 +71,7 @@ def test_no_module_can_run_what_it_reads(path):
     # path in it is written to.
     if (path.stem, door) not in (
       # The jobs' modules, by a table of its own.
-      ('main', 'import_module'),
+      ('launch', 'import_module'),
       ('downloads', 'tarfile'),
       ('downloads', 'zipfile'),
       # Python alone, on python_files.py, which parses what it is given.

@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'ance_jax'
 PACKAGES = 'jobs training mining retrieval models data core'.split()
-ABOVE, BELOW = ['main', 'flags'], ['config', 'errors']
+ABOVE, BELOW = ['main', 'launch', 'flags'], ['config', 'errors']
 ORDER = [*ABOVE, *PACKAGES, *BELOW]
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
-  'absl': {'flags', 'main'},
+  'absl': {'flags', 'launch', 'main'},
   'faiss': {'factories', 'index'},
   'orbax': {'checkpoint'},
   'transformers': {'huggingface', 'tokenizer'},

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from ance_jax import main
+from ance_jax import launch
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import faults
@@ -36,7 +36,7 @@ DISK = 'what was committed is whole'
 def test_each_error_of_a_file_says_its_kind_and_the_cure_that_fits(
   number, fact, code
 ):
-  found, exit_code = main._explain(OSError(number, 'text', '/a/b'))
+  found, exit_code = launch.explain(OSError(number, 'text', '/a/b'))
   assert found.startswith(fact)
   assert exit_code == code
   assert (DISK in found) == (DISK in fact)
@@ -78,16 +78,16 @@ def test_each_error_of_a_file_says_its_kind_and_the_cure_that_fits(
   ids=lambda value: type(value).__name__,
 )
 def test_what_libraries_make_of_an_error_is_told_the_same(error, fact):
-  assert main._explain(error)[0].startswith(fact)
+  assert launch.explain(error)[0].startswith(fact)
 
 
 def test_a_cause_is_told_but_not_what_was_being_handled():
   wrapped = RuntimeError('it failed')
   wrapped.__cause__ = PermissionError(13, 'denied', '/a')
-  assert main._explain(wrapped)[0].startswith('permission denied: /a;')
+  assert launch.explain(wrapped)[0].startswith('permission denied: /a;')
   other = RuntimeError('it failed')
   other.__context__ = PermissionError(13, 'denied', '/a')
-  assert main._explain(other)[0].startswith('RuntimeError: it failed')
+  assert launch.explain(other)[0].startswith('RuntimeError: it failed')
   assert faults.sentence(KeyError('a')) == ''
 
 
@@ -124,7 +124,7 @@ def test_a_full_disk_is_told_with_the_path_that_was_written(
 ):
   with pytest.raises(OSError, match=r'.') as raised:
     how(tmp_path / 'made', what)
-  found, code = main._explain(raised.value)
+  found, code = launch.explain(raised.value)
   assert found.startswith(f'No space left on device: {tmp_path}/made; {DISK}')
   assert code == 1
 
@@ -134,7 +134,7 @@ def test_a_full_disk_is_told_with_the_path_of_a_lock(tmp_path, monkeypatch):
   with pytest.raises(OSError, match=r'.') as raised:
     locks.Lock(tmp_path)
   expected = f'No space left on device: {tmp_path}/lock;'
-  assert main._explain(raised.value)[0].startswith(expected)
+  assert launch.explain(raised.value)[0].startswith(expected)
 
 
 def test_an_error_keeps_the_path_that_it_brings(tmp_path):
@@ -144,6 +144,6 @@ def test_an_error_keeps_the_path_that_it_brings(tmp_path):
 
 
 def test_a_damaged_file_ends_with_the_code_of_a_disk():
-  found, code = main._explain(atomic._damaged('/a/b'))
+  found, code = launch.explain(atomic._damaged('/a/b'))
   assert '/a/b is missing or was changed' in found
   assert code == 1

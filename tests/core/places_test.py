@@ -18,7 +18,7 @@ import pytest
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax import flags as flags_lib
-from ance_jax import main
+from ance_jax import launch
 from ance_jax.core import atomic
 from ance_jax.core import logs
 from ance_jax.core import places
@@ -38,6 +38,7 @@ if len(sys.argv) == 2:
 from ance_jax.jobs import compare
 from ance_jax.jobs import evaluate
 from ance_jax.jobs import export
+from ance_jax import launch
 from ance_jax import main
 from ance_jax.jobs import mine
 from ance_jax.jobs import serve
@@ -163,8 +164,8 @@ def given(monkeypatch):
     values = flags.FlagValues()
     flags_lib.define_flags(values)
     flags_lib.parse(['main', *arguments], values)
-    monkeypatch.setattr(main, 'flags', types.SimpleNamespace(FLAGS=values))
-    return main._with_flags_of_run(flags_lib.from_flags(values))
+    monkeypatch.setattr(launch, 'flags', types.SimpleNamespace(FLAGS=values))
+    return launch.with_flags_of_run(flags_lib.from_flags(values))
 
   return given
 
@@ -216,7 +217,7 @@ def test_all_that_describes_data_goes_with_another_dataset(
   assert getattr(given(*run, '--dataset=pairs'), name) == default
 
 
-@pytest.mark.parametrize('name', main._OWN_PLACES)
+@pytest.mark.parametrize('name', launch.OWN_PLACES)
 def test_nothing_is_written_where_the_run_to_start_from_wrote(
   name, theirs, given, monkeypatch
 ):
@@ -229,7 +230,7 @@ def test_nothing_is_written_where_the_run_to_start_from_wrote(
 
 
 def test_places_that_are_written_are_those_of_the_flags():
-  assert set(main._OWN_PLACES) == set(
+  assert set(launch.OWN_PLACES) == set(
     'remote_dir tokens_dir compilation_cache_dir output picture'.split()
   )
   # Whatever is looked at before a job writes there is one of them, or its own.
@@ -240,7 +241,7 @@ def test_places_that_are_written_are_those_of_the_flags():
   jobs = {f.name: f for f in dataclasses.fields(config)}['job'].metadata
   for job in jobs['choices']:
     written = places._written(dataclasses.replace(config, job=job))
-    assert {flag for flag, _ in written} <= {'workdir', *main._OWN_PLACES}
+    assert {flag for flag, _ in written} <= {'workdir', *launch.OWN_PLACES}
 
 
 @pytest.mark.parametrize('job', ['export', 'report'])
@@ -433,7 +434,7 @@ def test_data_that_cannot_be_looked_at_is_told_by_its_kind(
   config = config_lib.Config(job='evaluate', dataset='beir', data_dir=name)
   with pytest.raises((OSError, errors.BadInput)) as raised:
     places.check(config)
-  sentence, code = main._explain(raised.value)
+  sentence, code = launch.explain(raised.value)
   assert sentence.startswith(expected)
   assert code == 2
 

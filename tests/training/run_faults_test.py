@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from ance_jax import errors
-from ance_jax import main
+from ance_jax import launch
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
@@ -189,7 +189,7 @@ def test_an_error_at_any_file_operation_ends_in_a_sentence_and_loses_nothing(
     )
     ended = stop(here, disk)
     if ended:
-      sentence, code = main._explain(ended)
+      sentence, code = launch.explain(ended)
       assert code == 1, (number, sentence)
       assert os.strerror(faulty_disk.ERRORS[name]) in sentence
       assert '\n' not in sentence
