@@ -65,6 +65,9 @@ def test_a_query_that_is_a_passage_is_no_false_negative():
   above = np.argwhere(marks['above the positive']).tolist()
   assert above == [[0, 1], *([1, place] for place in (1, 2, 3, 4))]
   assert not marks['near-duplicate'].any()
+  # Of some queries alone, each has its own.
+  alone = audit.marked(rows[1:], np.array([1]), own, corpus)
+  assert np.argwhere(alone['own text']).tolist() == [[0, 0]]
   # What is not there has no text, be it that of the last passage.
   last = split._replace(same_text=np.array([[0], [5]]))
   marks = audit.marked(np.array([[3, 5, -1]]), np.array([0]), last, corpus)

@@ -143,6 +143,19 @@ def test_a_batch_shows_the_columns_of_the_step_and_why_some_are_masked(
   assert lines[0] == f'  --method={method}, 48 queries'
   number = 47 if method == 'in_batch' else 2
   assert sum(f'{number} columns: ' in line for line in lines) == 3
+  if method == 'in_batch':
+    # Four that count, and four that do not if there are so many.
+    masked = [
+      int(line.split(' count, ')[1].split()[0])
+      for line in lines
+      if ' columns: ' in line
+    ]
+    assert max(masked) > 0
+    shown = [line for line in lines if line.startswith('      ')]
+    assert len(shown) == sum(4 + min(4, number) for number in masked)
+    assert sum('(masked: ' in line for line in shown) == sum(
+      min(4, number) for number in masked
+    )
   drawn_rows = batches.draw_rows(
     drawn_from, 0, seed=settings.seed, batch_size=48, num_negatives=2,
     negatives=None,
@@ -216,6 +229,33 @@ def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
   found = inspect.run(of_checkpoint)
   assert found['seconds to encode the corpus'] > 0
   assert 'only a run has' in found['batch'][1]
+
+
+def test_the_batch_of_a_run_is_the_first_on_what_it_picked_up_last(
+  tiny, monkeypatch
+):
+  settings = dataclasses.replace(
+    tiny, num_devices=1, warmup_steps=0, max_steps=4, method='ance',
+    steps_per_refresh=2, refresh='delayed', refresh_delay=1,
+  )  # fmt: skip
+  train.run(settings)
+  steps, draw_rows = [], batches.draw_rows
+
+  def drawn(data, step, **kwargs):
+    steps.append(step)
+    return draw_rows(data, step, **kwargs)
+
+  monkeypatch.setattr(batches, 'draw_rows', drawn)
+  inspect.run(dataclasses.replace(settings, job='inspect'))
+  assert steps == [3]
+
+
+def test_before_anything_is_mined_the_batch_is_that_of_the_warm_up(tiny):
+  settings = dataclasses.replace(
+    tiny, job='inspect', num_devices=1, method='ance', warmup_steps=4,
+    warmup_method='in_batch',
+  )  # fmt: skip
+  assert inspect.run(settings)['batch'][0] == '  --method=in_batch, 8 queries'
 
 
 def test_what_a_run_ranked_by_bm25_is_shown_in_a_batch(tiny):

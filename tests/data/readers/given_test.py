@@ -641,6 +641,32 @@ def test_the_best_of_a_querys_positives_counts_by_a_models_scores(beir):
   )
 
 
+def test_queries_of_one_text_have_one_best_positive_by_a_models_scores(beir):
+  folder = pathlib.Path(beir.data_dir)
+  lines(folder / 'queries.jsonl', [{'_id': i, 'text': Q0} for i, _ in QUERIES])
+  config = small(beir, negatives='', pooling='mean')
+  this, params = experiment.begin(config, ('train',))
+  rows = np.array([[5]] * 3, np.int32)
+  _, best = audit._model_scores(this, params, np.arange(3), rows)
+  indexed = corpus_index.index_corpus(this, params, logs.Stopwatch())
+  queries = corpus_index.encode_queries(this, params, 'train', logs.Stopwatch())
+  positives = this.splits['train'].positives()[1]
+  assert len(set(positives.tolist())) == 3
+  scores = indexed.scores(queries[:1], positives[None])
+  assert np.ptp(scores) > 1e-3
+  np.testing.assert_allclose(best, [scores.max()] * 3, rtol=1e-6)
+
+
+def test_in_the_folder_of_a_run_the_files_scores_count(beir, monkeypatch):
+  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
+  folder = pathlib.Path(beir.workdir)
+  folder.mkdir()
+  (folder / 'run.flags').touch()
+  config = dataclasses.replace(beir, job='audit', init_from='what/it/began')
+  monkeypatch.delattr(experiment, 'read')  # No model is asked.
+  assert 'above the positive' in audit.run(config)
+
+
 def test_without_negatives_and_a_model_there_is_nothing_to_audit(beir):
   config = dataclasses.replace(beir, job='audit', negatives='')
   with pytest.raises(errors.BadInput, match='nothing to audit'):
@@ -938,6 +964,17 @@ def test_given_negatives_are_in_the_report_on_a_dataset(beir):
   }
 
 
+def test_negatives_that_questions_bring_are_in_the_report_on_a_dataset(beir):
+  _, split = loaded(dataclasses.replace(beir, negatives=''))
+  facts = inspect.split_facts(split._replace(negatives=[[4, 5], [], [0]]))
+  assert {k: v for k, v in facts.items() if 'given' in k} == {
+    'given negatives': 3,
+    'given negatives of a query, mean': 1.0,
+    'given negatives of a query, most': 2,
+    'queries without a given negative': 1,
+  }
+
+
 def test_a_row_that_takes_none_of_them_says_so(beir, capsys):
   lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
   run, _ = experiment.begin(small(beir), ('train',))
@@ -972,13 +1009,9 @@ def test_what_the_corpus_lacks_is_counted_by_mention_and_no_positive(
 
 def test_the_query_itself_is_not_above_the_positive_by_the_files_scores(beir):
   path = pathlib.Path(beir.data_dir, 'queries.jsonl')
-  lines(
-    path,
-    [
-      {'_id': an_id, 'text': CORPUS[3][2] if an_id == 'q0' else text}
-      for an_id, text in QUERIES
-    ],
-  )
+  # That of q2 have two passages.
+  own = {'q0': CORPUS[3][2], 'q2': CORPUS[1][2]}
+  lines(path, [{'_id': i, 'text': own.get(i, text)} for i, text in QUERIES])
   lines(
     pathlib.Path(beir.negatives),
     [
@@ -989,5 +1022,8 @@ def test_the_query_itself_is_not_above_the_positive_by_the_files_scores(beir):
     ],
   )  # fmt: skip
   shares = audit.run(dataclasses.replace(beir, job='audit'))
+  path = pathlib.Path(beir.workdir, 'audit-given.json')
+  found = json.loads(path.read_text())
+  assert found['training queries that are passages, too'] == 2
   assert shares['own text'][0] == 1 / 2
   assert shares['above the positive'][0] == 0
