@@ -15,12 +15,37 @@ import types
 import typing
 import unicodedata
 
-import Stemmer
-
 from ance_jax import errors
+from ance_jax.data import datasets
+from ance_jax.data import registry
+from ance_jax.jobs import forms
+from ance_jax.models import choices
+from ance_jax.retrieval import protocols
+from ance_jax.retrieval import words
+from ance_jax.training import methods
 
 # The value of --index that is no FAISS index.
 ON_DEVICES = 'device'
+# What there is to do, each a module of jobs.
+JOBS = {
+  'train': 'train a retriever',
+  'prepare': 'only read and tokenize the data',
+  'export': 'write a checkpoint as sentence-transformers reads it',
+  'inspect': 'report on the dataset',
+  'audit': 'look for false negatives in what a checkpoint ranks high',
+  'mine': 'write filtered hard negatives for other trainers',
+  'refresh': 'mine negatives once with a checkpoint',
+  'encode': 'write the embeddings of the corpus',
+  'evaluate': 'score a split',
+  'compare': 'whether runs differ there by more than chance',
+  'search': 'type queries, see passages',
+  'report': 'draw the curves',
+}
+
+
+def _listed(rows):
+  """Returns {name: what it is} as one text."""
+  return '; '.join(f'{name}: {what}' for name, what in rows.items())
 
 
 def knob(default, help, *, choices=None, may_change=False):
@@ -29,13 +54,20 @@ def knob(default, help, *, choices=None, may_change=False):
   Args:
     default: Value when the flag is not given. None means "not given".
     help: Meaning, unit and the paper's value, for `--help`.
-    choices: The values allowed, or None if any of the type is.
+    choices: The values allowed, or a function that returns them; None if any
+      of the type is.
     may_change: Whether a run may go on with another value than it began with.
   """
   return dataclasses.field(
     default=default,
     metadata={'help': help, 'choices': choices, 'may_change': may_change},
   )
+
+
+def values_of(field: dataclasses.Field) -> tuple[str, ...]:
+  """Returns the values that a field may have, () if any of its type."""
+  found = field.metadata['choices']
+  return tuple(found() if callable(found) else found or ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,29 +77,8 @@ class Config:
   # The job.
   job: str = knob(
     'train',
-    'What to do: train a retriever; prepare: only read and tokenize the data; '
-    'export: write a checkpoint as sentence-transformers reads it; '
-    'inspect: report on the dataset; audit: '
-    'look for false negatives in what a checkpoint ranks high; mine: write '
-    'filtered hard negatives for other trainers; refresh: mine '
-    'negatives once with a checkpoint; encode: write the embeddings of the '
-    'corpus; evaluate: score a split; compare: whether runs differ there by '
-    'more than chance; search: type queries, see passages; '
-    'report: draw the curves.',
-    choices=(
-      'train',
-      'prepare',
-      'export',
-      'inspect',
-      'audit',
-      'mine',
-      'refresh',
-      'encode',
-      'evaluate',
-      'compare',
-      'search',
-      'report',
-    ),
+    f'What to do. {_listed(JOBS)}.',
+    choices=JOBS,
     may_change=True,
   )
   workdir: str = knob(
@@ -144,20 +155,9 @@ class Config:
   )
   dataset: str = knob(
     'pydocs',
-    'pydocs: docstrings of the installed Python packages, no download; all '
-    'others are read from --data_dir: beir, a BEIR folder; pairs, a file of '
-    'queries and positives; msmarco, the passages of MS MARCO; msmarco_titled, '
-    'the same with titles, which are not part of it; msmarco_doc, its '
-    "documents; dpr, Wikipedia and DPR's questions.",
-    choices=(
-      'pydocs',
-      'beir',
-      'pairs',
-      'msmarco',
-      'msmarco_titled',
-      'msmarco_doc',
-      'dpr',
-    ),
+    'What is read, all but pydocs from --data_dir. '
+    f'{_listed({name: row.what for name, row in datasets.READERS.items()})}.',
+    choices=datasets.READERS,
   )
   data_dir: str = knob(
     '',
@@ -178,56 +178,21 @@ class Config:
     'Set of BEIR that is in --data_dir, or that --download fetches into it: '
     'scored by --protocol=beir unless another is given. A line says so if it '
     'has not as many passages as that set. Not given: any folder of the form.',
-    choices=(
-      'arguana',
-      'climate-fever',
-      'cqadupstack/android',
-      'cqadupstack/english',
-      'cqadupstack/gaming',
-      'cqadupstack/gis',
-      'cqadupstack/mathematica',
-      'cqadupstack/physics',
-      'cqadupstack/programmers',
-      'cqadupstack/stats',
-      'cqadupstack/tex',
-      'cqadupstack/unix',
-      'cqadupstack/webmasters',
-      'cqadupstack/wordpress',
-      'dbpedia-entity',
-      'fever',
-      'fiqa',
-      'hotpotqa',
-      'msmarco',
-      'nfcorpus',
-      'nq',
-      'quora',
-      'scidocs',
-      'scifact',
-      'trec-covid',
-      'webis-touche2020',
-    ),
+    choices=registry.BEIR_PASSAGES,
     may_change=True,
   )
   questions: str | None = knob(
     None,
     'Set of questions of --dataset=dpr. Not given: the one whose files are in '
     '--data_dir.',
-    choices=('nq', 'trivia', 'webquestions', 'curatedtrec', 'squad1'),
+    choices=registry.QUESTIONS,
   )
   protocol: str | None = knob(
     None,
     'How dev and --split are scored, a row of the protocols in '
     'ance_jax/data/README.md; by the first measure checkpoints are chosen. '
     "Not given: the dataset's own; with --beir_set, beir.",
-    choices=(
-      'usual',
-      'beir',
-      'msmarco',
-      'trec_dl',
-      'msmarco_doc',
-      'trec_dl_doc',
-      'answers',
-    ),
+    choices=protocols.PROTOCOLS,
   )
   train_split: str = knob('train', 'Name of the judgements to train on.')
   dev_split: str = knob(
@@ -266,24 +231,15 @@ class Config:
   )
   pooling: str | None = knob(
     None,
-    "How token vectors become one: the first token's, the last one's, the "
-    'maximum of each number, the mean, the sum over the root of their number, '
-    'or the mean weighted by place. Not given: '
+    f'How token vectors become one. {_listed(choices.POOLINGS)}. Not given: '
     "the checkpoint's own, else cls (ANCE and DPR).",
-    choices=(
-      'cls',
-      'mean',
-      'max',
-      'lasttoken',
-      'weightedmean',
-      'mean_sqrt_len_tokens',
-    ),
+    choices=choices.POOLINGS,
   )
   similarity: str | None = knob(
     None,
     'Score of a query and a passage. Not given: the '
     "checkpoint's own, else dot (ANCE and DPR).",
-    choices=('dot', 'cosine'),
+    choices=choices.SIMILARITIES,
   )
   head_size: int | None = knob(
     None,
@@ -360,24 +316,13 @@ class Config:
     'ance',
     'Row of the method table (README): where negatives come from, and the '
     'loss.',
-    choices=(
-      'random',
-      'in_batch',
-      'bm25',
-      'dpr',
-      'ance',
-      'ance_code',
-      'ance_code_qa',
-      'ance_in_batch',
-      'given',
-      'given_in_batch',
-    ),
+    choices=methods.METHODS,
   )
   warmup_method: str = knob(
     'bm25',
     'Row whose negatives and loss are used for the first --warmup_steps. '
     'ANCE: bm25.',
-    choices=('random', 'in_batch', 'bm25', 'dpr', 'given', 'given_in_batch'),
+    choices=methods.of_warm_up,
   )
   warmup_steps: int = knob(
     0,
@@ -514,9 +459,8 @@ class Config:
   )
   optimizer: str = knob(
     'lamb',
-    'What makes a step of a gradient. lamb: that of ANCE, its weight norm '
-    'clamped to 10; adamw: that of DPR.',
-    choices=('lamb', 'adamw'),
+    f'What makes a step of a gradient. {_listed(methods.OPTIMIZERS)}.',
+    choices=methods.OPTIMIZERS,
   )
   learning_rate: float = knob(
     1e-6, 'Peak learning rate. ANCE: 1e-6 (LAMB); DPR: 2e-5 (AdamW).'
@@ -634,7 +578,7 @@ class Config:
     'the same, but every two neighbouring letters of Chinese, Japanese, '
     'Korean, Thai and other scripts without spaces, as in Lucene. auto: '
     'english, none or bigrams by a sample of the corpus; a line says which.',
-    choices=('auto', 'none', 'bigrams', *sorted(Stemmer.algorithms())),
+    choices=words.LANGUAGES,
   )
   bm25_k1: float = knob(0.9, 'BM25 term saturation. Anserini: 0.9.')
   bm25_b: float = knob(0.4, 'BM25 length normalisation. Anserini: 0.4.')
@@ -727,24 +671,9 @@ class Config:
   )
   format: str = knob(
     'triplets',
-    'What --job=mine writes. triplets, n_tuples: JSON lines of '
-    'sentence-transformers, title and text as one; a query with fewer than '
-    '--num_negatives is not in n_tuples, which have one width, unless '
-    '--too_few=fill. triplets_scored, n_tuples_scored: the same with a list '
-    'of ranking scores, for its MarginMSELoss and '
-    'DistillKLDivLoss. flag_embedding: JSON lines of FlagEmbedding, with '
-    'scores. dpr: the JSON array of DPR. tevatron: its JSON lines. ids: JSON '
-    'lines of ids and scores.',
-    choices=(
-      'triplets',
-      'triplets_scored',
-      'n_tuples',
-      'n_tuples_scored',
-      'flag_embedding',
-      'dpr',
-      'tevatron',
-      'ids',
-    ),
+    'What --job=mine writes. '
+    f'{_listed({name: row.what for name, row in forms.FORMS.items()})}.',
+    choices=forms.FORMS,
     may_change=True,
   )
 
@@ -1105,7 +1034,7 @@ def similar_flag(name):
 def bad_value(name, text):
   """Returns the error of a text that is no value of a flag."""
   field = Config.__dataclass_fields__[name]
-  if field.metadata['choices']:
+  if values_of(field):
     return _bad_choice(field, text)
   rule, cure = _KINDS[plain_type(field.type)]
   return _bad(name, rule, text, cure)
@@ -1159,9 +1088,9 @@ def differences(before, after, *, may_change):
 
 def _parsed(field, text, place):
   """Returns the value that `Config.to_flagfile` wrote as a text."""
-  plain, choices = plain_type(field.type), field.metadata['choices']
+  plain, allowed = plain_type(field.type), values_of(field)
   try:
-    if choices and text not in choices:
+    if allowed and text not in allowed:
       raise ValueError(text)
     return _BOOLS[text] if plain is bool else plain(text)
   except (KeyError, ValueError) as error:
@@ -1183,7 +1112,7 @@ def _check_type(field, value):
 
 def _check_value(field, value):
   """Raises `BadInput` for what no field of such a type may be."""
-  if field.metadata['choices'] and value not in field.metadata['choices']:
+  if (allowed := values_of(field)) and value not in allowed:
     raise _bad_choice(field, value)
   if isinstance(value, int) and not -(2**31) <= value < 2**31:
     raise _bad(field.name, 'be below 2**31', value, 'set it so')
@@ -1220,8 +1149,7 @@ def _check_text(name, value):
 
 
 def _bad_choice(field, value):
-  choices = field.metadata['choices']
-  rule = f'be one of {", ".join(choices)}'
+  rule = f'be one of {", ".join(values_of(field))}'
   return _bad(field.name, rule, value, 'set it to one of them')
 
 

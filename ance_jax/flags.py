@@ -24,8 +24,7 @@ def define_flags(flag_values=flags.FLAGS):
   for field in dataclasses.fields(config_lib.Config):
     kwargs = {'flag_values': flag_values}
     name, default, text = field.name, field.default, field.metadata['help']
-    if field.metadata['choices']:
-      choices = field.metadata['choices']
+    if choices := config_lib.values_of(field):
       flags.DEFINE_enum(name, default, choices, text, **kwargs)
     else:
       _DEFINE[config_lib.plain_type(field.type)](name, default, text, **kwargs)

@@ -200,14 +200,13 @@ def cases(code):
 
 
 def row_names(code):
-  """Returns the rows of the method table, as --help has them."""
-  shown = subprocess.run(
-    [sys.executable, '-m', 'ance_jax.main', '--help'],
+  """Returns the rows of a copy's method table."""
+  table = 'from ance_jax.training import methods; print(*methods.METHODS)'
+  return subprocess.run(
+    [sys.executable, '-c', table],
     env={**os.environ, 'PYTHONPATH': str(code.absolute())},
-    capture_output=True, text=True,
-  ).stdout  # fmt: skip
-  names = re.search(r'--method: <([^>]*)>', shown)[1]
-  return ''.join(names.split()).split('|')
+    capture_output=True, text=True, check=True,
+  ).stdout.split()  # fmt: skip
 
 
 def prepare(old, folder):

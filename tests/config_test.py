@@ -1,15 +1,26 @@
 """Flags: each has a reader and a meaning, and a file gives them all again."""
 
 import dataclasses
+import importlib
 import pathlib
 import re
 
 from absl import flags
+import jax.numpy as jnp
 import pytest
 
 from ance_jax import config
 from ance_jax import errors
 from ance_jax import flags as flags_lib
+from ance_jax.core import logs
+from ance_jax.data import datasets
+from ance_jax.data import load
+from ance_jax.jobs import forms
+from ance_jax.jobs import mine_formats
+from ance_jax.jobs import train
+from ance_jax.training import losses
+from ance_jax.training import methods
+from ance_jax.training import optimizers
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 FIELDS = dataclasses.fields(config.Config)
@@ -41,6 +52,46 @@ def test_every_flag_is_explained_in_a_sentence(field):
   text = field.metadata['help']
   assert len(text) > 20
   assert text.endswith('.')
+
+
+def test_every_choice_is_made_somewhere():
+  for row in methods.METHODS.values():
+    assert callable(getattr(losses, row.loss))
+  for name in datasets.READERS:
+    assert callable(load._reader(name))
+  for name in forms.FORMS:
+    assert callable(getattr(mine_formats, name))
+  for name in config.JOBS:
+    assert callable(importlib.import_module(f'ance_jax.jobs.{name}').run)
+  for name in methods.OPTIMIZERS:
+    optimizers.make(config.Config(optimizer=name))
+
+
+@pytest.fixture
+def added(monkeypatch):
+  """A method that somebody adds: a row, and a loss."""
+  row = methods.Method('bm25', True, 'hinge', 'nowhere')
+  monkeypatch.setitem(methods.METHODS, 'hinge', row)
+
+  def hinge(positive, negatives, counted):
+    apart = jnp.maximum(negatives - positive[:, None] + 1, 0)
+    return jnp.where(counted, apart, 0).sum(1)
+
+  monkeypatch.setattr(losses, 'hinge', hinge, raising=False)
+
+
+@pytest.mark.parametrize('flag', ['method', 'warmup_method'])
+def test_a_method_is_a_row_a_loss_and_a_flagfile(flag, added, tiny, tmp_path):
+  settings = dataclasses.replace(tiny, **{flag: 'hinge'}, max_steps=2)
+  path = tmp_path / 'hinge.flags'
+  path.write_text(settings.to_flagfile())
+  settings = flags_lib.from_flagfile(path)
+  assert getattr(settings, flag) == 'hinge'
+  flag_values = flags.FlagValues()
+  flags_lib.define_flags(flag_values)
+  assert 'given_in_batch|hinge>' in ''.join(str(flag_values).split())
+  train.run(settings)
+  assert min(logs.series(settings.workdir, 'train/loss').values()) > 1
 
 
 def test_flags_give_the_defaults_and_what_was_set():

@@ -100,7 +100,7 @@ class Split(NamedTuple):
     own: (Q,) int32 row of the passage with the query's id, -1 without one:
       it is never a result (BEIR: ignore_identical_ids). None: ids of queries
       have nothing to do with those of passages.
-    protocol: Name of a row of `metrics.PROTOCOLS`.
+    protocol: Name of a row of `protocols.PROTOCOLS`.
     answers_are_patterns: Whether answers are regular expressions.
     missing: Q lists of the grades of judged passages that the corpus lacks:
       they are never found, but count in what could be. None without any.

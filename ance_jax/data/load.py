@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import io
 import pathlib
 
@@ -16,12 +17,9 @@ from ance_jax.core import atomic
 from ance_jax.core import logs
 from ance_jax.core import strict_io
 from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import datasets
 from ance_jax.data import pydocs
-from ance_jax.data.readers import beir
-from ance_jax.data.readers import dpr
 from ance_jax.data.readers import given
-from ance_jax.data.readers import msmarco
-from ance_jax.data.readers import pairs
 
 
 def load(config, split_names):
@@ -42,7 +40,7 @@ def load(config, split_names):
       cure.
   """
   config = with_protocol(config)
-  source = _READERS[config.dataset](config)
+  source = _reader(config.dataset)(config)
   # Whether there is a dev split is asked more than once.
   source = source._replace(read_split=functools.cache(source.read_split))
   if split_names is None:
@@ -65,7 +63,7 @@ def load(config, split_names):
     _check_judged(judged, name, config, source.corpus)
     if name == config.train_split:
       judged = _with_negatives(_with_positives(judged, name), source, config)
-    if judged.protocol == 'beir' and config.dataset in _GIVEN_IDS:
+    if judged.protocol == 'beir' and datasets.READERS[config.dataset].own_ids:
       judged = judged._replace(own=_own(judged, source.corpus))
     splits[name] = corpus_lib.make_split(judged, source.corpus)
     logs.say(
@@ -74,9 +72,16 @@ def load(config, split_names):
     )
   if config.train_split in splits:
     _say_equal_texts(splits, config.train_split)
-  if config.dataset in _GIVEN_IDS:
+  if datasets.READERS[config.dataset].own_ids:
     _say_own(splits, source.corpus)
   return corpus_lib.Dataset(source.corpus._replace(keys=None), splits)
+
+
+def _reader(name):
+  """Returns the function that reads a row of the table of datasets."""
+  module, _, function = datasets.READERS[name].function.rpartition('.')
+  module = importlib.import_module(f'ance_jax.data.{module}')
+  return getattr(module, function)
 
 
 def _say_equal_texts(splits, train):
@@ -286,7 +291,7 @@ def _say_own(splits, corpus):
     )
 
 
-def _read_pydocs(config):
+def read_pydocs(config):
   """Returns pydocs, built by TFDS in the workdir on the first call.
 
   A run keeps the set it began with, whatever is installed later.
@@ -355,16 +360,3 @@ def _pydocs_judgements(queries, splits, groups):
       for passage in members[group]:
         judgements[splits[row]][row, passage] = 1
   return judgements
-
-
-# Readers of data that brings the ids of its queries; the others make them up.
-_GIVEN_IDS = ('beir', 'msmarco', 'msmarco_titled', 'msmarco_doc')
-_READERS = {
-  'pydocs': _read_pydocs,
-  'beir': beir.read,
-  'pairs': pairs.read,
-  'msmarco': msmarco.read_passages,
-  'msmarco_titled': msmarco.read_titled_passages,
-  'msmarco_doc': msmarco.read_documents,
-  'dpr': dpr.read,
-}

@@ -6,6 +6,8 @@ BEIR's README, ir_datasets); what none of them has is left empty.
 
 from typing import NamedTuple
 
+# DPR's sets of questions.
+QUESTIONS = ('nq', 'trivia', 'webquestions', 'curatedtrec', 'squad1')
 _MARCO = 'https://msmarco.z22.web.core.windows.net/msmarcoranking/'
 _NIST = 'https://trec.nist.gov/data/deep/'
 _DPR = 'https://dl.fbaipublicfiles.com/dpr/'
@@ -112,7 +114,7 @@ DOWNLOADS = {
   'trivia-test.qa.csv': Download(f'{_DPR}data/retriever/trivia-test.qa.csv.gz'),
   'trivia-dev.qa.csv': Download(f'{_DPR}data/retriever/trivia-dev.qa.csv.gz'),
 }
-for _set in ('webquestions', 'curatedtrec', 'squad1'):
+for _set in QUESTIONS[2:]:
   _file = f'{_set}-test.qa.csv'
   DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}')
   for _split in ('train', 'dev'):

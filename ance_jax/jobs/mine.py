@@ -21,6 +21,7 @@ from ance_jax.core import workdirs
 from ance_jax.data import answers
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import load
+from ance_jax.jobs import forms
 from ance_jax.jobs import mine_formats
 from ance_jax.jobs import mine_report
 from ance_jax.mining import candidates
@@ -163,7 +164,7 @@ def _examples(task, found):
     written = mined.negatives[:, 0] >= 0
     if mine_report.only_full(task.config):
       written = mined.found == task.config.num_negatives
-    if task.config.format in mine_formats.SCORED:
+    if forms.FORMS[task.config.format].scored:
       written &= ~mine_report.unscored(mined)
     found.add(mined, written)
     for place in np.nonzero(written)[0].tolist():
@@ -173,7 +174,7 @@ def _examples(task, found):
 def _example(task, mined, place):
   split, query = task.split, int(mined.queries[place])
   start, end = np.searchsorted(mined.of_query, (place, place + 1))
-  if task.config.format in mine_formats.PAIRS:
+  if forms.FORMS[task.config.format].pairs:
     # The pairs of a query of the same text are written with that query.
     judged = split.grades[slice(*split.offsets[query : query + 2])]
     end = start + (judged > 0).sum()
@@ -321,14 +322,14 @@ def _cure(config):
   cure = 'loosen the filters that took most'
   if mine_report.only_full(config):
     cure += ', lower --num_negatives, or set --too_few=fill'
-  if config.format in mine_formats.SCORED:
+  if forms.FORMS[config.format].scored:
     cure += ', or have a model score (--init_from), which scores everything'
   return cure
 
 
 def _paths(config):
   """Returns the paths of the file and of its report, both free."""
-  ending = 'json' if config.format in mine_formats.ARRAYS else 'jsonl'
+  ending = 'json' if forms.FORMS[config.format].array else 'jsonl'
   name = f'hard_negatives.{config.format}.{ending}'
   path = pathlib.Path(config.output or pathlib.Path(config.workdir, name))
   if path.is_dir() or not path.parent.is_dir():

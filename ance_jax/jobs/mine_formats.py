@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from ance_jax.data import corpus as corpus_lib
+from ance_jax.jobs import forms
 
 
 class Example(NamedTuple):
@@ -19,8 +20,8 @@ class Example(NamedTuple):
     query: Its text.
     answers: List of strings, empty where there are none.
     positives: List of (passage row, score), as they were judged for it or, but
-      in `PAIRS`, for a query of the same text; a score that is not known is NaN
-      or infinite.
+      in forms of pairs, for a query of the same text; a score that is not known
+      is NaN or infinite.
     negatives: The same, by rank, at least one; what was drawn at random last.
   """
 
@@ -149,37 +150,19 @@ def ids(example, corpus):
   }
 
 
-# By the name of --format; those of `ARRAYS` are one JSON array, not lines, each
-# line of `RECTANGULAR` has as many negatives, of `SCORED` all scores, and of
-# `PAIRS` one positive.
-FORMS = {
-  'triplets': triplets,
-  'triplets_scored': triplets_scored,
-  'n_tuples': n_tuples,
-  'n_tuples_scored': n_tuples_scored,
-  'flag_embedding': flag_embedding,
-  'dpr': dpr,
-  'tevatron': tevatron,
-  'ids': ids,
-}
-ARRAYS = ('dpr',)
-RECTANGULAR = ('n_tuples', 'n_tuples_scored')
-PAIRS = ('triplets', 'triplets_scored', 'n_tuples', 'n_tuples_scored')
-SCORED = ('triplets_scored', 'n_tuples_scored')
-
-
 def encoded(name, examples, corpus):
   """Yields the bytes of a file in a form, an object a piece.
 
   Args:
-    name: One of `FORMS`.
+    name: Of a row of `forms.FORMS`.
     examples: Iterable of `Example`, one at least.
     corpus: `corpus.Corpus`.
   """
-  before, after = (b'[\n', b'\n]\n') if name in ARRAYS else (b'', b'\n')
-  between = b',\n' if name in ARRAYS else b'\n'
+  is_array, make = forms.FORMS[name].array, globals()[name]
+  before, after = (b'[\n', b'\n]\n') if is_array else (b'', b'\n')
+  between = b',\n' if is_array else b'\n'
   for example in examples:
-    for item in FORMS[name](example, corpus):
+    for item in make(example, corpus):
       yield before + json.dumps(item, ensure_ascii=False).encode()
       before = between
   yield after

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax.data import trec
-from ance_jax.jobs import mine_formats
+from ance_jax.jobs import forms
 from ance_jax.mining import filters
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import negatives as negatives_lib
@@ -52,9 +52,7 @@ class Mined(NamedTuple):
 
 def only_full(config):
   """Returns whether a query with fewer than --num_negatives is left out."""
-  one_width = (
-    config.format in mine_formats.RECTANGULAR and config.too_few == 'keep'
-  )
+  one_width = forms.FORMS[config.format].one_width and config.too_few == 'keep'
   return config.too_few == 'drop' or one_width
 
 
@@ -209,7 +207,8 @@ class Tally:
   def _unscored(self):
     """Yields what is done for want of a score, where a form has scores."""
     config, number = self._task.config, self._counts['unscored']
-    done = dict.fromkeys(mine_formats.SCORED, 'left out')
+    scored = [name for name, form in forms.FORMS.items() if form.scored]
+    done = dict.fromkeys(scored, 'left out')
     done['flag_embedding'] = 'written without scores'
     if number and config.format in done:
       yield (

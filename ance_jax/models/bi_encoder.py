@@ -25,7 +25,7 @@ class Retriever:
   Attributes:
     body: Sizes of the transformer of a tower.
     tied: Whether queries and passages share one tower.
-    pooling: A mode of `pooling.MODES`, or several with a + between, whose
+    pooling: A mode of `choices.POOLINGS`, or several with a + between, whose
       vectors are joined.
     head_size: Width of a projection after pooling (ANCE's `embeddingHead`,
       DPR's `encode_proj`); 0: none.

@@ -12,10 +12,6 @@ import jax.numpy as jnp
 
 from ance_jax.models import bert
 
-# In the order in which older files of sentence-transformers join them.
-MODES = (
-  'cls', 'max', 'mean', 'mean_sqrt_len_tokens', 'weightedmean', 'lasttoken'
-)  # fmt: skip
 IDENTITY = 'Identity'
 # Classes of torch.nn -> the same function, with torch's defaults.
 ACTIVATIONS = {
@@ -100,7 +96,7 @@ def pool(x, lengths, modes, skipped=0):
   Args:
     x: (B, L, D) float32 token vectors.
     lengths: (B,) int32, tokens of each text that are not padding.
-    modes: Some of `MODES`.
+    modes: Some of `choices.POOLINGS`.
     skipped: int, tokens at the start of each text that are left out: those of
       a prompt. Where nothing else is left, vectors are 0 (of `max`,
       sentence-transformers has minus infinity), and the first token's is its

@@ -11,6 +11,7 @@ from ance_jax import errors
 from ance_jax.core import logs
 from ance_jax.core import strict_io
 from ance_jax.models import bi_encoder
+from ance_jax.models import choices
 from ance_jax.models import huggingface
 from ance_jax.models import pooling
 from ance_jax.models import sbert_modules
@@ -170,7 +171,7 @@ def _tower(folder, modules):
   width = [width, *(layer.size for layer in layers if layer.size)][-1]
   truncate_dim = _truncate_dim(settings, width, folder)
   similarity = settings.get('similarity_fn_name') or 'cosine'
-  if similarity not in ('cosine', 'dot'):
+  if similarity not in choices.SIMILARITIES:
     raise sbert_modules.not_ours(f'similarity {similarity}', folder)
   # Of embeddings of length 1 the dot product is the cosine, unless they are cut
   # behind that.

@@ -11,6 +11,7 @@ import numpy as np
 from ance_jax import errors
 from ance_jax.core import logs
 from ance_jax.core import strict_io
+from ance_jax.models import choices
 from ance_jax.models import huggingface
 from ance_jax.models import pooling
 
@@ -55,10 +56,10 @@ def read_pooling(folder):
   if (
     not isinstance(modes, list)
     or not modes
-    or not all(mode in pooling.MODES for mode in modes)
+    or not all(mode in choices.POOLINGS for mode in modes)
   ):
     raise errors.BadInput(
-      f'pooling must be of {", ".join(pooling.MODES)}; found {modes} in '
+      f'pooling must be of {", ".join(choices.POOLINGS)}; found {modes} in '
       f'{path}; use another model.'
     )
   include_prompt = settings.get('include_prompt', True)
@@ -191,7 +192,8 @@ def written(retriever, params):
   settings |= {key: mode in retriever.modes for key, mode in _OLD_MODES.items()}
   if not retriever.include_prompt:
     settings['include_prompt'] = False
-  if list(retriever.modes) != [m for m in pooling.MODES if settings[_key(m)]]:
+  in_order = [mode for mode in choices.POOLINGS if settings[_key(mode)]]
+  if list(retriever.modes) != in_order:
     # An order that release 5 does not have.
     settings['pooling_mode'] = list(retriever.modes)
   parts, width = [('Pooling', settings, {})], width * len(retriever.modes)

@@ -1,121 +1,18 @@
-"""Evaluation protocols: retrieval measures through ir-measures, TREC run files.
-
-A protocol is a row; the reader of a dataset names that of each split. All of
-them divide by the number of judged queries, those without a hit included.
-"""
+"""Retrieval measures of a protocol through ir-measures, TREC run files."""
 
 import math
-from typing import NamedTuple
 
 import ir_measures
 import numpy as np
 
 from ance_jax.core import atomic
 from ance_jax.data import answers
-
-_R, _RR, _NDCG = ir_measures.R, ir_measures.RR, ir_measures.nDCG
-_SUCCESS = ir_measures.Success
-CAPPED = 'capped_recall@'
-
-
-class Protocol(NamedTuple):
-  """How a split is scored.
-
-  Attributes:
-    measures: {name: measure of ir-measures}; a checkpoint is chosen by the
-      first. `capped_recall@k` is k's recall over the most that k passages can
-      have (BEIR: recall_cap).
-    depth: Passages ranked for each query.
-    by_answers: Whether a passage is right if its text holds an answer of the
-      query, whatever was judged.
-    source: Where it is from.
-  """
-
-  measures: dict
-  depth: int
-  by_answers: bool
-  source: str
-
-
-_USUAL = {
-  'mrr@10': _RR @ 10,
-  'ndcg@10': _NDCG @ 10,
-  'recall@1': _R @ 1,
-  'recall@5': _R @ 5,
-  'recall@20': _R @ 20,
-  'recall@100': _R @ 100,
-}
-# Grades below 2 are not relevant in binary measures of TREC DL's passages.
-_GRADED = {
-  'ndcg@10': _NDCG @ 10,
-  'mrr@10': _RR(rel=2) @ 10,
-  'map@1000': ir_measures.AP(rel=2) @ 1000,
-  'recall@100': _R(rel=2) @ 100,
-  'recall@1000': _R(rel=2) @ 1000,
-}
-PROTOCOLS = {
-  'usual': Protocol(_USUAL, 100, False, 'MRR@10 first, as in MS MARCO'),
-  'beir': Protocol(
-    {
-      'ndcg@10': _NDCG @ 10,
-      'mrr@10': _RR @ 10,
-      'recall@10': _R @ 10,
-      'recall@100': _R @ 100,
-      f'{CAPPED}100': _R @ 100,
-    },
-    100,
-    False,
-    'Thakur et al. 2021, beir/retrieval/evaluation.py',
-  ),
-  'msmarco': Protocol(
-    {
-      'mrr@10': _RR @ 10,
-      'ndcg@10': _NDCG @ 10,
-      'recall@50': _R @ 50,
-      'recall@100': _R @ 100,
-      'recall@1000': _R @ 1000,
-    },
-    1000,
-    False,
-    'msmarco_passage_eval.py',
-  ),
-  'trec_dl': Protocol(
-    _GRADED, 1000, False, 'Craswell et al. 2020; trec_eval -l 2'
-  ),
-  'msmarco_doc': Protocol(
-    {
-      'mrr@100': _RR @ 100,
-      'mrr@10': _RR @ 10,
-      'ndcg@10': _NDCG @ 10,
-      'recall@100': _R @ 100,
-    },
-    100,
-    False,
-    'msmarco_doc_eval.py',
-  ),
-  'trec_dl_doc': Protocol(
-    {
-      'ndcg@10': _NDCG @ 10,
-      'mrr@100': _RR @ 100,
-      'map@100': ir_measures.AP @ 100,
-      'recall@100': _R @ 100,
-    },
-    100,
-    False,
-    'Craswell et al. 2020; trec_eval without -l',
-  ),
-  'answers': Protocol(
-    {f'accuracy@{k}': _SUCCESS @ k for k in (20, 1, 5, 100)},
-    100,
-    True,
-    'Karpukhin et al. 2020, dpr/data/qa_validation.py',
-  ),
-}
+from ance_jax.retrieval import protocols
 
 
 def protocol(split):
-  """Returns the `Protocol` of a `corpus.Split`."""
-  return PROTOCOLS[split.protocol]
+  """Returns the `protocols.Protocol` of a `corpus.Split`."""
+  return protocols.PROTOCOLS[split.protocol]
 
 
 def depth(split, num_passages):
@@ -162,15 +59,13 @@ def by_query(rows, split, texts):
   }
   qrels = _right(rows, split, texts) if chosen.by_answers else _judged(split)
   names = {}
-  for name, measure in chosen.measures.items():
-    names.setdefault(str(measure), []).append(name)
+  for name, text in chosen.measures.items():
+    names.setdefault(ir_measures.parse_measure(text), []).append(name)
   values = {name: np.zeros(len(split.ids)) for name in chosen.measures}
-  for found in ir_measures.iter_calc(
-    dict.fromkeys(chosen.measures.values()), qrels, run
-  ):
-    for name in names[str(found.measure)]:
+  for found in ir_measures.iter_calc(list(names), qrels, run):
+    for name in names[found.measure]:
       value = found.value
-      if name.startswith(CAPPED):
+      if name.startswith(protocols.CAPPED):
         value *= _uncapped(qrels[found.query_id], int(name.split('@')[1]))
       values[name][int(found.query_id)] = value
   return values

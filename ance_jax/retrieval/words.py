@@ -4,9 +4,11 @@ import itertools
 import unicodedata
 
 import regex
+import Stemmer
 
 # Of `--bm25_language`; the others are languages of Snowball.
 AUTO, ENGLISH, NONE, BIGRAMS = 'auto', 'english', 'none', 'bigrams'
+LANGUAGES = (AUTO, NONE, BIGRAMS, *sorted(Stemmer.algorithms()))
 
 # Letters of scripts that put no space between words, and of Korean, which puts
 # them between phrases: Lucene's CJKAnalyzer pairs its syllables, too. (Tibetan

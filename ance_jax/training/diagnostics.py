@@ -188,7 +188,8 @@ def gradient_norms(loss, queries, positives, negatives, scale):
 def _gradients(run, seen, indexed, positives, tables):
   """Returns 'grad_norm_...' by source, and 'above_positive'."""
   config = run.config
-  loss, scale = methods.METHODS[config.method].loss, 1 / config.temperature
+  loss = getattr(losses, methods.METHODS[config.method].loss)
+  scale = 1 / config.temperature
   random = np.random.default_rng([config.seed, _RANDOM])
   shape = len(seen.rows), config.hard_negatives
   of_all = (

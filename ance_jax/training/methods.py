@@ -2,12 +2,11 @@
 
 What a method is stands in its row; how much of it (rates, sizes, top_k) are
 flags. To add one: a row here, a loss in losses.py if it is new, a flagfile.
+
+The flags' choices are read from here, so that nothing is imported.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
-
-from ance_jax.training import losses
 
 
 class Method(NamedTuple):
@@ -19,7 +18,7 @@ class Method(NamedTuple):
       top-K of the model's own index, mined anew at each refresh).
     in_batch: Whether the other queries' passages are negatives, too, those on
       other devices included.
-    loss: A function of losses.py.
+    loss: Name of a function of losses.py.
     paper: Where the row is from.
     last_positive: Whether the last judged positive of a query is its only one,
       known by its id: the others, and copies of its text, can be negatives.
@@ -32,7 +31,7 @@ class Method(NamedTuple):
 
   negatives: str
   in_batch: bool
-  loss: Callable
+  loss: str
   paper: str
   last_positive: bool = False
   triplets: bool = False
@@ -45,11 +44,11 @@ class Method(NamedTuple):
 
 
 METHODS = {
-  'random': Method('corpus', False, losses.softmax_nll, 'ANCE, table 1'),
-  'in_batch': Method('none', True, losses.softmax_nll, 'DPR, section 3.2'),
-  'bm25': Method('bm25', False, losses.softmax_nll, 'DPR, section 3.2'),
-  'dpr': Method('bm25', True, losses.softmax_nll, 'DPR, section 3.2'),
-  'ance': Method('index', False, losses.pairwise_nll, 'ANCE, section 3'),
+  'random': Method('corpus', False, 'softmax_nll', 'ANCE, table 1'),
+  'in_batch': Method('none', True, 'softmax_nll', 'DPR, section 3.2'),
+  'bm25': Method('bm25', False, 'softmax_nll', 'DPR, section 3.2'),
+  'dpr': Method('bm25', True, 'softmax_nll', 'DPR, section 3.2'),
+  'ance': Method('index', False, 'pairwise_nll', 'ANCE, section 3'),
   # The paper has one negative a positive, and all positives. Its code keeps the
   # last line of each query in the judgements (run_ann_data_gen.py:
   # training_query_positive_id), drops that passage alone from the top 200,
@@ -58,7 +57,7 @@ METHODS = {
   'ance_code': Method(
     'index',
     False,
-    losses.pairwise_nll,
+    'pairwise_nll',
     'microsoft/ANCE, drivers/run_ann.py',
     last_positive=True,
     triplets=True,
@@ -69,17 +68,27 @@ METHODS = {
   'ance_code_qa': Method(
     'index',
     False,
-    losses.pairwise_nll,
+    'pairwise_nll',
     'microsoft/ANCE, drivers/run_ann_dpr.py',
     last_positive=True,
     without_answers=True,
   ),
   'ance_in_batch': Method(
-    'index', True, losses.softmax_nll, 'ANCE with in-batch negatives'
+    'index', True, 'softmax_nll', 'ANCE with in-batch negatives'
   ),
   # The same with what others mined, as sentence-transformers' trainer has it.
-  'given': Method('given', False, losses.softmax_nll, 'DPR, section 3.2'),
-  'given_in_batch': Method(
-    'given', True, losses.softmax_nll, 'DPR, section 3.2'
-  ),
+  'given': Method('given', False, 'softmax_nll', 'DPR, section 3.2'),
+  'given_in_batch': Method('given', True, 'softmax_nll', 'DPR, section 3.2'),
+}
+
+
+def of_warm_up() -> list[str]:
+  """Returns the rows that `--warmup_method` may name: they mine no index."""
+  return [name for name, row in METHODS.items() if not row.refreshes]
+
+
+# Names of --optimizer, made in optimizers.py.
+OPTIMIZERS = {
+  'lamb': 'that of ANCE, its weight norm clamped to 10',
+  'adamw': 'that of DPR',
 }

@@ -16,6 +16,7 @@ import optax
 from ance_jax.core import devices as devices_lib
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
+from ance_jax.training import losses
 from ance_jax.training import schedule
 
 _AXIS = devices_lib.AXIS
@@ -83,12 +84,14 @@ def make_loss(config, method, retriever):
     # and with it the positive itself, where it is among the columns.
     counted = (groups[..., None] != batch.positive_groups[:, None]).all(-1)
     scale = 1 / config.temperature
-    losses = method.loss(positive * scale, negatives * scale, counted)
+    values = getattr(losses, method.loss)(
+      positive * scale, negatives * scale, counted
+    )
     right = jnp.where(counted, negatives, -jnp.inf).max(1) < positive
     # With the mean over devices taken here, inside of what is differentiated,
     # and that of the gradients outside, the gradient is that of one device
     # with the whole batch (shared by pmap and both forms of shard_map).
-    return lax.pmean((losses.mean(), right.mean()), _AXIS)
+    return lax.pmean((values.mean(), right.mean()), _AXIS)
 
   return loss
 

@@ -14,6 +14,7 @@ from ance_jax import errors
 from ance_jax.data import tokens
 from ance_jax.jobs import export
 from ance_jax.models import bi_encoder
+from ance_jax.models import choices
 from ance_jax.models import pooling
 from ance_jax.models import pretrained
 from ance_jax.models import sources
@@ -51,7 +52,7 @@ def vectors(length=9):
 @pytest.mark.parametrize('skipped', [0, 1, 3])
 @pytest.mark.parametrize(
   'modes',
-  [*((mode,) for mode in pooling.MODES), ('lasttoken', 'cls', 'max', 'mean')],
+  [*zip(choices.POOLINGS), ('lasttoken', 'cls', 'max', 'mean')],
   ids='+'.join,
 )
 def test_pooling_is_that_of_sentence_transformers(modes, skipped):
@@ -77,7 +78,7 @@ def test_pooling_is_that_of_sentence_transformers(modes, skipped):
   np.testing.assert_allclose(ours, found, atol=1e-6)
 
 
-@pytest.mark.parametrize('mode', pooling.MODES)
+@pytest.mark.parametrize('mode', choices.POOLINGS)
 def test_gradients_of_texts_that_are_all_prompt_are_finite(mode):
   x, lengths = vectors()
   grad = jax.grad(lambda x: pooling.pool(x, lengths, (mode,), 3).sum())(x)

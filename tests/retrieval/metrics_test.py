@@ -8,6 +8,7 @@ from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import strings
 from ance_jax.data import trec
 from ance_jax.retrieval import metrics
+from ance_jax.retrieval import protocols
 
 
 def make_split(judgements, num_queries):
@@ -26,7 +27,7 @@ def make_split(judgements, num_queries):
 
 def slow_scores(rows, judgements):
   """Every measure for one query after another, by its definition."""
-  totals = dict.fromkeys(metrics.PROTOCOLS['usual'].measures, 0.0)
+  totals = dict.fromkeys(protocols.PROTOCOLS['usual'].measures, 0.0)
   for query, ranking in enumerate(rows.tolist()):
     grades = {p: g for (q, p), g in judgements.items() if q == query}
     relevant = {p for p, g in grades.items() if g > 0}
@@ -116,7 +117,7 @@ def random_run(num_queries, num_passages, depth):
 def slow_protocol(name, rows, judgements):
   """A protocol's binary measures by its script's rule, one query at a time."""
   least = 2 if name == 'trec_dl' else 1
-  measures = metrics.PROTOCOLS[name].measures
+  measures = protocols.PROTOCOLS[name].measures
   totals = dict.fromkeys(measures, 0.0)
   for query, ranking in enumerate(rows.tolist()):
     ranking = [p for p in ranking if p >= 0]
@@ -148,13 +149,13 @@ def dcg(gains):
 
 
 @pytest.mark.parametrize(
-  'name', [n for n, p in metrics.PROTOCOLS.items() if not p.by_answers]
+  'name', [n for n, p in protocols.PROTOCOLS.items() if not p.by_answers]
 )
 def test_each_protocol_follows_the_rule_of_its_script(name):
-  rows, judgements = random_run(20, 1500, metrics.PROTOCOLS[name].depth + 3)
+  rows, judgements = random_run(20, 1500, protocols.PROTOCOLS[name].depth + 3)
   split = make_split(judgements, 20)._replace(protocol=name)
   found = metrics.score(rows, split, None)
-  depth = metrics.PROTOCOLS[name].depth
+  depth = protocols.PROTOCOLS[name].depth
   slow = slow_protocol(name, rows[:, :depth], judgements)
   assert found == pytest.approx(slow, abs=1e-6)
 

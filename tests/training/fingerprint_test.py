@@ -95,8 +95,8 @@ def test_each_flag_is_in_one_list_and_kept_by_a_run_or_in_a_key():
 
 def other(field, value):
   """Another value of a field, of its kind."""
-  if field.metadata['choices']:
-    return next(c for c in field.metadata['choices'] if c != value)
+  if choices := config_lib.values_of(field):
+    return next(c for c in choices if c != value)
   plain = config_lib.plain_type(field.type)
   if plain is bool:
     return not value

@@ -23,9 +23,9 @@ from ance_jax.data import load
 from ance_jax.data.readers import given_formats
 from ance_jax.jobs import audit
 from ance_jax.jobs import export
+from ance_jax.jobs import forms
 from ance_jax.jobs import inspect
 from ance_jax.jobs import mine
-from ance_jax.jobs import mine_formats
 from ance_jax.jobs import train
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
@@ -682,7 +682,7 @@ def mined(beir_folder, tmp_path_factory):
     data_dir=str(beir_folder), num_negatives=3, too_few='drop',
   )  # fmt: skip
   paths = {}
-  for form in mine_formats.FORMS:
+  for form in forms.FORMS:
     mine.run(dataclasses.replace(config, format=form))
     (paths[form],) = folder.glob(f'hard_negatives.{form}.json*')
   return dataclasses.replace(config, job='train', retriever='model'), paths
@@ -708,7 +708,7 @@ def read_plainly(paths, form):
   The forms with scores lack queries that have one that is not known.
   """
   found, scores = set(), {}
-  name = 'triplets_scored' if form in mine_formats.SCORED else 'triplets'
+  name = 'triplets_scored' if forms.FORMS[form].scored else 'triplets'
   for line in paths[name].read_text().splitlines():
     record = json.loads(line)
     found.add(tuple(record[k] for k in ('anchor', 'positive', 'negative')))
@@ -719,7 +719,7 @@ def read_plainly(paths, form):
   return found, scores
 
 
-@pytest.mark.parametrize('form', mine_formats.FORMS)
+@pytest.mark.parametrize('form', forms.FORMS)
 def test_what_is_mined_comes_back_the_same(form, mined):
   config, paths = mined
   config = dataclasses.replace(config, negatives=str(paths[form]))
@@ -731,7 +731,7 @@ def test_what_is_mined_comes_back_the_same(form, mined):
     assert scores[pair] == score if has_scores else math.isnan(scores[pair])
 
 
-@pytest.mark.parametrize('form', sorted(set(mine_formats.FORMS) - {'ids'}))
+@pytest.mark.parametrize('form', sorted(set(forms.FORMS) - {'ids'}))
 def test_what_is_mined_is_a_file_of_pairs(form, mined, tmp_path):
   config, paths = mined
   shutil.copy(paths[form], tmp_path / 'pairs.jsonl')

@@ -1,0 +1,43 @@
+"""The table of datasets: what `--dataset` may name, and who reads it."""
+
+from typing import NamedTuple
+
+
+class Reader(NamedTuple):
+  """One row.
+
+  Attributes:
+    function: Module of this package and function that reads it, imported when
+      it is needed.
+    what: What it reads, for `--help`.
+    own_ids: Whether the data brings the ids of its queries; else the reader
+      makes them up.
+  """
+
+  function: str
+  what: str
+  own_ids: bool = True
+
+
+READERS = {
+  'pydocs': Reader(
+    'load.read_pydocs',
+    'docstrings of the installed Python packages, no download',
+    own_ids=False,
+  ),
+  'beir': Reader('readers.beir.read', 'a BEIR folder'),
+  'pairs': Reader(
+    'readers.pairs.read', 'a file of queries and positives', own_ids=False
+  ),
+  'msmarco': Reader(
+    'readers.msmarco.read_passages', 'the passages of MS MARCO'
+  ),
+  'msmarco_titled': Reader(
+    'readers.msmarco.read_titled_passages',
+    'the same with titles, which are not part of it',
+  ),
+  'msmarco_doc': Reader('readers.msmarco.read_documents', 'its documents'),
+  'dpr': Reader(
+    'readers.dpr.read', "Wikipedia and DPR's questions", own_ids=False
+  ),
+}

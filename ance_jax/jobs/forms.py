@@ -1,0 +1,46 @@
+"""The table of forms that --job=mine writes, made in mine_formats.py."""
+
+from typing import NamedTuple
+
+
+class Form(NamedTuple):
+  """One row; its name is that of a function of mine_formats.py.
+
+  Attributes:
+    what: What it is, for `--help`.
+    array: Whether the file is one JSON array, not lines.
+    one_width: Whether each line must have as many negatives.
+    pairs: Whether each line has one positive.
+    scored: Whether each line needs all scores.
+  """
+
+  what: str
+  array: bool = False
+  one_width: bool = False
+  pairs: bool = False
+  scored: bool = False
+
+
+_FOR_LOSSES = 'the same with a list of ranking scores, for its MarginMSELoss'
+FORMS = {
+  'triplets': Form(
+    'JSON lines of sentence-transformers, title and text as one', pairs=True
+  ),
+  'triplets_scored': Form(_FOR_LOSSES, pairs=True, scored=True),
+  'n_tuples': Form(
+    'its JSON lines of one width: a query with fewer than --num_negatives is '
+    'not in them, unless --too_few=fill',
+    one_width=True,
+    pairs=True,
+  ),
+  'n_tuples_scored': Form(
+    f'{_FOR_LOSSES} and DistillKLDivLoss',
+    one_width=True,
+    pairs=True,
+    scored=True,
+  ),
+  'flag_embedding': Form('JSON lines of FlagEmbedding, with scores'),
+  'dpr': Form('the JSON array of DPR', array=True),
+  'tevatron': Form('JSON lines of Tevatron'),
+  'ids': Form('JSON lines of ids and scores'),
+}
