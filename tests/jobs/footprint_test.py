@@ -46,8 +46,9 @@ def test_the_arithmetic_is_that_of_what_is_written(run, tiny):
 
 def test_settings_count(run):
   assert sizes(run, max_refreshes=1)['disk', 'negatives'] == 48 * 10 * 4
-  of_bm25 = sizes(run, warmup_method='bm25')
-  assert of_bm25['disk', 'negatives'] == 3 * 48 * 10 * 4
+  for once in ('bm25', 'given'):
+    found = sizes(run, warmup_method=once)
+    assert found['disk', 'negatives'] == 3 * 48 * 10 * 4
   assert ('disk', 'negatives') not in sizes(run, method='in_batch')
   flat, small = sizes(run), sizes(run, index='SQ8')
   assert flat['host memory', 'index Flat'] == 150 * 16 * 4

@@ -302,8 +302,8 @@ def test_what_encoding_takes_is_that_of_a_sample_times_the_work(
   monkeypatch.setattr(encoding, 'encode_rows', lambda *_: None)
   vocabulary = tokenizer.train_vocabulary(['a b c d'], 50)
   run = run._replace(tokenizer=vocabulary)
-  # Half of the texts have one piece of 16 tokens, half two.
-  lengths = np.array([16] * 64 + [32] * 64)
+  # Half of the texts have one piece of 16 tokens, half two, one of them short.
+  lengths = np.array([16] * 64 + [20] * 64)
   secs = inspect._encode_secs(run, {}, ['a b c'] * 128, lengths)
   # 64 rows of 16 tokens were timed, and 192 are what 128 of the texts take.
   assert secs == pytest.approx(3 * 3 * 150 / 128)

@@ -10,6 +10,7 @@ import inspect
 import json
 import pathlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ import pytest
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
+from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import load
 from ance_jax.jobs import evaluate
 from ance_jax.jobs import mine
+from ance_jax.jobs import mine_formats
 
 # The test extra installs torch below 3.12 only; there these tests must run.
 needs_torch = pytest.mark.skipif(
@@ -295,6 +298,34 @@ def test_forms_are_those_that_others_read(two):
 
 
 @pytest.mark.parametrize(
+  'form', ['triplets', 'triplets_scored', 'n_tuples', 'n_tuples_scored']
+)
+def test_a_pair_of_queries_of_one_text_is_written_once(form, two, tmp_path):
+  (tmp_path / 'queries.jsonl').write_text(
+    '{"_id": "q0", "text": "who"}\n{"_id": "q1", "text": "who"}\n'
+  )
+  ranked = [(f'p{n}', 9 - n) for n in range(4)]
+  write_ranking(tmp_path / 'ranking.trec', {'q0': ranked, 'q1': ranked})
+  config = without_judge(two, format=form, num_negatives=1)
+  mine.run(config)
+  assert [line['positive'] for line in lines_of(config)] == [
+    'Text 0', 'T1 Text 1', 'T2 Text 2'
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize('form', mine_formats.FORMS)
+def test_a_title_of_parts_is_written_as_one_line(form):
+  corpus = types.SimpleNamespace(
+    ids=['p0'], titles=[f'http{corpus_lib.TITLE_PART}Name'], texts=['Text']
+  )
+  example = mine_formats.Example('q0', 'who', [], [(0, 1.0)], [(0, 1.0)])
+  (line,) = mine_formats.FORMS[form](example, corpus)
+  text = json.dumps(line)
+  assert '\\u001f' not in text
+  assert ('http Name' in text) == (form != 'ids')
+
+
+@pytest.mark.parametrize(
   ('too_few', 'written'), [('keep', 1), ('drop', 1), ('fill', 2)]
 )
 def test_all_rows_of_n_tuples_have_one_width(too_few, written, two, capsys):
@@ -330,15 +361,18 @@ def test_a_score_that_is_not_known_is_in_no_row_with_scores(two, capsys):
   report = mine.run(config)
   assert report['unscored'] == 1
   assert [line['anchor'] for line in lines_of(config)] == ['who']
+  tuples = change(config, format='n_tuples_scored')
+  mine.run(tuples)
+  assert [line['score'] for line in lines_of(tuples)] == [[8.0, 9.0]]
   said = '1 queries have a passage whose score is not known: '
   assert said + 'left out' in capsys.readouterr().out
   mine.run(change(config, format='flag_embedding'))
   assert said + 'written without scores' in capsys.readouterr().out
   mine.run(change(config, format='n_tuples'))
   assert said not in capsys.readouterr().out
-  filled = change(config, num_negatives=6, too_few='fill')
+  filled = change(tuples, num_negatives=6, too_few='fill', overwrite=True)
   with pytest.raises(errors.BadInput, match='have a model score'):
-    mine.run(change(filled, format='n_tuples_scored'))
+    mine.run(filled)
 
 
 # FlagEmbedding, examples/finetune/embedder/README.md, "2. Data format": the

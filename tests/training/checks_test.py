@@ -89,6 +89,13 @@ def test_refreshes_that_never_come_are_told_of(settings, line, capsys):
   assert line is None or line in lines[0]
 
 
+def test_one_refresh_of_several_slices_is_told_of_twice(capsys):
+  lines = lines_of(capsys, query_slices=4, steps_per_refresh=8, max_steps=8)
+  assert len(lines) == 2
+  assert 'leaves one refresh' in lines[0]
+  assert '1 refreshes mine 1 of the --query_slices=4' in lines[1]
+
+
 @pytest.mark.parametrize(
   ('settings', 'name'),
   [
@@ -205,6 +212,12 @@ def test_a_share_of_queries_without_negatives_is_told_of(told):
   (line,) = told(alone, method='in_batch', batch_size=4)
   assert 'about 33.3% of' in line
   assert '(1 of the 3 training queries never have one)' in line
+  # A triplet has one negative, in the warm-up, too.
+  (line,) = told(
+    data_of([[0, 1, 2]], range(9)), method='ance_code', hard_negatives=20,
+    warmup_method='random', warmup_steps=1,
+  )  # fmt: skip
+  assert '--warmup_method=random: about 33.3% of' in line
   # One passage in 100, and one in 101.
   for number, lines in ((100, 1), (101, 0)):
     data = data_of([[0]], range(number))
