@@ -1,1 +1,1 @@
-"""Encoders, and checkpoints of others read and written."""
+"""Encoders; checkpoints of other projects, read and written."""

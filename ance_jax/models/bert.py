@@ -1,10 +1,10 @@
 """The transformer body: BERT, RoBERTa, DistilBERT, MPNet.
 
-Devlin et al. 2019, Liu et al. 2019, Sanh et al. 2019, Song et al. 2020. The
-mathematics is theirs; three habits make it faster on CPUs and change only
-rounding and which random numbers dropout draws: activations are (B L, D)
-everywhere but in attention, attention weights are normalised after their
-product with the values, and dropout masks are a hash of their position.
+Devlin et al. 2019, Liu et al. 2019, Sanh et al. 2019, Song et al. 2020. Three
+choices make it faster on CPUs and change only rounding and the random numbers
+of dropout: activations are (B L, D) except in attention, attention weights are
+normalised after they are multiplied by the values, and each dropout mask is a
+hash of the positions in it.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def gelu(x):
-  """Returns x times the normal distribution's share below it, as torch does.
+def gelu(x: jax.Array) -> jax.Array:
+  """Returns x times the standard normal CDF at x, computed in float32 by erf.
 
-  In float32 inside. Flax's own, by erfc, took 2.6 times as long on a CPU and,
-  at the widths of BERT-base on a GPU, a quarter of the time of a layer.
+  Flax computes it by erfc, which took 2.6 times as long on a CPU and a quarter
+  of a layer's time on a GPU (widths of BERT-base).
   """
   wide = x.astype(jnp.float32)
   return (0.5 * wide * (1 + lax.erf(wide * np.float32(0.5**0.5)))).astype(
@@ -35,11 +35,11 @@ ACTIVATIONS = {
   'gelu_new': lambda x: nn.gelu(x, approximate=True),
   'relu': nn.relu,
 }
-# Position embeddings that stand before that of the first token.
+# Row of the position embedding that the first token uses.
 POSITIONS_BEFORE = {'bert': 0, 'roberta': 2, 'distilbert': 0, 'mpnet': 2}
-# Rows of MPNet's relative bias: half of them for keys before the query.
+# Rows of MPNet's relative bias; half of them are for keys before the query.
 NUM_BUCKETS = 32
-# The weights' own standard deviation at the start, as in all four's code.
+# Standard deviation of initial weights in the code of all four models.
 INITIALIZER = nn.initializers.normal(0.02)
 
 
@@ -48,15 +48,15 @@ class BodyConfig:
   """Sizes of a transformer body.
 
   Attributes:
-    model_type: Key of `POSITIONS_BEFORE`; 'mpnet' has a relative bias too.
+    model_type: Key of `POSITIONS_BEFORE`; 'mpnet' adds a relative bias.
     vocab_size: Entries of the vocabulary.
     hidden_size: D, width of an activation.
     num_layers: Transformer layers.
-    num_heads: Attention heads; they divide `hidden_size`.
+    num_heads: Attention heads, a divisor of `hidden_size`.
     intermediate_size: Width of the feed-forward layers.
     max_positions: Rows of the position embedding.
-    num_types: Rows of the token type embedding, of which retrievers use row 0
-      alone; 0: there is none.
+    num_types: Rows of the token type embedding, 0 without one. Retrievers use
+      only row 0.
     layer_norm_epsilon: Added to the variance in LayerNorm.
     activation: Key of `ACTIVATIONS`.
   """
@@ -73,19 +73,19 @@ class BodyConfig:
   activation: str
 
   @property
-  def max_length(self):
-    """Tokens that a text may have at most."""
+  def max_length(self) -> int:
+    """Maximum number of tokens in a text."""
     return self.max_positions - POSITIONS_BEFORE[self.model_type]
 
 
 class Dropout(NamedTuple):
-  """What decides which entries are dropped; None in its place: no dropout.
+  """Selects the entries to drop. Functions take None for no dropout.
 
   Attributes:
-    rate: () float32, share of entries that are dropped.
-    seed: () uint32, another one each step.
-    rows: (B,) uint32, number of each text in the whole batch, so that a text
-      loses the same entries on however many devices the batch is dealt out.
+    rate: () float32, share of entries to drop.
+    seed: () uint32, different at each step.
+    rows: (B,) uint32, index of each text in the global batch, so that dropout
+      does not depend on the number of devices.
   """
 
   rate: jax.Array
@@ -93,13 +93,13 @@ class Dropout(NamedTuple):
   rows: jax.Array
 
 
-def flops(config, num_tokens, length):
-  """Returns the operations of the forward pass, two for each multiply-add.
+def flops(config: BodyConfig, num_tokens: int, length: int) -> int:
+  """Returns the operations of the forward pass, two per multiply-add.
 
   Args:
-    config: `BodyConfig`.
-    num_tokens: Tokens, padding included.
-    length: Those of a text.
+    config: Sizes of the body.
+    num_tokens: Tokens of all texts, padding included.
+    length: Tokens per text, padding included.
   """
   width, inner = config.hidden_size, config.intermediate_size
   a_token = 2 * (4 * width**2 + 2 * width * inner) + 4 * length * width
@@ -107,14 +107,14 @@ def flops(config, num_tokens, length):
 
 
 class Body(nn.Module):
-  """Token ids -> the last layer's activations.
+  """Token ids -> activations of the last layer.
 
   Attributes:
     config: Sizes.
     dtype: Type of the activations; parameters are float32.
-    remat: Whether the backward pass computes each layer anew from its input,
-      instead of keeping all that is between (Chen et al. 2016).
-    kernel: Whether attention may be cuDNN's, where it has one.
+    remat: Whether the backward pass recomputes each layer from its input
+      instead of storing the activations inside it (Chen et al. 2016).
+    kernel: Whether to use cuDNN's attention where cuDNN supports the input.
   """
 
   config: BodyConfig
@@ -123,14 +123,20 @@ class Body(nn.Module):
   kernel: bool = True
 
   @nn.compact
-  def __call__(self, ids, lengths, dropout=None, types=None):
+  def __call__(
+    self,
+    ids: jax.Array,
+    lengths: jax.Array,
+    dropout: Dropout | None = None,
+    types: jax.Array | None = None,
+  ) -> jax.Array:
     """Returns (B, L, D) activations.
 
     Args:
       ids: (B, L) int32 token ids, padded on the right.
-      lengths: (B,) int32, tokens of each text that are not padding.
-      dropout: A `Dropout`, or None.
-      types: (B, L) int32 token types, of pairs of texts; None: all are 0.
+      lengths: (B,) int32, tokens per text without padding.
+      dropout: None for no dropout.
+      types: (B, L) int32 token types for pairs of texts; None for all 0.
     """
     c = self.config
     batch, length = ids.shape
@@ -158,10 +164,10 @@ class Body(nn.Module):
     return x.reshape(batch, length, -1)
 
   def _layers_in_a_loop(self, x, real, bias, dropout):
-    """Returns what the layers make of `x`, and keeps only what each is given.
+    """Applies all layers to `x`, storing only the input of each.
 
-    One after the other, XLA on CPUs would compute them all anew at once, and
-    save 4%: it drops the barriers that are to keep them apart.
+    It scans because XLA on CPUs drops the optimization barriers between
+    unrolled layers and recomputes all layers at once, which saves only 4%.
     """
     params = [
       self.variables['params'][f'layer_{number}']
@@ -183,41 +189,48 @@ class Body(nn.Module):
 
 
 class RelativeBias(nn.Module):
-  """Number of tokens -> what is added to the scores of all of MPNet's layers.
+  """Number of tokens -> the bias added to the attention scores of every layer.
 
-  A query and a key share a learned number a head with all pairs whose distance
-  falls into the same bucket (Raffel et al. 2020, T5, section 2.1).
+  MPNet learns one bias per head and bucket of query-key distances (Raffel et
+  al. 2020, T5, section 2.1).
   """
 
   num_heads: int
 
   @nn.compact
-  def __call__(self, length):
-    """Returns (heads, L, L) float32, by query and key."""
-    # Named so that it is not decayed: theirs is called a bias, too.
+  def __call__(self, length: int) -> jax.Array:
+    """Returns (heads, L, L) float32, indexed by head, query and key."""
+    # The optimizer does not decay a parameter named 'bias'; MPNet also names
+    # it a bias.
     table = self.param('bias', INITIALIZER, (NUM_BUCKETS, self.num_heads))
     place = np.arange(length)
     return table[buckets(place - place[:, None])].transpose(2, 0, 1)
 
 
 class Layer(nn.Module):
-  """One transformer layer, LayerNorm after each residual sum."""
+  """A transformer layer with a LayerNorm after each residual sum."""
 
   config: BodyConfig
   dtype: jnp.dtype
   kernel: bool = True
 
   @nn.compact
-  def __call__(self, x, real, bias, dropout, site):
+  def __call__(
+    self,
+    x: jax.Array,
+    real: jax.Array,
+    bias: jax.Array | None,
+    dropout: Dropout | None,
+    site: int | jax.Array,
+  ) -> jax.Array:
     """Returns (B L, D) activations.
 
     Args:
       x: (B L, D) activations.
       real: (B, L) bool, false for padding.
-      bias: (heads, L, L) float32, added to the scores, or None.
-      dropout: A `Dropout`, or None.
-      site: int or () uint32, the first of three numbers for the layer's
-        dropout masks.
+      bias: (heads, L, L) float32, added to the attention scores.
+      dropout: None for no dropout.
+      site: () uint32, number of the first of the layer's three dropout masks.
     """
     c = self.config
     heads = (*real.shape, c.num_heads, c.hidden_size // c.num_heads)
@@ -246,20 +259,28 @@ class Layer(nn.Module):
     )
 
 
-def attention(query, key, value, real, bias, dropout, site):
+def attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  real: jax.Array,
+  bias: jax.Array | None,
+  dropout: Dropout | None,
+  site: int | jax.Array,
+) -> jax.Array:
   """Returns scaled dot-product attention (Vaswani et al. 2017, eq. 1).
 
   Args:
-    query: (B, L, heads, d), as are `key` and `value`.
-    key: What each query position is compared with.
-    value: What is averaged.
-    real: (B, L) bool, the positions that may be looked at; one at least.
-    bias: (heads, L, L) float32, added to the scaled products, or None.
-    dropout: A `Dropout` on the weights, or None.
-    site: int or () uint32, number of the dropout mask.
+    query: (B, L, heads, d).
+    key: (B, L, heads, d).
+    value: (B, L, heads, d).
+    real: (B, L) bool, false for padding; at least one true per text.
+    bias: (heads, L, L) float32, added to the scaled products.
+    dropout: Applied to the attention weights; None for no dropout.
+    site: () uint32, number of the dropout mask.
 
   Returns:
-    (B, L, heads, d) of the dtype of `value`.
+    (B, L, heads, d), of the dtype of `value`.
   """
   scores = jnp.einsum(
     'bqhd,bkhd->bhqk',
@@ -287,16 +308,16 @@ def attention(query, key, value, real, bias, dropout, site):
 
 
 def _has_kernel(query):
-  """Returns whether cuDNN has a kernel for this attention."""
+  """Returns whether cuDNN has an attention kernel for this `query`."""
   head_size = query.shape[-1]
   fits = head_size <= 128 and head_size % 8 == 0
   return fits and query.dtype == jnp.bfloat16 and jax.default_backend() == 'gpu'
 
 
 def _attention_by_cudnn(query, key, value, real):
-  """Returns `attention` by one kernel that keeps no scores (Dao et al. 2022).
+  """Returns `attention` by a kernel that stores no scores (Dao et al. 2022).
 
-  Where a text is padding it gives 0, which nothing looks at.
+  Its output is 0 at padding, which nothing reads.
   """
   lengths = real.sum(1, dtype=jnp.int32)
   return jax.nn.dot_product_attention(
@@ -309,39 +330,40 @@ def _attention_by_cudnn(query, key, value, real):
   )
 
 
-def precision(dtype):
-  """Returns how products of two arrays of a type are to be computed.
+def precision(dtype: jnp.dtype) -> lax.Precision | None:
+  """Returns the precision at which to multiply arrays of a dtype.
 
-  Without it accelerators round float32 to some 10 bits before they multiply,
-  and who wants that asks for bfloat16, which is faster yet.
+  By default accelerators round float32 to about 10 bits before they multiply;
+  users who accept that choose bfloat16, which is faster still.
   """
   return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def buckets(distance):
-  """Returns the bucket of each entry of an int array: key less query place.
+def buckets(distance: np.ndarray) -> np.ndarray:
+  """Returns the bucket of each distance, an int: key minus query position.
 
-  Distances below 8 have one of their own, those from 8 to 127 share 8 that grow
-  in powers of the square root of 2, and the last holds all from 91 on.
+  Each distance below 8 has its own bucket. Larger ones share 8 buckets whose
+  bounds grow by powers of the square root of 2; the last starts at 91.
   """
   half = NUM_BUCKETS // 2
   far = np.abs(distance).astype(np.int64)
-  # 8 + floor(log(far / 8) / log(128 / 8) * 8) without logarithms, whose
-  # rounding decides at powers of 2: it is floor(log2(far ** 2)) + 2.
+  # 8 + floor(log(far / 8) / log(128 / 8) * 8) equals floor(log2(far ** 2)) + 2,
+  # which frexp computes exactly; logarithms round wrongly at powers of 2.
   shared = np.frexp((far * far).astype(np.float64))[1] + 1
   near = half // 2
   bucket = np.where(far < near, far, np.minimum(shared, half - 1))
   return bucket + half * (distance > 0)
 
 
-def drop(x, dropout, site):
-  """Returns `x` with a share of its entries 0, the others scaled up.
+def drop(
+  x: jax.Array, dropout: Dropout | None, site: int | jax.Array
+) -> jax.Array:
+  """Returns `x` with a share of its entries set to 0 and the others scaled up.
 
   Args:
-    x: (B, ...) or (B L, D) array; its rows belong to the B texts in order.
-    dropout: A `Dropout`, or None for `x` itself.
-    site: int or () uint32, number of this mask; each mask of a step has its
-      own.
+    x: (B, ...) or (B L, D); its rows belong to the B texts in order.
+    dropout: None returns `x` unchanged.
+    site: () uint32, number of the mask, unique within a step.
   """
   if dropout is None:
     return x
@@ -352,14 +374,14 @@ def drop(x, dropout, site):
   )
   position = jnp.arange(np.prod(inner), dtype=jnp.uint32).reshape(1, *inner)
   bits = mix(position ^ key.reshape(texts, *[1] * len(inner)))
-  # 24 bits: all of them, and no more, are exact in float32.
+  # float32 holds every 24-bit integer exactly.
   kept = (bits >> 8) >= (dropout.rate * 2**24).astype(jnp.uint32)
   scale = (1 / (1 - dropout.rate)).astype(x.dtype)
   return jnp.where(kept.reshape(x.shape), x * scale, 0)
 
 
-def mix(x):
-  """Returns a hash of each entry of a uint32 array (MurmurHash3's end)."""
+def mix(x: jax.Array) -> jax.Array:
+  """Returns a hash of each uint32 entry: the finalizer of MurmurHash3."""
   x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

@@ -1,7 +1,7 @@
-"""Tensors of Hugging Face <-> our parameters, strict in both directions.
+"""Converts Hugging Face tensors to our parameters and back, strictly.
 
-A checkpoint either has each tensor of our table, in its shape, and nothing else
-but what the table drops, or it is refused with the names.
+A checkpoint must hold exactly the tensors of our table in the right shapes,
+besides those that `_DROPPED` ignores; the error names the offending tensor.
 """
 
 import re
@@ -12,7 +12,7 @@ import numpy as np
 from ance_jax import errors
 from ance_jax.models import bert
 
-# Tensors that are left out, and why.
+# Pattern of tensors to ignore -> what they are.
 _DROPPED = {
   r'pooler\..*': 'a tanh layer that no dense retriever uses',
   r'embeddings\.position_ids': 'the numbers 0, 1, 2, ...',
@@ -23,12 +23,12 @@ _DROPPED = {
 
 
 class _Layout(NamedTuple):
-  """How Hugging Face names the tensors of a kind of body.
+  """Hugging Face's names for the tensors of one model type.
 
   Attributes:
-    tables: Our path -> their name of a tensor, around the layers.
-    layer: What their names in a layer begin with, for its number.
-    modules: Our module -> theirs, in a layer.
+    tables: Our path -> their tensor, for tensors outside the layers.
+    layer: Format of the prefix of a layer's tensors, given the layer number.
+    modules: Our module -> their module, within a layer.
   """
 
   tables: dict
@@ -90,17 +90,18 @@ _LAYOUTS = {
 }
 
 
-def body_from_tensors(tensors, body, where):
-  """Returns the parameters of a body from Hugging Face's tensors.
+def body_from_tensors(
+  tensors: dict[str, np.ndarray], body: bert.BodyConfig, where: str
+) -> dict:
+  """Returns the parameters of a body, converted from Hugging Face's tensors.
 
   Args:
-    tensors: {name: array} in their names and layout; `bert.` or the like may
-      stand in front.
-    body: `bert.BodyConfig`.
-    where: Where they are from, for people.
+    tensors: Their names and layout; names may start with `bert.` or similar.
+    body: Sizes of the body.
+    where: Source of the tensors, for error messages.
 
   Raises:
-    BadInput: A tensor is missing, not expected, or of another shape.
+    BadInput: A tensor is missing, unexpected, not finite or of the wrong shape.
   """
   found = {}
   for name, array in tensors.items():
@@ -140,8 +141,10 @@ def body_from_tensors(tensors, body, where):
   return params
 
 
-def body_to_tensors(params, body):
-  """Returns {name: float32 array} in Hugging Face's names and layout."""
+def body_to_tensors(
+  params: dict, body: bert.BodyConfig
+) -> dict[str, np.ndarray]:
+  """Returns the float32 tensors in Hugging Face's names and layout."""
   tensors = {}
   for name, (path, _) in _table(body).items():
     array = params
@@ -154,19 +157,19 @@ def body_to_tensors(params, body):
   return tensors
 
 
-def is_dropped(name):
-  """Returns whether a tensor is one that no retriever uses."""
+def is_dropped(name: str) -> bool:
+  """Returns whether retrievers ignore a tensor of this name."""
   return any(re.fullmatch(pattern, _our_name(name)) for pattern in _DROPPED)
 
 
 def _our_name(name):
-  """Returns the name of a tensor as the table has it."""
+  """Returns a tensor's name as `_table` spells it."""
   name = re.sub(r'^(bert|roberta|distilbert|mpnet)\.', '', name)
   return re.sub(r'\.gamma$', '.weight', re.sub(r'\.beta$', '.bias', name))
 
 
 def _table(body):
-  """Returns {their name: (our path, our shape)} for each tensor of a body."""
+  """Returns {their tensor: (our path, our shape)} for a whole body."""
   wide, inner = body.hidden_size, body.intermediate_size
   layout = _LAYOUTS[body.model_type]
   shapes = {

@@ -1,7 +1,7 @@
-"""What --pooling and --similarity may name."""
+"""The values of --pooling and --similarity."""
 
-# {name: what it takes of the token vectors}, made in pooling.py; in the order
-# in which older files of sentence-transformers join them.
+# Name -> description for --help; pooling.py computes them. The order is the
+# one in which older sentence-transformers releases concatenate them.
 POOLINGS = {
   'cls': "the first token's",
   'max': 'the maximum of each number',
@@ -10,5 +10,5 @@ POOLINGS = {
   'weightedmean': 'the mean weighted by place',
   'lasttoken': "the last one's",
 }
-# Scores of a query and a passage, made in bi_encoder.py.
+# Scores of a query and a passage; bi_encoder.py computes them.
 SIMILARITIES = ('dot', 'cosine')

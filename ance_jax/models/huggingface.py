@@ -1,10 +1,11 @@
-"""Folders of Hugging Face: config.json and tensors, strict.
+"""Reads Hugging Face folders (config.json and tensors) strictly.
 
-Safetensors and JSON are read, and of files of torch the tensors alone: no code
-that a model brings, no file outside of its folder (links are followed, as the
-hub's cache has them).
+It reads JSON, safetensors and the tensors of torch files. It runs no code from
+a model and reads no file outside the folder, but follows symbolic links, which
+the hub's cache consists of.
 """
 
+from collections.abc import Callable
 import os
 import pathlib
 
@@ -17,7 +18,7 @@ from ance_jax.core import strict_io
 from ance_jax.models import bert
 from ance_jax.models import torch_files
 
-# model_type of Hugging Face -> of our body.
+# Hugging Face's model_type -> ours.
 _BODIES = {
   'bert': 'bert',
   'dpr': 'bert',
@@ -27,7 +28,7 @@ _BODIES = {
   'mpnet': 'mpnet',
 }
 
-# Size in `bert.BodyConfig` -> key of config.json, and what DistilBERT has.
+# Field of `bert.BodyConfig` -> key of config.json; DistilBERT's differ.
 _BERT_KEYS = {
   'vocab_size': 'vocab_size',
   'hidden_size': 'hidden_size',
@@ -45,23 +46,23 @@ _DISTILBERT_KEYS = {
   'intermediate_size': 'hidden_dim',
 }
 
-# Of these the first that is there, or its index, has a folder's weights.
+# Files of weights in order of preference; each may be sharded with an index.
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
-# Of any such number in a config.json: a table of tensors is made from it.
+# Limits on sizes in config.json, from which a table of tensors is built.
 _MAX_LAYERS, _MAX_SIZE = 1000, 2**31
 
-# Safetensors' names of types that weights may be stored in.
+# Accepted dtypes of weights, as safetensors names them.
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
 
-def read_config(name):
-  """Returns the `bert.BodyConfig` of a Hugging Face config.json.
+def read_config(name: str) -> bert.BodyConfig:
+  """Returns the sizes in a Hugging Face config.json.
 
   Args:
     name: Folder.
 
   Raises:
-    BadInput: There is none, or it is not of a body that we have.
+    BadInput: config.json is missing or invalid, or we lack its architecture.
   """
   if _file(name, 'adapter_config.json'):
     raise errors.BadInput(
@@ -87,20 +88,20 @@ def read_config(name):
     theirs = transformers.AutoConfig.from_pretrained(
       name, trust_remote_code=False
     )
-  except Exception as error:  # Its checks of other fields raise any kind.
+  except Exception as error:  # transformers raises many types.
     raise strict_io.bad(
       path,
       'a config.json must be one that transformers takes',
       f'one that it does not ({" ".join(str(error).split())[:200]})',
       'save the model again',
     ) from error
-  # Again: a size that is not given has a default, or came by a second name.
+  # Again, because transformers fills in defaults and resolves aliases.
   _check_sizes(theirs.to_dict(), keys, path)
   sizes = {ours: getattr(theirs, key) for ours, key in keys.items()}
   body = bert.BodyConfig(
     **{'num_types': 0, **sizes},
     model_type=kind,
-    # DistilBERT's code has the number, not its config.json.
+    # DistilBERT's code hard-codes it.
     layer_norm_epsilon=1e-12 if kind == 'distilbert' else theirs.layer_norm_eps,
     activation=getattr(theirs, _activation_key(kind)),
   )
@@ -108,14 +109,10 @@ def read_config(name):
   return body
 
 
-def write_config(folder, body, pad_token_id):
-  """Writes a body's config.json, as transformers reads it.
-
-  Args:
-    folder: `pathlib.Path` of the folder.
-    body: `bert.BodyConfig`.
-    pad_token_id: int, the tokenizer's.
-  """
+def write_config(
+  folder: pathlib.Path, body: bert.BodyConfig, pad_token_id: int
+) -> None:
+  """Writes a config.json that transformers can read."""
   keys = dict(_BERT_KEYS)
   if body.model_type == 'distilbert':
     keys |= _DISTILBERT_KEYS
@@ -132,18 +129,20 @@ def write_config(folder, body, pad_token_id):
   made.save_pretrained(folder)
 
 
-def read_tensors(name, without):
-  """Returns {name: float32 array} of a model's files.
+def read_tensors(
+  name: str, without: Callable[[str], bool]
+) -> dict[str, np.ndarray]:
+  """Returns the float32 tensors of a model.
 
-  Those of torch are read only where there are no safetensors.
+  It reads torch files only if there are no safetensors.
 
   Args:
-    name: Folder, or one file.
-    without: without(name of a tensor) -> whether it is not read.
+    name: Folder or file.
+    without: Returns whether to skip the tensor of a name.
 
   Raises:
-    BadInput: A file is missing or damaged, or leads out of the folder, or a
-      tensor is not of floats.
+    BadInput: A file is missing, damaged or outside the folder, or a tensor is
+      not of floats.
   """
   if os.path.isfile(name):
     return _read_file(pathlib.Path(name), without)
@@ -173,17 +172,17 @@ def read_tensors(name, without):
 
 
 def _read_file(path, without):
-  """Returns {name: float32 array} of one file, by its name's ending."""
+  """Returns {name: float32 array} of a file; its suffix tells the format."""
   if path.suffix == '.safetensors':
     return _read_shard(path, without)
   return torch_files.read(strict_io.regular(path), without)
 
 
 def _kind(given, name):
-  """Returns the `model_type` of our body for what a config.json gives.
+  """Returns our `model_type` for the contents of a config.json.
 
   Raises:
-    BadInput: It is of a body that we do not have.
+    BadInput: We lack the architecture.
   """
   kind = _BODIES.get(str(given.get('model_type')))
   activation = given.get(_activation_key(kind), 'gelu')
@@ -200,12 +199,12 @@ def _kind(given, name):
       f'{_activation_key(kind)} {activation}',
     ),
     (
-      # Their positions are counted from behind it.
+      # Their position embeddings start after this id.
       kind in ('roberta', 'mpnet') and padding != 1,
       f'{kind} with pad_token_id {padding} instead of 1',
     ),
     (
-      # Its code has this number, too, whatever config.json says.
+      # MPNet's code ignores the number in config.json.
       kind == 'mpnet' and num_buckets != bert.NUM_BUCKETS,
       f'{num_buckets} buckets of distances instead of {bert.NUM_BUCKETS}',
     ),
@@ -224,7 +223,7 @@ def _activation_key(kind):
 
 
 def _check_sizes(given, keys, path):
-  """Raises `BadInput` for numbers of a config.json that no model can have."""
+  """Raises `BadInput` for sizes of a config.json that are out of range."""
   for ours, key in keys.items():
     size = given.get(key, 1)
     most = _MAX_LAYERS if ours == 'num_layers' else _MAX_SIZE
@@ -246,7 +245,7 @@ def _check_sizes(given, keys, path):
 
 
 def _check_body(body, keys, path):
-  """Raises `BadInput` for sizes that do not go together."""
+  """Raises `BadInput` for inconsistent sizes."""
   if body.hidden_size % body.num_heads:
     raise strict_io.bad(
       path,
@@ -294,17 +293,17 @@ def _float32(opened, key, path):
       path, f'a tensor must be one of {", ".join(_FLOATS)}',
       f'{dtype} in {key[:80]}', 'use weights that are not quantized'
     )  # fmt: skip
-  # What is too large becomes infinite, and is refused with its name.
+  # Overflow gives infinity, which `bert_weights` rejects by the tensor's name.
   with np.errstate(over='ignore'):
     return np.asarray(opened.get_tensor(key), np.float32)
 
 
 def _shards(index, whole):
-  """Returns the names of the files of an index.
+  """Returns the names of the shards that an index lists.
 
   Args:
-    index: Path of the file.
-    whole: What the file would be called that is in parts.
+    index: Path of the index.
+    whole: Name that an unsharded file would have.
   """
   ending = pathlib.PurePath(whole).suffix
   weight_map = strict_io.json_file(index).get('weight_map')
@@ -324,9 +323,9 @@ def _shards(index, whole):
 
 
 def _file(folder, file):
-  """Returns the path of a file of a folder, or None.
+  """Returns the path of a file in a folder, or None if it does not exist.
 
-  Links are followed: the hub's own cache is made of them.
+  Symbolic links are followed, because the hub's cache consists of them.
   """
   path = pathlib.Path(folder) / file
   return strict_io.regular(path) if os.path.lexists(path) else None

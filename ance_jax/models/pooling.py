@@ -1,9 +1,10 @@
-"""From token vectors to an embedding: pooling, and the layers behind it.
+"""Token vectors -> an embedding: pooling and the layers after it.
 
-As sentence-transformers computes them in its Pooling and Dense modules, for
-texts that are padded on the right.
+Equivalent to the Pooling and Dense modules of sentence-transformers, for texts
+padded on the right.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 from flax import linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from ance_jax.models import bert
 
 IDENTITY = 'Identity'
-# Classes of torch.nn -> the same function, with torch's defaults.
+# Class of torch.nn -> the same function with torch's defaults.
 ACTIVATIONS = {
   'CELU': jax.nn.celu,
   'ELU': jax.nn.elu,
@@ -27,7 +28,7 @@ ACTIVATIONS = {
   'LogSigmoid': jax.nn.log_sigmoid,
   'LogSoftmax': jax.nn.log_softmax,
   'Mish': jax.nn.mish,
-  # Its slope is random in training, and this mean of it otherwise.
+  # At inference; in training the slope is random, with this mean.
   'RReLU': lambda x: jax.nn.leaky_relu(x, (1 / 8 + 1 / 3) / 2),
   'ReLU': jax.nn.relu,
   'ReLU6': jax.nn.relu6,
@@ -51,13 +52,12 @@ class Layer:
   """A layer between pooling and embedding.
 
   Attributes:
-    kind: `DENSE`, a projection and an activation; `NORM`, a LayerNorm; or
-      `UNIT`, which makes vectors of length 1.
-    size: Width of what comes out of a projection; else 0.
-    bias: Whether a projection has one.
-    activation: Its activation, a key of `ACTIVATIONS`.
-    residual: Whether what went in is added, projected if it is of another
-      width.
+    kind: `DENSE`, a projection with an activation; `NORM`, a LayerNorm; or
+      `UNIT`, which scales vectors to length 1.
+    size: Output width of a projection; 0 for other kinds.
+    bias: Whether the projection has a bias.
+    activation: Activation of the projection, a key of `ACTIVATIONS`.
+    residual: Whether to add the input, projected if its width is not `size`.
   """
 
   kind: str
@@ -67,8 +67,8 @@ class Layer:
   residual: bool = False
 
 
-def names(layers):
-  """Returns the name of each layer among the parameters: head, head_1, ..."""
+def names(layers: Sequence[Layer]) -> list[str]:
+  """Returns each layer's key in the parameters: head, head_1, ..."""
   found, counts = [], {}
   for layer in layers:
     name = {DENSE: 'head', NORM: 'head_norm', UNIT: ''}[layer.kind]
@@ -78,8 +78,8 @@ def names(layers):
   return found
 
 
-def described(layers):
-  """Returns what layers do, for people."""
+def described(layers: Sequence[Layer]) -> str:
+  """Returns a description of the layers for log lines."""
   return ' > '.join(
     {
       DENSE: f'projection to {layer.size} ({layer.activation})',
@@ -90,17 +90,21 @@ def described(layers):
   )
 
 
-def pool(x, lengths, modes, skipped=0):
-  """Returns (B, D * number of modes): the vectors of each mode, joined.
+def pool(
+  x: jax.Array,
+  lengths: jax.Array,
+  modes: Sequence[str],
+  skipped: int = 0,
+) -> jax.Array:
+  """Returns (B, D * number of modes), the concatenated vectors of all modes.
 
   Args:
     x: (B, L, D) float32 token vectors.
-    lengths: (B,) int32, tokens of each text that are not padding.
-    modes: Some of `choices.POOLINGS`.
-    skipped: int, tokens at the start of each text that are left out: those of
-      a prompt. Where nothing else is left, vectors are 0 (of `max`,
-      sentence-transformers has minus infinity), and the first token's is its
-      own.
+    lengths: (B,) int32, tokens per text without padding.
+    modes: Keys of `choices.POOLINGS`.
+    skipped: Tokens at the start of each text to leave out, those of a prompt.
+      Texts without other tokens pool to 0 (sentence-transformers gives minus
+      infinity for `max`), except that `cls` takes their first token.
   """
   places = jnp.arange(x.shape[1])
   kept = (places < lengths[:, None]) & (places >= skipped)
@@ -113,9 +117,12 @@ def _pooled(x, lengths, mode, kept, count, skipped):
   """Returns the (B, D) vectors of one mode.
 
   Args:
-    kept: (B, L) bool, the tokens that are pooled.
-    count: (B,) int32, how many these are, at least 1.
-    others: As for `pool`.
+    x: As for `pool`.
+    lengths: As for `pool`.
+    mode: Key of `choices.POOLINGS`.
+    kept: (B, L) bool, the tokens to pool.
+    count: (B,) int32, number of these tokens, at least 1.
+    skipped: As for `pool`.
   """
   if mode == 'cls':
     if not skipped:
@@ -137,22 +144,17 @@ def _pooled(x, lengths, mode, kept, count, skipped):
 
 
 def _at(x, places):
-  """Returns the (B, D) vectors at one place of each text."""
+  """Returns the (B, D) vectors at one position of each text."""
   return jnp.take_along_axis(x, places[:, None, None], 1)[:, 0]
 
 
-def unit(x):
-  """Returns vectors of length 1, as torch's normalize has them."""
+def unit(x: jax.Array) -> jax.Array:
+  """Scales vectors to length 1, with the epsilon of torch's `normalize`."""
   return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def apply(layers, x):
-  """Returns what layers make of vectors, inside of a Flax module.
-
-  Args:
-    layers: `Layer`s, in order.
-    x: (B, D) float32.
-  """
+def apply(layers: Sequence[Layer], x: jax.Array) -> jax.Array:
+  """Applies layers to (B, D) float32 vectors, inside a Flax module."""
   for layer, name in zip(layers, names(layers), strict=True):
     if layer.kind == UNIT:
       x = unit(x)
@@ -164,10 +166,10 @@ def apply(layers, x):
 
 
 def _projected(layer, name, x):
-  """Returns what a projection makes of (B, D) vectors."""
+  """Applies a projection to (B, D) vectors."""
 
   def dense(bias, name):
-    # Both papers' code starts it as the body is.
+    # The code of ANCE and of DPR initializes it like the body.
     return nn.Dense(
       layer.size,
       use_bias=bias,

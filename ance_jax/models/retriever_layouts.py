@@ -1,6 +1,6 @@
-"""Checkpoints of ANCE, of DPR and of cross-encoders: bodies and heads.
+"""Converts checkpoints of ANCE, DPR and cross-encoders: bodies and heads.
 
-Strict as `weights` is: each tensor of the layout, and no other.
+A checkpoint must hold exactly the tensors of its layout, as in `bert_weights`.
 """
 
 import re
@@ -9,17 +9,18 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax import errors
+from ance_jax.models import bert
 from ance_jax.models import bert_weights
 
 
 class _Tower(NamedTuple):
-  """How the checkpoint of a retriever names the parts of a tower.
+  """How a retriever's checkpoint names the parts of a tower.
 
   Attributes:
-    name: Our tower.
-    prefix: What stands before the names of its body.
+    name: Our name of the tower.
+    prefix: Prefix of the body's tensors.
     head: Module of the projection, or None.
-    head_norm: Module of the LayerNorm after it, or None.
+    head_norm: Module of the LayerNorm after the projection, or None.
   """
 
   name: str
@@ -32,11 +33,10 @@ class _Form(NamedTuple):
   """A layout of a retriever's checkpoint.
 
   Attributes:
-    mark: A tensor whose name begins so is in no other form.
-    towers: The `_Tower`s that may be there.
-    settings: What such checkpoints are trained with, by the retriever's
-      setting.
-    dropped: Pattern of tensors that are left out, beside those of a body.
+    mark: Prefix of tensors that no other form has.
+    towers: The `_Tower`s of the layout.
+    settings: Retriever settings that such checkpoints are trained with.
+    dropped: Pattern of tensors to ignore, besides those of a body.
   """
 
   mark: str
@@ -62,14 +62,13 @@ _FORMS = (
       'similarity': 'dot',
       'query_length': 64,
       'passage_length': 512,
-      # The tokenizer of transformers 2 did; that of 5 takes no notice.
+      # The tokenizer of transformers 2 obeyed do_lower_case; 5 ignores it.
       'lower_case': True,
     },
-    # Of RobertaForSequenceClassification, which the class inherits and never
-    # uses.
+    # ANCE's class inherits it from RobertaForSequenceClassification, unused.
     r'classifier\..*',
   ),
-  # DPR as the hub has it, an encoder a repository.
+  # DPR on the hub: one encoder per repository.
   _Form(
     'question_encoder.',
     (
@@ -89,7 +88,7 @@ _FORMS = (
     ),
     _DPR_SETTINGS,
   ),
-  # DPR's own checkpoints, and ANCE's of OpenQA (BiEncoder).
+  # BiEncoder: checkpoints of DPR's code, and ANCE's for OpenQA.
   _Form(
     'question_model.',
     (
@@ -99,7 +98,7 @@ _FORMS = (
     _DPR_SETTINGS,
   ),
 )  # fmt: skip
-# Between body and output, and the output, of transformers' classes for sequence
+# (layer before the output, output layer) of transformers' classes for sequence
 # classification.
 _CLASSIFIERS = {
   'bert': ('bert.pooler.dense', 'classifier'),
@@ -109,24 +108,26 @@ _CLASSIFIERS = {
 }
 
 
-def is_dropped(name):
-  """Returns whether a tensor is one that no retriever uses."""
+def is_dropped(name: str) -> bool:
+  """Returns whether retrievers ignore a tensor of this name."""
   prefixes = [tower.prefix for form in _FORMS for tower in form.towers]
   for prefix in prefixes:
     name = name.removeprefix(prefix)
   return bert_weights.is_dropped(name)
 
 
-def towers_from_tensors(tensors, body, where):
-  """Returns the parameters by tower, and the settings that come with them.
+def towers_from_tensors(
+  tensors: dict[str, np.ndarray], body: bert.BodyConfig, where: str
+) -> tuple[dict[str, dict], dict]:
+  """Returns the parameters by tower, and the settings of the layout.
 
   Args:
-    tensors: As for `bert_weights.body_from_tensors`, with the projection's.
-    body: `bert.BodyConfig`.
-    where: Where they are from, for people.
+    tensors: Tensors of the checkpoint, in its names and layout.
+    body: Sizes of the body.
+    where: Source of the tensors, for error messages.
 
   Raises:
-    BadInput: A tensor is missing, not expected, or of another shape.
+    BadInput: A tensor is missing, unexpected, not finite or of the wrong shape.
   """
   form = next(
     (f for f in _FORMS if any(name.startswith(f.mark) for name in tensors)),
@@ -149,7 +150,7 @@ def towers_from_tensors(tensors, body, where):
       ('head_norm', tower.head_norm, {'scale': 'weight', 'bias': 'bias'}),
     ):
       theirs = {ours: f'{module}.{name}' for ours, name in leaves.items()}
-      # ANCE's class always has its norm; DPR's projection is a choice.
+      # ANCE's class always has the norm; DPR's projection is optional.
       if part == 'head_norm' and module or set(theirs.values()) & set(left):
         params[part] = _part(left, theirs, where)
     of_body = {
@@ -179,16 +180,18 @@ def towers_from_tensors(tensors, body, where):
   return towers, settings
 
 
-def judge_from_tensors(tensors, body, where):
+def judge_from_tensors(
+  tensors: dict[str, np.ndarray], body: bert.BodyConfig, where: str
+) -> dict:
   """Returns the parameters of a cross-encoder: body, pooler, classifier.
 
   Args:
     tensors: As for `towers_from_tensors`.
-    body: `bert.BodyConfig`.
-    where: Where they are from, for people.
+    body: Sizes of the body.
+    where: As for `towers_from_tensors`.
 
   Raises:
-    BadInput: A tensor is missing, not expected, or of another shape.
+    BadInput: A tensor is missing, unexpected, not finite or of the wrong shape.
   """
   left, params = dict(tensors), {}
   modules = dict(
@@ -216,7 +219,7 @@ def judge_from_tensors(tensors, body, where):
 
 
 def _part(tensors, theirs, where):
-  """Takes the tensors of a module out; returns its parameters."""
+  """Removes a module's tensors from `tensors`; returns its parameters."""
   found = {}
   for ours, name in theirs.items():
     if name not in tensors:
@@ -230,7 +233,7 @@ def _part(tensors, theirs, where):
 
 
 def _check_head(params, body, where):
-  """Raises `BadInput` for a projection that does not fit its body."""
+  """Raises `BadInput` for a projection that does not fit the body."""
   head, norm = params.get('head'), params.get('head_norm')
   if norm and not head:
     raise errors.BadInput(

@@ -1,7 +1,7 @@
-"""Names on Hugging Face's hub -> folders of its cache, at a commit.
+"""Maps names on Hugging Face's hub to folders of the hub's cache.
 
-A name is OWNER/NAME or OWNER/NAME@REVISION, a branch, tag or commit. Only what
-is read here is fetched: settings, tokenizer, and one form of the weights.
+A name is OWNER/NAME or OWNER/NAME@REVISION, where the revision is a branch, tag
+or commit. Only settings, tokenizer and one format of the weights are fetched.
 """
 
 import os
@@ -18,7 +18,7 @@ from ance_jax.core import strict_io
 
 _NAME = re.compile(r'(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(\w[\w/-]*(?:\.[\w/-]+)*))?')
 _COMMIT = re.compile('[0-9a-f]{40}')
-# What is fetched first. A * matches slashes too: these are in all folders.
+# Files to fetch first. `*` also matches slashes, so these cover subfolders.
 _SETTINGS = (
   '*config.json', '*config_sentence_transformers.json', '*modules.json',
   '*tokenizer.json', '*special_tokens_map.json', '*added_tokens.json',
@@ -26,23 +26,26 @@ _SETTINGS = (
   '*retriever.json',
 )  # fmt: skip
 _UNUSED = ('onnx/*', 'openvino/*', 'coreml/*', 'checkpoint-*', 'tf_*', 'flax_*')
-# Of these the first that is there has the weights of a folder.
+# Files of weights in order of preference.
 _WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 _VOCABULARIES = ('tokenizer.json', 'vocab.txt', 'vocab.json', '*.model')
 _WITH_WEIGHTS = ('Transformer', 'Dense', 'LayerNorm')
 _WITH_SETTINGS = (*_WITH_WEIGHTS, 'Pooling')
-# Files that only sentence-transformers saves.
+# Only sentence-transformers saves these.
 _SIGNS = ('config_sentence_transformers.json', '1_Pooling')
 
 
-def folder(name):
-  """Returns the folder that a name on the hub stands for; a path as it is.
+def folder(name: str) -> str:
+  """Returns the folder of a model, fetching it from the hub if necessary.
 
-  What is here goes before what is there. A commit that the cache has whole
-  needs no network.
+  Existing paths are returned unchanged, even if the hub has such a name. A
+  commit that is complete in the cache needs no network.
+
+  Args:
+    name: Path, or name on the hub.
 
   Raises:
-    BadInput: There is none; the text says why.
+    BadInput: The model cannot be found or fetched; the text says why.
   """
   if os.path.lexists(name):
     return name
@@ -66,8 +69,8 @@ def folder(name):
   return str(cached)
 
 
-def pinned(names):
-  """Returns names, a comma between them, with the commit of each on the hub.
+def pinned(names: str) -> str:
+  """Returns comma-separated names, each hub name with its current commit.
 
   Raises:
     BadInput: As `folder`.
@@ -75,10 +78,10 @@ def pinned(names):
   return ','.join(map(_pinned, names.split(',')))
 
 
-def is_pin(pin, names):
-  """Returns whether `pinned(names)` may have been `pin`, as far as is known.
+def is_pin(pin: str, names: str) -> bool:
+  """Returns whether `pinned(names)` may have returned `pin`.
 
-  A branch or tag counts as it is in the cache now.
+  Branches and tags are resolved with the cache's current state.
   """
   pins, names = pin.split(','), names.split(',')
   return len(pins) == len(names) and all(map(_is_pin, pins, names))
@@ -102,7 +105,7 @@ def _is_pin(pin, name):
 
 
 def _parts(name):
-  """Returns the repository of a name, and its revision or None."""
+  """Returns (repository, revision or None) of a name."""
   found = _NAME.fullmatch(name)
   if not found:
     raise errors_lib.BadInput(
@@ -127,16 +130,16 @@ def _cached(repository, revision):
 
 
 def _problem(repository, revision):
-  """Returns why the hub does not give a model, (fact, cure), or None."""
+  """Returns (fact, cure) if the hub cannot provide a model, else None."""
   try:
     huggingface_hub.HfApi().model_info(repository, revision=revision)
-  except Exception as error:  # Of its HTTP library, which changes.
+  except Exception as error:  # Its HTTP library differs between releases.
     return _explained(error, repository, revision)
   return None
 
 
 def _explained(error, repository, revision):
-  """Returns (fact, cure) of what the hub's client raised."""
+  """Returns (fact, cure) for an error of the hub's client."""
   if isinstance(error, errors.GatedRepoError):
     return f'{repository} is gated on the hub', (
       f'ask for access at {constants.ENDPOINT}/{repository}, then log in with '
@@ -172,7 +175,7 @@ def _cache():
 
 
 def _fetched(name, repository, revision):
-  """Returns the folder of a revision, with all that is read of it."""
+  """Fetches all needed files of a revision; returns its folder."""
 
   def fetch(revision, patterns):
     try:
@@ -198,7 +201,7 @@ def _fetched(name, repository, revision):
 
 
 def _modules(folder):
-  """Yields (folder inside, kind) of the modules of a model, as far as said."""
+  """Yields (subfolder, class name) of each module that a model declares."""
   path = folder / 'modules.json'
   entries = strict_io.json_file(path, list) if path.exists() else []
   named = [(e.get('path'), e.get('type')) for e in entries if type(e) is dict]
@@ -220,7 +223,7 @@ def _is_text(value):
 
 
 def _files_of(folder, part, weights):
-  """Returns the names, in a snapshot, of a form of the weights of a module."""
+  """Returns the files, in a snapshot, of a module's weights in one format."""
   part = pathlib.PurePosixPath(part)
   index = folder / part / f'{weights}.index.json'
   named = (
@@ -237,7 +240,7 @@ def _are_whole(folder, part, weights):
 
 
 def _missing(folder):
-  """Returns a file that this copy of a model should have and lacks, or None."""
+  """Returns the first file missing from a copy of a model, or None."""
   wanted = []
   if any((folder / sign).exists() for sign in _SIGNS):
     wanted.append(('modules.json', (folder / 'modules.json').exists()))
@@ -255,6 +258,6 @@ def _missing(folder):
 
 
 def _known_absent(snapshot):
-  """Returns whether the cache notes that the hub has no modules.json."""
+  """Returns whether the cache records that the hub has no modules.json."""
   noted = snapshot.parents[1] / '.no_exist' / snapshot.name / 'modules.json'
   return noted.exists()

@@ -1,26 +1,31 @@
-"""Weights in torch's own files, of which nothing but tensors is read."""
+"""Reads the tensors, and nothing else, of torch files."""
+
+from collections.abc import Callable
+import pathlib
 
 import numpy as np
 
 from ance_jax import errors
 from ance_jax.core import strict_io
 
-# What the weights are called in files that hold more: DPR's and ANCE's, others.
+# Keys of the weights in files that hold more, DPR's and ANCE's first.
 _STATES = ('model_dict', 'state_dict', 'model_state_dict')
 
 
-def read(path, without):
-  """Returns {name: float32 array} of a file, by torch's weights-only loading.
+def read(
+  path: pathlib.Path, without: Callable[[str], bool]
+) -> dict[str, np.ndarray]:
+  """Returns the float32 tensors of a file, by weights-only loading.
 
   Args:
-    path: `pathlib.Path`.
-    without: without(name of a tensor) -> whether it is left out.
+    path: File.
+    without: Returns whether to skip the tensor of a name.
 
   Raises:
-    BadInput: torch is not installed, or the file holds other things.
+    BadInput: torch is not installed, or the file holds anything but tensors.
   """
   try:
-    # Here, and not above: it takes seconds, and is no part of the installation.
+    # Imported here because it takes seconds and is an optional dependency.
     import torch
   except ImportError as error:
     raise errors.BadInput(
@@ -29,7 +34,7 @@ def read(path, without):
     ) from error
   try:
     found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-  except Exception as error:  # Of its unpickler, its zip reader, the file.
+  except Exception as error:  # torch raises many types.
     raise _not_weights(path, ' '.join(str(error).split())[:100]) from error
   if isinstance(found, dict):
     found = next((found[key] for key in _STATES if key in found), found)
