@@ -1,1 +1,1 @@
-"""Folders, processes, devices and lines: nothing about retrieval."""
+"""Files, processes, devices and logging; nothing about retrieval."""

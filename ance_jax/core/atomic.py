@@ -1,11 +1,13 @@
-"""Folders that others wait for: visible whole, or not at all.
+"""Files and folders that appear whole or not at all.
 
-A folder is written under another name, every file of it is hashed and synced
-to disk, `manifest.json` comes last, and a rename makes it visible. A folder
-without a manifest does not exist for any reader here, and what a manifest names
-is checked before it is read.
+A folder is written under a temporary name, its files are hashed and synced to
+disk, `manifest.json` is written last, and a rename makes it visible. Readers
+here treat a folder without a manifest as missing, and check files against the
+manifest before reading them.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
 import contextlib
 import fcntl
 import hashlib
@@ -15,6 +17,8 @@ import pathlib
 import secrets
 import shutil
 import time
+from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import tqdm
@@ -30,8 +34,8 @@ _POLL_SECS = 0.2
 
 
 @contextlib.contextmanager
-def writing(path):
-  """Gives a binary file, which is seen as `path` once all of it is on disk."""
+def writing(path: str | pathlib.Path) -> Iterator[BinaryIO]:
+  """Opens a binary file that appears as `path` once it is whole on disk."""
   path = pathlib.Path(path)
   unfinished, _ = _unfinished(path)
   with named(path), open(unfinished, 'wb') as file:
@@ -43,19 +47,19 @@ def writing(path):
   _sync_folder(path.parent)
 
 
-def write_bytes(path, content):
-  """Writes a file: afterwards all of it is there, or none."""
+def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
+  """Writes a file atomically."""
   with writing(path) as file:
     file.write(content)
 
 
-def write_text(path, text):
-  """Writes a text file: afterwards all of it is there, or none."""
+def write_text(path: str | pathlib.Path, text: str) -> None:
+  """Writes a text file atomically."""
   write_bytes(path, text.encode())
 
 
-def make_folder(path):
-  """Makes a folder and those above it, all of them on disk afterwards."""
+def make_folder(path: str | pathlib.Path) -> None:
+  """Makes a folder and its parents, and syncs them to disk."""
   path = pathlib.Path(path)
   if not path.is_dir():
     make_folder(path.parent)
@@ -64,10 +68,10 @@ def make_folder(path):
 
 
 @contextlib.contextmanager
-def named(path):
-  """Gives an OSError of the block that has no path this one.
+def named(path: str | pathlib.Path) -> Iterator[None]:
+  """Adds this path to an OSError from the block that has none.
 
-  What is written to an open file on a full disk fails without one.
+  Writing to an open file on a full disk raises one without a path.
   """
   try:
     yield
@@ -78,13 +82,15 @@ def named(path):
 
 
 @contextlib.contextmanager
-def publish(folder, manifest):
-  """Gives a folder to write into, and makes it visible as `folder` at the end.
+def publish(
+  folder: str | pathlib.Path, manifest: dict[str, Any]
+) -> Iterator[pathlib.Path]:
+  """Yields a folder to write into, and renames it to `folder` at the end.
 
   Args:
-    folder: Path that the folder is to have; an older one is replaced.
-    manifest: dict for `manifest.json`, to which the hashes of the files are
-      added. It may be filled while the folder is written.
+    folder: Final path; an existing folder there is replaced.
+    manifest: Content of `manifest.json`, to which the file hashes are added.
+      The block may add to it.
 
   Yields:
     Path of the folder to write into. If the block raises, nothing is published.
@@ -95,11 +101,11 @@ def publish(folder, manifest):
 
 
 @contextlib.contextmanager
-def receive(folder):
-  """Gives a folder to copy a published one into; visible at the end if whole.
+def receive(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a folder to copy a published one into; publishes it if whole.
 
   Raises:
-    Damaged: What was copied is not what its manifest says.
+    Damaged: The copy does not match its manifest.
   """
   with _replacing(folder) as unfinished:
     try:
@@ -107,25 +113,25 @@ def receive(folder):
       if read_manifest(unfinished) is None:
         raise _damaged(unfinished / MANIFEST)
     except BaseException:
-      # Such a copy may be begun again and again.
+      # Callers retry, so leave no failed copy behind.
       shutil.rmtree(unfinished)
       _lock_of(unfinished).unlink()
       raise
     _sync(unfinished)
-    # Else a power cut leaves a folder of this name without what is in it.
+    # Otherwise a power cut could leave a folder of this name without its files.
     _sync_folder(unfinished)
 
 
 @contextlib.contextmanager
 def _replacing(folder):
-  """Gives a folder that becomes `folder` if the block does not raise."""
+  """Yields a folder that replaces `folder` if the block does not raise."""
   folder = pathlib.Path(folder)
   make_folder(folder.parent)
   unfinished, old = _unfinished(folder)
   with named(folder), _locked(_lock_of(unfinished)):
     unfinished.mkdir()
     yield unfinished
-    # In one rename each: what is half removed would be seen as damaged.
+    # One rename each, because a half-removed folder would count as damaged.
     if folder.exists():
       os.rename(folder, old)
     os.rename(unfinished, folder)
@@ -134,12 +140,12 @@ def _replacing(folder):
   remove_folder(old)
 
 
-def seal(folder, manifest):
+def seal(folder: str | pathlib.Path, manifest: dict[str, Any]) -> None:
   """Syncs and hashes all files of a folder, and writes its manifest last.
 
   Args:
-    folder: Path of a folder that is not written to any more.
-    manifest: dict for `manifest.json`, to which the hashes are added.
+    folder: Path of a folder that is no longer written to.
+    manifest: Content of `manifest.json`, to which the hashes are added.
   """
   folder = pathlib.Path(folder)
   _sync(folder)
@@ -148,29 +154,31 @@ def seal(folder, manifest):
   write_json(folder / MANIFEST, {**manifest, 'files': hashes})
 
 
-def unseal(folder):
-  """Removes the manifest of a folder that is to be removed: it is not there."""
+def unseal(folder: str | pathlib.Path) -> None:
+  """Removes the manifest of a folder to be removed, so that readers skip it."""
   (pathlib.Path(folder) / MANIFEST).unlink(missing_ok=True)
   _sync_folder(folder)
 
 
-def is_sealed(folder):
+def is_sealed(folder: str | pathlib.Path) -> bool:
   """Returns whether a folder has its manifest."""
   return (pathlib.Path(folder) / MANIFEST).is_file()
 
 
-def read_manifest(folder, only=''):
-  """Returns the manifest of a published folder, its files checked.
+def read_manifest(
+  folder: str | pathlib.Path, only: str = ''
+) -> dict[str, Any] | None:
+  """Checks the files of a published folder and returns its manifest.
 
   Args:
     folder: Path of the folder.
-    only: Check no more than the files whose names in it begin so.
+    only: Check only files whose relative paths start with this.
 
   Returns:
-    The dict given to `publish`, or None if no such folder was published.
+    The manifest, or None if no such folder was published.
 
   Raises:
-    Damaged: A file is missing or is not what was published.
+    Damaged: A file is missing or differs from the published one.
   """
   folder = pathlib.Path(folder)
   if not is_sealed(folder):
@@ -188,17 +196,19 @@ def read_manifest(folder, only=''):
   return manifest
 
 
-def find(folder, about):
-  """Returns the manifest of a published folder, if it can be used.
+def find(
+  folder: str | pathlib.Path, about: dict[str, Any]
+) -> dict[str, Any] | None:
+  """Returns the manifest of a published folder if it can be used.
 
-  A damaged one is set aside, and a line says so: what can be made again is.
+  A damaged folder is renamed, with a printed line, so that it can be rebuilt.
 
   Args:
     folder: Path of the folder.
-    about: dict that the manifest must hold.
+    about: Items that the manifest must contain.
 
   Returns:
-    The manifest; None if the folder is to be made.
+    The manifest; None if the folder must be built.
   """
   try:
     manifest = read_manifest(folder)
@@ -217,13 +227,15 @@ def find(folder, about):
   return manifest if usable else None
 
 
-def set_aside(path, aside=None):
-  """Renames what is damaged, and returns its new path.
+def set_aside(
+  path: str | pathlib.Path, aside: str | None = None
+) -> pathlib.Path:
+  """Renames a damaged file or folder, and returns its new path.
 
   Args:
     path: The file or folder.
-    aside: Its new path, to which a number is added where it is taken; None for
-      a name beside it.
+    aside: New path, with a number added if it is taken; None adds `.damaged`
+      and a number to `path`.
   """
   path = pathlib.Path(path)
   first = pathlib.Path(aside or f'{path}.damaged-1')
@@ -237,11 +249,11 @@ def set_aside(path, aside=None):
   return free
 
 
-def load_array(path):
-  """Returns the array of a .npy file, as a map that cannot be written.
+def load_array(path: str | pathlib.Path) -> np.ndarray:
+  """Memory-maps a .npy file, read-only.
 
   Raises:
-    Damaged: It is none, or one of Python objects.
+    Damaged: It is not a .npy file, or holds Python objects.
   """
   try:
     return np.load(path, mmap_mode='r')
@@ -249,16 +261,16 @@ def load_array(path):
     raise _damaged(path) from error
 
 
-def write_json(path, value):
-  """Writes a dict as JSON that holds its own hash."""
+def write_json(path: str | pathlib.Path, value: dict[str, Any]) -> None:
+  """Writes a dict as JSON that includes its own hash."""
   write_text(path, _hashed_json(value))
 
 
-def read_json(path):
-  """Returns the dict that `write_json` wrote.
+def read_json(path: str | pathlib.Path) -> dict[str, Any]:
+  """Returns a dict written by `write_json`.
 
   Raises:
-    Damaged: It is missing, or one bit of it is another.
+    Damaged: The file is missing or any bit of it has changed.
   """
   try:
     text = pathlib.Path(path).read_text()
@@ -271,19 +283,19 @@ def read_json(path):
   return value
 
 
-def file_hash(path):
-  """Returns the SHA-256 of a file, in hexadecimal digits."""
+def file_hash(path: str | pathlib.Path) -> str:
+  """Returns the SHA-256 of a file in hexadecimal."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def remove_unfinished(folder):
-  """Removes what killed writers left in `folder`, at any depth.
+def remove_unfinished(folder: str | pathlib.Path) -> None:
+  """Removes leftovers of killed writers in `folder`, at any depth.
 
-  A folder that was being replaced is given back its name.
+  A folder that was being replaced gets its name back.
   """
   for path in sorted(pathlib.Path(folder).rglob(f'*{_UNFINISHED}')):
-    # It may have gone with a folder above it. A file is its own lock.
+    # Removing a parent may already have removed it. A file is its own lock.
     if path.is_dir():
       with _locked(_lock_of(path)) as alone:
         if alone:
@@ -307,22 +319,22 @@ def _remove_left_over(path):
     shutil.rmtree(path)
 
 
-def remove_folder(path):
-  """Removes a folder, if it is there, and all that is in it."""
+def remove_folder(path: str | pathlib.Path) -> None:
+  """Removes a folder and its contents, if it exists."""
   if pathlib.Path(path).exists():
     shutil.rmtree(path)
 
 
-def remove_unused(folder):
-  """Removes a folder that no process has `in_use`."""
+def remove_unused(folder: str | pathlib.Path) -> None:
+  """Removes a folder unless a process holds it with `in_use`."""
   with _locked(pathlib.Path(folder) / _IN_USE) as alone:
     if alone:
       shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
-def in_use(folder):
-  """Keeps a folder, made where it is missing, from being removed as unused."""
+def in_use(folder: str | pathlib.Path) -> Iterator[None]:
+  """Protects a folder from `remove_unused`; makes it if missing."""
   descriptor = None
   while descriptor is None:
     descriptor = _use(pathlib.Path(folder) / _IN_USE)
@@ -333,7 +345,7 @@ def in_use(folder):
 
 
 def _use(path):
-  """Returns the descriptor of a shared lock; None if the folder just went."""
+  """Returns a descriptor with a shared lock; None if the folder was removed."""
   make_folder(path.parent)
   try:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -348,12 +360,14 @@ def _use(path):
 
 
 @contextlib.contextmanager
-def turn(folder, waiting):
-  """Lets one process at a time run the block for a folder, made if missing.
+def turn(
+  folder: str | pathlib.Path, waiting: Callable[[], None]
+) -> Iterator[None]:
+  """Runs the block in one process at a time per folder; makes the folder.
 
   Args:
     folder: Path.
-    waiting: Called once if another process has it, before this one waits.
+    waiting: Called once before waiting for another process.
   """
   make_folder(folder)
   descriptor = os.open(
@@ -369,15 +383,15 @@ def turn(folder, waiting):
     os.close(descriptor)
 
 
-def lock(descriptor, how=fcntl.LOCK_EX):
-  """Locks an open file; returns whether nobody else has it locked.
+def lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
+  """Locks an open file; returns False if another process holds the lock.
 
-  The kernel holds the lock as long as the descriptor is open, so that a dead
-  process has none.
+  The kernel releases the lock when the descriptor is closed, so a dead process
+  never holds one.
 
   Args:
-    descriptor: Its file descriptor.
-    how: fcntl.LOCK_EX, alone, or LOCK_SH, together with others of that kind.
+    descriptor: File descriptor.
+    how: fcntl.LOCK_EX (exclusive) or LOCK_SH (shared).
   """
   try:
     fcntl.flock(descriptor, how | fcntl.LOCK_NB)
@@ -387,7 +401,7 @@ def lock(descriptor, how=fcntl.LOCK_EX):
 
 
 def _unfinished(path):
-  """Returns names for `path` while it is written, and for what it replaces."""
+  """Returns temporary names for the new `path` and for the one it replaces."""
   token = f'{os.getpid()}-{secrets.token_hex(4)}{_UNFINISHED}'
   return tuple(
     path.with_name(f'{path.name}.{part}-{token}') for part in (_NEW, _OLD)
@@ -395,16 +409,16 @@ def _unfinished(path):
 
 
 def _lock_of(folder):
-  """Returns the file whose lock the writer of an unfinished folder has.
+  """Returns the lock file of the writer of an unfinished folder.
 
-  NFS does not lock folders.
+  A file, because NFS does not lock folders.
   """
   return folder.with_name(folder.name + _LOCK)
 
 
 @contextlib.contextmanager
 def _locked(path, how=fcntl.LOCK_EX):
-  """Gives whether the lock of a file, made if missing, was had for a block."""
+  """Yields whether it got the lock of a file, which it makes if missing."""
   descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
   try:
     yield lock(descriptor, how)
@@ -425,7 +439,7 @@ def _damaged(path):
 
 
 def _sync(folder):
-  """Waits until a folder, and all that is in it, is on disk."""
+  """Waits until a folder and all its contents are on disk."""
   paths = sorted(folder.rglob('*'))
   for path in paths:
     if path.is_file():

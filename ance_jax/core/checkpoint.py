@@ -1,17 +1,20 @@
-"""Orbax: one Composite checkpoint a save.
+"""Checkpoints: one Orbax Composite per save, with a manifest.
 
-Items: `params`, read alone for the handoff to a refresh, `opt_state`, and
-`meta`. Beside them lies `record/`, small files: with them a checkpoint holds
-all that a run goes on from. Orbax makes a step visible whole or not at all; it
-neither syncs nor hashes it, so a manifest does, and a step without one is not
-there.
+The items are `params`, which a refresh reads alone, `opt_state` and `meta`. The
+folder `record/` holds the small files that a run also needs to resume. Orbax
+makes a step visible atomically but neither syncs nor hashes it, so a manifest
+does. A step without a manifest counts as missing.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent import futures
 import contextlib
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,13 +33,13 @@ _RECORD = 'record'
 
 
 class Checkpoints:
-  """Writes the checkpoints of a run, in the background.
+  """Writes the checkpoints of a run in the background.
 
-  Only one object writes a folder: what an earlier one left uncommitted there
-  is removed.
+  Only one object may write to a folder; the constructor removes uncommitted
+  saves of an earlier one.
   """
 
-  def __init__(self, workdir):
+  def __init__(self, workdir: str | pathlib.Path):
     if distributed.is_first():
       atomic.make_folder(_folder(workdir))
       remove_uncommitted(workdir)
@@ -49,18 +52,24 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
     )
 
-  def save(self, state, step, record=None, about=None):
-    """Begins to save a `steps.State`; `wait` makes sure that it is there.
+  def save(
+    self,
+    state: Any,
+    step: int,
+    record: dict[str, bytes] | None = None,
+    about: dict[str, Any] | None = None,
+  ) -> None:
+    """Starts to save a `steps.State`; call `wait` to be sure it is committed.
 
     Args:
-      state: The state, on all devices of all processes; it may be donated as
-        soon as this returns.
-      step: int, its step.
-      record: {name: bytes} of the files for `read_record`; '/' parts folders.
-      about: dict for the manifest.
+      state: The state, on all devices of all processes; it may be donated once
+        this returns.
+      step: The step of the state.
+      record: {relative path: content} of the files for `read_record`.
+      about: Items for the manifest.
 
     Raises:
-      SaveFailed: Orbax did not take it, or an earlier one failed.
+      SaveFailed: This or an earlier save failed.
     """
     self.wait()
     try:
@@ -92,17 +101,17 @@ class Checkpoints:
     atomic.seal(folder, about)
     remote.push(folder)
 
-  def check(self):
-    """Raises `SaveFailed` if what was begun is known to have failed."""
+  def check(self) -> None:
+    """Raises `SaveFailed` if the save in progress has already failed."""
     saving = self._saving[1] if self._saving else None
     if saving and saving.done() and saving.exception():
       self.wait()
 
-  def wait(self):
-    """Returns once all that was saved is committed.
+  def wait(self) -> None:
+    """Waits until everything saved is committed.
 
     Raises:
-      SaveFailed: It could not be.
+      SaveFailed: A save failed.
     """
     if self._saving:
       (step, saving), self._saving = self._saving, None
@@ -111,15 +120,15 @@ class Checkpoints:
         while self._removing:
           self._removing.pop().result()
       except Exception as error:
-        # Orbax tells each thread once; here that would hide this sentence.
+        # Orbax raises its error once per thread; here it would mask ours.
         with contextlib.suppress(Exception):
           self._manager.wait_until_finished()
         raise _failed(step, error) from error
-      # Only now has process 0 written the last of it.
+      # Process 0 commits after the other processes have finished.
       distributed.wait('committed')
 
-  def restore(self, step, like):
-    """Returns the `steps.State` of a step, laid out as `like` is."""
+  def restore(self, step: int, like: Any) -> Any:
+    """Returns the `steps.State` of a step, with the shardings of `like`."""
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -133,12 +142,12 @@ class Checkpoints:
       step=count, params=restored.params, opt_state=restored.opt_state
     )
 
-  def keep(self, wanted):
-    """Deletes all checkpoints but those of the steps `wanted`."""
+  def keep(self, wanted: Iterable[int]) -> None:
+    """Deletes all checkpoints except those of the steps `wanted`."""
     folder = _folder(self._workdir)
     for step in set(_orbax_steps(folder)) - set(wanted):
       if remote.is_connected(self._workdir):
-        # Training does not wait for a network.
+        # In the background, so that training does not wait for the network.
         gone = self._background.submit(remote.remove, folder / str(step))
         self._removing.append(gone)
       _delete(folder / str(step))
@@ -149,8 +158,8 @@ class Checkpoints:
   def __exit__(self, *_):
     self.close()
 
-  def close(self):
-    """Waits, and lets go of the folder."""
+  def close(self) -> None:
+    """Waits for the last save and releases the folder."""
     try:
       self.wait()
     finally:
@@ -158,14 +167,20 @@ class Checkpoints:
       self._manager.close()
 
 
-def read_params(workdir, step, shapes, devices):
-  """Returns the params item of a committed checkpoint, on all devices.
+def read_params(
+  workdir: str | pathlib.Path,
+  step: int,
+  shapes: Any,
+  devices: Sequence[jax.Device],
+) -> Any:
+  """Returns the parameters of a committed checkpoint, on each local device.
 
   Args:
-    workdir: Folder of the run.
-    step: int, the checkpoint's.
-    shapes: The tree of parameters, with a shape and dtype for each.
-    devices: Where they go; they are this process's then.
+    workdir: Run folder.
+    step: Step of the checkpoint.
+    shapes: Tree of parameters, each with a shape and a dtype.
+    devices: Devices of all processes; the returned arrays are on this
+      process's.
   """
   sharding = devices_lib.globally_replicated(devices)
   like = jax.tree.map(
@@ -182,11 +197,11 @@ def read_params(workdir, step, shapes, devices):
     return distributed.locally(checkpointer.restore(path, like), sharding)
 
 
-def read_record(workdir, step):
-  """Returns the {name: bytes} that a committed checkpoint was saved with.
+def read_record(workdir: str | pathlib.Path, step: int) -> dict[str, bytes]:
+  """Returns the `record` files that a committed checkpoint was saved with.
 
   Raises:
-    Damaged: One of them is missing or is not what was saved.
+    Damaged: A file is missing or differs from the saved one.
     BadInput: There is no such checkpoint.
   """
   folder = _folder(workdir) / str(step)
@@ -200,20 +215,26 @@ def read_record(workdir, step):
   }
 
 
-def fetch(workdir, *, every=False, wanted=lambda step: True):
+def fetch(
+  workdir: str | pathlib.Path,
+  *,
+  every: bool = False,
+  wanted: Callable[[int], bool] = lambda step: True,
+) -> bool:
   """Copies checkpoints in from the run's `--remote_dir`, if it has one.
 
   Args:
-    workdir: Folder of the run.
-    every: For the process that writes them: all of them, and what it committed
-      without coming so far as to copy it is copied out. Else the newest.
-    wanted: (step) -> whether it may be that one.
+    workdir: Run folder.
+    every: Copy all checkpoints, and copy out those that were committed here but
+      not copied; for the process that writes them. False copies the newest
+      only.
+    wanted: Whether a step may be copied.
 
   Returns:
-    Whether there is a newer one now than there was here.
+    Whether this brought a newer checkpoint.
 
   Raises:
-    BadInput: Those there are of another run.
+    BadInput: The remote checkpoints belong to another run.
   """
   if not remote.is_connected(workdir):
     return False
@@ -236,24 +257,24 @@ def fetch(workdir, *, every=False, wanted=lambda step: True):
 
 
 def _copy_out(folder, here, there, same):
-  """Makes the copies what is here, but for the steps that are the same."""
+  """Makes the copies match the local steps; skips the steps in `same`."""
   for step in set(here) - set(same):
     remote.push(folder / str(step))
   for step in set(there) - set(here):
     if remote.read(folder / str(step) / atomic.MANIFEST) is None:
-      # Half copied, or half removed.
+      # Half-copied or half-removed.
       remote.remove(folder / str(step))
 
 
 def _delete(folder):
-  # First the manifest: what is half deleted is not there, not damaged.
+  # Manifest first, so that a half-deleted step counts as missing, not damaged.
   atomic.unseal(folder)
-  # Not by Orbax, which goes on where it could not remove a file.
+  # Not with Orbax, which ignores files that it could not remove.
   atomic.remove_folder(folder)
 
 
 def _check_same(here, there):
-  """Raises `BadInput` if a checkpoint, and the copy of one, are of two runs."""
+  """Raises `BadInput` if a checkpoint and a copy belong to different runs."""
   ours = atomic.read_json(here / atomic.MANIFEST).get('run')
   theirs = json.loads(remote.read(there / atomic.MANIFEST) or '{}')
   if theirs.get('run', ours) != ours:
@@ -263,38 +284,40 @@ def _check_same(here, there):
     )
 
 
-def identity(workdir, step):
-  """Returns what tells a committed checkpoint from all others; None: gone."""
+def identity(workdir: str | pathlib.Path, step: int) -> str | None:
+  """Returns a unique id of a committed checkpoint; None if it is gone."""
   path = _folder(workdir) / str(step) / atomic.MANIFEST
   return atomic.file_hash(path) if path.is_file() else None
 
 
-def record_folder(workdir, step):
-  """Returns the folder that holds the files of `read_record`."""
+def record_folder(workdir: str | pathlib.Path, step: int) -> pathlib.Path:
+  """Returns the folder with the files of `read_record`."""
   return _folder(workdir) / str(step) / _RECORD
 
 
-def are_in(workdir):
-  """Returns whether a run began to save in a folder."""
+def are_in(workdir: str | pathlib.Path) -> bool:
+  """Returns whether a run has started to save in a folder."""
   return _folder(workdir).is_dir()
 
 
-def committed_steps(workdir):
-  """Returns the steps that have a whole checkpoint, in order."""
+def committed_steps(workdir: str | pathlib.Path) -> list[int]:
+  """Returns the steps of all committed checkpoints, in order."""
   folder = _folder(workdir)
   return [n for n in _orbax_steps(folder) if atomic.is_sealed(folder / str(n))]
 
 
-def newest_whole(workdir):
-  """Returns (step, manifest) of the newest checkpoint that is not damaged.
+def newest_whole(
+  workdir: str | pathlib.Path,
+) -> tuple[int | None, dict[str, Any] | None]:
+  """Returns (step, manifest) of the newest undamaged checkpoint.
 
-  Those that are damaged are set aside, and a line says what was lost.
+  Damaged ones are renamed, and a log line says which.
 
   Returns:
     (None, None) if no checkpoint was ever committed.
 
   Raises:
-    Damaged: Checkpoints were committed, and none of them is whole.
+    Damaged: Every committed checkpoint is damaged.
   """
   committed = committed_steps(workdir)
   for step in reversed(committed):
@@ -302,7 +325,7 @@ def newest_whole(workdir):
     try:
       return step, atomic.read_manifest(path)
     except errors.Damaged as damaged:
-      # Orbax takes each name in its own folder for a step.
+      # Outside Orbax's folder, where it takes every name for a step.
       aside = atomic.set_aside(path, f'{workdir}/{DAMAGED}-{step}')
       logs.say(f'{damaged} The checkpoint of step {step} is now {aside}.')
       damaged_ones = damaged
@@ -315,8 +338,8 @@ def newest_whole(workdir):
   return None, None
 
 
-def remove_uncommitted(workdir):
-  """Deletes what a killed process began to save."""
+def remove_uncommitted(workdir: str | pathlib.Path) -> None:
+  """Deletes unfinished saves of a killed process."""
   folder = _folder(workdir)
   for step in set(_orbax_steps(folder)) - set(committed_steps(workdir)):
     logs.say(f'removed what was left of an uncommitted save of step {step}')
@@ -341,7 +364,7 @@ def _failed(step, why):
   )
 
 
-def choose(workdir, which):
+def choose(workdir: str | pathlib.Path, which: str) -> int:
   """Returns the step that `--checkpoint` names: 'last', 'best' or a number."""
   committed = committed_steps(workdir)
   if not committed:
@@ -363,11 +386,13 @@ def choose(workdir, which):
   )
 
 
-def read_chosen(workdir, which, read):
+def read_chosen(
+  workdir: str | pathlib.Path, which: str, read: Callable[[int], Any]
+) -> tuple[int, Any]:
   """Returns (step, `read(step)`) for the step that `--checkpoint` names.
 
-  A run that trains meanwhile may delete it before it is read; then `which` is
-  looked up again.
+  If a running training job deletes the checkpoint before it is read, `which` is
+  resolved again.
   """
   while True:
     step = choose(workdir, which)
@@ -384,16 +409,16 @@ def read_chosen(workdir, which, read):
       logs.say(f'the checkpoint of step {step} is gone: another one is taken')
 
 
-def best(workdir, committed):
-  """Returns the step of `committed` that is best on dev, else the last.
+def best(workdir: str | pathlib.Path, committed: Sequence[int]) -> int:
+  """Returns the step of `committed` that is best on dev, else the last one.
 
-  By the first measure of dev's protocol.
+  Best by the first measure of dev's protocol.
   """
   scores = logs.series(workdir, next(iter(logs.dev_measures(workdir)), ''))
   return max(committed, key=lambda step: (scores.get(step, -1.0), step))
 
 
-def weights_hash(params):
+def weights_hash(params: Any) -> str:
   """Returns the SHA-256 of parameters and their names, in hexadecimal."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):

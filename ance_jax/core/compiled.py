@@ -1,6 +1,8 @@
-"""What XLA compiles: kept on disk for later processes, and counted."""
+"""Caches compiled XLA programs on disk, and counts compilations."""
 
 import collections
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import hashlib
 import json
@@ -15,24 +17,25 @@ from jax.experimental.compilation_cache import compilation_cache
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 
-# Seconds; jax's own 1.0 leaves out most of the small programs of a start.
+# Seconds. jax's default of 1.0 skips most of the small startup programs.
 _WORTH_KEEPING = 0.1
-# Also of what is read back from the disk.
+# jax also reports this event for programs read back from the disk.
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
-def keep(folder, devices):
-  """Has jax keep what it compiles in a folder, for the processes to come.
+def keep(
+  folder: str | os.PathLike | None, devices: Sequence[jax.Device]
+) -> None:
+  """Sets the folder of jax's persistent compilation cache.
 
-  jax's own key of an entry has the program, XLA's flags, the versions and the
-  processor's features, but not the number of cores, for which XLA compiles
-  differently: so there is a subfolder for each `devices.describe`. An entry
-  that a killed process half wrote is told from a whole one by its checksum:
-  jax warns, and compiles anew.
+  jax keys an entry by the program, XLA's flags, versions and the processor's
+  features, but not by the number of cores, although XLA compiles differently
+  for each. So each `devices.describe` has its own subfolder. An entry that a
+  killed process wrote only half fails its checksum: jax warns and recompiles.
 
   Args:
-    folder: Path. None: what jax was told by its own flag or variable, or else
-      the user's cache folder. Empty: nothing is kept.
+    folder: None keeps the folder set by jax's own flag or variable, or else
+      takes the user's cache folder. Empty turns the cache off.
     devices: The accelerators used.
   """
   present = jax.config.jax_compilation_cache_dir
@@ -40,7 +43,7 @@ def keep(folder, devices):
     return
   path = None if folder == '' else _subfolder(folder or _default(), devices)
   if path != present:
-    compilation_cache.reset_cache()  # It looks at its folder only once.
+    compilation_cache.reset_cache()  # Or it never rereads the setting.
     jax.config.update('jax_compilation_cache_dir', path)
     jax.config.update(
       'jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING
@@ -48,11 +51,11 @@ def keep(folder, devices):
 
 
 @contextlib.contextmanager
-def counted():
-  """Counts what is compiled, or read back, while the block runs.
+def counted() -> Iterator[collections.Counter]:
+  """Counts programs compiled, or read back from the cache, in the block.
 
   Yields:
-    Counter with 'compiles', programs, and 'compile_secs', which the caller may
+    Counter with 'compiles' (programs) and 'compile_secs', which the caller may
     clear.
   """
   counts = collections.Counter()
@@ -74,19 +77,19 @@ def _default():
 
 
 def _subfolder(folder, devices):
-  """Returns the path, a str, of a folder of these devices; None without one."""
+  """Returns the path, a str, of these devices' folder; None if unusable."""
   about = json.dumps(devices_lib.describe(devices), sort_keys=True)
   path = pathlib.Path(folder, hashlib.sha256(about.encode()).hexdigest()[:12])
   try:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # What lies there is run: it has to be this user's own.
+    # jax executes the files in it, so only this user may write there.
     others = stat.S_IWGRP | stat.S_IWOTH
     found = path.stat()
     if found.st_uid != os.getuid() or found.st_mode & others:
       raise PermissionError(f'others can write to {path}')
     if not os.access(path, os.W_OK | os.X_OK):
       raise PermissionError(f'{path} cannot be written')
-  except (OSError, RuntimeError) as error:  # No home is a RuntimeError.
+  except (OSError, RuntimeError) as error:  # RuntimeError: no home folder.
     logs.say(f'what is compiled is not kept for the next start: {error}')
     return None
   return str(path.absolute())

@@ -1,11 +1,13 @@
-"""Accelerators of this process: their mesh, and arrays laid out over them."""
+"""Devices of this process, their mesh, and the shardings of arrays on them."""
 
 import collections
+from collections.abc import Sequence
 from importlib import metadata
 import os
 import pathlib
 import platform
 import re
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -13,24 +15,28 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import distributed
 
 AXIS = 'devices'
-# Packages whose arithmetic ends up in parameters or negatives.
+# Packages whose arithmetic affects parameters or negatives.
 _PACKAGES = ('ance_jax', 'faiss-cpu', 'flax', 'jax', 'jaxlib', 'numpy', 'optax')
 _CPU_FILE = pathlib.Path('/proc/cpuinfo')
 
 
-def local(num_devices):
-  """Returns the first `num_devices` local devices; all of them for 0."""
+def local(num_devices: int) -> tuple[jax.Device, ...]:
+  """Returns the first `num_devices` local devices, or all of them for 0."""
   return local_parts(num_devices, 0)[0]
 
 
-def local_parts(num_devices, num_others):
-  """Returns `num_devices` local devices, and so many others behind them.
+def local_parts(
+  num_devices: int, num_others: int
+) -> tuple[tuple[jax.Device, ...], tuple[jax.Device, ...]]:
+  """Returns the first `num_devices` local devices and the `num_others` after.
 
-  With `num_devices` 0 all that the others leave.
+  With `num_devices` 0, the first part is every device but the last
+  `num_others`.
   """
   found = jax.local_devices()
   if num_devices > len(found):
@@ -48,8 +54,8 @@ def local_parts(num_devices, num_others):
   return tuple(found[:first]), tuple(found[first : first + num_others])
 
 
-def of_all_processes(devices):
-  """Returns as many devices of each process as `devices` are of this one."""
+def of_all_processes(devices: Sequence[jax.Device]) -> Sequence[jax.Device]:
+  """Returns the first `len(devices)` devices of each process."""
   if distributed.count() == 1:
     return devices
   number, found = len(devices), collections.defaultdict(list)
@@ -58,32 +64,34 @@ def of_all_processes(devices):
   return tuple(d for _, here in sorted(found.items()) for d in here[:number])
 
 
-def training_devices(config):
-  """Returns the accelerators that train, and those that refresh beside them.
+def training_devices(
+  config: config_lib.Config,
+) -> tuple[Sequence[jax.Device], Sequence[jax.Device]]:
+  """Returns (training devices, devices that refresh in the background).
 
-  Other jobs than training have none of the latter. The first ones are those of
-  all processes.
+  The training devices are those of all processes. Only the job `train` has
+  refresh devices.
   """
   others = config.refresh_devices if config.job == 'train' else 0
   first, others = local_parts(config.num_devices, others)
   return of_all_processes(first), others
 
 
-def own(devices):
-  """Returns those of `devices` that are this process's."""
+def own(devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:
+  """Returns the devices in `devices` that belong to this process."""
   return tuple(d for d in devices if d.process_index == jax.process_index())
 
 
-def host():
-  """Returns the CPU as a device; None where `JAX_PLATFORMS` leaves it out."""
+def host() -> jax.Device | None:
+  """Returns the CPU device; None if `JAX_PLATFORMS` leaves it out."""
   try:
     return jax.local_devices(backend='cpu')[0]
   except RuntimeError:
     return None
 
 
-def describe(devices):
-  """Returns what the bits of a run hang on besides its flags: {name: text}."""
+def describe(devices: Sequence[jax.Device]) -> dict[str, str]:
+  """Returns everything besides its flags that affects the bits of a run."""
   versions = {name: metadata.version(name) for name in _PACKAGES}
   text = _CPU_FILE.read_text() if _CPU_FILE.exists() else ''
   cpu = re.search(r'model name\s*:\s*(.*)', text)
@@ -98,34 +106,34 @@ def describe(devices):
   }
 
 
-def replicated(devices):
+def replicated(devices: Sequence[jax.Device]) -> NamedSharding:
   """Returns the sharding of an array that each device holds whole.
 
-  As all that is not said to be global, it is of this process's devices.
+  Only over this process's devices, like everything here not named global.
   """
   return NamedSharding(_mesh(own(devices)), PartitionSpec())
 
 
-def globally_replicated(devices):
-  """Returns the sharding of an array that all devices hold whole."""
+def globally_replicated(devices: Sequence[jax.Device]) -> NamedSharding:
+  """Returns the sharding of an array that all processes' devices hold whole."""
   return NamedSharding(_mesh(devices), PartitionSpec())
 
 
-def replicate(tree, devices):
-  """Returns the tree of arrays with each device holding all of it."""
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+  """Returns a tree of arrays, copied whole to each device of this process."""
   return jax.device_put(tree, replicated(devices))
 
 
-def split(devices):
-  """Returns the sharding of an array whose rows are dealt out in order."""
+def split(devices: Sequence[jax.Device]) -> NamedSharding:
+  """Returns the sharding that splits rows, in order, over local devices."""
   return NamedSharding(_mesh(own(devices)), PartitionSpec(AXIS))
 
 
-def shard(batch, devices):
-  """Places this process's part of a batch, in the form that `pmap` takes.
+def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
+  """Puts this process's part of a batch on its devices, as `pmap` expects.
 
   Args:
-    batch: Tree of arrays (B, ...), row i being about query i of the part.
+    batch: Tree of arrays (B, ...), row i belonging to query i of the part.
     devices: The devices, n of them this process's; n divides B.
 
   Returns:
@@ -141,7 +149,7 @@ def shard(batch, devices):
 
 
 def _num_cores():
-  """Returns how many cores this process may use; XLA splits work by that."""
+  """Returns the number of cores that this process, and so XLA, may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count()

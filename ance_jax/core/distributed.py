@@ -1,36 +1,40 @@
-"""The processes of a run: one a host, with the same program and the same flags.
+"""The processes of a run, one per host, with the same program and flags.
 
-All of them do the same in the same order: where one decides by itself, when to
-stop, which refresh to take, it is process 0, and the others are told. Process 0
-alone writes what a run has once. With one process nothing of this takes time.
+All processes do the same work in the same order. Process 0 makes decisions that
+could differ between processes, such as when to stop or which refresh to pick
+up, and broadcasts them. It alone writes the files that a run has only once.
+With one process, every function here is free.
 """
 
+from collections.abc import Callable
 import json
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 import numpy as np
 
-# Seconds without a sign of life after which a process counts as dead.
+from ance_jax import config as config_lib
+
+# Seconds without a heartbeat after which a process counts as dead.
 _HEARTBEAT_SECS = 30
-# Bytes that a message is filled up to a multiple of: few shapes are compiled.
+# Messages are padded to a multiple of this many bytes, so that few shapes are
+# compiled.
 _MESSAGE = 4096
 
 
 class _State:
-  """What `start` found; one process without it."""
+  """Set by `start`; the defaults are for a single process."""
 
   index, count = 0, 1
 
 
-def start(config):
+def start(config: config_lib.Config) -> None:
   """Joins the processes of `--num_processes`, before jax touches a device.
 
-  Args:
-    config: `Config`.
-
   Raises:
-    RuntimeError: Not all of them came within five minutes.
+    RuntimeError: Not all processes joined within five minutes.
   """
   if config.num_processes == 1 or _State.count > 1:
     return
@@ -44,26 +48,26 @@ def start(config):
   _State.index, _State.count = jax.process_index(), jax.process_count()
 
 
-def index():
-  """Returns the number of this process."""
+def index() -> int:
+  """Returns the index of this process."""
   return _State.index
 
 
-def count():
+def count() -> int:
   """Returns the number of processes."""
   return _State.count
 
 
-def is_first():
+def is_first() -> bool:
   """Returns whether this is process 0, which decides and writes."""
   return _State.index == 0
 
 
-def told(decide):
-  """Returns what `decide()` returns in process 0, where alone it is called.
+def told(decide: Callable[[], Any]) -> Any:
+  """Calls `decide` in process 0 only, and returns its result in every process.
 
   Args:
-    decide: () -> what JSON can hold.
+    decide: Returns a value that JSON can represent.
   """
   if count() == 1:
     return decide()
@@ -75,33 +79,33 @@ def told(decide):
   return json.loads(np.asarray(message)[:size].tobytes())
 
 
-def gather(array):
-  """Returns the (P, ...) arrays of all P processes, bit by bit.
+def gather(array: np.ndarray) -> np.ndarray:
+  """Returns the arrays of all P processes, (P, ...), bit for bit.
 
   Args:
-    array: numpy array, of the same shape and dtype in each.
+    array: Of the same shape and dtype in each process.
   """
   if count() == 1:
     return array[None]
   array = np.ascontiguousarray(array)
-  # jax would make 32 bits of 64.
+  # As bytes, because jax would truncate 64 bits to 32.
   words = np.frombuffer(array.tobytes(), np.uint8)
   words = np.asarray(multihost_utils.process_allgather(words))
   return words.reshape(-1).view(array.dtype).reshape(count(), *array.shape)
 
 
-def wait(what):
-  """Returns once all processes are here; `what` names the place."""
+def wait(what: str) -> None:
+  """Waits for all processes at the barrier `what`."""
   if count() > 1:
     multihost_utils.sync_global_devices(what)
 
 
-def globally(tree, sharding):
-  """Returns arrays that each process holds whole as arrays of all of them.
+def globally(tree: Any, sharding: NamedSharding) -> Any:
+  """Returns arrays that each process holds whole as global arrays.
 
   Args:
     tree: Tree of arrays, the same in each process.
-    sharding: That of an array which all devices of all processes hold whole.
+    sharding: A global sharding that replicates over all devices.
   """
   if count() == 1:
     return tree
@@ -110,12 +114,12 @@ def globally(tree, sharding):
   )
 
 
-def locally(tree, sharding):
-  """Returns arrays of all processes as those that each holds whole.
+def locally(tree: Any, sharding: NamedSharding) -> Any:
+  """Returns global arrays as arrays local to this process.
 
   Args:
     tree: Tree of arrays.
-    sharding: Theirs, as for `globally`.
+    sharding: Sharding of the arrays, as for `globally`.
   """
   if count() == 1:
     return tree

@@ -1,4 +1,4 @@
-"""What a failed file or connection means to a person, by its kind."""
+"""Explains failed files and connections to the user, by kind of error."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ import re
 _FULL = 'make room'
 _PATH = 'check the path'
 _OWN = 'check its rights, or name a path of your own'
-# By number of error: what is so, and what to do; {} is the path.
+# {errno: (fact, cure)}; {} is the path.
 _OF_THE_USER = {
   errno.ENOENT: ('{} does not exist', _PATH),
   errno.ENOTDIR: ('a part of the path {} is a file, not a folder', _PATH),
@@ -33,7 +33,7 @@ _OF_THE_MACHINE = {
   errno.ENOMEM: ('no memory is left, at {}', 'free some'),
 }
 _KINDS = {**_OF_THE_USER, **_OF_THE_MACHINE}
-# Libraries say what the system said in words, with or without the number.
+# Libraries quote the system's message, with or without its number.
 _NUMBER = re.compile(r'(?:[Oo][Ss] error |Errno |code: )(\d+)')
 _WORDS = (
   errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO,
@@ -42,11 +42,11 @@ _WORDS = (
 _QUOTED_PATH = re.compile(r'["\'](/[^"\']+)["\']')
 
 
-def sentence(error):
-  """Returns what an error means, and what to do; '' if nobody knows its kind.
+def sentence(error: BaseException) -> str:
+  """Returns the cause of an error and its cure; '' for an unknown kind.
 
   Args:
-    error: An OSError, or an error of a library that tells of one.
+    error: An OSError, or a library's error that quotes or wraps one.
   """
   number, path = _number_and_path(error)
   if number in _KINDS:
@@ -62,32 +62,32 @@ def sentence(error):
   return ''
 
 
-def cure(error):
+def cure(error: BaseException) -> str:
   """Returns what to do about an error, in the imperative."""
   number, _ = _number_and_path(error)
   return _KINDS[number][1] if number in _KINDS else 'make room or mend the disk'
 
 
-def is_of_the_user(error):
-  """Returns whether a path that the user gave is what is wrong."""
+def is_of_the_user(error: BaseException) -> bool:
+  """Returns whether a path given by the user caused the error."""
   return _number_and_path(error)[0] in _OF_THE_USER
 
 
-def is_denied(error):
-  """Returns whether nothing may be written at a path."""
+def is_denied(error: BaseException) -> bool:
+  """Returns whether a path is not writable."""
   denied = errno.EACCES, errno.EPERM, errno.EROFS
   return _number_and_path(error)[0] in denied
 
 
 def _number_and_path(error):
-  """Returns the number of a system's error, or None, and the path or ''."""
+  """Returns (errno or None, path or '')."""
   while error is not None:
-    # Of args, as an OSError without a number does not show its text once it has
-    # a path.
+    # From args, because str() of an OSError without a number omits its text
+    # once it has a path.
     text = ' '.join(map(str, error.args))
     if isinstance(error, OSError):
       number, path = error.errno, error.filename or error.filename2
-      # numpy, where the disk took a part of an array.
+      # numpy says this when the disk took only part of an array.
       if re.search(r'\d+ requested and \d+ written', text):
         number = errno.ENOSPC
     else:
@@ -100,7 +100,7 @@ def _number_and_path(error):
 
 
 def _number_in(text):
-  """Returns the number of the system's error that a text tells of, or None."""
+  """Returns the errno that a text quotes, or None."""
   if found := _NUMBER.search(text):
     return int(found[1])
   words = [number for number in _WORDS if os.strerror(number) in text]

@@ -1,9 +1,9 @@
-"""One trainer a folder, and one refresher: a lock that ends with its process.
+"""Lets at most one trainer and one refresher use a run folder.
 
-On one machine the kernel holds it, so that no crash leaves it behind. Machines
-that share a folder, or a `--remote_dir`, may not share the kernel's locks:
-there the holder gives a sign of life every few seconds, and without one for a
-minute it counts as dead.
+On one machine the kernel holds the lock and releases it when the process exits,
+so no crash leaves it behind. Machines that share a folder or a `--remote_dir`
+may not share kernel locks, so the holder also writes a heartbeat every few
+seconds, and counts as dead after a minute without one.
 """
 
 import contextlib
@@ -29,33 +29,33 @@ _BEAT_SECS, _DEAD_SECS, _SETTLE_SECS = 10, 60, 2
 _BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
 
 
-def take(workdir):
-  """Returns the trainer's `Lock` of a folder, which process 0 has for all."""
+def take(workdir: str | pathlib.Path) -> 'Lock | _Others':
+  """Returns the trainer's `Lock` of a folder; process 0 holds it for all."""
   return Lock(workdir) if distributed.is_first() else _Others()
 
 
 class _Others:
-  """What the other processes have instead."""
+  """Stands in for the `Lock` in processes other than 0."""
 
-  def check(self):
+  def check(self) -> None:
     """Does nothing."""
 
-  def close(self):
+  def close(self) -> None:
     """Does nothing."""
 
 
 class Lock:
   """The lock of a folder, held until `close`."""
 
-  def __init__(self, workdir, name=LOCK_FILE):
+  def __init__(self, workdir: str | pathlib.Path, name: str = LOCK_FILE):
     """Takes the lock.
 
     Args:
       workdir: The folder.
-      name: `LOCK_FILE`, or `REFRESH_LOCK_FILE`, for one that only refreshes.
+      name: `LOCK_FILE` to train, `REFRESH_LOCK_FILE` to refresh only.
 
     Raises:
-      BadInput: Another process holds it; the text names its host and id.
+      BadInput: Another process holds it; the message names its host and id.
     """
     self._path = pathlib.Path(workdir) / name
     self._holder = json.dumps(
@@ -77,11 +77,11 @@ class Lock:
     self._beating = threading.Thread(target=self._beat, daemon=True)
     self._beating.start()
 
-  def check(self):
-    """Raises `BadInput` if another process took the folder over.
+  def check(self) -> None:
+    """Raises `BadInput` if another process has taken over the folder.
 
-    It can, where this one gave no sign of life for a minute: a machine that
-    slept, or was moved.
+    That happens when this process sent no heartbeat for a minute, for example
+    because its machine slept or was migrated.
     """
     if self._lost:
       raise errors.BadInput(
@@ -89,8 +89,8 @@ class Lock:
         f"{self._path} is another process's now; leave the folder to it."
       )
 
-  def close(self):
-    """Lets go of the folder; no file is left."""
+  def close(self) -> None:
+    """Releases the lock and removes its file."""
     self._released.set()
     self._beating.join()
     try:
@@ -101,10 +101,9 @@ class Lock:
       os.close(self._descriptor)
 
   def _beat(self):
-    """Gives signs of life until the end, or until the lock is lost."""
+    """Sends heartbeats until the lock is released or lost."""
     while not self._released.wait(_BEAT_SECS) and not self._lost:
-      # One that fails, on a disk that fails for a moment, is made up for by
-      # the next.
+      # If the disk fails for a moment, the next heartbeat makes up for it.
       with contextlib.suppress(Exception):
         os.utime(self._descriptor)
         self._lost = not (self._is_ours() and self._there.beat())
@@ -117,10 +116,10 @@ class Lock:
 
 
 class _There:
-  """The same for all machines that share a `--remote_dir`, if there is one.
+  """The same lock in `--remote_dir`, if there is one, for all machines.
 
-  A bucket has no clock that all could read, so whether another holder lives is
-  seen by watching it for as long as it may be silent.
+  Machines that share a bucket share no clock, so whether another holder is
+  alive is found out by watching for its heartbeat until the deadline.
   """
 
   def __init__(self, path, holder):
@@ -137,13 +136,13 @@ class _There:
       if remote.read(path) not in (found, None):
         raise self._held(found)
     self._write()
-    # Of two that begin together, the one that wrote last has it.
+    # If two start at once, the one that writes last gets the lock.
     time.sleep(_SETTLE_SECS)
     if not self._is_ours():
       raise self._held(remote.read(path) or b'{}')
 
   def beat(self):
-    """Gives a sign of life; returns whether the lock is still held."""
+    """Sends a heartbeat; returns whether the lock is still held."""
     if not remote.is_connected(self._path.parent):
       return True
     if not self._is_ours():
@@ -152,7 +151,7 @@ class _There:
     return True
 
   def close(self):
-    """Lets go of it."""
+    """Releases the lock."""
     if remote.is_connected(self._path.parent) and self._is_ours():
       remote.unlink(self._path)
 
@@ -165,7 +164,7 @@ class _There:
     return _holder_of(remote.read(self._path)) == self._holder
 
   def _is_dead(self, found):
-    """Returns whether it is known that the holder is no more: it was here."""
+    """Returns whether the holder ran on this machine and has exited."""
     holder = _holder_of(found)
     if holder.get('kernel') != self._holder['kernel']:
       return False
@@ -186,7 +185,7 @@ class _There:
 
 
 def _holder_of(content):
-  """Returns who wrote a lock there, without the count of signs of life."""
+  """Returns the writer of a remote lock, without its heartbeat count."""
   try:
     holder = json.loads(content or b'{}')
     return {key: holder[key] for key in ('host', 'process', 'kernel')}
@@ -195,13 +194,13 @@ def _holder_of(content):
 
 
 def _take(path, holder):
-  """Returns a descriptor of the file, locked, and with `holder` in it."""
+  """Returns a locked descriptor of the file, with `holder` written into it."""
   while True:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
       locked = atomic.lock(descriptor)
       _check_holder(path, descriptor, locked)
-      # Who held it may have removed the file since it was opened here.
+      # The previous holder may have removed the file after the open above.
       if os.path.samestat(os.fstat(descriptor), os.stat(path)):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, holder, 0)
@@ -215,12 +214,12 @@ def _take(path, holder):
 
 
 def _check_holder(path, descriptor, locked):
-  """Raises `BadInput` if the process that the file names may live."""
+  """Raises `BadInput` if the process named in the file may be alive."""
   try:
     holder = json.loads(os.pread(descriptor, 4096, 0))
     host, process = holder['host'], holder['process']
     elsewhere = holder['kernel'] != _kernel()
-  except (ValueError, TypeError, KeyError):  # New, or torn by a crash.
+  except (ValueError, TypeError, KeyError):  # New, or truncated by a crash.
     host, process, elsewhere = 'this host', 'unknown', False
   age = _age_secs(path, descriptor)
   if not locked or (elsewhere and age < _DEAD_SECS):
@@ -235,13 +234,13 @@ def _check_holder(path, descriptor, locked):
 
 
 def _age_secs(path, descriptor):
-  """Returns the seconds since the last sign of life, by the folder's clock."""
+  """Returns seconds since the last heartbeat, by the file system's clock."""
   with tempfile.TemporaryFile(dir=path.parent) as now:
     return os.fstat(now.fileno()).st_mtime - os.fstat(descriptor).st_mtime
 
 
 def _kernel():
-  """Returns what tells this start of this machine from all others."""
+  """Returns an id of this boot of this machine."""
   if _BOOT_ID.exists():
     return _BOOT_ID.read_text().strip()
   return socket.gethostname()

@@ -1,11 +1,14 @@
-"""What a run says: lines, progress bars, `metrics.jsonl`, TensorBoard files.
+"""Log lines, progress bars, stop signals, `metrics.jsonl` and TensorBoard.
 
-Bars are for a terminal. Elsewhere, as in the log of a batch system, a phase
-that takes long prints a line now and then, and training one every
+Progress bars are for terminals. Elsewhere, as in the log of a batch system, a
+long phase prints a line now and then, and training prints one every
 `--steps_per_log` steps.
 """
 
 import collections
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent import futures
 import contextlib
 import json
@@ -15,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 import tqdm
 
@@ -25,20 +29,21 @@ from ance_jax.core import pace
 from ance_jax.core import strict_io
 
 METRICS_FILE = 'metrics.jsonl'
-# A signal reaches the whole process, so this is the process's state: whether it
-# was asked to stop. Every long phase runs under `progress`, which looks at it.
+# Whether the process was asked to stop. Global, because signals go to the whole
+# process. Every long phase runs under `progress`, which checks it.
 _stop = threading.Event()
 _of_thread = threading.local()
-# Also the process's: whether `--noprogress_bars` was given.
+# Whether `--noprogress_bars` was given; also per process.
 _no_bars = threading.Event()
-# Items that `ahead` makes before they are asked for.
+# Number of items that `ahead` prefetches.
 _AHEAD = 2
 
 
-def say(text):
-  """Prints one line at once, above the bars if there are any; process 0 does.
+def say(text: str) -> None:
+  """Prints a line in process 0, above any progress bars.
 
-  It is written whole, and flushed: a pipe would keep it back for minutes.
+  The line is written whole and flushed, because a pipe could hold it back for
+  minutes.
   """
   if distributed.is_first():
     with tqdm.tqdm.external_write_mode(sys.stdout):
@@ -46,40 +51,41 @@ def say(text):
       sys.stdout.flush()
 
 
-def use_bars(wanted):
-  """Sets whether this process shows bars where it has a terminal."""
+def use_bars(wanted: bool) -> None:
+  """Sets whether this process shows progress bars on a terminal."""
   (_no_bars.clear if wanted else _no_bars.set)()
 
 
-def has_bars():
-  """Returns whether progress is shown as bars; else it is printed as lines."""
+def has_bars() -> bool:
+  """Returns whether progress is shown as bars rather than lines."""
   env = os.environ.get('TQDM_DISABLE', '').lower()
   off = _no_bars.is_set() or env not in ('', '0', 'false')
   return not off and sys.stderr.isatty()
 
 
 def progress(
-  items,
-  what,
+  items: Iterable,
+  what: str,
   *,
-  total,
-  unit='it',
-  count=lambda item: 1,
-  done=0,
-  stops=True,
-  lines=True,
-):
-  """Yields from `items` and shows how far it is, with rate and time left.
+  total: int,
+  unit: str = 'it',
+  count: Callable[[Any], int] = lambda item: 1,
+  done: int = 0,
+  stops: bool = True,
+  lines: bool = True,
+) -> Iterator:
+  """Yields from `items` and shows progress, rate and time left.
 
   Args:
-    items: What to go through; a stop signal ends it after the present one.
+    items: Items to iterate over.
     what: Name of the phase.
     total: Number of units in all.
-    unit: What is counted.
+    unit: Name of the units.
     count: Number of units in an item.
-    done: Units that were done before, by an earlier process.
-    stops: Whether a stop signal ends it; else the caller looks for one.
-    lines: Whether lines are printed where there is no bar; else the caller
+    done: Units that an earlier process has finished.
+    stops: Whether a stop signal ends the iteration after the current item;
+      otherwise the caller checks for one.
+    lines: Whether to print lines if there is no bar; otherwise the caller
       prints its own.
 
   Raises:
@@ -106,18 +112,18 @@ def progress(
       shown.update(count(item))
 
 
-def working(what):
+def working(what: str) -> pace.Lines:
   """Returns a context that prints lines if it takes long and bars are off.
 
-  Around what cannot be gone through item by item, and may have a bar of its
-  own where `has_bars` says so.
+  For work that cannot be split into items. With `has_bars`, that work may show
+  its own bar.
   """
   is_silent = has_bars() or not distributed.is_first()
   return pace.Lines(None if is_silent else say, what)
 
 
-def ahead(make, items):
-  """Yields make(item) for each item in order, made ahead on a thread."""
+def ahead(make: Callable[[Any], Any], items: Iterable) -> Iterator:
+  """Yields make(item) for each item in order, prefetched on a thread."""
   with futures.ThreadPoolExecutor(1) as pool:
     waiting = collections.deque()
     for item in items:
@@ -128,15 +134,15 @@ def ahead(make, items):
       yield waiting.popleft().result()
 
 
-def stop_requested():
-  """Returns whether SIGTERM or Ctrl-C came, or this thread has to stop."""
+def stop_requested() -> bool:
+  """Returns whether SIGTERM or Ctrl-C came, or this thread was told to stop."""
   event = getattr(_of_thread, 'stop', None)
   return _stop.is_set() or bool(event and event.is_set())
 
 
 @contextlib.contextmanager
-def stopped_by(event):
-  """Stops what this thread does in the block once an event is set."""
+def stopped_by(event: threading.Event) -> Iterator[None]:
+  """Makes this thread stop its work in the block once an event is set."""
   _of_thread.stop = event
   try:
     yield
@@ -144,19 +150,19 @@ def stopped_by(event):
     del _of_thread.stop
 
 
-def interrupt():
+def interrupt() -> None:
   """Raises KeyboardInterrupt."""
   raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def stop_signals(leave=interrupt):
+def stop_signals(leave: Callable[[], Any] = interrupt) -> Iterator[None]:
   """Turns SIGTERM and Ctrl-C into a request to stop, for a block.
 
-  Only the main thread of a process can do so; elsewhere this does nothing.
+  Only works in the main thread; does nothing in others.
 
   Args:
-    leave: What is called at a second Ctrl-C.
+    leave: Called on a second Ctrl-C.
   """
   if threading.current_thread() is not threading.main_thread():
     yield
@@ -178,18 +184,18 @@ def stop_signals(leave=interrupt):
 
 
 class Stopwatch:
-  """Seconds that each named phase took, and operations that are its work."""
+  """Seconds spent and floating-point operations done per named phase."""
 
   def __init__(self):
     self.secs, self.flops = {}, {}
 
-  def work(self, name, flops):
-    """Adds operations to those of `name`."""
+  def work(self, name: str, flops: float) -> None:
+    """Adds floating-point operations to phase `name`."""
     self.flops[name] = self.flops.get(name, 0) + flops
 
   @contextlib.contextmanager
-  def phase(self, name):
-    """Adds the seconds of the block to those of `name`."""
+  def phase(self, name: str) -> Iterator[None]:
+    """Adds the seconds spent in the block to phase `name`."""
     start = time.perf_counter()
     try:
       yield
@@ -199,13 +205,15 @@ class Stopwatch:
 
 
 class Metrics:
-  """`metrics.jsonl` and TensorBoard files of a run, each (step, name) once.
+  """Writes `metrics.jsonl` and TensorBoard files, each (step, name) once.
 
-  Only the process that trains writes them; of several, process 0.
+  Only process 0 of the training job writes them.
   """
 
-  def __init__(self, workdir, *, history=b'', step=0):
-    """Begins with the lines `history`, those of the checkpoint of `step`."""
+  def __init__(
+    self, workdir: str | os.PathLike, *, history: bytes = b'', step: int = 0
+  ):
+    """Starts from the lines `history` of the checkpoint of `step`."""
     self._path, self._file = pathlib.Path(workdir) / METRICS_FILE, None
     if not distributed.is_first():
       return
@@ -219,8 +227,8 @@ class Metrics:
       self._file.close()
       raise
 
-  def write(self, step, values):
-    """Writes a dict of name to float as one line of `step`."""
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    """Writes {name: number} as one line of `step`."""
     if not self._file:
       return
     values = {name: float(value) for name, value in values.items()}
@@ -229,11 +237,11 @@ class Metrics:
       self._file.flush()
     self._board.write(step, values)
 
-  def history(self):
-    """Returns all lines up to now, for a checkpoint."""
+  def history(self) -> bytes:
+    """Returns all lines so far, for a checkpoint."""
     return self._path.read_bytes()
 
-  def close(self):
+  def close(self) -> None:
     """Syncs and closes the files."""
     if not self._file:
       return
@@ -248,20 +256,21 @@ class _Board:
   """TensorBoard files."""
 
   def __init__(self, folder, step):
-    # It imports torch where that is installed, which takes a second.
+    # Imported here because it imports torch, if installed, which takes a
+    # second.
     from tensorboardX import event_file_writer
     from tensorboardX import summary
     from tensorboardX.proto import event_pb2
 
     self._scalar, self._event = summary.scalar, event_pb2.Event
-    # Not its SummaryWriter: that one hangs once its thread met a full disk.
+    # Not SummaryWriter, which hangs once its thread has hit a full disk.
     self._writer = event_file_writer.EventsWriter(f'{folder}/events')
-    # TensorBoard hides what earlier files hold from this step on.
+    # Tells TensorBoard to hide points of earlier files from this step on.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._writer.write_event(self._event(step=step + 1, session_log=start))
 
   def write(self, step, values):
-    """Writes a dict of name to float."""
+    """Writes {name: float}."""
     now = time.time()
     for name, value in values.items():
       scalar = self._scalar(name, value)
@@ -275,11 +284,11 @@ class _Board:
     self._writer.close()
 
 
-def read(workdir):
-  """Returns the lines of `metrics.jsonl` as dicts; a torn last one is left.
+def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  """Returns the lines of `metrics.jsonl`, without a truncated last one.
 
   Raises:
-    BadInput: A line is no JSON object of numbers with a step.
+    BadInput: A line is not a JSON object of numbers with a step.
   """
   path = pathlib.Path(workdir) / METRICS_FILE
   if not os.path.lexists(path):
@@ -288,7 +297,7 @@ def read(workdir):
   found = []
   for number, text in strict_io.lines(path):
     if number > whole:
-      break  # A kill cut it.
+      break  # The process was killed while writing it.
     line = strict_io.json_value(text, path, number)
     rule = None
     if not isinstance(line, dict) or type(line.get('step')) is not int:
@@ -302,14 +311,14 @@ def read(workdir):
   return found
 
 
-def dev_measures(workdir):
-  """Returns the names of a run's dev metrics, in the order of the protocol."""
+def dev_measures(workdir: str | os.PathLike) -> list[str]:
+  """Returns the names of a run's dev metrics, in protocol order."""
   for line in read(workdir):
     if names := [name for name in line if name.startswith('dev/')]:
       return names
   return []
 
 
-def series(workdir, name):
-  """Returns {step: value} of one metric."""
+def series(workdir: str | os.PathLike, name: str) -> dict[int, float]:
+  """Returns {step: value} of a metric."""
   return {line['step']: line[name] for line in read(workdir) if name in line}

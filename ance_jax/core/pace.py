@@ -1,29 +1,38 @@
-"""How fast a phase goes: rate and time left as text, and lines with both."""
+"""Rate and time left of a phase, as text and as log lines."""
 
+from collections.abc import Callable
 import threading
 import time
 
 import tqdm
 
-# Seconds from the start of a phase to its first line, and from one to the next.
+# Seconds from the start of a phase to its first line, and between lines.
 _FIRST_SECS, _EVERY_SECS = 3, 20
 
 
 class Lines:
-  """Lines of one phase, printed by a thread: an item alone may take minutes.
+  """Context that logs the progress of one phase every few seconds.
 
-  A context; a phase that is over before the first line is due prints none.
+  A thread prints the lines, because a single item may take minutes. A phase
+  that ends before the first line is due prints none.
   """
 
-  def __init__(self, say, what, total=0, unit='', done=0):
-    """Begins the phase.
+  def __init__(
+    self,
+    say: Callable[[str], None] | None,
+    what: str,
+    total: int = 0,
+    unit: str = '',
+    done: int = 0,
+  ):
+    """Initializes the phase.
 
     Args:
-      say: Prints a line; None: there are none.
+      say: Prints a line; None prints nothing.
       what: Name of the phase.
-      total: Number of units in all; 0: nobody knows.
-      unit: Their name.
-      done: Units that were done before.
+      total: Number of units in all; 0 if unknown.
+      unit: Name of the units.
+      done: Units that an earlier process has finished.
     """
     self._say, self._what, self._total, self._unit = say, what, total, unit
     self._before = self._done = done
@@ -40,8 +49,8 @@ class Lines:
     if self._say:
       self._thread.join()
 
-  def update(self, number):
-    """Adds to the units that are done."""
+  def update(self, number: int) -> None:
+    """Adds to the number of finished units."""
     self._done += number
 
   def _run(self):
@@ -65,28 +74,29 @@ class Lines:
 
 
 class Pace:
-  """How fast steps come, and how long those that are left will take.
+  """Measures the rate of training steps and estimates the time left.
 
-  What is between two stretches of steps does not count, nor does the first step
-  of a stretch, which may have been compiled for.
+  Time between two stretches of steps does not count, nor does the first step of
+  a stretch, which may include compilation.
   """
 
-  def __init__(self, max_steps):
+  def __init__(self, max_steps: int):
     self._max_steps, self._since, self._rate = max_steps, None, None
 
-  def begin(self):
-    """Notes that a stretch begins."""
+  def begin(self) -> None:
+    """Starts a stretch."""
     self._since = None
 
-  def seen(self, step):
-    """Notes that a step is done, if it is the first one of its stretch."""
+  def seen(self, step: int) -> None:
+    """Starts the clock if `step` is the first step of its stretch."""
     if self._since is None:
       self._since = step, time.perf_counter()
 
-  def text(self, step):
-    """Returns the text of the rate since the last call, or the one before.
+  def text(self, step: int) -> str:
+    """Returns the rate since the last call and the time left, as text.
 
-    Empty where there is none yet.
+    If no step was done since, it repeats the previous rate. Empty before the
+    first rate.
     """
     now = step, time.perf_counter()
     steps, secs = (b - a for a, b in zip(self._since, now, strict=True))
@@ -97,13 +107,13 @@ class Pace:
     return rate_text(self._rate, self._max_steps - step, 'steps')
 
 
-def rate_text(rate, left, unit):
-  """Returns the text of a rate above 0, and of the time that it leaves.
+def rate_text(rate: float, left: float, unit: str) -> str:
+  """Returns a rate and the time left at that rate, as text.
 
   Args:
-    rate: Units a second.
-    left: Units that are left.
-    unit: Their name.
+    rate: Units per second, above 0.
+    left: Units left.
+    unit: Name of the units.
   """
   number = f'{rate:,.0f}' if rate >= 100 else f'{rate:.3g}'
   secs = tqdm.tqdm.format_interval(left / rate)

@@ -1,9 +1,10 @@
-"""Where a job writes: looked at before it reads anything.
+"""Checks, before a job reads anything, that it can write its outputs.
 
-A run of somebody else can be read and not written. What a job makes of it goes
-into a folder of one's own, and nothing at all into theirs.
+Another user's run can be read but not written. A job writes its results for
+such a run into a folder of the user's own, and nothing into the run.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import os
@@ -13,28 +14,29 @@ import stat
 import sys
 import tempfile
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import checkpoint
 from ance_jax.core import faults
 from ance_jax.core import logs
 from ance_jax.core import strict_io
 
-# Jobs that need a folder for token rows and embeddings, and write nothing else,
-# or where `--output` says.
+# Jobs that need a folder only for token rows and embeddings; their results, if
+# any, go to `--output`.
 _NEED_NO_WORKDIR = ('search', 'mine', 'export')
-# A shell's exit code for SIGTERM.
+# The shell's exit code for SIGTERM.
 _STOPPED = 143
 
 
 @contextlib.contextmanager
-def own(config):
-  """Gives the settings of a job whose places can be written, for its time.
+def own(config: config_lib.Config) -> Iterator[config_lib.Config]:
+  """Yields the config of a job with only writable places.
 
-  A job that writes nothing but `--output` reads a run that cannot be written
-  from a folder that is gone afterwards.
+  A job that writes nothing but `--output` reads a run that is not writable from
+  a temporary folder.
 
   Raises:
-    BadInput: A place cannot be written.
+    BadInput: A place is not writable.
   """
   made = config.job == 'search' or config.output
   if (
@@ -59,8 +61,8 @@ def own(config):
 
 
 @contextlib.contextmanager
-def temporary_folder():
-  """Gives the path of a folder that is removed when a job ends, or is ended."""
+def temporary_folder() -> Iterator[str]:
+  """Yields the path of a folder that is removed at exit, also on SIGTERM."""
   # By default SIGTERM would leave the folder there.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
   with tempfile.TemporaryDirectory(prefix='ance_jax-') as folder:
@@ -69,9 +71,9 @@ def temporary_folder():
 
 @contextlib.contextmanager
 def _naming_way_round(config):
-  """Says how to use a run that turned out not to be writable.
+  """Explains how to use a run that turned out not to be writable.
 
-  Which a network's file system may tell no sooner.
+  A network file system may report that only when a write fails.
   """
   try:
     yield
@@ -86,10 +88,10 @@ def _naming_way_round(config):
     ) from error
 
 
-def check(config):
-  """Raises `BadInput` for a place that a job could not write at its end.
+def check(config: config_lib.Config) -> None:
+  """Raises `BadInput` if the job could not write its outputs.
 
-  And for data that is not there, before a model is read.
+  Also if `--data_dir` is missing, before a model is read.
   """
   for flag, path in _written(config):
     if found := problem(path):
@@ -107,14 +109,14 @@ def check(config):
       )
 
 
-def problem(path):
-  """Returns why nothing can be made in a folder, or ''; it writes nothing.
+def problem(path: str | os.PathLike) -> str:
+  """Returns why nothing can be written in a folder, or ''; writes nothing.
 
   Args:
-    path: The folder; where it is not there, it is to be made.
+    path: The folder, which need not exist yet.
   """
   there = pathlib.Path(path).absolute()
-  while True:  # At most up to /, which is there.
+  while True:  # Ends at / at the latest, which exists.
     try:
       mode = os.stat(there).st_mode
       break
@@ -131,8 +133,8 @@ def problem(path):
   return f'{there} cannot be written (permission denied)'
 
 
-def way_round(workdir):
-  """Returns the flags that read a run which cannot be written."""
+def way_round(workdir: str | os.PathLike) -> str:
+  """Returns the flags that read a run which is not writable."""
   return f'--init_from={workdir} --workdir=FOLDER_OF_YOUR_OWN'
 
 
@@ -144,7 +146,7 @@ def _is_run(folder):
 
 
 def _written(config):
-  """Yields the flag and the folder of each place that a job writes into."""
+  """Yields (flag, folder) for each place that a job writes into."""
   if config.job == 'report':
     run = config.runs.split(',')[0] or config.workdir
     if config.picture or os.path.isdir(run):
@@ -153,7 +155,7 @@ def _written(config):
     yield 'workdir', config.workdir
   if config.output and config.job in ('mine', 'export'):
     yield 'output', pathlib.Path(config.output).absolute().parent
-  # Token rows that are there need only be read.
+  # Existing token rows are only read.
   if config.tokens_dir and not _is_filled(config.tokens_dir):
     yield 'tokens_dir', config.tokens_dir
   remote = config.remote_dir

@@ -1,13 +1,14 @@
-"""A run's folder elsewhere: what is published here, copied there, and back.
+"""Mirrors published files and folders of a run to `--remote_dir`, and back.
 
-A bucket has no rename and no lock, and nothing in it can be mapped. So each
-process works in a folder on its own disk, and copies what it publishes to
-`--remote_dir`: a folder's manifest last, and first when it goes, so that the
-folder is there whole or not at all. What others published is copied in, and is
-seen here once each hash is right.
+A bucket has no rename and no locks, and its files cannot be memory-mapped. So
+each process works on its own disk and copies published folders to
+`--remote_dir`. A folder's manifest is copied last and removed first, so the
+folder exists there whole or not at all. Folders published by others are copied
+in, and become visible here once every hash matches.
 """
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -18,24 +19,24 @@ import tqdm
 from ance_jax import errors
 from ance_jax.core import atomic
 
-# With the cache of listings, on by default, what others publish is never seen.
+# The listings cache, on by default, would hide folders published by others.
 for _protocol in ('gcs', 'gs', 's3', 'az', 'abfs'):
   fsspec.config.conf.setdefault(_protocol, {})['use_listings_cache'] = False
-# Where the copy of a folder is: the folder's absolute path to an `epath.Path`.
+# {absolute path of a folder: `epath.Path` of its copy}.
 _places = {}
-# Copies that were found not to be what their manifest says, and that manifest.
+# (copy, its manifest) of copies that did not match their manifest.
 _damaged = set()
 
 
-def connect(workdir, address):
-  """Keeps a copy of what is published in a folder from here on.
+def connect(workdir: str | os.PathLike, address: str) -> None:
+  """Mirrors a folder to an address from now on.
 
   Args:
     workdir: The folder, on this machine's disk.
-    address: That of the copy, gs://BUCKET/..., or a path; empty: there is none.
+    address: gs://BUCKET/... or a path; empty mirrors nowhere.
 
   Raises:
-    BadInput: Nothing can be read there, or it is the folder itself.
+    BadInput: The address cannot be read, or overlaps with the folder.
   """
   _places.pop(_absolute(workdir), None)
   if not address:
@@ -68,16 +69,16 @@ def _check_apart(here, elsewhere):
     )
 
 
-def is_connected(workdir):
-  """Returns whether a folder has a copy elsewhere."""
+def is_connected(workdir: str | os.PathLike) -> bool:
+  """Returns whether a folder is mirrored."""
   return _absolute(workdir) in _places
 
 
-def push(path):
-  """Copies a file, or a published folder, out; nothing where there is no copy.
+def push(path: str | os.PathLike) -> None:
+  """Copies a file or a published folder out, if it is in a mirrored folder.
 
   Raises:
-    OSError: It could not be written.
+    OSError: The copy could not be written.
   """
   there, path = _there(path), pathlib.Path(path)
   if there is None or not path.exists():
@@ -93,29 +94,29 @@ def push(path):
     _write(there / name, path / name)
 
 
-def remove(path):
-  """Removes the copy of a published folder, its manifest first."""
+def remove(path: str | os.PathLike) -> None:
+  """Removes the copy of a published folder, manifest first."""
   there = _there(path)
   if there is not None and there.exists():
     _unlink(there / atomic.MANIFEST)
     there.rmtree(missing_ok=True)
 
 
-def numbers(folder):
-  """Returns the numbers that the copy of a folder has folders for, in order."""
+def numbers(folder: str | os.PathLike) -> list[int]:
+  """Returns the numbers that name subfolders of a folder's copy, in order."""
   return sorted(_numbered(folder))
 
 
-def files(folder):
-  """Returns the paths of the files that the copy of a folder has."""
+def files(folder: str | os.PathLike) -> list[pathlib.Path]:
+  """Returns local paths of the files in a folder's copy."""
   there = _there(folder)
   if there is None or not there.is_dir():
     return []
   return sorted(pathlib.Path(folder) / path.name for path in there.iterdir())
 
 
-def read(path):
-  """Returns the bytes of the copy of a file; None: there is none."""
+def read(path: str | os.PathLike) -> bytes | None:
+  """Returns the bytes of a file's copy; None if there is none."""
   there = _there(path)
   if there is None:
     return None
@@ -125,20 +126,20 @@ def read(path):
     return None
 
 
-def write(path, content):
-  """Writes the copy of a file that is not kept here."""
+def write(path: str | os.PathLike, content: bytes) -> None:
+  """Writes the copy of a file that has no local version."""
   there = _there(path)
   there.parent.mkdir(parents=True, exist_ok=True)
   there.write_bytes(content)
 
 
-def unlink(path):
+def unlink(path: str | os.PathLike) -> None:
   """Removes the copy of a file."""
   _unlink(_there(path))
 
 
-def pull_file(path):
-  """Makes a file what its copy is, if that is there."""
+def pull_file(path: str | os.PathLike) -> None:
+  """Overwrites a file with its copy, if there is one."""
   content, path = read(path), pathlib.Path(path)
   if content is not None and not (
     path.is_file() and path.read_bytes() == content
@@ -147,12 +148,12 @@ def pull_file(path):
     atomic.write_bytes(path, content)
 
 
-def pull(folder):
-  """Makes a published folder what its copy is.
+def pull(folder: str | os.PathLike) -> bool:
+  """Overwrites a published folder with its copy.
 
   Returns:
-    Whether the folder is here and as its copy is: false where there is no copy,
-    or no whole one, or it was removed or replaced meanwhile.
+    Whether the folder is now here and equal to its copy: False if there is no
+    copy, or it is incomplete, or was removed or replaced meanwhile.
   """
   there, folder = _there(folder), pathlib.Path(folder)
   content = read(folder / atomic.MANIFEST)
@@ -175,7 +176,7 @@ def pull(folder):
           shutil.copyfileobj(source, target)
       (unfinished / atomic.MANIFEST).write_bytes(content)
   except (FileNotFoundError, ValueError) as error:
-    # Else it went, or is another by now.
+    # Otherwise it was removed or replaced meanwhile.
     if read(manifest) == content:
       _damaged.add((there, content))
       tqdm.tqdm.write(f'{there} is not whole, and not taken ({error})')
@@ -183,15 +184,15 @@ def pull(folder):
   return True
 
 
-def pull_newest(folder, after=-1):
-  """Copies the numbered folder in that is the newest; see `pull`.
+def pull_newest(folder: str | os.PathLike, after: int = -1) -> int | None:
+  """Copies in the highest-numbered subfolder that is whole; see `pull`.
 
   Args:
-    folder: The folder of these, such as that of all checkpoints.
-    after: int; what is not above it is left.
+    folder: Parent of the numbered folders, such as that of all checkpoints.
+    after: Only numbers above this one.
 
   Returns:
-    Its number, or None.
+    The number, or None.
   """
   names = _numbered(folder)
   for number in sorted(names, reverse=True):
@@ -201,7 +202,7 @@ def pull_newest(folder, after=-1):
 
 
 def _numbered(folder):
-  """Returns {number: name} of the folders in the copy of a folder."""
+  """Returns {number: name} of the subfolders of a folder's copy."""
   there = _there(folder)
   if there is None or not there.is_dir():
     return {}
@@ -222,7 +223,7 @@ def _absolute(path):
 
 
 def _write(there, path):
-  """Copies the file `path` to `there`; an object is seen once it is closed."""
+  """Copies the file `path` to `there`; in a bucket it appears when closed."""
   there.parent.mkdir(parents=True, exist_ok=True)
   with open(path, 'rb') as source, there.open('wb') as target:
     shutil.copyfileobj(source, target)

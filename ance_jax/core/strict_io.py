@@ -1,10 +1,13 @@
-"""What people bring is read here, strictly: lines, JSON, names of files.
+"""Strict reading of user files: text lines, JSON and file names.
 
-What can be meant in one way only is taken, and a printed line counts it. All
-else is refused in one sentence: file and line, rule, found value, cure.
+Input with only one possible meaning is accepted, and a printed line counts the
+corrections. Everything else is rejected in one sentence with file and line,
+rule, value and cure.
 """
 
 import collections
+from collections.abc import Callable
+from collections.abc import Iterator
 import contextlib
 import csv
 import errno
@@ -15,50 +18,58 @@ import math
 import os
 import pathlib
 import stat
+from typing import Any
+from typing import BinaryIO
 import zlib
 
 import tqdm
 
 from ance_jax import errors
 
-# Bytes. The longest documents of MS MARCO have a few million; a few kilobytes
-# of gzip can say that a line has billions.
+# Bytes. The longest documents of MS MARCO have a few million. A few kilobytes
+# of gzip can expand to a line of billions.
 MAX_LINE = 2**24
 MAX_FILE = 2**26
-# Python itself refuses to read a number of more than 4300.
+# Python itself rejects numbers of more than 4300 digits.
 _MAX_DIGITS = 300
 _BOM, _GZIP = b'\xef\xbb\xbf', b'\x1f\x8b'
 _KINDS = {dict: 'object', list: 'list'}
 
 
 class _Refused(ValueError):
-  """Rule, found value and cure of what a JSON text may not have."""
+  """Rule, value and cure of a JSON text that is rejected."""
 
 
-def bad(path, rule, found, cure, line=None):
-  """Returns the `BadInput` of a file that cannot be used.
+def bad(
+  path: str | os.PathLike,
+  rule: str,
+  found: str,
+  cure: str,
+  line: int | None = None,
+) -> errors.BadInput:
+  """Returns the `BadInput` for a file that cannot be used.
 
   Args:
     path: The file or folder.
-    rule: What must be, as the beginning of a sentence.
-    found: What is, for people; see `quoted`.
+    rule: The requirement, as the beginning of a sentence.
+    found: The value in the file, readable; see `quoted`.
     cure: What to do, in the imperative.
-    line: Number of the line, from 1, or None.
+    line: Line number, from 1.
   """
   place = f'{path}, line {line}' if line else path
   return errors.BadInput(f'{place}: {rule}; found {found}; {cure}.')
 
 
-def quoted(value):
-  """Returns the beginning of a value in quotes, on one line."""
+def quoted(value: Any) -> str:
+  """Returns the beginning of a value, quoted, on one line."""
   return repr(value if isinstance(value, bytes) else str(value)[:80])[:120]
 
 
-def regular(path):
-  """Returns the path of a file that can be read to its end.
+def regular(path: str | os.PathLike) -> pathlib.Path:
+  """Returns the path of a regular file; follows links.
 
   Raises:
-    BadInput: It is missing, a folder, a pipe or a device. Links are followed.
+    BadInput: It is missing, a folder, a pipe or a device.
   """
   found = kind(path)
   if found != 'a file':
@@ -66,11 +77,11 @@ def regular(path):
   return pathlib.Path(path)
 
 
-def kind(path):
-  """Returns what a path is: 'a file', 'a folder', 'nothing', or another.
+def kind(path: str | os.PathLike) -> str:
+  """Returns the kind of a path: 'a file', 'a folder', 'nothing' or another.
 
   Raises:
-    OSError: It cannot be known, as a folder above it may not be read.
+    OSError: The kind is unknown, because a parent folder is not readable.
   """
   try:
     mode = os.stat(path).st_mode
@@ -85,16 +96,18 @@ def kind(path):
   return 'a folder' if stat.S_ISDIR(mode) else 'a pipe, socket or device'
 
 
-def inside(folder, name, named_by):
-  """Returns the path in `folder` that a file of it names.
+def inside(
+  folder: str | os.PathLike, name: Any, named_by: str | os.PathLike
+) -> pathlib.Path:
+  """Returns the path of a file in `folder` that another file names.
 
   Args:
     folder: Path of the folder.
-    name: What the file says; anything that JSON can hold.
-    named_by: Path of the file.
+    name: The name as parsed from JSON; may be of any type.
+    named_by: Path of the file with the name.
 
   Raises:
-    BadInput: It is no name, or leads out of the folder.
+    BadInput: The name is not a string or leads out of the folder.
   """
   usable = isinstance(name, str) and '\0' not in name and '\\' not in name
   parts = pathlib.PurePosixPath(name).parts if usable else ('/',)
@@ -109,19 +122,21 @@ def inside(folder, name, named_by):
 
 
 @contextlib.contextmanager
-def opened(path, line=lambda: None):
-  """Opens a file to read bytes; a name that ends in .gz is unzipped.
+def opened(
+  path: str | os.PathLike, line: Callable[[], int | None] = lambda: None
+) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+  """Opens a file to read bytes; decompresses it if its name ends in .gz.
 
   Args:
     path: The file.
-    line: Function that gives the line that is read, for a message, or None.
+    line: Returns the current line number for error messages, or None.
 
   Yields:
-    The file as it lies on disk, and what is in it.
+    (file on disk, decompressed file).
 
   Raises:
-    BadInput: It is no file, or not the kind that its name says, or its end is
-      missing; the last also from within the block.
+    BadInput: It is not a file, its content does not match its suffix, or it is
+      truncated; the last is also raised from within the block.
   """
   path = regular(path)
   try:
@@ -135,8 +150,8 @@ def opened(path, line=lambda: None):
     ) from error  # fmt: skip
 
 
-def bytes_since(raw):
-  """Returns count(item): the bytes that were read since it was last called."""
+def bytes_since(raw: BinaryIO) -> Callable[[Any], int]:
+  """Returns count(item): the bytes of `raw` read since the previous call."""
   place = 0
 
   def count(_):
@@ -147,11 +162,13 @@ def bytes_since(raw):
   return count
 
 
-def lines(path, progress=None):
-  """Yields (line number, text) of the lines of a file that are not empty.
+def lines(
+  path: str | os.PathLike, progress: Callable | None = None
+) -> Iterator[tuple[int, str]]:
+  """Yields (line number, text) of the non-empty lines of a text file.
 
-  A name that ends in .gz is unzipped. A byte order mark, line ends of Windows
-  and empty lines are taken away, and counted in a printed line.
+  Decompresses a name in .gz. Strips the byte order mark, Windows line ends and
+  empty lines, and prints how many.
 
   Args:
     path: Path of the file.
@@ -159,7 +176,7 @@ def lines(path, progress=None):
       many bytes were read; or None.
 
   Raises:
-    BadInput: It is no file of text lines.
+    BadInput: It is not a file of text lines.
   """
   path, counts, number = regular(path), collections.Counter(), 0
   with opened(path, lambda: number + 1) as (raw, file):
@@ -176,13 +193,13 @@ def lines(path, progress=None):
     tqdm.tqdm.write(f'{path}: {changes}')
 
 
-def unquoted(path, number, text):
-  """Returns the cells of a line with tabs between, some in double quotes.
+def unquoted(path: str | os.PathLike, number: int, text: str) -> list[str]:
+  """Splits a tab-separated line whose cells may be in double quotes.
 
   Raises:
     BadInput: A quote is not closed.
   """
-  # Else csv takes no cell above 131,072 characters.
+  # csv rejects cells above 131,072 characters by default.
   csv.field_size_limit(MAX_LINE)
   try:
     (cells,) = csv.reader([text], delimiter='\t', strict=True)
@@ -195,17 +212,19 @@ def unquoted(path, number, text):
   return cells
 
 
-def json_value(text, path, line=None):
-  """Returns what a JSON text says, if it says it in one way only.
+def json_value(
+  text: str, path: str | os.PathLike, line: int | None = None
+) -> Any:
+  """Parses a JSON text, rejecting anything ambiguous.
 
   Args:
     text: The text.
-    path: Path of the file that it is from.
-    line: Its line there, or None if it is all of the file.
+    path: Path of its file.
+    line: Its line number there; None if it is the whole file.
 
   Raises:
-    BadInput: It is no JSON, or what Python reads but others do not: NaN,
-      infinity, a key that stands twice, nesting without end.
+    BadInput: It is not JSON, or only Python reads it: NaN, infinity, a repeated
+      key, unlimited nesting.
   """
   try:
     return _DECODER.decode(text)
@@ -224,11 +243,15 @@ def json_value(text, path, line=None):
     ) from error  # fmt: skip
 
 
-def json_file(path, kind=dict):
-  """Returns the dict, or the list, that a JSON file holds.
+def json_file(path: str | os.PathLike, kind: type = dict) -> Any:
+  """Returns the content of a JSON file.
+
+  Args:
+    path: The file.
+    kind: Expected type, dict or list.
 
   Raises:
-    BadInput: It does not.
+    BadInput: It is not a JSON file of that type.
   """
   path = regular(path)
   with open(path, 'rb') as file:
@@ -261,7 +284,7 @@ def _check_zipped(path, is_zipped):
 
 
 def _line(chunk, path, number, counts):
-  """Returns the text of a line, '' for one of spaces; counts what was off."""
+  """Returns the text of a line, '' for a blank one; counts corrections."""
   if len(chunk) > MAX_LINE:
     raise bad(
       path, f'a line must have at most {MAX_LINE:,} bytes',

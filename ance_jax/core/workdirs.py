@@ -1,7 +1,8 @@
-"""Makes the folder of a run, and names the files in it."""
+"""Makes the run folder, and names the files in it."""
 
 import pathlib
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import remote
@@ -11,11 +12,11 @@ PAGE_FILE = 'report.html'
 EXAMPLES_FOLDER = 'examples'
 
 
-def require(config):
+def require(config: config_lib.Config) -> None:
   """Makes the folder of `--workdir`, and connects it to `--remote_dir`.
 
   Raises:
-    BadInput: Either of the two cannot be used.
+    BadInput: One of the two cannot be used.
   """
   if not config.workdir:
     raise errors.BadInput(
