@@ -48,7 +48,7 @@ def _listed(rows):
   return '; '.join(f'{name}: {what}' for name, what in rows.items())
 
 
-def knob(default, help, *, choices=None, may_change=False):
+def knob(default, help, *, choices=None, may_change=False, section=None):
   """Returns the field of one flag.
 
   Args:
@@ -57,10 +57,16 @@ def knob(default, help, *, choices=None, may_change=False):
     choices: The values allowed, or a function that returns them; None if any
       of the type is.
     may_change: Whether a run may go on with another value than it began with.
+    section: Heading of `--help` that this field and the next ones are under.
   """
   return dataclasses.field(
     default=default,
-    metadata={'help': help, 'choices': choices, 'may_change': may_change},
+    metadata={
+      'help': help,
+      'choices': choices,
+      'may_change': may_change,
+      'section': section,
+    },
   )
 
 
@@ -74,12 +80,12 @@ def values_of(field: dataclasses.Field) -> tuple[str, ...]:
 class Config:
   """The settings of one job; see `--help` for the meaning of each field."""
 
-  # The job.
   job: str = knob(
     'train',
     f'What to do. {_listed(JOBS)}.',
     choices=JOBS,
     may_change=True,
+    section='The job',
   )
   workdir: str = knob(
     '', 'Folder of the run: all that it writes.', may_change=True
@@ -133,12 +139,12 @@ class Config:
     may_change=True,
   )
 
-  # Data.
   tokens_dir: str = knob(
     '',
     'Folder of token rows, made once per text, tokenizer and length: runs that '
     'name the same one share them. Not given: tokens in --workdir.',
     may_change=True,
+    section='Data',
   )
   beam_runner: str = knob(
     '',
@@ -205,7 +211,7 @@ class Config:
     'without dev, and the best checkpoint is the last.',
   )
 
-  # Encoder. None: what --init_from brings with it.
+  # None: what --init_from brings with it.
   init_from: str = knob(
     '',
     'Weights to start from: a run of ours; a folder, or a name on the hub as '
@@ -214,6 +220,7 @@ class Config:
     'config.json and tokenizer beside it; or two of these, of queries and of '
     'passages, with a comma between. A run keeps the commit it began with. '
     'Empty: random weights and a vocabulary trained on the corpus.',
+    section='Encoder',
   )
   vocab_size: int = knob(
     8192, 'Entries of the vocabulary, without --init_from.'
@@ -311,12 +318,12 @@ class Config:
     choices=('float32', 'bfloat16'),
   )
 
-  # Method.
   method: str = knob(
     'ance',
     'Row of the method table (README): where negatives come from, and the '
     'loss.',
     choices=methods.METHODS,
+    section='Method',
   )
   warmup_method: str = knob(
     'bm25',
@@ -430,11 +437,11 @@ class Config:
     may_change=True,
   )
 
-  # Optimizer.
   batch_size: int = knob(
     64,
     'Queries a step, over all devices; with --method=ance_code, triplets. '
     'ANCE: 64 on MS MARCO, 128 on NQ.',
+    section='Optimizer',
   )
   micro_batch_size: int = knob(
     0,
@@ -482,12 +489,12 @@ class Config:
     'ANCE: 1; DPR: 2 on a gradient divided by its 8 devices, 16 here.',
   )
 
-  # Encoding, index, evaluation.
   tokens_per_batch: int = knob(
     65_536,
     'Tokens of a batch of the encoding pass over all devices, padding '
     'included. CPUs like 4,096.',
     may_change=True,
+    section='Encoding, index, evaluation',
   )
   rows_per_block: int = knob(
     65_536, 'Passages of a block: the unit in which encoding goes on.'
@@ -583,12 +590,12 @@ class Config:
   bm25_k1: float = knob(0.9, 'BM25 term saturation. Anserini: 0.9.')
   bm25_b: float = knob(0.4, 'BM25 length normalisation. Anserini: 0.4.')
 
-  # Hard negatives for others: --job=mine, of --train_split.
   ranking: str = knob(
     '',
     'TREC run file of the training queries that --job=mine takes negatives '
     'from, with its scores. Empty: --retriever ranks.',
     may_change=True,
+    section='Hard negatives for other trainers',
   )
   num_negatives: int = knob(
     4,
@@ -677,12 +684,12 @@ class Config:
     may_change=True,
   )
 
-  # Saving and showing.
   steps_per_checkpoint: int | None = knob(
     None,
     'Steps between checkpoints besides those at refreshes. Not given: '
     '--steps_per_refresh.',
     may_change=True,
+    section='Saving and showing',
   )
   checkpoints_to_keep: int = knob(
     3, 'Newest checkpoints kept, besides the best on dev.', may_change=True
@@ -916,6 +923,75 @@ OF_READING = (
   'drop_answers',
   'seed',
 )
+# Fields, and the jobs that read them, or those that do not; the others are read
+# by all. A test runs the jobs, and fails if one reads anything else.
+_READ_BY = (
+  (
+    'init_from dataset data_dir download beir_set questions protocol '
+    'train_split dev_split dev_fraction',
+    'not report',
+  ),
+  (
+    'num_devices tokens_dir tie_encoders pooling similarity head_size '
+    'head_norm query_length passage_length chunks whole_chunks title_separator '
+    'query_prompt passage_prompt lower_case prefix_space dtype '
+    'tokens_per_batch refresh',
+    'not report compare',
+  ),
+  ('seed', 'not report export'),
+  ('compilation_cache_dir', 'not report compare prepare'),
+  ('rows_per_block', 'not report compare prepare inspect'),
+  (
+    'index search_memory_mb index_params center_passages',
+    'not report compare prepare encode',
+  ),
+  ('checkpoint', 'not report compare prepare train'),
+  (
+    'vocab_size num_layers hidden_size num_heads intermediate_size',
+    'train prepare inspect',
+  ),
+  (
+    'warmup_method warmup_steps top_k hard_negatives steps_per_refresh '
+    'query_slices max_refreshes refresh_schedule warmup_until_plateau '
+    'max_steps',
+    'train refresh inspect',
+  ),
+  ('method', 'train refresh inspect export'),
+  ('temperature refresh_trigger', 'train refresh'),
+  ('drop_same_text drop_answers', 'train refresh inspect mine'),
+  ('negatives', 'train refresh inspect mine audit prepare'),
+  ('bm25_run', 'train refresh inspect'),
+  (
+    'bm25_language bm25_k1 bm25_b',
+    'train refresh inspect mine evaluate search',
+  ),
+  (
+    'batch_size steps_per_eval steps_per_checkpoint checkpoints_to_keep',
+    'train inspect',
+  ),
+  (
+    'num_processes process_id coordinator dry_run dropout_rate refresh_delay '
+    'refresh_devices max_staleness refresh_replay micro_batch_size remat '
+    'optimizer learning_rate lr_warmup_steps weight_decay adam_epsilon '
+    'clip_norm steps_per_log',
+    'train',
+  ),
+  ('watch', 'refresh'),
+  ('beam_runner beam_options', 'prepare'),
+  ('split', 'evaluate compare'),
+  ('retriever', 'evaluate search mine'),
+  ('output overwrite', 'mine export'),
+  ('export_corpus', 'export'),
+  (
+    'ranking num_negatives mine_from mine_to max_score min_score '
+    'absolute_margin relative_margin judge judge_run judge_max_score sampling '
+    'too_few format',
+    'mine',
+  ),
+  ('query port num_results', 'search'),
+  ('runs', 'report compare'),
+  ('picture', 'report'),
+)
 # Names of fields, what their values may be (never NaN), and how to say it.
 _RANGES = (
   (
@@ -1069,6 +1145,27 @@ def intervals(text):
   if end is not None:
     raise ValueError(text)
   return tuple(found)
+
+
+def readers(name: str) -> tuple[str, ...]:
+  """Returns the jobs that read a field, in the order of `JOBS`."""
+  rows = (jobs for names, jobs in _READ_BY if name in names.split())
+  named = next(rows, 'not').split()
+  return tuple(job for job in JOBS if (job in named) != ('not' in named))
+
+
+def why_unread(config: Config, name: str) -> str | None:
+  """Returns why nothing reads a field that was set, None if something does."""
+  if config.job not in readers(name):
+    return f'on --job={config.job}'
+  of_index = ('warmup_method', 'warmup_steps', 'max_refreshes')
+  if name in of_index and not methods.METHODS[config.method].refreshes:
+    return f'on --method={config.method}, which mines no index'
+  if name == 'warmup_method' and not config.warmup_steps:
+    return 'without --warmup_steps'
+  if name == 'whole_chunks' and config.chunks == 1:
+    return 'without --chunks'
+  return None
 
 
 def differences(before, after, *, may_change):

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import textwrap
 
 from absl import flags
 
@@ -85,6 +86,78 @@ def parse(argv, flag_values=flags.FLAGS):
       given.append(argument)
   _parse(given, flag_values, left_over)
   return [program, *left_over]
+
+
+def unread(config: config_lib.Config, arguments: list[str]) -> list[str]:
+  """Returns a line for each flag of a command line that nothing reads.
+
+  Args:
+    config: The settings of the job.
+    arguments: Those of the command line; flagfiles are not looked into, as one
+      serves several jobs.
+  """
+  names = {field.name for field in dataclasses.fields(config_lib.Config)}
+  found = [re.match(r'--?(no)?(\w+)', argument) for argument in arguments]
+  typed = dict.fromkeys(match[2] for match in found if match)
+  whys = {n: config_lib.why_unread(config, n) for n in typed if n in names}
+  return [f'--{name} has no effect {why}' for name, why in whys.items() if why]
+
+
+def asks_for_help(arguments: list[str]) -> bool:
+  """Returns whether a command line asks for `help_text`."""
+  return bool({'--help', '-help', '-h', '-?', '--helpshort'} & {*arguments})
+
+
+def help_text(arguments: list[str] = ()) -> str:
+  """Returns the text of --help: all flags, or those that --job=... reads."""
+  job = next((a[6:] for a in arguments if a.startswith('--job=')), None)
+  parts = [
+    'python -m ance_jax.main --flagfile=FILE --FLAG=VALUE --noFLAG ...',
+    '',
+    *_filled(
+      'Each flag has its default, and in parentheses the jobs that read it; '
+      '--help --job=NAME lists those of one job, and --helpfull those of absl, '
+      'too. --jax_NAME=VALUE sets an option of jax. Of a flag that is given '
+      'twice the last value counts, flagfiles included.'
+    ),
+  ]
+  for title, fields in _sections().items():
+    read = [f for f in fields if job in config_lib.readers(f.name)]
+    shown = read if job in config_lib.JOBS else fields
+    parts += ['', f'{title}:'] if shown else []
+    for field in shown:
+      parts += ['', *_described(field)]
+  return '\n'.join(parts)
+
+
+def _sections():
+  """Returns the fields of `Config` by the title that they are under."""
+  sections, title = {}, ''
+  for field in dataclasses.fields(config_lib.Config):
+    title = field.metadata['section'] or title
+    sections.setdefault(title, []).append(field)
+  return sections
+
+
+def _described(field):
+  """Yields the lines of a flag: its default and its jobs, its meaning."""
+  default = '' if field.default is None else field.default
+  default = str(default).lower() if isinstance(default, bool) else default
+  readers = config_lib.readers(field.name)
+  others = [job for job in config_lib.JOBS if job not in readers]
+  jobs = readers if len(readers) <= len(others) else ['all', 'but', *others]
+  yield f'  --{field.name}={default}  ({" ".join(jobs if others else ["all"])})'
+  text, choices = field.metadata['help'], config_lib.values_of(field)
+  if not all(f'{choice}: ' in text for choice in choices):
+    text = f'{text} One of: {", ".join(choices)}.'
+  yield from _filled(text, '      ')
+
+
+def _filled(text, indent=''):
+  return textwrap.wrap(
+    text, 80, initial_indent=indent, subsequent_indent=indent,
+    break_long_words=False, break_on_hyphens=False,
+  )  # fmt: skip
 
 
 def _parse(arguments, flag_values, left_over, place=''):

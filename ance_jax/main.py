@@ -6,6 +6,7 @@ Nothing heavy is imported before the flags are checked: --help and a mistake in
 a flag are answered at once.
 """
 
+import signal
 import sys
 import traceback
 
@@ -20,7 +21,6 @@ from ance_jax import flags as flags_lib
 def run():
   """Entry point of `python -m ance_jax.main`."""
   flags_lib.define_flags()
-  flags.adopt_module_key_flags(flags_lib)
   app.run(_main, flags_parser=_parse)
 
 
@@ -32,6 +32,10 @@ def _main(_):
 
 def _parse(argv):
   """Sets the flags; ends the process with a sentence if one is wrong."""
+  if flags_lib.asks_for_help(argv):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # As in --help | head.
+    print(flags_lib.help_text(argv))
+    sys.exit()
   try:
     program, *left_over = flags_lib.parse(argv)
     config_lib.refuse_left_over(left_over)

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 from absl import flags
@@ -19,6 +20,8 @@ from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+FIELDS = dataclasses.fields(config_lib.Config)
+SECTIONS = filter(None, (field.metadata['section'] for field in FIELDS))
 
 
 def run_main(*arguments, typed=''):
@@ -199,11 +202,71 @@ main.run()
   assert run_main('--jax_no_such=1').returncode == 2
 
 
-def test_help_tells_the_meaning_of_each_flag():
+def test_help_tells_the_meaning_and_the_jobs_of_each_flag():
   shown = run_main('--help')
-  for field in dataclasses.fields(config_lib.Config):
-    assert f'{field.name}:' in shown.stdout
+  assert shown.returncode == 0
+  for field in FIELDS:
+    assert f'\n  --{field.name}=' in shown.stdout
   assert 'ANCE: 10,000 on MS MARCO' in ' '.join(shown.stdout.split())
+  assert '  --chunks=1  (all but compare report)\n' in shown.stdout
+  assert '  --watch=false  (refresh)\n' in shown.stdout
+  places = [shown.stdout.index(f'\n{title}:\n') for title in SECTIONS]
+  assert places == sorted(places)
+
+
+def test_help_of_a_job_has_the_flags_that_it_reads():
+  shown = run_main('--help', '--job=compare').stdout
+  for field in FIELDS:
+    is_read = 'compare' in config_lib.readers(field.name)
+    assert (f'\n  --{field.name}=' in shown) == is_read
+  assert '\nOptimizer:\n' not in shown
+
+
+def test_help_takes_less_than_a_second():
+  seconds = []
+  for _ in range(3):
+    began = time.monotonic()
+    run_main('--help')
+    seconds.append(time.monotonic() - began)
+  assert min(seconds) < 1
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'lines'),
+  [
+    ([], []),
+    (['--job=compare', '--chunks=2'], ['--chunks has no effect on --job=comp']),
+    (['--job=report', '--noremat'], ['--remat has no effect on --job=report']),
+    (['--job=train', '--chunks=2', '-seed=1', '--verbosity=1', 'x'], []),
+    (['--warmup_method=dpr'], ['--warmup_method has no effect without --war']),
+    (['--warmup_method=dpr', '--warmup_steps=2'], []),
+    (['--whole_chunks'], ['--whole_chunks has no effect without --chunks']),
+    (['--whole_chunks', '--chunks=2'], []),
+    (
+      ['--method=bm25', '--warmup_steps=9'],
+      ['--warmup_steps has no effect on --method=bm25, which mines no index'],
+    ),
+    (['--job=mine', '--num_results', '3', '--num_results=4'], ['--num_resu']),
+  ],
+)
+def test_a_flag_typed_by_hand_that_nothing_reads_gets_a_line(arguments, lines):
+  given = flags.FlagValues()
+  flags_lib.define_flags(given)
+  flags.DEFINE_integer('verbosity', 0, '', flag_values=given)
+  flags_lib.parse(['', *arguments], given)
+  found = flags_lib.unread(flags_lib.from_flags(given), arguments)
+  assert len(found) == len(lines)
+  for line, begins in zip(found, lines, strict=True):
+    assert line.startswith(begins)
+
+
+def test_a_flag_of_a_flagfile_that_nothing_reads_gets_no_line(tmp_path):
+  path = tmp_path / 'a.flags'
+  path.write_text('--job=report\n--chunks=2\n')
+  for typed, number in (('--chunks=3', 1), (f'--workdir={tmp_path}', 0)):
+    ended = run_main(f'--flagfile={path}', typed)
+    assert 'found no metrics.jsonl' in ended.stderr or number
+    assert ended.stdout.count('no effect') == number
 
 
 def write_run(folder, config):
