@@ -1,1 +1,1 @@
-"""Embeddings, indexes and rankings, and how they are scored."""
+"""Embeddings, indexes, rankings and their measures."""

@@ -1,5 +1,7 @@
-"""BM25 (Robertson et al. 1994) through bm25s: baseline, and negatives."""
+"""BM25 (Robertson et al. 1994) by bm25s, for baselines and negatives."""
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 import logging
 import unicodedata
@@ -15,33 +17,40 @@ from ance_jax.retrieval import index
 from ance_jax.retrieval import words
 
 _QUERIES_AT_ONCE = 256
-# A line says so if more than one query in so many matches no passage, and an
-# error if more than one in so many does.
+# Print a line if more than one in `_SAID` queries matches no passage; raise an
+# error if more than one in `_REFUSED` does.
 _SAID, _REFUSED = 100, 2
 
 
-def make_rank(texts, *, k1, b, language=words.AUTO, queries=()):
-  """Returns rank(queries, k) -> `trec.Ranking`, of an index of `texts`.
+def make_rank(
+  texts: Sequence[str],
+  *,
+  k1: float,
+  b: float,
+  language: str = words.AUTO,
+  queries: Sequence[str] = (),
+) -> Callable[..., trec.Ranking]:
+  """Indexes `texts`; returns rank(queries, k, what='bm25') -> `trec.Ranking`.
 
-  Lucene's variant. A passage without a word of the query is not found.
+  It uses Lucene's variant. Passages that share no word with a query are not
+  ranked for it. `what` labels a progress bar; None shows no bar.
 
   Args:
-    texts: List of N passages.
+    texts: N passages.
     k1: Term saturation.
     b: Length normalisation.
     language: `--bm25_language`.
-    queries: Texts that will be asked for, if that is known: how many of them
-      match no passage is told at once.
+    queries: Queries to check in advance for words that the passages contain.
 
   Raises:
-    BadInput: There is no word in all of the texts, or more than half of the
-      queries have none in common with them.
+    BadInput: The passages contain no words, or more than half of the queries
+      share no word with them.
   """
-  # It computes with jax when it is imported, which several processes must not
-  # before they have found each other; and that takes a second.
+  # Imported here because the import takes a second and runs a jax computation,
+  # which must not happen before jax.distributed is initialized.
   import bm25s
 
-  # Else it tells of each index.
+  # It would log a line per index.
   logging.getLogger('bm25s').setLevel(logging.WARNING)
   why = ''
   if language == words.AUTO:
@@ -97,8 +106,8 @@ def make_rank(texts, *, k1, b, language=words.AUTO, queries=()):
 
 def _make_tokenize(bm25s, language):
   """Returns tokenize(texts) -> `bm25s.tokenization.Tokenized`, or words."""
-  # What BM25 of English was from the start, one-letter words left out; letters
-  # and accents that are two characters are made one.
+  # English keeps the default pattern of bm25s, which omits one-letter words.
+  # NFC joins letters and combining accents into one character.
   prepare, pattern = functools.partial(unicodedata.normalize, 'NFC'), {}
   if language != words.ENGLISH:
     prepare = functools.partial(words.spaced, language=language)
@@ -123,7 +132,7 @@ def _make_tokenize(bm25s, language):
 
 
 def _check(queries, tokenize, vocabulary, language):
-  """Says how many queries match no passage; raises `BadInput` if most do."""
+  """Logs how many queries match no passage; raises `BadInput` if most do."""
   found = tokenize(queries, return_ids=False)
   lost = [n for n, asked in enumerate(found) if vocabulary.isdisjoint(asked)]
   if _SAID * len(lost) <= len(found):

@@ -1,11 +1,12 @@
-"""Exact top k by inner product on the accelerators: sharded, in blocks.
+"""Exact top k by inner product on the accelerators, sharded and in blocks.
 
-Each device has one range of the rows and goes through it in blocks, the best k
-of its rows so far in hand; at the end those of all devices are merged. What is
-equal stays in row order at each of these turns: `lax.top_k` takes the first of
-equals, and ranges, blocks and what is in hand come in the order of their rows.
+Each device searches one range of rows block by block, keeping its best k so
+far; at the end the results of all devices are merged. Equal scores stay in row
+order throughout: `lax.top_k` prefers the first of equals, and candidates are
+always concatenated in row order.
 """
 
+from collections.abc import Sequence
 import functools
 from typing import NamedTuple
 
@@ -20,12 +21,12 @@ from ance_jax import errors
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 
-# Queries that are searched at once, at most, and rows of a block on a device.
+# Limits on queries per batch and on rows per block and device.
 _MOST_QUERIES, _MOST_ROWS = 1024, 65_536
-# A block of fewer rows, or for fewer queries, is not worth its start.
+# Smaller batches or blocks are not worth a kernel launch.
 _LEAST_QUERIES, _LEAST_ROWS = 64, 128
-# Of a score: itself, and where XLA sorts to find the best, keys and rows, in
-# and out, and room. Of a candidate: its score and row.
+# Bytes per score: the score and, where XLA implements top_k by sorting, input
+# and output keys and rows, and scratch. Per candidate: its score and row.
 _SCORE_BYTES, _CANDIDATE_BYTES = 24, 8
 _MIB = 2**20
 
@@ -34,10 +35,10 @@ class Plan(NamedTuple):
   """How N rows are laid out over devices.
 
   Attributes:
-    rows: Rows of a block on a device.
-    blocks: Blocks of a device: it has the next `blocks * rows` rows.
-    resident: Whether all of them stay on the devices, or come anew, one by
-      one, for each batch of queries.
+    rows: Rows per block and device.
+    blocks: Blocks per device, which holds `blocks * rows` consecutive rows.
+    resident: Whether all blocks stay on the devices; if not, each batch of
+      queries transfers them one by one.
   """
 
   rows: int
@@ -46,15 +47,15 @@ class Plan(NamedTuple):
 
 
 class DeviceIndex(NamedTuple):
-  """Embeddings to be searched on the devices.
+  """Embeddings for search on the devices.
 
   Attributes:
-    embeddings: List of (rows, E) float32 arrays of the host.
-    mean: What is taken from each row, (E,) float32 or 0.
-    sharding: Of arrays whose rows are dealt out over the devices.
-    memory: MiB of a device.
-    plan: `Plan`.
-    placed: The blocks on the devices, in order; empty if they do not stay.
+    embeddings: (rows, E) float32 arrays in host memory.
+    mean: (E,) float32 or 0, subtracted from each row.
+    sharding: Splits rows over the devices.
+    memory: MiB per device for embeddings and scores.
+    plan: Layout of the rows.
+    placed: The blocks on the devices, in order; empty if not resident.
   """
 
   embeddings: list[np.ndarray]
@@ -65,14 +66,14 @@ class DeviceIndex(NamedTuple):
   placed: list[jax.Array]
 
 
-def plan(num_rows, width, num_devices, memory):
-  """Returns the `Plan` that keeps embeddings within half of the memory.
+def plan(num_rows: int, width: int, num_devices: int, memory: int) -> Plan:
+  """Returns a layout whose embeddings fit into half of the memory.
 
   Args:
     num_rows: N.
     width: E.
-    num_devices: Devices that the rows are dealt out to.
-    memory: MiB of a device for embeddings and scores.
+    num_devices: Devices that share the rows.
+    memory: MiB per device for embeddings and scores.
 
   Raises:
     BadInput: Not even a small block fits.
@@ -84,7 +85,7 @@ def plan(num_rows, width, num_devices, memory):
     rows, blocks = _even(share, most)
     if rows * blocks * row <= half:
       return Plan(rows, blocks, True)
-  # One is searched while the next one comes.
+  # One block is searched while the next is transferred.
   most = min(most, half // (2 * row))
   if most < min(_LEAST_ROWS, share):
     needed = _LEAST_ROWS * max(2 * row, _LEAST_QUERIES * _SCORE_BYTES)
@@ -96,22 +97,25 @@ def plan(num_rows, width, num_devices, memory):
   return Plan(*_even(share, most), False)
 
 
-def queries_at_once(plan, width, num_devices, memory, k):
-  """Returns how many queries have their scores in half of the memory.
+def queries_at_once(
+  plan: Plan, width: int, num_devices: int, memory: int, k: int
+) -> int:
+  """Returns how many queries fit into half of the memory, a power of two.
 
-  A power of two. Their embeddings and candidates are in it, too.
+  Counts the scores, candidates and embeddings of the queries.
 
   Args:
-    plan: `Plan`.
-    width: As for `plan`.
+    plan: Layout of the rows.
+    width: E.
     num_devices: As for `plan`.
     memory: As for `plan`.
-    k: Candidates a query.
+    k: Candidates per query.
 
   Raises:
-    BadInput: Not even one has.
+    BadInput: Not even one query fits.
   """
-  # In hand before and after a block, found in it, joined; gathered, ordered.
+  # The best before and after a block, those found in it, all concatenated; at
+  # the end gathered from all devices and sorted.
   candidates = k * (6 + 4 * num_devices)
   a_query = plan.rows * _SCORE_BYTES + candidates * _CANDIDATE_BYTES + 8 * width
   number = min(memory * _MIB // 2 // a_query, _MOST_QUERIES)
@@ -123,15 +127,19 @@ def queries_at_once(plan, width, num_devices, memory, k):
   return 1 << (number.bit_length() - 1)
 
 
-def place(embeddings, devices, memory, mean):
-  """Returns the `DeviceIndex` of embeddings, on the devices if they fit.
+def place(
+  embeddings: list[np.ndarray],
+  devices: Sequence[jax.Device],
+  memory: int,
+  mean: np.ndarray | np.float32,
+) -> DeviceIndex:
+  """Makes an index of embeddings, and puts it on the devices if it fits.
 
   Args:
-    embeddings: List of (rows, E) float32 arrays, whose rows are counted over
-      all of them.
-    devices: The accelerators used.
+    embeddings: (rows, E) float32 blocks; rows are numbered across blocks.
+    devices: Accelerators to use.
     memory: As for `plan`.
-    mean: (E,) float32, or 0, taken from each row.
+    mean: (E,) float32 or 0, subtracted from each row.
 
   Raises:
     BadInput: As `plan` does.
@@ -148,28 +156,30 @@ def place(embeddings, devices, memory, mean):
   return index._replace(placed=[_block(index, number) for number in numbers])
 
 
-def search(index, queries, k, what=None):
+def search(
+  index: DeviceIndex, queries: np.ndarray, k: int, what: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns scores and rows of the k best passages of each query.
 
-  The host gives the devices a block, and waits for the one before it: they are
-  not idle, and no third one takes memory.
+  The host enqueues a block before it waits for the previous one, so that the
+  devices are never idle and hold at most two blocks.
 
   Args:
-    index: `DeviceIndex`.
+    index: The passages.
     queries: (Q, E) float32 embeddings.
-    k: Passages a query, at most N.
-    what: Name of the phase for a progress bar, or None for no bar.
+    k: Passages per query, at most N.
+    what: Label of a progress bar; None for no bar.
 
   Returns:
-    (Q, k) float32, falling, and (Q, k) int32, of equal scores by row. -inf and
-    -1 in the place of a score that is no number.
+    (Q, k) float32 scores, descending, and (Q, k) int32 rows, ascending among
+    equal scores. Passages whose score is NaN or -inf give -inf and -1.
 
   Raises:
     BadInput: As `queries_at_once` does.
   """
   num_rows = sum(map(len, index.embeddings))
   num_devices = len(index.sharding.device_set)
-  # Few shapes, so that little is compiled: powers of two.
+  # Powers of two limit the number of shapes to compile.
   depth = _power_of_two(k)
   width = queries.shape[1]
   size = min(
@@ -195,7 +205,7 @@ def search(index, queries, k, what=None):
       jax.block_until_ready(before)
       before = best
     found.append(_merged(best, index.sharding))
-    # As late as the blocks.
+    # Fetch the previous batch while the devices compute this one.
     found[-2:-1] = jax.device_get(found[-2:-1])
   return tuple(
     np.concatenate(parts)[: len(queries), :k]
@@ -205,24 +215,24 @@ def search(index, queries, k, what=None):
 
 @functools.partial(jax.jit, static_argnames='sharding')
 def _best_with(best, queries, block, offsets, sharding):
-  """Returns the best of each device, those of its next block among them.
+  """Returns the best of each device after it has searched its next block.
 
   Args:
-    best: (n, Q, k) float32 scores and int32 rows, a part on each device.
-    queries: (Q, E) float32, whole on each device.
-    block: (n * rows, E) float32, a part on each device.
-    offsets: (3,) int32: the number of the block, blocks of a device, and N.
-    sharding: Of the parts.
+    best: (n, Q, k) float32 scores and int32 rows, one slice per device.
+    queries: (Q, E) float32, replicated.
+    block: (n * rows, E) float32, `rows` rows per device.
+    offsets: (3,) int32: number of the block, blocks per device, and N.
+    sharding: Sharding of `best` and `block`.
   """
 
   def on_a_device(best, queries, block, offsets):
     number, blocks, num_rows = offsets
     first = (lax.axis_index(devices_lib.AXIS) * blocks + number) * len(block)
-    # On accelerators the default rounds float32 to less before products.
+    # By default accelerators round float32 before they multiply.
     scores = jnp.einsum(
       'qe,re->qr', queries, block, precision=lax.Precision.HIGHEST
     )
-    # To top_k 0 is better than -0, and NaN the best of all.
+    # top_k ranks 0 above -0, and NaN above everything.
     scores = jnp.where(scores == 0, 0, scores)
     there = first + jnp.arange(len(block)) < num_rows
     scores = jnp.where(there & (scores > -jnp.inf), scores, -jnp.inf)
@@ -246,21 +256,21 @@ def _best_with(best, queries, block, offsets, sharding):
 
 @functools.partial(jax.jit, static_argnames='sharding')
 def _merged(best, sharding):
-  """Returns (Q, k) scores and rows of what all devices found, on each."""
+  """Returns the (Q, k) best scores and rows over all devices, replicated."""
   k = best[0].shape[-1]
-  # Of a query, side by side in the order of the devices.
+  # (Q, n * k), in the order of the devices.
   beside = (part.swapaxes(0, 1).reshape(part.shape[1], -1) for part in best)
   return lax.with_sharding_constraint(_first(*beside, k), _whole(sharding))
 
 
 def _first(scores, rows, k):
-  """Returns the k best of each line, those further left first if equal."""
+  """Returns the k best columns of each line, equal ones from left to right."""
   scores, places = lax.top_k(scores, k)
   return scores, jnp.take_along_axis(rows, places, 1)
 
 
 def _block(index, number):
-  """Returns the block of this number of all devices, (n * rows, E)."""
+  """Returns block `number` of every device, (n * rows, E) in total."""
   rows, blocks, _ = index.plan
   width = index.embeddings[0].shape[1]
 
@@ -273,7 +283,7 @@ def _block(index, number):
 
 
 def _rows(index, start, number):
-  """Returns (number, E) float32 embeddings from a row on, 0 behind the last."""
+  """Returns `number` rows from `start`, (number, E) float32, padded with 0."""
   found = np.zeros((number, index.embeddings[0].shape[1]), np.float32)
   first = 0
   for block in index.embeddings:
@@ -286,13 +296,13 @@ def _rows(index, start, number):
 
 
 def _even(share, most):
-  """Returns rows and number of blocks of at most so many rows, all equal."""
+  """Returns (rows, blocks) of equal blocks that hold at most `most` rows."""
   blocks = max(-(-share // most), 1)
   return -(-share // blocks), blocks
 
 
 def _power_of_two(number):
-  """Returns the lowest power of two that is not below `number`."""
+  """Returns the smallest power of two that is at least `number`."""
   return 1 << (number - 1).bit_length()
 
 

@@ -1,28 +1,34 @@
-"""What a FAISS index cannot do with a corpus, told before that is encoded.
+"""Checks that a FAISS index can hold a corpus, before the corpus is encoded.
 
-FAISS itself finds most of it when the index is trained or filled, which is
-after hours of encoding; and some of it ends the process.
+FAISS detects most problems only when the index is trained or filled, after
+hours of encoding, and some of them crash the process.
 """
 
 import re
 
 import faiss
 
-# OPQ trains a product quantizer of so many codewords.
+# Codewords of the product quantizer that OPQ trains.
 _OPQ_VECTORS = 256
-# FAISS builds no graph of NSG on fewer.
+# Minimum number of vectors for which FAISS builds an NSG graph.
 _LEAST_NSG = 101
 
 
-def problem(made, factory, num_vectors, num_trained, rows_per_block):
-  """Returns the sentence of what is wrong; '' if nothing is.
+def problem(
+  made: faiss.Index,
+  factory: str,
+  num_vectors: int,
+  num_trained: int,
+  rows_per_block: int,
+) -> str:
+  """Returns an error message if an index cannot hold the vectors, else ''.
 
   Args:
-    made: The empty FAISS index.
-    factory: The factory string that it was made from.
-    num_vectors: N, vectors that it is to hold.
-    num_trained: Those of them that it is trained on.
-    rows_per_block: Vectors that are added at once.
+    made: Empty index.
+    factory: Factory string of the index.
+    num_vectors: N, vectors to index.
+    num_trained: Vectors to train the index on.
+    rows_per_block: Vectors added per call.
   """
   for part in _parts(made):
     found = _problem_of(part, factory, num_vectors, rows_per_block)
@@ -37,11 +43,11 @@ def problem(made, factory, num_vectors, num_trained, rows_per_block):
   return ''
 
 
-def problem_of_params(params):
-  """Returns the sentence of what is wrong with search parameters, or ''.
+def problem_of_params(params: str) -> str:
+  """Returns an error message for invalid search parameters, else ''.
 
   Args:
-    params: Those that FAISS took, name=number with commas between.
+    params: Comma-separated name=number pairs that FAISS has accepted.
   """
   if any(float(value) <= 0 for value in re.findall(r'=([^,; ]+)', params)):
     return f'--index_params must be above 0; found {params!r}; raise it.'
@@ -49,7 +55,7 @@ def problem_of_params(params):
 
 
 def _problem_of(part, factory, num_vectors, rows_per_block):
-  """Returns what is wrong with one part of an index, as `problem` does."""
+  """Returns `problem` of one part of an index."""
   lists = getattr(part, 'nlist', 1)
   if not 1 <= lists <= num_vectors:
     return (
@@ -87,13 +93,13 @@ def _problem_of_transforms(part, factory):
 
 
 def _links(hnsw):
-  """Returns M, the links of a vector on all levels but the lowest."""
+  """Returns M, the links per vector on all levels but the lowest."""
   sizes = faiss.vector_to_array(hnsw.cum_nneighbor_per_level)
   return sizes[1] // 2 if len(sizes) > 1 else 0
 
 
 def _least_trained(part):
-  """Returns the vectors that a part of an index must be trained on."""
+  """Returns how many vectors training a part of an index requires."""
   sizes = [getattr(part, 'nlist', 1)]
   if hasattr(part, 'pq'):
     sizes.append(part.pq.ksub)
@@ -105,7 +111,7 @@ def _least_trained(part):
 
 
 def _parts(index):
-  """Yields an index and all those that it is made of."""
+  """Yields an index and, recursively, all indexes inside it."""
   part = faiss.downcast_index(index)
   yield part
   for name in ('index', 'base_index', 'refine_index', 'quantizer', 'storage'):

@@ -1,10 +1,14 @@
-"""Embeddings -> index, FAISS's or ours -> rankings in (-score, row) order."""
+"""Embeddings -> a FAISS or device index -> rankings in (-score, row) order."""
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import functools
+import pathlib
 import re
 from typing import NamedTuple
 
 import faiss
+import jax
 import numpy as np
 
 from ance_jax import errors
@@ -14,22 +18,22 @@ from ance_jax.data import trec
 from ance_jax.retrieval import device_index
 from ance_jax.retrieval import factories
 
-# Vectors that an index which needs training is trained on, at most.
+# Maximum number of vectors to train an index on.
 _TRAINING_VECTORS = 262_144
-# Passages that may share the last place's score before it is the index's choice
-# which of them are ranked.
+# Passages to request beyond k while they tie with the last place; if more tie,
+# the index decides which of them are ranked.
 _MAX_TIES = 1024
 _QUERIES_AT_ONCE = 1024
-# Pairs whose embeddings are side by side in memory.
+# Pairs whose embeddings are copied into memory at once.
 _PAIRS_AT_ONCE = 16_384
 
 
 class Shared(NamedTuple):
-  """An index of which each process of a run has a part.
+  """An index that is distributed over the processes of a run.
 
   Attributes:
-    part: The index of this process's blocks.
-    rows: (n,) int32, the row over all blocks of each row of the part.
+    part: Index of this process's blocks.
+    rows: (n,) int32, passage row of each row of `part`.
     ntotal: N, rows of all parts.
   """
 
@@ -37,15 +41,16 @@ class Shared(NamedTuple):
   rows: np.ndarray
   ntotal: int
 
-  def search(self, queries, k):
-    """Returns scores and rows as FAISS does, the same in all processes.
+  def search(
+    self, queries: np.ndarray, k: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (Q, k) scores and rows as FAISS does, equal in all processes.
 
-    All of them must ask for the same queries. Of parts that search exactly the
-    best of all are exact.
+    All processes must search the same queries. Exact parts give exact results.
 
     Args:
       queries: (Q, E) float32 embeddings.
-      k: Rows a query, at most N.
+      k: Rows per query, at most N.
     """
     depth = min(k, len(self.rows))
     find = (
@@ -62,7 +67,7 @@ class Shared(NamedTuple):
       distributed.gather(part).swapaxes(0, 1).reshape(len(queries), -1)
       for part in (scores, rows)
     )
-    # `top_k` asks on until scores fall, and puts what is equal in order.
+    # `top_k` requests more until the score falls, and sorts equal scores.
     order = np.argsort(-scores, axis=1, kind='stable')[:, :k]
     return tuple(np.take_along_axis(part, order, 1) for part in (scores, rows))
 
@@ -70,16 +75,16 @@ class Shared(NamedTuple):
 Index = faiss.Index | device_index.DeviceIndex | Shared
 
 
-def make(factory, params, width):
-  """Returns an empty FAISS index, by inner product.
+def make(factory: str, params: str, width: int) -> faiss.Index:
+  """Returns an empty FAISS index for inner products.
 
   Args:
     factory: FAISS factory string, such as 'Flat' or 'IVF256,SQ8'.
-    params: Search parameters as FAISS's ParameterSpace reads them, or ''.
-    width: E, of the embeddings.
+    params: Search parameters for FAISS's ParameterSpace, or ''.
+    width: E.
 
   Raises:
-    BadInput: FAISS cannot read one of the two.
+    BadInput: FAISS cannot parse `factory` or `params`.
   """
   try:
     index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
@@ -96,26 +101,32 @@ def make(factory, params, width):
   return index
 
 
-def bytes_per_vector(factory, params, width):
-  """Returns the bytes that a vector takes in such an index, without graphs."""
+def bytes_per_vector(factory: str, params: str, width: int) -> int:
+  """Returns the bytes per vector of an index, without its graph."""
   return make(factory, params, width).sa_code_size()
 
 
-def check(factory, params, width, num_vectors, rows_per_block=None):
-  """Raises `BadInput` if such an index cannot be made of `num_vectors`.
+def check(
+  factory: str,
+  params: str,
+  width: int,
+  num_vectors: int,
+  rows_per_block: int | None = None,
+) -> None:
+  """Raises `BadInput` if such an index cannot be built from `num_vectors`.
 
   Args:
     factory: As for `make`.
     params: As for `make`.
     width: As for `make`.
-    num_vectors: N, vectors that it is to hold.
-    rows_per_block: Vectors that are added at once; None: all.
+    num_vectors: N, vectors to index.
+    rows_per_block: Vectors added per call; None for all.
   """
   wrong = factories.problem(
     make(factory, params, width),
     factory,
     num_vectors,
-    # As `_sample` takes them, of each block.
+    # The number that `_sample` takes.
     num_vectors // max(num_vectors // _TRAINING_VECTORS, 1),
     rows_per_block or num_vectors,
   )
@@ -123,19 +134,26 @@ def check(factory, params, width, num_vectors, rows_per_block=None):
     raise errors.BadInput(wrong)
 
 
-def build(factory, params, blocks, *, center=False):
-  """Returns the FAISS index of all blocks, by inner product.
+def build(
+  factory: str,
+  params: str,
+  blocks: Sequence[np.ndarray],
+  *,
+  center: bool = False,
+) -> faiss.Index:
+  """Returns the FAISS index of all blocks, for inner products.
 
   Args:
     factory: As for `make`.
     params: As for `make`.
-    blocks: List of (rows, E) float32 arrays; index ids are row numbers over
-      all of them.
-    center: Whether the mean of all rows is taken from each. All scores of a
-      query are then less by the same number, and their order is the same; where
-      embeddings lie in a narrow cone, as ANCE's do, numbers of 16 bits have
-      their digits for what differs. (SQ8 finds its range for each column: it
-      gains nothing.)
+    blocks: (rows, E) float32 arrays; ids are row numbers across blocks.
+    center: Whether to subtract the mean of all rows from each. This lowers all
+      scores of a query equally and keeps their order. If the embeddings fill a
+      narrow cone, as ANCE's do, 16-bit numbers then spend their digits on the
+      differences. (SQ8 gains nothing: it fits its range to each column.)
+
+  Raises:
+    BadInput: As `make`, or the corpus is too small to train the index.
   """
   mean = _mean(blocks) if center else np.float32(0)
   index = make(factory, params, blocks[0].shape[1])
@@ -155,13 +173,19 @@ def build(factory, params, blocks, *, center=False):
   return index
 
 
-def place(blocks, devices, memory, *, center=False):
-  """Returns the `device_index.DeviceIndex` of all blocks.
+def place(
+  blocks: Sequence[np.ndarray],
+  devices: Sequence[jax.Device],
+  memory: int,
+  *,
+  center: bool = False,
+) -> device_index.DeviceIndex:
+  """Returns the index of all blocks on the accelerators.
 
   Args:
     blocks: As for `build`.
-    devices: The accelerators used.
-    memory: MiB of each, for embeddings and scores.
+    devices: Accelerators to use.
+    memory: MiB per device for embeddings and scores.
     center: As for `build`.
 
   Raises:
@@ -171,11 +195,13 @@ def place(blocks, devices, memory, *, center=False):
   return device_index.place(blocks, devices, memory, mean)
 
 
-def shared(part, blocks):
-  """Returns the `Shared` index of all blocks.
+def shared(
+  part: faiss.Index | device_index.DeviceIndex, blocks: Sequence[np.ndarray]
+) -> Shared:
+  """Returns the index of all blocks, given this process's part.
 
   Args:
-    part: The index of every P-th block, from that of this process's number on.
+    part: Index of blocks p, p + P, p + 2 P, ... in process p of P.
     blocks: All blocks, as for `build`.
   """
   ends = np.cumsum([len(block) for block in blocks])
@@ -184,19 +210,21 @@ def shared(part, blocks):
   return Shared(part, np.concatenate(rows).astype(np.int32), int(ends[-1]))
 
 
-def write(index, path):
-  """Writes a FAISS index to a file, as `faiss.read_index` reads it."""
+def write(index: faiss.Index, path: str | pathlib.Path) -> None:
+  """Writes a FAISS index to a file for `faiss.read_index`."""
   faiss.write_index(index, str(path))
 
 
-def search(index, queries, k, what=None):
-  """Returns the `Ranking` of the k best passages of each query.
+def search(
+  index: Index, queries: np.ndarray, k: int, what: str | None = None
+) -> trec.Ranking:
+  """Returns the k best passages of each query.
 
   Args:
-    index: An `Index`.
+    index: Index of passages.
     queries: (Q, E) float32 embeddings.
-    k: Passages a query, at most those in the index.
-    what: Name of the phase for a progress bar, or None for no bar.
+    k: Passages per query, at most N.
+    what: Label of a progress bar; None for no bar.
   """
   if isinstance(index, device_index.DeviceIndex):
     scores, rows = device_index.search(index, queries, k, what)
@@ -215,18 +243,23 @@ def search(index, queries, k, what=None):
   )
 
 
-def search_pieces(index, texts_of, queries, k, what=None):
-  """Returns the `Ranking` of the k best texts by the best of their pieces.
+def search_pieces(
+  index: Index,
+  texts_of: np.ndarray,
+  queries: np.ndarray,
+  k: int,
+  what: str | None = None,
+) -> trec.Ranking:
+  """Returns the k best texts of each query, scored by their best piece (MaxP).
 
-  So deep that k texts are found whatever the pieces of the best: of a text
-  that comes back several times the first, which is the best, stays, and then
-  all behind the first k are cut off (MaxP).
+  It ranks enough pieces to always find k texts, keeps the first, best piece of
+  each text and then the first k texts.
 
   Args:
-    index: An `Index` of pieces.
-    texts_of: (R,) int32, row of each piece's text, in order.
+    index: Index of pieces.
+    texts_of: (R,) int32, row of each piece's text, ascending.
     queries: As for `search`.
-    k: Texts a query, at most those that there are.
+    k: Texts per query, at most the number of texts.
     what: As for `search`.
   """
   depth = min(k * int(np.bincount(texts_of).max()), len(texts_of))
@@ -245,20 +278,25 @@ def search_pieces(index, texts_of, queries, k, what=None):
   )
 
 
-def exact_scores(blocks, queries, rows, texts_of=None):
-  """Returns the scores of given passages by their embeddings, not an index's.
+def exact_scores(
+  blocks: Sequence[np.ndarray],
+  queries: np.ndarray,
+  rows: np.ndarray,
+  texts_of: np.ndarray | None = None,
+) -> np.ndarray:
+  """Returns the exact scores of given passages, computed from embeddings.
 
-  An index that rounds, or has the mean taken out, ranks; what its scores are is
-  its own affair, and no threshold or margin is meant for them.
+  Thresholds and margins need them: an index that rounds or subtracts the mean
+  returns other scores.
 
   Args:
     blocks: As for `build`.
     queries: (q, E) float32 embeddings.
-    rows: (q, K) int32 passage rows, -1 where there is none.
-    texts_of: As for `search_pieces`, or None.
+    rows: (q, K) int32 passage rows, -1 for none.
+    texts_of: As for `search_pieces`; None if passages are not split.
 
   Returns:
-    (q, K) float32, -inf where there is none.
+    (q, K) float32, -inf where `rows` is -1.
   """
   scores = np.full(rows.shape, -np.inf, np.float32)
   there = rows >= 0
@@ -275,8 +313,8 @@ def exact_scores(blocks, queries, rows, texts_of=None):
   return scores
 
 
-def rows_of(blocks, rows):
-  """Returns the (P, E) float32 embeddings of (P,) int rows over all blocks."""
+def rows_of(blocks: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+  """Returns the (P, E) float32 embeddings of (P,) int rows across blocks."""
   ends = np.cumsum([len(block) for block in blocks])
   of_block = np.searchsorted(ends, rows, side='right')
   found = np.empty((len(rows), blocks[0].shape[1]), np.float32)
@@ -287,11 +325,11 @@ def rows_of(blocks, rows):
   return found
 
 
-def flops(index, width):
-  """Returns the operations of a query in an exact index; 0: nobody counts them.
+def flops(index: Index, width: int) -> int:
+  """Returns the operations per query in an exact index, 0 for other indexes.
 
   Args:
-    index: An `Index`.
+    index: Index of passages.
     width: E.
   """
   part = index.part if isinstance(index, Shared) else index
@@ -304,18 +342,23 @@ def flops(index, width):
   return 2 * number * width
 
 
-def top_k(find, queries, k, num_passages):
-  """Returns the `Ranking` that `find` gives, with its ties in row order.
+def top_k(
+  find: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+  queries: np.ndarray,
+  k: int,
+  num_passages: int,
+) -> trec.Ranking:
+  """Returns the ranking that `find` gives, with ties in row order.
 
-  Which of equally good passages an index returns is its own choice, so that
-  more are asked for until the score falls (up to `_MAX_TIES` more: an encoder
-  that has collapsed gives every passage one score).
+  An index returns any of equally good passages, so `top_k` requests more until
+  the score falls, but at most `_MAX_TIES` more: a collapsed encoder gives all
+  passages the same score.
 
   Args:
     find: find(queries, k) -> (scores, rows), both (Q, k), best first; row -1
-      where nothing was found.
-    queries: Array with one entry a query.
-    k: Passages a query, at most `num_passages`.
+      for none.
+    queries: (Q, ...), anything that `find` takes.
+    k: Passages per query, at most `num_passages`.
     num_passages: Passages in the index.
   """
   scores = np.empty((len(queries), k), np.float32)
@@ -335,7 +378,7 @@ def top_k(find, queries, k, num_passages):
 
 
 def _reason(error):
-  """Returns what an error of FAISS says, without where in its source it was."""
+  """Returns the message of a FAISS error without its source location."""
   return re.split(r'Error: |\.cpp:\d+: ', str(error))[-1].strip()
 
 
@@ -350,7 +393,7 @@ def _dots(blocks, queries, of_query, rows):
 
 
 def _ordered(scores, rows):
-  """Returns (Q, k) scores and rows, best first, equal scores by row."""
+  """Sorts (Q, k) scores and rows by descending score, then by row."""
   scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
   swapped = (scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] < rows[:, :-1])
   wrong = swapped.any(1)
@@ -362,7 +405,7 @@ def _ordered(scores, rows):
 
 
 def _mean(blocks):
-  """Returns the (E,) float32 mean of the rows of all processes' blocks."""
+  """Returns the (E,) float32 mean of all rows of all processes."""
   total = sum(block.sum(0, dtype=np.float64) for block in blocks)
   number = np.float64(sum(map(len, blocks)))
   sums = distributed.gather(np.append(total, number)).sum(0)
@@ -370,7 +413,7 @@ def _mean(blocks):
 
 
 def _sample(blocks):
-  """Returns evenly spaced rows of all blocks, (S, E) float32."""
+  """Returns evenly spaced rows of each block, (S, E) float32."""
   num_rows = sum(map(len, blocks))
   stride = max(num_rows // _TRAINING_VECTORS, 1)
   return np.concatenate([block[::stride] for block in blocks])

@@ -1,56 +1,64 @@
-"""Retrieval measures of a protocol through ir-measures, TREC run files."""
+"""Computes a protocol's measures by ir-measures, and writes TREC run files."""
 
+from collections.abc import Sequence
 import math
+import pathlib
 
 import ir_measures
 import numpy as np
 
 from ance_jax.core import atomic
 from ance_jax.data import answers
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import trec
 from ance_jax.retrieval import protocols
 
 
-def protocol(split):
-  """Returns the `protocols.Protocol` of a `corpus.Split`."""
+def protocol(split: corpus_lib.Split) -> protocols.Protocol:
+  """Returns the protocol of a split."""
   return protocols.PROTOCOLS[split.protocol]
 
 
-def depth(split, num_passages):
-  """Returns how many passages must be ranked for each query of a split."""
+def depth(split: corpus_lib.Split, num_passages: int) -> int:
+  """Returns how many passages to rank per query of a split."""
   own = split.own is not None
   return min(protocol(split).depth + own, num_passages)
 
 
-def score(rows, split, texts):
+def score(
+  rows: np.ndarray, split: corpus_lib.Split, texts: Sequence[str]
+) -> dict[str, float]:
   """Returns {measure: mean over all judged queries} of a ranking.
 
   Args:
     rows: As for `by_query`.
-    split: The `corpus.Split` of the queries.
+    split: Split of the Q queries.
     texts: As for `by_query`.
   """
   found = by_query(rows, split, texts)
   return {name: mean(values) for name, values in found.items()}
 
 
-def mean(values):
-  """Returns the mean of (Q,) float64, rounded once: in any order the same."""
+def mean(values: np.ndarray) -> float:
+  """Returns the mean of (Q,) float64, rounded once and independent of order."""
   return math.fsum(values) / len(values)
 
 
-def by_query(rows, split, texts):
-  """Returns {measure: (Q,) float64} of a ranking; nothing found counts 0.
+def by_query(
+  rows: np.ndarray, split: corpus_lib.Split, texts: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Returns {measure: (Q,) float64} of a ranking, 0 for queries without hits.
 
   Args:
-    rows: (Q, K) int32 passage rows, best first, -1 where there is none; K is
-      `depth`, or all passages of a smaller corpus. See `without_own`.
-    split: The `corpus.Split` of the Q queries.
-    texts: Texts of all passages, looked at where answers count.
+    rows: (Q, K) int32 passage rows, best first, -1 for none; K is `depth`, or
+      all passages of a smaller corpus. Apply `without_own` first.
+    split: Split of the Q queries.
+    texts: Texts of all passages, read only if the protocol checks answers.
   """
   chosen = protocol(split)
   rows = rows[:, : chosen.depth]
-  # trec_eval breaks ties of scores by id. Falling ranks as scores keep our
-  # order, and rows serve as ids.
+  # trec_eval breaks ties by id; negated places as scores preserve our order.
+  # Row numbers serve as ids.
   run = {
     str(query): {
       str(row): float(-place) for place, row in enumerate(ranking) if row >= 0
@@ -71,19 +79,22 @@ def by_query(rows, split, texts):
   return values
 
 
-def first_relevant(rows, split, texts, queries):
-  """Returns the place of each query's first relevant passage, from 1.
+def first_relevant(
+  rows: np.ndarray,
+  split: corpus_lib.Split,
+  texts: Sequence[str],
+  queries: Sequence[int],
+) -> list[int | None]:
+  """Returns the rank of each query's first relevant passage, from 1, or None.
 
-  Relevant is a grade above 0, or, where answers count, a text with an answer.
+  A passage is relevant if its grade is above 0 or, if the protocol checks
+  answers, if its text contains one.
 
   Args:
     rows: As for `by_query`.
-    split: The `corpus.Split` of the Q queries.
+    split: Split of the Q queries.
     texts: As for `by_query`.
     queries: q query rows.
-
-  Returns:
-    A list of q places, None where no passage of the ranking is relevant.
   """
   rows = rows[queries]
   if protocol(split).by_answers:
@@ -100,16 +111,16 @@ def first_relevant(rows, split, texts, queries):
   return [int(r.argmax()) + 1 if r.any() else None for r in right]
 
 
-def without_own(ranking, split):
-  """Returns a ranking without the passages that have their query's id.
+def without_own(ranking: trec.Ranking, split: corpus_lib.Split) -> trec.Ranking:
+  """Removes from each ranking the passage that has the query's id.
 
   Args:
-    ranking: `trec.Ranking` of the split's queries.
-    split: A `corpus.Split`.
+    ranking: Ranking of the split's queries.
+    split: Split of the Q queries.
 
   Returns:
-    A `trec.Ranking` of the same shape; -1, and -inf as the score, at the
-    end of what one was taken from.
+    A ranking of the same shape; rankings that lost a passage end with row -1
+    and score -inf.
   """
   if split.own is None:
     return ranking
@@ -123,14 +134,20 @@ def without_own(ranking, split):
   )
 
 
-def write_run(path, ranking, split, corpus, tag):
-  """Writes a TREC run file, whole or not at all.
+def write_run(
+  path: pathlib.Path,
+  ranking: trec.Ranking,
+  split: corpus_lib.Split,
+  corpus: corpus_lib.Corpus,
+  tag: str,
+) -> None:
+  """Writes a TREC run file atomically.
 
   Args:
-    path: The file.
-    ranking: A `trec.Ranking` of the split's queries.
-    split: A `corpus.Split`.
-    corpus: The `corpus.Corpus`.
+    path: File.
+    ranking: Ranking of the split's queries.
+    split: Split of the Q queries.
+    corpus: The ranked passages.
     tag: Name of the run, the last column.
   """
   with atomic.writing(path) as file:
@@ -146,7 +163,7 @@ def write_run(path, ranking, split, corpus, tag):
 
 
 def _judged(split):
-  """Returns the judgements as ir-measures takes them, rows as ids."""
+  """Returns the judgements in the form that ir-measures takes, rows as ids."""
   judged = np.repeat(np.arange(len(split.ids)), np.diff(split.offsets))
   qrels = {}
   for query, row, grade in zip(
@@ -155,16 +172,16 @@ def _judged(split):
     qrels.setdefault(str(query), {})[str(row)] = grade
   for query, grades in enumerate(split.missing or ()):
     for place, grade in enumerate(grades):
-      # An id that no row has.
+      # No row has this id.
       qrels.setdefault(str(query), {})[f'missing {place}'] = grade
   return qrels
 
 
 def _right(rows, split, texts):
-  """Returns which ranked passages hold an answer, as ir-measures takes it."""
+  """Returns as qrels for ir-measures the ranked passages with an answer."""
   held = answers.held(rows, split.answers, texts, split.answers_are_patterns)
   return {
-    # A query of which nothing is right counts, too.
+    # 'none' makes ir-measures count queries without a right passage.
     str(query): {'none': 1, **{str(row): 1 for row in ranking[right].tolist()}}
     for query, (ranking, right) in enumerate(zip(rows, held, strict=True))
   }

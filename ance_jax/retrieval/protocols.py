@@ -1,7 +1,7 @@
 """The table of evaluation protocols.
 
-The reader of a dataset names that of each split. All of them divide by the
-number of judged queries, those without a hit included.
+A dataset's reader names the protocol of each split. All protocols average over
+all judged queries, including those without a hit.
 """
 
 from typing import NamedTuple
@@ -13,13 +13,13 @@ class Protocol(NamedTuple):
   """How a split is scored.
 
   Attributes:
-    measures: {name: measure as ir-measures writes it}; a checkpoint is chosen
-      by the first. `capped_recall@k` is k's recall over the most that k
-      passages can have (BEIR: recall_cap).
-    depth: Passages ranked for each query.
-    by_answers: Whether a passage is right if its text holds an answer of the
-      query, whatever was judged.
-    source: Where it is from.
+    measures: {name: measure in ir-measures' notation}; the first one selects
+      checkpoints. `capped_recall@k` divides the relevant passages found by the
+      maximum for k passages (BEIR: recall_cap).
+    depth: Passages to rank per query.
+    by_answers: Whether passages are right if their text contains an answer of
+      the query, regardless of judgements.
+    source: Paper or code that defines the protocol.
   """
 
   measures: dict[str, str]
@@ -36,7 +36,7 @@ _USUAL = {
   'recall@20': 'R@20',
   'recall@100': 'R@100',
 }
-# Grades below 2 are not relevant in binary measures of TREC DL's passages.
+# In binary measures of TREC DL passages, grades below 2 are not relevant.
 _GRADED = {
   'ndcg@10': 'nDCG@10',
   'mrr@10': 'RR(rel=2)@10',

@@ -1,17 +1,18 @@
-"""Whether a mean difference over queries may be chance: tests and intervals.
+"""Significance tests and confidence intervals of mean differences over queries.
 
-Smucker et al. 2007 compare such tests for retrieval: the randomisation test
-assumes least.
+Smucker et al. 2007 compare such tests for retrieval; the randomisation test
+makes the fewest assumptions.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # Its parts are imported once they are used.
+import scipy  # Imports its submodules on first use.
 
 from ance_jax.retrieval import metrics
 
-# Of the test and of the interval; numbers that are drawn for them at once.
+# Resamples of test and interval; maximum of numbers drawn at once.
 RESAMPLES, _MOST_DRAWN = 9999, 2**22
 _CONFIDENCE = 0.95
 
@@ -21,13 +22,13 @@ class Difference(NamedTuple):
 
   Attributes:
     mean: Mean difference.
-    low: Lower end of its 95 % interval.
-    high: Upper end.
-    wins: Queries that the system does better than the baseline.
-    losses: Queries that it does worse.
+    low: Lower end of the mean's 95 % interval.
+    high: Upper end of the interval.
+    wins: Queries on which the system beats the baseline.
+    losses: Queries on which the baseline beats the system.
     ties: Queries without a difference.
     p: Two-sided p-value.
-    p_holm: The same after Holm's correction for all comparisons.
+    p_holm: p-value after Holm's correction for all comparisons.
   """
 
   mean: float
@@ -40,15 +41,17 @@ class Difference(NamedTuple):
   p_holm: float
 
 
-def differences(baseline, others, seed):
-  """Returns a list of the `Difference` of each system from the baseline.
+def differences(
+  baseline: np.ndarray, others: Sequence[np.ndarray], seed: int
+) -> list[Difference]:
+  """Compares each system with the baseline.
 
-  Each draws the same random numbers, whatever else is compared.
+  Each comparison draws the same random numbers, regardless of the others.
 
   Args:
-    baseline: (Q,) float64, the values of a measure by query.
-    others: List of the same of other systems.
-    seed: int.
+    baseline: (Q,) float64, values of a measure by query.
+    others: (Q,) float64 values of each other system.
+    seed: Seed of the resampling.
   """
   by_query = [values - baseline for values in others]
   p_values = [p_value(values, seed) for values in by_query]
@@ -68,15 +71,15 @@ def differences(baseline, others, seed):
   ]
 
 
-def p_value(values, seed):
-  """Returns how often chance alone gives such a mean difference, two-sided.
+def p_value(values: np.ndarray, seed: int) -> float:
+  """Returns the two-sided p-value of a mean difference, by random sign flips.
 
-  If the systems were alike, each query's difference would as likely have the
-  other sign. All signs are tried where that is no more than `RESAMPLES`.
+  If the systems were equal, each query's difference would be as likely to have
+  the other sign. All sign patterns are tried if there are at most `RESAMPLES`.
 
   Args:
     values: (Q,) float64, differences by query.
-    seed: int.
+    seed: Seed of the resampling.
   """
   return float(
     scipy.stats.permutation_test(
@@ -91,14 +94,14 @@ def p_value(values, seed):
   )
 
 
-def interval(values, seed):
-  """Returns the percentile interval of a mean difference: (low, high).
+def interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+  """Returns (low, high), the bootstrap interval of a mean difference.
 
-  Queries are drawn with both of their values, so that it is paired.
+  It is a percentile interval, paired: whole differences are resampled.
 
   Args:
     values: (Q,) float64, differences by query.
-    seed: int.
+    seed: Seed of the resampling.
   """
   return tuple(
     float(end)
@@ -109,17 +112,18 @@ def interval(values, seed):
       n_resamples=RESAMPLES,
       batch=max(1, _MOST_DRAWN // len(values)),
       confidence_level=_CONFIDENCE,
-      # BCa has no value where all differences are equal.
+      # BCa is undefined if all differences are equal.
       method='percentile',
       rng=np.random.default_rng(seed),
     ).confidence_interval
   )
 
 
-def holm(p_values):
-  """Returns the p-values times the tests that are left, smallest first.
+def holm(p_values: Sequence[float]) -> list[float]:
+  """Returns p-values adjusted for multiple tests by Holm's method (1979).
 
-  Holm 1979: with them, the chance of any false discovery is kept.
+  The i-th smallest of n is multiplied by n - i + 1, which bounds the chance of
+  any false discovery.
   """
   order = np.argsort(p_values, kind='stable')
   adjusted, highest = [0.0] * len(p_values), 0.0

@@ -1,40 +1,41 @@
-"""What BM25 takes for the words of a text, in every script."""
+"""Splits texts of any script into words for BM25."""
 
+from collections.abc import Sequence
+from collections.abc import Set
 import itertools
 import unicodedata
 
 import regex
 import Stemmer
 
-# Of `--bm25_language`; the others are languages of Snowball.
+# Values of `--bm25_language`; the others are Snowball's languages.
 AUTO, ENGLISH, NONE, BIGRAMS = 'auto', 'english', 'none', 'bigrams'
 LANGUAGES = (AUTO, NONE, BIGRAMS, *sorted(Stemmer.algorithms()))
 
-# Letters of scripts that put no space between words, and of Korean, which puts
-# them between phrases: Lucene's CJKAnalyzer pairs its syllables, too. (Tibetan
-# has a mark between syllables, which are its words here.)
+# Letters of scripts without spaces between words, and of Korean, whose spaces
+# separate phrases: Lucene's CJKAnalyzer also pairs its syllables. (Tibetan
+# marks the ends of syllables, which count as words here.)
 _UNSPACED = (
   r'[[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Hangul}\p{Thai}\p{Lao}'
   r'\p{Khmer}\p{Myanmar}\p{Tai_Tham}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Viet}'
   r'\p{Javanese}\p{Balinese}\p{Yi}\p{Nushu}\p{Tangut}ー〆]&&\p{L}]'
 )
-# A letter with its marks, such as vowel signs and tones.
+# A letter with its marks (vowel signs, tones).
 _CLUSTER = regex.compile(rf'(?V1){_UNSPACED}\p{{M}}*')
 _RUN = regex.compile(rf'(?V1)(?:{_UNSPACED}\p{{M}}*)+')
-# As Python's \w with the marks of letters, without which words of Indic
-# scripts fall to pieces.
+# Python's \w plus combining marks, without which Indic words would be split.
 _WORD = regex.compile(r'[\p{L}\p{N}_][\p{L}\p{N}\p{M}_]*')
-# Joiners and selectors of a glyph's form.
+# Joiners, soft hyphens and variation selectors.
 _INVISIBLE = regex.compile(
   r'[\u200c\u200d\u00ad\ufe00-\ufe0f\U000e0100-\U000e01ef]'
 )
 _LATIN = regex.compile(r'\p{Latin}')
-# Texts of the corpus that are looked at, and characters of each.
+# Texts of the corpus to sample, and characters of each.
 _SAMPLE, _LENGTH = 1_000, 1_000
-# Share of the sample's words from which a script or a language counts.
+# Minimum share of a script or language among the sample's words.
 _ENOUGH = 0.05
-# Frequent words of other languages in Latin letters, none of them English or
-# usual in code; letters with accents tell most of the languages that lack here.
+# Frequent words of other languages in Latin letters that are neither English
+# nor common in code; accented letters reveal most languages not listed here.
 _FOREIGN = frozenset(
   'der und das ist nicht mit dem von eine auf auch sich het een van niet zijn '
   'voor maar les une dans pour que qui sur avec par elle ce los las para '
@@ -45,12 +46,12 @@ _FOREIGN = frozenset(
 )
 
 
-def choose(texts, stop_words):
-  """Returns the `--bm25_language` that fits a corpus, and why, for people.
+def choose(texts: Sequence[str], stop_words: Set[str]) -> tuple[str, str]:
+  """Returns the `--bm25_language` that fits a corpus, and the reason to log.
 
   Args:
-    texts: List of N passages, of which some are looked at.
-    stop_words: Those of English.
+    texts: N passages, of which a sample is read.
+    stop_words: English stop words.
   """
   counts = dict.fromkeys(('pairs', 'others', 'english', 'foreign', 'plain'), 0)
   for text in texts[:: max(1, len(texts) // _SAMPLE)]:
@@ -68,12 +69,12 @@ def choose(texts, stop_words):
   return NONE if is_foreign else ENGLISH, seen
 
 
-def spaced(text, language):
-  """Returns the words of a text, in small letters, a space between each.
+def spaced(text: str, language: str) -> str:
+  """Returns the words of a text, lower-cased and separated by single spaces.
 
   Args:
-    text: str.
-    language: Of `--bm25_language`, but English.
+    text: Passage or query.
+    language: Value of `--bm25_language` except English.
   """
   if language == 'turkish':
     text = text.replace('\u0130', 'i').replace('I', '\u0131')
@@ -83,22 +84,22 @@ def spaced(text, language):
   return ' '.join(_WORD.findall(text))
 
 
-def normalized(text):
-  """Returns a text in small letters, however its letters were encoded."""
+def normalized(text: str) -> str:
+  """Returns a text case-folded, in NFKC and without invisible characters."""
   text = unicodedata.normalize('NFKC', text).casefold()
   text = unicodedata.normalize('NFKC', text.replace('i\u0307', 'i'))
   return _INVISIBLE.sub('', text)
 
 
 def _in_pairs(run):
-  """Returns each two neighbours of a run of letters, or the only one."""
+  """Returns all pairs of adjacent letters in a run, or its single letter."""
   letters = _CLUSTER.findall(run[0])
   pairs = map(''.join, zip(letters, letters[1:], strict=False))
   return f' {" ".join(pairs) if len(letters) > 1 else run[0]} '
 
 
 def _kinds(text, stop_words):
-  """Yields what each word of a normalized text tells of its language."""
+  """Yields the kind of each word of a normalized text; see `choose`."""
   yield from itertools.repeat('pairs', len(_CLUSTER.findall(text)))
   for word in _WORD.findall(_RUN.sub(' ', text)):
     if not _LATIN.search(word):
