@@ -1,1 +1,1 @@
-"""Texts, judgements and token rows, and who reads them."""
+"""Texts, judgements and token rows, and their readers."""

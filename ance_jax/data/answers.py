@@ -1,11 +1,12 @@
-"""Whether a text holds an answer: DPR's rule, for questions with answers.
+"""Whether a text contains an answer, by DPR's rule.
 
-Karpukhin et al. 2020, dpr/data/qa_validation.py (`has_answer`): the tokens of
-an answer stand in the text, in a row, case and Unicode form aside; or, for
-answers that are regular expressions (CuratedTREC), one is found in it. Only the
-text counts, not the title.
+Karpukhin et al. 2020, dpr/data/qa_validation.py (`has_answer`): the text
+contains the tokens of an answer in a row, ignoring case and Unicode form; or,
+if answers are regular expressions (CuratedTREC), one matches in it. Titles do
+not count.
 """
 
+from collections.abc import Sequence
 import functools
 import unicodedata
 
@@ -15,38 +16,39 @@ import regex
 from ance_jax import errors
 from ance_jax.core import logs
 
-# dpr/utils/tokenizers.py, SimpleTokenizer: words, else single characters that
-# are neither spaces nor control characters.
+# dpr/utils/tokenizers.py, SimpleTokenizer: words, or single characters other
+# than spaces and control characters.
 _TOKEN = r'[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]'
-# Passages whose tokens are kept; the same few are mined for many queries.
+# Passages whose tokens are cached; many queries share the same few passages.
 _TEXTS_KEPT = 100_000
-# Of a regular expression in one text; some double their time with each letter.
+# Limit per regular expression and text; some take time exponential in the
+# length of the text.
 _MAX_SECS = 10
 
 
 class BadPattern(errors.BadInput):
-  """An answer is no regular expression that can be searched for."""
+  """An answer is not a usable regular expression."""
 
 
-def tokens(text):
-  """Returns the tokens of a text, a space around each.
+def tokens(text: str) -> str:
+  """Returns the tokens of a text in one string, with spaces around each.
 
-  No token holds a space, so that tokens stand in a row in a text where their
-  string stands in its.
+  No token contains a space, so a text contains the tokens of an answer in a row
+  exactly if its string contains the answer's string.
   """
   found = regex.findall(_TOKEN, unicodedata.normalize('NFD', text))
   return f' {" ".join(found)} '.lower()
 
 
-def is_in(pattern, text):
-  """Returns whether a regular expression of CuratedTREC is found in a text.
+def is_in(pattern: str, text: str) -> bool:
+  """Returns whether a regular expression of CuratedTREC matches in a text.
 
   Args:
     pattern: The expression.
     text: The text, in Unicode form NFD.
 
   Raises:
-    BadPattern: It is no regular expression, or takes far too long.
+    BadPattern: The expression is invalid or takes too long.
   """
   flags = regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
   pattern = unicodedata.normalize('NFD', pattern)
@@ -56,12 +58,18 @@ def is_in(pattern, text):
     raise BadPattern(str(error) or 'too slow') from error
 
 
-def held(rows, answers, texts, are_patterns, what='match answers'):
-  """Returns which passages hold an answer of their query, (q, K) bool.
+def held(
+  rows: np.ndarray,
+  answers: Sequence[list[str]],
+  texts: Sequence[str],
+  are_patterns: bool,
+  what: str = 'match answers',
+) -> np.ndarray:
+  """Returns whether each passage contains an answer of its query, (q, K) bool.
 
   Args:
-    rows: (q, K) int32 passage rows, -1 where there is none.
-    answers: q lists of strings.
+    rows: (q, K) int32 passage rows, -1 for none.
+    answers: Answers of each of q queries.
     texts: Texts of all passages.
     are_patterns: Whether answers are regular expressions.
     what: Name of the phase for the progress bar.
@@ -87,20 +95,25 @@ def held(rows, answers, texts, are_patterns, what='match answers'):
   return found
 
 
-def without(negatives, answers, texts, are_patterns, what):
-  """Returns negatives that hold no answer, in their order, none put in place.
+def without(
+  negatives: np.ndarray,
+  answers: Sequence[list[str]],
+  texts: Sequence[str],
+  are_patterns: bool,
+  what: str,
+) -> tuple[np.ndarray, dict[str, int]]:
+  """Removes negatives that contain an answer; does not replace them.
 
   Args:
     negatives: (q, K) int32 passage rows.
-    answers: q lists of strings.
+    answers: Answers of each of q queries.
     texts: Texts of all passages.
     are_patterns: Whether answers are regular expressions.
     what: Name of the phase for the progress bar.
 
   Returns:
-    (q, K) int32, -1 at the end of a row in place of what was left out; and a
-    dict of counts: 'answers', passages left out, and 'no_negatives', queries
-    that have none.
+    (q, K) int32 remaining rows in order, padded with -1; and counts: 'answers',
+    removed passages, and 'no_negatives', queries left without any.
   """
   right = held(negatives, answers, texts, are_patterns, what)
   order = np.argsort(right, 1, kind='stable')
@@ -113,5 +126,5 @@ def without(negatives, answers, texts, are_patterns, what):
 
 
 def _holder(answer):
-  """Returns a function of a passage's tokens: whether those of `answer` are."""
+  """Returns a function that tests passage tokens for those of `answer`."""
   return lambda passage: answer in passage

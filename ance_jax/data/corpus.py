@@ -1,11 +1,13 @@
-"""Corpus, queries and judgements as arrays; string ids stay here.
+"""Corpus, queries and judgements as arrays; string ids stay in here.
 
-Everywhere else a passage is its row in the corpus, and a query its row in its
+Everywhere else, a passage is its row in the corpus and a query its row in its
 split (int32).
 """
 
 import array
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
 import hashlib
 import json
 import pathlib
@@ -16,8 +18,9 @@ import numpy as np
 from ance_jax.data import keys
 from ance_jax.data import strings
 
-# Between the parts of a title, such as address and title of a page: where text
-# is tokenized, the separator goes in. A control character that no title has.
+# Separates the parts of a title, such as the URL and title of a page; replaced
+# by the tokenizer's separator when text is tokenized. A control character that
+# occurs in no title.
 TITLE_PART = '\x1f'
 
 
@@ -25,14 +28,14 @@ class Corpus(NamedTuple):
   """All passages, in row order.
 
   Attributes:
-    ids: N passage ids, all different.
-    titles: N titles, some or all empty; `TITLE_PART` between their parts.
+    ids: N distinct passage ids.
+    titles: N titles, possibly empty; `TITLE_PART` between their parts.
     texts: N texts.
-    groups: (N,) int32; rows of equal number have the same text, or nearly.
-    hash: SHA-256 of all this, in hexadecimal digits.
-    rows: `strings.Rows` of the ids.
-    keys: (N, 2) int64, of the text, and of title and text as one, to look for
-      queries; None once that is done.
+    groups: (N,) int32; rows with equal numbers have (nearly) the same text.
+    hash: SHA-256 of all the above, in hexadecimal.
+    rows: Maps ids to rows.
+    keys: (N, 2) int64 starts of keys of text and of title and text, to look up
+      queries; None afterwards.
   """
 
   ids: strings.Strings
@@ -45,28 +48,30 @@ class Corpus(NamedTuple):
 
 
 class Given(NamedTuple):
-  """Negatives that a file gives some queries, each once.
+  """Negatives that a file lists for some queries, each once.
 
   Attributes:
-    queries: (G,) int32 query rows, rising.
-    passages: (G,) int32 passage rows, of a query in the order of the file.
-    scores: (G,) float32 that the file has, NaN where it has none.
+    queries: (G,) int32 query rows, ascending.
+    passages: (G,) int32 passage rows, per query in file order.
+    scores: (G,) float32 scores from the file, NaN for none.
   """
 
   queries: np.ndarray
   passages: np.ndarray
   scores: np.ndarray
 
-  def of(self, query):
-    """Returns the passage rows of a query, in the order of the file."""
+  def of(self, query: int) -> np.ndarray:
+    """Returns the passage rows of a query, in file order."""
     return self.passages[
       slice(*np.searchsorted(self.queries, (query, query + 1)))
     ]
 
-  def table(self, queries, most):
-    """Returns (q, K) passage rows and scores of (q,) query rows, rising.
+  def table(
+    self, queries: np.ndarray, most: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (q, K) passage rows and scores of (q,) ascending query rows.
 
-    Behind the last of a query they are -1 and NaN; K is `most` at most.
+    K is at most `most`; shorter rows are padded with -1 and NaN.
     """
     starts, ends = (
       np.searchsorted(self.queries, queries, side) for side in ('left', 'right')
@@ -81,36 +86,36 @@ class Given(NamedTuple):
 
 
 class Split(NamedTuple):
-  """The judged queries of one split, and what they were judged on.
+  """The judged queries of one split, with their judgements.
 
-  Query row i was judged on the entries from offsets[i] to offsets[i + 1], in
-  the order of the data.
+  The judgements of query row i are the entries from offsets[i] to offsets[i +
+  1], in the order of the data.
 
   Attributes:
-    ids: Q query ids, all different.
+    ids: Q distinct query ids.
     texts: Q queries.
     offsets: (Q + 1,) int64.
     passages: (J,) int32, the judged passage rows.
-    grades: (J,) int32; above 0 is relevant.
-    hash: SHA-256 of all this, in hexadecimal digits.
-    answers: Q lists of strings, what a text must hold one of to answer the
-      query; None where the data has none.
-    negatives: Q lists of passage rows, best first, that the data brings as
-      negatives; None where it has none.
-    own: (Q,) int32 row of the passage with the query's id, -1 without one:
-      it is never a result (BEIR: ignore_identical_ids). None: ids of queries
-      have nothing to do with those of passages.
+    grades: (J,) int32; relevant if above 0.
+    hash: SHA-256 of all of this, in hexadecimal.
+    answers: Answers per query; a text that contains one of them answers the
+      query. None if the data has none.
+    negatives: Passage rows per query, best first, that the data lists as
+      negatives; None if it has none.
+    own: (Q,) int32 row of the passage with the query's id, or -1; never counted
+      as a result (BEIR: ignore_identical_ids). None if query ids are unrelated
+      to passage ids.
     protocol: Name of a row of `protocols.PROTOCOLS`.
     answers_are_patterns: Whether answers are regular expressions.
-    missing: Q lists of the grades of judged passages that the corpus lacks:
-      they are never found, but count in what could be. None without any.
-    groups: (Q,) int32; queries of equal number have the same text. None: not
-      looked for.
-    same_text: (2, S) int32, query rows and the rows of the passages whose text,
-      or title and text as one, is the query's. None: not looked for.
-    given: `Given` of `--negatives`, or of the pairs; None without any.
-    scores: (J,) float32, those that the same file has of judged passages, NaN
-      where it has none; None without `given`.
+    missing: Grades per query of judged passages that the corpus lacks. They are
+      never found, but metrics count them as findable. None without any.
+    groups: (Q,) int32; queries with equal numbers have the same text. None if
+      not computed.
+    same_text: (2, S) int32, rows of queries and of passages whose text, or
+      title and text, equals the query. None if not computed.
+    given: Negatives from `--negatives` or from the pairs; None without any.
+    scores: (J,) float32, scores of judged passages in the same file, NaN for
+      none; None without `given`.
   """
 
   ids: strings.Strings
@@ -130,15 +135,15 @@ class Split(NamedTuple):
   given: Given | None = None
   scores: np.ndarray | None = None
 
-  def positives(self, *, last=False):
-    """Returns the query and the passage rows, (P,) int32, of positives.
+  def positives(self, *, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (P,) int32 query rows and passage rows of the positives.
 
-    Each query's own judgements, by which it is evaluated; training goes by
+    Only each query's own judgements, as evaluation needs them; training uses
     `shared_positives`.
 
     Args:
-      last: Whether only the last one of each query is given, in the order of
-        the judgements.
+      last: Whether to return only the last positive of each query, in the order
+        of the judgements.
     """
     judged = np.diff(self.offsets)
     queries = np.repeat(np.arange(len(judged), dtype=np.int32), judged)
@@ -149,24 +154,26 @@ class Split(NamedTuple):
       queries, passages = queries[ends], passages[ends]
     return queries, passages
 
-  def shared_positives(self, *, last=False):
-    """Returns `positives` that queries of the same text share: for training.
+  def shared_positives(
+    self, *, last: bool = False
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `positives`, shared between queries with the same text.
 
-    A query's own come first.
+    Used in training. A query's own positives come first.
     """
     pairs = self.positives(last=last)
     return keys.share(*pairs, self.groups) if self.twins().any() else pairs
 
-  def twins(self):
-    """Returns which queries have the text of another one, (Q,) bool."""
+  def twins(self) -> np.ndarray:
+    """Returns whether another query has the same text, (Q,) bool."""
     if self.groups is None:
       return np.zeros(len(self.ids), bool)
     return np.bincount(self.groups)[self.groups] > 1
 
-  def own_passages(self):
-    """Returns (2, S) int32 query and passage rows of what is the query itself.
+  def own_passages(self) -> np.ndarray:
+    """Returns (2, S) int32 query and passage rows where they are the same.
 
-    Passages of its text, and that of its id where the protocol goes by ids.
+    A passage is the query if it has its text or, where `own` is set, its id.
     """
     pairs = np.zeros((2, 0), np.int32)
     if self.same_text is not None:
@@ -186,24 +193,24 @@ class Dataset(NamedTuple):
 
 
 class Judged(NamedTuple):
-  """A split as a reader finds it: queries, of which some are judged.
+  """A split as a reader finds it, including queries without judgements.
 
   Attributes:
-    query_ids: Ids of all queries, a list of strings.
+    query_ids: Ids of all queries.
     queries: Their texts.
     judgements: {(row in query_ids, passage row): grade}, in the order of the
       data.
-    answers: {row in query_ids: list of strings}, or None.
-    negatives: {row in query_ids: list of passage rows, best first}, or None.
-    own: {row in query_ids: row of the passage of that id}, or None.
+    answers: {row in query_ids: answers}, or None.
+    negatives: {row in query_ids: passage rows, best first}, or None.
+    own: {row in query_ids: row of the passage with that id}, or None.
     protocol: As in `Split`.
     answers_are_patterns: As in `Split`.
-    all_count: Whether queries that nothing was judged on are in the split.
+    all_count: Whether the split keeps queries without judgements.
     missing: {(row in query_ids, id of a passage that the corpus lacks): grade},
       or None.
-    given: `Given`, of rows in query_ids, or None.
-    scores: {(row in query_ids, passage row): score} of some of what was judged,
-      by the file of `given`.
+    given: Negatives with rows in query_ids, or None.
+    scores: {(row in query_ids, passage row): score} of judged passages that the
+      file of `given` scores.
   """
 
   query_ids: list[str]
@@ -219,20 +226,20 @@ class Judged(NamedTuple):
   given: Given | None = None
   scores: dict[tuple[int, int], float] | None = None
 
-  def judged_queries(self):
-    """Returns the set of rows in query_ids that something was judged on."""
+  def judged_queries(self) -> set[int]:
+    """Returns the rows in query_ids of queries with judgements."""
     return {query for query, _ in [*self.judgements, *(self.missing or {})]}
 
 
 class Source(NamedTuple):
-  """What a reader gives.
+  """The result of a reader.
 
   Attributes:
-    corpus: `Corpus`.
-    read_split: read_split(name) -> `Judged`, or None if there is no such split.
-    found: Where splits were looked for, and what is there, for people.
-    negatives: Path of a file that gives the training queries negatives, as
-      `given.attach` reads it, or None.
+    corpus: All passages.
+    read_split: Reads a split by name; None if there is no such split.
+    found: Where splits were searched and which exist, for messages.
+    negatives: Path of a file with negatives for the training queries, for
+      `given.attach`, or None.
   """
 
   corpus: Corpus
@@ -242,10 +249,10 @@ class Source(NamedTuple):
 
 
 class CorpusWriter:
-  """Makes a `Corpus` of passages that come one after the other.
+  """Builds a `Corpus` from passages added in row order.
 
-  What it holds in memory is about 80 bytes a passage, and no text of a large
-  corpus.
+  Takes about 80 bytes of memory per passage; a large corpus's texts are on
+  disk.
   """
 
   def __init__(self):
@@ -253,7 +260,7 @@ class CorpusWriter:
     self._hashes = array.array('q')
     self._keys, self._starts = bytearray(), bytearray()
 
-  def add(self, an_id, title, text):
+  def add(self, an_id: str, title: str, text: str) -> None:
     """Adds the next row."""
     for column, value in zip(self._columns, (an_id, title, text), strict=True):
       column.add(value)
@@ -265,12 +272,12 @@ class CorpusWriter:
   def __len__(self):
     return len(self._hashes)
 
-  def done(self, groups=None):
+  def done(self, groups: Sequence[int] | np.ndarray | None = None) -> Corpus:
     """Returns the `Corpus`.
 
     Args:
-      groups: (N,) int, equal where texts are the same; None: where their words
-        are, in lower case.
+      groups: (N,) int, equal for texts that count as the same; None compares
+        lower-cased words.
     """
     if groups is None:
       found = np.frombuffer(self._keys, f'S{keys.BYTES}')
@@ -286,22 +293,28 @@ class CorpusWriter:
     return Corpus(*columns, groups, digest.hexdigest(), rows, starts)
 
 
-def make_corpus(ids, titles, texts, groups=None):
-  """Returns the `Corpus` of three lists of strings; see `CorpusWriter`."""
+def make_corpus(
+  ids: Iterable[str],
+  titles: Iterable[str],
+  texts: Iterable[str],
+  groups: Sequence[int] | np.ndarray | None = None,
+) -> Corpus:
+  """Returns the `Corpus` of three columns; see `CorpusWriter`."""
   writer = CorpusWriter()
   for row in zip(ids, titles, texts, strict=True):
     writer.add(*row)
   return writer.done(groups)
 
 
-def make_split(judged, corpus=None):
-  """Returns the `Split` of a `Judged`, in the order of its queries.
+def make_split(judged: Judged, corpus: Corpus | None = None) -> Split:
+  """Returns a `Judged` as a `Split`, in the order of its queries.
 
   Args:
-    judged: `Judged`.
-    corpus: `Corpus` with its keys, in which queries are looked for, or None.
+    judged: The split as read.
+    corpus: Corpus, still with its keys, to find passages equal to a query; None
+      skips that.
   """
-  # By query, and what was judged on each in the order of the data.
+  # By query; the sort is stable, so judgements keep the order of the data.
   pairs = sorted(judged.judgements, key=lambda pair: pair[0])
   counts = np.bincount(
     [query for query, _ in pairs], minlength=len(judged.query_ids)
@@ -355,19 +368,19 @@ def make_split(judged, corpus=None):
   )
 
 
-def queries_shared(split, other):
-  """Returns how many queries of a split have the text of one of another."""
+def queries_shared(split: Split, other: Split) -> int:
+  """Returns how many queries of `split` have the text of one of `other`."""
   known = keys.of_texts(other.texts)
   return int(np.isin(keys.of_texts(split.texts), known).sum())
 
 
-def whole_text(corpus, row):
-  """Returns title and text of a passage as one, with a space between."""
+def whole_text(corpus: Corpus, row: int) -> str:
+  """Returns title and text of a passage, joined by a space."""
   title = whole_title(corpus, row)
   return f'{title} {corpus.texts[row]}' if title else corpus.texts[row]
 
 
-def whole_title(corpus, row):
+def whole_title(corpus: Corpus, row: int) -> str:
   """Returns the title of a passage as one line."""
   return corpus.titles[row].replace(TITLE_PART, ' ')
 
@@ -383,7 +396,7 @@ def _given(judged, rows, pairs):
 
 
 def _missing(judged, rows):
-  """Returns the grades of missing passages by query, None without any."""
+  """Returns the grades of missing passages per query; None without any."""
   grades = {}
   for (query, _), grade in (judged.missing or {}).items():
     grades.setdefault(query, []).append(grade)

@@ -1,17 +1,17 @@
-"""The table of datasets: what `--dataset` may name, and who reads it."""
+"""The table of datasets that `--dataset` may name, and their readers."""
 
 from typing import NamedTuple
 
 
 class Reader(NamedTuple):
-  """One row.
+  """One dataset.
 
   Attributes:
-    function: Module of this package and function that reads it, imported when
-      it is needed.
-    what: What it reads, for `--help`.
-    own_ids: Whether the data brings the ids of its queries; else the reader
-      makes them up.
+    function: Module in this package and function that read it, imported on
+      demand.
+    what: Description for `--help`.
+    own_ids: Whether the data has query ids; otherwise the reader generates
+      them.
   """
 
   function: str

@@ -1,4 +1,4 @@
-"""Fetches the files of public datasets, through TFDS."""
+"""Downloads the files of public datasets with TFDS."""
 
 import hashlib
 import os
@@ -10,6 +10,7 @@ import zipfile
 
 import tensorflow_datasets as tfds
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
@@ -19,17 +20,19 @@ from ance_jax.data import registry
 _CHUNK = 2**20
 
 
-def existing(config, folder, name, what):
-  """Returns the path of a file, plain or gzipped; with `--download` fetched.
+def existing(
+  config: config_lib.Config, folder: pathlib.Path, name: str, what: str
+) -> pathlib.Path:
+  """Returns the path of a file, plain or gzipped; `--download` fetches it.
 
   Args:
-    config: The run's `Config`.
-    folder: `pathlib.Path`.
+    config: Knobs of the run.
+    folder: Folder of the dataset.
     name: Name of the file, without .gz.
-    what: What such a folder is called.
+    what: Description of such a folder, for error messages.
 
   Raises:
-    BadInput: It is not there, or cannot be fetched.
+    BadInput: The file is missing or cannot be downloaded.
   """
   if (
     not records.find(folder, name)
@@ -40,8 +43,8 @@ def existing(config, folder, name, what):
   return records.existing(folder, name, what, how(name))
 
 
-def how(name):
-  """Returns how a file can be had, as an imperative; '' if that is not known.
+def how(name: str) -> str:
+  """Returns how to get a file, in the imperative; '' if unknown.
 
   Args:
     name: Name of the file, unpacked.
@@ -54,15 +57,15 @@ def how(name):
   return f'{verb} {found.url} ({size}), or set --download'
 
 
-def fetch_beir(name, folder):
-  """Downloads a set of BEIR into a folder, if its corpus is not there.
+def fetch_beir(name: str, folder: pathlib.Path) -> None:
+  """Downloads a BEIR dataset into a folder, unless its corpus is there.
 
   Args:
     name: Key of `registry.BEIR_PASSAGES`.
-    folder: `pathlib.Path`.
+    folder: Folder of the dataset.
 
   Raises:
-    BadInput: It cannot be fetched, or is not what it should be.
+    BadInput: The download fails or lacks the corpus.
   """
   if records.find(folder, 'corpus.jsonl'):
     return
@@ -76,7 +79,7 @@ def fetch_beir(name, folder):
       raise errors.BadInput(
         f'{path} must hold {name}/corpus.jsonl; found none; fetch it by hand.'
       )
-    # The corpus last: where it is, all is.
+    # The corpus goes last, so that its presence means that all files are there.
     for match in sorted(found, key=lambda match: match[1], reverse=True):
       atomic.make_folder((folder / match[1]).parent)
       with archive.open(match[0]) as member:
@@ -84,18 +87,18 @@ def fetch_beir(name, folder):
           shutil.copyfileobj(member, file, _CHUNK)
 
 
-def fetch(name, folder):
-  """Downloads a file into a folder: all of it is there afterwards, or none.
+def fetch(name: str, folder: pathlib.Path) -> None:
+  """Downloads a file into a folder atomically.
 
-  What was fetched before is not fetched again. It lies in downloads/, and the
-  file is a link to it, or one of an archive.
+  Earlier downloads are reused. The download is kept in downloads/; the file is
+  a symlink to it, or is extracted from it if it is an archive.
 
   Args:
     name: Name of the file, unpacked; a key of `registry.DOWNLOADS`.
-    folder: `pathlib.Path`.
+    folder: Folder of the dataset.
 
   Raises:
-    BadInput: It cannot be fetched, or has another checksum.
+    BadInput: The download fails or has another checksum.
   """
   found = registry.DOWNLOADS[name]
   path = _fetched(found, folder, name)
@@ -108,18 +111,18 @@ def fetch(name, folder):
 
 
 def _fetched(found, folder, name):
-  """Returns the path of what was fetched, now or before, its checksum checked.
+  """Returns the path of a download, new or cached, with its checksum verified.
 
   Args:
     found: `registry.Download`.
-    folder: `pathlib.Path` of the folder that downloads/ is in.
-    name: What is wanted of it, for people.
+    folder: `pathlib.Path` of the folder with downloads/.
+    name: Name of the needed file or dataset, for messages.
   """
   manager = tfds.download.DownloadManager(download_dir=folder / 'downloads')
   logs.say(f'{name}: fetching {found.url}')
   try:
     path = pathlib.Path(manager.download(found.url))
-  except Exception as error:  # Of requests, TFDS or the disk.
+  except Exception as error:  # From requests, TFDS or the disk.
     reason = ' '.join(str(error).split())[:120]
     raise errors.BadInput(
       f'{found.url} must be there to be fetched; found that it is not '
@@ -137,8 +140,8 @@ def _fetched(found, folder, name):
 
 
 def _extract(path, name, folder):
-  """Writes one file of an archive into a folder."""
-  # Not by TFDS, which needs TensorFlow for it.
+  """Extracts one file of an archive into a folder."""
+  # Not with TFDS, which needs TensorFlow to extract.
   with tarfile.open(path) as archive:
     members = [m for m in archive if m.name == name and m.isfile()]
     if not members:

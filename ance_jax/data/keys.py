@@ -1,56 +1,59 @@
-"""Which texts are equal: in lower case, with one space between words.
+"""Finds equal texts, up to case and white space, by hashing them.
 
-A text has a key; of equal keys, texts are equal. No text is held.
+Equal texts have equal keys. No text is kept in memory.
 """
 
+from collections.abc import Iterable
 import hashlib
 
 import numpy as np
 
-# Of a key, and of its start, which tells queries and passages apart.
+# Bytes of a key and of its start; starts are compared between queries and
+# passages.
 BYTES, _START = 12, 8
 _ROWS_AT_ONCE = 2**20
 
 
-def of_passage(title, text):
-  """Returns the key of a text, and the starts of its own and of title and text.
+def of_passage(title: str, text: str) -> tuple[bytes, bytes]:
+  """Returns the key of a text, and the starts of two keys, joined.
 
   Returns:
-    Two bytes objects; `as_starts` reads the second.
+    The key of the text; the start of that key followed by the start of the key
+    of title and text. `as_starts` decodes the second.
   """
   text = _normal(text)
   key = whole = _key(text)
-  if title:  # Its separators are white space, too.
+  if title:  # `TITLE_PART` counts as white space, too.
     whole = _key(f'{_normal(title)} {text}'.strip())
   return key, key[:_START] + whole[:_START]
 
 
-def as_starts(written):
-  """Returns the (N, 2) int64 starts that `of_passage` gave, as an array."""
+def as_starts(written: bytes | bytearray) -> np.ndarray:
+  """Decodes joined starts from `of_passage` into an (N, 2) int64 array."""
   return np.frombuffer(written, np.int64).reshape(-1, 2)
 
 
-def of_texts(texts):
-  """Returns the start of the key of each text, (n,) int64."""
+def of_texts(texts: Iterable[str]) -> np.ndarray:
+  """Returns the start of each text's key, (n,) int64."""
   return np.frombuffer(
     b''.join(_key(_normal(text))[:_START] for text in texts), np.int64
   )
 
 
-def groups(texts):
-  """Returns the (n,) int32 numbers of texts, equal for equal texts."""
+def groups(texts: Iterable[str]) -> np.ndarray:
+  """Returns a group number per text, (n,) int32, equal for equal texts."""
   return np.unique(of_texts(texts), return_inverse=True)[1].astype(np.int32)
 
 
-def found(texts, starts):
-  """Returns which passages have the text of a query, or it as title and text.
+def found(texts: Iterable[str], starts: np.ndarray) -> np.ndarray:
+  """Finds passages whose text, or title and text, equals a query.
 
   Args:
-    texts: Those of Q queries.
-    starts: (N, 2) int64, as `as_starts` returns them.
+    texts: Texts of Q queries.
+    starts: (N, 2) int64, from `as_starts`.
 
   Returns:
-    (2, S) int32, query rows and passage rows, rising.
+    (2, S) int32 query rows and passage rows, ascending.
   """
   keys, numbers = np.unique(of_texts(texts), return_inverse=True)
   pairs = [np.zeros((2, 0), np.int64)]
@@ -64,17 +67,19 @@ def found(texts, starts):
   return unique_pairs(queries, passages[places])
 
 
-def share(queries, passages, numbers):
-  """Returns pairs, each once for every query of the same text, by query.
+def share(
+  queries: np.ndarray, passages: np.ndarray, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Copies the passages of each query to all queries with the same text.
 
   Args:
     queries: (P,) int32 query rows, sorted.
     passages: (P,) int32 passage rows.
-    numbers: (Q,) int32, equal for queries of the same text.
+    numbers: (Q,) int32, equal for queries with the same text.
 
   Returns:
-    (R,) int32 query rows, sorted, and passage rows; a query's own come first,
-    in their order.
+    (R,) int32 query rows, sorted, and (R,) int32 passage rows, each pair once;
+    a query's own passages come first, in their order.
   """
   places, others = _members(numbers, numbers[queries])
   queries = np.append(queries, others.astype(np.int32))
@@ -85,21 +90,22 @@ def share(queries, passages, numbers):
   return queries[first], passages[first]
 
 
-def unique_pairs(queries, passages):
-  """Returns each pair of query and passage rows once, (2, S) int32, rising."""
+def unique_pairs(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+  """Returns the distinct (query, passage) row pairs, (2, S) int32, sorted."""
   both = np.unique(queries.astype(np.int64) << 32 | passages)
   return np.stack([both >> 32, both & 0xFFFFFFFF]).astype(np.int32)
 
 
 def _members(numbers, wanted):
-  """Returns all that have some numbers, and which of these each one has.
+  """Looks up the items that have each wanted number.
 
   Args:
-    numbers: (n,) int, number of each.
-    wanted: (m,) int numbers, perhaps some of them more than once.
+    numbers: (n,) int, number of each item.
+    wanted: (m,) int numbers, possibly repeated.
 
   Returns:
-    (r,) int places in `wanted`, rising, and what has the number there.
+    (r,) int indices into `wanted`, ascending, and (r,) int indices into
+    `numbers` of items with that number.
   """
   sizes = np.bincount(numbers)
   counts = sizes[wanted]
@@ -114,6 +120,6 @@ def _normal(text):
 
 
 def _key(normal):
-  # Half of a surrogate pair is valid JSON but not UTF-8.
+  # Half a surrogate pair is valid JSON but not UTF-8.
   normal = normal.encode('utf-8', 'replace')
   return hashlib.blake2b(normal, digest_size=BYTES).digest()

@@ -1,13 +1,15 @@
-"""pydocs: the docstrings of Python and of this project's packages.
+"""pydocs: the docstrings of Python and of this project's dependencies.
 
-A retrieval set that every machine has, so that the default run downloads
-nothing. A passage is a docstring without its summary sentence, under the
-qualified name as its title; the summary is the query. Sources are parsed,
-never imported, so the set depends only on the installed versions, which stand
-in the builder's metadata.
+A retrieval dataset that every machine has, so that the default run downloads
+nothing. A passage is a docstring without its summary sentence, titled with its
+qualified name; the summary is the query. Sources are parsed, never imported, so
+the dataset depends only on the installed versions, which are in the builder's
+metadata.
 """
 
 import collections
+from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent import futures
 import hashlib
 import importlib.metadata
@@ -29,7 +31,7 @@ import tensorflow_datasets as tfds
 from ance_jax.core import logs
 from ance_jax.data import python_files
 
-# Import name -> distribution, all of them installed with this project.
+# {import name: distribution}, all installed with this project.
 PACKAGES = {
   'absl': 'absl-py',
   'bm25s': 'bm25s',
@@ -51,20 +53,20 @@ PACKAGES = {
   'tqdm': 'tqdm',
   'transformers': 'transformers',
 }
-# Tests, and folders whose files are mostly copies of one another.
+# Tests, and folders whose files are mostly copies of each other.
 SKIPPED_FOLDERS = {
   'test', 'tests', 'testing', 'idlelib', 'lib2to3', 'site-packages'
 }  # fmt: skip
 SKIPPED_PATHS = {('transformers', 'models')}
 _TEST_FILE = re.compile(r'(test_.*|.*_test|conftest)\.py')
-# A query this short or long is no question; with fewer words left there is
-# nothing to search.
+# Limits in words; shorter or longer summaries are poor queries, and shorter
+# passages have too little to search.
 MIN_QUERY_WORDS, MAX_QUERY_WORDS, MIN_PASSAGE_WORDS = 3, 30, 10
-# Texts are one group from this Jaccard similarity of their 5-word shingles on.
+# Texts are grouped from this Jaccard similarity of their 5-word shingles.
 SHINGLE_WORDS, NEAR_DUPLICATE = 5, 0.8
-# Files are parsed by short processes beside each other, one a CPU.
+# Short-lived processes parse the files in parallel, one per CPU.
 FILES_PER_PROCESS = 200
-# Of the hash of a name's last part: 80 % train, 10 % dev, 10 % test.
+# By the hash of a name's last part: 80% train, 10% dev, 10% test.
 SPLITS = ('train', 'dev', 'test')
 DEV_FROM, TEST_FROM = 0.8, 0.9
 # The end of a sentence, but not of an abbreviation.
@@ -74,7 +76,7 @@ _SENTENCE = re.compile(
 
 
 class Pydocs(tfds.core.GeneratorBasedBuilder):
-  """Docstrings in one table, a row each, in the order of their sources."""
+  """One table of docstrings, in the order of their sources."""
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First release.'}
@@ -125,8 +127,8 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
       )
 
 
-def docstrings():
-  """Yields (qualified name, summary, rest) of every docstring that serves."""
+def docstrings() -> Iterator[tuple[str, str, str]]:
+  """Yields (qualified name, summary, rest) of every usable docstring."""
   roots = [((), pathlib.Path(sysconfig.get_path('stdlib')))]
   for package in PACKAGES:
     folders = importlib.util.find_spec(package).submodule_search_locations
@@ -165,14 +167,14 @@ def _is_wanted(path, parts):
   )
 
 
-def near_duplicates(texts):
-  """Returns (N,) int32: rows of equal number hold nearly the same text.
+def near_duplicates(texts: Sequence[str]) -> np.ndarray:
+  """Returns group numbers, (N,) int32, equal for nearly equal texts.
 
-  Two texts are joined at a Jaccard similarity of at least `NEAR_DUPLICATE` of
-  their shingle sets, and so are those joined to either. Only pairs that share
-  one of their rarest shingles are compared: with sets of size s, similarity t
-  needs a common one among the s - ceil(t s) + 1 rarest of both (Chaudhuri et
-  al. 2006, prefix filter), so that no pair is missed.
+  Two texts are joined if the Jaccard similarity of their shingle sets is at
+  least `NEAR_DUPLICATE`; groups are the connected components. Only pairs that
+  share one of their rarest shingles are compared: sets of size s with
+  similarity t must share one of the s - ceil(t s) + 1 rarest of both (Chaudhuri
+  et al. 2006, prefix filter), so no pair is missed.
   """
   number, sets = {}, []
   for text in texts:
@@ -196,16 +198,18 @@ def near_duplicates(texts):
   return _components(len(texts), first[same], second[same])
 
 
-def query_splits(rows, groups):
-  """Returns the split of each row's query, '' where it is left out.
+def query_splits(
+  rows: Sequence[tuple[str, str, str]], groups: np.ndarray
+) -> list[str]:
+  """Returns the split of each row's query, '' if it is in none.
 
-  The split is a hash of the last part of the name, so that it is the same on
-  every machine. Where rows of one group, or of one summary, fall into several
-  splits, only those of the last of train, dev, test stay.
+  The split is a hash of the last part of the name, so it is the same on every
+  machine. If rows of one group, or with one summary, fall into several splits,
+  only those in the last of train, dev, test are kept.
 
   Args:
     rows: N tuples (name, query, text).
-    groups: (N,) int32 of `near_duplicates`.
+    groups: (N,) int32 from `near_duplicates`.
   """
   by_query = {}
   same_query = [
@@ -224,13 +228,13 @@ def query_splits(rows, groups):
   return [SPLITS[p] if k else '' for p, k in zip(place, kept, strict=True)]
 
 
-def normal(query):
-  """Returns what makes two queries the same: their words in lower case."""
+def normal(query: str) -> str:
+  """Returns the lower-cased words of a query, which identify it."""
   return ' '.join(query.lower().split())
 
 
 def _parse(files):
-  """Returns the docstrings of each file, found by a process of its own."""
+  """Returns the docstrings of each file, parsed in a subprocess."""
   found = subprocess.run(
     [sys.executable, '-I', python_files.__file__],
     input=json.dumps(files).encode(),
@@ -253,7 +257,7 @@ def _query_and_passage(name, docstring):
 
 
 def _place(name):
-  """Returns the place in `SPLITS` of a qualified name."""
+  """Returns the index in `SPLITS` of a qualified name."""
   last_part = name.rpartition('.')[2]
   digest = hashlib.blake2b(last_part.encode(), digest_size=8).digest()
   share = int.from_bytes(digest) / 2**64
@@ -261,7 +265,7 @@ def _place(name):
 
 
 def _incidence(sets, width):
-  """Returns the sparse (len(sets), width) float32 matrix with a 1 a member."""
+  """Returns the sparse (len(sets), width) float32 membership matrix."""
   offsets = np.cumsum([0] + [len(s) for s in sets])
   ones = np.ones(offsets[-1], np.float32)
   shape = (len(sets), width)

@@ -1,7 +1,7 @@
-"""The docstrings of Python files, found without importing them.
+"""The docstrings of Python files, parsed without importing them.
 
-Run as a program it needs nothing but Python: it takes a JSON list of
-(path, module name) on its standard input, and prints for each the list of its
+As a program it needs only the standard library: it reads a JSON list of (path,
+module name) from standard input and prints, per file, the list of its
 (qualified name, docstring).
 """
 
@@ -15,7 +15,7 @@ import warnings
 
 
 def docstrings(path: str, module: str) -> Iterator[tuple[str, str]]:
-  """Yields (qualified name, docstring) in the order of the file."""
+  """Yields (qualified name, docstring) in file order."""
   try:
     tree = ast.parse(pathlib.Path(path).read_bytes())
   except SyntaxError:  # Templates and bad-syntax samples are not modules.
@@ -32,9 +32,9 @@ def docstrings(path: str, module: str) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == '__main__':
-  # Syntax trees have no cycles: looking for some would take half of the time.
+  # Syntax trees have no cycles; searching for them would take half of the time.
   gc.disable()
-  warnings.simplefilter('ignore')  # Invalid escapes in others' sources.
+  warnings.simplefilter('ignore')  # Invalid escapes in library sources.
   files = json.load(sys.stdin)
   json.dump(
     [list(docstrings(path, module)) for path, module in files], sys.stdout

@@ -1,36 +1,44 @@
-"""Folders, ids, texts and judgements, as the readers of datasets take them."""
+"""Shared checks of dataset readers: folders, ids, texts and judgements."""
 
 import collections
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from collections.abc import Sized
 import functools
 import itertools
 import os
 import pathlib
 import re
+from typing import Any
 
 import ijson
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
 from ance_jax.core import strict_io
+from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import registry
+from ance_jax.data import strings
 
 # Characters.
 _LONGEST_ID = 500
 _MOST_GRADE = 1000
-# Bytes of a file by which an array is told from lines.
+# Bytes at the start of a file that tell an array from lines.
 _PEEKED = 4096
 
 
-def open_folder(config, first):
-  """Returns `--data_dir` as a `pathlib.Path`.
+def open_folder(config: config_lib.Config, first: str) -> pathlib.Path:
+  """Returns `--data_dir`.
 
   Args:
-    config: The run's `Config`.
-    first: Name of a file that the folder of such a dataset holds.
+    config: Knobs of the run.
+    first: Name of a file that a folder of such a dataset contains.
 
   Raises:
-    BadInput: It is not given, or no folder.
+    BadInput: It is not given, or is not a folder.
   """
   path = config.data_dir
   if not path:
@@ -48,7 +56,7 @@ def open_folder(config, first):
   return pathlib.Path(path)
 
 
-def find(folder, name):
+def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   """Returns the path of a file, plain or gzipped, or None."""
   paths = [folder / name, folder / f'{name}.gz']
   there = [path for path in paths if _is_there(path)]
@@ -58,7 +66,7 @@ def find(folder, name):
 
 
 def _is_there(path):
-  """Returns whether a name is taken; raises OSError where none may look."""
+  """Returns whether a name is taken; raises OSError without permission."""
   try:
     os.lstat(path)
   except (FileNotFoundError, NotADirectoryError):
@@ -66,17 +74,19 @@ def _is_there(path):
   return True
 
 
-def existing(folder, name, what, source=''):
+def existing(
+  folder: pathlib.Path, name: str, what: str, source: str = ''
+) -> pathlib.Path:
   """Returns the path of a file, plain or gzipped.
 
   Args:
-    folder: `pathlib.Path`.
+    folder: Folder of the dataset.
     name: Name of the file, without .gz.
-    what: What such a folder is called.
-    source: Where the file can be had, as an imperative, or ''.
+    what: Description of such a folder, for the error message.
+    source: How to get the file, in the imperative, or ''.
 
   Raises:
-    BadInput: There is none.
+    BadInput: The file is missing.
   """
   path = find(folder, name)
   if path is None:
@@ -91,12 +101,14 @@ def existing(folder, name, what, source=''):
   return path
 
 
-def json_lines(path, form, what=None):
-  """Yields (line number, dict) of a JSON lines file.
+def json_lines(
+  path: pathlib.Path, form: str, what: str | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (line number, object) of a JSON lines file.
 
   Args:
     path: Path of the file.
-    form: What a line is like, for people.
+    form: Example of a line, for error messages.
     what: Name of the phase for a progress bar, or None for no bar.
   """
   progress = functools.partial(logs.progress, what=what, unit='bytes')
@@ -110,12 +122,14 @@ def json_lines(path, form, what=None):
     yield number, record
 
 
-def json_array(path, what='questions'):
-  """Yields (number, item) of a JSON array, which need not fit in memory.
+def json_array(
+  path: pathlib.Path, what: str = 'questions'
+) -> Iterator[tuple[int, Any]]:
+  """Yields (number, item) of a JSON array, without loading all of it.
 
   Args:
-    path: `pathlib.Path` of the file.
-    what: What it is an array of, for people.
+    path: Path of the file.
+    what: Name of the items, for error messages.
   """
   with strict_io.opened(path) as (raw, file):
     try:
@@ -136,12 +150,14 @@ def json_array(path, what='questions'):
       ) from error  # fmt: skip
 
 
-def objects(path, form):
-  """Yields (number, dict) of JSON lines, or of a JSON array of objects.
+def objects(
+  path: pathlib.Path, form: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (number, object) of JSON lines or of a JSON array of objects.
 
   Args:
-    path: `pathlib.Path` of the file.
-    form: What an object is like, for people.
+    path: Path of the file.
+    form: Example of an object, for error messages.
   """
   with strict_io.opened(path) as (_, file):
     is_array = re.match(rb'(\xef\xbb\xbf)?\s*\[\s*\{', file.read(_PEEKED))
@@ -157,8 +173,14 @@ def objects(path, form):
     yield number, item
 
 
-def text(path, line, record, key, counts):
-  """Returns the text of a record, '' for null; counts what it cannot keep."""
+def text(
+  path: pathlib.Path,
+  line: int,
+  record: dict[str, Any],
+  key: str,
+  counts: collections.Counter,
+) -> str:
+  """Returns the text of a record, '' for null; counts lossy conversions."""
   if key in record and record[key] is None:
     counts[f'times null as {key!r}, read as empty'] += 1
     return ''
@@ -170,10 +192,16 @@ def text(path, line, record, key, counts):
   return found
 
 
-def an_id(path, line, record, counts, key='_id'):
-  """Returns the id of a record: a string, or the digits of a whole number.
+def an_id(
+  path: pathlib.Path,
+  line: int,
+  record: dict[str, Any],
+  counts: collections.Counter,
+  key: str = '_id',
+) -> str:
+  """Returns the id of a record, a string or a whole number.
 
-  Instead of '_id' it may be under 'id', as MTEB has it.
+  MTEB names the key 'id' instead of '_id'.
   """
   if key == '_id' and key not in record and 'id' in record:
     key = 'id'
@@ -185,8 +213,10 @@ def an_id(path, line, record, counts, key='_id'):
   return string(path, line, record, key)
 
 
-def string(path, line, record, key):
-  """Returns the string that a record has under a key."""
+def string(
+  path: pathlib.Path, line: int, record: dict[str, Any], key: str
+) -> str:
+  """Returns the string that a record has for a key."""
   if key not in record:
     raise strict_io.bad(
       path, f'a line must have a string {key!r}', keys_of(record),
@@ -200,26 +230,28 @@ def string(path, line, record, key):
   return record[key]
 
 
-def as_string(value):
-  """Returns how to make a string of a JSON value, in the imperative."""
+def as_string(value: Any) -> str:
+  """Returns how to turn a JSON value into a string, in the imperative."""
   cures = {list: 'join its parts into one', dict: 'give its text alone'}
   return cures.get(type(value), 'quote it')
 
 
-def keys_of(record):
-  """Returns the keys of a record, for people."""
+def keys_of(record: dict[str, Any]) -> str:
+  """Returns the keys of a record, for error messages."""
   shown = ', '.join(map(strict_io.quoted, list(record)[:8]))
   return f'the keys {shown or "none"}'
 
 
-def check_id(path, line, an_id, ids):
-  """Raises `BadInput` if an id cannot be one.
+def check_id(
+  path: pathlib.Path, line: int, an_id: str, ids: Mapping[str, int]
+) -> None:
+  """Raises `BadInput` if an id is invalid or repeated.
 
   Args:
     path: The file.
-    line: Number of its line there.
-    an_id: The id, a string.
-    ids: {id: line} of those before; it is not added.
+    line: Line number of the id.
+    an_id: The id.
+    ids: {id: line} of earlier ids; not modified.
   """
   if len(an_id) > _LONGEST_ID:
     raise strict_io.bad(
@@ -242,17 +274,22 @@ def check_id(path, line, an_id, ids):
     )  # fmt: skip
 
 
-def corpus(path, writer, lines, expected=None):
-  """Returns the `corpus.Corpus` of what was read of a file.
+def corpus(
+  path: pathlib.Path,
+  writer: corpus_lib.CorpusWriter,
+  lines: Sequence[int],
+  expected: int | None = None,
+) -> corpus_lib.Corpus:
+  """Returns the corpus of a file's passages, after checking it.
 
   Args:
     path: The file.
-    writer: `corpus.CorpusWriter` that has its passages.
-    lines: Line of each of them there.
+    writer: Writer with all passages added.
+    lines: Line number of each passage.
     expected: As for `say_rows`.
 
   Raises:
-    BadInput: There are none, or an id stands twice.
+    BadInput: There are no passages, or an id occurs twice.
   """
   check_any(path, writer)
   made = writer.done()
@@ -266,14 +303,16 @@ def corpus(path, writer, lines, expected=None):
   return made
 
 
-def say_rows(path, rows, expected=None):
-  """Prints a line if a file has not the rows that the source's has.
+def say_rows(
+  path: pathlib.Path, rows: int, expected: int | None = None
+) -> None:
+  """Prints a line if a file has another number of rows than the original.
 
   Args:
-    path: `pathlib.Path` of the file.
-    rows: Rows that were read of it.
-    expected: Rows of the source's; None: those of a file of that name, if it
-      has a row in `registry.ROWS`.
+    path: Path of the file.
+    rows: Rows read from the file.
+    expected: Rows of the original; None looks up the file name in
+      `registry.ROWS`.
   """
   if expected is None:
     expected = registry.ROWS.get(path.name.removesuffix('.gz'))
@@ -281,8 +320,14 @@ def say_rows(path, rows, expected=None):
     logs.say(f"{path}: {rows:,} rows; the source's has {expected:,}")
 
 
-def row(path, line, kind, rows, an_id):
-  """Returns the row of an id; `kind` names it for people."""
+def row(
+  path: pathlib.Path,
+  line: int,
+  kind: str,
+  rows: Mapping[str, int] | strings.Rows,
+  an_id: str,
+) -> int:
+  """Returns the row of an id; `kind` names the id in the error message."""
   if an_id not in rows:
     near = an_id.strip()
     cure = 'add it, or remove the line'
@@ -297,14 +342,16 @@ def row(path, line, kind, rows, an_id):
   return rows[an_id]
 
 
-def grade(path, number, text, counts):
-  """Returns the grade, an int, that a file has in a line.
+def grade(
+  path: pathlib.Path, number: int, text: str, counts: collections.Counter
+) -> int:
+  """Parses the grade of a judgement.
 
   Args:
     path: The file.
-    number: Number of the line.
-    text: What it has as grade; 1.0 is 1.
-    counts: Counter of what is taken otherwise.
+    number: Line number.
+    text: Grade as in the file; 1.0 is read as 1.
+    counts: Counter of corrections.
   """
   whole = re.fullmatch(r'([+-]?[0-9]+)(\.0*)?', text.strip())
   if not whole:
@@ -315,7 +362,7 @@ def grade(path, number, text, counts):
   counts['grades with a decimal point, such as 1.0, read as whole numbers'] += (
     whole[2] is not None
   )
-  # Python does not read a number of more than 4300 digits.
+  # Python rejects numbers of more than 4300 digits.
   if len(whole[1]) > 9 or abs(int(whole[1])) > _MOST_GRADE:
     raise strict_io.bad(
       path, f'a grade must be from -{_MOST_GRADE} to {_MOST_GRADE}',
@@ -325,15 +372,20 @@ def grade(path, number, text, counts):
 
 
 class Judgements:
-  """The judgements of a file, in its order."""
+  """Collects the judgements of a file, in file order."""
 
-  def __init__(self, path, query_rows, passage_rows):
-    """Makes an empty one.
+  def __init__(
+    self,
+    path: pathlib.Path,
+    query_rows: dict[str, int],
+    passage_rows: dict[str, int] | strings.Rows,
+  ):
+    """Starts without judgements.
 
     Args:
       path: The file.
       query_rows: {query id: row}.
-      passage_rows: {passage id: row}, or `strings.Rows`.
+      passage_rows: {passage id: row}.
     """
     self._path, self._pairs, self._counts = path, {}, collections.Counter()
     self._query_rows, self._passage_rows = query_rows, passage_rows
@@ -341,18 +393,18 @@ class Judgements:
   def __len__(self):
     return len(self._pairs)
 
-  def add(self, line, query_id, passage_id, given):
+  def add(self, line: int, query_id: str, passage_id: str, given: str) -> None:
     """Adds the judgement of a line.
 
     Args:
-      line: Number of the line.
+      line: Line number.
       query_id: Id of a query.
       passage_id: Id of a passage, which the corpus may lack.
-      given: The grade, as the file has it.
+      given: Grade as in the file.
 
     Raises:
-      BadInput: The query is unknown, the grade is none, or the pair has
-        another one.
+      BadInput: The query is unknown, the grade is invalid, or the pair already
+        has a different grade.
     """
     number = grade(self._path, line, given, self._counts)
     query = row(self._path, line, 'judged query', self._query_rows, query_id)
@@ -370,8 +422,10 @@ class Judgements:
         'keep one of the two', line
       )  # fmt: skip
 
-  def done(self):
-    """Returns them as `corpus.Judged` has them, and prints what was counted.
+  def done(
+    self,
+  ) -> tuple[dict[tuple[int, int], int], dict[tuple[int, str], int]]:
+    """Returns the judgements for `corpus.Judged`, and prints corrections.
 
     Returns:
       {(query row, passage row): grade}, and {(query row, passage id): grade} of
@@ -384,8 +438,8 @@ class Judgements:
     return there, missing
 
 
-def say_corpus(name, corpus):
-  """Prints the size of a corpus, its duplicates and its hash."""
+def say_corpus(name: str, corpus: corpus_lib.Corpus) -> None:
+  """Prints the size of a corpus, its number of duplicates and its hash."""
   size = len(corpus.ids)
   logs.say(
     f'{name}: {size:,} passages, {size - corpus.groups.max() - 1:,} of them '
@@ -393,14 +447,14 @@ def say_corpus(name, corpus):
   )
 
 
-def say_counts(path, counts):
-  """Prints {what was taken otherwise: number} of a file."""
+def say_counts(path: pathlib.Path | None, counts: Mapping[str, int]) -> None:
+  """Prints {correction: count} of a file."""
   for what, number in counts.items():
     logs.say(f'{path}: {number:,} {what}')
 
 
-def check_any(path, items):
-  """Raises `BadInput` if a file held nothing."""
+def check_any(path: pathlib.Path, items: Sized) -> None:
+  """Raises `BadInput` if nothing was read from a file."""
   if not items:
     raise strict_io.bad(
       path, 'a file must have a line', 'none', 'fetch it again'

@@ -1,12 +1,12 @@
-"""Public datasets: where their files are, how large, checksums, rows.
+"""Public datasets: URLs, sizes, checksums and row counts of their files.
 
-Facts of public registries (the page of MS MARCO, NIST, DPR's download_data.py,
-BEIR's README, ir_datasets); what none of them has is left empty.
+From public registries (the MS MARCO page, NIST, DPR's download_data.py, BEIR's
+README, ir_datasets); values that none of them gives are left empty.
 """
 
 from typing import NamedTuple
 
-# DPR's sets of questions.
+# DPR's question sets.
 QUESTIONS = ('nq', 'trivia', 'webquestions', 'curatedtrec', 'squad1')
 _MARCO = 'https://msmarco.z22.web.core.windows.net/msmarcoranking/'
 _NIST = 'https://trec.nist.gov/data/deep/'
@@ -14,12 +14,12 @@ _DPR = 'https://dl.fbaipublicfiles.com/dpr/'
 
 
 class Download(NamedTuple):
-  """A file that is fetched.
+  """A file to download.
 
   Attributes:
-    url: Its address.
+    url: Address.
     size: Bytes, or None.
-    md5: Checksum in hexadecimal digits, or None.
+    md5: Checksum in hexadecimal, or None.
   """
 
   url: str
@@ -42,7 +42,7 @@ _DL20_QUERIES = Download(
   4_131,
   '00a406fb0d14ed3752d70d1e4eb98600',
 )
-# Name of a file, unpacked -> what it is in.
+# {name of a file, unpacked: download that contains it}.
 DOWNLOADS = {
   'collection.tsv': _COLLECTION,
   'queries.train.tsv': _COLLECTION,
@@ -122,8 +122,8 @@ for _set in QUESTIONS[2:]:
     DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}.gz')
 
 
-# Rows that files of the sources have, without a header. Those of the papers and
-# of the registries; what is not here is not known.
+# Rows of the original files, without headers, from papers and registries; other
+# counts are unknown.
 ROWS = {
   'collection.tsv': 8_841_823,
   'qrels.train.tsv': 532_761,
@@ -142,7 +142,7 @@ ROWS = {
 
 
 _BEIR = 'https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/'
-# Bytes and MD5 of the archives of BEIR (BEIR's README, ir_datasets).
+# Bytes and MD5 of the BEIR archives (BEIR's README, ir_datasets).
 _BEIR_ARCHIVES = {
   'arguana': (3_773_617, '8ad3e3c2a5867cdced806d6503f29b99'),
   'climate-fever': (1_228_666_652, '8b66f0a9126c521bae2bde127b4dc99d'),
@@ -160,7 +160,7 @@ _BEIR_ARCHIVES = {
   'trec-covid': (73_876_720, 'ce62140cb23feb9becf6270d0d1fe6d1'),
   'webis-touche2020': (227_132_363, '46f650ba5a527fc69e0a6521c5a23563'),
 }
-# Set of BEIR -> passages that it has (ir_datasets).
+# {BEIR dataset: number of passages} (ir_datasets).
 BEIR_PASSAGES = {
   'arguana': 8_674,
   'climate-fever': 5_416_593,
@@ -191,7 +191,7 @@ BEIR_PASSAGES = {
 }
 
 
-def beir_archive(name):
-  """Returns the `Download` that a set of BEIR is in."""
+def beir_archive(name: str) -> Download:
+  """Returns the archive that contains a BEIR dataset."""
   archive = name.split('/')[0]
   return Download(f'{_BEIR}{archive}.zip', *_BEIR_ARCHIVES[archive])

@@ -1,16 +1,17 @@
-"""MS MARCO, TREC DL, DPR's sets and BEIR as TFDS builders: a table a config.
+"""MS MARCO, TREC DL, DPR's sets and BEIR as TFDS builders, a config per table.
 
-They hold the rows that the readers give, so that a set can be handed on in
-TFDS's form, and read without this project:
+They hold the same rows as the readers, so a dataset can be shared in TFDS's
+format and read without this project:
 
     tfds.MsMarcoPassage(config='corpus').download_and_prepare()
     tfds.Beir(config='scifact_corpus').download_and_prepare()
 
-`source_dir` is a folder with the files of the source; without it they are
-fetched.
+`source_dir` is a folder with the original files; without it they are
+downloaded.
 """
 
 import abc
+import os
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -55,12 +56,12 @@ _TABLES = {
 
 
 def _flat(name):
-  """Returns the name of a set of BEIR as TFDS lets a config be called."""
+  """Returns the name of a BEIR dataset in the form of a TFDS config name."""
   return name.replace('/', '-')
 
 
 class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
-  """A set in three tables, rows in the order of the source."""
+  """A dataset as three tables, with rows in the order of the source."""
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First release.'}
@@ -71,11 +72,11 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
   SPLITS, LICENCE, CITATION, HOMEPAGE = (), '', '', ''
 
   @property
-  def table(self):
-    """Name of the table that this config is."""
+  def table(self) -> str:
+    """Name of this config's table."""
     return self.builder_config.name
 
-  def __init__(self, *, source_dir=None, **kwargs):
+  def __init__(self, *, source_dir: str | os.PathLike | None = None, **kwargs):
     self._source_dir = source_dir
     super().__init__(**kwargs)
 
@@ -91,7 +92,7 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
       license=self.LICENCE,
       citation=self.CITATION,
       homepage=self.HOMEPAGE,
-      # The order of the rows is that of the source.
+      # Keeps the row order of the source.
       disable_shuffling=True,
     )
 
@@ -110,7 +111,7 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
     return {
       name: self._generate_examples(_judgements(judged, source.corpus))
       for name, judged in found.items()
-      # Of questions with answers alone, none is judged.
+      # Questions with only answers have no judgements.
       if judged.judgements
     }
 
@@ -119,7 +120,7 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
 
 
 class MsMarcoPassage(_RetrievalSet):
-  """Passages of MS MARCO, without titles, and of TREC DL 2019 and 2020."""
+  """MS MARCO passages, without titles, and TREC DL 2019 and 2020."""
 
   SPLITS, CITATION = _MARCO_SPLITS, _MARCO_CITATION
   LICENCE = 'Terms of MS MARCO: research that is not commercial.'
@@ -130,7 +131,7 @@ class MsMarcoPassage(_RetrievalSet):
 
 
 class MsMarcoPassageTitled(MsMarcoPassage):
-  """Passages of MS MARCO with titles of their pages, which are not part of it.
+  """MS MARCO passages with the titles of their pages, which are unofficial.
 
   The corpus of RocketQA, coCondenser, Tevatron, SimLM and ANCE-Tele.
   """
@@ -141,16 +142,17 @@ class MsMarcoPassageTitled(MsMarcoPassage):
 
 
 class MsMarcoDocument(MsMarcoPassage):
-  """Documents of MS MARCO, the first 10,000 characters, and of TREC DL."""
+  """The first 10,000 characters of MS MARCO's documents, and TREC DL."""
 
   def _read(self, folder, download):
     return msmarco.read_documents(_config('msmarco_doc', folder, download))
 
 
 class DprNq(_RetrievalSet):
-  """Wikipedia in passages of 100 words, and Natural Questions as DPR has them.
+  """Wikipedia in passages of 100 words, and Natural Questions as in DPR.
 
-  A judgement of train or dev is the gold passage; answers stand with queries.
+  Train and dev queries have the gold passage as their judgement; answers are in
+  the queries table.
   """
 
   SPLITS, CITATION = ('train', 'dev', 'test'), _DPR_CITATION
@@ -163,31 +165,31 @@ class DprNq(_RetrievalSet):
 
 
 class DprTrivia(DprNq):
-  """The same Wikipedia, and TriviaQA as DPR has it."""
+  """The same Wikipedia, and TriviaQA as in DPR."""
 
   QUESTIONS = 'trivia'
 
 
 class DprWebQuestions(DprNq):
-  """The same Wikipedia, and WebQuestions as DPR has them."""
+  """The same Wikipedia, and WebQuestions as in DPR."""
 
   QUESTIONS = 'webquestions'
 
 
 class DprCuratedTrec(DprNq):
-  """The same Wikipedia, and CuratedTREC; its answers are patterns."""
+  """The same Wikipedia, and CuratedTREC, whose answers are patterns."""
 
   QUESTIONS = 'curatedtrec'
 
 
 class DprSquad(DprNq):
-  """The same Wikipedia, and SQuAD 1.1 as DPR has it."""
+  """The same Wikipedia, and SQuAD 1.1 as in DPR."""
 
   QUESTIONS = 'squad1'
 
 
 class Beir(_RetrievalSet):
-  """A set of BEIR; the config is its name and a table, as in 'nq_corpus'."""
+  """A BEIR dataset; the config names dataset and table, as in 'nq_corpus'."""
 
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(
@@ -202,8 +204,8 @@ class Beir(_RetrievalSet):
   HOMEPAGE = 'https://github.com/beir-cellar/beir'
 
   @property
-  def table(self):
-    """Name of the table that this config is."""
+  def table(self) -> str:
+    """Name of this config's table."""
     return self.builder_config.name.rpartition('_')[2]
 
   def _read(self, folder, download):

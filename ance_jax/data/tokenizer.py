@@ -1,12 +1,14 @@
-"""Tokenizers: trained, loaded, and their flavour set; and what they are given.
+"""Trains, loads, saves and configures tokenizers.
 
-A flavour (lower case, a space in front) is a part of tokenizer.json, so that
-training, encoding and search cannot differ in it.
+The flavour of a tokenizer (lower case, leading space) is stored in its
+tokenizer.json, so that training, encoding and search cannot differ in it.
 """
 
+from collections.abc import Collection
 import json
 import os
 import pathlib
+from typing import Any
 
 import tokenizers
 import transformers
@@ -17,21 +19,21 @@ from ance_jax.data import vocabulary
 
 Tokenizer = transformers.PreTrainedTokenizerFast
 
-# Between title and text, as in BEIR and sentence-transformers.
+# Separates title and text, as in BEIR and sentence-transformers.
 SPACE = ' '
 
 
-def read_backend(path):
-  """Returns the `tokenizers.Tokenizer` of a tokenizer.json."""
+def read_backend(path: str | os.PathLike) -> tokenizers.Tokenizer:
+  """Loads a tokenizer.json."""
   return tokenizers.Tokenizer.from_file(str(path))
 
 
-def train_vocabulary(texts, vocab_size):
+def train_vocabulary(texts: Collection[str], vocab_size: int) -> Tokenizer:
   """Returns a transformers tokenizer with a vocabulary trained on `texts`.
 
   Args:
     texts: As for `vocabulary.train`.
-    vocab_size: Entries at most, special tokens included.
+    vocab_size: Maximum number of entries, including special tokens.
   """
   tokenizer = vocabulary.train(texts, vocab_size)
   pad, unknown, cls, sep, mask = vocabulary.SPECIAL
@@ -50,19 +52,19 @@ def train_vocabulary(texts, vocab_size):
   )
 
 
-def load(name):
-  """Returns the transformers tokenizer of a folder.
+def load(name: str) -> Tokenizer:
+  """Loads the transformers tokenizer of a folder.
 
   Raises:
-    BadInput: There is none, it needs code of its own, or it cannot do what
-      is asked of one here.
+    BadInput: There is none, it needs code of its own, or it lacks a required
+      feature.
   """
   _check_tokenizer_files(name)
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(
       name, trust_remote_code=False
     )
-  except Exception as error:  # Its parsers raise any kind.
+  except Exception as error:  # Its parsers raise errors of any type.
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
     raise errors.BadInput(
       f'a model must come with its tokenizer; found none that loads at {name} '
@@ -73,7 +75,7 @@ def load(name):
       'a tokenizer must be a fast one (tokenizer.json); found '
       f'{type(tokenizer).__name__} at {name}; convert it with transformers.'
     )
-  # Without any file transformers makes one of nothing.
+  # Without any files, transformers returns an empty tokenizer.
   if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
     raise errors.BadInput(
       'a tokenizer must have a vocabulary; found none but its special tokens '
@@ -92,17 +94,23 @@ def load(name):
   return _plain(tokenizer)
 
 
-def save(tokenizer, folder, *, max_length, token_types):
-  """Writes a tokenizer as transformers 4.57 and 5 read it, with equal ids.
+def save(
+  tokenizer: Tokenizer,
+  folder: pathlib.Path,
+  *,
+  max_length: int,
+  token_types: bool,
+) -> None:
+  """Saves a tokenizer so that transformers 4.57 and 5 produce equal ids.
 
-  `save_pretrained` of 5 names a class that 4 does not have, and no length for a
-  vocabulary of our own.
+  `save_pretrained` of version 5 names a class that version 4 lacks, and omits
+  the length for vocabularies trained here.
 
   Args:
-    tokenizer: A fast transformers tokenizer.
-    folder: `pathlib.Path` of the folder.
-    max_length: Tokens that the model takes, special tokens included.
-    token_types: Whether the model takes token types; some stop if given any.
+    tokenizer: A fast tokenizer.
+    folder: Folder to write into.
+    max_length: Maximum length of the model's input, including special tokens.
+    token_types: Whether the model takes token types; some models fail on them.
   """
   (folder / 'tokenizer.json').write_text(backend(tokenizer).to_str(pretty=True))
   types = ['token_type_ids'] if token_types else []
@@ -117,16 +125,15 @@ def save(tokenizer, folder, *, max_length, token_types):
   (folder / 'tokenizer_config.json').write_text(text + '\n')
 
 
-def check_case(tokenizer, name):
-  """Raises `BadInput` if a tokenizer's files and its class differ on case.
+def check_case(tokenizer: Tokenizer, name: str) -> None:
+  """Raises `BadInput` if a tokenizer contradicts its files on lower-casing.
 
-  What ANCE's tokenizer lower-cased with transformers 2, that of transformers 5
-  does not: the class of RoBERTa takes no notice of `do_lower_case`, nor of what
-  tokenizer.json says.
+  transformers 2 lower-cased with ANCE's tokenizer, but transformers 5 does not,
+  because its RoBERTa class ignores both `do_lower_case` and tokenizer.json.
 
   Args:
-    tokenizer: What `load` gave.
-    name: Folder that it is of.
+    tokenizer: Result of `load`.
+    name: Folder it was loaded from.
   """
   said, does = _says_lower_case(name), _lower_cases(tokenizer)
   if said not in (None, does):
@@ -139,19 +146,22 @@ def check_case(tokenizer, name):
     )
 
 
-def set_flavour(tokenizer, *, lower_case, prefix_space):
-  """Makes a tokenizer change texts first, as a part of its tokenizer.json.
+def set_flavour(
+  tokenizer: Tokenizer, *, lower_case: bool | None, prefix_space: bool | None
+) -> None:
+  """Sets how a tokenizer normalizes texts, inside its tokenizer.json.
 
-  So it cannot be forgotten where a text is tokenized, and is saved with it.
+  There the setting applies wherever text is tokenized, and is saved along.
 
   Args:
-    tokenizer: A fast transformers tokenizer.
-    lower_case: Whether texts are lower-cased, and spaces at their ends dropped;
-      None: as it is.
-    prefix_space: Whether a space is put before each text; None: as it is.
+    tokenizer: A fast tokenizer.
+    lower_case: Whether to lower-case texts and strip surrounding spaces; None
+      leaves it unchanged.
+    prefix_space: Whether to put a space before each text; None leaves it
+      unchanged.
 
   Raises:
-    BadInput: It cannot do what is asked for.
+    BadInput: The tokenizer does not support the setting.
   """
   backend = tokenizer.backend_tokenizer
   if lower_case is False and _lower_cases(tokenizer):
@@ -160,8 +170,8 @@ def set_flavour(tokenizer, *, lower_case, prefix_space):
       'lower-cases; found it false; use a checkpoint that has capitals.'
     )
   if lower_case and not _lower_cases(tokenizer):
-    # As transformers 2 did for ANCE, which had lower() of one letter at a time,
-    # and stripped all texts: between special tokens, too.
+    # As transformers 2 did for ANCE: lower() of one character at a time, and
+    # all texts stripped, including those between special tokens.
     steps = [
       tokenizers.normalizers.Strip(),
       tokenizers.normalizers.Lowercase(),
@@ -180,11 +190,10 @@ def set_flavour(tokenizer, *, lower_case, prefix_space):
     backend.pre_tokenizer.add_prefix_space = prefix_space
 
 
-def lower_case(tokenizer):
-  """Makes a tokenizer lower-case texts first, and no more.
+def lower_case(tokenizer: Tokenizer) -> None:
+  """Makes a tokenizer lower-case texts, without stripping them.
 
-  As sentence-transformers' do_lower_case does, which leaves spaces at their
-  ends.
+  Same as do_lower_case in sentence-transformers.
   """
   backend = tokenizer.backend_tokenizer
   if not _lower_cases(tokenizer):
@@ -194,11 +203,11 @@ def lower_case(tokenizer):
     backend.normalizer = tokenizers.normalizers.Sequence(steps)
 
 
-def prompt_tokens(tokenizer, prompt, length):
-  """Returns how many tokens at the start of a text are those of its prompt.
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, length: int) -> int:
+  """Returns how many tokens at the start of a text belong to its prompt.
 
-  As sentence-transformers counts them: the prompt alone is tokenized, cut, and
-  the special token at its end is not counted, those at its start are.
+  Counted as in sentence-transformers: tokenize and truncate the prompt alone,
+  then count special tokens at its start but not the one at its end.
   """
   if not prompt:
     return 0
@@ -209,8 +218,8 @@ def prompt_tokens(tokenizer, prompt, length):
   return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 
-def flavour(tokenizer):
-  """Returns what a tokenizer does with a text, by name, as JSON can hold it."""
+def flavour(tokenizer: Tokenizer) -> dict[str, Any]:
+  """Returns how a tokenizer treats texts, {name: JSON value}."""
   pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
   return {
     'kind': type(tokenizer.backend_tokenizer.model).__name__,
@@ -220,7 +229,7 @@ def flavour(tokenizer):
   }
 
 
-def title_separator(tokenizer, name):
+def title_separator(tokenizer: Tokenizer, name: str) -> str:
   """Returns the text that `--title_separator` names: 'space' or 'token'."""
   if name == 'space':
     return SPACE
@@ -233,7 +242,7 @@ def title_separator(tokenizer, name):
 
 
 def _check_tokenizer_files(folder):
-  """Raises `BadInput` if JSON files of a local tokenizer cannot be used."""
+  """Raises `BadInput` if JSON files of a local tokenizer are unusable."""
   for name in ('tokenizer_config.json', 'special_tokens_map.json'):
     path = pathlib.Path(folder) / name
     if os.path.lexists(path) and 'auto_map' in strict_io.json_file(path):
@@ -249,30 +258,30 @@ def _check_tokenizer_files(folder):
 
 
 def _plain(tokenizer):
-  """Returns a tokenizer that is what its tokenizer.json says, and no more.
+  """Returns a tokenizer that depends only on its tokenizer.json.
 
-  Classes such as RobertaTokenizer make their own when they are read back, of
-  the vocabulary alone: what was added to it would be lost without a word.
+  Classes such as RobertaTokenizer rebuild theirs from the vocabulary alone when
+  loaded, which would silently drop anything added to it.
   """
   plain = Tokenizer(
     tokenizer_object=tokenizer.backend_tokenizer,
     model_max_length=tokenizer.model_max_length,
     **_special(tokenizer),
   )
-  # Whether a model is given token types.
+  # Decides whether a model gets token types.
   plain.model_input_names = tokenizer.model_input_names
   return plain
 
 
 def _special(tokenizer):
-  """Returns {name: text} of the special tokens that a tokenizer has."""
+  """Returns {name: text} of a tokenizer's special tokens."""
   names = ('pad', 'unk', 'cls', 'sep', 'mask', 'bos', 'eos')
   tokens = {f'{n}_token': getattr(tokenizer, f'{n}_token') for n in names}
   return {name: token for name, token in tokens.items() if token is not None}
 
 
 def _says_lower_case(name):
-  """Returns whether a tokenizer lower-cases by its files; None: not said."""
+  """Returns whether the files say that a tokenizer lower-cases, or None."""
   settings = transformers.models.auto.tokenization_auto.get_tokenizer_config
   said = settings(name).get('do_lower_case')
   if isinstance(said, bool):
@@ -289,8 +298,8 @@ def _lower_cases(tokenizer):
   return normalizer is not None and normalizer.normalize_str('A') == 'a'
 
 
-def backend(tokenizer):
-  """Returns the `tokenizers.Tokenizer`, without the limits some files bring."""
+def backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+  """Returns the Rust tokenizer, without its files' truncation and padding."""
   backend = tokenizer.backend_tokenizer
   backend.no_truncation()
   backend.no_padding()

@@ -1,16 +1,19 @@
-"""Text -> token rows on disk, made once per tokenizer, length and text.
+"""Tokenizes texts into token rows on disk, once per tokenizer, length and text.
 
-A token row has no padding; rows lie one behind the other in one flat array,
-with offsets (measured against fixed-width rows, Arrow and ArrayRecord: the
-smallest on disk, and far the fastest to read at random after plain memory
-maps).
+Token rows are unpadded and concatenated in one flat array, with offsets.
+Compared with fixed-width rows, Arrow and ArrayRecord, this is the smallest on
+disk and, after plain memory maps, by far the fastest for random reads.
 """
 
 import array
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -24,22 +27,22 @@ from ance_jax.data import strings
 from ance_jax.data import tokenizer as tokenizer_lib
 
 _ROWS_AT_ONCE = 4096
-# Half a million rows: what a kill can cost.
+# Half a million rows, the most work that a killed process loses.
 _BATCHES_A_PART = 128
 
 
 class TokenRows(NamedTuple):
   """Tokens of N texts; row i is ids[offsets[i]:offsets[i + 1]].
 
-  A text has a row, or, where documents are cut into pieces, the R rows from
-  first[i] to first[i + 1].
+  A text has one row or, if documents are cut into pieces, the rows from
+  first[i] to first[i + 1], of R in all.
 
   Attributes:
-    ids: (T,) uint16 or uint32, token ids, special tokens included.
+    ids: (T,) uint16 or uint32 token ids, including special tokens.
     offsets: (R + 1,) int64.
-    pad_id: Token id that padding is made of.
+    pad_id: Token id of padding.
     hash: Hash of the tokenizer, the length and the texts.
-    first: (N + 1,) int64, or None: N and R are the same.
+    first: (N + 1,) int64; None if texts are not cut, so that N = R.
   """
 
   ids: np.ndarray
@@ -51,32 +54,34 @@ class TokenRows(NamedTuple):
   def __len__(self):
     return len(self.offsets if self.first is None else self.first) - 1
 
-  def pieces(self):
-    """Returns the `TokenRows` of R texts that the pieces are."""
+  def pieces(self) -> 'TokenRows':
+    """Returns the R pieces as `TokenRows` of R texts."""
     return TokenRows(self.ids, self.offsets, self.pad_id, self.hash)
 
-  def texts_of_pieces(self):
-    """Returns the (R,) int32 rows of the pieces' texts, or None."""
+  def texts_of_pieces(self) -> np.ndarray | None:
+    """Returns the text row of each piece, (R,) int32; None without `first`."""
     if self.first is None:
       return None
     numbers = np.arange(len(self), dtype=np.int32)
     return np.repeat(numbers, np.diff(self.first))
 
-  def lengths(self):
-    """Returns the (R,) int32 numbers of tokens."""
+  def lengths(self) -> np.ndarray:
+    """Returns the number of tokens per row, (R,) int32."""
     return np.diff(self.offsets).astype(np.int32)
 
-  def padded_pieces(self, rows, length, number):
-    """Returns the token ids of the pieces of some texts.
+  def padded_pieces(
+    self, rows: Sequence[int] | np.ndarray, length: int, number: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the padded pieces of some texts.
 
     Args:
       rows: (n,) int, rows of texts.
       length: As for `padded`.
-      number: C, pieces of a text at most.
+      number: C, the maximum number of pieces per text.
 
     Returns:
-      (n, C, length) int32 token ids, and (n, C) int32 numbers of tokens, 0
-      where a text has no such piece.
+      (n, C, length) int32 token ids, and (n, C) int32 numbers of tokens, 0 for
+      absent pieces.
     """
     start, end = self.first[rows], self.first[np.asarray(rows) + 1]
     pieces = start[:, None] + np.arange(number)
@@ -85,13 +90,15 @@ class TokenRows(NamedTuple):
     lengths = np.where(pieces < 0, 0, lengths.reshape(pieces.shape))
     return ids.reshape(*pieces.shape, -1), lengths
 
-  def padded(self, rows, length):
-    """Returns the token ids of some rows, padded on the right.
+  def padded(
+    self, rows: Sequence[int] | np.ndarray, length: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns some rows, padded on the right.
 
     Args:
-      rows: (n,) int, rows to take; -1 gives a row of one padding token, which
-        encodes to something finite that nobody reads.
-      length: Columns of the result, at least the longest row.
+      rows: (n,) int; -1 gives a row of one padding token, whose embedding is
+        finite and unused.
+      length: Number of columns, at least the longest row.
 
     Returns:
       (n, length) int32 token ids, and (n,) int32 numbers of tokens.
@@ -105,22 +112,23 @@ class TokenRows(NamedTuple):
     return ids, np.maximum(lengths, 1).astype(np.int32)
 
 
-def passage_texts(corpus, separator, prompt=''):
-  """Returns an iterable of what is tokenized of each passage, with a `len`.
+def passage_texts(
+  corpus: corpus_lib.Corpus, separator: str, prompt: str = ''
+) -> '_PassageTexts':
+  """Returns an iterable, with `len`, of the text to tokenize per passage.
 
-  That is title, if any, and text.
+  The text is the title, if any, and the text of the passage.
 
-  With BERT's separator token this is the pair of DPR, [CLS] title [SEP] text
-  [SEP]. DPR's code shortens the longer of the two until both fit; here the end
-  is cut, and then [SEP] added, which is the same unless a title takes more than
-  half of the tokens. No spaces are around the token: transformers 2, with which
-  ANCE's documents were tokenized, strips them.
+  With BERT's separator token this is DPR's pair, [CLS] title [SEP] text [SEP].
+  DPR's code truncates the longer of the two until both fit; here the end is cut
+  before [SEP] is added, which is the same unless a title takes more than half
+  of the tokens. No spaces surround the token, because transformers 2, which
+  tokenized ANCE's documents, strips them.
 
   Args:
-    corpus: `corpus.Corpus`.
-    separator: What stands between the two; `tokenizer.SPACE` for all but an
-      encoder.
-    prompt: What is put before each.
+    corpus: All passages.
+    separator: Text between the two; `tokenizer.SPACE` unless for an encoder.
+    prompt: Prefix of each text.
   """
   return _PassageTexts(corpus, separator, prompt)
 
@@ -142,14 +150,14 @@ class _PassageTexts:
 
 
 class Cut(NamedTuple):
-  """How texts are cut to what an encoder takes.
+  """How texts are cut to the encoder's length.
 
   Attributes:
-    length: Tokens at most, special ones included.
-    pieces: Pieces of a text at most, each of so many tokens (MaxP); 1: the
-      first alone (FirstP).
-    whole: Whether a text is tokenized to all that its pieces hold, special
-      tokens around it, and then cut: ANCE's code. Else each piece has them.
+    length: Maximum number of tokens, including special tokens.
+    pieces: Maximum number of pieces per text, each of up to `length` tokens
+      (MaxP); 1 keeps only the first (FirstP).
+    whole: Whether to tokenize a text once, with special tokens around it, and
+      then cut it, as ANCE's code does. Otherwise each piece has its own.
   """
 
   length: int
@@ -158,21 +166,29 @@ class Cut(NamedTuple):
 
 
 def token_rows(
-  tokenizer, texts, *, what, num_texts, cut, content_hash, folder, spread=None
-):
-  """Returns the `TokenRows` of some texts, from disk if they are there.
+  tokenizer: tokenizer_lib.Tokenizer,
+  texts: Iterable[str],
+  *,
+  what: str,
+  num_texts: int,
+  cut: Cut,
+  content_hash: str,
+  folder: str | os.PathLike,
+  spread: Callable | None = None,
+) -> TokenRows:
+  """Returns the `TokenRows` of some texts, from disk if they exist.
 
   Args:
-    tokenizer: A fast transformers tokenizer.
-    texts: Iterable of strings, one a row.
-    what: 'passages' or another name for people.
-    num_texts: Number of `texts`.
-    cut: `Cut`; what is cut off is counted in a printed line.
-    content_hash: Hash of the texts, or of all that they are made of.
-    folder: Where token rows are kept, as memory maps. One process at a time
-      makes them there, others wait for it.
-    spread: spread(function, tasks) calls function(task) of each task, on other
-      machines perhaps; None: this process tokenizes, on all its cores. The
+    tokenizer: A fast tokenizer.
+    texts: One text per row.
+    what: Name of the texts, such as 'passages'.
+    num_texts: Number of texts.
+    cut: How to cut them; a printed line counts the cut texts.
+    content_hash: Hash of the texts, or of everything they depend on.
+    folder: Where token rows are stored, as memory maps. One process at a time
+      tokenizes there; others wait for it.
+    spread: spread(function, tasks) calls function(task) for each task, possibly
+      on other machines; None tokenizes in this process, on all its cores. The
       bytes are the same.
   """
   backend = tokenizer_lib.backend(tokenizer)
@@ -186,7 +202,7 @@ def token_rows(
     logs.say(f'{folder}: another process tokenizes there; waiting for it')
 
   def make():
-    # Of a killed process; a run cleans no folder but its own.
+    # Leftovers of a killed process; a run cleans only its own folder.
     atomic.remove_unfinished(folder)
     backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
     batches = logs.progress(
@@ -202,7 +218,7 @@ def token_rows(
       _tokenize(backend, batches, kept, cut)
     return atomic.read_manifest(kept)
 
-  # What is there may be in a folder that this user can only read.
+  # Looks without the lock first, because the folder may be read-only.
   manifest = atomic.find(kept, {})
   if manifest is None:
     with atomic.turn(folder, waiting):
@@ -217,8 +233,10 @@ def token_rows(
   return TokenRows(ids, offsets, tokenizer.pad_token_id, key, first)
 
 
-def memory_rows(tokenizer, texts, length):
-  """Returns the `TokenRows` of a few texts, kept in memory only."""
+def memory_rows(
+  tokenizer: tokenizer_lib.Tokenizer, texts: Sequence[str], length: int
+) -> TokenRows:
+  """Returns the `TokenRows` of a few texts, in memory only."""
   backend = tokenizer_lib.backend(tokenizer)
   backend.enable_truncation(length)
   rows = [encoding.ids for encoding in backend.encode_batch_fast(texts)]
@@ -229,7 +247,7 @@ def memory_rows(tokenizer, texts, length):
 
 
 def _stored(folder, manifest, cut):
-  """Returns ids, offsets and first rows of what `_tokenize` published."""
+  """Loads (ids, offsets, first) published by `_tokenize`."""
   try:
     ids = np.memmap(folder / 'ids.bin', manifest['dtype'], 'r')
     offsets = np.load(folder / 'offsets.npy')
@@ -248,8 +266,8 @@ def _stored(folder, manifest, cut):
 
 
 def _tokenize(backend, batches, folder, cut):
-  """Publishes the ragged token rows of batches of texts as `folder`."""
-  # An id may be above the number of entries: some vocabularies have gaps.
+  """Tokenizes batches of texts and publishes their token rows as `folder`."""
+  # Ids may exceed the number of entries, because some vocabularies have gaps.
   narrow = max(backend.get_vocab().values()) <= np.iinfo(np.uint16).max
   dtype = np.dtype(np.uint16 if narrow else np.uint32)
   lengths, numbers = array.array('q'), array.array('q')
@@ -276,23 +294,25 @@ def _tokenize(backend, batches, folder, cut):
 
 
 def _rows_of(encoding, cut):
-  """Returns the ids of a text's pieces, and whether some of it is in none."""
+  """Returns the ids of a text's pieces, and whether it was cut."""
   if cut.pieces > 1 and cut.whole:
     starts = range(0, len(encoding.ids), cut.length)
     rows = [encoding.ids[i : i + cut.length] for i in starts]
     return rows, bool(encoding.overflowing)
-  # With special tokens around each, as the tokenizer gives them.
+  # The tokenizer puts special tokens around each piece.
   rows = [encoding, *encoding.overflowing]
   return [r.ids for r in rows[: cut.pieces]], len(rows) > cut.pieces
 
 
-def tokenize_part(part, tokenizer_file, cut):
-  """Publishes the token rows of a part, whose texts lie beside it.
+def tokenize_part(
+  part: pathlib.Path, tokenizer_file: str | os.PathLike, cut: Cut
+) -> None:
+  """Publishes the token rows of a part, whose texts are stored next to it.
 
   Args:
     part: Path of the folder to publish.
-    tokenizer_file: Path of a tokenizer.json, with its truncation.
-    cut: `Cut`.
+    tokenizer_file: Path of a tokenizer.json that includes its truncation.
+    cut: How to cut the texts.
   """
   if not atomic.find(part, {}):
     backend = tokenizer_lib.read_backend(tokenizer_file)
@@ -301,14 +321,14 @@ def tokenize_part(part, tokenizer_file, cut):
 
 
 def _tokenize_in_parts(backend, batches, folder, cut, spread):
-  """Does what `_tokenize` does, and after a kill goes on with the next part."""
+  """Same as `_tokenize`, but a killed process resumes with the next part."""
   parts, whole = folder.with_name(f'{folder.name}-parts'), []
   while (first := next(batches, None)) is not None:
     rest = itertools.islice(batches, _BATCHES_A_PART - 1)
     part = parts / f'{len(whole):05d}'
     some = itertools.chain([first], rest)
     if atomic.find(part, {}):
-      for _ in some:  # Goes past these texts.
+      for _ in some:  # Skips these texts.
         pass
     elif spread:
       _leave_texts(some, part)
@@ -327,7 +347,7 @@ def _tokenize_in_parts(backend, batches, folder, cut, spread):
 
 
 def _leave_texts(batches, part):
-  """Publishes the texts of a part for who tokenizes them."""
+  """Publishes the texts of a part for the worker that tokenizes them."""
   if not atomic.find(_texts_of(part), {}):
     texts = strings.make(itertools.chain.from_iterable(batches))
     with atomic.publish(_texts_of(part), {}) as unfinished:
@@ -341,7 +361,7 @@ def _texts_of(part):
 
 
 def _join(whole, folder, cut):
-  """Publishes the token rows of parts, one behind the other, as `folder`."""
+  """Concatenates the token rows of parts and publishes them as `folder`."""
   manifests = [atomic.read_manifest(part) for part in whole]
   stored = [
     _stored(part, manifest, cut)

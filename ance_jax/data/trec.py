@@ -1,11 +1,12 @@
-"""Rankings that others made: TREC run files -> arrays.
+"""Rankings of other systems: TREC run files -> arrays.
 
-What is kept is 16 bytes a line, and about 100 while lines are put in order.
+The arrays take 16 bytes per line, and sorting the lines about 100.
 """
 
 import functools
 import itertools
 import math
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -14,16 +15,17 @@ import numpy as np
 from ance_jax.core import logs
 from ance_jax.core import strict_io
 from ance_jax.data import records
+from ance_jax.data import strings
 
 _LINES_AT_ONCE = 65_536
 
 
 class Ranking(NamedTuple):
-  """The best passages of Q queries, best first, equal scores by row.
+  """The best passages of Q queries, best first, ties by row.
 
   Attributes:
     rows: (Q, K) int32 passage rows; -1 where the index found no more.
-    scores: (Q, K) float32; -inf there.
+    scores: (Q, K) float32; -inf where rows is -1.
   """
 
   rows: np.ndarray
@@ -31,12 +33,12 @@ class Ranking(NamedTuple):
 
 
 class Ranked(NamedTuple):
-  """Rankings of some of Q queries, as a file has them.
+  """Rankings of some of Q queries, as read from a file.
 
   Attributes:
-    offsets: (Q + 1,) int64; the ranking of query row i is what lies from
-      offsets[i] to offsets[i + 1]; nothing, if it has none.
-    passages: (R,) int32 passage rows, best first, all different in a ranking.
+    offsets: (Q + 1,) int64; the ranking of query row i is the slice from
+      offsets[i] to offsets[i + 1], which may be empty.
+    passages: (R,) int32 passage rows, best first, distinct within a ranking.
     scores: (R,) float64.
   """
 
@@ -44,11 +46,11 @@ class Ranked(NamedTuple):
   passages: np.ndarray
   scores: np.ndarray
 
-  def of(self, query):
+  def of(self, query: int) -> np.ndarray:
     """Returns the passage rows of a query, best first."""
     return self.passages[self.offsets[query] : self.offsets[query + 1]]
 
-  def block(self, queries):
+  def block(self, queries: np.ndarray) -> Ranking:
     """Returns the `Ranking` of (q,) query rows, as wide as the longest.
 
     Scores are float64, as in the file.
@@ -62,18 +64,21 @@ class Ranked(NamedTuple):
     return Ranking(rows, scores)
 
 
-def read_run(path, query_rows, passage_rows):
-  """Returns the `Ranked` of a TREC run file.
+def read_run(
+  path: str | os.PathLike,
+  query_rows: dict[str, int],
+  passage_rows: strings.Rows,
+) -> Ranked:
+  """Reads a TREC run file.
 
-  A line is query id, Q0, passage id, rank, score and a name. The score counts,
-  as in trec_eval; equal ones keep the order of the file. Lines of queries that
-  are not among `query_rows` are left out, and so are passages that a query has
-  already; both are counted.
+  A line is query id, Q0, passage id, rank, score and name. As in trec_eval, the
+  score decides and the rank is ignored; ties keep the order of the file. Lines
+  of other queries and repeated passages of a query are skipped and counted.
 
   Args:
     path: Path of the file.
-    query_rows: {query id: row}, of all rows.
-    passage_rows: `strings.Rows` of the passage ids.
+    query_rows: {query id: row} of all Q queries.
+    passage_rows: Rows of the passage ids.
   """
   parts = [[np.zeros(0, kind) for kind in (np.int32, np.int32, np.float64)]]
   for lines in _parts(_lines(path, query_rows)):
@@ -117,7 +122,7 @@ def _lines(path, query_rows):
 
 
 def _parts(items):
-  """Yields lists of `_LINES_AT_ONCE` items, and of what is left."""
+  """Yields lists of up to `_LINES_AT_ONCE` items."""
   while part := list(itertools.islice(items, _LINES_AT_ONCE)):
     yield part
 
@@ -136,16 +141,16 @@ def _score(path, number, text):
 
 
 def _ranked(path, queries, passages, scores, num_queries):
-  """Returns the `Ranked` of lines in any order, each passage of a query once.
+  """Sorts lines by query and score, keeping each passage of a query once.
 
   Args:
-    path: Path of the file that they are from.
+    path: Path of the file that the lines come from.
     queries: (R,) int32 query rows.
     passages: (R,) int32 passage rows.
     scores: (R,) float64.
     num_queries: Q.
   """
-  # Stable: equal scores keep the order of the file.
+  # lexsort is stable, so ties keep the order of the file.
   order = np.lexsort((-scores, queries))
   queries, passages, scores = queries[order], passages[order], scores[order]
   by_pair = np.lexsort((passages, queries))

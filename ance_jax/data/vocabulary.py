@@ -1,6 +1,7 @@
-"""A vocabulary of byte pairs, trained on the texts of a corpus."""
+"""Trains a byte-pair vocabulary on the texts of a corpus."""
 
 import collections
+from collections.abc import Collection
 import itertools
 import json
 import threading
@@ -15,28 +16,28 @@ from ance_jax.core import logs
 PAD, UNKNOWN, CLS, SEP, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 SPECIAL = (PAD, UNKNOWN, CLS, SEP, MASK)
 
-# Of a corpus with more letters, the rare ones are written as bytes. Its common
-# ones are so many, or as many as make up this share of it.
+# In a corpus with more letters than this, rare letters are encoded as bytes.
+# The common ones are at least this many and at least this share of the text.
 _MOST_LETTERS, _COMMON = 500, 0.9995
 _BYTES = tuple(f'<0x{number:02X}>' for number in range(256))
-# Letters of a word that the trainer, which takes quadratic time, is given.
+# Maximum letters per word for the trainer, which takes quadratic time.
 _MOST_OF_WORD = 1_000
 _SAMPLE = 1_000
 _POLL_SECS = 0.1
 
 
-def train(texts, size):
-  """Returns a `tokenizers.Tokenizer` with a vocabulary trained on `texts`.
+def train(texts: Collection[str], size: int) -> tokenizers.Tokenizer:
+  """Returns a tokenizer with a vocabulary trained on `texts`.
 
-  Byte pairs over lower-cased words and single punctuation marks. The library's
-  WordPiece trainer is not used: it gives another vocabulary at every call.
+  Byte pairs over lower-cased words and single punctuation marks. Not the
+  library's WordPiece trainer, which is not deterministic.
 
   Args:
-    texts: Strings with a `len`, which are gone through twice.
-    size: Entries at most, special tokens included.
+    texts: Texts, which are iterated over twice.
+    size: Maximum number of entries, including special tokens.
 
   Raises:
-    BadInput: These are too few.
+    BadInput: `size` is too small.
     Stopped: A stop signal came.
   """
   raw, sample = _count(texts)
@@ -80,9 +81,9 @@ def _count(texts):
 
 
 def _letters(characters, normalizer):
-  """Returns {letter: count} of what a normalizer makes of {character: count}.
+  """Returns {letter: count} after normalizing {character: count}.
 
-  It takes each for itself, and words are what is between spaces.
+  The normalizer treats each character alone, and words are separated by spaces.
   """
   letters = collections.Counter()
   for character, count in characters.items():
@@ -105,10 +106,10 @@ def _check(size, number, with_bytes):
 
 
 def _keeping_marks():
-  """Returns a normalizer that strips accents of Latin and Greek letters alone.
+  """Returns a normalizer that strips accents only from Latin and Greek letters.
 
-  BERT's strips the marks of all: other vowels, tones and consonants in Thai,
-  Indic scripts or Japanese.
+  BERT's strips marks from all scripts, including vowels, tones and consonants
+  in Thai, Indic scripts and Japanese.
   """
   accents = tokenizers.Regex(r'(?<=[\p{Latin}\p{Greek}])\p{Mn}+')
   return normalizers.Sequence(
@@ -122,7 +123,7 @@ def _keeping_marks():
 
 
 def _common(letters, most):
-  """Returns the most frequent letters, `most` of them at most."""
+  """Returns the most frequent letters, at most `most` of them."""
   ranked = sorted(letters, key=lambda letter: (-letters[letter], letter))
   total, so_far, number = letters.total(), 0, 0
   while so_far < _COMMON * total or number < _MOST_LETTERS:
@@ -132,7 +133,7 @@ def _common(letters, most):
 
 
 def _run(tokenizer, trainer, texts):
-  """Trains in a thread, as the library takes no notice of stop signals."""
+  """Trains in a thread, because the library ignores stop signals."""
   failed, fed, stop = [], threading.Event(), threading.Event()
 
   def feed():
@@ -159,8 +160,8 @@ def _run(tokenizer, trainer, texts):
           raise errors.Stopped('train the vocabulary')
         thread.join(_POLL_SECS)
   except BaseException:
-    # What it computes ends with the process; by then it must be past its last
-    # call of Python.
+    # The training thread runs on until the process exits; by then it must have
+    # made its last call into Python.
     stop.set()
     fed.wait()
     thread.join(1)
@@ -170,8 +171,8 @@ def _run(tokenizer, trainer, texts):
 
 
 def _cut(text, normalizer, pre_tokenizer):
-  """Returns a text; if it has a word that is too long, its words in parts."""
-  # Not the tokenizer itself: it is locked while it trains.
+  """Returns a text, with overlong words split into parts."""
+  # Not with the tokenizer itself, which is locked while it trains.
   if max(map(len, text.split()), default=0) <= _MOST_OF_WORD:
     return text
   words = pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
@@ -186,7 +187,7 @@ def _cut(text, normalizer, pre_tokenizer):
 
 
 def _add_bytes(tokenizer):
-  """Has a tokenizer write letters that its vocabulary lacks as bytes."""
+  """Makes a tokenizer encode letters outside its vocabulary as bytes."""
   model, first = json.loads(tokenizer.to_str())['model'], len(SPECIAL)
   vocabulary = dict(zip(_BYTES, itertools.count(first), strict=False))
   for token, number in model['vocab'].items():
@@ -206,7 +207,7 @@ def _add_bytes(tokenizer):
 
 
 def _summary(tokenizer, sample, num_letters, num_kept):
-  """Returns the line on what a vocabulary covers."""
+  """Returns a line about the coverage of a vocabulary."""
   batch = tokenizer.encode_batch_fast(sample, add_special_tokens=False)
   counts = collections.Counter(i for one in batch for i in one.ids)
   total = max(counts.total(), 1)

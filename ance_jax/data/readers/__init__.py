@@ -1,1 +1,1 @@
-"""Readers of files as their source has them."""
+"""Readers of datasets in their original file formats."""

@@ -1,28 +1,31 @@
 """A BEIR folder: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
 
-A file answers.jsonl, which is not of BEIR, may lie beside them.
-
-Files may be gzipped. What cannot be used is refused with file and line.
+It may also hold answers.jsonl, which is not part of BEIR's format. Files may be
+gzipped. Invalid input is rejected with file and line.
 """
 
 import array
 import collections
+from collections.abc import Iterator
 import os
+import pathlib
 import re
 
+from ance_jax import config as config_lib
 from ance_jax.core import logs
 from ance_jax.core import strict_io
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import downloads
 from ance_jax.data import records
 from ance_jax.data import registry
+from ance_jax.data import strings
 
 _LINE = '{"_id": ..., "text": ...}'
 _JUDGEMENT = '{"query-id": ..., "corpus-id": ..., "score": ...}'
 
 
-def read(config):
-  """Returns the `corpus.Source` of the folder `--data_dir`."""
+def read(config: config_lib.Config) -> corpus_lib.Source:
+  """Reads the BEIR folder `--data_dir`."""
   folder = records.open_folder(config, 'corpus.jsonl')
   if config.download:
     downloads.fetch_beir(config.beir_set, folder)
@@ -46,12 +49,14 @@ def read(config):
   return corpus_lib.Source(corpus, read_split, qrels_found(folder))
 
 
-def read_corpus(folder, beir_set=None):
-  """Returns the `corpus.Corpus`; a title that is missing is ''.
+def read_corpus(
+  folder: pathlib.Path, beir_set: str | None = None
+) -> corpus_lib.Corpus:
+  """Reads corpus.jsonl; a missing title is ''.
 
   Args:
     folder: The BEIR folder.
-    beir_set: Name of the set of BEIR that should be there, or None.
+    beir_set: Name of the BEIR dataset expected there, or None.
   """
   writer, lines = corpus_lib.CorpusWriter(), array.array('q')
   counts = collections.Counter()
@@ -69,15 +74,17 @@ def read_corpus(folder, beir_set=None):
   return records.corpus(path, writer, lines, expected)
 
 
-def passages(path, counts):
-  """Yields line number, id, title and text of each passage of a corpus.jsonl.
+def passages(
+  path: pathlib.Path, counts: collections.Counter
+) -> Iterator[tuple[int, str, str, str]]:
+  """Yields (line number, id, title, text) of the passages of a corpus.jsonl.
 
-  A passage that has only a title has it as its text; one that has nothing is
-  kept. Both are counted.
+  A passage with only a title gets it as its text; an empty one is kept. Both
+  are counted.
 
   Args:
     path: Path of the file.
-    counts: Counter of what is taken otherwise, for `records.say_counts`.
+    counts: Counter of corrections, for `records.say_counts`.
   """
   for line, record in records.json_lines(path, _LINE, 'read the corpus'):
     an_id = records.an_id(path, line, record, counts)
@@ -93,12 +100,12 @@ def passages(path, counts):
       title, text = '', title
       counts['passages without a text, whose title is taken for it'] += 1
     elif not text.strip():
-      # Cranfield has two; that they are ranked last is part of its figures.
+      # Cranfield has two, and its published results rank them last.
       counts['passages without a title and a text, kept empty'] += 1
     yield line, an_id, title, text
 
 
-def read_queries(folder):
+def read_queries(folder: pathlib.Path) -> tuple[list[str], list[str]]:
   """Returns the ids and texts of all queries."""
   ids, texts, counts = {}, [], collections.Counter()
   path = records.existing(folder, 'queries.jsonl', 'a BEIR folder')
@@ -121,13 +128,20 @@ def read_queries(folder):
   return list(ids), texts
 
 
-def read_qrels(path, query_rows, passage_rows):
-  """Returns the judgements and missing pairs of a qrels/<split>.tsv or .jsonl.
+def read_qrels(
+  path: pathlib.Path,
+  query_rows: dict[str, int],
+  passage_rows: dict[str, int] | strings.Rows,
+) -> tuple[dict[tuple[int, int], int], dict[tuple[int, str], int]]:
+  """Reads a qrels/<split>.tsv or .jsonl.
 
   Args:
     path: The file.
     query_rows: {query id: row}.
-    passage_rows: {passage id: row}, or `strings.Rows`.
+    passage_rows: {passage id: row}.
+
+  Returns:
+    Judgements and missing pairs, as from `records.Judgements.done`.
   """
   judgements = records.Judgements(path, query_rows, passage_rows)
   if '.jsonl' in path.suffixes:
@@ -140,10 +154,10 @@ def read_qrels(path, query_rows, passage_rows):
 
 
 def _rows(path, query_rows, passage_rows):
-  """Yields line number, query id, passage id and grade of columns.
+  """Yields (line number, query id, passage id, grade) from columns.
 
-  The first line says which form they have: three columns with tabs between,
-  perhaps in quotes and with a header, as BEIR's; or TREC's four.
+  The first line determines the format: BEIR's three tab-separated columns,
+  optionally quoted and with a header, or TREC's four.
   """
   trec = None
   for number, line in strict_io.lines(path):
@@ -170,7 +184,7 @@ def _rows(path, query_rows, passage_rows):
 
 
 def _json_rows(path):
-  """Yields what `_rows` does, of JSON lines as MTEB has them."""
+  """Yields the same as `_rows` from JSON lines, MTEB's format."""
   counts = collections.Counter()
   for number, record in records.json_lines(path, _JUDGEMENT):
     ids = [
@@ -186,8 +200,10 @@ def _json_rows(path):
   records.say_counts(path, counts)
 
 
-def read_answers(folder, query_rows):
-  """Returns {query row: list of strings} of answers.jsonl, None without it.
+def read_answers(
+  folder: pathlib.Path, query_rows: dict[str, int]
+) -> dict[int, list[str]] | None:
+  """Returns {query row: answers} from answers.jsonl; None without that file.
 
   A line is {"_id": query id, "answers": [text, ...]}.
 
@@ -223,8 +239,8 @@ def read_answers(folder, query_rows):
   return answers
 
 
-def qrels_found(folder):
-  """Returns what lies in qrels/, for people."""
+def qrels_found(folder: pathlib.Path) -> str:
+  """Returns the names of files in qrels/, for error messages."""
   path = folder / 'qrels'
   if not path.is_dir():
     return f'{path}, which is no folder'

@@ -1,8 +1,9 @@
-"""DPR's own files: Wikipedia in 100 words, questions with contexts or answers.
+"""DPR's files: Wikipedia passages, and questions with contexts or answers.
 
 Karpukhin et al. 2020; dpr/data/retriever_data.py and biencoder_data.py.
-psgs_w100.tsv; biencoder-<set>-<split>.json to train on, with a gold passage and
-those that BM25 found; <set>-<split>.qa.csv to score, with answers alone.
+psgs_w100.tsv holds passages of 100 words. biencoder-<set>-<split>.json is for
+training and holds gold passages and BM25 negatives; <set>-<split>.qa.csv is for
+evaluation and holds only answers.
 """
 
 import array
@@ -10,6 +11,7 @@ import ast
 import collections
 import functools
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import logs
 from ance_jax.core import strict_io
@@ -21,14 +23,14 @@ from ance_jax.data import registry
 
 _PASSAGES = 'psgs_w100.tsv'
 _HEADER = ['id', 'text', 'title']
-# Their answers are regular expressions.
+# Question sets whose answers are regular expressions.
 _PATTERNS = ('curatedtrec',)
-# Characters of a list of answers: a longer one is none.
+# Maximum characters of a list of answers.
 _LONGEST_ANSWERS = 2**20
 
 
-def read(config):
-  """Returns the `corpus.Source` of the folder `--data_dir`."""
+def read(config: config_lib.Config) -> corpus_lib.Source:
+  """Reads DPR's files in the folder `--data_dir`."""
   folder = records.open_folder(config, _PASSAGES)
   corpus = _read_passages(_needed(config, folder, _PASSAGES))
   records.say_corpus('Wikipedia passages of DPR', corpus)
@@ -87,9 +89,9 @@ def _read_passages(path):
 def _read_contexts(path, name, passage_rows):
   """Returns the `corpus.Judged` of a file of questions with contexts.
 
-  The first positive context is the positive of the question, as in DPR; those
-  of BM25 are its negatives, but for what the corpus lacks. A question without a
-  positive is left out.
+  As in DPR, the first positive context is the question's positive. BM25
+  contexts are its negatives, except those that the corpus lacks. Questions
+  without a positive are skipped.
   """
   found = corpus_lib.Judged([], [], {}, {}, {}, protocol='answers', missing={})
   counts = collections.Counter()
@@ -128,7 +130,7 @@ def _read_contexts(path, name, passage_rows):
 
 
 def _say_contexts(path, counts, negatives):
-  """Prints what the contexts of a file lack."""
+  """Prints what is missing from the contexts of a file."""
   if without := counts['left out']:
     logs.say(f'{path}: left out {without:,} questions without a positive')
   if unknown := counts['unknown']:
@@ -141,7 +143,7 @@ def _say_contexts(path, counts, negatives):
 
 
 def _read_answers(path, name):
-  """Returns the `corpus.Judged` of a file of questions and their answers."""
+  """Returns the `corpus.Judged` of a file of questions and answers."""
   ids, queries, answers = [], [], {}
   for number, cells in _rows(path, f'read {path.name}'):
     if len(cells) != 2:
@@ -166,7 +168,7 @@ def _read_answers(path, name):
 
 
 def _rows(path, what):
-  """Yields (line number, cells) of a file with tabs and double quotes."""
+  """Yields (line number, cells) of a tab-separated file with double quotes."""
   progress = functools.partial(logs.progress, what=what, unit='bytes')
   for number, text in strict_io.lines(path, progress):
     yield number, strict_io.unquoted(path, number, text)
@@ -185,7 +187,7 @@ def _question(path, place, record):
 
 
 def _normal(path, place, question):
-  """Returns a question as DPR takes it (normalize_question)."""
+  """Returns a question as normalized by DPR (normalize_question)."""
   if not isinstance(question, str) or not question.strip():
     raise _bad_record(path, place, 'have a text', question)
   return question.replace('\u2019', "'")
@@ -204,7 +206,7 @@ def _passage_id(path, place, context):
 
 
 def _listed(text):
-  """Returns what a Python literal says, or None; nothing in it is run."""
+  """Returns the value of a Python literal, or None; executes nothing."""
   try:
     if len(text) <= _LONGEST_ANSWERS:
       return ast.literal_eval(text)
@@ -222,7 +224,7 @@ def _are_answers(found):
 
 
 def _check_patterns(path, answers):
-  """Raises `BadInput` for an answer that is no regular expression."""
+  """Raises `BadInput` if an answer is not a regular expression."""
   for row, patterns in answers.items():
     for pattern in patterns:
       try:
@@ -244,7 +246,7 @@ def _bad_record(path, place, rule, found):
 
 
 def _only_set(folder):
-  """Returns the name of the only set of questions that lies in a folder."""
+  """Returns the name of the only question set in a folder."""
   names = {
     path.name.split('-')[path.name.startswith('biencoder-')]
     for pattern in ('biencoder-*-*.json*', '*-*.qa.csv*')

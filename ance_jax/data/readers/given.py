@@ -1,11 +1,13 @@
-"""Negatives that a file gives -> rows of the corpus, by query.
+"""Matches negatives from a file to rows of queries and of the corpus.
 
-Queries and passages are found by id where a record has no text, else by text.
+Records without a text are matched by id, others by text.
 """
 
 import array
 import collections
+from collections.abc import Mapping
 import math
+import pathlib
 
 import numpy as np
 
@@ -16,13 +18,15 @@ from ance_jax.data import records
 from ance_jax.data.readers import given_formats
 
 
-def attach(path, judged, corpus):
-  """Returns a `corpus.Judged` with the negatives that a file gives its queries.
+def attach(
+  path: pathlib.Path, judged: corpus_lib.Judged, corpus: corpus_lib.Corpus
+) -> corpus_lib.Judged:
+  """Adds the negatives of a file to a split.
 
   Args:
     path: Path of the file.
-    judged: `corpus.Judged`, of which only queries with judgements count.
-    corpus: `corpus.Corpus` with its keys.
+    judged: The split; only its queries with judgements get negatives.
+    corpus: All passages, with `keys`.
   """
   counts, passages = collections.Counter(), _Passages()
   wanted = sorted(judged.judged_queries())
@@ -60,7 +64,7 @@ def attach(path, judged, corpus):
 
 
 def _say(path, given, num_queries, lacking):
-  """Prints what a file gives."""
+  """Prints the number of negatives from a file."""
   number = len(np.unique(given.queries))
   line = f'{path}: {len(given.passages):,} negatives of {number:,} of '
   line += f'{num_queries:,} training queries'
@@ -71,7 +75,7 @@ def _say(path, given, num_queries, lacking):
 
 
 def _pairs(side, rows):
-  """Returns the `corpus.Given` of columns of a file, a pair once, by query."""
+  """Returns the columns of a file as `corpus.Given`, pairs once, by query."""
   queries, numbers, scores = (np.array(column) for column in side)
   passages = rows[numbers.astype(np.int64)]
   there = passages >= 0
@@ -94,17 +98,18 @@ class Queries:
     texts: {row: text} of the same rows.
   """
 
-  def __init__(self, ids, texts):
+  def __init__(self, ids: Mapping[str, int], texts: Mapping[int, str]):
     self._ids, self._rows = ids, {}
     found = keys.of_texts(texts.values()).tolist()
     self._keys = dict(zip(texts, found, strict=True))
     for row, key in self._keys.items():
       self._rows.setdefault(key, []).append(row)
 
-  def rows(self, record):
-    """Returns the rows of a record's query: [] if it is none of these.
+  def rows(self, record: given_formats.Record) -> list[int]:
+    """Returns the rows of a record's query; [] if it is none of these.
 
-    An id counts only with its own text, for other data may have the same ids.
+    If the record has a text, its id must belong to that text, because other
+    datasets may use the same ids.
     """
     row = self._ids.get(record.query_id)
     if record.query is None:
@@ -116,13 +121,13 @@ class Queries:
 
 
 class _Passages:
-  """Passages of a file, each once, and where the corpus has them."""
+  """The distinct passages of a file, and their rows in the corpus."""
 
   def __init__(self):
     self._numbers, self._starts = {}, bytearray()
 
   def number(self, passage):
-    """Returns the number of a passage, in the order that they came."""
+    """Returns the number of a passage, in order of first occurrence."""
     name = passage.id, passage.text is None
     text = passage.id if passage.text is None else passage.text
     _, starts = keys.of_passage(passage.title, text)
@@ -132,9 +137,10 @@ class _Passages:
     return number
 
   def rows(self, corpus):
-    """Returns the (n,) int64 passage rows, -1 for what the corpus lacks.
+    """Returns the (n,) int64 passage rows, -1 for those the corpus lacks.
 
-    An id counts alone, or if the text there is that of the file.
+    An id matches if the file has no text for it, or the same text as the
+    corpus.
     """
     if not self._numbers:
       return np.zeros(0, np.int64)
@@ -145,7 +151,7 @@ class _Passages:
     there = corpus.keys[rows]
     equal = (starts[:, :, None] == there[:, None, :]).any((1, 2))
     rows[~(alone | equal) | np.array([i is None for i in ids])] = -1
-    # As title and text, as text, and as one that the other has in two.
+    # Title and text, text alone, then title and text against text, both ways.
     for ours, theirs in ((1, 1), (0, 0), (1, 0), (0, 1)):
       left = np.nonzero(rows < 0)[0]
       rows[left] = _first(starts[left, ours], corpus.keys[:, theirs])
@@ -153,7 +159,7 @@ class _Passages:
 
 
 def _first(wanted, column):
-  """Returns the first place of each wanted key in a column, -1 without one."""
+  """Returns the first index of each wanted key in a column, -1 for none."""
   order = np.argsort(column, kind='stable')
   places = np.searchsorted(column[order], wanted)
   found = order[np.minimum(places, len(order) - 1)]

@@ -1,11 +1,14 @@
-"""Lines of given negatives, in the forms of many miners -> records.
+"""Parses files of given negatives in the formats of many miners.
 
-What `--job=mine` writes, and sentence-transformers, FlagEmbedding, Tevatron and
-DPR: texts, titles and texts, or ids; a line a query or a line a pair.
+These are `--job=mine`, sentence-transformers, FlagEmbedding, Tevatron and DPR:
+texts, titles and texts, or ids; one line per query or one line per pair.
 """
 
+import collections
+from collections.abc import Iterator
 import itertools
 import math
+import pathlib
 import re
 from typing import NamedTuple
 
@@ -16,32 +19,32 @@ FORM = '{"query": ..., "positive": ..., "negative": ...}'
 _QUERY = ('anchor', 'query', 'question', 'query_text')
 _QUERY_ID, _ROW_ID = ('query_id', 'qid'), ('_id', 'id')
 # A text, an object with one, or a list of these. The last ones are columns of
-# pairs, and of lists whose labels say which passages are positive.
+# pairs, or of lists with labels that say which passages are positive.
 _POSITIVES = (
   'positive', 'pos', 'positive_passages', 'positive_ctxs', 'answer',
   'passage', 'document', 'passages', 'documents', 'docs',
 )  # fmt: skip
 _NEGATIVES = ('negative', 'neg', 'negative_passages', 'hard_negative_ctxs')
 _NUMBERED = re.compile(r'negative_?([0-9]{1,9})')
-# A list of ids, or of texts: what cannot be an id.
+# A list of ids, or of texts, recognized by not being valid ids.
 _POSITIVE_IDS = ('positive_ids', 'positive_document_ids', 'positives')
 _NEGATIVE_IDS = ('negative_ids', 'negative_document_ids', 'negatives')
 _POSITIVE_SCORES = ('positive_scores', 'pos_scores')
 _NEGATIVE_SCORES = ('negative_scores', 'neg_scores')
 _LABELS, _SCORES = ('label', 'labels'), ('score', 'scores')
 _PASSAGE_IDS = ('docid', 'passage_id', 'psg_id', '_id', 'id')
-# A key that has one of these in it is read or refused.
+# An unknown key that contains one of these is an error.
 _TELLING = ('neg', 'pos', 'score', 'label')
 
 
 class Passage(NamedTuple):
-  """A passage as a file has it.
+  """A passage as given in a file.
 
   Attributes:
     id: Its id, or None.
     title: Its title, or ''.
-    text: Its text; None if the id is all that there is.
-    score: Of it and the query; NaN where there is none.
+    text: Its text; None if the file has only the id.
+    score: Score of query and passage; NaN for none.
   """
 
   id: str | None
@@ -50,14 +53,14 @@ class Passage(NamedTuple):
   score: float = math.nan
 
   @property
-  def whole(self):
-    """Title and text as one; the id where there is no text."""
+  def whole(self) -> str:
+    """Title and text joined; the id if there is no text."""
     text = self.id if self.text is None else self.text
     return f'{self.title} {text}' if self.title else text
 
 
 class Record(NamedTuple):
-  """What a line says of a query; id or text may be None, but not both."""
+  """One line about a query; its id or text may be None, but not both."""
 
   line: int
   query_id: str | None
@@ -66,19 +69,19 @@ class Record(NamedTuple):
   negatives: list[Passage]
 
 
-def read(path, counts):
+def read(path: pathlib.Path, counts: collections.Counter) -> Iterator[Record]:
   """Yields the `Record` of each line of a file.
 
   Args:
-    path: Path of JSON lines, or of a JSON array; a name in .gz is unzipped.
-    counts: Counter of what is taken otherwise, for `records.say_counts`.
+    path: JSON lines or a JSON array; decompressed if its name ends in .gz.
+    counts: Counter of corrections, for `records.say_counts`.
   """
   for line, record in records.objects(path, FORM):
     yield _Line(path, line, record, counts).read()
 
 
 class _Line:
-  """One record of a file while it is read.
+  """Parser of one record of a file.
 
   Args:
     path: The file.
@@ -119,7 +122,7 @@ class _Line:
     )
 
   def _sides(self):
-    """Returns the positives and the negatives, None where one is null."""
+    """Returns positives and negatives, with None for null entries."""
     positives = self._passages(_POSITIVES) + self._ids(_POSITIVE_IDS)
     negatives = self._passages(_NEGATIVES) + self._ids(_NEGATIVE_IDS)
     numbered = filter(_NUMBERED.fullmatch, self._record)
@@ -127,7 +130,7 @@ class _Line:
       numbered, key=lambda name: int(_NUMBERED.match(name)[1])
     ):
       negatives += self._passages((name,))
-    # DPR's other ones are drawn at random.
+    # DPR's negative_ctxs are drawn at random, so only used without others.
     others = self._passages(('negative_ctxs',))
     negatives = negatives or others
     positives = self._scored(positives, _POSITIVE_SCORES)
@@ -135,10 +138,11 @@ class _Line:
     return self._labelled(positives, negatives)
 
   def _labelled(self, positives, negatives):
-    """Returns both sides, by the labels or scores that are for all of them.
+    """Splits passages by labels or scores that cover both sides.
 
-    A label of 1 or 0 says which side a passage is on; of a list with scores
-    the first is positive (sentence-transformers, `mine_hard_negatives`).
+    A label of 1 or 0 says which side a passage is on. In a list with scores,
+    the first passage is the positive (sentence-transformers,
+    `mine_hard_negatives`).
     """
     name, values = self._take((*_LABELS, *_SCORES))
     if values is None:
@@ -167,7 +171,7 @@ class _Line:
     return both[:number], both[number:]
 
   def _take(self, names):
-    """Returns (name, value) of the only key of some, (None, None) of none."""
+    """Returns (name, value) of the only present key, or (None, None)."""
     found = [name for name in names if name in self._record]
     self._left -= set(found)
     found = [name for name in found if self._record[name] is not None]
@@ -179,12 +183,12 @@ class _Line:
     return (found[0], self._record[found[0]]) if found else (None, None)
 
   def _passages(self, names):
-    """Returns the `Passage`s of a key; None for one that is null."""
+    """Returns the passages under a key, with None for null entries."""
     there = any(name in self._record for name in names)
     name, value = self._take(names)
     if isinstance(value, dict) and all(
       isinstance(some, list) for some in value.values()
-    ):  # By system: sentence-transformers/msmarco-hard-negatives.
+    ):  # Keyed by system, as in sentence-transformers/msmarco-hard-negatives.
       value = list(itertools.chain.from_iterable(value.values()))
     values = value if isinstance(value, list) else [value] * there
     return [self._passage(name, value) for value in values]
@@ -194,7 +198,7 @@ class _Line:
       return None
     if isinstance(value, str):
       return Passage(None, '', value)
-    if type(value) is int:  # No text is a number.
+    if type(value) is int:  # A number can only be an id.
       return Passage(str(value), '', None)
     if not isinstance(value, dict):
       raise self._bad(
@@ -251,7 +255,7 @@ class _Line:
     ]
 
   def _score(self, value):
-    """Returns a score as a float; DPR's files have some as strings."""
+    """Returns a score as a float; some of DPR's are strings."""
     try:
       score = math.nan if value is None else float(value)
     except (TypeError, ValueError):
@@ -261,7 +265,7 @@ class _Line:
     return score
 
   def _with_text(self, passages):
-    """Returns the passages that are there; counts the others."""
+    """Returns the non-empty passages; counts the others."""
     there = [p for p in passages if p and (p.text is None or p.whole.strip())]
     there = [p for p in there if p.id is not None or p.text is not None]
     for passage in there:
@@ -278,7 +282,7 @@ class _Line:
       self._counts['texts with half a surrogate pair, read as ?'] += 1
 
   def _check_left(self):
-    """Counts keys that are not read, and refuses what they may mean."""
+    """Counts unknown keys, and rejects those that may matter."""
     for name in sorted(self._left):
       if any(part in name.lower() for part in _TELLING):
         raise self._bad(

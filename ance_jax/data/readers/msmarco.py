@@ -1,29 +1,28 @@
-"""MS MARCO's own files: passages and documents, and the tracks of TREC DL.
+"""MS MARCO's files: passages and documents, with the TREC DL tracks.
 
-Nguyen et al. 2016; Craswell et al. 2020. All are columns with tabs between,
-without quotes and without a header; judgements are those of TREC.
+Nguyen et al. 2016; Craswell et al. 2020. All are tab-separated, without quotes
+or header; judgements are in TREC's format.
 """
 
 import array
 import functools
 from typing import NamedTuple
 
+from ance_jax import config as config_lib
 from ance_jax.core import logs
 from ance_jax.core import strict_io
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import downloads
 from ance_jax.data import records
 
-# Between the parts of a title, where a tokenizer's separator goes in. A control
-# character, which no title has.
 _PART = corpus_lib.TITLE_PART
-# Characters of a document that ANCE's code goes on with (msmarco_data.py).
-# address</s>title</s>body; our `_PART` is one of these characters.
+# ANCE's code keeps this many characters of url</s>title</s>body
+# (msmarco_data.py). `_PART` is one character, so the separators take 7 more.
 _DOCUMENT_CHARACTERS, _SEPARATORS = 10_000, 7
 
 
 class _Files(NamedTuple):
-  """Names of a split's files, the first ones being those of the source."""
+  """File names of a split, the original name first."""
 
   queries: tuple
   judgements: tuple
@@ -66,8 +65,8 @@ _DOCUMENT_SPLITS = {
 }
 
 
-def read_passages(config):
-  """Returns the `corpus.Source` of the passages in `--data_dir`."""
+def read_passages(config: config_lib.Config) -> corpus_lib.Source:
+  """Reads the passages in `--data_dir`."""
   folder = records.open_folder(config, 'collection.tsv')
   path = _needed(config, folder, 'collection.tsv')
   corpus = _corpus(path, 2, lambda an_id, text: (an_id, '', text))
@@ -75,12 +74,12 @@ def read_passages(config):
   return _source(config, folder, corpus, _PASSAGE_SPLITS)
 
 
-def read_titled_passages(config):
-  """Returns the `corpus.Source` of the passages with the titles of their pages.
+def read_titled_passages(config: config_lib.Config) -> corpus_lib.Source:
+  """Reads the passages in `--data_dir`, with the titles of their pages.
 
-  The corpus of RocketQA, coCondenser, Tevatron, SimLM and ANCE-Tele, which is
-  not that of MS MARCO: para.txt and para.title.txt. Passages without a title
-  have none.
+  This is the corpus of RocketQA, coCondenser, Tevatron, SimLM and ANCE-Tele,
+  which is not MS MARCO's: para.txt and para.title.txt. Some passages have no
+  title.
   """
   folder = records.open_folder(config, 'para.txt')
   path = _needed(config, folder, 'para.title.txt')
@@ -99,11 +98,11 @@ def read_titled_passages(config):
   return _source(config, folder, corpus, _PASSAGE_SPLITS)
 
 
-def read_documents(config):
-  """Returns the `corpus.Source` of the documents in `--data_dir`.
+def read_documents(config: config_lib.Config) -> corpus_lib.Source:
+  """Reads the documents in `--data_dir`.
 
-  Their text is address, title and body, as in ANCE, with the separator of
-  `--title_separator` between, of which the first 10,000 characters count.
+  As in ANCE, the text is the first 10,000 characters of URL, title and body,
+  separated by `--title_separator`.
   """
   folder = records.open_folder(config, 'msmarco-docs.tsv')
   path = _needed(config, folder, 'msmarco-docs.tsv')
@@ -111,7 +110,7 @@ def read_documents(config):
 
   def document(an_id, url, title, body):
     nonlocal shortened
-    # A document without a body has its title as its text.
+    # A document without a body gets its title as text.
     head, text = (f'{url}{_PART}{title}', body) if body else (url, title or url)
     room = max(_DOCUMENT_CHARACTERS - len(head) - _SEPARATORS, 1)
     shortened += len(text) > room
@@ -149,7 +148,7 @@ def _source(config, folder, corpus, splits):
 
 
 def _judgements(path, query_rows, passage_rows):
-  """Returns what `records.Judgements` gives, of a file of TREC's form."""
+  """Returns the result of `records.Judgements` for a file in TREC's format."""
   judgements = records.Judgements(path, query_rows, passage_rows)
   for number, line in strict_io.lines(path):
     cells = line.split()
@@ -169,9 +168,9 @@ def _corpus(path, number, row, *, may_be_empty=False):
 
   Args:
     path: The file.
-    number: Columns that each line must have.
+    number: Number of columns per line.
     row: row(*cells) -> id, title and text.
-    may_be_empty: Whether a cell may have no text.
+    may_be_empty: Whether the last cell may be empty.
   """
   writer, lines = corpus_lib.CorpusWriter(), array.array('q')
   for line, cells in _lines(path, number, may_be_empty):
@@ -181,7 +180,7 @@ def _corpus(path, number, row, *, may_be_empty=False):
 
 
 def _queries(path):
-  """Returns the ids and the texts of a file of queries, two lists."""
+  """Returns the ids and texts of a file of queries, two lists."""
   ids, texts = {}, []
   for line, (an_id, text) in _lines(path, 2, False):
     records.check_id(path, line, an_id, ids)
@@ -193,7 +192,7 @@ def _queries(path):
 
 
 def _lines(path, number, may_be_empty):
-  """Yields line number and cells of a file with tabs, the first an id."""
+  """Yields (line number, cells) of a tab-separated file; the first is an id."""
   progress = functools.partial(
     logs.progress, what=f'read {path.name}', unit='bytes'
   )
@@ -214,7 +213,7 @@ def _lines(path, number, may_be_empty):
 
 
 def _first(folder, names):
-  """Returns the path of the first of some files that is there, or None."""
+  """Returns the path of the first of some files that exists, or None."""
   return next(
     filter(None, (records.find(folder, name) for name in names)), None
   )
@@ -225,7 +224,7 @@ def _needed(config, folder, name):
 
 
 def _splits_found(folder, splits):
-  """Returns which splits are there, for people."""
+  """Returns the existing splits, for error messages."""
   there = [name for name in splits if _first(folder, splits[name].judgements)]
   missing = splits['train'].judgements[0]
   found = ', '.join(there) or f'none, not even {missing}'

@@ -1,14 +1,15 @@
-"""A file of pairs: pairs.jsonl, and perhaps a corpus.jsonl beside it.
+"""A file of pairs: pairs.jsonl, optionally with a corpus.jsonl.
 
-What sentence-transformers trains on, `mine_hard_negatives` takes or gives, and
-`--job=mine` writes: texts without ids, with or without negatives. Equal queries
-are one query, equal passages one passage.
+The format that sentence-transformers trains on, that `mine_hard_negatives`
+reads and writes, and that `--job=mine` writes: texts without ids, with or
+without negatives. Equal queries are merged, and so are equal passages.
 """
 
 import array
 import collections
 import pathlib
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import strict_io
 from ance_jax.data import corpus as corpus_lib
@@ -18,8 +19,8 @@ from ance_jax.data.readers import given
 from ance_jax.data.readers import given_formats
 
 
-def read(config):
-  """Returns the `corpus.Source` of the folder `--data_dir`."""
+def read(config: config_lib.Config) -> corpus_lib.Source:
+  """Reads the pairs in the folder `--data_dir`."""
   folder = records.open_folder(config, 'pairs.jsonl')
   path = records.existing(folder, 'pairs.jsonl', 'a folder of pairs')
   queries, passages, judged, any_negative = _read_pairs(path)
@@ -46,10 +47,12 @@ def read(config):
 
 
 def _read_pairs(path):
-  """Returns what a file has: queries, passages, pairs, and if any is negative.
+  """Reads pairs.jsonl.
 
-  {query: row}, {title and text as one: (id, title, text, line)}, a list of
-  (query row, title and text as one) of each positive, a bool.
+  Returns:
+    {query: row}, {title and text joined: (id, title, text, line)}, a list of
+    (query row, title and text joined) of the positives, and whether any line
+    has a negative.
   """
   queries, passages, judged, any_negative = {}, {}, {}, False
   counts = collections.Counter()
@@ -71,7 +74,7 @@ def _read_pairs(path):
     _add(passages, found, 'pairs', record.line)
     any_negative |= bool(record.negatives)
     for positive in record.positives:
-      # A line for each negative has its positive again.
+      # With one line per negative, repeated positives are expected.
       again = (query, positive.whole) in judged and not record.negatives
       counts['pairs that stand twice, read once'] += again
       judged[query, positive.whole] = True
@@ -83,7 +86,7 @@ def _read_pairs(path):
 
 
 def _add_negatives(path, ids, queries, passages):
-  """Adds the texts that a file of negatives has for some queries."""
+  """Adds the texts that a file of negatives has for these queries."""
   known = given.Queries(
     {an_id: row for row, an_id in enumerate(ids)}, dict(enumerate(queries))
   )
@@ -93,7 +96,7 @@ def _add_negatives(path, ids, queries, passages):
 
 
 def _add(passages, found, kind, line):
-  """Adds the `given_formats.Passage`s of a line that have a new text."""
+  """Adds those `given_formats.Passage`s of a line whose text is new."""
   number = 0
   for passage in found:
     if passage.text is not None and passage.whole not in passages:
@@ -103,10 +106,11 @@ def _add(passages, found, kind, line):
 
 
 def _read_corpus(folder, path, passages):
-  """Returns the `corpus.Corpus`, and {title and text as one: row}.
+  """Returns the `corpus.Corpus` and {title and text joined: row}.
 
-  What corpus.jsonl has comes first, then the passages that are not in it; one
-  that is may be there as text alone, or as title, space and text.
+  Passages of corpus.jsonl come first, then those of the pairs that are not in
+  it. A passage of the pairs is in it if it equals a text there, or a title, a
+  space and a text.
   """
   writer, lines, rows = corpus_lib.CorpusWriter(), array.array('q'), {}
   counts = collections.Counter()
