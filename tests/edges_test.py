@@ -19,6 +19,7 @@ from ance_jax.jobs import mine
 from ance_jax.jobs import systems
 from ance_jax.mining import filters
 from ance_jax.models import pretrained
+from ance_jax.training import experiment
 from ance_jax.training import negatives
 from ance_jax.training import refreshes
 from ance_jax.training import resume
@@ -168,6 +169,43 @@ def test_what_a_corpus_allows_is_allowed_to_the_last(
     return
   with pytest.raises(errors.BadInput, match=says):
     negatives.check(run)
+
+
+@pytest.mark.parametrize('dropped', [True, False])
+def test_a_copy_of_a_positive_takes_a_rank_only_if_it_is_dropped(
+  dropped, tmp_path
+):
+  texts = [*fingerprint_test.TEXTS[:4], fingerprint_test.TEXTS[0]]
+  run = fingerprint_test.make_run(
+    tmp_path, texts=texts, queries='vwxyz', top_k=4, drop_same_text=dropped,
+    method='ance', hard_negatives=1,
+  )  # fmt: skip
+  if not dropped:
+    negatives.check(run)
+    return
+  with pytest.raises(errors.BadInput, match='found 4 and up to 2'):
+    negatives.check(run)
+
+
+@pytest.mark.parametrize(
+  ('index', 'refused'), [('PQ12', False), ('PQ16', True)]
+)
+def test_an_index_of_a_new_run_is_looked_at_before_its_data(
+  index, refused, monkeypatch
+):
+  """It divides the width of the head, not of the body."""
+
+  class ReadFirst(Exception):
+    pass
+
+  def load(*_):
+    raise ReadFirst
+
+  monkeypatch.setattr(experiment.load, 'load', load)
+  config = config_lib.Config(hidden_size=32, head_size=24, index=index)
+  expected = errors.BadInput if refused else ReadFirst
+  with pytest.raises(expected):
+    experiment.begin(config, ('train',))
 
 
 def test_an_index_may_have_a_list_for_each_chunk_of_the_corpus(tmp_path):

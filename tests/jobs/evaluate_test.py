@@ -384,6 +384,10 @@ def test_a_set_of_beir_brings_its_protocol_but_to_no_run_that_began_otherwise(
     'settings',
     lambda *_: dataclasses.replace(finished, protocol='beir'),
   )
+  scored, *_ = experiment.read(
+    dataclasses.replace(finished, job='evaluate'), ('dev',)
+  )
+  assert scored.splits['dev'].protocol == 'beir'
   for config in (finished, named):
     experiment.check_same_run(config, 6)
     again = experiment.go_on(config, ('dev',), 6)

@@ -214,7 +214,9 @@ def test_a_run_without_dev_metrics_says_why(of_start, why, tmp_path):
     {'step': 0, 'probe/cosine': 0.5, **of_start},
     {'step': 10, 'train/loss': 2.0},
   )
-  (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  (tmp_path / 'metrics.jsonl').write_text(
+    ''.join(json.dumps(line) + '\n' for line in lines)
+  )
   assert report.table(tmp_path) == why
   assert page_of(tmp_path).count(f'<p>{why}</p>') == 2
 

@@ -192,6 +192,18 @@ def test_a_row_of_a_slice_is_that_of_its_query(tmp_path):
   assert shown(4) == ([], [])
 
 
+@pytest.mark.parametrize(
+  ('runs', 'source'),
+  [(('own', 'other'), 'own'), (('other',), 'other'), ((), None)],
+)
+def test_what_was_mined_is_that_of_the_run_in_the_folder_first(
+  runs, source, monkeypatch
+):
+  monkeypatch.setattr(experiment.pretrained, 'is_run', runs.__contains__)
+  config = config_lib.Config(workdir='own', init_from='other')
+  assert experiment.source(config) == source
+
+
 @pytest.mark.parametrize('port', ['in use', 'of root'])
 def test_a_port_that_cannot_be_had_is_refused_before_anything_is_read(
   port, tiny, monkeypatch

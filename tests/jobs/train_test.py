@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from report_test import rows_of
 
 from ance_jax import config as config_lib
 from ance_jax import errors
@@ -17,6 +18,7 @@ from ance_jax.core import checkpoint
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 from ance_jax.core import pace
+from ance_jax.core import workdirs
 from ance_jax.jobs import train
 from ance_jax.mining import selection
 from ance_jax.models import bi_encoder
@@ -62,6 +64,9 @@ def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(
   assert checkpoint.committed_steps(workdir)[-3:] == [8, 12, 16]
   assert len(list((workdir / 'embeddings').iterdir())) == 1
   assert (workdir / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+  page = (workdir / workdirs.PAGE_FILE).read_text()
+  shown = rows_of(page, 'Examples of dev')[1:]
+  assert [row[1] for row in shown] == ['4', '16'] * 3
   out = capsys.readouterr().out
   assert 'refresh at step 8: dev mrr@10' in out
   assert 'negatives_age 4 | overlap with the last' in out
@@ -754,10 +759,16 @@ def test_the_folder_of_another_run_is_refused(tiny):
   assert after == before
 
 
-def test_a_finished_run_goes_on_with_more_steps(tiny):
+def test_a_finished_run_goes_on_with_more_steps(tiny, capsys):
   config = dataclasses.replace(tiny, max_steps=5, num_devices=1)
   first = train.run(config)
-  scores = train.run(dataclasses.replace(config, max_steps=9))
+  capsys.readouterr()
+  of_a_start = {'debug': True, 'progress_bars': False}
+  scores = train.run(dataclasses.replace(config, max_steps=9, **of_a_start))
+  said = capsys.readouterr().out.splitlines()
+  assert [line for line in said if 'from here on' in line] == [
+    '--max_steps is 9 from here on; it was 5'
+  ]
   # What the first end was evaluated to is not forgotten.
   dev = logs.series(config.workdir, 'dev/mrr@10')
   assert list(dev) == [4, 5, 8, 9]

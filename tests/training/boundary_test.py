@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
@@ -216,6 +217,41 @@ def test_a_reader_finds_the_newest_refresh_that_may_be_picked_up(
     assert reader.newest(None, step) == expected
     assert reader.newest(resume.PickUp(9, expected), step) is None
   reader.close()
+
+
+@pytest.mark.parametrize('stops', [True, False])
+def test_what_one_process_sees_all_do_after_the_same_step(stops, monkeypatch):
+  here, other = [[True, False], [False, True]][:: 1 if stops else -1]
+  monkeypatch.setattr(boundary.distributed, 'count', lambda: 2)
+  monkeypatch.setattr(boundary.distributed, 'is_first', lambda: True)
+  monkeypatch.setattr(
+    boundary.distributed, 'gather', lambda one: np.stack([one, other])
+  )
+  monkeypatch.setattr(boundary.logs, 'stop_requested', lambda: here[0])
+  monkeypatch.setattr(resume, 'planned', lambda _: [])
+  newest = 4 if here[1] else None
+  parts = SimpleNamespace(
+    run=SimpleNamespace(config=config_lib.Config(steps_per_log=5)),
+    reader=SimpleNamespace(newest=lambda *_: newest),
+  )
+  assert boundary.news(parts, 10, None) == [True, True]
+  assert boundary.news(parts, 11, None) == (False, False)
+
+
+def test_a_refresh_newer_than_all_checkpoints_is_not_the_last_one(
+  monkeypatch, tmp_path
+):
+  looks = iter([[0, 10, 14], [0, 10, 14, 40]])
+  monkeypatch.setattr(checkpoint, 'committed_steps', lambda _: next(looks))
+  monkeypatch.setattr(background.refreshes, 'published', lambda _: [10, 20, 30])
+  made = []
+  monkeypatch.setattr(background, '_refresh', lambda _, *who: made.append(who))
+  config = config_lib.Config(
+    workdir=str(tmp_path), method='ance', warmup_steps=0, steps_per_refresh=7,
+    max_steps=40,
+  )  # fmt: skip
+  background.watch(SimpleNamespace(config=config, workdir=tmp_path))
+  assert made == [(14, 10)]
 
 
 @pytest.mark.parametrize(

@@ -982,8 +982,13 @@ def test_a_row_that_takes_none_of_them_says_so(beir, capsys):
   negatives.check(run)
   assert said not in capsys.readouterr().out
   config = dataclasses.replace(run.config, method='in_batch')
-  negatives.check(run._replace(config=config))
+  others = run._replace(config=config)
+  negatives.check(others)
   assert f'--method=in_batch {said}' in capsys.readouterr().out
+  # BM25, too, may take those that questions bring.
+  brought = run.splits['train']._replace(given=None, negatives=[[4], [5], [0]])
+  negatives.check(others._replace(splits={'train': brought}))
+  assert said not in capsys.readouterr().out
 
 
 def test_what_the_corpus_lacks_is_counted_by_mention_and_no_positive(
