@@ -1,4 +1,4 @@
-"""What a case is, and hands that spoil files."""
+"""Cases of bad input, and functions that corrupt files."""
 
 from collections.abc import Callable
 import gzip
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 
 class Refused(NamedTuple):
-  """Input that is refused in one sentence.
+  """Input that must be rejected with a one-sentence error.
 
   Attributes:
-    make: make(folder) spoils the sound input there, and returns settings that
-      differ from the sound ones, or None.
-    says: What the sentence must say.
-    file: What it must begin with, to the name of the file, or ''.
-    line: The line that it must name, or None.
+    make: make(folder) corrupts the valid input in a folder, and returns the
+      settings to change, or None.
+    says: Text that the error must contain.
+    file: File whose path must begin the error, or ''.
+    line: Line number that the error must name, or None.
   """
 
   make: Callable
@@ -26,11 +26,11 @@ class Refused(NamedTuple):
 
 
 class Accepted(NamedTuple):
-  """Input that is used.
+  """Input that must be accepted.
 
   Attributes:
     make: As for `Refused`.
-    says: What a printed line must say; '' where nothing was left out or
+    says: Text that a log line must contain; '' if nothing was skipped or
       changed.
   """
 
@@ -39,12 +39,12 @@ class Accepted(NamedTuple):
 
 
 def settings(**changes):
-  """Returns a `make` that leaves the files as they are."""
+  """Returns a `make` that changes settings and no files."""
   return lambda folder: changes
 
 
 def append(name, data):
-  """Returns a `make` that writes text or bytes behind a file."""
+  """Returns a `make` that appends text or bytes to a file."""
 
   def make(folder):
     with open(folder / name, 'ab') as file:
@@ -54,7 +54,7 @@ def append(name, data):
 
 
 def put(name, data, **changes):
-  """Returns a `make` that writes a file anew."""
+  """Returns a `make` that overwrites a file."""
 
   def make(folder):
     (folder / name).parent.mkdir(exist_ok=True)
@@ -65,12 +65,12 @@ def put(name, data, **changes):
 
 
 def put_json(name, value):
-  """Returns a `make` that writes a JSON file anew."""
+  """Returns a `make` that overwrites a JSON file."""
   return put(name, json.dumps(value))
 
 
 def change_json(name, *without, **values):
-  """Returns a `make` that sets some keys of a JSON file, and drops others."""
+  """Returns a `make` that sets `values` in a JSON file and drops `without`."""
 
   def make(folder):
     old = json.loads((folder / name).read_text())
@@ -81,7 +81,7 @@ def change_json(name, *without, **values):
 
 
 def edit(name, change):
-  """Returns a `make` that puts change(bytes) in place of a file's bytes."""
+  """Returns a `make` that applies `change` to a file's bytes."""
 
   def make(folder):
     path = folder / name
@@ -107,7 +107,7 @@ def rename(old, new):
 
 
 def zipped(name, change=lambda data: data):
-  """Returns a `make` that gzips a file, and changes the bytes of that."""
+  """Returns a `make` that gzips a file and applies `change` to the result."""
 
   def make(folder):
     path = folder / name
@@ -119,7 +119,7 @@ def zipped(name, change=lambda data: data):
 
 
 def link(name, target):
-  """Returns a `make` that puts a link in place of a file."""
+  """Returns a `make` that replaces a file by a symbolic link."""
 
   def make(folder):
     (folder / name).unlink(missing_ok=True)
@@ -129,7 +129,7 @@ def link(name, target):
 
 
 def pipe(name):
-  """Returns a `make` that puts a pipe, which nobody writes, in place."""
+  """Returns a `make` that replaces a file by a pipe without a writer."""
 
   def make(folder):
     (folder / name).unlink(missing_ok=True)
@@ -139,7 +139,7 @@ def pipe(name):
 
 
 def folder_as(name):
-  """Returns a `make` that puts a folder in place of a file."""
+  """Returns a `make` that replaces a file by a folder."""
 
   def make(folder):
     (folder / name).unlink(missing_ok=True)
@@ -149,7 +149,7 @@ def folder_as(name):
 
 
 def together(*makes):
-  """Returns a `make` of several, the settings of the last."""
+  """Returns a `make` that runs `makes` and returns the last one's settings."""
   return lambda folder: [make(folder) for make in makes][-1]
 
 

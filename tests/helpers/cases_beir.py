@@ -1,4 +1,4 @@
-"""BEIR folders that people make or fetch, and hostile ones."""
+"""BEIR folders as users make or download them, and hostile ones."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ HEADER = 'query-id\tcorpus-id\tscore\n'
 
 
 def make_sound(folder, _):
-  """Writes a BEIR folder: five passages, three queries, two splits."""
+  """Writes a BEIR folder with five passages, three queries and two splits."""
   put(CORPUS, ''.join(map(passage, range(5))))(folder)
   put(QUERIES, ''.join(record(_id=f'q{i}', text='what') for i in range(3)))(
     folder
@@ -39,7 +39,7 @@ def make_sound(folder, _):
 
 
 def use(folder, changes):
-  """Reads it, and indexes it for BM25."""
+  """Loads the folder and indexes it with BM25."""
   changes = {'data_dir': str(folder), **(changes or {})}
   given = config.Config(dataset='beir', **changes)
   dataset = load.load(given, (given.train_split, given.dev_split))
@@ -52,42 +52,42 @@ def record(**values):
 
 
 def passage(number):
-  """Returns a line of the corpus."""
+  """Returns the corpus line of passage `number`."""
   return record(_id=f'p{number}', title=f't{number}', text=f'text {number}')
 
 
 def sixth(data, says):
-  """Returns the case of a sixth line of the corpus that is refused."""
+  """Returns the case of a bad sixth line of the corpus."""
   return Refused(append(CORPUS, data), says, CORPUS, 6)
 
 
 def sixth_id(an_id, says):
-  """Returns the case of a sixth passage whose id is refused."""
+  """Returns the case of a sixth passage with a bad id."""
   return sixth(record(_id=an_id, text='a'), says)
 
 
 def fourth(data, says):
-  """Returns the case of a fourth line of the queries that is refused."""
+  """Returns the case of a bad fourth line of the queries."""
   return Refused(append(QUERIES, data), says, QUERIES, 4)
 
 
 def judged(line, says):
-  """Returns the case of a judgement that is refused."""
+  """Returns the case of a bad judgement."""
   return Refused(append(DEV, f'{line}\n'), says, DEV, 4)
 
 
 def answered(line, says, number=1):
-  """Returns the case of lines of answers that are refused."""
+  """Returns the case of bad lines of answers."""
   return Refused(put(ANSWERS, line), says, ANSWERS, number)
 
 
 def corpus_as(data, says, line=None):
-  """Returns the case of a corpus that is refused as a whole."""
+  """Returns the case of a bad corpus file."""
   return Refused(put(CORPUS, data), says, CORPUS, line)
 
 
 def judged_in_json(*lines):
-  """Returns a `make` that gives dev as JSON lines, all of query q2."""
+  """Returns a `make` that writes dev as JSON lines, all for query q2."""
   lines = [{'query-id': 'q2', 'corpus-id': 'p2', **line} for line in lines]
   text = ''.join(record(**line) for line in lines)
   return together(remove(DEV), put(JSON_DEV, text))
@@ -398,7 +398,7 @@ CASES = {
     put(DEV, f'{HEADER}q2\tp2\t1.0\n'), '1 grades with a decimal point, such as'
   ),
   'float grade first': Refused(put(DEV, 'q2\tp2\t0.5\n'), "'0.5'", DEV, 1),
-  # No header is skipped that has a grade.
+  # A first line with a grade is not a header.
   'unknown ids first': Refused(
     put(DEV, 'q9\tnope\t1\nq2\tp2\t1\n'), "'q9'", DEV, 1
   ),

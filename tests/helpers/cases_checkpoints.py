@@ -1,6 +1,6 @@
-"""Models given to --init_from: broken, of another kind, and hostile ones.
+"""Models for --init_from: broken, unsupported and hostile ones.
 
-And where they may not be exported to.
+Also destinations to which no model may be exported.
 """
 
 import json
@@ -52,7 +52,7 @@ TYPE = 'sentence_transformers.models.'
 
 
 def make_sound(folder, sound):
-  """Copies a BERT folder, which is made once."""
+  """Copies a BERT folder, made on the first call."""
   if not os.listdir(sound):
     params = bi_encoder.init(
       bi_encoder.Retriever(BODY, True, 'cls', 0, True, 'dot', 8, 8, ' '), 0
@@ -76,7 +76,7 @@ def make_sound(folder, sound):
 
 
 def use(folder, changes):
-  """Starts from it, or exports it."""
+  """Initializes a retriever from the folder, or exports the run in it."""
   changes = {'init_from': str(folder), **(changes or {})}
   if 'output' in changes:
     export.run(config.Config(job='export', workdir=str(folder), **changes))
@@ -85,7 +85,7 @@ def use(folder, changes):
 
 
 def tensors(change):
-  """Returns a `make` that changes the dict of tensors."""
+  """Returns a `make` that applies `change` to the dict of tensors."""
 
   def make(folder):
     found = dict(load_file(folder / WEIGHTS))
@@ -96,14 +96,14 @@ def tensors(change):
 
 
 def all_as(dtype):
-  """Returns a `make` that stores all tensors as another type."""
+  """Returns a `make` that stores all tensors as `dtype`."""
   return tensors(
     lambda found: found.update({k: v.astype(dtype) for k, v in found.items()})
   )
 
 
 def spoilt(value):
-  """Returns a `make` that puts a value into one tensor."""
+  """Returns a `make` that writes a value into one tensor."""
 
   def change(found):
     found[WORDS] = found[WORDS].copy()
@@ -113,7 +113,7 @@ def spoilt(value):
 
 
 def shards(**names):
-  """Returns a `make` of two files of weights and an index with other names."""
+  """Returns a `make` that shards the weights and adds `names` to the index."""
 
   def make(folder):
     found = load_file(folder / WEIGHTS)
@@ -144,17 +144,17 @@ def _shards_twice(folder):
 
 
 def number(name, value, says):
-  """Returns the case of a number of config.json that no model has."""
+  """Returns the case of an impossible number in config.json."""
   return Refused(change_json(CONFIG, **{name: value}), says, CONFIG)
 
 
 def other(says, **values):
-  """Returns the case of a config.json of another architecture."""
+  """Returns the case of an unsupported architecture in config.json."""
   return Refused(change_json(CONFIG, **values), says)
 
 
 def sentences(*makes, kinds=('Transformer', 'Pooling', 'Normalize')):
-  """Returns a `make` of a sentence-transformers folder, then spoilt."""
+  """Returns a `make` of a sentence-transformers folder, changed by `makes`."""
 
   def make(folder):
     put_json(
@@ -173,7 +173,7 @@ def sentences(*makes, kinds=('Transformer', 'Pooling', 'Normalize')):
 
 
 def dense(config=None, tensors=None, *more):
-  """Returns a `make` of such a folder with a Dense of 4, then spoilt."""
+  """Returns a `make` of a sentence-transformers folder with a Dense module."""
   config = {
     'in_features': 8,
     'out_features': 4,
@@ -199,7 +199,7 @@ def dense(config=None, tensors=None, *more):
 
 
 def spoilt_dense(value):
-  """Returns a `make` that puts a value into the bias of a Dense."""
+  """Returns a `make` that writes a value into the bias of a Dense."""
 
   def make(folder):
     found = dict(load_file(folder / DENSE))
@@ -210,17 +210,17 @@ def spoilt_dense(value):
 
 
 def modality(value):
-  """Returns a `make` of such a folder that says what the Transformer gives."""
+  """Returns a `make` of a sentence-transformers folder with modality_config."""
   return sentences(change_json(LENGTH, modality_config=value))
 
 
 def output(name):
-  """Returns what it says where that is one of its outputs."""
+  """Returns a modality_config that selects an output of the Transformer."""
   return {'text': {'method': 'forward', 'method_output_name': name}}
 
 
 def router(**values):
-  """Returns a `make` of a Router, some of its settings changed."""
+  """Returns a `make` of a Router with changed settings."""
   kinds = {'': 'Transformer', '1_Pooling': 'Pooling'}
   types = {path: TYPE + kind for path, kind in kinds.items()}
   routes = {'query': list(kinds), 'document': list(kinds)}
@@ -229,7 +229,7 @@ def router(**values):
 
 
 def module(number, **values):
-  """Returns the `make` of modules.json with one entry changed."""
+  """Returns a `make` that changes one entry of modules.json."""
 
   def make(folder):
     modules = json.loads((folder / MODULES).read_text())
@@ -258,7 +258,7 @@ def _run_of_ours(change):
 
 
 def _other_version(*without, **values):
-  """Returns the case of a run as another version writes it: rightly hashed."""
+  """Returns the case of another version's run, with valid hashes."""
 
   def change(folder):
     change_json('record/model/retriever.json', *without, **values)(folder)
@@ -271,7 +271,7 @@ def _other_version(*without, **values):
 
 
 def exported(*makes, output='out', **changes):
-  """Returns a `make` of an export to a name in the folder, after others."""
+  """Returns a `make` that runs `makes` and exports to a path in the folder."""
 
   def make(folder):
     for one in makes:
@@ -292,13 +292,13 @@ LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n'
 
 
 def raw(header, says='one that cannot be read'):
-  """Returns the case of a safetensors file of this header."""
+  """Returns the case of a safetensors file with a bad header."""
   data = len(header).to_bytes(8, 'little') + header
   return Refused(put(WEIGHTS, data), says, WEIGHTS)
 
 
 CASES = {
-  # What is named.
+  # Paths.
   'file in its folder': Accepted(
     lambda folder: {'init_from': str(folder / WEIGHTS)}, 'tie_encoders True'
   ),
@@ -553,7 +553,7 @@ CASES = {
     ),
     'must fit the 60 rows of the word embedding; found the id',
   ),
-  # Settings that do not go with the model.
+  # Settings that do not fit the model.
   'query beyond the positions': Refused(
     settings(query_length=17), '--query_length must be at most the 16 tokens'
   ),
@@ -819,7 +819,7 @@ CASES = {
     ),
     'no file or folder',
   ),
-  # Where it is exported to.
+  # Destinations of exports.
   'export': Accepted(exported(), 'exported: '),
   'export again': Accepted(
     exported(_export_before, overwrite=True), 'exported: '

@@ -1,4 +1,4 @@
-"""Flags and flagfiles that people get wrong."""
+"""Flags and flagfiles with mistakes that users make."""
 
 import os
 import pathlib
@@ -23,22 +23,22 @@ def make_sound(folder, _):
 
 
 def use(folder, changes):
-  """Reads it, with the settings on top."""
+  """Reads the flagfile, overridden by the changed settings."""
   flags.from_flagfile(folder / FILE, **(changes or {}))
 
 
 def line(text, says):
-  """Returns the case of a third line that is refused."""
+  """Returns the case of a bad third line."""
   return Refused(append(FILE, f'{text}\n'), says, FILE, 3)
 
 
 def value(text, says):
-  """Returns the case of a value that has the form, but not the range."""
+  """Returns the case of a well-formed value that is out of range."""
   return Refused(append(FILE, f'{text}\n'), says)
 
 
 def given(says, **changes):
-  """Returns the case of settings that a notebook gives."""
+  """Returns the case of bad settings from a notebook."""
   return Refused(settings(**changes), says)
 
 
@@ -61,7 +61,7 @@ def _names(other):
 WHOLE = 'must be a whole number; found '
 DIGITS = '9' * 10_000
 CASES = {
-  # What is no flag.
+  # Not flags.
   'unknown flag': line('--no_such=1', 'found --no_such; see --help'),
   'flag misspelt': line('--batchsize=3', 'write --batch_size=value'),
   'flag with hyphens': line('--batch-size=3', 'write --batch_size=value'),
@@ -81,7 +81,7 @@ CASES = {
   'Windows flagfile': Accepted(put(FILE, '# A run.\r\n--max_steps=5\r\n')),
   'no newline at the end': Accepted(put(FILE, '--max_steps=5')),
   'empty flagfile': Accepted(put(FILE, '')),
-  # Values of another type.
+  # Values of the wrong type.
   'word for a number': line('--seed=one', f"--seed {WHOLE}'one'"),
   'comment behind a number': line('--seed=1 # why', f"{WHOLE}'1 # why'"),
   'exponent in a whole number': line('--max_steps=1e6', f"{WHOLE}'1e6'"),
@@ -146,7 +146,7 @@ CASES = {
   'long seed': value(f'--seed={2**31}', 'at least 0 and below 2**31'),
   'steps beyond int32': value(f'--max_steps={2**31}', 'be below 2**31'),
   'steps beyond int64': value(f'--max_steps={10**30}', 'be below 2**31'),
-  # Values that are none of those there are.
+  # Values that are not among the choices.
   'method misspelt': line(
     '--method=anse', 'ance_code_qa, ance_in_batch, given, given_in_batch; '
   ),

@@ -1,4 +1,4 @@
-"""Files of MS MARCO and of DPR, broken as downloads and editors break them."""
+"""Files of MS MARCO and DPR as downloads and editors break them."""
 
 import json
 
@@ -21,7 +21,7 @@ DPR, MARCO = {'dataset': 'dpr'}, {'dataset': 'msmarco'}
 
 
 def make_sound(folder, _):
-  """Writes three passages and two questions, as DPR and as MS MARCO."""
+  """Writes three passages and two questions in both formats."""
   rows = ''.join(f'{i}\ttext {i}\ttitle {i}\n' for i in (1, 2, 3))
   put(PASSAGES, f'id\ttext\ttitle\n{rows}')(folder)
   put(TRAIN, json.dumps([question(1), question(2)]))(folder)
@@ -35,7 +35,7 @@ def make_sound(folder, _):
 
 
 def use(folder, changes):
-  """Reads the set that the changes name."""
+  """Loads the dataset that the changed settings name."""
   changes = {'data_dir': str(folder), **DPR, **(changes or {})}
   splits = changes.pop('splits', ('train', 'dev'))
   load.load(config.Config(**changes), splits)
@@ -54,29 +54,29 @@ def question(number, **changes):
 
 
 def marco(make):
-  """Returns a `make` for --dataset=msmarco."""
+  """Returns `make` for --dataset=msmarco."""
   return lambda folder: {**MARCO, **(make(folder) or {})}
 
 
 def asked(says, **changes):
-  """Returns the case of a second question that is refused."""
+  """Returns the case of a bad second question."""
   text = json.dumps([question(1), question(2, **changes)])
   return Refused(put(TRAIN, text), says, TRAIN)
 
 
 def answered(line, says):
-  """Returns the case of a second line of answers that is refused."""
+  """Returns the case of a bad second line of answers."""
   make = put(QA, f"who\t['a']\n{line}\n", splits=('test',))
   return Refused(make, says, QA, 2)
 
 
 def columns(line, says):
-  """Returns the case of a fourth line of MS MARCO's passages."""
+  """Returns the case of a bad fourth line of MS MARCO's passages."""
   return Refused(marco(append(COLLECTION, line)), says, COLLECTION, 4)
 
 
 def judged(line, says):
-  """Returns the case of a third judgement of MS MARCO."""
+  """Returns the case of a bad third judgement of MS MARCO."""
   return Refused(marco(append(QRELS, f'{line}\n')), says, QRELS, 3)
 
 

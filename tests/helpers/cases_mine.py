@@ -1,4 +1,4 @@
-"""What --job=mine is given: flags, rankings, and cross-encoders as judges."""
+"""Input of --job=mine: flags, rankings and cross-encoders."""
 
 import json
 import os
@@ -36,7 +36,7 @@ BODY = bert.BodyConfig('bert', 60, 8, 1, 2, 8, 16, 1, 1e-12, 'gelu')
 
 
 def make_sound(folder, sound):
-  """Copies data, a ranking of it and a cross-encoder; they are made once."""
+  """Copies data, a ranking and a cross-encoder, made on the first call."""
   if not os.listdir(sound):
     (sound / 'data').mkdir()
     (sound / JUDGE).mkdir()
@@ -77,7 +77,7 @@ def _make_judge(folder):
 
 
 def use(folder, changes):
-  """Mines with it."""
+  """Mines with the folder's data, ranking and cross-encoder."""
   given = {
     'workdir': str(folder / 'mined'),
     'dataset': 'beir',
@@ -91,17 +91,17 @@ def use(folder, changes):
 
 
 def flags(says, **changes):
-  """Returns the case of flags that do not go together."""
+  """Returns the case of inconsistent flags."""
   return Refused(settings(**changes), says)
 
 
 def without_judge(says, **changes):
-  """Returns the case of flags that do not go together, without a judge."""
+  """Returns the case of inconsistent flags without a cross-encoder."""
   return flags(says, judge='', judge_max_score=None, **changes)
 
 
 def tensors(says, **changes):
-  """Returns the case of a judge of which some tensors are others, or None."""
+  """Returns the case of a cross-encoder with changed or removed tensors."""
 
   def make(folder):
     found = {**load_file(folder / WEIGHTS), **changes}
@@ -116,12 +116,12 @@ def _ones(*shape):
 
 
 def activation(name):
-  """Returns a `make` of a judge with an activation."""
+  """Returns a `make` that sets the cross-encoder's activation."""
   return put_json(SETTINGS, {'activation_fn': name})
 
 
 def modules(*kinds):
-  """Returns a `make` of a judge of some modules."""
+  """Returns a `make` that sets the cross-encoder's modules."""
   names = [f'sentence_transformers.models.{kind}' for kind in kinds]
   listed = [{'type': name, 'path': ''} for name in names]
   return put_json(f'{JUDGE}/modules.json', listed)
@@ -149,7 +149,7 @@ def _mined_before(folder):
 
 
 def pair(text, says):
-  """Returns the case of a second line of pairs that is refused."""
+  """Returns the case of a bad second line of pairs."""
 
   def make(folder):
     put(PAIRS, '{"anchor": "what", "positive": "text"}\n' + text)(folder)
@@ -159,7 +159,7 @@ def pair(text, says):
 
 
 def _pairs(*texts, **files):
-  """Returns a `make` of a folder of pairs, and of other files."""
+  """Returns a `make` that writes a folder of pairs and other files."""
 
   def make(folder):
     put(PAIRS, ''.join(texts))(folder)
@@ -261,7 +261,7 @@ CASES = {
     'pairs/corpus.jsonl',
     1,
   ),
-  # The judge.
+  # The cross-encoder.
   'judge that the cache lacks': flags('not in the cache', judge='some/name'),
   'file as judge': Refused(_file_as_judge, 'the folder of a cross-encoder'),
   'judge without a config': Refused(remove(CONFIG), 'folder with a config.jso'),

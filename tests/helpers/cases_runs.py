@@ -1,4 +1,4 @@
-"""Folders of runs that were edited, cut, mixed up or made by somebody else."""
+"""Run directories that were edited, truncated, mixed up or made elsewhere."""
 
 import json
 import os
@@ -41,7 +41,7 @@ DEV = {
 
 
 def make_sound(folder, sound):
-  """Copies a run that has begun, on the sound data; it is made once."""
+  """Copies the start of a run on the sound data, made on the first call."""
   if not os.listdir(sound):
     (sound / 'data').mkdir()
     (sound / 'run').mkdir()
@@ -72,7 +72,7 @@ def make_sound(folder, sound):
 
 
 def use(folder, changes):
-  """Gives it to a job, or to a part of one: the setting `call`."""
+  """Calls the job, or part of a job, that the setting `call` names."""
   changes = {
     'workdir': str(folder / 'run'),
     'data_dir': str(folder / 'data'),
@@ -105,17 +105,17 @@ CALLS = {
 
 
 def metric(text, says):
-  """Returns the case of a third line of metrics.jsonl that is refused."""
+  """Returns the case of a bad third line of metrics.jsonl."""
   return Refused(append(METRICS, f'{text}\n'), says, METRICS, 3)
 
 
 def job(call, says, **changes):
-  """Returns the case of settings that do not go with the run."""
+  """Returns the case of settings that do not fit the run."""
   return Refused(settings(call=call, **changes), says)
 
 
 def ranked(text):
-  """Returns a `make` of a run file of BM25's rankings, and the job it is of."""
+  """Returns a `make` that writes a BM25 run file and mines with it."""
 
   def make(folder):
     put('run.trec', text)(folder)
@@ -125,12 +125,12 @@ def ranked(text):
 
 
 def misranked(text, says, line=1):
-  """Returns the case of a run file that cannot be used."""
+  """Returns the case of a bad run file."""
   return Refused(ranked(text), says, 'run.trec', line)
 
 
 def two_run_files(folder):
-  """Writes two run files of dev, which has one query, and compares them."""
+  """Writes two run files of dev, which has one query, to compare."""
   names = [str(folder / name) for name in ('first.trec', 'second.trec')]
   for name in names:
     put(name, 'q2 Q0 p1 1 2.5 x\n')(folder)
@@ -138,15 +138,12 @@ def two_run_files(folder):
 
 
 def going_on(make, says, file=''):
-  """Returns the case of a run that cannot go on."""
+  """Returns the case of a run that cannot resume."""
   return Refused(together(make, settings(call='go on')), says, file)
 
 
 def flags(make, says, **changes):
-  """Returns the case of flags in a checkpoint that cannot be used.
-
-  What the job is given itself are the sound ones.
-  """
+  """Returns the case of a checkpoint with bad flags, the job's being sound."""
 
   def keep(folder):
     make(folder)
@@ -159,7 +156,7 @@ def flags(make, says, **changes):
 
 
 def stored(says, change):
-  """Returns the case of token rows that somebody else made, with hashes."""
+  """Returns the case of changed token rows with matching hashes."""
 
   def make(folder):
     (path,) = (folder / 'run/tokens').glob('passages-*')
@@ -330,7 +327,7 @@ CASES = {
   'no run to encode': Refused(_without_run('encode'), 'given a run or a check'),
   'no run to export': Refused(_without_run('export'), 'given a run or a check'),
   'BM25 in a run': job('evaluate', 'of BM25 must have a', retriever='bm25'),
-  # Settings that do not go with the data or the machine.
+  # Settings that do not fit the data or the machine.
   'more devices': job('check', 'must be at most the 8', num_devices=9),
   'batch over devices': job('check', 'must divide over the', batch_size=3),
   'batch in pieces': job(
@@ -357,7 +354,7 @@ CASES = {
   'answers dropped where there are none': job(
     'check a refresh', 'must be with data that has answers', drop_answers=True
   ),
-  # Rankings of BM25 that are given.
+  # Run files of BM25.
   'run of BM25': Accepted(
     ranked('q0 Q0 p1 1 2.5 x\nq1 Q0 p2 1 2 x\n'), 'BM25 negatives of '
   ),

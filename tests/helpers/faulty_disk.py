@@ -1,14 +1,14 @@
-"""A disk that fails at the n-th file operation, or whose power is cut.
+"""Simulates a disk that fails at the n-th file operation, and power cuts.
 
-`FaultyDisk` stands between Python and the files below one folder: it counts
-what changes them (open for writing, write, fsync, rename, remove, make or
-remove a folder), writes it down, and at the n-th stops the process (from then
-on nothing changes any more) or raises an error. What Orbax writes in C++
-passes it by.
+`FaultyDisk` intercepts Python's file operations below one folder. It records
+those that change the disk (open for writing, write, fsync, rename, remove, make
+or remove a folder), and at the n-th it simulates the end of the process (all
+later operations have no effect) or raises an error. It does not see the writes
+of Orbax's C++ code.
 
-`after_power_loss` makes of what was written down the files that a machine may
-find after its power was cut: what was synced is there; of the rest some is,
-some is not, and some is torn or zeros.
+`after_power_loss` turns the recorded operations into a state in which a power
+cut may leave the disk: synced data is complete; unsynced data may be complete,
+missing, torn or zeros.
 """
 
 import builtins
@@ -21,13 +21,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-# Written by another thread, and read by nobody.
+# Not recorded: another thread writes it, and no job reads it.
 _PASSED_BY = ('tensorboard',)
 BEFORE, HALF_WAY, AFTER = 'before', 'half-way', 'after'
 
 
 class Killed(BaseException):
-  """Stands for the end of the process."""
+  """Simulates the end of the process."""
 
 
 class Operation(NamedTuple):
@@ -35,10 +35,10 @@ class Operation(NamedTuple):
 
   Attributes:
     kind: 'open', 'write', 'fsync', 'rename', 'remove' or 'mkdir'.
-    path: What it changes, relative to the folder.
-    detail: The data of a write, the new path of a rename, whether an opened
-      file is cut to nothing, the content of an fsynced file that was written
-      past this; else None.
+    path: Path that it changes, relative to the folder.
+    detail: Data of a write, new path of a rename, whether opening truncates the
+      file, content of an fsynced file (its writes may not have been seen); else
+      None.
   """
 
   kind: str
@@ -47,21 +47,21 @@ class Operation(NamedTuple):
 
 
 class FaultyDisk:
-  """Context manager; see the module.
+  """Context manager that records file operations and fails at one of them.
 
   Attributes:
-    operations: List of `Operation`, done so far.
-    failed: The `Operation` that an error was raised at, or None.
+    operations: `Operation`s done so far.
+    failed: `Operation` that raised the error, or None.
   """
 
   def __init__(self, folder, *, at=None, how=BEFORE, error=None):
-    """Acts at operation number `at` (None: never).
+    """Prepares the patches; entering the context applies them.
 
     Args:
-      folder: The folder; paths outside of it are left alone.
-      at: Number of the operation, from 0.
-      how: Stop before, half-way through (writes only) or after it.
-      error: errno that is raised instead, once, or None.
+      folder: Folder to watch; paths outside it are not affected.
+      at: Number of the operation to fail at, from 0; None for never.
+      how: Whether to stop before, half-way through (writes only) or after it.
+      error: errno to raise once instead of stopping, or None.
     """
     self._folder = os.path.abspath(folder)
     self._at, self._how, self._error = at, how, error
@@ -92,7 +92,7 @@ class FaultyDisk:
     self._patch.undo()
 
   def _inside(self, path, dir_fd=None):
-    """Returns the path relative to the folder, or None if it is not in it."""
+    """Returns a path relative to the folder, or None if it is outside."""
     if isinstance(path, int):
       return self._paths.get(path)
     path = os.fspath(path)
@@ -106,7 +106,7 @@ class FaultyDisk:
     return None if inner.split(os.sep)[0] in _PASSED_BY else inner
 
   def _do(self, kind, path, action, detail=None, half=None):
-    """Does one operation, unless it is the one that fails."""
+    """Executes and records one operation, or fails if its turn has come."""
     if self._dead:
       raise Killed
     if not counts(kind, path):
@@ -132,7 +132,7 @@ class FaultyDisk:
   def _open(self, real, file, mode='r', *args, **kwargs):
     path = self._inside(file)
     reads = not set(mode) & set('wax+')
-    if path is None or reads or 'opener' in kwargs:  # Or a temporary file.
+    if path is None or reads or 'opener' in kwargs:  # tempfile has an opener.
       return real(file, mode, *args, **kwargs)
     opened = self._do(
       'open', path, lambda: real(file, mode, *args, **kwargs), 'w' in mode
@@ -154,7 +154,7 @@ class FaultyDisk:
     self._patch.setattr(os, name, patched)
 
   def _patch_descriptors(self):
-    """Patches what takes file descriptors: open, fsync, pwrite, ftruncate."""
+    """Patches the functions of descriptors: open, fsync, pwrite, ftruncate."""
     real_open, real_fsync = os.open, os.fsync
     real_write, real_cut = os.pwrite, os.ftruncate
 
@@ -205,7 +205,7 @@ class FaultyDisk:
 
 
 class _File:
-  """A file opened for writing; each write is one operation."""
+  """A file opened for writing, each write of which is one operation."""
 
   def __init__(self, disk, file, path):
     self._disk, self._file, self._path = disk, file, path
@@ -241,10 +241,10 @@ class _File:
 
 
 def counts(kind, path):
-  """Returns whether an operation is counted.
+  """Returns whether to record an operation.
 
-  Of what is in checkpoints, that is what our code does, not Orbax: its threads
-  do theirs in another order each time.
+  In checkpoints only those of our code and all fsyncs are recorded, because the
+  order of Orbax's threads varies.
   """
   if not path.startswith('checkpoints') or kind == 'fsync':
     return True
@@ -253,23 +253,23 @@ def counts(kind, path):
 
 
 class _Inode:
-  """A file or folder: what is on disk for sure, and what came since."""
+  """A file or folder: its synced state and the changes since."""
 
   def __init__(self):
     self.synced, self.since = None, []
 
 
 def after_power_loss(operations, folder, random, before=()):
-  """Writes the files that may be found after the power was cut.
+  """Writes files as a power cut may leave them.
 
-  Of a folder's entries that were not synced, the first few are there. Of a
-  file's writes that were not synced, each is there, or not, or torn, or zeros.
+  A folder keeps the first few of its unsynced changes. Each unsynced write of a
+  file is complete, missing, torn or zeros.
 
   Args:
-    operations: List of `Operation`, up to the cut.
-    folder: Path of a folder that does not exist yet.
+    operations: `Operation`s before the power cut.
+    folder: Folder to create.
     random: numpy Generator.
-    before: Folders that were there, and synced, before the first operation.
+    before: Folders that existed, synced, before the first operation.
   """
   root = _Inode()
   tree = _Tree(root)
@@ -282,7 +282,7 @@ def after_power_loss(operations, folder, random, before=()):
 
 
 class _Tree:
-  """The inodes by their present paths."""
+  """The inodes by current path."""
 
   def __init__(self, root):
     self._now = {'.': root}
@@ -353,7 +353,7 @@ class _Tree:
 
   def _rename(self, path, new):
     if path not in self._now:
-      return  # Orbax's own.
+      return  # Orbax's C++ code made it.
     inode = self._now[path]
     moved = {
       new + other[len(path) :]: node
@@ -363,14 +363,14 @@ class _Tree:
     self._forget(path)
     self._forget(new)
     self._now.update(moved)
-    # Within one folder: the old name goes and the new one comes at once.
+    # Our renames stay within one folder, where they are atomic.
     self._parent(new).since.append(
       ('move', os.path.basename(path), os.path.basename(new), inode)
     )
 
 
 def _applied(inode, number):
-  """Yields the entries of a folder after the first of its unsynced changes."""
+  """Returns a folder's entries after the first `number` unsynced changes."""
   entries = dict(inode.synced)
   for change in inode.since[:number]:
     if change[0] == 'set':
@@ -395,7 +395,7 @@ def _write_folder(inode, folder, random):
 
 
 def _content(inode, random):
-  """Returns what may be found of a file."""
+  """Returns the content in which a power cut may leave a file."""
   content = inode.synced
   for kind, data in inode.since:
     fate = random.integers(4)
@@ -418,10 +418,10 @@ ERRORS = {
 
 
 class Extreme:
-  """Stands for a Generator: of what was not synced, names alone, or data alone.
+  """A fake Generator that keeps either unsynced names or unsynced data.
 
-  Names without data are what a rename before its fsync leaves; data without
-  names what a folder that was not synced does.
+  Names without data result from a rename before the fsync of the file, data
+  without names from a folder without fsync.
   """
 
   def __init__(self, *, names):
@@ -432,5 +432,5 @@ class Extreme:
 
 
 def seeded(*numbers):
-  """Returns a numpy Generator of its own for these numbers."""
+  """Returns a numpy Generator seeded with `numbers`."""
   return np.random.default_rng(numbers)

@@ -1,7 +1,7 @@
-"""Small sets in the true formats of MS MARCO and of DPR.
+"""Writes small datasets in the original formats of MS MARCO and DPR.
 
-The same words as the BEIR set of conftest.py have; the odd texts that the real
-files hold (quotes, mojibake, spaces in front) are among them.
+They use the vocabulary of conftest.py's BEIR dataset, and contain oddities of
+the real files (quotes, mojibake, leading spaces).
 """
 
 import csv
@@ -20,7 +20,7 @@ ODD = {
 
 
 def passage_text(number):
-  """Returns text of a topic, the same at each call."""
+  """Returns the text of passage `number`, deterministically."""
   random = np.random.default_rng(number)
   topic = number % 10
   words = [f't{topic}w{word}' for word in random.integers(40, size=9)]
@@ -28,7 +28,7 @@ def passage_text(number):
 
 
 def queries(split):
-  """Yields (number, text, row of the positive) of a split's queries."""
+  """Yields (number, text, row of the positive) per query of a split."""
   sizes = {'train': NUM_TRAIN, 'dev': NUM_DEV, 'test': NUM_TEST}
   before = {'train': 0, 'dev': NUM_TRAIN, 'test': NUM_TRAIN + NUM_DEV}
   for number in range(before[split], before[split] + sizes[split]):
@@ -39,7 +39,7 @@ def queries(split):
 
 
 def write_msmarco(folder):
-  """Writes passages with the splits train, dev, dl19, and their titles."""
+  """Writes passages, titles and the splits train, dev, dl19."""
   passages = [(pid(row), passage_text(row)) for row in range(NUM_PASSAGES)]
   _tsv(folder / 'collection.tsv', passages)
   _tsv(folder / 'para.txt', passages)
@@ -54,7 +54,7 @@ def write_msmarco(folder):
 
 
 def write_documents(folder):
-  """Writes documents with the splits train, dev, dl19."""
+  """Writes documents and the splits train, dev, dl19."""
   rows = [
     (
       f'D{row}',
@@ -75,12 +75,12 @@ def write_documents(folder):
 
 
 def pid(row):
-  """Returns the id of a passage: numbers, not in order."""
+  """Returns a passage's id, a number; ids are not ascending."""
   return str((row * 37) % 1000)
 
 
 def write_dpr(folder, questions='nq'):
-  """Writes passages and questions; ids of contexts as NQ or TriviaQA have."""
+  """Writes passages and questions, with context ids as in NQ or TriviaQA."""
   passages = [('id', 'text', 'title')]
   passages += [
     (str(row + 1), passage_text(row), f'Title "{row // 4}"')
@@ -118,7 +118,7 @@ def write_dpr(folder, questions='nq'):
 
 
 def answer_of(row):
-  """Returns two words that stand in a passage, in another case."""
+  """Returns two adjacent words of a passage in upper case."""
   return ' '.join(passage_text(row).split()[2:4]).upper()
 
 

@@ -1,4 +1,4 @@
-"""A hub of models on this machine, and its cache filled by hand, for tests."""
+"""A local fake of Hugging Face's hub, and a function that fills its cache."""
 
 import hashlib
 import http.server
@@ -11,10 +11,10 @@ COMMITS = ('1' * 40, '2' * 40)
 
 
 def put(cache, name, source, commit=COMMITS[0], refs=('main',), without=()):
-  """Lays a folder out as the hub's cache has it: links to blobs.
+  """Copies a folder into the layout of the hub's cache: links to blobs.
 
   Returns:
-    The folder of the commit.
+    Folder of the commit.
   """
   storage = pathlib.Path(cache, 'models--' + name.replace('/', '--'))
   snapshot = storage / 'snapshots' / commit
@@ -36,14 +36,14 @@ def put(cache, name, source, commit=COMMITS[0], refs=('main',), without=()):
 
 
 class Hub(http.server.ThreadingHTTPServer):
-  """Answers as the hub does for what is read here.
+  """Serves the part of the hub's API that huggingface_hub uses in our tests.
 
   Attributes:
     models: {name: {commit: folder}}.
     refs: {(name, branch or tag): commit}.
-    gated: Names that are refused.
-    broken: Names of files at which the connection breaks.
-    fetched: Names of the files that were asked for, in order.
+    gated: Names of gated models.
+    broken: Names of files whose download breaks off.
+    fetched: Names of downloaded files, in order.
   """
 
   daemon_threads = True
