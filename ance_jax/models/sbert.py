@@ -1,6 +1,6 @@
-"""Folders of sentence-transformers: what their settings say, read strictly.
+"""Reads the settings of sentence-transformers folders, strictly.
 
-A module or setting that we do not have is refused by name.
+Unsupported modules and settings are rejected by name.
 """
 
 import os
@@ -16,13 +16,13 @@ from ance_jax.models import huggingface
 from ance_jax.models import pooling
 from ance_jax.models import sbert_modules
 
-# What a route of a Router is called there, and our tower.
+# Route of a Router -> our tower.
 ROUTES = {'query': bi_encoder.QUERY, 'document': bi_encoder.PASSAGE}
 _PASSAGE_PROMPTS = ('document', 'passage', 'corpus')
 IDENTITY = 'torch.nn.modules.linear.Identity'
 SIGMOID = 'torch.nn.modules.activation.Sigmoid'
 SETTINGS_FILE = 'config_sentence_transformers.json'
-# Lengths and the like; the first that is there.
+# Files with lengths and similar settings, in order of preference.
 _SIZES_FILES = tuple(
   f'sentence_{kind}_config.json'
   for kind in (
@@ -30,7 +30,7 @@ _SIZES_FILES = tuple(
     'xlnet'
   )
 )  # fmt: skip
-# Keywords of the classes that change no number but its last digits.
+# Keywords of their classes that affect results only by rounding.
 _HARMLESS = {
   'trust_remote_code', 'cache_dir', 'use_fast', 'torch_dtype', 'dtype',
   'attn_implementation', 'add_pooling_layer', 'device_map', 'revision',
@@ -38,20 +38,20 @@ _HARMLESS = {
 
 
 class SentenceTransformer(NamedTuple):
-  """What a sentence-transformers folder says about a tower.
+  """Settings of one tower in a sentence-transformers folder.
 
   Attributes:
     body_folder: Folder of the transformer.
-    lengths: Tokens of a text at most, or None, by side.
+    lengths: Maximum number of tokens of a text, or None, by side.
     pooling: As `bi_encoder.Retriever` has it.
-    include_prompt: Whether the tokens of a prompt are pooled.
+    include_prompt: Whether to pool the tokens of prompts.
     similarity: 'dot' or 'cosine'.
-    lower_case: Whether texts are lower-cased, whatever the tokenizer does.
-    layers: `pooling.Layer`s behind the pooling; a last one that makes lengths
-      of 1 is left out where the similarity does.
-    head: Their parameters.
-    truncate_dim: Numbers of an embedding that are kept; 0: all.
-    prompts: What is put before a text, by side.
+    lower_case: Whether to lower-case texts before the tokenizer.
+    layers: `pooling.Layer`s after the pooling, without a last `UNIT` layer if
+      `similarity` implies it.
+    head: Parameters of `layers`.
+    truncate_dim: Leading numbers of an embedding to keep; 0 keeps all.
+    prompts: Prefix of texts, by side.
   """
 
   body_folder: str
@@ -67,10 +67,10 @@ class SentenceTransformer(NamedTuple):
 
 
 class CrossEncoder(NamedTuple):
-  """What the folder of a cross-encoder says.
+  """Settings in the folder of a cross-encoder.
 
   Attributes:
-    length: Tokens of a pair at most, or None.
+    length: Maximum number of tokens of a pair, or None.
     sigmoid: Whether the score is the sigmoid of the output.
     lower_case: As in `SentenceTransformer`.
   """
@@ -80,16 +80,16 @@ class CrossEncoder(NamedTuple):
   lower_case: bool
 
 
-def is_folder(folder):
-  """Returns whether a folder is that of a sentence-transformers model."""
+def is_folder(folder: str | pathlib.Path) -> bool:
+  """Returns whether a folder holds a sentence-transformers model."""
   return os.path.lexists(pathlib.Path(folder) / 'modules.json')
 
 
-def read(folder):
-  """Returns the `SentenceTransformer` of each tower of a folder, by its name.
+def read(folder: str | pathlib.Path) -> dict[str, SentenceTransformer]:
+  """Returns the settings of each tower of a folder, by tower name.
 
   Raises:
-    BadInput: It does something that we do not.
+    BadInput: The model is damaged or uses an unsupported feature.
   """
   folder = pathlib.Path(folder)
   path = folder / 'modules.json'
@@ -108,11 +108,11 @@ def read(folder):
   return {bi_encoder.TIED: _tower(folder, modules)}
 
 
-def read_cross_encoder(folder):
-  """Returns the `CrossEncoder` of a folder, whichever version saved it.
+def read_cross_encoder(folder: str | pathlib.Path) -> CrossEncoder:
+  """Returns the settings of a cross-encoder, in the format of any release.
 
   Raises:
-    BadInput: It does something that we do not.
+    BadInput: The model is damaged or uses an unsupported feature.
   """
   if not os.path.isdir(folder):
     raise errors.BadInput(
@@ -155,7 +155,7 @@ def read_cross_encoder(folder):
 
 
 def _tower(folder, modules):
-  """Returns the `SentenceTransformer` of a list of (kind, path)."""
+  """Returns the `SentenceTransformer` of a list of (class name, path)."""
   kinds = [kind for kind, _ in modules]
   if kinds[:2] != ['Transformer', 'Pooling']:
     found = f'modules {", ".join(kinds)}' if kinds else 'no modules'
@@ -173,8 +173,8 @@ def _tower(folder, modules):
   similarity = settings.get('similarity_fn_name') or 'cosine'
   if similarity not in choices.SIMILARITIES:
     raise sbert_modules.not_ours(f'similarity {similarity}', folder)
-  # Of embeddings of length 1 the dot product is the cosine, unless they are cut
-  # behind that.
+  # The dot product of normalized embeddings is their cosine, unless they are
+  # truncated after the normalization.
   if layers and layers[-1].kind == pooling.UNIT:
     if similarity == 'cosine' or not truncate_dim:
       layers, similarity = layers[:-1], 'cosine'
@@ -197,13 +197,13 @@ def _tower(folder, modules):
 
 
 def _sizes(folder):
-  """Returns what the Transformer's own settings say, as a dict."""
+  """Returns the Transformer's settings file as a dict."""
   found = (_optional_json(folder / name) for name in _SIZES_FILES)
   return next(filter(None, found), {})
 
 
 def _check_body(sizes, folder):
-  """Raises `BadInput` for a Transformer that is not the plain body."""
+  """Raises `BadInput` for a Transformer that does more than run the body."""
   for key, usual in (
     ('do_lower_case', (False, True)),
     ('transformer_task', (None, 'feature-extraction')),
@@ -231,7 +231,7 @@ def _check_body(sizes, folder):
 
 
 def _truncate_dim(settings, width, folder):
-  """Returns how many numbers of `width` are kept; 0: all."""
+  """Returns how many of `width` numbers to keep; 0 keeps all."""
   given = settings.get('truncate_dim')
   if given is None:
     return 0
@@ -246,7 +246,7 @@ def _truncate_dim(settings, width, folder):
 
 
 def _routes(folder):
-  """Returns the (kind, path) of the modules of each route, by our tower."""
+  """Returns [(class name, path)] of the modules of each tower's route."""
   path = folder / 'router_config.json'
   given = strict_io.json_file(path)
   types, structure = given.get('types'), given.get('structure')
@@ -268,12 +268,12 @@ def _routes(folder):
 
 
 def _optional_json(path):
-  """Returns the dict of a JSON file, empty if there is no such file."""
+  """Returns the dict in a JSON file, {} if there is no such file."""
   return strict_io.json_file(path) if os.path.lexists(path) else {}
 
 
 def _module_kind(module, path):
-  """Returns the class of an entry of modules.json, without its package."""
+  """Returns the class name, without package, of an entry of modules.json."""
   kind = module.get('type') if isinstance(module, dict) else None
   if not isinstance(kind, str):
     raise strict_io.bad(
@@ -293,11 +293,11 @@ def _module_kind(module, path):
 
 
 def _prompts(settings, folder):
-  """Returns what is put before queries and passages, by side.
+  """Returns the prefixes of queries and passages, by side.
 
-  Passages have the first of the prompts that encode_document looks for, though
-  that takes an empty 'document', which is in every file that it saves, before
-  the others.
+  Passages get the first non-empty prompt of those that encode_document tries.
+  encode_document itself accepts an empty 'document', which every file saved by
+  sentence-transformers has, and then ignores the others.
   """
   prompts = settings.get('prompts') or {}
   if not isinstance(prompts, dict) or not all(
@@ -325,7 +325,7 @@ def _prompts(settings, folder):
 
 
 def _length(sizes, key, folder):
-  """Returns a number of tokens of the Transformer's settings, or None."""
+  """Returns a number of tokens from the Transformer's settings, or None."""
   length = sizes.get(key)
   if length is not None and (type(length) is not int or length < 3):
     raise strict_io.bad(

@@ -1,10 +1,12 @@
-"""What follows the Transformer in folders of sentence-transformers.
+"""Reads and writes the sentence-transformers modules after the Transformer.
 
-Pooling, Dense, LayerNorm and Normalize, as they are read and written. What we
-do not have is refused by name.
+These are Pooling, Dense, LayerNorm and Normalize. Unsupported modules and
+settings are rejected by name.
 """
 
+from collections.abc import Sequence
 import os
+import pathlib
 
 import numpy as np
 
@@ -27,16 +29,16 @@ _OLD_MODES = {
   'pooling_mode_weightedmean_tokens': 'weightedmean',
   'pooling_mode_lasttoken': 'lasttoken',
 }
-# Where torch has the classes of activations.
+# Prefixes of the class names of activations.
 _TORCH = 'torch.nn.'
 _IDENTITY = 'torch.nn.modules.linear.Identity'
 _ACTIVATION = 'torch.nn.modules.activation.'
-# The only thing that a module may take, and give.
+# The only supported input and output of a module.
 _EMBEDDING = 'sentence_embedding'
 
 
-def not_ours(what, folder):
-  """Returns the `BadInput` of a folder that does what we do not."""
+def not_ours(what: str, folder: pathlib.Path) -> errors.BadInput:
+  """Returns the error for a folder with an unsupported feature, `what`."""
   return errors.BadInput(
     'a sentence-transformers folder must be Transformer, Pooling and any of '
     'Dense, LayerNorm and Normalize, or a Router of a query and a document, '
@@ -68,15 +70,17 @@ def read_pooling(folder):
   return '+'.join(modes), include_prompt
 
 
-def read_layers(modules, width):
-  """Returns the layers behind the pooling, and their parameters.
+def read_layers(
+  modules: Sequence[tuple[str, pathlib.Path]], width: int
+) -> tuple[tuple[pooling.Layer, ...], dict[str, dict[str, np.ndarray]]]:
+  """Returns the layers after the pooling, and their parameters by layer name.
 
   Args:
-    modules: (kind, folder) of each module behind Pooling, in order.
-    width: Numbers that Pooling gives.
+    modules: (class name, folder) of each module after Pooling, in order.
+    width: Output width of Pooling.
 
-  Returns:
-    A tuple of `pooling.Layer`s, and {name: {leaf: array}} by `pooling.names`.
+  Raises:
+    BadInput: A module is unsupported or damaged.
   """
   layers, arrays = [], []
   for kind, folder in modules:
@@ -106,7 +110,7 @@ def read_layers(modules, width):
 
 
 def _dense(folder, width):
-  """Returns the `Layer` of a Dense, and its parameters by part of its name."""
+  """Returns the layer of a Dense, and {suffix of the name: parameters}."""
   settings = strict_io.json_file(folder / 'config.json')
   _check_names(settings, 'Dense', folder)
   size, takes = settings.get('out_features'), settings.get('in_features')
@@ -137,7 +141,7 @@ def _dense(folder, width):
 
 
 def _activation(settings, folder):
-  """Returns the key of `pooling.ACTIVATIONS` that a Dense names."""
+  """Returns the key of `pooling.ACTIVATIONS` for a Dense."""
   given = settings.get('activation_function', f'{_ACTIVATION}Tanh')
   name = str(given).rpartition('.')[2]
   if not str(given).startswith(_TORCH) or name not in pooling.ACTIVATIONS:
@@ -146,7 +150,7 @@ def _activation(settings, folder):
 
 
 def _check_names(settings, kind, folder):
-  """Raises `BadInput` for a module that is not of embeddings alone."""
+  """Raises `BadInput` if a module does not map embeddings to embeddings."""
   for key in ('module_input_name', 'module_output_name'):
     name = settings.get(key) or _EMBEDDING
     if name != _EMBEDDING:
@@ -154,13 +158,13 @@ def _check_names(settings, kind, folder):
 
 
 def _settings(folder):
-  """Returns the dict of a module's config.json, empty without one."""
+  """Returns a module's config.json, {} if there is none."""
   path = folder / 'config.json'
   return strict_io.json_file(path) if os.path.lexists(path) else {}
 
 
 def _tensors(folder, shapes):
-  """Returns {name: float32 array} of a module that has just these tensors."""
+  """Returns {name: float32 array} of a module with exactly these tensors."""
   found = huggingface.read_tensors(str(folder), lambda name: False)
   if {name: array.shape for name, array in found.items()} != shapes:
     raise strict_io.bad(
@@ -194,7 +198,7 @@ def written(retriever, params):
     settings['include_prompt'] = False
   in_order = [mode for mode in choices.POOLINGS if settings[_key(mode)]]
   if list(retriever.modes) != in_order:
-    # An order that release 5 does not have.
+    # Release 5 cannot express other orders.
     settings['pooling_mode'] = list(retriever.modes)
   parts, width = [('Pooling', settings, {})], width * len(retriever.modes)
   chain = retriever.chain
@@ -234,5 +238,5 @@ def _written_dense(layer, name, params, width):
 
 
 def _key(mode):
-  """Returns the key of a mode before release 6."""
+  """Returns a mode's key in config.json before release 6."""
   return next(key for key, name in _OLD_MODES.items() if name == mode)
