@@ -43,7 +43,7 @@ def keep(
     return
   path = None if folder == '' else _subfolder(folder or _default(), devices)
   if path != present:
-    compilation_cache.reset_cache()  # Or it never rereads the setting.
+    compilation_cache.reset_cache()  # jax reads the setting only once.
     jax.config.update('jax_compilation_cache_dir', path)
     jax.config.update(
       'jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING

@@ -88,8 +88,8 @@ class Given(NamedTuple):
 class Split(NamedTuple):
   """The judged queries of one split, with their judgements.
 
-  The judgements of query row i are the entries from offsets[i] to offsets[i +
-  1], in the order of the data.
+  Query row i has the judgements from offsets[i] to offsets[i + 1], in the order
+  of the data.
 
   Attributes:
     ids: Q distinct query ids.
@@ -171,9 +171,9 @@ class Split(NamedTuple):
     return np.bincount(self.groups)[self.groups] > 1
 
   def own_passages(self) -> np.ndarray:
-    """Returns (2, S) int32 query and passage rows where they are the same.
+    """Returns (2, S) int32 rows of queries and of the passages equal to them.
 
-    A passage is the query if it has its text or, where `own` is set, its id.
+    A passage equals a query if it has its text or, where `own` is set, its id.
     """
     pairs = np.zeros((2, 0), np.int32)
     if self.same_text is not None:

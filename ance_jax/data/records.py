@@ -201,7 +201,7 @@ def an_id(
 ) -> str:
   """Returns the id of a record, a string or a whole number.
 
-  MTEB names the key 'id' instead of '_id'.
+  The key may be 'id' instead of '_id', as in MTEB.
   """
   if key == '_id' and key not in record and 'id' in record:
     key = 'id'

@@ -206,8 +206,8 @@ def lower_case(tokenizer: Tokenizer) -> None:
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, length: int) -> int:
   """Returns how many tokens at the start of a text belong to its prompt.
 
-  Counted as in sentence-transformers: tokenize and truncate the prompt alone,
-  then count special tokens at its start but not the one at its end.
+  As in sentence-transformers, the prompt is tokenized and truncated alone, and
+  all its tokens count except the special token at the end.
   """
   if not prompt:
     return 0

@@ -100,7 +100,7 @@ def passages(
       title, text = '', title
       counts['passages without a text, whose title is taken for it'] += 1
     elif not text.strip():
-      # Cranfield has two, and its published results rank them last.
+      # Cranfield has two; ranking them last is part of its figures.
       counts['passages without a title and a text, kept empty'] += 1
     yield line, an_id, title, text
 
