@@ -750,61 +750,55 @@ class Config:
       for name in names.split():
         value = getattr(self, name)
         if value is not None and not allowed(value):
-          raise _bad(name, f'be {rule}', value, 'set it so')
+          raise _bad(name, value, 'is out of range', f'set it to {rule}')
     for field, value in given:
       _check_value(field, value)
 
   def _check_together(self):
     """Raises `BadInput` for flags that do not go together."""
-    if self.dry_run and self.job != 'train':
-      raise errors.BadInput(
-        f'--dry_run must be with --job=train; found it with --job={self.job}; '
-        'leave it out.'
-      )
+    of_one_job = {
+      'dry_run': 'train',
+      'beam_runner': 'prepare',
+      'watch': 'refresh',
+    }
+    for name, job in of_one_job.items():
+      value = getattr(self, name)
+      if value and self.job != job:
+        fact = f'is for --job={job} alone, and the job is {self.job}'
+        raise _bad(name, value, fact, 'leave it out')
     if self.download and self.dataset == 'beir' and not self.beir_set:
-      raise errors.BadInput(
-        '--download must be with --beir_set for --dataset=beir; found none; '
-        'name the set, such as --beir_set=scifact.'
-      )
+      raise _bad(
+        'download', True, 'does not know which set of BEIR to fetch',
+        'name it, such as --beir_set=scifact'
+      )  # fmt: skip
     if self.index == ON_DEVICES and self.index_params:
-      raise errors.BadInput(
-        '--index_params must be with an index of FAISS; found '
-        f'{self.index_params!r} with --index={ON_DEVICES}; leave it out.'
-      )
-    if self.beam_runner and self.job != 'prepare':
-      raise errors.BadInput(
-        f'--beam_runner must be with --job=prepare; found it with '
-        f'--job={self.job}; leave it out.'
-      )
-    if self.watch and self.job != 'refresh':
-      raise errors.BadInput(
-        f'--watch must be with --job=refresh; found it with --job={self.job}; '
-        'leave it out.'
-      )
+      fact = f'is for indexes of FAISS, and --index is {ON_DEVICES}'
+      raise _bad('index_params', self.index_params, fact, 'leave it out')
     self._check_refresh()
     self._check_processes()
 
   def _check_processes(self):
     """Raises `BadInput` for processes that could not find each other."""
-    told = self.num_processes > 1
-    wrong = {
-      'num_processes': self.num_processes != 1 and self.job != 'train',
-      'remote_dir': self.num_processes != 1 and bool(self.remote_dir),
-      'process_id': self.process_id >= (self.num_processes if told else 1),
-      'coordinator': bool(self.coordinator) != told,
-      'refresh': self.num_processes != 1 and self.refresh == 'async',
-    }
-    needs = {
-      'num_processes': 'be 1 but for --job=train',
-      'remote_dir': 'be left out with several processes: --workdir is shared',
-      'process_id': 'be below --num_processes, 0 where the cluster tells it',
-      'coordinator': 'be HOST:PORT with --num_processes of 2 or more, else '
-      'left out',
-      'refresh': 'not be async with several processes',
-    }
-    for name in [name for name, is_wrong in wrong.items() if is_wrong]:
-      cure = f'change it, or --num_processes={self.num_processes}'
-      raise _bad(name, needs[name], getattr(self, name), cure)
+    count, told = self.num_processes, self.num_processes > 1
+    several = f'with --num_processes={count}'
+    if count != 1 and self.job != 'train':
+      fact = f'is for --job=train alone, and the job is {self.job}'
+      raise _bad('num_processes', count, fact, 'leave it out')
+    if count != 1 and self.remote_dir:
+      fact = f'cannot be used {several}, which share --workdir'
+      raise _bad('remote_dir', self.remote_dir, fact, 'leave it out')
+    if self.process_id >= (count if told else 1):
+      cure = f'number them from 0 to {count - 1}' if told else 'leave it out'
+      raise _bad(
+        'process_id', self.process_id, f'is no process {several}', cure
+      )
+    if bool(self.coordinator) != told:
+      fact = f'is missing {several}' if told else f'is not needed {several}'
+      cure = 'set it to HOST:PORT of process 0' if told else 'leave it out'
+      raise _bad('coordinator', self.coordinator, fact, cure)
+    if count != 1 and self.refresh == 'async':
+      cure = 'choose sync, delayed or external'
+      raise _bad('refresh', 'async', f'cannot be used {several}', cure)
 
   def _check_refresh(self):
     """Raises `BadInput` for ways to refresh that do not go together."""
@@ -813,56 +807,45 @@ class Config:
         intervals(self.refresh_schedule)
       except ValueError as error:
         raise _bad(
-          'refresh_schedule',
-          'be FIRST-LAST:STEPS,..., from 0 on, without a gap and open at the '
-          'end',
-          self.refresh_schedule,
-          'write it as 0-2000:500,2000-:5000',
-        ) from error
+          'refresh_schedule', self.refresh_schedule,
+          'does not cover the steps from 0 on without a gap, open at the end',
+          'write it as FIRST-LAST:STEPS,...: 0-2000:500,2000-:5000'
+        ) from error  # fmt: skip
     spans = intervals(self.refresh_schedule) if self.refresh_schedule else ()
     longest = max((every for _, every in spans), default=self.steps_per_refresh)
     if 0 < self.max_staleness < longest:
-      raise _bad(
-        'max_staleness',
-        f'be at least the {longest} steps between refreshes',
-        self.max_staleness,
-        'raise it, or nothing newer would come while training waits',
-      )
-    if self.warmup_until_plateau and not (
-      self.steps_per_eval and self.warmup_steps
-    ):
-      raise _bad(
-        'warmup_until_plateau',
-        'be with --steps_per_eval and --warmup_steps',
-        self.warmup_until_plateau,
-        'set both of them: how often dev is scored, and the latest end',
-      )
+      fact = f'is less than the {longest} steps between refreshes'
+      cure = 'raise it, as nothing newer comes while training waits'
+      raise _bad('max_staleness', self.max_staleness, fact, cure)
+    plateau = self.warmup_until_plateau
+    if plateau and not (self.steps_per_eval and self.warmup_steps):
+      fact = 'needs evaluations, and a latest end of the warm-up'
+      cure = 'set --steps_per_eval and --warmup_steps'
+      raise _bad('warmup_until_plateau', plateau, fact, cure)
     if self.refresh_trigger and self.query_slices > 1:
       raise _bad(
-        'refresh_trigger',
-        'be with --query_slices=1, all queries a refresh',
-        self.refresh_trigger,
-        'change one of them',
-      )
+        'refresh_trigger', self.refresh_trigger,
+        f'needs all queries a refresh, and --query_slices is '
+        f'{self.query_slices}', 'change one of them'
+      )  # fmt: skip
     delayed, beside = self.refresh == 'delayed', ('async', 'external')
-    plateau = self.warmup_until_plateau
     wrong = {
       'refresh_trigger': self.refresh_trigger and delayed,
       'warmup_until_plateau': plateau and self.refresh in beside,
-      'refresh_delay': bool(self.refresh_delay) != delayed,
+      'refresh_delay': self.refresh_delay and not delayed,
       'refresh_devices': self.refresh_devices and self.refresh != 'async',
       'max_staleness': self.max_staleness and self.refresh not in beside,
     }
-    needs = {
-      'refresh_trigger': 'be 0 with --refresh=delayed',
-      'warmup_until_plateau': 'be 0 with --refresh=async or external',
-      'refresh_delay': 'be at least 1 with --refresh=delayed, else left out',
-      'refresh_devices': 'be with --refresh=async',
-      'max_staleness': 'be with --refresh=async or external',
-    }
     for name in [name for name, is_wrong in wrong.items() if is_wrong]:
-      cure = f'change it, or --refresh={self.refresh}'
-      raise _bad(name, needs[name], getattr(self, name), cure)
+      fact = f'cannot be used with --refresh={self.refresh}'
+      raise _bad(
+        name, getattr(self, name), fact, 'leave it out, or change that'
+      )
+    if delayed and not self.refresh_delay:
+      raise _bad(
+        'refresh', 'delayed', 'does not say by how many steps',
+        'set --refresh_delay'
+      )  # fmt: skip
 
   @classmethod
   def from_lines(cls, lines, where):
@@ -1006,7 +989,7 @@ _RANGES = (
   (
     'query_length passage_length',
     lambda value: value >= 3,
-    'at least 3, for two special tokens and a word',
+    'at least 3: two special tokens and a word',
   ),
   (
     'num_devices num_processes process_id warmup_steps max_refreshes '
@@ -1019,7 +1002,7 @@ _RANGES = (
   (
     'temperature learning_rate adam_epsilon',
     lambda value: value > 0,
-    'above 0',
+    'a number above 0',
   ),
   (
     'dropout_rate dev_fraction relative_margin',
@@ -1030,9 +1013,9 @@ _RANGES = (
   (
     'bm25_b refresh_trigger',
     lambda value: 0 <= value <= 1,
-    'from 0 to 1',
+    'a number from 0 to 1',
   ),
-  ('port', lambda value: 0 <= value < 2**16, 'from 0 to 65,535'),
+  ('port', lambda value: 0 <= value < 2**16, 'a port from 0 to 65,535'),
 )
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
@@ -1046,19 +1029,23 @@ _SPLITS = ('train_split', 'dev_split', 'split')
 TEST_SPLITS = ('test', 'dl19', 'dl20')
 # What a path cannot have, as no shell reads it, and what to do instead.
 _NO_PATHS = (
-  (r'\s#', 'be without a comment behind it', 'put it on a line of its own'),
-  (r'://', 'be a path, not an address', 'fetch or mount what is there'),
-  (r'^[A-Za-z]:[\\/]|\\', 'have / between its parts', 'write it so'),
-  (r'^["\']|["\']$', 'be without quotes', 'leave them out'),
-  (r'^~|\$', 'be written out, without ~ and $', 'write the whole path'),
+  (r'\s#', 'has a comment behind it', 'put it on a line of its own'),
+  (r'://', 'is an address, not a path', 'fetch or mount what is there'),
+  (
+    r'^[A-Za-z]:[\\/]|\\',
+    'has a drive or a backslash',
+    'write it with / between its parts',
+  ),
+  (r'^["\']|["\']$', 'is in quotes, which no shell removes', 'leave them out'),
+  (r'^~|\$', 'has a ~ or $, which no shell expands', 'write the whole path'),
 )
 # Without a step up, a space, or what a shell or a bucket would not take.
 _REMOTE = re.compile(r'((gs|s3|az):/)?(/(?!\.\.?(/|$))[\w.=@+-]+)+/?')
 _KINDS = {
-  str: ('be a text', 'quote it'),
-  int: ('be a whole number', 'write digits only, such as 1000000'),
-  float: ('be a number', 'write it such as 0.5 or 2e-5'),
-  bool: ('be true or false', 'set it to one of them'),
+  str: ('is not a text', 'quote it'),
+  int: ('is not a whole number', 'write digits only, such as 1000000'),
+  float: ('is not a number', 'write it such as 0.5 or 2e-5'),
+  bool: ('is neither true nor false', 'set it to one of them'),
 }
 _BOOLS = {'true': True, 'false': False}
 
@@ -1071,10 +1058,11 @@ def refuse_left_over(arguments, place=''):
     place: File and line that they are from, to begin the text with.
   """
   if arguments:
-    raise errors.BadInput(
-      f'{place}every argument must be a flag, --name=value; found '
-      f'{arguments[0][:80]!r}; write it with two dashes, without spaces, and '
-      'without a comment behind it.'
+    raise errors.refusal(
+      f'{arguments[0][:80]!r} is not a flag',
+      'write --name=value with two dashes, without spaces, and without a '
+      'comment behind it',
+      place,
     )
 
 
@@ -1082,11 +1070,11 @@ def unknown_flag(name, place=''):
   """Returns the error of a name that no flag has; `place` begins its text."""
   old = f'--{name}'.partition(' ')[0]
   if old != (new := renamed(old)):
-    return errors.BadInput(f'{place}{old} is now {new}; write that.')
-  return errors.BadInput(
-    f'{place}a flag must be one that --help lists; found --{name[:80]}; '
-    f'{similar_flag(name)}.'
-  )
+    return errors.refusal(f'{old} is now {new}', 'write that', place)
+  names = [field.name for field in dataclasses.fields(Config)]
+  similar = difflib.get_close_matches(name.split('=')[0], names, 1)
+  cure = f'write --{similar[0]}=value' if similar else 'see --help'
+  return errors.refusal(f'there is no flag --{name[:80]}', cure, place)
 
 
 def renamed(argument: str) -> str:
@@ -1100,20 +1088,12 @@ def renamed(argument: str) -> str:
   return f'{dashes}{no}{RENAMED.get(name, name)}{value}'
 
 
-def similar_flag(name):
-  """Returns the cure for a flag that does not exist."""
-  names = [field.name for field in dataclasses.fields(Config)]
-  similar = difflib.get_close_matches(name.split('=')[0], names, 1)
-  return f'write --{similar[0]}=value' if similar else 'see --help'
-
-
-def bad_value(name, text):
+def bad_value(name, text, place=''):
   """Returns the error of a text that is no value of a flag."""
   field = Config.__dataclass_fields__[name]
   if values_of(field):
-    return _bad_choice(field, text)
-  rule, cure = _KINDS[plain_type(field.type)]
-  return _bad(name, rule, text, cure)
+    return _bad_choice(field, text, place)
+  return _bad(name, text, *_KINDS[plain_type(field.type)], place)
 
 
 def plain_type(annotation):
@@ -1191,7 +1171,7 @@ def _parsed(field, text, place):
       raise ValueError(text)
     return _BOOLS[text] if plain is bool else plain(text)
   except (KeyError, ValueError) as error:
-    raise errors.BadInput(f'{place}{bad_value(field.name, text)}') from error
+    raise bad_value(field.name, text, place) from error
 
 
 def _check_type(field, value):
@@ -1203,8 +1183,7 @@ def _check_type(field, value):
     float: isinstance(value, (int, float)) and not isinstance(value, bool),
   }
   if not fits[plain]:
-    rule, cure = _KINDS[plain]
-    raise _bad(field.name, rule, value, cure)
+    raise _bad(field.name, value, *_KINDS[plain])
 
 
 def _check_value(field, value):
@@ -1212,9 +1191,9 @@ def _check_value(field, value):
   if (allowed := values_of(field)) and value not in allowed:
     raise _bad_choice(field, value)
   if isinstance(value, int) and not -(2**31) <= value < 2**31:
-    raise _bad(field.name, 'be below 2**31', value, 'set it so')
+    raise _bad(field.name, value, 'is out of range', 'set it below 2**31')
   if isinstance(value, float) and math.isinf(value):
-    raise _bad(field.name, 'be finite', value, 'set it so')
+    raise _bad(field.name, value, 'is infinite', 'set it to a finite number')
   if isinstance(value, str):
     _check_text(field.name, value)
 
@@ -1222,36 +1201,40 @@ def _check_value(field, value):
 def _check_text(name, value):
   # Control characters, and what stands for bytes that are not UTF-8.
   if any(unicodedata.category(c) in ('Cc', 'Cs') for c in value):
-    raise _bad(name, 'be one line of text', value, 'leave out the rest')
+    fact = 'has line breaks or other control characters'
+    raise _bad(name, value, fact, 'leave them out')
   if name in _SPLITS and not re.fullmatch(r'\w[\w.-]{0,99}', value):
     raise _bad(
-      name, 'be a name of letters, digits, _, - and .', value,
+      name, value, 'is not a name of letters, digits, _, - and .',
       'name a file of qrels/, without its folder and its ending'
     )  # fmt: skip
   if name in ('train_split', 'dev_split') and value in TEST_SPLITS:
     raise _bad(
-      name, 'not be a test split, or the test is none', value,
+      name, value, 'is a test split, on which nothing may be chosen',
       'name another; without a dev split in the data, a share of train is held '
       'out'
     )  # fmt: skip
   if name == 'remote_dir' and value and not _REMOTE.fullmatch(value):
     raise _bad(
-      name, 'be gs://BUCKET/FOLDER, s3://, az:// or a path from / on', value,
-      'write it so'
+      name, value, 'is no folder that can be copied to',
+      'write gs://BUCKET/FOLDER, s3://, az:// or a path from / on'
     )  # fmt: skip
   paths = value.split(',') if name == 'runs' else [value]
-  for pattern, rule, cure in _NO_PATHS if name in _PATHS else ():
+  for pattern, fact, cure in _NO_PATHS if name in _PATHS else ():
     if any(re.search(pattern, path) for path in paths):
-      raise _bad(name, rule, value, cure)
+      raise _bad(name, value, fact, cure)
 
 
-def _bad_choice(field, value):
-  rule = f'be one of {", ".join(values_of(field))}'
-  return _bad(field.name, rule, value, 'set it to one of them')
+def _bad_choice(field, value, place=''):
+  cure = f'choose one of {", ".join(values_of(field))}'
+  return _bad(field.name, value, 'does not exist', cure, place)
 
 
-def _bad(name, rule, value, cure):
+def _bad(name, value, fact, cure, place=''):
   """Returns the error of a value that a flag may not have."""
-  shown = repr(value)
+  shown = value if isinstance(value, str) else repr(value)
+  shown = shown.lower() if isinstance(value, bool) else shown
+  if isinstance(value, str) and not re.fullmatch(r'[\w./:,+@%=~$*-]*', value):
+    shown = repr(value)
   shown = shown if len(shown) <= 100 else f'{shown[:100]}...'
-  return errors.BadInput(f'--{name} must {rule}; found {shown}; {cure}.')
+  return errors.refusal(f'--{name}={shown} {fact}', cure, place)

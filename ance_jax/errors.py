@@ -6,13 +6,24 @@ FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 1, 2, 143, 130
 
 
 class BadInput(ValueError):
-  """What the user gave cannot be used; the text says rule, value and cure.
+  """What the user gave cannot be used; the text says what is wrong, and a cure.
 
   It is one line that any terminal can show, whatever the value holds.
   """
 
   def __init__(self, text):
     super().__init__(''.join(c if c.isprintable() else ' ' for c in text))
+
+
+def refusal(fact: str, cure: str, place: str = '') -> BadInput:
+  """Returns the error of a fact and its cure, as one sentence.
+
+  Args:
+    fact: What is wrong, with the rule if the fact does not say it.
+    cure: What to do.
+    place: File and line that it is in, '' if there are none.
+  """
+  return BadInput(f'{place}{fact}; {cure}.')
 
 
 class Damaged(BadInput):

@@ -170,7 +170,7 @@ def _parse(arguments, flag_values, left_over, place=''):
     raise config_lib.unknown_flag(error.flagname, place) from error
   # A ValueError is what absl has for --noname=value.
   except (flags.Error, ValueError) as error:
-    raise errors.BadInput(f'{place}{_value_problem(str(error))}') from error
+    raise _value_problem(str(error), place) from error
 
 
 def _define_flags_of_jax(name, flag_values):
@@ -198,10 +198,7 @@ def _parse_flagfile(path, flag_values, above):
     if name in ('--flagfile', '-flagfile'):
       other = os.path.expanduser(other)
       if not os.path.isfile(other):
-        raise errors.BadInput(
-          f'{place}a flagfile that is named must exist, from the working '
-          f'directory; found none at {other!r}; mend the path.'
-        )
+        raise _no_flagfile(other, place)
       _parse_flagfile(other, flag_values, (*above, os.path.realpath(path)))
     elif line and not line.startswith(('#', '//')):
       # absl takes two dashes alone for the end of a command line's flags.
@@ -214,52 +211,57 @@ def _flagfile_lines(path, above):
   try:
     return _read_flagfile(path, above)
   except OSError as error:
-    raise errors.BadInput(
-      f'flagfile {path} cannot be read ({error.strerror}); check its rights.'
+    raise errors.refusal(
+      f'flagfile {path} cannot be read ({error.strerror})', 'check its rights'
     ) from error
 
 
 def _read_flagfile(path, above):
   if not os.path.isfile(path):
-    raise errors.BadInput(
-      f'a flagfile must exist; found none at {path}; check the path, which '
-      'is relative to the working directory.'
-    )
+    raise _no_flagfile(path)
   if os.path.realpath(path) in above:
-    raise errors.BadInput(
-      f'a flagfile must not lead to itself; found {path} again; leave it out.'
-    )
+    raise errors.refusal(f'flagfile {path} names itself', 'leave that out')
   with open(path, 'rb') as file:
     data = file.read(_MAX_FLAGFILE + 1)
   if len(data) > _MAX_FLAGFILE or b'\0' in data:
-    raise errors.BadInput(
-      f'{path}: a flagfile must be a text of at most {_MAX_FLAGFILE:,} bytes; '
-      f'found {data[:20]!r}...; check the path.'
+    raise errors.refusal(
+      f'{path}: is not a text of at most {_MAX_FLAGFILE:,} bytes, and begins '
+      f'with {data[:20]!r}',
+      'check the path',
     )
   try:
     text = data.decode()
   except UnicodeDecodeError as error:
     line = data.count(b'\n', 0, error.start) + 1
-    raise errors.BadInput(
-      f'{path}, line {line}: a flagfile must be UTF-8; found '
-      f'{data[error.start : error.start + 4]!r}; convert it.'
+    found = data[error.start : error.start + 4]
+    raise errors.refusal(
+      f'{found!r} is not UTF-8', 'convert the file', f'{path}, line {line}: '
     ) from error
   if text.startswith('\ufeff'):
-    raise errors.BadInput(
-      f'{path}, line 1: a flagfile must have no byte order mark; found one; '
-      'save it as plain UTF-8.'
+    raise errors.refusal(
+      'the file begins with a byte order mark',
+      'save it as plain UTF-8',
+      f'{path}, line 1: ',
     )
   return text.split('\n')
 
 
-def _value_problem(message):
-  """Returns the sentence for what absl says about the value of a flag."""
+def _no_flagfile(path, place=''):
+  return errors.refusal(
+    f'there is no flagfile {path!r}',
+    'check the path, which is relative to the working directory',
+    place,
+  )
+
+
+def _value_problem(message, place):
+  """Returns the error of what absl says about the value of a flag."""
   found = re.match(r'flag --(\w+)=(.*?): ', message, re.DOTALL)
   fields = [field.name for field in dataclasses.fields(config_lib.Config)]
-  if not found or found[1] not in fields:
-    text = ' '.join(message.split())[:200].rstrip('.')
-    return (
-      'a flag must have the form --name=value, or --noname for false; found '
-      f'{text!r}; write it so.'
-    )
-  return str(config_lib.bad_value(*found.groups()))
+  if found and found[1] in fields:
+    return config_lib.bad_value(*found.groups(), place)
+  text = ' '.join(message.split())[:200].rstrip('.')
+  cure = 'write --name=value, or --noname for false'
+  return errors.refusal(
+    f'a flag has no value of its kind ({text})', cure, place
+  )

@@ -172,11 +172,14 @@ def test_what_no_flag_takes_is_left_over():
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
-    (['--no_such=1'], '^a flag must be one that --help lists; found --no_such'),
-    (['--seed=one'], "^--seed must be a whole number; found 'one'"),
-    (['--seed'], '^a flag must have the form --name=value'),
-    (['--flagfile=/no/such'], '^a flagfile must exist; found none at /no/such'),
-    (['--flagfile'], '^a flagfile must exist'),
+    (['--no_such=1'], '^there is no flag --no_such; see --help'),
+    (['--seed=one'], '^--seed=one is not a whole number; write digits'),
+    (['--seed'], '^a flag has no value of its kind .*; write --name=value'),
+    (
+      ['--flagfile=/no/such'],
+      "^there is no flagfile '/no/such'; check the path",
+    ),
+    (['--flagfile'], "^there is no flagfile ''"),
     # As root may read all files: one that cannot be read from its beginning.
     (['--flagfile=/proc/self/mem'], '^flagfile /proc/self/mem cannot be read'),
   ],
@@ -255,3 +258,31 @@ def test_a_person_is_told_the_new_name_of_a_flag(
       read(f'--flagfile={path}')
   with pytest.raises(errors.BadInput, match=f'^{says}'):
     flags_lib.from_flagfile(path, **{old[2:]: 3})
+
+
+@pytest.mark.parametrize(
+  ('settings', 'fact', 'cure'),
+  [
+    ({'watch': True}, 'is for --job=refresh alone', 'leave it out'),
+    ({'download': True, 'dataset': 'beir'}, 'which set of BEIR', 'name it'),
+    ({'max_staleness': 5}, 'is less than the 10000 steps', 'raise it'),
+    ({'refresh_schedule': '5-:2'}, 'without a gap', '0-2000:500,2000-:5000'),
+    ({'refresh_delay': 2}, 'cannot be used with --refresh=sync', 'leave it'),
+    ({'refresh': 'delayed'}, 'by how many steps', 'set --refresh_delay'),
+    ({'refresh_devices': 1}, 'cannot be used with --refresh=sync', 'leave it'),
+    ({'passage_length': 2}, 'is out of range', 'two special tokens and a word'),
+    ({'job': 'eval'}, 'does not exist', 'choose one of train, prepare'),
+    ({'seed': 'a b'}, "='a b' is not a whole number", 'write digits only'),
+  ],
+)
+def test_a_refusal_names_the_flag_its_value_the_fact_and_then_the_cure(
+  settings, fact, cure
+):
+  with pytest.raises(errors.BadInput) as raised:
+    config.Config(**settings)
+  found, *others = str(raised.value).split('; ')
+  assert re.match('--[a-z_]+=', found)
+  assert fact in found
+  assert cure in others[0]
+  assert len(others) == 1
+  assert str(raised.value).endswith('.')

@@ -113,13 +113,16 @@ def test_ctrl_c_at_the_prompt_ends_the_search_without_a_traceback(
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
-    (['--no_such_flag=1'], 'must be one that --help lists; found --no_such'),
+    (['--no_such_flag=1'], 'there is no flag --no_such_flag; see --help'),
     (
       ['left', 'over'],
-      "every argument must be a flag, --name=value; found 'left'",
+      "'left' is not a flag; write --name=value",
     ),
     (['--method=anse'], 'anse'),
-    (['--batch_size=0'], '--batch_size must be at least 1; found 0'),
+    (
+      ['--batch_size=0'],
+      '--batch_size=0 is out of range; set it to at least 1',
+    ),
   ],
 )
 def test_bad_flags_end_with_a_sentence_and_no_traceback(arguments, expected):
@@ -133,7 +136,7 @@ def test_debug_shows_where_an_error_comes_from():
   ended = run_main('--batch_size=0', '--debug')
   assert ended.returncode == 2
   assert 'Traceback' in ended.stderr
-  assert '--batch_size must be at least 1; found 0' in ended.stderr
+  assert '--batch_size=0 is out of range; set it to at least 1' in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -165,7 +168,7 @@ def test_a_left_over_line_of_a_flagfile_is_refused(tmp_path):
   path.write_text('--max_steps=3\nmax_steps 4\n')
   ended = run_main(f'--flagfile={path}')
   assert ended.returncode == 2
-  assert "found 'max_steps 4'" in ended.stderr
+  assert "'max_steps 4' is not a flag" in ended.stderr
 
 
 def test_flags_are_parsed_without_what_takes_seconds_to_import():

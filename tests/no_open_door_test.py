@@ -275,7 +275,7 @@ def begun(tmp_path_factory):
   ('name', 'says'),
   [
     ('corpus', 'corpus.jsonl, line 1: a line must be one JSON value; found'),
-    ('split', '--split must be a name of letters, digits, _, - and .; found'),
+    ('split', 'is not a name of letters, digits, _, - and .; name a file'),
     ('model', 'one that cannot be read'),
     ('metrics', 'metrics.jsonl, line 1: a number must be finite; found'),
   ],

@@ -206,17 +206,26 @@ def test_the_parts_of_an_index_find_what_the_whole_one_does(
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ({'num_processes': 2}, '--coordinator must be HOST:PORT'),
+    (
+      {'num_processes': 2},
+      '--coordinator= is missing with --num_processes=2; set it to HOST:PORT',
+    ),
     (
       {'coordinator': 'a:1'},
-      '--coordinator must be HOST:PORT .* else left out',
+      '--coordinator=a:1 is not needed .*; leave it out',
     ),
     (
       {'num_processes': 2, 'process_id': 2, 'coordinator': 'a:1'},
-      '--process_id must be below --num_processes',
+      '--process_id=2 is no process .*; number them from 0 to 1',
     ),
-    ({'num_processes': 0, 'job': 'evaluate'}, '--num_processes must be 1 but'),
-    ({'num_processes': 0, 'refresh': 'async'}, '--refresh must not be async'),
+    (
+      {'num_processes': 0, 'job': 'evaluate'},
+      '--num_processes=0 is for --job=train alone',
+    ),
+    (
+      {'num_processes': 0, 'refresh': 'async'},
+      '--refresh=async cannot be used with --num_processes=0',
+    ),
   ],
 )
 def test_processes_that_could_not_find_each_other_are_refused(

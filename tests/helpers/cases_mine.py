@@ -191,10 +191,16 @@ CASES = {
   'least score above the most': flags(
     '--min_score must be at most --max_score', min_score=1.0, max_score=0.5
   ),
-  'NaN as margin': flags('--relative_margin must be', relative_margin=np.nan),
-  'negative margin': flags('--absolute_margin must be', absolute_margin=-0.1),
-  'margin of a whole': flags('and below 1; found 1.0', relative_margin=1.0),
-  'form of another': flags('--format must be one of', format='parquet'),
+  'NaN as margin': flags(
+    '--relative_margin=nan is out of range', relative_margin=np.nan
+  ),
+  'negative margin': flags(
+    '--absolute_margin=-0.1 is out of range', absolute_margin=-0.1
+  ),
+  'margin of a whole': flags('=1.0 is out of range', relative_margin=1.0),
+  'form of another': flags(
+    '--format=parquet does not exist; choose one of triplets', format='parquet'
+  ),
   'judge without a bound': flags('found None and ', judge_max_score=None),
   'bound without a judge': flags('found 1.0 and none', judge=''),
   'two judges': flags('must be given with one judge', judge_run='/no/judge'),

@@ -230,16 +230,16 @@ CASES = {
   'run.flags cut': flags(edit(FLAGS, lambda d: d[:-8]), 'run.flags is missing'),
   'no run.flags': flags(remove(FLAGS), 'run.flags is missing or was changed'),
   'run.flags with a new flag': flags(
-    append(FLAGS, '--from_later=1\n'), 'found --from_later', sealed=True
+    append(FLAGS, '--from_later=1\n'), 'no flag --from_later', sealed=True
   ),
   'run.flags with no flag': flags(
-    append(FLAGS, 'later\n'), "found 'later'; write it with", sealed=True
+    append(FLAGS, 'later\n'), "'later' is not a flag; write", sealed=True
   ),
   'run.flags with no value': flags(
-    append(FLAGS, '--seed=one\n'), '--seed must be a whole', sealed=True
+    append(FLAGS, '--seed=one\n'), '--seed=one is not a whole', sealed=True
   ),
   'run.flags out of range': flags(
-    append(FLAGS, '--top_k=0\n'), '--top_k must be at least 1', sealed=True
+    append(FLAGS, '--top_k=0\n'), '--top_k=0 is out of range', sealed=True
   ),
   # data.json and the data.
   'no data.json': going_on(remove(DATA), 'data.json is missing or was changed'),

@@ -444,7 +444,7 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
     ({'index': 'IVF256,Flat'}, '--index must have at most as many lists'),
     (
       {'index': 'device', 'index_params': 'nprobe=1'},
-      '--index_params must be with an index of FAISS',
+      '--index_params=nprobe=1 is for indexes of FAISS',
     ),
     ({'num_heads': 3}, '--num_heads must divide --hidden_size'),
     ({'init_from': '/nowhere'}, 'no file or folder'),
