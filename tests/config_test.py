@@ -73,9 +73,9 @@ def added(monkeypatch):
   row = methods.Method('bm25', True, 'hinge', 'nowhere')
   monkeypatch.setitem(methods.METHODS, 'hinge', row)
 
-  def hinge(positive, negatives, counted):
-    apart = jnp.maximum(negatives - positive[:, None] + 1, 0)
-    return jnp.where(counted, apart, 0).sum(1)
+  def hinge(columns):
+    apart = jnp.maximum(columns.others - columns.positive[:, None] + 1, 0)
+    return jnp.where(columns.counted, apart, 0).sum(1)
 
   monkeypatch.setattr(losses, 'hinge', hinge, raising=False)
 

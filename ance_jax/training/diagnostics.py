@@ -9,6 +9,7 @@ import functools
 import operator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ance_jax.mining import selection
@@ -170,14 +171,14 @@ def gradient_norms(loss, queries, positives, negatives, scale):
   """
   apart = negatives - positives[:, None]
   above = scale * np.einsum('qe,qhe->qh', queries, apart)
-  # The derivative of the loss by each negative's score.
-  if loss is losses.pairwise_nll:
-    by_score = np.exp(-np.logaddexp(0, -above)) / above.shape[1]
-  else:
-    most = np.maximum(above.max(1, keepdims=True), 0)
-    shares = np.exp(above - most)
-    by_score = shares / (shares.sum(1, keepdims=True) + np.exp(-most))
-  by_score = by_score * scale
+  # A loss depends on differences alone: the positive's score is taken as 0.
+  positive, counted = np.zeros_like(above[:, 0]), np.ones(above.shape, bool)
+
+  def total(above):
+    return loss(losses.Columns(positive, above, counted)).sum()
+
+  # The derivative by each negative's score.
+  by_score = scale * np.asarray(jax.grad(total)(above))
   of_query = np.einsum('qh,qhe->qe', by_score, apart)
   # That of the positive is -(sum of by_score) q, of a negative by_score q.
   times = by_score.sum(1) ** 2 + (by_score**2).sum(1)

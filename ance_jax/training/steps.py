@@ -85,7 +85,7 @@ def make_loss(config, method, retriever):
     counted = (groups[..., None] != batch.positive_groups[:, None]).all(-1)
     scale = 1 / config.temperature
     values = getattr(losses, method.loss)(
-      positive * scale, negatives * scale, counted
+      losses.Columns(positive * scale, negatives * scale, counted)
     )
     right = jnp.where(counted, negatives, -jnp.inf).max(1) < positive
     # With the mean over devices taken here, inside of what is differentiated,

@@ -25,7 +25,14 @@ from ance_jax.training import steps
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
-@pytest.mark.parametrize('loss', [losses.pairwise_nll, losses.softmax_nll])
+def largest_nll(columns):
+  """A loss that no row has: that of the best negative."""
+  return jax.nn.softplus(columns.others.max(1) - columns.positive)
+
+
+@pytest.mark.parametrize(
+  'loss', [losses.pairwise_nll, losses.softmax_nll, largest_nll]
+)
 @pytest.mark.parametrize('far', [0.0, 40.0])
 def test_gradient_norms_are_those_of_the_loss(loss, far):
   random = np.random.default_rng(0)
@@ -36,9 +43,12 @@ def test_gradient_norms_are_those_of_the_loss(loss, far):
 
   def of_one(embeddings):
     query, positive, others = embeddings
-    scores = jnp.stack([positive @ query])[:, None], (others @ query)[None]
-    counted = jnp.ones((1, 3), bool)
-    return loss(2.0 * scores[0][0], 2.0 * scores[1], counted)[0]
+    columns = losses.Columns(
+      2.0 * (positive @ query)[None],
+      2.0 * (others @ query)[None],
+      jnp.ones((1, 3), bool),
+    )
+    return loss(columns)[0]
 
   for number, found in enumerate(
     diagnostics.gradient_norms(loss, queries, positives, negatives, 2.0)

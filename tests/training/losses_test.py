@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ance_jax.training import losses
+from ance_jax.training import methods
 
 
 def slow_softmax_nll(positive, negatives, counted):
@@ -31,61 +32,77 @@ PAIRS = [
 ]
 
 
-def scores(offset, spread):
+def make_columns(offset, spread):
   """Scores around `offset`, with columns that are left out of each row."""
   random = np.random.default_rng(0)
   positive = offset + spread * random.normal(size=5)
-  negatives = offset + spread * random.normal(size=(5, 7))
+  others = offset + spread * random.normal(size=(5, 7))
   counted = random.random((5, 7)) < 0.6
   counted[0], counted[1] = True, False
   # What float32 holds, so that both sides are given the same.
-  positive, negatives = (
-    x.astype(np.float32).astype(float) for x in (positive, negatives)
+  positive, others = (
+    x.astype(np.float32).astype(float) for x in (positive, others)
   )
-  return positive, negatives, counted
+  return losses.Columns(positive, others, counted)
+
+
+def on_device(columns):
+  return jax.tree.map(jnp.asarray, columns)
 
 
 @pytest.mark.parametrize(('loss', 'slow'), PAIRS)
 @pytest.mark.parametrize(('offset', 'spread'), [(0, 2), (745, 4)])
 def test_value_is_that_of_the_formula(loss, slow, offset, spread):
-  positive, negatives, counted = scores(offset, spread)
-  found = loss(jnp.float32(positive), jnp.float32(negatives), counted)
+  columns = make_columns(offset, spread)
   np.testing.assert_allclose(
-    found, slow(positive, negatives, counted), rtol=1e-6, atol=1e-6
+    loss(on_device(columns)), slow(*columns), rtol=1e-6, atol=1e-6
   )
 
 
 @pytest.mark.parametrize(('loss', 'slow'), PAIRS)
 @pytest.mark.parametrize(('offset', 'spread'), [(0, 2), (745, 4)])
 def test_gradient_is_that_of_the_formula(loss, slow, offset, spread):
-  positive, negatives, counted = scores(offset, spread)
+  *scores, counted = make_columns(offset, spread)
   weights = np.arange(1.0, 6.0)
-  by_positive, by_negatives = jax.grad(
-    lambda p, n: (loss(p, n, counted) * weights).sum(), (0, 1)
-  )(jnp.float32(positive), jnp.float32(negatives))
+  found = jax.grad(
+    lambda scores: (loss(losses.Columns(*scores, counted)) * weights).sum()
+  )([jnp.float32(x) for x in scores])
 
   def difference(which, place):
-    arguments = [positive, negatives]
     values = []
     for step in (1e-5, -1e-5):
-      moved = [a.copy() for a in arguments]
+      moved = [a.copy() for a in scores]
       moved[which][place] += step
       values.append((slow(*moved, counted) * weights).sum())
     return (values[0] - values[1]) / 2e-5
 
-  for place in np.ndindex(positive.shape):
-    assert by_positive[place] == pytest.approx(difference(0, place), abs=1e-5)
-  for place in np.ndindex(negatives.shape):
-    assert by_negatives[place] == pytest.approx(difference(1, place), abs=1e-5)
+  for which, gradient in enumerate(found):
+    for place in np.ndindex(gradient.shape):
+      expected = difference(which, place)
+      assert gradient[place] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+  'name', sorted({row.loss for row in methods.METHODS.values()})
+)
+def test_a_loss_depends_on_differences_of_scores_alone(name):
+  """`diagnostics.gradient_norms` calls each with the positive's score as 0."""
+  loss = getattr(losses, name)
+  columns = make_columns(0, 2)
+  moved = columns._replace(
+    positive=np.zeros(5), others=columns.others - columns.positive[:, None]
+  )
+  found, expected = (loss(on_device(one)) for one in (moved, columns))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('loss', [losses.softmax_nll, losses.pairwise_nll])
 def test_gradient_is_finite_with_far_scores_and_no_negative(loss):
   positive = jnp.float32([0, 0, 900])
-  negatives = jnp.float32([[900, 0], [1, 2], [-900, 0]])
+  others = jnp.float32([[900, 0], [1, 2], [-900, 0]])
   counted = np.array([[True, True], [False, False], [True, True]])
-  grads = jax.grad(lambda p, n: loss(p, n, counted).sum(), (0, 1))(
-    positive, negatives
-  )
+  grads = jax.grad(
+    lambda p, n: loss(losses.Columns(p, n, counted)).sum(), (0, 1)
+  )(positive, others)
   assert all(np.isfinite(g).all() for g in grads)
   assert grads[1][1].tolist() == [0, 0]
