@@ -39,6 +39,7 @@ SERVE = 'serve'
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parent / 'tests' / 'data' / 'run_of_0.1.0'
 TOLERANCE = 1e-6
+TOWERS = 'tied', 'query', 'passage'
 # Of AdamW: after one step from nothing, the first moment is this of the
 # gradient.
 FIRST_MOMENT = 0.1
@@ -406,7 +407,24 @@ def arrays_of(side, item, step=None):
   with ocp.PyTreeCheckpointer() as reader:
     path = folder / str(step) / item
     tree = reader.metadata(path).item_metadata.tree
-    return dict(named(reader.restore(path, restore_args=as_numpy(tree))))
+    found = dict(named(reader.restore(path, restore_args=as_numpy(tree))))
+  if item == 'opt_state':
+    return {by_tree(name): array for name, array in found.items()}
+  return found
+
+
+def by_tree(name):
+  """Returns a name in the optimizer's state that copies have in common.
+
+  It was of one state for all towers: .1.0.mu.tied.body; it is .tied.0.mu.body,
+  one for each. Of how many steps were counted there is one.
+  """
+  parts = [part for part in name.split('.')[1:] if not part.isdigit()]
+  if 'count' in parts:
+    return '.count'
+  if parts[0] not in TOWERS:
+    parts[:2] = reversed(parts[:2])
+  return '.'.join(['', *parts])
 
 
 def as_numpy(tree):

@@ -29,6 +29,9 @@ from ance_jax.core import logs
 from ance_jax.core import remote
 
 DAMAGED = 'damaged-checkpoint'
+# Of the items of a checkpoint; in its manifest, which had none at first. In 1
+# the optimizer's state was one for all parameters; since 2 it is by tree.
+FORMAT = 2
 _RECORD = 'record'
 
 
@@ -85,7 +88,7 @@ class Checkpoints:
       raise _failed(step, error) from error
     if not saved:
       raise _failed(step, RuntimeError('Orbax refused it'))
-    about = {**(about or {}), 'step': step}
+    about = {**(about or {}), 'step': step, 'format': FORMAT}
     commit = self._background.submit(self._commit, step, record or {}, about)
     self._saving = step, commit
 
@@ -416,6 +419,19 @@ def best(workdir: str | pathlib.Path, committed: Sequence[int]) -> int:
   """
   scores = logs.series(workdir, next(iter(logs.dev_measures(workdir)), ''))
   return max(committed, key=lambda step: (scores.get(step, -1.0), step))
+
+
+def check_format(
+  workdir: str | pathlib.Path, step: int, manifest: dict[str, Any]
+) -> None:
+  """Raises `BadInput` if training cannot go on from a checkpoint's format."""
+  found = manifest.get('format', 1)
+  if found != FORMAT:
+    raise errors.BadInput(
+      f'the checkpoint of step {step} in {workdir} has format {found}, and '
+      f'training resumes from format {FORMAT} alone; evaluate or export it, '
+      f'or train a new --workdir from its weights with --init_from={workdir}.'
+    )
 
 
 def weights_hash(params: Any) -> str:

@@ -18,7 +18,6 @@ from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 from ance_jax.models import bi_encoder
 from ance_jax.retrieval import index
-from ance_jax.training import methods
 from ance_jax.training import schedule
 
 # AdamW's state is the parameters and two moments of each (all float32).
@@ -167,10 +166,8 @@ def _of_index(run, passages, width, on_host):
 
 def _num_tables(config):
   """Returns how many tables of negatives a run makes and keeps."""
-  rows = {config.method: methods.METHODS[config.method]}
-  if rows[config.method].refreshes and config.warmup_steps:
-    rows[config.warmup_method] = methods.METHODS[config.warmup_method]
-  once = {row.negatives for row in rows.values()} & {'bm25', 'given'}
+  rows = schedule.rows(config).values()
+  once = {row.negatives for row in rows} & {'bm25', 'given'}
   return len(once) + schedule.num_refreshes(config)
 
 

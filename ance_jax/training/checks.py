@@ -28,7 +28,8 @@ def of_flags(config):
   Raises:
     BadInput: They leave no negative to any query.
   """
-  for name, row in _rows(config):
+  for flag, row in schedule.rows(config).items():
+    name = f'--{flag}={getattr(config, flag)}'
     if config.batch_size == 1 and row.in_batch and row.negatives == 'none':
       raise errors.BadInput(
         f'--batch_size=1 leaves {name} no other query in the batch to take '
@@ -49,7 +50,13 @@ def of_run(run):
     BadInput: No query can ever have a negative.
   """
   config, split = run.config, run.config.train_split
-  for name, row in _rows(config):
+  for flag, row in schedule.rows(config).items():
+    name = f'--{flag}={getattr(config, flag)}'
+    if run.retriever.tied and len(row.trains) == 1:
+      raise errors.BadInput(
+        f'{name} trains the {row.trains[0]} tower alone, and the encoders '
+        'share one; set --notie_encoders.'
+      )
     number = schedule.num_negatives(config, row)
     data = experiment.training_data(run, row)
     shares = idle_shares(data, row, config.batch_size, number)
@@ -156,15 +163,6 @@ class Signs:
         'would teach more'
       )
     return None
-
-
-def _rows(config):
-  """Returns (flag, row of the method table) of each row that is trained on."""
-  rows = [(f'--method={config.method}', methods.METHODS[config.method])]
-  first = schedule.method(config, False)
-  if first is not rows[0][1]:
-    rows = [(f'--warmup_method={config.warmup_method}', first), *rows]
-  return rows
 
 
 def _of_learning_rate(config):

@@ -20,6 +20,7 @@ class Method(NamedTuple):
       other devices included.
     loss: Name of a function of losses.py.
     paper: Where the row is from.
+    trains: Sides whose towers it trains; another one stays as it is.
     last_positive: Whether the last judged positive of a query is its only one,
       known by its id: the others, and copies of its text, can be negatives.
     triplets: Whether a refresh draws a query's `--hard_negatives` from its
@@ -33,6 +34,7 @@ class Method(NamedTuple):
   in_batch: bool
   loss: str
   paper: str
+  trains: tuple[str, ...] = ('query', 'passage')
   last_positive: bool = False
   triplets: bool = False
   without_answers: bool = False

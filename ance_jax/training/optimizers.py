@@ -1,10 +1,12 @@
-"""The optimizer: clipping, AdamW or ANCE's LAMB, one schedule for a run."""
+"""The optimizer of a tree of parameters: AdamW or ANCE's LAMB; clipping."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from ance_jax import config as config_lib
 
 # Decay of the moments: the defaults of ANCE's utils/lamb.py and of torch.
 _B1, _B2 = 0.9, 0.999
@@ -49,12 +51,10 @@ def peak(config):
   return config.learning_rate * max(config.max_steps - 1, 0) / rise
 
 
-def make(config):
-  """Returns the optimizer of a run: what `--optimizer` names, behind clipping.
+def make(config: config_lib.Config) -> optax.GradientTransformation:
+  """Returns the optimizer that each trained tree of a run has for itself.
 
-  The gradient that is clipped is that of the mean over the whole batch. DPR
-  clips that gradient divided by its number of devices, so that its 2.0 on
-  eight is 16 here (train_dense_encoder.py: remote vectors are detached).
+  Its learning rate follows the number of updates that the tree has had.
 
   Biases and LayerNorm are not decayed, as in DPR (models/hf_models.py) and
   ANCE's OpenQA driver (utils/dpr_utils.py); its MS MARCO driver decays nothing.
@@ -65,15 +65,30 @@ def make(config):
       lambda path, _: path[-1].key not in ('bias', 'scale'), params
     )
 
-  optimizer = {'adamw': optax.adamw, 'lamb': lamb}[config.optimizer](
+  return {'adamw': optax.adamw, 'lamb': lamb}[config.optimizer](
     learning_rate_schedule(config),
     eps=config.adam_epsilon,
     weight_decay=config.weight_decay,
     mask=decayed,
   )
+
+
+def clip(config: config_lib.Config, grads: dict) -> dict:
+  """Returns the gradients scaled to a norm of `--clip_norm` at most.
+
+  The norm is over all trained trees together, of the gradient of the mean over
+  the whole batch. DPR clips that gradient divided by its number of devices, so
+  that its 2.0 on eight is 16 here (train_dense_encoder.py: remote vectors are
+  detached).
+
+  Args:
+    config: The run's; a `--clip_norm` of 0 clips nothing.
+    grads: Gradients by tree.
+  """
   if not config.clip_norm:
-    return optimizer
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    return grads
+  clipping = optax.clip_by_global_norm(config.clip_norm)
+  return clipping.update(grads, clipping.init(grads))[0]
 
 
 def lamb(learning_rate, *, eps, weight_decay, mask):

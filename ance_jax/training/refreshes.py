@@ -29,6 +29,8 @@ from ance_jax.training import negatives as negatives_lib
 from ance_jax.training import schedule
 
 _FOLDER = 'refresh'
+# Of a refresh's folder; a manifest without one is of format 1.
+_FORMAT = 1
 # What is mined once a run, by `Method.negatives`.
 _ONCE = {'bm25': negatives_lib.by_bm25, 'given': negatives_lib.by_given}
 # What the names of a manifest say, to people.
@@ -95,6 +97,7 @@ def refresh(run, step, *, before=None):
   made = {
     **about,
     **found,
+    'format': _FORMAT,
     'mined': True,
     'lengths': [run.retriever.query_length, run.retriever.passage_length],
     'made_with': devices_lib.describe(run.devices),
@@ -185,7 +188,8 @@ def load(run, step):
 def _find(run, step, about):
   """Returns `atomic.find` of a refresh, which may be copied in for it."""
   remote.pull(folder(run, step))
-  return atomic.find(folder(run, step), about)
+  found = atomic.find(folder(run, step), about)
+  return found if found and _has_format(found) else None
 
 
 def fetch(run, after):
@@ -211,6 +215,8 @@ def refusal(run, manifest):
     run: `experiment.Run`.
     manifest: That of a folder that was found among its refreshes.
   """
+  if not _has_format(manifest):
+    return f'it has format {manifest["format"]}, not {_FORMAT}'
   step = manifest.get('step')
   expected = {'step': step, **_sources(run)}
   if isinstance(step, int):
@@ -225,6 +231,10 @@ def refusal(run, manifest):
         f'{str(manifest.get(name))[:99]!r}, here {str(value)[:99]!r}'
       )
   return None
+
+
+def _has_format(manifest):
+  return manifest.get('format', 1) == _FORMAT
 
 
 def adopt(run, other, step):

@@ -72,6 +72,7 @@ def begin(config):
     negatives.check(this)
     logs.say(f'training {config.workdir} from step 0')
     return Begun(this, params, 0, b'')
+  checkpoint.check_format(config.workdir, step, saved)
   experiment.check_same_run(config, step)
   if step > config.max_steps:
     raise errors.BadInput(

@@ -25,6 +25,13 @@ def method(config, mined):
   return row
 
 
+def rows(config: config_lib.Config) -> dict[str, methods.Method]:
+  """Returns the rows that a run trains on, in order, by their flags."""
+  first, last = (method(config, mined) for mined in (False, True))
+  warmup = {} if first is last else {'warmup_method': first}
+  return {**warmup, 'method': last}
+
+
 def num_negatives(config, method):
   """Returns H, the negatives of its own that a query has in a step.
 

@@ -4,6 +4,8 @@ Inside, a device sees its part of the batch: B queries of the whole batch's
 n B. The state has no leading axis; it is the same on all devices.
 """
 
+from collections.abc import Iterable
+from collections.abc import Sequence
 import functools
 from typing import NamedTuple
 
@@ -13,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ance_jax import config as config_lib
 from ance_jax.core import devices as devices_lib
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
 from ance_jax.training import losses
+from ance_jax.training import methods
+from ance_jax.training import optimizers
 from ance_jax.training import schedule
 
 _AXIS = devices_lib.AXIS
@@ -27,35 +32,68 @@ class State(NamedTuple):
 
   Attributes:
     step: () int32, optimizer steps made.
-    params: Parameters by tower.
-    opt_state: The optimizer's.
+    params: Parameters by tree: the towers.
+    opt_state: The optimizer's, by tree, of those that are trained.
   """
 
   step: jax.Array
   params: dict
-  opt_state: tuple
+  opt_state: dict
 
 
-def init_state(params, optimizer, devices):
-  """Returns the `State` before the first step, on all devices."""
-  state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def trees(method: methods.Method, params: Iterable[str]) -> list[str]:
+  """Returns the names of the trees of parameters that a row trains."""
+  both = bi_encoder.TIED
+  return [name for name in params if name == both or name in method.trains]
+
+
+def trees_of_run(config: config_lib.Config, params: Iterable[str]) -> list[str]:
+  """Returns the names of the trees that any row of a run trains."""
+  rows = schedule.rows(config).values()
+  trained = {name for row in rows for name in trees(row, params)}
+  return sorted(trained)
+
+
+def init_state(
+  params: dict,
+  trained: Sequence[str],
+  optimizer: optax.GradientTransformation,
+  devices: Sequence[jax.Device],
+) -> State:
+  """Returns the `State` before the first step, on all devices.
+
+  Args:
+    params: Parameters by tree.
+    trained: Names of the trees that have an optimizer's state.
+    optimizer: That of each of them.
+    devices: Where the state goes.
+  """
+  opt_state = {name: optimizer.init(params[name]) for name in trained}
+  state = State(jnp.zeros((), jnp.int32), params, opt_state)
   return devices_lib.replicate(state, devices)
 
 
-def state_shapes(param_shapes, optimizer, devices):
+def state_shapes(
+  param_shapes: dict,
+  trained: Sequence[str],
+  optimizer: optax.GradientTransformation,
+  devices: Sequence[jax.Device],
+) -> State:
   """Returns a `State` of shapes, dtypes and places, to restore one into.
 
   The places are all devices of all processes.
 
   Args:
-    param_shapes: The tree of parameters, with a shape and dtype for each.
+    param_shapes: Parameters by tree, with a shape and dtype for each.
+    trained: As for `init_state`.
     optimizer: As for `init_state`.
     devices: As for `init_state`.
   """
   step = jax.ShapeDtypeStruct((), jnp.int32)
-  state = State(
-    step, param_shapes, jax.eval_shape(optimizer.init, param_shapes)
-  )
+  opt_state = {
+    name: jax.eval_shape(optimizer.init, param_shapes[name]) for name in trained
+  }
+  state = State(step, param_shapes, opt_state)
   place = devices_lib.globally_replicated(devices)
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -99,18 +137,23 @@ def make_loss(config, method, retriever):
 def make_gradient(config, method, retriever):
   """Returns gradient(params, batch, step) -> ((loss, accuracy), gradient).
 
-  All three are means over the whole batch, the same on all devices. Arguments
-  are those of `make_loss`.
+  All three are means over the whole batch, the same on all devices. The
+  gradient is by the trees that the method trains. Arguments are those of
+  `make_loss`.
   """
-  loss_and_grads = jax.value_and_grad(
-    make_loss(config, method, retriever), has_aux=True
-  )
+  loss = make_loss(config, method, retriever)
+
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def loss_and_grads(trained, params, batch, step):
+    return loss({**params, **trained}, batch, step)
+
   if config.micro_batch_size and not method.in_batch:
     # A query's loss is its own, so that pieces have gradients of their own.
     loss_and_grads = _accumulated(loss_and_grads, config.micro_batch_size)
 
   def gradient(params, batch, step):
-    values, grads = loss_and_grads(params, batch, step)
+    trained = {name: params[name] for name in trees(method, params)}
+    values, grads = loss_and_grads(trained, params, batch, step)
     return values, lax.pmean(grads, _AXIS)
 
   return gradient
@@ -141,6 +184,7 @@ def flops(config, method, retriever):
 def make_train_step(config, method, retriever, optimizer, devices):
   """Returns train_step(state, batch) -> (state, metrics), pmapped.
 
+  Trees that the method does not train keep their parameters and moments.
   `state` is donated. Leaves of `batch` are (n, B, ...) for n devices. Metrics
   are () float32, alike on all devices: 'loss', nats; 'accuracy', share of
   queries whose positive is above all their negatives; 'grad_norm', before
@@ -150,8 +194,12 @@ def make_train_step(config, method, retriever, optimizer, devices):
 
   def train_step(state, batch):
     (loss, accuracy), grads = gradient(state.params, batch, state.step)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = dict(state.params), dict(state.opt_state)
+    for name, grad in optimizers.clip(config, grads).items():
+      updates, opt_state[name] = optimizer.update(
+        grad, opt_state[name], params[name]
+      )
+      params[name] = optax.apply_updates(params[name], updates)
     metrics = {
       'loss': loss,
       'accuracy': accuracy,
@@ -239,19 +287,19 @@ def _accumulated(loss_and_grads, size):
   """Returns `loss_and_grads` as the mean of those of pieces of the batch.
 
   Args:
-    loss_and_grads: (params, batch, step) -> ((loss, accuracy), gradient), each
-      a mean over the queries of the batch.
+    loss_and_grads: (trained, params, batch, step) -> ((loss, accuracy),
+      gradient by trained), each a mean over the queries of the batch.
     size: int, queries of a piece.
   """
 
-  def accumulated(params, batch, step):
+  def accumulated(trained, params, batch, step):
     def add(total, piece):
-      new = loss_and_grads(params, piece, step)
+      new = loss_and_grads(trained, params, piece, step)
       return jax.tree.map(jnp.add, total, new), None
 
     pieces = _pieces(batch, size)
     zero = jnp.float32(0)
-    zeros = (zero, zero), jax.tree.map(jnp.zeros_like, params)
+    zeros = (zero, zero), jax.tree.map(jnp.zeros_like, trained)
     total, _ = lax.scan(add, zeros, pieces)
     return jax.tree.map(lambda x: x / len(pieces.rows), total)
 

@@ -115,14 +115,15 @@ def _open(stack, lock, begun, show):
   metrics = logs.Metrics(config.workdir, history=begun.history, step=begun.step)
   stack.enter_context(contextlib.closing(metrics))
   optimizer = optimizers.make(config)
+  trained = steps.trees_of_run(config, this.retriever.towers)
   if begun.params is None:
     shapes = bi_encoder.shapes(this.retriever)
-    like = steps.state_shapes(shapes, optimizer, this.devices)
+    like = steps.state_shapes(shapes, trained, optimizer, this.devices)
     state = distributed.locally(
       checkpoints.restore(begun.step, like), like.step.sharding
     )
   else:
-    state = steps.init_state(begun.params, optimizer, this.devices)
+    state = steps.init_state(begun.params, trained, optimizer, this.devices)
     resume.begin_pick_ups(this)
   record = experiment.record(this)
   reader = _open_reader(stack, this)

@@ -271,7 +271,7 @@ def make_our_step(model, batch, here):
     settings, methods.METHODS['in_batch'], model.retriever, optimizer, here
   )
   params = jax.tree.map(jnp.copy, model.params)
-  state = [steps.init_state(params, optimizer, here)]
+  state = [steps.init_state(params, params, optimizer, here)]
 
   def ours():
     for _ in range(4):

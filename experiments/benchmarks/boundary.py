@@ -152,7 +152,9 @@ def handoff_cost():
   """Returns the seconds of a handoff of BERT-base's state, and its bytes."""
   here = devices.local(1)
   optimizer = optimizers.make(dataclasses.replace(SETTINGS, max_steps=100))
-  state = steps.init_state(bi_encoder.init(BERT_BASE, 0), optimizer, here)
+  state = steps.init_state(
+    bi_encoder.init(BERT_BASE, 0), BERT_BASE.towers, optimizer, here
+  )
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   secs = {'GB': size / 1e9}
   with tempfile.TemporaryDirectory() as folder:

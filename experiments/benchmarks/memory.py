@@ -76,14 +76,18 @@ def measure(row):
       batch_size=QUERIES, temperature=0.05, lr_warmup_steps=0, **changes
     )
     optimizer = optimizers.make(settings)
-    shapes = steps.state_shapes(bi_encoder.shapes(RETRIEVER), optimizer, here)
+    shapes = steps.state_shapes(
+      bi_encoder.shapes(RETRIEVER), RETRIEVER.towers, optimizer, here
+    )
     train_step = steps.make_train_step(
       settings, methods.METHODS[row], RETRIEVER, optimizer, here
     )
     compiled[way] = train_step.lower(shapes, batch).compile()
     size = compiled[way].memory_analysis().temp_size_in_bytes
     found[way] = {'MB': round(size / 1e6), 'secs': []}
-  state = steps.init_state(bi_encoder.init(RETRIEVER, 0), optimizer, here)
+  state = steps.init_state(
+    bi_encoder.init(RETRIEVER, 0), RETRIEVER.towers, optimizer, here
+  )
   for number in range(ROUNDS + 1):
     for way in WAYS:
       start = time.perf_counter()

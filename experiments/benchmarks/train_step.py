@@ -73,7 +73,7 @@ def make_ours(queries, passages):
   def new_state():
     # Each state has parameters of its own: a step gives their memory away.
     params = pretrained.load(SETTINGS, ()).params
-    return steps.init_state(params, optimizer, here)
+    return steps.init_state(params, params, optimizer, here)
 
   without = make(dataclasses.replace(SETTINGS, dropout_rate=0.0))
   _, metrics = without(new_state(), batch)

@@ -21,7 +21,7 @@ OPTIMIZER = optax.adamw(1e-3)
 def make_state(value, num_devices=2):
   params = {'tied': {'kernel': jnp.full((8, 4), value), 'bias': jnp.ones(4)}}
   devices = devices_lib.local(num_devices)
-  state = steps.init_state(params, OPTIMIZER, devices)
+  state = steps.init_state(params, params, OPTIMIZER, devices)
   return state._replace(step=state.step + int(value))
 
 
@@ -43,7 +43,7 @@ def saved(tmp_path):
 def test_a_state_comes_back_on_any_number_of_devices(saved, num_devices):
   expected = make_state(3.0, num_devices)
   like = steps.state_shapes(
-    shapes_of(expected), OPTIMIZER, devices_lib.local(num_devices)
+    shapes_of(expected), ('tied',), OPTIMIZER, devices_lib.local(num_devices)
   )
   checkpoints = checkpoint.Checkpoints(saved)
   found = checkpoints.restore(3, like)

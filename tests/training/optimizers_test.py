@@ -32,7 +32,8 @@ def train(config, params, gradients):
   optimizer = optimizers.make(config)
   state = optimizer.init(params)
   for grads in gradients:
-    updates, state = optimizer.update(grads, state, params)
+    clipped = optimizers.clip(config, grads)
+    updates, state = optimizer.update(clipped, state, params)
     params = optax.apply_updates(params, updates)
   return jax.tree.map(np.asarray, params)
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ance_jax.core import devices as devices_lib
@@ -220,7 +221,7 @@ def test_a_step_in_pieces_is_compiled_once(tiny, params, batch, monkeypatch):
   config = dataclasses.replace(tiny, micro_batch_size=2, remat=True)
   devices = devices_lib.local(2)
   optimizer = optimizers.make(config)
-  state = steps.init_state(params, optimizer, devices)
+  state = steps.init_state(params, RETRIEVER.towers, optimizer, devices)
   traced = []
 
   def loss(columns):
@@ -295,7 +296,7 @@ def test_step_is_one_step_of_adamw_on_the_clipped_gradient(tiny, params, batch):
   devices = devices_lib.local(4)
   optimizer = optimizers.make(config)
   before = jax.device_get(params)
-  state = steps.init_state(params, optimizer, devices)
+  state = steps.init_state(params, RETRIEVER.towers, optimizer, devices)
   train_step = steps.make_train_step(
     config, method, RETRIEVER, optimizer, devices
   )
@@ -330,10 +331,56 @@ def test_step_is_one_step_of_adamw_on_the_clipped_gradient(tiny, params, batch):
   assert int(state.step) == 1
 
 
+@pytest.mark.parametrize('tower', [bi_encoder.QUERY, bi_encoder.PASSAGE])
+def test_a_tree_that_a_row_does_not_train_keeps_parameters_and_moments(
+  tower, tiny, batch
+):
+  config = dataclasses.replace(
+    tiny, dropout_rate=0.0, clip_norm=0.01, lr_warmup_steps=0
+  )
+  retriever = dataclasses.replace(RETRIEVER, tied=False)
+  both = methods.METHODS['dpr']
+  devices, optimizer = devices_lib.local(2), optimizers.make(config)
+  params = make_params(retriever)
+  *_, grads = loss_and_grads(config, both, params, batch, 2, 0, retriever)
+  state = steps.init_state(params, retriever.towers, optimizer, devices)
+  before = jax.device_get(state)
+  train_step = steps.make_train_step(
+    config, both._replace(trains=(tower,)), retriever, optimizer, devices
+  )
+  state, metrics = train_step(state, devices_lib.shard(batch, devices))
+  after = jax.device_get(state)
+  for name in retriever.towers:
+    changed = [
+      (new != old).any()
+      for old, new in zip(
+        jax.tree.leaves((before.params[name], before.opt_state[name])),
+        jax.tree.leaves((after.params[name], after.opt_state[name])),
+        strict=True,
+      )
+    ]
+    # Some gradients, such as those of the keys' biases, are always 0.
+    assert np.mean(changed) > 0.8 if name == tower else not any(changed)
+  # What is not trained is not in the norm that is clipped.
+  norm = float(optax.tree.norm(grads[tower]))
+  assert norm > config.clip_norm
+  assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
+  clipped = optax.tree.norm(after.opt_state[tower][0].mu) / 0.1
+  assert float(clipped) == pytest.approx(config.clip_norm, rel=1e-4)
+
+
+def test_what_no_row_of_a_run_trains_has_no_moments(tiny):
+  retriever = dataclasses.replace(RETRIEVER, tied=False)
+  params, devices = make_params(retriever), devices_lib.local(2)
+  state = steps.init_state(params, ('query',), optimizers.make(tiny), devices)
+  assert state.opt_state.keys() == {'query'}
+  assert state.params.keys() == {'query', 'passage'}
+
+
 def test_state_is_donated_and_alike_on_all_devices(tiny, params, batch):
   devices = devices_lib.local(8)
   optimizer = optimizers.make(tiny)
-  state = steps.init_state(params, optimizer, devices)
+  state = steps.init_state(params, RETRIEVER.towers, optimizer, devices)
   train_step = steps.make_train_step(
     tiny, methods.METHODS['in_batch'], RETRIEVER, optimizer, devices
   )
@@ -350,8 +397,10 @@ def test_state_is_donated_and_alike_on_all_devices(tiny, params, batch):
 def test_restored_shapes_fit_the_state(tiny, params):
   devices = devices_lib.local(2)
   optimizer = optimizers.make(tiny)
-  state = steps.init_state(params, optimizer, devices)
-  shapes = steps.state_shapes(bi_encoder.shapes(RETRIEVER), optimizer, devices)
+  state = steps.init_state(params, RETRIEVER.towers, optimizer, devices)
+  shapes = steps.state_shapes(
+    bi_encoder.shapes(RETRIEVER), RETRIEVER.towers, optimizer, devices
+  )
   assert jax.tree.structure(shapes) == jax.tree.structure(state)
   for shape, leaf in zip(
     jax.tree.leaves(shapes), jax.tree.leaves(state), strict=True
