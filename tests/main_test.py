@@ -185,6 +185,25 @@ main.run()
   assert ended.stdout.startswith('set()\n')
 
 
+def test_jobs_import_what_they_use():
+  code = """
+import importlib
+import sys
+def heavy(*jobs):
+  for job in jobs:
+    importlib.import_module(f'ance_jax.jobs.{job}')
+  return {*'optax matplotlib faiss transformers flax'.split()} & {*sys.modules}
+print(heavy('report', 'compare'))
+rest = 'inspect encode evaluate search serve audit mine export prepare refresh'
+print(sorted(heavy(*rest.split())))
+"""
+  ended = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True
+  )
+  expected = "set()\n['faiss', 'flax', 'transformers']\n"
+  assert ended.stdout == expected, ended.stderr
+
+
 def test_flags_of_jax_are_set_where_they_are_named(tmp_path):
   code = """
 import sys

@@ -4,8 +4,6 @@ import io
 import itertools
 import pathlib
 
-import matplotlib.figure
-
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
@@ -264,6 +262,8 @@ def _png(runs, panels, columns):
     panels: Names of metrics, at most two rows of them.
     columns: Panels of a row.
   """
+  import matplotlib.figure  # Half a second; jobs that draw nothing use `table`.
+
   # Not a layout of matplotlib's, which draws all a second time to measure it.
   figure = matplotlib.figure.Figure(figsize=(6 * columns, 7))
   figure.subplots_adjust(
