@@ -24,6 +24,8 @@ from ance_jax.retrieval import protocols
 from ance_jax.retrieval import words
 from ance_jax.training import methods
 
+# The file in its folder that repeats a run.
+FLAGS_FILE = 'run.flags'
 # The value of --index that is no FAISS index.
 ON_DEVICES = 'device'
 # What there is to do, each a module of jobs.
@@ -595,86 +597,91 @@ class Config:
     'TREC run file of the training queries that --job=mine takes negatives '
     'from, with its scores. Empty: --retriever ranks.',
     may_change=True,
-    section='Hard negatives for other trainers',
+    section='Hard negatives',
   )
   num_negatives: int = knob(
     4,
     'Negatives that --job=mine writes for a query. NV-Retriever: 4.',
     may_change=True,
   )
-  mine_from: int = knob(
+  skip_ranks: int = knob(
     0,
-    'Ranks that --job=mine skips; ranks are those among what is neither '
-    'judged a positive, nor of its text, nor the query itself, nor holds an '
-    'answer. NV-Retriever: '
-    'Top-k shifted by N. sentence-transformers: range_min.',
-    may_change=True,
+    'Ranks that mining skips, in a refresh and with --job=mine; ranks count '
+    'what is neither judged a positive, nor of its text, nor the query '
+    'itself, nor holds an answer. NV-Retriever: Top-k shifted by N. '
+    'sentence-transformers: range_min.',
   )
-  mine_to: int = knob(
-    100,
-    'Last rank that --job=mine takes a candidate from, before its filters of '
-    'scores. sentence-transformers: range_max.',
-    may_change=True,
+  max_rank: int | None = knob(
+    None,
+    'Last rank that mining takes a candidate from, before its filters of '
+    'scores. Not given: 100 with --job=mine; in training, --top_k behind '
+    '--skip_ranks. sentence-transformers: range_max.',
   )
   max_score: float | None = knob(
     None,
-    'With --job=mine, no negative scores more. NV-Retriever: TopK-Abs.',
-    may_change=True,
+    'No mined negative scores more. NV-Retriever: TopK-Abs. In training, this '
+    'and all other rules of scores are for what --method mines, not for its '
+    'warm-up.',
   )
-  min_score: float | None = knob(
-    None, 'With --job=mine, no negative scores less.', may_change=True
-  )
+  min_score: float | None = knob(None, 'No mined negative scores less.')
   absolute_margin: float | None = knob(
     None,
-    'With --job=mine, a negative scores less than p - margin, p being the '
-    "least score of the query's positives. NV-Retriever, TopK-MarginPos: 0.05.",
-    may_change=True,
+    'A mined negative scores less than p - margin, p being the least score of '
+    "the query's positives. NV-Retriever, TopK-MarginPos: 0.05.",
   )
   relative_margin: float | None = knob(
     None,
-    'With --job=mine, a negative scores less than p - margin * |p|, which is '
+    'A mined negative scores less than p - margin * |p|, which is '
     "p * (1 - margin) for p above 0; p is the least score of the query's "
     'positives. NV-Retriever, TopK-PercPos at 95 %: 0.05. Little passes it '
-    'where all scores are alike, as dot products of ANCE are.',
-    may_change=True,
+    'where all scores are alike, as dot products of ANCE are: see '
+    '--center_scores.',
   )
-  judge: str = knob(
+  z_margin: float | None = knob(
+    None,
+    'A mined negative scores less than p - margin * the standard deviation of '
+    "the query's scores, over the first --top_k candidates, with --job=mine "
+    '--max_rank.',
+  )
+  center_scores: bool = knob(
+    False,
+    'The relative margin is of scores less the mean of the query, over the '
+    'same candidates as --z_margin: less than p - margin * |p - mean|.',
+  )
+  cross_encoder: str = knob(
     '',
-    'Cross-encoder that scores what the other filters of --job=mine leave, for '
-    '--judge_max_score: a folder or name on the hub of a BERT, RoBERTa, '
+    'Cross-encoder that scores what the other filters of mining leave, for '
+    '--rerank_max_score: a folder or name on the hub of a BERT, RoBERTa, '
     'DistilBERT or MPNet for sequence classification with one output, as '
     "sentence-transformers' CrossEncoder saves it. Scores are those of its "
     'predict: the sigmoid of the output, or the output itself where the folder '
     'names Identity as activation.',
-    may_change=True,
   )
-  judge_run: str = knob(
+  score_run: str = knob(
     '',
-    'TREC run file with the scores of a judge, instead of --judge; with '
-    '--job=mine, and --judge_max_score.',
-    may_change=True,
+    'TREC run file of the training queries with scores for '
+    '--rerank_max_score, instead of --cross_encoder.',
   )
-  judge_max_score: float | None = knob(
+  rerank_max_score: float | None = knob(
     None,
-    'With --job=mine, no negative has more than this from --judge, or from '
-    '--judge_run, or no score there. RocketQA: 0.1.',
-    may_change=True,
+    'No mined negative has more than this from --cross_encoder, or from '
+    '--score_run, or no score there. RocketQA: 0.1.',
   )
-  sampling: str = knob(
+  choose: str = knob(
     'top',
-    'How --job=mine takes --num_negatives of what its filters leave: the best, '
-    'or drawn evenly by --seed.',
+    'Which of the candidates that the filters leave are stored, '
+    '--num_negatives of them or in training --top_k: the best, or some drawn '
+    'evenly by --seed.',
     choices=('top', 'random'),
-    may_change=True,
   )
-  too_few: str = knob(
-    'keep',
-    'What --job=mine does with a query that is left fewer than '
-    '--num_negatives: keep what there is (a query with none is left out, and '
-    'with --format=n_tuples any that has fewer); drop the query; fill up with '
-    'passages at random that no filter took.',
+  on_shortage: str | None = knob(
+    None,
+    'What mining does with a query that is left fewer negatives than are '
+    'stored of one: keep what there is; drop the query; fill up with passages '
+    'at random that no filter rejects. A query with none is left out, and '
+    'with --format=n_tuples any that has fewer. Not given: fill in training, '
+    'keep with --job=mine.',
     choices=('keep', 'drop', 'fill'),
-    may_change=True,
   )
   format: str = knob(
     'triplets',
@@ -775,7 +782,30 @@ class Config:
       fact = f'is for indexes of FAISS, and --index is {ON_DEVICES}'
       raise _bad('index_params', self.index_params, fact, 'leave it out')
     self._check_refresh()
+    self._check_mining()
     self._check_processes()
+
+  def _check_mining(self):
+    """Raises `BadInput` for rules of mining that do not go together."""
+    if None not in (self.min_score, self.max_score) and (
+      self.min_score > self.max_score
+    ):
+      raise errors.BadInput(
+        f'--min_score={self.min_score} is above --max_score={self.max_score}; '
+        'change one.'
+      )
+    if self.center_scores and self.relative_margin is None:
+      raise errors.BadInput(
+        '--center_scores is given without --relative_margin, which it is for; '
+        'give both.'
+      )
+    scorers = [n for n in ('cross_encoder', 'score_run') if getattr(self, n)]
+    if len(scorers) != (self.rerank_max_score is not None):
+      raise errors.BadInput(
+        f'--rerank_max_score is {self.rerank_max_score} with '
+        f'{" and ".join(f"--{name}" for name in scorers) or "no scorer"}; it '
+        'goes with one of --cross_encoder and --score_run: give one of each.'
+      )
 
   def _check_processes(self):
     """Raises `BadInput` for processes that could not find each other."""
@@ -860,7 +890,9 @@ class Config:
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     values, place = {}, f'{where}: '
-    for line in map(renamed, lines):
+    for line in of_a_run(lines):
+      if line is None:
+        continue
       name, equals, text = line.partition('=')
       if not (name.startswith('--') and equals):
         refuse_left_over([line], place)
@@ -888,10 +920,35 @@ class Config:
 
 # Names of flags in older releases: {old: new}. The flags that a run wrote are
 # read through it; a person is told the new name.
-RENAMED = {}
+RENAMED = {
+  'mine_from': 'skip_ranks',
+  'mine_to': 'max_rank',
+  'judge': 'cross_encoder',
+  'judge_run': 'score_run',
+  'judge_max_score': 'rerank_max_score',
+  'sampling': 'choose',
+  'too_few': 'on_shortage',
+}
 # Fields that tell the processes of a run from each other, and are none of its
 # settings.
 LAUNCH = ('num_processes', 'process_id', 'coordinator')
+# Fields that say which passages become negatives. A run keeps its own; a job on
+# a run has those that it is given, and none of the run's.
+MINING_RULES = (
+  'skip_ranks',
+  'max_rank',
+  'max_score',
+  'min_score',
+  'absolute_margin',
+  'relative_margin',
+  'z_margin',
+  'center_scores',
+  'cross_encoder',
+  'score_run',
+  'rerank_max_score',
+  'choose',
+  'on_shortage',
+)
 # Fields that say how a job which only reads a run computes, and what it draws:
 # they may be others than those that the run was trained with.
 OF_READING = (
@@ -905,6 +962,7 @@ OF_READING = (
   'drop_same_text',
   'drop_answers',
   'seed',
+  *MINING_RULES,
 )
 # Fields, and the jobs that read them, or those that do not; the others are read
 # by all. A test runs the jobs, and fails if one reads anything else.
@@ -966,9 +1024,13 @@ _READ_BY = (
   ('output overwrite', 'mine export'),
   ('export_corpus', 'export'),
   (
-    'ranking num_negatives mine_from mine_to max_score min_score '
-    'absolute_margin relative_margin judge judge_run judge_max_score sampling '
-    'too_few format',
+    'skip_ranks max_rank max_score min_score absolute_margin relative_margin '
+    'z_margin center_scores cross_encoder score_run rerank_max_score choose '
+    'on_shortage',
+    'train refresh inspect mine',
+  ),
+  (
+    'ranking num_negatives format',
     'mine',
   ),
   ('query port num_results', 'search'),
@@ -982,7 +1044,7 @@ _RANGES = (
     'hard_negatives top_k steps_per_refresh query_slices chunks '
     'batch_size tokens_per_batch rows_per_block steps_per_eval '
     'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results '
-    'num_negatives mine_to search_memory_mb',
+    'num_negatives max_rank search_memory_mb',
     lambda value: value >= 1,
     'at least 1',
   ),
@@ -995,7 +1057,7 @@ _RANGES = (
     'num_devices num_processes process_id warmup_steps max_refreshes '
     'refresh_delay refresh_devices max_staleness micro_batch_size max_steps '
     'warmup_until_plateau lr_warmup_steps weight_decay clip_norm head_size '
-    'bm25_k1 mine_from absolute_margin',
+    'bm25_k1 skip_ranks absolute_margin z_margin',
     lambda value: value >= 0,
     'at least 0',
   ),
@@ -1020,8 +1082,8 @@ _RANGES = (
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
-  'picture', 'negatives', 'bm25_run', 'tokens_dir', 'ranking', 'judge',
-  'judge_run',
+  'picture', 'negatives', 'bm25_run', 'tokens_dir', 'ranking',
+  'cross_encoder', 'score_run',
   'output', 'refresh_replay'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
@@ -1086,6 +1148,28 @@ def renamed(argument: str) -> str:
   if no + name in RENAMED:
     no, name = '', no + name
   return f'{dashes}{no}{RENAMED.get(name, name)}{value}'
+
+
+def of_a_run(lines: list[str]) -> list[str | None]:
+  """Returns lines of a run's flags, --name=value, under their present names.
+
+  None instead of rules of mining in a file that has old names for some: they
+  were of --job=mine then, and none of the run's.
+  """
+  now = [renamed(line) for line in lines]
+  names = [line.partition('=')[0].removeprefix('--') for line in now]
+  dropped = (
+    MINING_RULES
+    if any(
+      old != new and name in MINING_RULES
+      for old, new, name in zip(lines, now, names, strict=True)
+    )
+    else ()
+  )
+  return [
+    None if name in dropped else line
+    for line, name in zip(now, names, strict=True)
+  ]
 
 
 def bad_value(name, text, place=''):

@@ -192,8 +192,12 @@ def _parse_flagfile(path, flag_values, above):
     flag_values: Where the flags are defined.
     above: Real paths of the flagfiles that led here.
   """
-  for number, line in enumerate(_flagfile_lines(path, above), 1):
-    place, line = f'{path}, line {number}: ', line.strip()
+  lines = [line.strip() for line in _flagfile_lines(path, above)]
+  if os.path.basename(path) == config_lib.FLAGS_FILE:
+    # Of an older release, perhaps: it is to repeat the run all the same.
+    lines = [line or '' for line in config_lib.of_a_run(lines)]
+  for number, line in enumerate(lines, 1):
+    place = f'{path}, line {number}: '
     name, _, other = line.partition('=')
     if name in ('--flagfile', '-flagfile'):
       other = os.path.expanduser(other)

@@ -139,10 +139,12 @@ def with_flags_of_run(config: config_lib.Config) -> config_lib.Config:
   if config.job == 'train':
     return config
   if folder and checkpoint.committed_steps(folder):
-    return _under_flags(config, folder, ('workdir',))
+    # The run trains on what --job=refresh mines; others have their own rules.
+    rules = () if config.job == 'refresh' else config_lib.MINING_RULES
+    return _under_flags(config, folder, ('workdir', *rules))
   theirs = config.init_from if config.job in _READ_RUNS else ''
   if theirs and checkpoint.committed_steps(theirs):
-    own = ('workdir', 'init_from', *OWN_PLACES)
+    own = ('workdir', 'init_from', *OWN_PLACES, *config_lib.MINING_RULES)
     # Who names a dataset means that one, not the run's under other names.
     if flags.FLAGS['dataset'].present:
       own += _OF_DATA

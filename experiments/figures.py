@@ -19,7 +19,8 @@ from ance_jax import flags
 from ance_jax.core import atomic
 from ance_jax.core import logs
 from ance_jax.data import tokens
-from ance_jax.mining import selection
+from ance_jax.mining import candidates
+from ance_jax.mining import miner
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import batches
 from ance_jax.training import experiment
@@ -147,14 +148,15 @@ def _final_best(run, params):
   watch, split = logs.Stopwatch(), run.config.train_split
   indexed = corpus_index.index_corpus(run, params, watch)
   queries = corpus_index.encode_queries(run, params, split, watch)
-  positives = negatives_lib.positives(
-    run.splits[split], run.corpus, methods.METHODS['ance'], (0, len(queries))
+  task = miner.Task(
+    candidates.of_index(indexed, queries, 'the final model'),
+    run.splits[split].shared_positives(),
+    negatives_lib.excluded(
+      run.splits[split], run.corpus, methods.METHODS['ance']
+    ),
+    miner.Settings(TOP, seed=run.config.seed),
   )
-
-  def rank(rows, depth):
-    return indexed.search(queries[rows], depth).rows
-
-  return selection.hard_negatives(rank, positives, TOP, run.config.seed)[0]
+  return miner.mine_table(task, 0, len(queries), 'mine').rows
 
 
 def _rows(token_rows):

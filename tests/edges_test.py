@@ -68,7 +68,7 @@ def test_each_number_has_a_range_but_scores():
     for name, field in fingerprint_test.FIELDS.items()
     if config_lib.plain_type(field.type) in (int, float)
   }
-  scores = {'max_score', 'min_score', 'judge_max_score'}
+  scores = {'max_score', 'min_score', 'rerank_max_score'}
   assert numbers - RULE_OF.keys() == scores
 
 
@@ -228,52 +228,55 @@ def test_a_length_may_be_all_that_the_model_can_take(name):
 @pytest.mark.parametrize(
   ('flags', 'says'),
   [
-    ({'num_negatives': 5, 'mine_from': 3, 'mine_to': 8}, None),
-    ({'num_negatives': 6, 'mine_from': 3, 'mine_to': 8}, '--num_negatives'),
+    ({'num_negatives': 5, 'skip_ranks': 3, 'max_rank': 8}, None),
+    ({'num_negatives': 6, 'skip_ranks': 3, 'max_rank': 8}, '--num_negatives'),
     ({'min_score': 0.5, 'max_score': 0.5}, None),
     ({'min_score': math.nextafter(0.5, 1), 'max_score': 0.5}, '--min_score'),
   ],
 )
 def test_ranks_and_scores_of_mining_bound_each_other(flags, says):
-  config = config_lib.Config(job='mine', **flags)
+  flags = {'max_rank': 100, **flags}
   if says is None:
-    mine._check_flags(config)
+    mine._check_flags(config_lib.Config(job='mine', **flags))
     return
   with pytest.raises(errors.BadInput, match=f'^{says}'):
-    mine._check_flags(config)
+    mine._check_flags(config_lib.Config(job='mine', **flags))
 
 
-@pytest.mark.parametrize('too_few', ['keep', 'fill'])
-def test_filling_up_needs_as_many_passages_as_it_writes(too_few, run):
-  config = config_lib.Config(job='mine', too_few=too_few, num_negatives=4)
-  task = SimpleNamespace(
+@pytest.mark.parametrize('on_shortage', ['keep', 'fill'])
+def test_filling_up_needs_as_many_passages_as_it_writes(on_shortage, run):
+  config = config_lib.Config(
+    job='mine', on_shortage=on_shortage, num_negatives=4
+  )
+  excluded = SimpleNamespace(num_excluded=np.array([1, 1]))
+  job = SimpleNamespace(
     config=config,
     corpus=run.corpus,
     split=run.splits['train'],
-    positives=SimpleNamespace(banned=np.array([1, 1])),
+    task=SimpleNamespace(excluded=excluded),
   )
-  mine._check_data(task)
-  task.config = dataclasses.replace(config, num_negatives=5)
-  if too_few == 'keep':
-    mine._check_data(task)
+  mine._check_data(job)
+  job.config = dataclasses.replace(config, num_negatives=5)
+  if on_shortage == 'keep':
+    mine._check_data(job)
     return
-  with pytest.raises(errors.BadInput, match='found 5 for 5 and up to 1'):
-    mine._check_data(task)
+  with pytest.raises(errors.BadInput, match='needs 5 .* up to 1; .* has 5'):
+    mine._check_data(job)
 
 
 @pytest.mark.parametrize('seed', range(3))
 def test_scores_that_are_equal_to_a_bound_fall_on_its_side(seed):
   """As the loop over the words of `Rules` has it; all are on a coarse grid."""
-  rows, scores, never, least, _, judged, most = filters_test.many(seed)
-  scores, least, judged = (
-    np.round(2 * array) / 2 for array in (scores, least, judged)
+  rows, scores, never, least, rules, reranked, most = filters_test.many(seed)
+  scores, least, reranked = (
+    np.round(2 * array) / 2 for array in (scores, least, reranked)
   )
-  rules = filters.Rules(3, 35, 1.5, -1.5, 0.5, 0.5)
-  taken = filters.taken_by(rows, scores, never, least, rules)
-  filters.take_judged(taken, judged, most)
-  slow = filters_test.slowly(rows, scores, never, least, rules, judged, most)
+  rules = rules._replace(absolute_margin=0.5, relative_margin=0.5)
+  rejected = filters.rejected_by(rows, scores, never, least, rules)
+  filters.reject_reranked(rejected, reranked, most)
+  slow = filters_test.slowly(rows, scores, never, least, rules, reranked, most)
   names = {**dict(enumerate(filters.FILTERS)), filters.KEPT: 'kept'}
-  found = [[names.get(n) for n in row] for row in taken.tolist()]
+  found = [[names.get(n) for n in row] for row in rejected.tolist()]
   assert found == slow
 
 

@@ -70,7 +70,7 @@ def write(folder):
       config_lib.Config(
         job='mine', workdir=str(folder / 'mined'), dataset='beir',
         data_dir=str(folder / 'beir'), retriever='bm25', num_negatives=9,
-        mine_to=100, format=form,
+        max_rank=100, format=form,
       )
     )  # fmt: skip
     # Else nothing would be shown of rows that are too short.

@@ -327,6 +327,38 @@ def test_a_set_that_is_named_for_a_job_on_a_run_brings_its_protocol(
   assert config.data_dir == tiny.data_dir
 
 
+RULES = {'max_score': 0.9, 'skip_ranks': 3, 'on_shortage': 'keep'}
+
+
+@pytest.mark.parametrize('job', ['refresh', 'mine', 'evaluate'])
+def test_only_a_refresh_mines_by_the_rules_of_its_run(
+  job, tiny, tmp_path, monkeypatch
+):
+  write_run(tmp_path, dataclasses.replace(tiny, seed=3, **RULES))
+  given = ['--skip_ranks=1', f'--job={job}']
+  for place in ('workdir', 'init_from')[: 1 + (job != 'refresh')]:
+    config = settings_of(monkeypatch, *given, f'--{place}={tmp_path}')
+    found = [getattr(config, name) for name in RULES]
+    assert found == ([0.9, 1, 'keep'] if job == 'refresh' else [None, 1, None])
+    assert config.seed == 3
+
+
+def test_a_flagfile_that_an_older_release_left_repeats_its_run(tmp_path):
+  """Its rules of mining were those of --job=mine."""
+  lines = '--mine_from=3', '--sampling=random', '--seed=3', '--max_score=0.5'
+  path = tmp_path / 'run.flags'
+  path.write_text('\n'.join(lines) + '\n')
+  expected = config_lib.Config(seed=3)
+  assert flags_lib.from_flagfile(path) == expected
+  assert config_lib.Config.from_lines(list(lines), 'run.flags') == expected
+  path.write_text('--max_score=0.5\n')
+  assert flags_lib.from_flagfile(path).max_score == 0.5
+  other = tmp_path / 'my.flags'
+  other.write_text('--mine_from=3\n')
+  with pytest.raises(errors_lib.BadInput, match='--mine_from is now --skip_r'):
+    flags_lib.from_flagfile(other)
+
+
 @pytest.mark.parametrize('job', ['evaluate', 'train'])
 def test_a_job_takes_the_settings_of_a_run_that_went_on_elsewhere(
   job, tiny, tmp_path, monkeypatch

@@ -7,7 +7,7 @@ from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import remote
 
-FLAGS_FILE = 'run.flags'
+FLAGS_FILE = config_lib.FLAGS_FILE
 PAGE_FILE = 'report.html'
 EXAMPLES_FOLDER = 'examples'
 

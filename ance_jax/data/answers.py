@@ -95,36 +95,6 @@ def held(
   return found
 
 
-def without(
-  negatives: np.ndarray,
-  answers: Sequence[list[str]],
-  texts: Sequence[str],
-  are_patterns: bool,
-  what: str,
-) -> tuple[np.ndarray, dict[str, int]]:
-  """Removes negatives that contain an answer; does not replace them.
-
-  Args:
-    negatives: (q, K) int32 passage rows.
-    answers: Answers of each of q queries.
-    texts: Texts of all passages.
-    are_patterns: Whether answers are regular expressions.
-    what: Name of the phase for the progress bar.
-
-  Returns:
-    (q, K) int32 remaining rows in order, padded with -1; and counts: 'answers',
-    removed passages, and 'no_negatives', queries left without any.
-  """
-  right = held(negatives, answers, texts, are_patterns, what)
-  order = np.argsort(right, 1, kind='stable')
-  kept = np.take_along_axis(np.where(right, -1, negatives), order, 1)
-  counts = {
-    'answers': int(right.sum()),
-    'no_negatives': int((kept[:, 0] < 0).sum()),
-  }
-  return kept, counts
-
-
 def _holder(answer):
   """Returns a function that tests passage tokens for those of `answer`."""
   return lambda passage: answer in passage

@@ -130,7 +130,9 @@ def _needs(run):
     size = queries * config.top_k * 4
     needs += [
       Need('disk', 'negatives', f'{tables} x {arithmetic}', tables * size),
-      Need('host memory', 'negatives being mined', arithmetic, size),
+      Need(
+        'host memory', 'negatives being mined', f'2 x {arithmetic}', 2 * size
+      ),
     ]
   copies = len(devices_lib.own(run.devices)) if on_host else 1
   needs.append(
@@ -165,10 +167,10 @@ def _of_index(run, passages, width, on_host):
 
 
 def _num_tables(config):
-  """Returns how many tables of negatives a run makes and keeps."""
+  """Returns how many tables of negatives, and of scores, a run keeps."""
   rows = schedule.rows(config).values()
   once = {row.negatives for row in rows} & {'bm25', 'given'}
-  return len(once) + schedule.num_refreshes(config)
+  return len(once) + 2 * schedule.num_refreshes(config)
 
 
 def _room(run):

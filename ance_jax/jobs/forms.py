@@ -29,7 +29,7 @@ FORMS = {
   'triplets_scored': Form(_FOR_LOSSES, pairs=True, scored=True),
   'n_tuples': Form(
     'its JSON lines of one width: a query with fewer than --num_negatives is '
-    'not in them, unless --too_few=fill',
+    'not in them, unless --on_shortage=fill',
     one_width=True,
     pairs=True,
   ),

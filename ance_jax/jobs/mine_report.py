@@ -1,10 +1,8 @@
-"""What each filter of `--job=mine` took, and what is left: counts, examples."""
-
-from typing import NamedTuple
+"""What the filters of `--job=mine` rejected and left: counts, examples."""
 
 import numpy as np
 
-from ance_jax.data import trec
+from ance_jax import config as config_lib
 from ance_jax.jobs import forms
 from ance_jax.mining import filters
 from ance_jax.retrieval import corpus_index
@@ -16,51 +14,19 @@ _SHOWN, _CHARACTERS = 5, 160
 _NAMES = (*filters.FILTERS, 'passed', 'candidates')
 
 
-class Mined(NamedTuple):
-  """What became of the candidates of q queries.
-
-  Attributes:
-    queries: (q,) int query rows.
-    of_query: (P,) int, place in `queries` of each positive, rising.
-    positives: (P,) int32 passage rows, as they were judged for queries of the
-      same text, its own first.
-    positive_scores: (P,) float, -inf where one was not ranked.
-    ranking: `trec.Ranking` of the q queries.
-    least: (q,) float, the least of `positive_scores`.
-    judged: (q, K) float, scores of a judge, or None.
-    taken: (q, K) int8, as `filters.taken_by` returns it.
-    found: (q,) int, negatives that the filters left, up to --num_negatives.
-    negatives: (q, num_negatives) int32; -1 behind the last.
-    scores: (q, num_negatives) float, NaN where one is not known.
-    unwilling: int, negatives drawn at random that a filter took, too, for want
-      of others.
-  """
-
-  queries: np.ndarray
-  of_query: np.ndarray
-  positives: np.ndarray
-  positive_scores: np.ndarray
-  ranking: trec.Ranking
-  least: np.ndarray
-  judged: np.ndarray | None
-  taken: np.ndarray
-  found: np.ndarray
-  negatives: np.ndarray
-  scores: np.ndarray
-  unwilling: int
-
-
 def only_full(config):
   """Returns whether a query with fewer than --num_negatives is left out."""
-  one_width = forms.FORMS[config.format].one_width and config.too_few == 'keep'
-  return config.too_few == 'drop' or one_width
+  one_width = (
+    forms.FORMS[config.format].one_width and config.on_shortage == 'keep'
+  )
+  return config.on_shortage == 'drop' or one_width
 
 
 def unscored(mined):
   """Returns which queries have a positive or negative of unknown score, (q,).
 
   Args:
-    mined: `Mined`.
+    mined: `miner.Mined`.
   """
   unknown = (mined.negatives >= 0) & ~np.isfinite(mined.scores)
   return unknown.any(1) | (mined.least == -np.inf)
@@ -70,24 +36,24 @@ class Tally:
   """Counts over all queries, and some queries to read.
 
   Args:
-    task: `mine.Task`.
+    job: `mine.Job`.
 
   Attributes:
     written: Queries that were written.
   """
 
-  def __init__(self, task):
-    self._task, self.written = task, 0
-    self._taken = np.zeros((len(_NAMES), 2), np.int64)
+  def __init__(self, job):
+    self._job, self.written = job, 0
+    self._rejected = np.zeros((len(_NAMES), 2), np.int64)
     self._counts = dict.fromkeys(
       (
-        'fewer', 'none', 'drawn', 'unwilling', 'unranked', 'unscored',
+        'fewer', 'none', 'drawn', 'forced', 'unranked', 'unscored',
         'negatives'
       ),
       0,
     )  # fmt: skip
-    random = np.random.default_rng(task.config.seed)
-    size = len(task.split.ids)
+    random = np.random.default_rng(job.config.seed)
+    size = len(job.split.ids)
     self._chosen = random.choice(size, min(_EXAMPLES, size), replace=False)
     self._examples = []
 
@@ -95,18 +61,18 @@ class Tally:
     """Counts a batch.
 
     Args:
-      mined: `Mined`.
+      mined: `miner.Mined`.
       written: (q,) bool, queries that are written.
     """
-    number = self._task.config.num_negatives
+    number = self._job.config.num_negatives
     there = mined.negatives >= 0
     self.written += int(written.sum())
-    self._taken += filters.counts(mined.taken)
+    self._rejected += filters.counts(mined.rejected)
     for name, more in (
       ('fewer', mined.found < number),
       ('none', mined.found == 0),
-      ('drawn', there.sum(1) - mined.found),
-      ('unwilling', mined.unwilling),
+      ('drawn', mined.num_drawn),
+      ('forced', mined.num_forced),
       ('unranked', mined.least == -np.inf),
       ('unscored', unscored(mined)),
       ('negatives', there[written]),
@@ -117,38 +83,34 @@ class Tally:
 
   def as_json(self):
     """Returns all that is known, as a dict for JSON."""
-    task = self._task
-    rules = {
-      name: getattr(task.config, name)
-      for name in (
-        *filters.Rules._fields, 'judge_max_score', 'num_negatives',
-        'sampling', 'too_few', 'format', 'seed'
-      )
-    }  # fmt: skip
+    job = self._job
+    names = *config_lib.MINING_RULES, 'num_negatives', 'format', 'seed'
+    rules = {name: getattr(job.config, name) for name in names}
     return {
-      'ranked_by': task.source.name,
+      'ranked_by': job.task.source.name,
       'rules': rules,
-      'queries': len(task.split.ids),
+      'queries': len(job.split.ids),
       'written': self.written,
       **self._counts,
       'taken': {
         name: {'candidates': int(row[0]), 'queries': int(row[1])}
-        for name, row in zip(_NAMES, self._taken, strict=True)
+        for name, row in zip(_NAMES, self._rejected, strict=True)
       },
       'examples': self._examples,
     }
 
   def table(self):
-    """Returns what each filter took, for people."""
-    config = self._task.config
-    size = len(self._task.split.ids)
+    """Returns what each filter rejected, for people."""
+    config = self._job.config
+    size = len(self._job.split.ids)
     lines = [
-      f'candidates of {size:,} training queries by {self._task.source.name}, '
-      f'up to rank {config.mine_to}, and what each filter took of them:',
+      f'candidates of {size:,} training queries by '
+      f'{self._job.task.source.name}, up to rank {config.max_rank}, and what '
+      'each filter rejected of them:',
       f'  {"":22}{"candidates":>12}{"share":>9}{"queries":>12}',
     ]
-    whole = max(int(self._taken[-1, 0]), 1)
-    rows = dict(zip(_NAMES, self._taken.tolist(), strict=True))
+    whole = max(int(self._rejected[-1, 0]), 1)
+    rows = dict(zip(_NAMES, self._rejected.tolist(), strict=True))
     for name in (_NAMES[-1], *_NAMES[:-1]):
       number, queries = rows[name]
       if number or self._asked(name):
@@ -167,33 +129,33 @@ class Tally:
 
   def _asked(self, name):
     """Returns whether a filter was asked for, or always is there."""
-    config, split = self._task.config, self._task.split
+    config, split = self._job.config, self._job.split
     if name == 'answer':
       return negatives_lib.drops_answers(config, split)
-    if name == 'mine_from':
-      return config.mine_from > 0
     always = 'positive', 'same text', 'own text', 'passed', 'candidates'
-    return name in always or getattr(config, name, None) is not None
+    return name in (*always, *self._job.task.settings.rules.filters())
 
   def _outcome(self):
     """Yields lines on queries that have fewer than asked, and what is done."""
-    counts, config = self._counts, self._task.config
+    counts, config = self._counts, self._job.config
+    rules = self._job.task.settings.rules
+    if warning := filters.warning(self._rejected[:, 0], rules):
+      yield warning
     if counts['unranked']:
-      margins = config.absolute_margin, config.relative_margin
       what = ''
-      if margins != (None, None):
+      if any(name.endswith('margin') for name in rules.scored()):
         what = ': it is below all that is, and no candidate is below it'
       yield f'{counts["unranked"]:,} queries have a positive not ranked{what}'
     done = {
       'keep': 'kept as they are, those with none left out',
       'drop': 'left out',
       'fill': f'filled up with {counts["drawn"]:,} passages at random',
-    }[config.too_few]
-    if config.too_few == 'keep' and only_full(config):
+    }[config.on_shortage]
+    if config.on_shortage == 'keep' and only_full(config):
       done = f'left out, as all rows of {config.format} have one width '
-      done += '(--too_few=fill fills them up)'
-    if counts['unwilling']:
-      done += f', {counts["unwilling"]:,} of which a filter took, too'
+      done += '(--on_shortage=fill fills them up)'
+    if counts['forced']:
+      done += f', {counts["forced"]:,} of which a filter rejects, too'
     yield (
       f'{counts["fewer"]:,} queries have fewer than {config.num_negatives} '
       f'negatives, {counts["none"]:,} of them none: {done}'
@@ -206,7 +168,7 @@ class Tally:
 
   def _unscored(self):
     """Yields what is done for want of a score, where a form has scores."""
-    config, number = self._task.config, self._counts['unscored']
+    config, number = self._job.config, self._counts['unscored']
     scored = [name for name, form in forms.FORMS.items() if form.scored]
     done = dict.fromkeys(scored, 'left out')
     done['flag_embedding'] = 'written without scores'
@@ -217,16 +179,16 @@ class Tally:
       )
 
   def _example(self, mined, place):
-    """Returns one query with its positives, negatives, and what filters took.
+    """Returns one query with its positives, negatives and rejected.
 
-    Of each filter that took a candidate the best one is shown.
+    Of each filter that rejected a candidate the best one is shown.
     """
-    split, ranking = self._task.split, mined.ranking
+    split, ranking = self._job.split, mined.ranking
     of_query = slice(*np.searchsorted(mined.of_query, (place, place + 1)))
     rows = mined.negatives[place]
     dropped = []
     for number, name in enumerate(filters.FILTERS):
-      for column in np.nonzero(mined.taken[place] == number)[0][:1].tolist():
+      for column in np.nonzero(mined.rejected[place] == number)[0][:1].tolist():
         row = int(ranking.rows[place, column])
         why = self._why(name, mined, place, column)
         dropped.append(f'{name}, as it {why}: {self._passage(row)}')
@@ -249,25 +211,27 @@ class Tally:
     }
 
   def _why(self, name, mined, place, column):
-    """Returns why a candidate was taken, behind 'as it'."""
-    config, least = self._task.config, float(mined.least[place])
+    """Returns why a candidate was rejected, behind 'as it'."""
+    config, least = self._job.config, float(mined.least[place])
     score = f'has {float(mined.ranking.scores[place, column]):.4f}'
     bound = getattr(config, name, None)
     if name.endswith('margin') and least == -np.inf:
       return f'{score}, and a positive is not ranked'
-    given = np.nan if mined.judged is None else mined.judged[place, column]
+    reranked = mined.reranked
+    given = np.nan if reranked is None else reranked[place, column]
     return {
       'positive': 'was judged so',
       'same text': 'has the text of a positive',
       'own text': 'is the query itself',
       'answer': 'holds an answer',
-      'mine_from': f'is among the first {bound}',
+      'skip_ranks': f'is among the first {bound}',
       'max_score': f'{score}, above {bound}',
       'min_score': f'{score}, below {bound}',
       'absolute_margin': f'{score}, not below {least:.4f} - {bound}',
       'relative_margin': f'{score}, not below {least:.4f} - {bound} of that',
-      'no judge_run': 'has no score of the judge',
-      'judge_max_score': f'has {given:.4f} of the judge, above {bound}',
+      'z_margin': f'{score}, not below {least:.4f} - {bound} times the spread',
+      'no score_run': 'has no score of --score_run',
+      'rerank_max_score': f'is scored {given:.4f} again, above {bound}',
     }[name]
 
   def _scored(self, row, score):
@@ -275,7 +239,7 @@ class Tally:
     return f'{value} {self._passage(row)}'
 
   def _passage(self, row):
-    corpus = self._task.corpus
+    corpus = self._job.corpus
     name = f'{corpus_index.passage_name(corpus, row)[:60]} | '
     title = name if corpus.titles[row] else ''
     text = ' '.join(corpus.texts[row][:_CHARACTERS].split())

@@ -1,14 +1,18 @@
-"""Where `--job=mine` has candidates from, and who judges them.
+"""Where candidates come from, and what says whether they are negatives.
 
-A model, BM25 or a run file; a cross-encoder or a run file.
+A model's index, BM25, a run file or lists of passages rank them; a
+cross-encoder or a run file may score them again.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ance_jax.core import logs
+from ance_jax.data import answers
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import trec
 from ance_jax.mining import filters
@@ -16,7 +20,7 @@ from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import rerank
 
 
-class Source(NamedTuple):
+class CandidateSource(NamedTuple):
   """Where candidates and their scores come from.
 
   Attributes:
@@ -28,71 +32,129 @@ class Source(NamedTuple):
   """
 
   name: str
-  rank: Callable
-  score: Callable | None
+  rank: Callable[[np.ndarray, int], trec.Ranking]
+  score: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
-def judge(config, corpus, split):
-  """Returns judge((P,) query rows, rising, (P,) passage rows) -> (P,) scores.
+def of_index(
+  indexed: corpus_index.IndexedCorpus,
+  queries: np.ndarray,
+  name: str,
+  first: int = 0,
+) -> CandidateSource:
+  """Returns the source of an index, with the scores of its embeddings.
 
-  NaN where it has none. None where no judge is asked for.
+  Args:
+    indexed: The corpus.
+    queries: (q, E) float32 embeddings of consecutive queries.
+    name: For people.
+    first: Row of the first query.
   """
-  if config.judge_run:
-    ranked = trec.read_run(config.judge_run, query_rows(split), corpus.rows)
 
-    def of_file(of_query, passages):
+  def rank(rows, depth):
+    return indexed.rank(queries[rows - first], depth)
+
+  def score(rows, passages):
+    return indexed.scores(queries[rows - first], passages[:, None])[:, 0]
+
+  return CandidateSource(name, rank, score)
+
+
+def of_bm25(rank: Callable, split: corpus_lib.Split) -> CandidateSource:
+  """Returns the source of a `bm25.make_rank`."""
+
+  def find(rows, depth):
+    return rank([split.texts[row] for row in rows.tolist()], depth, None)
+
+  return CandidateSource('BM25', find)
+
+
+def of_run_file(
+  path: str, corpus: corpus_lib.Corpus, split: corpus_lib.Split
+) -> CandidateSource:
+  """Returns the source of a TREC run file of the training queries."""
+  ranked = _read_run(path, corpus, split)
+  if without := int((np.diff(ranked.offsets) == 0).sum()):
+    logs.say(f'{path}: {without:,} training queries are not in it')
+  return CandidateSource(path, lambda rows, _: ranked.block(rows))
+
+
+def of_lists(passages_of: Callable, name: str) -> CandidateSource:
+  """Returns the source of passages_of(query row) -> passage rows, unscored."""
+
+  def rank(rows, depth):
+    found = np.full((len(rows), depth), -1, np.int32)
+    for place, row in enumerate(rows.tolist()):
+      given = passages_of(row)[:depth]
+      found[place, : len(given)] = given
+    return trec.Ranking(found, np.full(found.shape, np.nan, np.float32))
+
+  return CandidateSource(name, rank)
+
+
+def reranker(
+  corpus: corpus_lib.Corpus,
+  split: corpus_lib.Split,
+  *,
+  score_run: str = '',
+  cross_encoder: str = '',
+  devices: Sequence[jax.Device] = (),
+  dtype: str = 'float32',
+  tokens_per_batch: int = 0,
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+  """Returns a `miner.Task.rerank`: of a TREC run file or a cross-encoder.
+
+  Args:
+    corpus: The corpus.
+    split: The training queries.
+    score_run: Path of the file; empty: the cross-encoder scores.
+    cross_encoder: As for `rerank.load`, like the others.
+    devices: See there.
+    dtype: See there.
+    tokens_per_batch: See there.
+  """
+  if score_run:
+    ranked = _read_run(score_run, corpus, split)
+
+    def by_file(of_query, passages):
       queries, places = np.unique(of_query, return_inverse=True)
-      return filters.looked_up(ranked.block(queries), places, passages, np.nan)
+      block = ranked.block(queries)
+      return filters.lookup_scores(block, places, passages, np.nan)
 
-    return of_file
-  if not config.judge:
-    return None
-  score = rerank.load(config)
+    return by_file
+  score = rerank.load(
+    cross_encoder,
+    devices=devices,
+    dtype=dtype,
+    tokens_per_batch=tokens_per_batch,
+  )
 
-  def of_texts(of_query, passages):
+  def by_texts(of_query, passages):
     pairs = zip(of_query.tolist(), passages.tolist(), strict=True)
     return score(
       (split.texts[query], corpus_lib.whole_text(corpus, passage))
       for query, passage in pairs
     )
 
-  return of_texts
+  return by_texts
 
 
-def query_rows(split):
-  """Returns {query id: row} of a split."""
-  return {split.ids[row]: row for row in range(len(split.ids))}
+def answer_matcher(
+  corpus: corpus_lib.Corpus, split: corpus_lib.Split
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+  """Returns a `miner.Task.holds_answer` by DPR's rule."""
+
+  def holds_answer(queries, rows):
+    return answers.held(
+      rows,
+      [split.answers[query] for query in queries.tolist()],
+      corpus.texts,
+      split.answers_are_patterns,
+    )
+
+  return holds_answer
 
 
-def of_run_file(path, corpus, split):
-  """Returns the `Source` of a TREC run file of the training queries."""
-  ranked = trec.read_run(path, query_rows(split), corpus.rows)
-  if without := int((np.diff(ranked.offsets) == 0).sum()):
-    logs.say(f'{path}: {without:,} training queries are not in it')
-  return Source(path, lambda rows, _: ranked.block(rows), None)
-
-
-def of_bm25(rank, split):
-  """Returns the `Source` of a rank of `corpus_index.bm25`."""
-
-  def find(rows, depth):
-    return rank([split.texts[row] for row in rows.tolist()], depth, None)
-
-  return Source('BM25', find, None)
-
-
-def of_model(run, params, step):
-  """Returns the `Source` of a model: its parameters, at a step of its run."""
-  watch = logs.Stopwatch()
-  indexed = corpus_index.index_corpus(run, params, watch)
-  name = run.config.train_split
-  queries = corpus_index.encode_queries(run, params, name, watch)
-
-  def rank(rows, depth):
-    found = indexed.search(queries[rows], depth).rows
-    return trec.Ranking(found, indexed.scores(queries[rows], found))
-
-  def score(rows, passages):
-    return indexed.scores(queries[rows], passages[:, None])[:, 0]
-
-  return Source(f'the model at step {step}', rank, score)
+def _read_run(path, corpus, split):
+  query_rows = {split.ids[row]: row for row in range(len(split.ids))}
+  return trec.read_run(path, query_rows, corpus.rows)

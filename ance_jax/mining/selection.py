@@ -1,41 +1,48 @@
-"""Rankings + judgements -> hard negatives: pure numpy.
+"""What is no negative of a query; random negatives; draws. Pure NumPy.
 
 Q queries, K negatives each, N passages. No array of Q x K x positives is made,
-and no loop goes over queries.
+and no loop goes over all queries.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from ance_jax.core import logs
-
 _QUERIES_AT_ONCE = 1024
 # Draws for a query of passages that `drop` does not name.
 _TRIES = 20
+# Streams of random numbers, one a query and purpose.
+FILL, CHOOSE = range(2)
 
 
-class Positives(NamedTuple):
+class Excluded(NamedTuple):
   """The positives of Q queries, and all else that is no negative of them.
 
   Attributes:
-    judged: (P,) int64, sorted, query row * N + passage row of each positive.
+    positives: (P,) int64, sorted, query row * N + passage row of each positive.
     grouped: (R,) int64, sorted, query row * N + text group of each positive,
       and of each passage that is the query itself.
     own: (S,) int64, sorted, those of `grouped` that are of no positive.
-    banned: (Q,) int, passages in these groups: what a query may not have.
+    num_excluded: (Q,) int, passages in these groups: what a query may not have.
     groups: (N,) int, text group of each passage.
   """
 
-  judged: np.ndarray
+  positives: np.ndarray
   grouped: np.ndarray
   own: np.ndarray
-  banned: np.ndarray
+  num_excluded: np.ndarray
   groups: np.ndarray
 
 
-def make_positives(query_rows, passage_rows, groups, num_queries, own=None):
-  """Returns the `Positives` of (P,) int query rows and their passage rows.
+def make_excluded(
+  query_rows: np.ndarray,
+  passage_rows: np.ndarray,
+  groups: np.ndarray,
+  num_queries: int,
+  own: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Excluded:
+  """Returns the `Excluded` of (P,) int query rows and their passage rows.
 
   Args:
     query_rows: Of the positives.
@@ -53,152 +60,98 @@ def make_positives(query_rows, passage_rows, groups, num_queries, own=None):
   own_keys = np.setdiff1d(own_keys, grouped)
   grouped = np.union1d(grouped, own_keys)
   members = np.bincount(groups, minlength=size)[grouped % size]
-  banned = np.bincount(grouped // size, members, num_queries).astype(int)
-  judged = np.unique(query_rows * size + passage_rows)
-  return Positives(judged, grouped, own_keys, banned, groups)
+  num = np.bincount(grouped // size, members, num_queries).astype(int)
+  positives = np.unique(query_rows * size + passage_rows)
+  return Excluded(positives, grouped, own_keys, num, groups)
 
 
-def hard_negatives(
-  rank, positives, top_k, seed, what='mine', drop=None, least=None
-):
-  """Returns the best `top_k` passages of each query that are no positives.
-
-  A positive is what was judged relevant, and each passage of its text group;
-  the query itself is no negative either.
-  As many more are asked for as can be dropped, so that no query is left short;
-  where the ranking itself ends early (an inverted file that visits too few
-  lists, BM25 without a common word), passages drawn at random fill it up.
-
-  Args:
-    rank: rank(query rows, depth) -> (q, depth) passage rows, best first, -1
-      where there is none.
-    positives: `Positives`.
-    top_k: K, negatives a query; K and any query's banned passages together are
-      at most N.
-    seed: For the passages drawn at random.
-    what: Name of the phase for the progress bar.
-    drop: drop((q,) query rows, (q, depth) passage rows, -1 for none) -> (q,
-      depth) bool, candidates that are no negatives either; twice as many are
-      asked for then, and drawn ones are asked about, too. Or None.
-    least: Negatives that a query is filled up to; None: K.
-
-  Returns:
-    (Q, K) int32 passage rows, best first, -1 behind the last, and a dict of
-    counts over all queries: 'judged', 'same_text' and 'own_text', candidates
-    that were dropped as positives, as passages of their text, and as the query
-    itself; 'random', that were drawn; with `drop` also 'answers', that it
-    names, and 'for_want_of_others', negatives that it names, too, of a query
-    of which it names nearly all passages.
-  """
-  num_passages = len(positives.groups)
-  depths = top_k + positives.banned
-  # Of similar depth together, for one query with thousands of duplicates is
-  # not to make the search deep for all.
-  order = np.argsort(depths, kind='stable')
-  negatives = np.empty((len(depths), top_k), np.int32)
-  counts = {'judged': 0, 'same_text': 0, 'own_text': 0, 'random': 0}
-  if drop:
-    depths = depths + top_k
-    counts |= {'answers': 0, 'for_want_of_others': 0}
-  random = np.random.default_rng(seed)
-  starts = range(0, len(order), _QUERIES_AT_ONCE)
-  for start in logs.progress(starts, what, total=len(starts), unit='batches'):
-    queries = order[start : start + _QUERIES_AT_ONCE]
-    depth = min(int(depths[queries].max()), num_passages)
-    ranking = rank(queries, depth)
-    keys = queries[:, None].astype(np.int64) * num_passages
-    found = ranking >= 0
-    grouped = keys + positives.groups[ranking]
-    banned = found & is_in(grouped, positives.grouped)
-    kept = found & ~banned
-    if drop:
-      dropped = kept & drop(queries, np.where(kept, ranking, -1))
-      counts['answers'] += int(dropped.sum())
-      kept &= ~dropped
-    for name, taken in (
-      ('same_text', banned),
-      ('judged', found & is_in(keys + ranking, positives.judged)),
-      ('own_text', found & is_in(grouped, positives.own)),
-    ):
-      counts[name] += int(taken.sum())
-    place = np.cumsum(kept, 1)
-    short = np.maximum(top_k - place[:, -1], 0)
-    kept &= place <= top_k
-    block = np.full((len(queries), top_k), -1, np.int32)
-    block[np.arange(top_k) < (top_k - short)[:, None]] = ranking[kept]
-    drawn, unwilling = fill(block[:, :least], queries, positives, random, drop)
-    counts['random'] += drawn
-    if drop:
-      counts['for_want_of_others'] += unwilling
-    negatives[queries] = block
-  counts['same_text'] -= counts['judged'] + counts['own_text']
-  return negatives, counts
+def generator(seed: int, purpose: int, row: int) -> np.random.Generator:
+  """Returns the random numbers of a query row, whatever block it is in."""
+  key = np.array([seed, purpose << 56 | row], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key))
 
 
-def fill(block, queries, positives, random, drop=None):
-  """Fills each -1 of `block` with passages at random that are no positives.
+def fill(
+  block: np.ndarray,
+  queries: np.ndarray,
+  excluded: Excluded,
+  seed: int,
+  drop: Callable | None = None,
+) -> tuple[int, int]:
+  """Fills each -1 of `block` with random passages that are not excluded.
+
+  The draws of a query depend on the seed and its row alone.
 
   Args:
     block: (q, K) int32 passage rows; it is changed.
-    queries: (q,) int query rows; K and the banned passages of each are together
-      at most N.
-    positives: `Positives`.
-    random: numpy Generator.
-    drop: As for `hard_negatives`.
+    queries: (q,) int query rows; K and the excluded passages of each are
+      together at most N.
+    excluded: `Excluded`.
+    seed: Of the draws.
+    drop: drop((s,) query rows, (s, K) passage rows, -1 for none) -> (s, K)
+      bool, passages that are drawn only where 20 draws found no other.
 
   Returns:
-    How many there were, and how many of them `drop` names all the same.
+    How many were drawn, and how many of them `drop` names all the same.
   """
   (short,) = np.nonzero((block < 0).any(1))
-  filled, unwilling, tries = block[short], 0, 0
-  keys = queries[short].astype(np.int64) * len(positives.groups)
+  filled, drawn, tries = block[short], block[short] < 0, 0
+  size, queries = len(excluded.groups), queries[short]
+  keys = queries.astype(np.int64) * size
+  randoms = [generator(seed, FILL, row) for row in queries.tolist()]
   while (empty := filled < 0).any():
-    drawn = random.integers(len(positives.groups), size=empty.sum())
-    filled[empty] = drawn
+    numbers = zip(randoms, empty.sum(1).tolist(), strict=True)
+    filled[empty] = np.concatenate(
+      [random.integers(size, size=number) for random, number in numbers]
+    )
     filled[_repeated(filled)] = -1
-    groups = keys[:, None] + positives.groups[filled]
-    filled[(filled >= 0) & empty & is_in(groups, positives.grouped)] = -1
-    if drop:
-      named = drop(queries[short], np.where(empty, filled, -1))
-      if tries < _TRIES:
-        filled[named] = -1
-      else:
-        unwilling += int(named.sum())
-      tries += 1
-  num_filled = int((block[short] < 0).sum())
+    groups = keys[:, None] + excluded.groups[filled]
+    filled[(filled >= 0) & empty & is_in(groups, excluded.grouped)] = -1
+    if drop and tries < _TRIES:
+      filled[drop(queries, np.where(empty, filled, -1))] = -1
+    tries += 1
   block[short] = filled
-  return num_filled, unwilling
+  num_forced = 0
+  if drop and tries > _TRIES:
+    num_forced = int(drop(queries, np.where(drawn, filled, -1)).sum())
+  return int(drawn.sum()), num_forced
 
 
-def draw(negatives, number, seed):
-  """Returns some of each row, drawn evenly without repetition, as drawn.
+def draw(
+  random: np.random.Generator, negatives: np.ndarray, number: int
+) -> np.ndarray:
+  """Returns (q, H) columns drawn from each row, each once while there are any.
 
   Args:
-    negatives: (q, K) int32 passage rows.
-    number: H, entries a row, at most K.
-    seed: Of the draw, as numpy's `default_rng` takes it.
-
-  Returns:
-    (q, H) int32 passage rows.
+    random: numpy Generator.
+    negatives: (q, K) int32 passage rows, -1 behind the last of a row. Of a row
+      without any the columns are of a -1.
+    number: H.
   """
-  random = np.random.default_rng(seed)
-  drawn = np.empty((len(negatives), number), np.int32)
+  columns = np.empty((len(negatives), number), np.int64)
   for start in range(0, len(negatives), _QUERIES_AT_ONCE):
     block = negatives[start : start + _QUERIES_AT_ONCE]
-    columns = random.random(block.shape).argsort(1)[:, :number]
-    drawn[start : start + len(block)] = np.take_along_axis(block, columns, 1)
-  return drawn
+    keys = random.random(block.shape)
+    keys[block < 0] = 2  # Behind all that are there.
+    there = np.maximum((block >= 0).sum(1), 1)[:, None]
+    columns[start : start + len(block)] = np.take_along_axis(
+      keys.argsort(1), np.arange(number) % there, 1
+    )
+  return columns
 
 
-def overlap(first, second):
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
   """Returns the mean share of entries of a row that the other's row has, too.
 
   Args:
-    first: (Q, K) int32 passage rows, all different in a row.
+    first: (Q, K) int32 passage rows, all different in a row, or -1 for none.
     second: (Q, K) int32.
   """
-  keys = np.arange(len(first))[:, None] * (1 + max(first.max(), second.max()))
-  return float(np.isin(first + keys, second + keys).mean())
+  keys = np.arange(len(first))[:, None] * (2 + max(first.max(), second.max()))
+  there = first >= 0
+  return float(
+    np.isin((first + keys)[there], (second + keys)[second >= 0]).mean()
+  )
 
 
 def _repeated(block):

@@ -180,7 +180,7 @@ def towers_from_tensors(
   return towers, settings
 
 
-def judge_from_tensors(
+def cross_encoder_from_tensors(
   tensors: dict[str, np.ndarray], body: bert.BodyConfig, where: str
 ) -> dict:
   """Returns the parameters of a cross-encoder: body, pooler, classifier.
@@ -203,8 +203,8 @@ def judge_from_tensors(
   wide, outputs = body.hidden_size, params['classifier']['bias'].size
   if outputs != 1:
     raise errors.BadInput(
-      f'a judge must have one output, the score; found {outputs} in {where}; '
-      'use a cross-encoder that was trained to rank.'
+      f'a cross-encoder must have one output, the score; found {outputs} in '
+      f'{where}; use a cross-encoder that was trained to rank.'
     )
   for part, size in (('pooler', wide), ('classifier', 1)):
     shapes = {name: array.shape for name, array in params[part].items()}

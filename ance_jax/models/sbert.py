@@ -116,7 +116,7 @@ def read_cross_encoder(folder: str | pathlib.Path) -> CrossEncoder:
   """
   if not os.path.isdir(folder):
     raise errors.BadInput(
-      '--judge must be the folder of a cross-encoder; found a file at '
+      '--cross_encoder must be the folder of a cross-encoder; found a file at '
       f'{folder}; name its folder.'
     )
   folder = pathlib.Path(folder)

@@ -16,6 +16,7 @@ from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import load
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
+from ance_jax.data import trec
 from ance_jax.retrieval import bm25 as bm25_lib
 from ance_jax.retrieval import device_index
 from ance_jax.retrieval import encoding
@@ -38,6 +39,7 @@ class IndexedCorpus(NamedTuple):
       embeddings were there.
     texts_of: (R,) int32, the passage row of each piece; None without pieces.
     blocks: Embeddings as `encoding.encode_corpus` returns them.
+    exact: Whether a search gives the scores of the embeddings themselves.
   """
 
   passage_index: index.Index
@@ -45,6 +47,7 @@ class IndexedCorpus(NamedTuple):
   real_tokens: float | None
   texts_of: np.ndarray | None
   blocks: list[np.ndarray]
+  exact: bool = False
 
   def search(self, queries, k, what=None):
     """Returns the `trec.Ranking` of passages; see `index.search`."""
@@ -53,6 +56,13 @@ class IndexedCorpus(NamedTuple):
     return index.search_pieces(
       self.passage_index, self.texts_of, queries, k, what
     )
+
+  def rank(self, queries: np.ndarray, k: int) -> trec.Ranking:
+    """Returns `search` with the scores of the embeddings, not an index's."""
+    found = self.search(queries, k)
+    if self.exact:
+      return found
+    return found._replace(scores=self.scores(queries, found.rows))
 
   def search_flops(self, num_queries):
     """Returns the operations of a search; 0 where nobody counts them."""
@@ -122,6 +132,7 @@ def index_corpus(run, params, watch):
     real_tokens,
     run.passages.texts_of_pieces(),
     blocks,
+    index.is_exact(passage_index) and not run.config.center_passages,
   )
 
 

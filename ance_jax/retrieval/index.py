@@ -325,6 +325,12 @@ def rows_of(blocks: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
   return found
 
 
+def is_exact(index: Index) -> bool:
+  """Returns whether an index compares a query with all vectors, as given."""
+  part = index.part if isinstance(index, Shared) else index
+  return isinstance(part, faiss.IndexFlat | device_index.DeviceIndex)
+
+
 def flops(index: Index, width: int) -> int:
   """Returns the operations per query in an exact index, 0 for other indexes.
 

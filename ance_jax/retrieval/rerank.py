@@ -1,8 +1,11 @@
-"""A cross-encoder as a judge: pairs of a query and a passage -> scores.
+"""A fixed cross-encoder: pairs of a query and a passage -> scores.
 
 Nogueira and Cho 2019; what sentence-transformers has as CrossEncoder.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
 import itertools
 from typing import NamedTuple
 
@@ -12,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ance_jax import errors
-from ance_jax.core import compiled
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 from ance_jax.data import tokenizer as tokenizer_lib
@@ -80,30 +82,40 @@ class _Pairs(NamedTuple):
     return np.stack([ids, self.types.padded(rows, length)[0]], -1), lengths
 
 
-def load(config):
-  """Returns score(pairs) -> (P,) float32, of the cross-encoder `--judge`.
+def load(
+  cross_encoder: str,
+  *,
+  devices: Sequence[jax.Device],
+  dtype: str,
+  tokens_per_batch: int,
+) -> Callable[[Iterable[tuple[str, str]]], np.ndarray]:
+  """Returns score(pairs) -> (P,) float32, of a cross-encoder.
 
   Pairs are an iterable of (query, passage), which is never in memory as a
   whole.
 
+  Args:
+    cross_encoder: Its folder, or its name on the hub.
+    devices: What it computes on.
+    dtype: Type that its body computes in.
+    tokens_per_batch: Tokens that are scored at once, padding included.
+
   Raises:
     BadInput: It cannot be used; the text says why.
   """
-  pinned = snapshots.pinned(config.judge)
+  pinned = snapshots.pinned(cross_encoder)
   name = snapshots.folder(pinned)
-  devices = devices_lib.local(config.num_devices)
-  compiled.keep(config.compilation_cache_dir, devices)
   said, body = sbert.read_cross_encoder(name), huggingface.read_config(name)
   tensors = huggingface.read_tensors(name, without=lambda _: False)
   params = devices_lib.replicate(
-    retriever_layouts.judge_from_tensors(tensors, body, name), devices
+    retriever_layouts.cross_encoder_from_tensors(tensors, body, name), devices
   )
   tokenizer = tokenizer_lib.load(name)
   if said.lower_case:
     tokenizer_lib.set_flavour(tokenizer, lower_case=True, prefix_space=None)
   length = min(said.length or tokenizer.model_max_length, body.max_length)
   _check_tokenizer(tokenizer, body, length, name)
-  ranker = Ranker(body, said.sigmoid, jnp.dtype(config.dtype))
+  ranker = Ranker(body, said.sigmoid, jnp.dtype(dtype))
   whole, split = devices_lib.replicated(devices), devices_lib.split(devices)
   encoder = encoding.Encoder(
     jax.jit(
@@ -114,12 +126,12 @@ def load(config):
       out_shardings=split,
     ),
     len(devices),
-    config.tokens_per_batch,
+    tokens_per_batch,
     body.max_length,
     1,
   )
   logs.say(
-    f'{pinned}: a judge of pairs of up to {length} tokens; its score is '
+    f'{pinned}: scores pairs of up to {length} tokens; its score is '
     f'{"the sigmoid of its output" if said.sigmoid else "its output"}'
   )
 
@@ -128,7 +140,7 @@ def load(config):
     while some := list(itertools.islice(pairs, _PAIRS_AT_ONCE)):
       rows = _tokenized(tokenizer, some, length)
       found.append(
-        encoding.encode_rows(encoder, params, rows, 'judge')[0][:, 0]
+        encoding.encode_rows(encoder, params, rows, 'rerank')[0][:, 0]
       )
     return np.concatenate(found)
 
@@ -178,8 +190,8 @@ def _check_tokenizer(tokenizer, body, length, name):
   ):
     if found:
       raise errors.BadInput(
-        f"a judge's tokenizer must {rule}; found {what} at {name}; use the "
-        "checkpoint's own."
+        f"a cross-encoder's tokenizer must {rule}; found {what} at {name}; use "
+        "the checkpoint's own."
       )
 
 

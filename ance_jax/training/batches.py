@@ -11,6 +11,7 @@ import numpy as np
 
 from ance_jax.data import keys
 from ance_jax.data import tokens
+from ance_jax.mining import selection
 
 # Purposes of random numbers, so that no two streams are the same.
 _EPOCH, _POSITIVE, _NEGATIVE = range(3)
@@ -263,11 +264,7 @@ def draw(random, passages, number):
     passages: (B, K) int32, one at least in each row, -1 behind the last.
     number: H.
   """
-  keys = random.random(passages.shape)
-  keys[passages < 0] = 2  # Behind all that are there.
-  columns = keys.argsort(1)
-  there = (passages >= 0).sum(1)[:, None]
-  columns = np.take_along_axis(columns, np.arange(number) % there, 1)
+  columns = selection.draw(random, passages, number)
   return np.take_along_axis(passages, columns, 1)
 
 

@@ -6,19 +6,25 @@ what it took.
 """
 
 import hashlib
+import pathlib
 
 import numpy as np
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
+from ance_jax.core import devices as devices_lib
 from ance_jax.core import distributed
 from ance_jax.core import logs
 from ance_jax.core import strict_io
-from ance_jax.data import answers
+from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
-from ance_jax.data import trec
+from ance_jax.mining import candidates
+from ance_jax.mining import filters
+from ance_jax.mining import miner
 from ance_jax.mining import selection
+from ance_jax.models import snapshots
 from ance_jax.retrieval import bm25
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import batches
@@ -26,54 +32,143 @@ from ance_jax.training import methods
 from ance_jax.training import schedule
 
 
-def of_ranking(run, method, rank, rows, what, *, depth=None, least=None):
+def select_negatives(
+  run,
+  method: methods.Method,
+  source: candidates.CandidateSource,
+  rows: tuple[int, int],
+  what: str,
+  *,
+  number: int | None = None,
+  least: int | None = None,
+) -> tuple[miner.Table, dict[str, int]]:
   """Returns the negatives that a row of the method table takes of a ranking.
 
   Args:
     run: `experiment.Run`.
     method: The row.
-    rank: As for `selection.hard_negatives`, query rows counted from rows[0].
+    source: What ranks passages for training query rows.
     rows: First training query row, and the one behind the last.
     what: Name of the phase for the progress bar.
-    depth: K; None: --top_k.
-    least: Negatives that a query is filled up to at random; None: K.
+    number: K; None: --top_k.
+    least: Negatives that a query needs; None: K.
 
   Returns:
-    (q, K) int32 passage rows, best first, -1 behind the last of a query that
-    has fewer; and counts, as `counts_text` reads them.
+    The negatives; and counts by the names of metrics.
   """
-  config, split = run.config, run.splits[run.config.train_split]
-  drop = None
-  if drops_answers(config, split) and not method.without_answers:
-
-    def drop(queries, ranking):
-      return answers.held(
-        ranking,
-        [split.answers[rows[0] + query] for query in queries.tolist()],
-        run.corpus.texts,
-        split.answers_are_patterns,
-        'match answers',
-      )
-
-  negatives, counts = selection.hard_negatives(
-    rank,
-    positives(split, run.corpus, method, rows, config.drop_same_text),
-    depth or config.top_k,
-    config.seed,
-    what,
-    drop=drop,
-    least=least,
-  )
+  task = _task(run, method, source, number or run.config.top_k, least)
+  found = miner.mine_table(task, *rows, what)
+  counts = _counts(task, found)
   if method.without_answers:
-    negatives, left_out = answers.without(
-      negatives,
-      split.answers[rows[0] : rows[1]],
-      run.corpus.texts,
-      split.answers_are_patterns,
-      'leave out answers',
+    holds_answer = candidates.answer_matcher(
+      run.corpus, run.splits[run.config.train_split]
     )
-    counts |= left_out
-  return negatives, counts
+    held = holds_answer(np.arange(*rows), found.rows)
+    counts['answers'] = int(held.sum())
+    found = _without(found, held)
+  if method.without_answers or task.settings.on_shortage != 'fill':
+    counts['no_negatives'] = int((found.rows[:, 0] < 0).sum())
+  return found, counts
+
+
+def _task(run, method, source, number, least):
+  """Returns the `miner.Task` of a row of the method table."""
+  config, split = run.config, run.splits[run.config.train_split]
+  settings = _settings(config, method, number, least)
+  holds_answer = rerank = None
+  if drops_answers(config, split) and not method.without_answers:
+    holds_answer = candidates.answer_matcher(run.corpus, split)
+  if settings.rules.rerank_max_score is not None:
+    rerank = candidates.reranker(
+      run.corpus,
+      split,
+      score_run=config.score_run,
+      cross_encoder=config.cross_encoder,
+      devices=devices_lib.own(run.devices) if config.cross_encoder else (),
+      dtype=config.dtype,
+      tokens_per_batch=config.tokens_per_batch,
+    )
+  return miner.Task(
+    source,
+    split.shared_positives(last=method.last_positive),
+    excluded(split, run.corpus, method, config.drop_same_text),
+    settings,
+    holds_answer,
+    rerank,
+  )
+
+
+def _settings(config, method, number, least):
+  """Returns the `miner.Settings`: the run's rules but for its warm-up."""
+  if methods.METHODS[config.method].negatives != method.negatives:
+    return miner.Settings(number, least=least, seed=config.seed)
+  rules = rules_of(config, config.top_k)
+  # Without such rules, all that is ranked may make up for what is excluded.
+  if rules.max_rank is None and (
+    rules.scored()
+    or rules.rerank_max_score is not None
+    or config.choose == 'random'
+  ):
+    rules = rules._replace(max_rank=number + rules.skip_ranks)
+  return miner.Settings(
+    number,
+    rules,
+    config.choose,
+    config.on_shortage or 'fill',
+    least,
+    config.seed,
+  )
+
+
+def _counts(task, table):
+  """Returns counts of a `miner.Table` by the names of metrics."""
+  rules = task.settings.rules
+  by_filter = dict(
+    zip(filters.FILTERS, table.rejected[:-2].tolist(), strict=True)
+  )
+  found = {
+    'judged': by_filter['positive'],
+    'same_text': by_filter['same text'],
+    'own_text': by_filter['own text'],
+    'random': table.num_drawn,
+  }
+  if task.holds_answer:
+    found['answers'] = by_filter['answer']
+  if task.holds_answer or rules.filters():
+    found['for_want_of_others'] = table.num_forced
+  if warning := filters.warning(table.rejected, rules):
+    logs.say(warning)
+  return found | {_metric(name): by_filter[name] for name in rules.filters()}
+
+
+def _metric(name):
+  """Returns the name of a filter in metrics."""
+  return name.replace(' ', '_')
+
+
+def _without(found, held):
+  """Returns the `miner.Table` without some negatives, none in their place."""
+  kept, number = (found.rows >= 0) & ~held, found.rows.shape[1]
+  return found._replace(
+    rows=filters.compact(found.rows, kept, number, -1),
+    scores=filters.compact(found.scores, kept, number, np.nan),
+  )
+
+
+def rules_of(config: config_lib.Config, num_scores: int) -> filters.Rules:
+  """Returns the rules of some settings; `num_scores` is as for `Rules`."""
+  return filters.Rules(
+    skip_ranks=config.skip_ranks,
+    max_rank=config.max_rank,
+    max_score=config.max_score,
+    min_score=config.min_score,
+    absolute_margin=config.absolute_margin,
+    relative_margin=config.relative_margin,
+    z_margin=config.z_margin,
+    center_scores=config.center_scores,
+    num_scores=num_scores,
+    rerank_max_score=config.rerank_max_score,
+  )
 
 
 def drops_answers(config, split):
@@ -83,28 +178,33 @@ def drops_answers(config, split):
   return split.answers is not None
 
 
-def positives(split, corpus, method, rows, same_text=True):
-  """Returns the `selection.Positives` of query rows from one to another.
+def excluded(
+  split: corpus_lib.Split,
+  corpus: corpus_lib.Corpus,
+  method: methods.Method,
+  same_text: bool = True,
+) -> selection.Excluded:
+  """Returns what is no negative of the queries of a split.
 
   Args:
-    split: `corpus.Split`.
-    corpus: `corpus.Corpus`.
+    split: The split.
+    corpus: The corpus.
     method: A row of the method table.
-    rows: The first query row, and the one behind the last.
     same_text: Whether passages of a positive's text are positives.
   """
   queries, passages, groups = batches.judged(split, corpus, method, same_text)
-
-  def here(queries, passages):
-    inside = (queries >= rows[0]) & (queries < rows[1])
-    return queries[inside] - rows[0], passages[inside]
-
-  return selection.make_positives(
-    *here(queries, passages),
-    groups,
-    rows[1] - rows[0],
-    own=here(*split.own_passages()),
+  return selection.make_excluded(
+    queries, passages, groups, len(split.ids), own=split.own_passages()
   )
+
+
+def find(folder: pathlib.Path, about: dict) -> dict | None:
+  """Returns `atomic.find` of negatives that were mined by these rules.
+
+  A manifest names them only where there are any.
+  """
+  found = atomic.find(folder, about)
+  return found if found and found.get('rules') == about.get('rules') else None
 
 
 def by_bm25(run):
@@ -128,30 +228,30 @@ def by_bm25(run):
     logs.say('waiting for the BM25 negatives of another process')
 
   with atomic.turn(run.workdir, waiting):
-    if not atomic.find(folder, about):
+    if not find(folder, about):
       _publish_bm25(run, folder, about)
   return atomic.load_array(folder / 'negatives.npy')
 
 
 def _publish_bm25(run, folder, about):
   split = run.splits[run.config.train_split]
-  rank, where = _bm25_rank(run, split)
-  negatives, counts = of_ranking(
+  source = _bm25_source(run, split)
+  found, counts = select_negatives(
     run,
     methods.METHODS['bm25'],
-    rank,
+    source,
     (0, len(split.ids)),
     'mine with BM25',
   )
   text = counts_text(counts)
   if counts['random']:
     text += (
-      f' ({counts["random"] / negatives.size:.1%} of all) where BM25 found '
+      f' ({counts["random"] / found.rows.size:.1%} of all) where BM25 found '
       'fewer than --top_k'
     )
-  logs.say(f'BM25 negatives of {where}: {text}')
+  logs.say(f'BM25 negatives of {source.name}: {text}')
   with atomic.publish(folder, {**about, 'metrics': counts}) as unfinished:
-    np.save(unfinished / 'negatives.npy', negatives)
+    np.save(unfinished / 'negatives.npy', found.rows)
 
 
 def by_given(run):
@@ -166,7 +266,7 @@ def by_given(run):
     logs.say('waiting for another process to take the given negatives')
 
   with atomic.turn(run.workdir, waiting):
-    if not atomic.find(folder, about):
+    if not find(folder, about):
       _publish_given(run, folder, about)
   return atomic.load_array(folder / 'negatives.npy')
 
@@ -189,19 +289,20 @@ def _publish_given(run, folder, about):
 
 
 def take_given(run):
-  """Returns what `by_given` does, not kept, and counts as `of_ranking` does."""
+  """Returns what `by_given` does, not kept, and counts of the rules."""
   config, split = run.config, run.splits[run.config.train_split]
   given = given_to(split)
   most = max(len(given(row)) for row in range(len(split.ids)))
-  return of_ranking(
+  found, counts = select_negatives(
     run,
     methods.METHODS['given'],
-    _given_rank(given),
+    candidates.of_lists(given, 'the data'),
     (0, len(split.ids)),
     'take the given negatives',
-    depth=max(min(most, config.top_k), config.hard_negatives),
+    number=max(min(most, config.top_k), config.hard_negatives),
     least=config.hard_negatives,
   )
+  return found.rows, counts
 
 
 def given_to(split):
@@ -231,6 +332,7 @@ def check(run):
   if mined or config.job == 'refresh':
     _check_depth(run)
   _check_given(run, any(row.negatives == 'given' for row in rows))
+  _check_rules(run)
   _check_queries(run)
 
 
@@ -253,7 +355,23 @@ def sources(run):
     'hard_negatives': config.hard_negatives,
     'method': config.method,
     'seed': config.seed,
+    **_rules(config),
   }
+
+
+def _rules(config):
+  """Returns the rules of a run, as far as they are set, under one name."""
+  rules = {
+    name: getattr(config, name)
+    for name in config_lib.MINING_RULES
+    if getattr(config, name) != getattr(config_lib.Config, name)
+  }
+  if config.cross_encoder:
+    rules['cross_encoder'] = snapshots.pinned(config.cross_encoder)
+  if config.score_run:
+    path = strict_io.regular(config.score_run)
+    rules['score_run'] = atomic.file_hash(path)
+  return {'rules': rules} if rules else {}
 
 
 def _equal_texts(split):
@@ -275,23 +393,21 @@ def counts_text(counts):
     text += f'; {counts["answers"]:,} with an answer left out'
   if counts.get('for_want_of_others'):
     text += f', {counts["for_want_of_others"]:,} kept for want of others'
+  for name in filters.FILTERS[4:]:
+    if number := counts.get(_metric(name)):
+      text += f'; {name} {number:,}'
   if 'no_negatives' in counts:
     text += f', {counts["no_negatives"]:,} queries without negatives'
   return text
 
 
-def _bm25_rank(run, split):
-  """Returns rank(query rows, depth) -> passage rows, and whose it is."""
+def _bm25_source(run, split):
+  """Returns the `candidates.CandidateSource` that is taken for BM25's."""
   config = run.config
   if config.bm25_run:
-    rows = {split.ids[row]: row for row in range(len(split.ids))}
-    ranked = trec.read_run(config.bm25_run, rows, run.corpus.rows)
-    without = int((np.diff(ranked.offsets) == 0).sum())
-    if without:
-      logs.say(f'{config.bm25_run}: {without:,} training queries are not in it')
-    return _given_rank(ranked.of), config.bm25_run
+    return candidates.of_run_file(config.bm25_run, run.corpus, split)
   if split.negatives:
-    return _given_rank(split.negatives.__getitem__), 'the data'
+    return candidates.of_lists(split.negatives.__getitem__, 'the data')
   texts = list(tokens.passage_texts(run.corpus, tokenizer_lib.SPACE))
   rank = bm25.make_rank(
     texts,
@@ -300,24 +416,7 @@ def _bm25_rank(run, split):
     language=config.bm25_language,
     queries=list(split.texts),
   )
-
-  def find(rows, depth):
-    return rank([split.texts[int(row)] for row in rows], depth, None).rows
-
-  return find, 'bm25s'
-
-
-def _given_rank(ranked):
-  """Returns rank(query rows, depth) of ranked(query row) -> passage rows."""
-
-  def find(rows, depth):
-    found = np.full((len(rows), depth), -1, np.int32)
-    for place, row in enumerate(rows):
-      given = ranked(int(row))[:depth]
-      found[place, : len(given)] = given
-    return found
-
-  return find
+  return candidates.of_bm25(rank, split)._replace(name='bm25s')
 
 
 def _check_queries(run):
@@ -377,7 +476,7 @@ def _check_given(run, wanted):
       'the data gives no negatives, on which the rows given and given_in_batch '
       'train; set --negatives to a file of them, or use another row.'
     )
-  most = _most_banned(run, methods.METHODS['given'])
+  most = _most_excluded(run, methods.METHODS['given'])
   if config.hard_negatives + most > len(run.passages):
     raise errors.BadInput(
       f'--hard_negatives={config.hard_negatives} and up to {most} positives of '
@@ -391,19 +490,43 @@ def _check_given(run, wanted):
     )
 
 
-def _most_banned(run, method):
+def _check_rules(run):
+  """Raises `BadInput` for rules that the run cannot mine by."""
+  config, split = run.config, run.splits[run.config.train_split]
+  last = config.max_rank
+  if last is not None and config.top_k > last - config.skip_ranks:
+    raise errors.BadInput(
+      f'--top_k={config.top_k} does not fit between --skip_ranks='
+      f'{config.skip_ranks} and --max_rank={last}; change one of the three.'
+    )
+  source = methods.METHODS[config.method].negatives
+  unscored = source == 'given' or (
+    source == 'bm25' and split.negatives and not config.bm25_run
+  )
+  if (
+    names := unscored
+    and _settings(
+      config, methods.METHODS[config.method], config.top_k, None
+    ).rules.scored()
+  ):
+    raise errors.BadInput(
+      f'--{names[0]} needs scores, and the negatives that the data gives to '
+      f'--method={config.method} have none; leave it out.'
+    )
+
+
+def _most_excluded(run, method):
   """Returns the most passages that a query may not have as negatives."""
   config, split = run.config, run.splits[run.config.train_split]
-  rows = (0, len(split.ids))
-  found = positives(split, run.corpus, method, rows, config.drop_same_text)
-  return int(found.banned.max())
+  found = excluded(split, run.corpus, method, config.drop_same_text)
+  return int(found.num_excluded.max())
 
 
 def _check_depth(run):
   config = run.config
   # Of the warm-up's row more may be positives.
   rows = {methods.METHODS[config.method], schedule.method(config, False)}
-  most = max(_most_banned(run, row) for row in rows)
+  most = max(_most_excluded(run, row) for row in rows)
   if most == len(run.passages):
     raise errors.BadInput(
       f'all {most:,} passages of the corpus are positives of one training '

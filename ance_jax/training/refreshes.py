@@ -19,6 +19,7 @@ from ance_jax.core import distributed
 from ance_jax.core import logs
 from ance_jax.core import remote
 from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.mining import candidates
 from ance_jax.mining import selection
 from ance_jax.models import bi_encoder
 from ance_jax.retrieval import corpus_index
@@ -44,6 +45,7 @@ _NOUNS = {
   'own': 'set of equal texts',
   'groups': 'corpus',
   'query_slice': 'slice of the training queries',
+  'rules': 'set of rules for negatives',
 }
 
 
@@ -83,15 +85,15 @@ def refresh(run, step, *, before=None):
   if before is not None and _is_fresh(run, seen, before):
     found, _ = assess(run, params, indexed, seen, before, watch)
     return {**about, **found, 'mined': False}
-  negatives, counts = _mine(run, step, params, indexed, watch)
+  mined, counts = _mine(run, step, params, indexed, watch)
   if before is not None and _is_whole(run):
     probe = seen.rows
     counts['overlap'] = selection.overlap(
-      negatives[probe], load(run, before)[probe]
+      mined.rows[probe], load(run, before)[probe]
     )
   if indexed.real_tokens is not None:
     counts['real_tokens'] = indexed.real_tokens
-  table = diagnostics.Table(_query_slice(run, step)[0], negatives)
+  table = diagnostics.Table(_query_slice(run, step)[0], mined.rows)
   found, now = assess(run, params, indexed, seen, before, watch, table)
   found['metrics'] |= {f'refresh/{name}': n for name, n in counts.items()}
   made = {
@@ -104,8 +106,13 @@ def refresh(run, step, *, before=None):
   }
   if distributed.is_first():
     with atomic.publish(folder(run, step), made) as unfinished:
-      np.save(unfinished / 'negatives.npy', negatives)
-      for name, array in now._asdict().items():
+      arrays = {
+        'negatives': mined.rows,
+        'scores': mined.scores,
+        'positive_scores': mined.positive_scores,
+        **now._asdict(),
+      }
+      for name, array in arrays.items():
         np.save(unfinished / f'{name}.npy', array)
     remote.push(folder(run, step))
   distributed.wait('published')
@@ -186,9 +193,9 @@ def load(run, step):
 
 
 def _find(run, step, about):
-  """Returns `atomic.find` of a refresh, which may be copied in for it."""
+  """Returns `negatives.find` of a refresh, which may be copied in for it."""
   remote.pull(folder(run, step))
-  found = atomic.find(folder(run, step), about)
+  found = negatives_lib.find(folder(run, step), about)
   return found if found and _has_format(found) else None
 
 
@@ -218,7 +225,7 @@ def refusal(run, manifest):
   if not _has_format(manifest):
     return f'it has format {manifest["format"]}, not {_FORMAT}'
   step = manifest.get('step')
-  expected = {'step': step, **_sources(run)}
+  expected = {'step': step, 'rules': None, **_sources(run)}
   if isinstance(step, int):
     expected['query_slice'] = list(_query_slice(run, step))
   whose = checkpoint.identity(run.config.workdir, step)
@@ -282,20 +289,23 @@ def negatives_for(run, method, in_use):
     BadInput: As for `load`; or no query has any negatives.
   """
   if method.negatives in _ONCE:
-    table = _ONCE[method.negatives](run)
-    return batches.Negatives(np.arange(len(table)), table, 0)
-  return _in_use(run, *in_use) if method.refreshes else None
+    return _of_table(run, 0, _ONCE[method.negatives](run), 0)
+  if not method.refreshes:
+    return None
+  since, step = in_use
+  return _of_table(run, _query_slice(run, step)[0], load(run, step), since)
 
 
-def _in_use(run, since, step):
-  passages, (start, end) = load(run, step), _query_slice(run, step)
-  rows, whole = np.arange(start, end), len(run.queries[run.config.train_split])
+def _of_table(run, start, passages, since):
+  """Returns the `batches.Negatives` of the queries of a table that have any."""
+  rows = start + np.arange(len(passages))
+  whole = len(run.queries[run.config.train_split])
   any_left = passages[:, 0] >= 0
   if not any_left.any():
     raise errors.BadInput(
-      'a refresh must leave negatives to a query at least; found that all '
-      f'{len(rows):,} of the refresh of step {step} have an answer in each of '
-      f'their top {run.config.top_k}; raise --top_k, or check the answers.'
+      f'mining left none of {len(rows):,} training queries a negative of its '
+      f'top {run.config.top_k}, as the line of its counts says; loosen the '
+      'filter that rejected most, or raise --top_k.'
     )
   if not any_left.all():
     rows, passages = rows[any_left], passages[any_left]
@@ -345,28 +355,37 @@ def dev_summary(values):
 
 
 def _mine(run, step, params, indexed, watch):
-  """Returns the negatives as `load` does, and counts of what was dropped."""
+  """Returns the `miner.Table` of a refresh, and counts of the rules."""
   config, method = run.config, _row(run)
   start, end = _query_slice(run, step)
   queries = corpus_index.encode_queries(
     run, params, config.train_split, watch, np.arange(start, end)
   )
+  source = candidates.of_index(indexed, queries, f'step {step}', start)
 
-  def find(rows, depth):
+  def rank(rows, depth):
     watch.work('search', indexed.search_flops(len(rows)))
     with watch.phase('search'):
-      return indexed.search(queries[rows], depth).rows
+      return source.rank(rows, depth)
 
   before = watch.secs.get('search', 0.0)
   with watch.phase('mine'):
-    negatives, counts = negatives_lib.of_ranking(
-      run, method, find, (start, end), f'search and mine {config.train_split}'
+    mined, counts = negatives_lib.select_negatives(
+      run,
+      method,
+      source._replace(rank=rank),
+      (start, end),
+      f'search and mine {config.train_split}',
     )
     if method.triplets:
-      seed = [config.seed, step]
-      negatives = selection.draw(negatives, config.hard_negatives, seed)
+      random = np.random.default_rng([config.seed, step])
+      columns = selection.draw(random, mined.rows, config.hard_negatives)
+      mined = mined._replace(
+        rows=np.take_along_axis(mined.rows, columns, 1),
+        scores=np.take_along_axis(mined.scores, columns, 1),
+      )
   watch.secs['mine'] -= watch.secs['search'] - before
-  return negatives, counts
+  return mined, counts
 
 
 def _is_fresh(run, seen, before):

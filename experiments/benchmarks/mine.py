@@ -25,7 +25,10 @@ import torch
 
 from ance_jax import config
 from ance_jax.jobs import mine
+from ance_jax.mining import candidates
+from ance_jax.mining import miner
 from ance_jax.mining import selection
+from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 
 PASSAGES, QUERIES, PAIRS, WIDTH, TOP_K, KEPT = (
@@ -88,18 +91,22 @@ def core():
       'passage': [texts[p] for _, p in pairs],
     }
   )
-  positives = selection.make_positives(
-    pairs[:, 0], pairs[:, 1], np.arange(PASSAGES), QUERIES
-  )
+  positives = pairs[:, 0], pairs[:, 1]
+  excluded = selection.make_excluded(*positives, np.arange(PASSAGES), QUERIES)
 
   def ours():
     built = index.build('Flat', '', [passages])
-
-    def rank(rows, depth):
-      return index.search(built, queries[rows], depth).rows
-
-    negatives, _ = selection.hard_negatives(rank, positives, TOP_K, 0)
-    columns = random.random(negatives.shape).argsort(1)[:, :KEPT]
+    indexed = corpus_index.IndexedCorpus(
+      built, '', None, None, [passages], exact=True
+    )
+    task = miner.Task(
+      candidates.of_index(indexed, queries, 'given'),
+      positives,
+      excluded,
+      miner.Settings(TOP_K),
+    )
+    negatives = miner.mine_table(task, 0, QUERIES, 'mine').rows
+    columns = selection.draw(random, negatives, KEPT)
     return np.take_along_axis(negatives, columns, 1)
 
   def theirs():
@@ -146,7 +153,7 @@ def whole():
             query_length=LENGTH,
             passage_length=LENGTH,
             tokens_per_batch=4096,
-            mine_to=DEPTH,
+            max_rank=DEPTH,
             num_negatives=NEGATIVES,
             relative_margin=MARGIN,
             output=str(path),

@@ -73,6 +73,7 @@ def one(number):
       None,
       None,
       blocks,
+      settings.index == 'Flat',
     )
     for name in secs:
       setattr(index, name, _timed(getattr(index, name), secs, name))

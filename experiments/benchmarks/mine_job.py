@@ -21,6 +21,7 @@ import prepare
 
 from ance_jax import config as config_lib
 from ance_jax.jobs import mine
+from ance_jax.mining import miner
 
 PASSAGES, DEPTH, WORDS = 1_000_000, 100, 30
 
@@ -52,20 +53,20 @@ def one(number):
       format='ids',
     )
     measured = {'queries': number, 'ranking, MB': ranking.stat().st_size / 1e6}
-    seconds, batch = [], mine.mine_batch
+    seconds, block = [], miner.mine_block
 
     def timed(*arguments):
       start = time.process_time()
-      mined = batch(*arguments)
+      mined = block(*arguments)
       seconds.append(time.process_time() - start)
       return mined
 
-    mine.mine_batch = timed
+    miner.mine_block = timed
     start = time.process_time()
-    task = mine._task(settings)
+    job = mine._job(settings)
     measured['read, s'] = time.process_time() - start
     measured['memory, read, MB'] = peak.value
-    mine._task = lambda config: task._replace(config=config)
+    mine._job = lambda config: job._replace(config=config)
     for form in ('ids', 'triplets'):
       start = time.process_time()
       mine.run(dataclasses.replace(settings, format=form))

@@ -26,11 +26,11 @@ from ance_jax.jobs import mine
 from ance_jax.models import bert
 from ance_jax.models import bert_weights
 
-RANKING, JUDGE, PAIRS = 'ranking.trec', 'judge', 'pairs/pairs.jsonl'
-WEIGHTS, CONFIG = f'{JUDGE}/model.safetensors', f'{JUDGE}/config.json'
+RANKING, ENCODER, PAIRS = 'ranking.trec', 'encoder', 'pairs/pairs.jsonl'
+WEIGHTS, CONFIG = f'{ENCODER}/model.safetensors', f'{ENCODER}/config.json'
 TOKENS, SETTINGS = (
-  f'{JUDGE}/tokenizer_config.json',
-  f'{JUDGE}/config_sentence_transformers.json',
+  f'{ENCODER}/tokenizer_config.json',
+  f'{ENCODER}/config_sentence_transformers.json',
 )
 BODY = bert.BodyConfig('bert', 60, 8, 1, 2, 8, 16, 1, 1e-12, 'gelu')
 
@@ -39,15 +39,15 @@ def make_sound(folder, sound):
   """Copies data, a ranking and a cross-encoder, made on the first call."""
   if not os.listdir(sound):
     (sound / 'data').mkdir()
-    (sound / JUDGE).mkdir()
+    (sound / ENCODER).mkdir()
     (sound / 'mined').mkdir()
     cases_beir.make_sound(sound / 'data', None)
     put(RANKING, 'q0 Q0 p1 1 3 x\nq0 Q0 p2 2 2 x\nq1 Q0 p4 1 1 x\n')(sound)
-    _make_judge(sound)
+    _make_encoder(sound)
   shutil.copytree(sound, folder, dirs_exist_ok=True)
 
 
-def _make_judge(folder):
+def _make_encoder(folder):
   ids = np.zeros((1, 2), np.int32)
   params = bert.Body(BODY).init(jax.random.key(0), ids, ids[:, 0] + 1)['params']
   tensors = {
@@ -59,7 +59,7 @@ def _make_judge(folder):
     tensors[f'{name}.bias'] = np.ones(rows, np.float32)
   save_file(tensors, folder / WEIGHTS)
   tokenizer = tokenizer_lib.train_vocabulary(['text what', 'what a text'], 60)
-  tokenizer.save_pretrained(folder / JUDGE)
+  tokenizer.save_pretrained(folder / ENCODER)
   theirs = {
     'model_type': 'bert',
     'vocab_size': 60,
@@ -83,8 +83,8 @@ def use(folder, changes):
     'dataset': 'beir',
     'data_dir': str(folder / 'data'),
     'ranking': str(folder / RANKING),
-    'judge': str(folder / JUDGE),
-    'judge_max_score': 1.0,
+    'cross_encoder': str(folder / ENCODER),
+    'rerank_max_score': 1.0,
     **(changes or {}),
   }
   mine.run(config.Config(job='mine', num_devices=1, **given))
@@ -95,9 +95,9 @@ def flags(says, **changes):
   return Refused(settings(**changes), says)
 
 
-def without_judge(says, **changes):
+def unscored(says, **changes):
   """Returns the case of inconsistent flags without a cross-encoder."""
-  return flags(says, judge='', judge_max_score=None, **changes)
+  return flags(says, cross_encoder='', rerank_max_score=None, **changes)
 
 
 def tensors(says, **changes):
@@ -124,16 +124,16 @@ def modules(*kinds):
   """Returns a `make` that sets the cross-encoder's modules."""
   names = [f'sentence_transformers.models.{kind}' for kind in kinds]
   listed = [{'type': name, 'path': ''} for name in names]
-  return put_json(f'{JUDGE}/modules.json', listed)
+  return put_json(f'{ENCODER}/modules.json', listed)
 
 
-def _file_as_judge(folder):
-  return {'judge': str(folder / CONFIG)}
+def _file_as_encoder(folder):
+  return {'cross_encoder': str(folder / CONFIG)}
 
 
-def _judge_run(folder):
+def _score_run(folder):
   put(RANKING, 'q0 Q0 p1 1 good x\n')(folder)
-  return {'judge': '', 'judge_run': str(folder / RANKING)}
+  return {'cross_encoder': '', 'score_run': str(folder / RANKING)}
 
 
 def _second_type(data):
@@ -168,8 +168,8 @@ def _pairs(*texts, **files):
     return {
       'dataset': 'pairs',
       'data_dir': str(folder / 'pairs'),
-      'judge': '',
-      'judge_max_score': None,
+      'cross_encoder': '',
+      'rerank_max_score': None,
       'ranking': '',
       'retriever': 'bm25',
       'dev_fraction': 0.0,
@@ -185,11 +185,13 @@ CASES = {
   'sound': Accepted(settings(), 'sigmoid of its output'),
   # Flags.
   'more negatives than ranks': flags(
-    'found 9 for ranks 1 to 8', num_negatives=9, mine_to=8
+    '--num_negatives=9 does not fit', num_negatives=9, max_rank=8
   ),
-  'skips all but three': flags('found 4 for ranks 98 to 100', mine_from=97),
+  'skips all but three': flags(
+    '--skip_ranks=97 and --max_rank=100', skip_ranks=97
+  ),
   'least score above the most': flags(
-    '--min_score must be at most --max_score', min_score=1.0, max_score=0.5
+    '--min_score=1.0 is above --max_score=0.5', min_score=1.0, max_score=0.5
   ),
   'NaN as margin': flags(
     '--relative_margin=nan is out of range', relative_margin=np.nan
@@ -201,32 +203,37 @@ CASES = {
   'form of another': flags(
     '--format=parquet does not exist; choose one of triplets', format='parquet'
   ),
-  'judge without a bound': flags('found None and ', judge_max_score=None),
-  'bound without a judge': flags('found 1.0 and none', judge=''),
-  'two judges': flags('must be given with one judge', judge_run='/no/judge'),
+  'centred without a margin': flags(
+    '--center_scores is given without', center_scores=True
+  ),
+  'scorer without a bound': flags(
+    'is None with --cross_encoder', rerank_max_score=None
+  ),
+  'bound without a scorer': flags('is 1.0 with no scorer', cross_encoder=''),
+  'two scorers': flags(
+    'with --cross_encoder and --score_', score_run='/no/run'
+  ),
   'ranking and BM25': flags('--ranking must be without', retriever='bm25'),
   'output in no folder': flags('found no folder /no', output='/no/file'),
   'folder as output': flags('found a folder for /tmp', output='/tmp'),
   'mined before': Refused(_mined_before, 'its report must be new files'),
   'no workdir': flags('found no --workdir', workdir=''),
-  'nothing that ranks': without_judge('found no run in', ranking=''),
-  'ranking nowhere': without_judge(
+  'nothing that ranks': unscored('found no run in', ranking=''),
+  'ranking nowhere': unscored(
     'what is read must be a file', ranking='/no/file'
   ),
-  'filled beyond the corpus': without_judge(
-    'found 5 for 5 and up to 2', too_few='fill', num_negatives=5
+  'filled beyond the corpus': unscored(
+    'up to 2; the corpus has 5', on_shortage='fill', num_negatives=5
   ),
-  'answers where there are none': without_judge(
+  'answers where there are none': unscored(
     '--drop_answers must be with data', drop_answers=True
   ),
-  'nothing left': without_judge(
-    'training queries can be written', max_score=-9.0
-  ),
+  'nothing left': unscored('training queries can be written', max_score=-9.0),
   'ranking of other passages': Refused(
     append(RANKING, 'q1 Q0 p77 2 0 x\n'), 'a ranked passage id', RANKING, 4
   ),
-  'judge run with a word as score': Refused(
-    _judge_run, 'a score must be a number', RANKING, 1
+  'scores with a word as score': Refused(
+    _score_run, 'a score must be a number', RANKING, 1
   ),
   # Pairs.
   'pairs': Accepted(_pairs(GOOD), 'pairs: 3 passages'),
@@ -268,55 +275,61 @@ CASES = {
     1,
   ),
   # The cross-encoder.
-  'judge that the cache lacks': flags('not in the cache', judge='some/name'),
-  'file as judge': Refused(_file_as_judge, 'the folder of a cross-encoder'),
-  'judge without a config': Refused(remove(CONFIG), 'folder with a config.jso'),
-  'judge without weights': Refused(remove(WEIGHTS), 'found no model.safetens'),
-  'judge without a tokenizer': Refused(
-    remove(f'{JUDGE}/tokenizer.json', TOKENS), 'must have a vocabulary'
+  'encoder that the cache lacks': flags(
+    'not in the cache', cross_encoder='some/name'
   ),
-  'judge of another kind': Refused(
+  'file as encoder': Refused(_file_as_encoder, 'the folder of a cross-encoder'),
+  'encoder without a config': Refused(
+    remove(CONFIG), 'folder with a config.jso'
+  ),
+  'encoder without weights': Refused(
+    remove(WEIGHTS), 'found no model.safetens'
+  ),
+  'encoder without a tokenizer': Refused(
+    remove(f'{ENCODER}/tokenizer.json', TOKENS), 'must have a vocabulary'
+  ),
+  'encoder of another kind': Refused(
     change_json(CONFIG, model_type='deberta-v2'), 'model_type deberta-v2'
   ),
-  'body as judge': tensors(
+  'body as encoder': tensors(
     'that classifier.weight is missing',
     **{'classifier.weight': None, 'classifier.bias': None},
   ),
-  'judge without a pooler': tensors(
+  'encoder without a pooler': tensors(
     'that bert.pooler.dense.bias is missing', **{'bert.pooler.dense.bias': None}
   ),
-  'judge of three outputs': tensors(
+  'encoder of three outputs': tensors(
     'must have one output, the score; found 3',
     **{'classifier.weight': _ones(3, 8), 'classifier.bias': _ones(3)},
   ),
-  'judge with an odd pooler': tensors(
+  'encoder with an odd pooler': tensors(
     'a pooler must take the 8 numbers',
     **{'bert.pooler.dense.weight': _ones(8, 9)},
   ),
-  'judge with a tensor too many': tensors(
+  'encoder with a tensor too many': tensors(
     'that classifier.norm is not expected', **{'classifier.norm': _ones(1)}
   ),
-  'judge of NaN': tensors(
+  'encoder of NaN': tensors(
     'a projection must be finite', **{'classifier.bias': np.nan * _ones(1)}
   ),
-  'judge by tanh': Refused(
+  'encoder by tanh': Refused(
     activation('torch.nn.modules.activation.Tanh'), 'activation torch.nn.mod'
   ),
-  'judge with a prompt': Refused(
+  'encoder with a prompt': Refused(
     put_json(SETTINGS, {'default_prompt_name': 'ask'}), 'all texts, ask'
   ),
-  'judge of two modules': Refused(
+  'encoder of two modules': Refused(
     modules('Transformer', 'Dense'), 'found 2 modules'
   ),
-  'judge with token types that it lacks': Refused(
+  'encoder with token types that it lacks': Refused(
     together(
       change_json(TOKENS, model_input_names=['input_ids', 'token_type_ids']),
-      edit(f'{JUDGE}/tokenizer.json', _second_type),
+      edit(f'{ENCODER}/tokenizer.json', _second_type),
     ),
     'fit the 1 rows of the token types; found 2',
   ),
-  'judge of four tokens': Refused(
-    put_json(f'{JUDGE}/sentence_bert_config.json', {'max_seq_length': 4}),
+  'encoder of four tokens': Refused(
+    put_json(f'{ENCODER}/sentence_bert_config.json', {'max_seq_length': 4}),
     'leave room for 5 tokens of a pair; found 4',
   ),
 }

@@ -26,15 +26,17 @@ def sizes(run, **changes):
 
 def test_the_arithmetic_is_that_of_what_is_written(run, tiny):
   found = sizes(run)
-  # Refreshes after steps 4 and 8 of 12; 10 negatives a query.
-  assert found['disk', 'negatives'] == 2 * 48 * 10 * 4
+  # Refreshes after steps 4 and 8 of 12; 10 negatives a query, and scores.
+  assert found['disk', 'negatives'] == 2 * 2 * 48 * 10 * 4
   assert found['disk', 'embeddings, old and new'] == 2 * 150 * 16 * 4
   train.run(dataclasses.replace(tiny, num_devices=1))
   workdir = pathlib.Path(tiny.workdir)
   written = sum(
-    p.stat().st_size for p in workdir.glob('refresh/*/negatives.npy')
+    path.stat().st_size
+    for name in ('negatives', 'scores')
+    for path in workdir.glob(f'refresh/*/{name}.npy')
   )
-  assert written == pytest.approx(2 * 48 * 10 * 4, rel=0.1)
+  assert written == pytest.approx(2 * 2 * 48 * 10 * 4, rel=0.1)
   # Orbax compresses a little; all four that this run saves are kept.
   params = found['host memory', 'parameters, gradients, optimizer'] / 16
   assert found['disk', 'checkpoints'] == 4 * 3 * 4 * params
@@ -45,10 +47,10 @@ def test_the_arithmetic_is_that_of_what_is_written(run, tiny):
 
 
 def test_settings_count(run):
-  assert sizes(run, max_refreshes=1)['disk', 'negatives'] == 48 * 10 * 4
+  assert sizes(run, max_refreshes=1)['disk', 'negatives'] == 2 * 48 * 10 * 4
   for once in ('bm25', 'given'):
     found = sizes(run, warmup_method=once)
-    assert found['disk', 'negatives'] == 3 * 48 * 10 * 4
+    assert found['disk', 'negatives'] == 5 * 48 * 10 * 4
   assert ('disk', 'negatives') not in sizes(run, method='in_batch')
   flat, small = sizes(run), sizes(run, index='SQ8')
   assert flat['host memory', 'index Flat'] == 150 * 16 * 4

@@ -21,8 +21,10 @@ from ance_jax.core import atomic
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import load
 from ance_jax.jobs import evaluate
+from ance_jax.jobs import forms
 from ance_jax.jobs import mine
 from ance_jax.jobs import mine_formats
+from ance_jax.mining import miner
 
 # The test extra installs torch below 3.12 only; there these tests must run.
 needs_torch = pytest.mark.skipif(
@@ -41,7 +43,7 @@ def bm25(beir_folder, tmp_path):
     dataset='beir',
     data_dir=str(beir_folder),
     retriever='bm25',
-    mine_to=20,
+    max_rank=20,
     format='ids',
   )
 
@@ -61,9 +63,9 @@ def change(config, **changes):
   return dataclasses.replace(config, **changes)
 
 
-@pytest.mark.parametrize('too_few', ['keep', 'drop', 'fill'])
-def test_no_negative_is_a_positive_or_has_its_text(too_few, bm25, capsys):
-  config = change(bm25, too_few=too_few, num_negatives=12, mine_to=12)
+@pytest.mark.parametrize('on_shortage', ['keep', 'drop', 'fill'])
+def test_no_negative_is_a_positive_or_has_its_text(on_shortage, bm25, capsys):
+  config = change(bm25, on_shortage=on_shortage, num_negatives=12, max_rank=12)
   report = mine.run(config)
   corpus, split = loaded(config)
   lines = lines_of(config)
@@ -86,12 +88,12 @@ def test_no_negative_is_a_positive_or_has_its_text(too_few, bm25, capsys):
     'keep': (queries - report['none'], queries - short),
     'drop': (queries - short, queries - short),
     'fill': (queries, queries),
-  }[too_few]
+  }[on_shortage]
   assert (len(lines), sizes.count(12)) == expected
   assert report['negatives'] == sum(sizes)
   drawn = sum(line['negative_scores'].count(None) for line in lines)
   assert drawn == report['drawn']
-  assert (drawn > 0) == (too_few == 'fill')
+  assert (drawn > 0) == (on_shortage == 'fill')
   out = capsys.readouterr().out
   assert f'{short:,} queries have fewer than 12 negatives' in out
   assert f'written: {len(lines)} queries' in out
@@ -101,23 +103,19 @@ def test_what_was_mined_is_the_same_in_small_batches(bm25, monkeypatch):
   report = mine.run(bm25)
   whole = lines_of(bm25)
   assert [line['query_id'] for line in whole] == list(loaded(bm25)[1].ids)
-  monkeypatch.setattr(mine, '_PLACES_AT_ONCE', 60)
+  monkeypatch.setattr(miner, '_PLACES_AT_ONCE', 60)
   again = change(bm25, overwrite=True)
-  task = mine._task(again)
-  batches = list(mine._batches(mine._depths(task)))
-  assert max(map(len, batches)) == 2
-  np.testing.assert_array_equal(np.concatenate(batches), np.arange(48))
   assert mine.run(again) == report
   assert lines_of(again) == whole
 
 
 def test_filters_are_counted_with_examples_of_what_they_took(bm25, capsys):
   config = change(
-    bm25, mine_from=1, max_score=4.0, min_score=1.9, absolute_margin=0.1
+    bm25, skip_ranks=1, max_score=4.0, min_score=1.9, absolute_margin=0.1
   )
   report = mine.run(config)
   taken = report['taken']
-  names = 'positive', 'mine_from', 'max_score', 'min_score', 'absolute_margin'
+  names = 'positive', 'skip_ranks', 'max_score', 'min_score', 'absolute_margin'
   assert all(taken[name]['candidates'] > 0 for name in names)
   everything = taken['candidates']['candidates']
   assert 2 * everything == sum(each['candidates'] for each in taken.values())
@@ -145,7 +143,7 @@ def write_ranking(path, ranked):
 
 @pytest.fixture
 def two(tmp_path):
-  """Settings of two queries, a given ranking and a judge of it.
+  """Settings of two queries, a given ranking and other scores of it.
 
   The second positive of q1 is not ranked.
   """
@@ -173,8 +171,8 @@ def two(tmp_path):
   ranking = write_ranking(
     tmp_path / 'ranking.trec', {'q0': scores, 'q1': [('p1', 5), ('p3', 2)]}
   )
-  judge = write_ranking(
-    tmp_path / 'judge.trec', {'q0': [('p4', 0.9), ('p5', 0.1)]}
+  scores = write_ranking(
+    tmp_path / 'scores.trec', {'q0': [('p4', 0.9), ('p5', 0.1)]}
   )
   return config_lib.Config(
     job='mine',
@@ -183,17 +181,17 @@ def two(tmp_path):
     data_dir=str(tmp_path),
     dev_fraction=0,
     ranking=ranking,
-    judge_run=judge,
-    judge_max_score=0.5,
+    score_run=scores,
+    rerank_max_score=0.5,
     format='ids',
   )
 
 
-def without_judge(config, **changes):
-  return change(config, judge_run='', judge_max_score=None, **changes)
+def unscored(config, **changes):
+  return change(config, score_run='', rerank_max_score=None, **changes)
 
 
-def test_a_judge_has_a_say_in_each_candidate(two):
+def test_a_file_of_scores_has_a_say_in_each_candidate(two):
   report = mine.run(two)
   assert lines_of(two) == [
     {
@@ -205,20 +203,20 @@ def test_a_judge_has_a_say_in_each_candidate(two):
     }
   ]
   numbers = {n: c['candidates'] for n, c in report['taken'].items()}
-  assert numbers['answer'] == numbers['judge_max_score'] == 1
-  assert numbers['no judge_run'] == 2
+  assert numbers['answer'] == numbers['rerank_max_score'] == 1
+  assert numbers['no score_run'] == 2
   assert 'not in it' not in json.dumps(report)
 
 
 def test_a_positive_that_is_not_ranked_is_below_all_that_is(two, capsys):
-  config = without_judge(two, relative_margin=0.1)
+  config = unscored(two, relative_margin=0.1)
   report = mine.run(config)
   assert [line['negative_ids'] for line in lines_of(config)] == [['p4', 'p5']]
   assert report['unranked'] == 1
   assert (
     '1 queries have a positive not ranked: it is' in capsys.readouterr().out
   )
-  free = without_judge(two, overwrite=True)
+  free = unscored(two, overwrite=True)
   mine.run(free)
   assert lines_of(free)[1] == {
     'query_id': 'q1',
@@ -229,26 +227,8 @@ def test_a_positive_that_is_not_ranked_is_below_all_that_is(two, capsys):
   }
 
 
-def test_fill_takes_nothing_that_a_filter_took(two):
-  config = without_judge(
-    two, too_few='fill', num_negatives=3, absolute_margin=0.5
-  )
-  for seed in range(8):
-    mine.run(change(config, seed=seed, overwrite=True))
-    first, second = (set(line['negative_ids']) for line in lines_of(config))
-    assert {'p4', 'p5'} < first < {'p1', 'p2', 'p4', 'p5', 'p6', 'p7'}
-    assert second < {'p0', 'p4', 'p5', 'p6', 'p7', 'p8'}
-
-
-def test_so_deep_is_ranked_that_positives_and_answers_leave_enough(two):
-  task = mine._task(without_judge(two, mine_to=2, num_negatives=1))
-  assert mine._depths(task).tolist() == [2 + 1 + 2, 2 + 2 + 2]
-  config = without_judge(two, mine_to=2, drop_answers=False)
-  assert mine._depths(task._replace(config=config)).tolist() == [3, 4]
-
-
 def test_forms_are_those_that_others_read(two):
-  config = without_judge(two, mine_from=1)
+  config = unscored(two, skip_ranks=1)
 
   def text(form, **flags):
     mine.run(change(config, format=form, **flags))
@@ -306,33 +286,33 @@ def test_a_pair_of_queries_of_one_text_is_written_once(form, two, tmp_path):
   )
   ranked = [(f'p{n}', 9 - n) for n in range(4)]
   write_ranking(tmp_path / 'ranking.trec', {'q0': ranked, 'q1': ranked})
-  config = without_judge(two, format=form, num_negatives=1)
+  config = unscored(two, format=form, num_negatives=1)
   mine.run(config)
   assert [line['positive'] for line in lines_of(config)] == [
     'Text 0', 'T1 Text 1', 'T2 Text 2'
   ]  # fmt: skip
 
 
-@pytest.mark.parametrize('form', mine_formats.FORMS)
+@pytest.mark.parametrize('form', forms.FORMS)
 def test_a_title_of_parts_is_written_as_one_line(form):
   corpus = types.SimpleNamespace(
     ids=['p0'], titles=[f'http{corpus_lib.TITLE_PART}Name'], texts=['Text']
   )
   example = mine_formats.Example('q0', 'who', [], [(0, 1.0)], [(0, 1.0)])
-  (line,) = mine_formats.FORMS[form](example, corpus)
+  (line,) = getattr(mine_formats, form)(example, corpus)
   text = json.dumps(line)
   assert '\\u001f' not in text
   assert ('http Name' in text) == (form != 'ids')
 
 
 @pytest.mark.parametrize(
-  ('too_few', 'written'), [('keep', 1), ('drop', 1), ('fill', 2)]
+  ('on_shortage', 'written'), [('keep', 1), ('drop', 1), ('fill', 2)]
 )
-def test_all_rows_of_n_tuples_have_one_width(too_few, written, two, capsys):
+def test_all_rows_of_n_tuples_have_one_width(on_shortage, written, two, capsys):
   """q0 is left two negatives, q1 one."""
-  config = without_judge(
-    two, mine_from=1, num_negatives=2, too_few=too_few, format='n_tuples',
-    drop_answers=False, max_score=8.9,
+  config = unscored(
+    two, skip_ranks=1, num_negatives=2, on_shortage=on_shortage,
+    format='n_tuples', drop_answers=False, max_score=8.9,
   )  # fmt: skip
   report = mine.run(config)
   lines = lines_of(config)
@@ -343,13 +323,13 @@ def test_all_rows_of_n_tuples_have_one_width(too_few, written, two, capsys):
   assert len(lines) == {1: 1, 2: 3}[written]
   left_out = (
     'left out, as all rows of n_tuples have one width '
-    '(--too_few=fill fills them up)'
+    '(--on_shortage=fill fills them up)'
   )
-  assert (left_out in capsys.readouterr().out) == (too_few == 'keep')
+  assert (left_out in capsys.readouterr().out) == (on_shortage == 'keep')
 
 
 def test_where_no_row_is_full_the_width_is_named(two):
-  config = without_judge(two, num_negatives=9, format='n_tuples')
+  config = unscored(two, num_negatives=9, format='n_tuples')
   with pytest.raises(errors.BadInput, match='lower --num_negatives'):
     mine.run(config)
   assert mine.run(change(config, format='triplets'))['written'] == 2
@@ -357,7 +337,7 @@ def test_where_no_row_is_full_the_width_is_named(two):
 
 def test_a_score_that_is_not_known_is_in_no_row_with_scores(two, capsys):
   """The second positive of q1 is not ranked; what is drawn is neither."""
-  config = without_judge(two, num_negatives=1, format='triplets_scored')
+  config = unscored(two, num_negatives=1, format='triplets_scored')
   report = mine.run(config)
   assert report['unscored'] == 1
   assert [line['anchor'] for line in lines_of(config)] == ['who']
@@ -370,7 +350,7 @@ def test_a_score_that_is_not_known_is_in_no_row_with_scores(two, capsys):
   assert said + 'written without scores' in capsys.readouterr().out
   mine.run(change(config, format='n_tuples'))
   assert said not in capsys.readouterr().out
-  filled = change(tuples, num_negatives=6, too_few='fill', overwrite=True)
+  filled = change(tuples, num_negatives=6, on_shortage='fill', overwrite=True)
   with pytest.raises(errors.BadInput, match='have a model score'):
     mine.run(filled)
 
@@ -387,7 +367,7 @@ FLAG_SCHEMA = {
 
 
 def test_lines_of_flag_embedding_are_of_its_schema(two):
-  config = without_judge(two, format='flag_embedding')
+  config = unscored(two, format='flag_embedding')
   mine.run(config)
   with_scores, without = lines_of(config)
   assert with_scores == {
@@ -409,7 +389,7 @@ def test_lines_of_flag_embedding_are_of_its_schema(two):
 
 
 def test_our_reader_of_dpr_takes_what_is_written_for_it(two, tmp_path):
-  mine.run(without_judge(two, format='dpr'))
+  mine.run(unscored(two, format='dpr'))
   folder = tmp_path / 'dpr'
   folder.mkdir()
   rows = [f'p{n}\tText {n}\tT{n}' for n in range(9)]
@@ -425,7 +405,7 @@ def test_our_reader_of_dpr_takes_what_is_written_for_it(two, tmp_path):
 
 
 def test_nothing_is_replaced_unasked_and_nothing_half_is_left(two, monkeypatch):
-  config = without_judge(two)
+  config = unscored(two)
   mine.run(config)
   path = pathlib.Path(two.workdir, 'hard_negatives.ids.jsonl')
   before, there = path.read_text(), sorted(path.parent.iterdir())
@@ -499,8 +479,9 @@ def both(docs):
   import sentence_transformers
   from sentence_transformers import util
 
-  task = mine._task(docs)
-  texts, split = list(task.corpus.texts), task.split
+  docs = change(docs, max_rank=100, on_shortage='keep')
+  job = mine._job(docs)
+  texts, split = list(job.corpus.texts), job.split
   model = sentence_transformers.SentenceTransformer(
     docs.init_from, device='cpu'
   )
@@ -515,9 +496,8 @@ def both(docs):
 
   def ours(**changes):
     config = change(docs, **changes)
-    mined = mine.mine_batch(
-      task._replace(config=config), np.arange(len(split.ids)), None
-    )
+    task = job.task._replace(settings=mine._settings(config))
+    (mined,) = miner.mine(task, [np.arange(len(split.ids))])
     return {
       split.texts[query]: [texts[row] for row in rows if row >= 0]
       for query, rows in enumerate(mined.negatives.tolist())
@@ -538,26 +518,26 @@ def both(docs):
 
 
 # Their names of our flags.
-NAMES = {'mine_from': 'range_min', 'mine_to': 'range_max'}
+NAMES = {'skip_ranks': 'range_min', 'max_rank': 'range_max'}
 
 
 def renamed(flags):
   return {NAMES.get(name, name): value for name, value in flags.items()}
 
 
-# `mine_to` is more than all passages where scores are filtered, too: see the
+# `max_rank` is more than all passages where scores are filtered, too: see the
 # next test for what ranks are then.
 @needs_torch
 @pytest.mark.parametrize(
   'flags',
   [
-    {'mine_to': 20, 'num_negatives': 3},
-    {'mine_from': 5, 'mine_to': 15, 'num_negatives': 10},
-    {'mine_to': 300, 'num_negatives': 5, 'relative_margin': 0.05},
-    {'mine_to': 300, 'num_negatives': 5, 'absolute_margin': 0.1},
-    {'mine_to': 300, 'num_negatives': 9, 'max_score': 0.3, 'min_score': 0.1},
+    {'max_rank': 20, 'num_negatives': 3},
+    {'skip_ranks': 5, 'max_rank': 15, 'num_negatives': 10},
+    {'max_rank': 300, 'num_negatives': 5, 'relative_margin': 0.05},
+    {'max_rank': 300, 'num_negatives': 5, 'absolute_margin': 0.1},
+    {'max_rank': 300, 'num_negatives': 9, 'max_score': 0.3, 'min_score': 0.1},
     {
-      'mine_to': 300,
+      'max_rank': 300,
       'num_negatives': 9,
       'max_score': 0.4,
       'min_score': 0.02,
@@ -583,7 +563,7 @@ def test_ranks_are_skipped_before_scores_are_looked_at(both):
   scores = {'relative_margin': 0.05, 'max_score': 0.6}
   every = {'range_max': 300, 'num_negatives': 300}
   left, ranked = theirs(**every, **scores), theirs(**every)
-  found = ours(mine_from=6, mine_to=30, num_negatives=24, **scores)
+  found = ours(skip_ranks=6, max_rank=30, num_negatives=24, **scores)
   assert found == {
     query: [text for text in ranked[query][6:30] if text in negatives]
     for query, negatives in left.items()
@@ -596,7 +576,7 @@ def test_ranks_are_skipped_before_scores_are_looked_at(both):
 def test_a_run_file_of_the_model_gives_what_the_model_gives(docs, tmp_path):
   scored = change(docs, job='evaluate', split='train')
   evaluate.run(scored)
-  flags = {'relative_margin': 0.05, 'mine_to': 30, 'mine_from': 2}
+  flags = {'relative_margin': 0.05, 'max_rank': 30, 'skip_ranks': 2}
   of_model = mine.run(change(docs, **flags))
   given = change(
     docs,

@@ -33,34 +33,45 @@ EXPECTED = json.loads((FOLDER / 'expected.json').read_text())
 LAST, REFRESHED, NEW_END = 10, 8, 14
 # Other bits of XLA, and of the processor, are allowed.
 ACCURACY = 1e-6
-MINED = ['--job=mine', '--num_negatives=4', '--mine_to=20']
+MINED = ['--job=mine', '--num_negatives=4', '--max_rank=20']
 # With what each case of --job=mine is asked for, beside MINED.
 FILTERS = {
   'plain': [],
   'nodrop_same_text': ['--nodrop_same_text', '--num_negatives=20'],
   'nodrop_answers': ['--nodrop_answers'],
-  'mine_from': ['--mine_from=3'],
-  'mine_to': ['--mine_to=4'],
+  'mine_from': ['--skip_ranks=3'],
+  'mine_to': ['--max_rank=4'],
   'max_score': ['--max_score=0.85'],
   'min_score': ['--min_score=0.85'],
   'absolute_margin': ['--absolute_margin=0.05'],
   'relative_margin': ['--relative_margin=0.05'],
   'judge': [
-    '--judge_run={old}/bm25/train-bm25-0.trec',
-    '--judge_max_score=1.5',
+    '--score_run={old}/bm25/train-bm25-0.trec',
+    '--rerank_max_score=1.5',
   ],
   'ranking': [f'--ranking={{old}}/run/train-model-{REFRESHED}.trec'],
   'bm25': ['--retriever=bm25'],
-  'random': ['--sampling=random'],
-  'fill': ['--too_few=fill', '--absolute_margin=0.1'],
-  'drop': ['--too_few=drop', '--absolute_margin=0.1'],
+  'random': ['--choose=random'],
+  'fill': ['--on_shortage=fill', '--absolute_margin=0.1'],
+  'drop': ['--on_shortage=drop', '--absolute_margin=0.1'],
   'older': [f'--checkpoint={REFRESHED}'],
+}
+# Flags that leave what the two draw from.
+RANDOM = {
+  'random': ['--num_negatives=20'],
+  'fill': ['--absolute_margin=0.1'],
+}
+# Of filters that a report has under other names now.
+OLD_NAMES = {
+  'skip_ranks': 'mine_from',
+  'no score_run': 'no judge_run',
+  'rerank_max_score': 'judge_max_score',
 }
 FORMATS = {
   'triplets': [],
   'triplets_scored': [],
-  'n_tuples': ['--too_few=fill'],
-  'n_tuples_scored': ['--too_few=fill'],
+  'n_tuples': ['--on_shortage=fill'],
+  'n_tuples_scored': ['--on_shortage=fill'],
   'flag_embedding': [],
   'dpr': [],
   'tevatron': [],
@@ -330,17 +341,44 @@ def test_mine(name, old):
     old.read('--job=evaluate', '--split=train', f'--checkpoint={REFRESHED}')
   if name == 'judge':
     old.bm25('train')
+  found = mined(old, *FILTERS[name])
+  expected = EXPECTED[f'mine {name}']
+  if name in RANDOM:
+    # Drawn by block then, and by query now: of the same candidates.
+    assert found['taken'] == expected['taken']
+    assert found['ids'].keys() == expected['ids'].keys()
+    left = mined(old, *RANDOM[name])['ids']
+    for query_id, ids in left.items():
+      drawn = found['ids'][query_id].split()
+      if name == 'fill':
+        for each in (found, expected):
+          assert each['ids'][query_id].startswith(ids)
+      else:
+        assert len(drawn) == len(expected['ids'][query_id].split())
+        assert [an_id for an_id in ids.split() if an_id in drawn] == drawn
+  else:
+    assert_same(found, expected, f'mine {name}')
+
+
+def mined(old, *flags):
+  """Returns ids by query, mean scores, and counts, of --job=mine."""
   path = old.folder / 'mined.jsonl'
-  arguments = [text.format(old=old.folder) for text in FILTERS[name]]
-  old.read(*MINED, '--format=ids', f'--output={path}', *arguments)
+  arguments = [text.format(old=old.folder) for text in flags]
+  old.read(
+    *MINED, '--format=ids', f'--output={path}', '--overwrite', *arguments
+  )
   ids, means = {}, []
   for line in map(json.loads, path.read_text().splitlines()):
     ids[line['query_id']] = ' '.join(line['negative_ids'])
     scores = [s for s in line['negative_scores'] if s is not None]
     means.append(float(np.mean(scores)) if scores else None)
   report = read_json(path.with_suffix('.report.json'))
-  taken = {k: v['candidates'] for k, v in report['taken'].items()}
-  check(f'mine {name}', {'ids': ids, 'mean scores': means, 'taken': taken})
+  taken = {
+    OLD_NAMES.get(name, name): counts['candidates']
+    for name, counts in report['taken'].items()
+    if name != 'z_margin'
+  }
+  return {'ids': ids, 'mean scores': means, 'taken': taken}
 
 
 @pytest.mark.parametrize('name', FORMATS)
@@ -425,6 +463,8 @@ def test_refresh_mines_what_was_published(old):
   for what in ('secs', 'made_with'):
     assert after.pop(what).keys() == before.pop(what).keys()
   assert after.pop('format') == 1  # New, and taken for 1 where it is not there.
+  for name in ('scores', 'positive_scores'):  # Were not kept then.
+    assert after['files'].pop(f'{name}.npy')
   assert_same(after, before, 'manifest')
   # The job is not told what was in use before, as training is.
   of_training = {

@@ -20,7 +20,7 @@ from ance_jax.core import logs
 from ance_jax.core import pace
 from ance_jax.core import workdirs
 from ance_jax.jobs import train
-from ance_jax.mining import selection
+from ance_jax.mining import miner
 from ance_jax.models import bi_encoder
 from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import encoding
@@ -328,14 +328,14 @@ def read_params(config, step):
 def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
   """The table that a refresh publishes is what the step is given."""
   config = dataclasses.replace(tiny, max_steps=6, num_devices=1)
-  real_mining = selection.hard_negatives
+  real_mining = miner.mine_block
 
-  def plant(rank, positives, top_k, *rest, **kwargs):
-    mined, counts = real_mining(rank, positives, top_k, *rest, **kwargs)
-    planted = np.broadcast_to(np.arange(top_k, dtype=np.int32), mined.shape)
-    return planted.copy(), counts
+  def plant(task, queries, ranking):
+    mined = real_mining(task, queries, ranking)
+    mined.negatives[:] = np.arange(mined.negatives.shape[1])
+    return mined
 
-  monkeypatch.setattr(selection, 'hard_negatives', plant)
+  monkeypatch.setattr(miner, 'mine_block', plant)
   seen = []
   real_shard = trainer.devices_lib.shard
 
@@ -599,9 +599,7 @@ def test_flags_that_may_change_are_chosen_by_hand():
     'steps_per_log', 'progress_bars', 'query', 'num_results', 'runs', 'picture',
     'tokens_dir', 'beir_set', 'beam_runner', 'beam_options', 'output',
     'overwrite', 'export_corpus', 'port',
-    'ranking', 'num_negatives', 'mine_from', 'mine_to', 'max_score',
-    'min_score', 'absolute_margin', 'relative_margin', 'judge', 'judge_run',
-    'judge_max_score', 'sampling', 'too_few', 'format',
+    'ranking', 'num_negatives', 'format',
     'refresh', 'refresh_devices', 'refresh_replay', 'max_staleness', 'watch',
   }  # fmt: skip
 

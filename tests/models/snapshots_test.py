@@ -22,7 +22,6 @@ from ance_jax.jobs import train
 from ance_jax.models import bi_encoder
 from ance_jax.models import pretrained
 from ance_jax.models import snapshots
-from ance_jax.retrieval import rerank
 from ance_jax.training import experiment
 from ance_jax.training import resume
 
@@ -419,16 +418,15 @@ def test_a_commit_of_which_the_cache_has_a_part_is_fetched_whole(
 
 
 @bert_weights_test.needs_torch
-def test_a_judge_has_a_name_too(cache, tmp_path):
+def test_a_cross_encoder_has_a_name_too(cache, tmp_path):
   import rerank_test
 
-  folder = tmp_path / 'judge'
+  folder = tmp_path / 'encoder'
   folder.mkdir()
   rerank_test.make('bert', folder, 'Identity')
   hub_server.put(cache, NAME, folder)
   scores = [
-    rerank.load(rerank_test.settings(name, num_devices=1))(rerank_test.PAIRS)
-    for name in (NAME, folder)
+    rerank_test.load(name)(rerank_test.PAIRS) for name in (NAME, folder)
   ]
   np.testing.assert_array_equal(*scores)
 

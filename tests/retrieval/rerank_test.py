@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from ance_jax import config as config_lib
+from ance_jax.core import devices
 from ance_jax.jobs import mine
 from ance_jax.retrieval import rerank
 
@@ -55,9 +56,12 @@ def make(kind, folder, activation='Sigmoid'):
   return theirs
 
 
-def settings(folder, **changes):
-  return config_lib.Config(
-    judge=str(folder), compilation_cache_dir='', tokens_per_batch=512, **changes
+def load(folder, num_devices=1):
+  return rerank.load(
+    str(folder),
+    devices=devices.local(num_devices),
+    dtype='float32',
+    tokens_per_batch=512,
   )
 
 
@@ -66,7 +70,7 @@ def settings(folder, **changes):
 def test_scores_are_those_of_torch(kind, activation, tmp_path, monkeypatch):
   theirs = make(kind, tmp_path, activation)
   monkeypatch.setattr(rerank, '_PAIRS_AT_ONCE', 20)
-  scores = rerank.load(settings(tmp_path))(iter(PAIRS))
+  scores = load(tmp_path, 0)(iter(PAIRS))
   expected = theirs.predict(PAIRS)
   assert scores.shape == (36,)
   assert np.ptp(expected) > 0.1
@@ -85,25 +89,25 @@ def test_older_folders_name_their_activation_elsewhere(of_4, tmp_path):
   else:
     config['sbert_ce_default_activation_function'] = name
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  scores = rerank.load(settings(tmp_path, num_devices=1))(PAIRS)
+  scores = load(tmp_path)(PAIRS)
   np.testing.assert_allclose(scores, theirs.predict(PAIRS), rtol=0, atol=1e-5)
 
 
 def test_no_pairs_have_no_scores(tmp_path):
   make('bert', tmp_path)
-  assert rerank.load(settings(tmp_path, num_devices=1))([]).shape == (0,)
+  assert load(tmp_path)([]).shape == (0,)
 
 
-def test_a_cross_encoder_judges_what_other_filters_left(
+def test_a_cross_encoder_scores_what_other_filters_left(
   beir_folder, tmp_path, monkeypatch
 ):
-  folder = tmp_path / 'judge'
+  folder = tmp_path / 'encoder'
   folder.mkdir()
   theirs = make('bert', folder, 'Identity')
   real, asked = rerank.load, []
 
-  def load(config):
-    score = real(config)
+  def load(*args, **kwargs):
+    score = real(*args, **kwargs)
 
     def noting(pairs):
       pairs = list(pairs)
@@ -113,21 +117,28 @@ def test_a_cross_encoder_judges_what_other_filters_left(
     return noting
 
   monkeypatch.setattr(rerank, 'load', load)
-  config = settings(
-    folder,
+  config = config_lib.Config(
+    cross_encoder=str(folder),
+    compilation_cache_dir='',
+    tokens_per_batch=512,
+    rerank_max_score=1e9,
     job='mine',
     workdir=str(tmp_path / 'mined'),
     dataset='beir',
     data_dir=str(beir_folder),
     retriever='bm25',
-    mine_from=1,
-    mine_to=9,
+    skip_ranks=1,
+    max_rank=9,
     absolute_margin=0.1,
     format='triplets',
     num_devices=1,
   )
   every = _mined(
-    config, judge='', workdir=str(tmp_path / 'plain'), num_negatives=8
+    config,
+    cross_encoder='',
+    rerank_max_score=None,
+    workdir=str(tmp_path / 'plain'),
+    num_negatives=8,
   )
   scores = dict(zip(every, theirs.predict(every), strict=True))
   # In the widest gap, so that rounding puts no score on its other side.
@@ -135,7 +146,7 @@ def test_a_cross_encoder_judges_what_other_filters_left(
   place = np.diff(ordered).argmax()
   most = float(ordered[place : place + 2].mean())
   assert np.diff(ordered)[place] > 1e-4
-  found = _mined(config, judge_max_score=most, num_negatives=8)
+  found = _mined(config, rerank_max_score=most, num_negatives=8)
   assert sorted(set(asked)) == sorted(set(every))
   assert found == [pair for pair in every if scores[pair] <= most]
   assert 0 < len(found) < len(every)

@@ -19,9 +19,11 @@ from ance_jax import errors
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import keys
 from ance_jax.data import load
+from ance_jax.data import trec
 from ance_jax.jobs import inspect
 from ance_jax.jobs import mine as mine_lib
 from ance_jax.jobs import serve
+from ance_jax.mining import candidates
 from ance_jax.mining import filters
 from ance_jax.retrieval import metrics
 from ance_jax.training import batches
@@ -160,10 +162,15 @@ def test_mined_is_all_but_positives_and_the_query_itself(
   start = size // 3  # A slice of the queries, as of --query_slices.
 
   def rank(rows, depth):
-    return orders[start + rows][:, :depth].astype(np.int32)
+    found = orders[rows][:, :depth].astype(np.int32)
+    return trec.Ranking(found, np.zeros(found.shape, np.float32))
 
   expected = dict.fromkeys(('judged', 'same_text', 'own_text'), 0)
-  found, counts = negatives_lib.of_ranking(run, method, rank, (start, size), '')
+  source = candidates.CandidateSource('slow', rank)
+  selected, counts = negatives_lib.select_negatives(
+    run, method, source, (start, size), ''
+  )
+  found = selected.rows
   same_text = same_text and not method.last_positive
   depth = 0
   for query in range(start, size):
@@ -217,7 +224,7 @@ def test_a_step_draws_shared_positives_and_counts_no_column_of_them(
 
 
 def run_of(folder, **changes):
-  """What `negatives.of_ranking` and `sources` read of a run."""
+  """What `negatives.select_negatives` and `sources` read of a run."""
   config = settings(folder, **changes)
   corpus, splits = load.load(config, ('train', 'dev'))
   return types.SimpleNamespace(
@@ -272,7 +279,7 @@ def test_other_trainers_get_neither_own_texts_nor_positives_of_equal_queries(
 ):
   config = settings(
     folder, workdir=str(tmp_path), job='mine', retriever='bm25', format=form,
-    too_few='fill', num_negatives=8, mine_to=NUM_PASSAGES,
+    on_shortage='fill', num_negatives=8, max_rank=NUM_PASSAGES,
   )  # fmt: skip
   report = mine_lib.run(config)
   slow = Slow(folder, 'usual')

@@ -46,6 +46,22 @@ OF_NEGATIVES = {
   'index_params': 'nprobe=3',
   'center_passages': True,
 }
+# In it only where they are given, as one: a run without them goes on.
+OF_RULES = {
+  'skip_ranks': 1,
+  'max_rank': 9,
+  'max_score': 0.5,
+  'min_score': 0.5,
+  'absolute_margin': 0.0,
+  'relative_margin': 0.5,
+  'z_margin': 0.0,
+  'center_scores': True,
+  'cross_encoder': '/',
+  'score_run': __file__,
+  'rerank_max_score': 0.0,
+  'choose': 'random',
+  'on_shortage': 'fill',
+}
 OF_BM25 = {
   'bm25_k1': 0.5,
   'bm25_b': 0.5,
@@ -74,8 +90,7 @@ OF_A_START = (
   'download refresh_devices max_staleness refresh_replay watch '
   'micro_batch_size remat max_steps search_memory_mb steps_per_eval retriever '
   'split output overwrite export_corpus checkpoint ranking num_negatives '
-  'mine_from mine_to max_score min_score absolute_margin relative_margin judge '
-  'judge_run judge_max_score sampling too_few format steps_per_checkpoint '
+  'format steps_per_checkpoint '
   'checkpoints_to_keep steps_per_log progress_bars query port num_results runs '
   'picture'
 ).split()
@@ -83,8 +98,8 @@ OF_A_START = (
 
 def test_each_flag_is_in_one_list_and_kept_by_a_run_or_in_a_key():
   lists = (
-    OF_DATA, OF_MODEL, OF_NEGATIVES, OF_BM25, OF_EMBEDDINGS, OF_TRAINING,
-    OF_A_START,
+    OF_DATA, OF_MODEL, OF_NEGATIVES, OF_RULES, OF_BM25, OF_EMBEDDINGS,
+    OF_TRAINING, OF_A_START,
   )  # fmt: skip
   assert sorted(name for each in lists for name in each) == sorted(FIELDS)
   free = {name for name in FIELDS if FIELDS[name].metadata['may_change']}
@@ -313,6 +328,13 @@ def test_negatives_have_all_that_they_hang_on_in_what_is_compared(run):
     found = negatives.sources(changed(run, **changes))
     differ = {key for key in found if found[key] != base[key]}
     assert differ == {name}
+  kept = [base]
+  for name, value in OF_RULES.items():
+    found = negatives.sources(changed(run, drop_answers=False, **{name: value}))
+    assert {**found, **base} == found
+    assert list(found['rules']) == [name]
+    kept += [found] if found not in kept else []
+  assert len(kept) == len(OF_RULES) + 1
   for other_run, name in (
     (run._replace(passages=run.passages._replace(hash='x')), 'passages'),
     (run._replace(corpus=run.corpus._replace(hash='x')), 'groups'),
@@ -328,6 +350,28 @@ def test_negatives_have_all_that_they_hang_on_in_what_is_compared(run):
   ):
     found = negatives.sources(changed(other_run, drop_answers=False))
     assert {key for key in found if found[key] != base[key]} == {name}
+
+
+def test_what_was_mined_by_other_rules_is_not_taken(run, tmp_path):
+  runs = [run, changed(run, max_score=0.5), changed(run, max_score=0.6)]
+  for made in runs:
+    with atomic.publish(tmp_path / 'made', negatives.sources(made)):
+      pass
+    for other_run in runs:
+      about = negatives.sources(other_run)
+      found = negatives.find(tmp_path / 'made', about)
+      assert (found is not None) == (made is other_run)
+      manifest = {'step': 8, 'query_slice': [0, 5], **refreshes._sources(made)}
+      says = refreshes.refusal(other_run, manifest)
+      assert (says is None) == (made is other_run)
+
+
+def test_a_file_of_scores_counts_by_what_is_in_it(run, tmp_path):
+  path, found = tmp_path / 'scores.trec', []
+  for text in 'xy':
+    path.write_text(text)
+    found.append(negatives.sources(changed(run, score_run=str(path)))['rules'])
+  assert found[0] != found[1]
 
 
 def test_negatives_of_bm25_are_made_again_for_other_settings_of_it(

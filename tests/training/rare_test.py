@@ -11,11 +11,14 @@ from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import devices
 from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import trec
+from ance_jax.mining import candidates
 from ance_jax.retrieval import index
 from ance_jax.training import batches
 from ance_jax.training import methods
 from ance_jax.training import negatives
 from ance_jax.training import refreshes as refreshes_lib
+from ance_jax.training import resume
 from ance_jax.training import schedule
 
 NUM_QUERIES, TOP_K = 12, 6
@@ -66,6 +69,17 @@ def slow_banned(query, texts, judged, last, same_text):
   return positives, *sets
 
 
+def of_rows(rows):
+  """A ranking without scores that tell anything."""
+  rows = np.array(rows, np.int32)
+  return trec.Ranking(rows, np.zeros(rows.shape, np.float32))
+
+
+def select(run, method, rank, rows):
+  source = candidates.CandidateSource('slow', rank)
+  return negatives.select_negatives(run, method, source, rows, 'x')
+
+
 @pytest.mark.parametrize('answers', ['none', 'words', 'patterns', 'allowed'])
 @pytest.mark.parametrize('name', ['ance', 'ance_code', 'ance_code_qa'])
 @pytest.mark.parametrize('same_text', [True, False])
@@ -87,11 +101,12 @@ def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
   for start, end in ((0, 5), (5, 9), (9, 12), (0, 12)):
     depths, taken = [], []
 
-    def rank(rows, depth, start=start, depths=depths):
+    def rank(rows, depth, depths=depths):
       depths.append(depth)
-      return np.array([orders[start + row][:depth] for row in rows], np.int32)
+      return of_rows([orders[row][:depth] for row in rows])
 
-    table, counts = negatives.of_ranking(run, method, rank, (start, end), 'x')
+    selected, counts = select(run, method, rank, (start, end))
+    table = selected.rows
     assert len(table) == end - start
     with_answer = 0
     for query, row in zip(range(start, end), table.tolist(), strict=True):
@@ -130,10 +145,10 @@ def test_what_fills_up_a_short_ranking_holds_no_answer_and_is_no_positive():
   )  # fmt: skip
 
   def rank(rows, depth):  # Ends after three.
-    return np.tile(np.array([0, 1, 2], np.int32), (len(rows), 1))
+    return of_rows(np.tile([0, 1, 2], (len(rows), 1)))
 
-  method = methods.METHODS['ance']
-  table, counts = negatives.of_ranking(run, method, rank, (4, 12), 'x')
+  selected, counts = select(run, methods.METHODS['ance'], rank, (4, 12))
+  table = selected.rows
   drawn = 0
   for query, row in zip(range(4, 12), table.tolist(), strict=True):
     *_, banned = slow_banned(query, texts, judged, False, True)
@@ -287,14 +302,15 @@ def test_negatives_in_use_are_of_the_queries_that_have_any(
   table = np.arange(6 // slices)[:, None] + [[0, 10]]
   table[missing] = -1
   monkeypatch.setattr(refreshes_lib, 'load', lambda *_: table)
-  found = refreshes_lib._in_use(run, 9, 4)
+  in_use = resume.PickUp(9, 4)
+  found = refreshes_lib.negatives_for(run, methods.METHODS[name], in_use)
   assert found.rows.tolist() == list(rows)
   assert found.since == since
   there = [n for n in range(6 // slices) if n not in missing]
   np.testing.assert_array_equal(found.passages, table[there])
   table[:] = -1
-  with pytest.raises(errors.BadInput, match='leave negatives to a query'):
-    refreshes_lib._in_use(run, 9, 4)
+  with pytest.raises(errors.BadInput, match='mining left none of'):
+    refreshes_lib.negatives_for(run, methods.METHODS[name], in_use)
 
 
 def test_a_run_that_may_end_its_warm_up_early_may_refresh_more_often():

@@ -18,6 +18,7 @@ from ance_jax.core import logs
 from ance_jax.data import strings
 from ance_jax.jobs import evaluate
 from ance_jax.jobs import train
+from ance_jax.mining import miner
 from ance_jax.models import bi_encoder
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
@@ -222,8 +223,8 @@ def test_the_manifest_says_what_was_made_of_what(open_run):
   assert len(manifest['examples']) == 3
   published = atomic.read_manifest(run.workdir / 'refresh' / '00000006')
   assert published['metrics'] == values
-  names = {'negatives.npy', 'ranks.npy', 'right.npy'}
-  assert set(published['files']) == names
+  arrays = 'negatives', 'scores', 'positive_scores', 'ranks', 'right'
+  assert set(published['files']) == {f'{name}.npy' for name in arrays}
 
 
 def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
@@ -418,16 +419,200 @@ def test_a_run_file_is_taken_for_the_ranking_of_bm25(open_run, tmp_path):
 
 def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
   table = np.arange(60, dtype=np.int32).reshape(6, 10)
+  selected = miner.Table(table, table / 2, np.zeros(9), None, 0, 0)
   watch = logs.Stopwatch()
   watch.secs['search'] = 0.0
   monkeypatch.setattr(corpus_index, 'encode_queries', lambda *_: None)
-  monkeypatch.setattr(negatives_lib, 'of_ranking', lambda *_, **__: (table, {}))
+  monkeypatch.setattr(
+    negatives_lib, 'select_negatives', lambda *_, **__: (selected, {})
+  )
   drawn = {}
   for seed, step in ((0, 4), (0, 8), (4, 0), (8, 4)):
     config = config_lib.Config(method='ance_code', seed=seed, hard_negatives=3)
     run = SimpleNamespace(config=config, queries={'train': range(6)})
-    drawn[seed, step], _ = refreshes._mine(run, step, None, None, watch)
+    mined, _ = refreshes._mine(run, step, None, None, watch)
+    drawn[seed, step] = mined.rows
+    np.testing.assert_array_equal(mined.scores, mined.rows / 2)
     order = np.random.default_rng([seed, step]).random(table.shape).argsort(1)
     expected = np.take_along_axis(table, order[:, :3], 1)
     np.testing.assert_array_equal(drawn[seed, step], expected)
   assert len({rows.tobytes() for rows in drawn.values()}) == 4
+
+
+def scores_of(run, step):
+  """All (Q, N) scores of training queries, and the least of their positives."""
+  shapes = bi_encoder.shapes(run.retriever)
+  params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
+  watch = logs.Stopwatch()
+  indexed = corpus_index.index_corpus(run, params, watch)
+  queries = corpus_index.encode_queries(run, params, 'train', watch)
+  scores = queries @ np.concatenate(indexed.blocks).T
+  of_query, positives = run.splits['train'].shared_positives()
+  least = np.full(len(scores), np.inf, np.float32)
+  np.minimum.at(least, of_query, scores[of_query, positives])
+  return scores, least
+
+
+def arrays_of(run, step):
+  """The negatives of a refresh, their scores and those of positives."""
+  names = 'negatives', 'scores', 'positive_scores'
+  folder = refreshes.folder(run, step)
+  return [np.load(folder / f'{name}.npy') for name in names]
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [{}, {'index': 'SQ8'}, {'center_passages': True}, {'method': 'ance_code'}],
+)
+def test_scores_are_published_of_negatives_and_positives(changes, open_run):
+  """Those of the embeddings, whatever an index does with them."""
+  run = open_run(method='ance_in_batch', hard_negatives=3)
+  run = run._replace(config=dataclasses.replace(run.config, **changes))
+  refreshes.refresh(run, 6)
+  negatives, scores, positive_scores = arrays_of(run, 6)
+  expected, _ = scores_of(run, 6)
+  assert scores.dtype == positive_scores.dtype == np.float32
+  assert scores.shape == negatives.shape
+  of_negatives = np.take_along_axis(expected, negatives, 1)
+  np.testing.assert_allclose(scores, of_negatives, atol=1e-5)
+  last = changes.get('method') == 'ance_code'
+  pairs = run.splits['train'].shared_positives(last=last)
+  np.testing.assert_allclose(positive_scores, expected[pairs], atol=1e-5)
+
+
+def test_scores_of_a_slice_are_those_of_its_queries(open_run):
+  run = open_run(method='ance_in_batch', query_slices=3)
+  for step, start in ((0, 0), (6, 16)):
+    rows = slice(start, start + 16)
+    refreshes.refresh(run, step)
+    negatives, scores, positive_scores = arrays_of(run, step)
+    expected, _ = scores_of(run, step)
+    of_negatives = np.take_along_axis(expected[rows], negatives, 1)
+    np.testing.assert_allclose(scores, of_negatives, atol=1e-5)
+    queries, passages = run.splits['train'].shared_positives()
+    here = (queries >= rows.start) & (queries < rows.stop)
+    np.testing.assert_allclose(
+      positive_scores, expected[queries[here], passages[here]], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize('on_shortage', ['keep', 'drop', 'fill', None])
+def test_a_refresh_follows_the_rules_of_its_run(on_shortage, open_run):
+  rules = {
+    'skip_ranks': 1, 'max_rank': 30, 'max_score': 0.97,
+    'absolute_margin': 0.02, 'on_shortage': on_shortage,
+  }  # fmt: skip
+  run = open_run(method='ance_in_batch', **rules)
+  manifest = refreshes.refresh(run, 6)
+  assert manifest['rules'] == {n: v for n, v in rules.items() if v is not None}
+  table, scores, _ = arrays_of(run, 6)
+  every, least = scores_of(run, 6)
+  of_query, positives = run.splits['train'].shared_positives()
+  counts = dict.fromkeys(('skip_ranks', 'max_score', 'absolute_margin'), 0)
+  short = 0
+  for query, row in enumerate(table):
+    banned = run.corpus.groups[positives[of_query == query]]
+    left = [
+      p
+      for p in np.lexsort((np.arange(len(every[query])), -every[query]))
+      if run.corpus.groups[p] not in banned
+    ][:30]
+    above = [p for p in left[1:] if every[query, p] > 0.97]
+    kept = [p for p in left[1:] if p not in above]
+    within = [p for p in kept if every[query, p] >= least[query] - 0.02]
+    kept = [p for p in kept if p not in within][:10]
+    counts['skip_ranks'] += 1
+    counts['max_score'] += len(above)
+    counts['absolute_margin'] += len(within)
+    short += len(kept) < 10
+    if on_shortage == 'drop' and len(kept) < 10:
+      kept = []
+    assert row[: len(kept)].tolist() == kept
+    drawn = row[len(kept) :]
+    assert ((drawn >= 0) == (on_shortage in ('fill', None))).all()
+    assert not np.isin(drawn, [*left[:1], *above, *within]).any()
+  assert 0 < short < len(table)
+  found = manifest['metrics']
+  assert {name: found[f'refresh/{name}'] for name in counts} == counts
+  text = f'absolute_margin {counts["absolute_margin"]:,}'
+  assert text in refreshes.summary(manifest)
+  assert np.isfinite(scores[table >= 0]).all()
+  plain = run._replace(
+    config=dataclasses.replace(
+      run.config, **{name: config_lib.Config.__dict__[name] for name in rules}
+    )
+  )
+  assert 'set of rules' in refreshes.refusal(plain, manifest)
+
+
+def test_rules_of_scores_are_not_for_the_negatives_of_a_warm_up(open_run):
+  rules = {'max_score': -1.0, 'on_shortage': 'drop'}
+  tables = [
+    np.array(negatives_lib.by_bm25(open_run(name, method=name, **rules)))
+    for name in ('ance_in_batch', 'bm25')
+  ]
+  assert (tables[0] >= 0).all()
+  assert (tables[1] < 0).all()
+
+
+def test_a_file_of_scores_says_what_is_no_negative(open_run, tmp_path):
+  run = open_run(method='ance_in_batch')
+  refreshes.refresh(run, 6)
+  before = np.array(refreshes.load(run, 6))
+  ids, queries = run.corpus.ids, run.splits['train'].ids
+  path = tmp_path / 'scores.trec'
+  path.write_text(
+    ''.join(
+      f'{queries[query]} Q0 {ids[int(row)]} 1 {column % 2} x\n'
+      for query, rows in enumerate(before)
+      for column, row in enumerate(rows)
+    )
+  )
+  rules = {'score_run': str(path), 'rerank_max_score': 0.5}
+  run = run._replace(
+    config=dataclasses.replace(run.config, on_shortage='keep', **rules)
+  )
+  manifest = refreshes.refresh(run, 6)
+  table = refreshes.load(run, 6)
+  np.testing.assert_array_equal(table[:, :5], before[:, ::2])
+  assert (table[:, 5:] < 0).all()
+  assert manifest['metrics']['refresh/rerank_max_score'] == before.size / 2
+
+
+def test_rules_that_a_run_cannot_follow_are_refused(open_run):
+  run = open_run(method='given', min_score=0.5)
+  given = [[1, 2, 3] for _ in run.splits['train'].ids]
+  split = run.splits['train']._replace(negatives=given)
+  run = run._replace(splits={**run.splits, 'train': split})
+  with pytest.raises(errors.BadInput, match='^--min_score needs scores'):
+    negatives_lib.check(run)
+  run = run._replace(
+    config=dataclasses.replace(
+      run.config, method='ance', skip_ranks=6, max_rank=15
+    )
+  )
+  with pytest.raises(errors.BadInput, match='^--top_k=10 does not fit'):
+    negatives_lib.check(run)
+  fits = dataclasses.replace(run.config, max_rank=16)
+  negatives_lib.check(run._replace(config=fits))
+
+
+@pytest.mark.parametrize('method', ['ance_code', 'ance_in_batch'])
+def test_training_goes_on_without_queries_that_the_rules_left_none(
+  method, tiny
+):
+  config = dataclasses.replace(
+    tiny, method=method, num_devices=1, max_steps=6, steps_per_refresh=4,
+    hard_negatives=2, relative_margin=0.02, on_shortage='keep',
+  )  # fmt: skip
+  train.run(config)
+  run = experiment.read(config, ('train', 'dev'))[0]
+  table = refreshes.load(run, 4)
+  none = table[:, 0] < 0
+  assert 0 < none.sum() < len(table)
+  found = refreshes.negatives_for(run, methods.METHODS[method], (4, 4))
+  np.testing.assert_array_equal(found.rows, np.flatnonzero(~none))
+  values = logs.series(config.workdir, 'refresh/relative_margin')
+  assert values[4] > 0
+  page = (run.workdir / 'report.html').read_text()
+  assert '<th>relative margin</th>' in page

@@ -679,7 +679,7 @@ def mined(beir_folder, tmp_path_factory):
   folder = tmp_path_factory.mktemp('mined')
   config = config_lib.Config(
     job='mine', workdir=str(folder), dataset='beir', retriever='bm25',
-    data_dir=str(beir_folder), num_negatives=3, too_few='drop',
+    data_dir=str(beir_folder), num_negatives=3, on_shortage='drop',
   )  # fmt: skip
   paths = {}
   for form in forms.FORMS:
