@@ -746,20 +746,9 @@ class Config:
     for field in dataclasses.fields(self):
       if isinstance(value := getattr(self, field.name), os.PathLike):
         object.__setattr__(self, field.name, os.fspath(value))
+    for field in dataclasses.fields(self):
+      check(field.name, getattr(self, field.name))
     self._check_together()
-    values = [
-      (field, getattr(self, field.name)) for field in dataclasses.fields(self)
-    ]
-    given = [(f, v) for f, v in values if (f.default, v) != (None, None)]
-    for field, value in given:
-      _check_type(field, value)
-    for names, allowed, rule in _RANGES:
-      for name in names.split():
-        value = getattr(self, name)
-        if value is not None and not allowed(value):
-          raise _bad(name, value, 'is out of range', f'set it to {rule}')
-    for field, value in given:
-      _check_value(field, value)
 
   def _check_together(self):
     """Raises `BadInput` for flags that do not go together."""
@@ -900,6 +889,7 @@ class Config:
       if name not in fields:
         raise unknown_flag(name, place)
       values[name] = _parsed(fields[name], text, place)
+      check(name, values[name], place)
     return cls(**values)
 
   def to_flagfile(self):
@@ -1079,6 +1069,7 @@ _RANGES = (
   ),
   ('port', lambda value: 0 <= value < 2**16, 'a port from 0 to 65,535'),
 )
+_RANGE_OF = {name: row for names, *row in _RANGES for name in names.split()}
 # Fields that are paths, or names of files without their ending.
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
@@ -1172,12 +1163,27 @@ def of_a_run(lines: list[str]) -> list[str | None]:
   ]
 
 
-def bad_value(name, text, place=''):
+def check(name: str, value: object, place: str = '') -> None:
+  """Raises `BadInput` for a value that a field may never have.
+
+  Args:
+    name: Of the field.
+    value: What it is to be.
+    place: File and line that it is from, to begin the text with.
+  """
+  field = Config.__dataclass_fields__[name]
+  if value is None and field.default is None:
+    return
+  for find in (_wrong_type, _wrong_choice, _wrong_number, _wrong_text):
+    if problem := find(field, value):
+      raise _bad(name, value, *problem, place)
+
+
+def bad_value(name: str, text: str, place: str = '') -> errors.BadInput:
   """Returns the error of a text that is no value of a flag."""
   field = Config.__dataclass_fields__[name]
-  if values_of(field):
-    return _bad_choice(field, text, place)
-  return _bad(name, text, *_KINDS[plain_type(field.type)], place)
+  problem = _wrong_choice(field, text) or _KINDS[plain_type(field.type)]
+  return _bad(name, text, *problem, place)
 
 
 def plain_type(annotation):
@@ -1249,16 +1255,14 @@ def differences(before, after, *, may_change):
 
 def _parsed(field, text, place):
   """Returns the value that `Config.to_flagfile` wrote as a text."""
-  plain, allowed = plain_type(field.type), values_of(field)
+  plain = plain_type(field.type)
   try:
-    if allowed and text not in allowed:
-      raise ValueError(text)
     return _BOOLS[text] if plain is bool else plain(text)
   except (KeyError, ValueError) as error:
     raise bad_value(field.name, text, place) from error
 
 
-def _check_type(field, value):
+def _wrong_type(field, value):
   plain = plain_type(field.type)
   fits = {
     str: isinstance(value, str),
@@ -1266,52 +1270,58 @@ def _check_type(field, value):
     int: isinstance(value, int) and not isinstance(value, bool),
     float: isinstance(value, (int, float)) and not isinstance(value, bool),
   }
-  if not fits[plain]:
-    raise _bad(field.name, value, *_KINDS[plain])
+  return None if fits[plain] else _KINDS[plain]
 
 
-def _check_value(field, value):
-  """Raises `BadInput` for what no field of such a type may be."""
-  if (allowed := values_of(field)) and value not in allowed:
-    raise _bad_choice(field, value)
-  if isinstance(value, int) and not -(2**31) <= value < 2**31:
-    raise _bad(field.name, value, 'is out of range', 'set it below 2**31')
-  if isinstance(value, float) and math.isinf(value):
-    raise _bad(field.name, value, 'is infinite', 'set it to a finite number')
+def _wrong_choice(field, value):
+  choices = values_of(field)
+  if choices and value not in choices:
+    return 'does not exist', f'choose one of {", ".join(choices)}'
+  return None
+
+
+def _wrong_number(field, value):
   if isinstance(value, str):
-    _check_text(field.name, value)
+    return None
+  allowed, rule = _RANGE_OF.get(field.name, (lambda _: True, ''))
+  if not allowed(value):
+    return 'is out of range', f'set it to {rule}'
+  if isinstance(value, float) and math.isinf(value):
+    return 'is infinite', 'set it to a finite number'
+  if not -(2**31) <= value < 2**31 and isinstance(value, int):
+    return 'is out of range', 'set it below 2**31'
+  return None
 
 
-def _check_text(name, value):
+def _wrong_text(field, value):
+  if not isinstance(value, str):
+    return None
   # Control characters, and what stands for bytes that are not UTF-8.
   if any(unicodedata.category(c) in ('Cc', 'Cs') for c in value):
-    fact = 'has line breaks or other control characters'
-    raise _bad(name, value, fact, 'leave them out')
-  if name in _SPLITS and not re.fullmatch(r'\w[\w.-]{0,99}', value):
-    raise _bad(
-      name, value, 'is not a name of letters, digits, _, - and .',
-      'name a file of qrels/, without its folder and its ending'
-    )  # fmt: skip
+    return 'has line breaks or other control characters', 'leave them out'
+  if field.name in _SPLITS:
+    return _wrong_split(field.name, value)
+  if field.name == 'remote_dir' and value and not _REMOTE.fullmatch(value):
+    cure = 'write gs://BUCKET/FOLDER, s3://, az:// or a path from / on'
+    return 'is no folder that can be copied to', cure
+  paths = value.split(',') if field.name == 'runs' else [value]
+  for pattern, *problem in _NO_PATHS if field.name in _PATHS else ():
+    if any(re.search(pattern, path) for path in paths):
+      return problem
+  return None
+
+
+def _wrong_split(name, value):
+  if not re.fullmatch(r'\w[\w.-]{0,99}', value):
+    cure = 'name a file of qrels/, without its folder and its ending'
+    return 'is not a name of letters, digits, _, - and .', cure
   if name in ('train_split', 'dev_split') and value in TEST_SPLITS:
-    raise _bad(
-      name, value, 'is a test split, on which nothing may be chosen',
+    cure = (
       'name another; without a dev split in the data, a share of train is held '
       'out'
-    )  # fmt: skip
-  if name == 'remote_dir' and value and not _REMOTE.fullmatch(value):
-    raise _bad(
-      name, value, 'is no folder that can be copied to',
-      'write gs://BUCKET/FOLDER, s3://, az:// or a path from / on'
-    )  # fmt: skip
-  paths = value.split(',') if name == 'runs' else [value]
-  for pattern, fact, cure in _NO_PATHS if name in _PATHS else ():
-    if any(re.search(pattern, path) for path in paths):
-      raise _bad(name, value, fact, cure)
-
-
-def _bad_choice(field, value, place=''):
-  cure = f'choose one of {", ".join(values_of(field))}'
-  return _bad(field.name, value, 'does not exist', cure, place)
+    )
+    return 'is a test split, on which nothing may be chosen', cure
+  return None
 
 
 def _bad(name, value, fact, cure, place=''):

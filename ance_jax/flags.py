@@ -96,11 +96,15 @@ def unread(config: config_lib.Config, arguments: list[str]) -> list[str]:
     arguments: Those of the command line; flagfiles are not looked into, as one
       serves several jobs.
   """
-  names = {field.name for field in dataclasses.fields(config_lib.Config)}
-  found = [re.match(r'--?(no)?(\w+)', argument) for argument in arguments]
-  typed = dict.fromkeys(match[2] for match in found if match)
-  whys = {n: config_lib.why_unread(config, n) for n in typed if n in names}
+  whys = {n: config_lib.why_unread(config, n) for n in _names(arguments)}
   return [f'--{name} has no effect {why}' for name, why in whys.items() if why]
+
+
+def _names(arguments):
+  """Returns the fields that arguments set, each once."""
+  fields = {field.name for field in dataclasses.fields(config_lib.Config)}
+  found = [re.match(r'--?(no)?(\w+)', argument) for argument in arguments]
+  return [n for n in dict.fromkeys(m[2] for m in found if m) if n in fields]
 
 
 def asks_for_help(arguments: list[str]) -> bool:
@@ -209,6 +213,8 @@ def _parse_flagfile(path, flag_values, above):
       left_over = ['--'] if line == '--' else []
       _parse([line], flag_values, left_over, place)
       config_lib.refuse_left_over(left_over, place)
+      for name in _names([line]):
+        config_lib.check(name, flag_values[name].value, place)
 
 
 def _flagfile_lines(path, above):

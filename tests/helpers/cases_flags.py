@@ -34,7 +34,7 @@ def line(text, says):
 
 def value(text, says):
   """Returns the case of a well-formed value that is out of range."""
-  return Refused(append(FILE, f'{text}\n'), says)
+  return Refused(append(FILE, f'{text}\n'), says, FILE, 3)
 
 
 def given(says, **changes):
@@ -120,8 +120,8 @@ CASES = {
   'no memory to search in': value(
     '--search_memory_mb=0', '=0 is out of range; set it to at least 1'
   ),
-  'parameters of no index of FAISS': value(
-    '--index=device\n--index_params=nprobe=1',
+  'parameters of no index of FAISS': Refused(
+    append(FILE, '--index=device\n--index_params=nprobe=1\n'),
     'nprobe=1 is for indexes of FAISS',
   ),
   'no block': value(
