@@ -32,9 +32,7 @@ def main(folder, judge):
   shares, embeddings = {}, None
   for row, found in rows.items():
     config = flags.from_flagfile(f'{found["runs"][0]}/run.flags')
-    run, _, last = experiment.read(
-      config, (config.train_split, config.dev_split)
-    )
+    run, last = experiment.open(config, (config.train_split, config.dev_split))
     if embeddings is None:
       embeddings = _embed(config, folder / 'judge', judge)
     batches = [batch for _, batch in figures.drawn(run, last)]
@@ -69,13 +67,13 @@ def _embed(config, workdir, judge):
     tokens_per_batch=4096,
     **{name: getattr(config, name) for name in _DATA},
   )
-  run, params, _ = experiment.read(config, (config.train_split,))
-  queries = run.queries[config.train_split]
+  run, _ = experiment.open(config, (config.train_split,))
+  queries = run.dataset.queries[config.train_split]
   return [
-    encoding.encode_rows(encoder, params, rows, what)[0]
+    encoding.encode_rows(encoder, run.retriever.params, rows, what)[0]
     for encoder, rows, what in (
-      (run.query_encoder, queries, "judge's queries"),
-      (run.passage_encoder, run.passages, "judge's passages"),
+      (run.retriever.query_encoder, queries, "judge's queries"),
+      (run.retriever.passage_encoder, run.dataset.passages, "judge's passages"),
     )
   ]
 

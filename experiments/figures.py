@@ -21,7 +21,6 @@ from ance_jax.core import logs
 from ance_jax.data import tokens
 from ance_jax.mining import candidates
 from ance_jax.mining import miner
-from ance_jax.retrieval import corpus_index
 from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
@@ -96,10 +95,8 @@ def overlaps(workdir):
   the row has them.
   """
   config = flags.from_flagfile(f'{workdir}/run.flags')
-  run, params, last = experiment.read(
-    config, (config.train_split, config.dev_split)
-  )
-  best = _final_best(run, params)
+  run, last = experiment.open(config, (config.train_split, config.dev_split))
+  best = _final_best(run)
   return {
     step: float(
       np.mean(np.concatenate([np.isin(n, best[q]) for q, _, n in batch]))
@@ -115,7 +112,7 @@ def drawn(run, last):
   negatives), those of the other queries too where the row has them.
 
   Args:
-    run: `experiment.Run` with the training split.
+    run: `experiment.Experiment` with the training split.
     last: int, step that the run ended at.
   """
   config = run.config
@@ -143,16 +140,16 @@ def drawn(run, last):
     yield step, found
 
 
-def _final_best(run, params):
+def _final_best(run):
   """Returns the (Q, TOP) passage rows that the final model ranks highest."""
   watch, split = logs.Stopwatch(), run.config.train_split
-  indexed = corpus_index.index_corpus(run, params, watch)
-  queries = corpus_index.encode_queries(run, params, split, watch)
+  indexed = run.index_corpus(watch)
+  queries = run.encode_queries(split, watch)
   task = miner.Task(
     candidates.of_index(indexed, queries, 'the final model'),
-    run.splits[split].shared_positives(),
+    run.dataset.splits[split].shared_positives(),
     negatives_lib.excluded(
-      run.splits[split], run.corpus, methods.METHODS['ance']
+      run.dataset.splits[split], run.dataset.corpus, methods.METHODS['ance']
     ),
     miner.Settings(TOP, seed=run.config.seed),
   )

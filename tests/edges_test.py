@@ -161,7 +161,7 @@ def run(tmp_path_factory):
 def test_what_a_corpus_allows_is_allowed_to_the_last(
   flags, num_processes, says, run, monkeypatch
 ):
-  assert len(run.passages.pieces()) == 10
+  assert len(run.dataset.passages.pieces()) == 10
   monkeypatch.setattr(distributed, 'count', lambda: num_processes)
   run = fingerprint_test.changed(run, **flags)
   if says is None:
@@ -205,12 +205,12 @@ def test_an_index_of_a_new_run_is_looked_at_before_its_data(
   config = config_lib.Config(hidden_size=32, head_size=24, index=index)
   expected = errors.BadInput if refused else ReadFirst
   with pytest.raises(expected):
-    experiment.begin(config, ('train',))
+    experiment.create(config, ('train',))
 
 
 def test_an_index_may_have_a_list_for_each_chunk_of_the_corpus(tmp_path):
   run = fingerprint_test.make_run(tmp_path / 'most', index='IVF10,Flat')
-  assert len(run.passages.pieces()) == 10
+  assert len(run.dataset.passages.pieces()) == 10
   with pytest.raises(errors.BadInput, match='at most as many lists as'):
     fingerprint_test.make_run(tmp_path / 'more', index='IVF11,Flat')
 
@@ -219,10 +219,10 @@ def test_an_index_may_have_a_list_for_each_chunk_of_the_corpus(tmp_path):
 def test_a_length_may_be_all_that_the_model_can_take(name):
   body = SimpleNamespace(max_length=32)
   source = SimpleNamespace(body=body, settings={}, tokenizer=None)
-  config = config_lib.Config(**{name: 32})
-  assert getattr(pretrained._retriever(config, source), name) == 32
+  asked = pretrained.Settings('', **{name: 32})
+  assert getattr(pretrained._retriever_config(asked, source), name) == 32
   with pytest.raises(errors.BadInput, match=f'--{name} must be at most'):
-    pretrained._retriever(config_lib.Config(**{name: 33}), source)
+    pretrained._retriever_config(asked._replace(**{name: 33}), source)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ def test_filling_up_needs_as_many_passages_as_it_writes(on_shortage, run):
   excluded = SimpleNamespace(num_excluded=np.array([1, 1]))
   job = SimpleNamespace(
     config=config,
-    corpus=run.corpus,
-    split=run.splits['train'],
+    corpus=run.dataset.corpus,
+    split=run.dataset.splits['train'],
     task=SimpleNamespace(excluded=excluded),
   )
   mine._check_data(job)
@@ -327,7 +327,7 @@ def test_what_is_due_begins_and_ends_at_its_step():
 def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
   """And one that came further than --max_steps is refused."""
   monkeypatch.setattr(resume.checkpoint, 'newest_whole', lambda _: (7, {}))
-  for name in ('fetch', 'check_same_run', 'go_on'):
+  for name in ('fetch', 'check_same_run', 'restore'):
     monkeypatch.setattr(resume.experiment, name, lambda *_, **__: None)
   monkeypatch.setattr(resume, '_say_what_changed', lambda *_: None)
   monkeypatch.setattr(resume, '_restore_history', lambda *_: b'')
@@ -340,7 +340,7 @@ def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
 def test_the_last_rank_that_a_protocol_looks_at_counts(tmp_path):
   corpus = corpus_lib.make_corpus(map(str, range(120)), [''] * 120, ['x'] * 120)
   split = corpus_lib.make_split(
-    corpus_lib.Judged(['a', 'b'], ['x', 'y'], {(0, 99): 1, (1, 100): 1})
+    corpus_lib.RawSplit(['a', 'b'], ['x', 'y'], {(0, 99): 1, (1, 100): 1})
   )
   path = tmp_path / 'run.trec'
   path.write_text(

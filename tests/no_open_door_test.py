@@ -22,8 +22,8 @@ from ance_jax.core import strict_io
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
 from ance_jax.data.readers import beir
-from ance_jax.models import pretrained
 from ance_jax.retrieval import encoding
+from ance_jax.training import experiment
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SOURCES = sorted((REPOSITORY / 'ance_jax').rglob('*.py'))
@@ -218,7 +218,7 @@ def test_a_path_out_of_the_folder_is_not_read(model, tmp_path):
   index = {'weight_map': {'x': '../b.safetensors'}}
   (model / 'model.safetensors.index.json').write_text(json.dumps(index))
   with pytest.raises(errors_lib.BadInput, match='lie in the same folder'):
-    pretrained.load(config_lib.Config(init_from=str(model)), [])
+    experiment.load_model(config_lib.Config(init_from=str(model)), [])
 
 
 def test_a_gzip_bomb_is_refused_before_it_fills_memory(tmp_path):

@@ -185,14 +185,14 @@ class Split(NamedTuple):
     return pairs
 
 
-class Dataset(NamedTuple):
-  """A corpus and its splits by name."""
+class TextDataset(NamedTuple):
+  """A corpus and its splits by name, as texts."""
 
   corpus: Corpus
   splits: dict[str, Split]
 
 
-class Judged(NamedTuple):
+class RawSplit(NamedTuple):
   """A split as a reader finds it, including queries without judgements.
 
   Attributes:
@@ -231,7 +231,7 @@ class Judged(NamedTuple):
     return {query for query, _ in [*self.judgements, *(self.missing or {})]}
 
 
-class Source(NamedTuple):
+class RawDataset(NamedTuple):
   """The result of a reader.
 
   Attributes:
@@ -243,7 +243,7 @@ class Source(NamedTuple):
   """
 
   corpus: Corpus
-  read_split: Callable[[str], Judged | None]
+  read_split: Callable[[str], RawSplit | None]
   found: str
   negatives: pathlib.Path | None = None
 
@@ -306,8 +306,8 @@ def make_corpus(
   return writer.done(groups)
 
 
-def make_split(judged: Judged, corpus: Corpus | None = None) -> Split:
-  """Returns a `Judged` as a `Split`, in the order of its queries.
+def make_split(judged: RawSplit, corpus: Corpus | None = None) -> Split:
+  """Returns a `RawSplit` as a `Split`, in the order of its queries.
 
   Args:
     judged: The split as read.

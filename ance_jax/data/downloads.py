@@ -10,7 +10,6 @@ import zipfile
 
 import tensorflow_datasets as tfds
 
-from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
@@ -21,12 +20,12 @@ _CHUNK = 2**20
 
 
 def existing(
-  config: config_lib.Config, folder: pathlib.Path, name: str, what: str
+  settings: records.Settings, folder: pathlib.Path, name: str, what: str
 ) -> pathlib.Path:
   """Returns the path of a file, plain or gzipped; `--download` fetches it.
 
   Args:
-    config: Knobs of the run.
+    settings: Which data is read.
     folder: Folder of the dataset.
     name: Name of the file, without .gz.
     what: Description of such a folder, for error messages.
@@ -36,7 +35,7 @@ def existing(
   """
   if (
     not records.find(folder, name)
-    and config.download
+    and settings.download
     and name in registry.DOWNLOADS
   ):
     fetch(name, folder)

@@ -1,7 +1,7 @@
 """A dataset's name -> its corpus and splits."""
 
+from collections.abc import Sequence
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -11,7 +11,6 @@ import pathlib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
@@ -19,19 +18,22 @@ from ance_jax.core import strict_io
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import datasets
 from ance_jax.data import pydocs
+from ance_jax.data import records
 from ance_jax.data.readers import given
 
 
-def load(config, split_names):
-  """Reads the dataset of a run.
+def load(
+  settings: records.Settings, split_names: Sequence[str] | None
+) -> corpus_lib.TextDataset:
+  """Reads a dataset.
 
   Args:
-    config: The run's `Config`; its data and split flags and workdir are read.
+    settings: What is read.
     split_names: Splits to read; None: train, dev and the test splits that are
       there, without dev where the hash holds no query out for it.
 
   Returns:
-    A `corpus.Dataset` with these splits. Where the data has no dev split, a
+    The corpus and these splits. Where the data has no dev split, a
     share of the training queries is it, by hash of their ids, and not in train;
     with `--dev_fraction=0` none is, and there is no such split beside train.
 
@@ -39,42 +41,42 @@ def load(config, split_names):
     BadInput: The data cannot be used; the text names file and line, rule and
       cure.
   """
-  config = with_protocol(config)
-  source = _reader(config.dataset)(config)
+  settings = settings._replace(protocol=protocol(settings))
+  source = _reader(settings.dataset)(settings)
   # Whether there is a dev split is asked more than once.
   source = source._replace(read_split=functools.cache(source.read_split))
   if split_names is None:
-    tests = [n for n in config_lib.TEST_SPLITS if source.read_split(n)]
-    dev = [config.dev_split] * _has_dev(source, config)
-    split_names = (config.train_split, *dev, *tests)
-  if not config.dev_fraction and not source.read_split(config.dev_split):
-    split_names = _without_dev(split_names, config)
+    tests = [n for n in settings.test_splits if source.read_split(n)]
+    dev = [settings.dev_split] * _has_dev(source, settings)
+    split_names = (settings.train_split, *dev, *tests)
+  if not settings.dev_fraction and not source.read_split(settings.dev_split):
+    split_names = _without_dev(split_names, settings)
   splits = {}
   for name in split_names:
-    alone = config.dev_split not in split_names
-    judged = _judged(source, name, config, alone)
-    if config.protocol:
-      judged = judged._replace(protocol=config.protocol)
+    alone = settings.dev_split not in split_names
+    judged = _judged(source, name, settings, alone)
+    if settings.protocol:
+      judged = judged._replace(protocol=settings.protocol)
     if judged.protocol == 'answers' and not judged.answers:
       raise errors.BadInput(
         '--protocol=answers must be for data with answers; found none for '
         f'split {name!r}; add answers.jsonl, or leave it out.'
       )
-    _check_judged(judged, name, config, source.corpus)
-    if name == config.train_split:
-      judged = _with_negatives(_with_positives(judged, name), source, config)
-    if judged.protocol == 'beir' and datasets.READERS[config.dataset].own_ids:
+    _check_judged(judged, name, settings, source.corpus)
+    if name == settings.train_split:
+      judged = _with_negatives(_with_positives(judged, name), source, settings)
+    if judged.protocol == 'beir' and datasets.READERS[settings.dataset].own_ids:
       judged = judged._replace(own=_own(judged, source.corpus))
     splits[name] = corpus_lib.make_split(judged, source.corpus)
     logs.say(
       f'{name}: {len(splits[name].ids):,} queries, '
       f'{len(splits[name].passages):,} judged passages'
     )
-  if config.train_split in splits:
-    _say_equal_texts(splits, config.train_split)
-  if datasets.READERS[config.dataset].own_ids:
+  if settings.train_split in splits:
+    _say_equal_texts(splits, settings.train_split)
+  if datasets.READERS[settings.dataset].own_ids:
     _say_own(splits, source.corpus)
-  return corpus_lib.Dataset(source.corpus._replace(keys=None), splits)
+  return corpus_lib.TextDataset(source.corpus._replace(keys=None), splits)
 
 
 def _reader(name):
@@ -104,30 +106,30 @@ def _say_equal_texts(splits, train):
       logs.say(f'{train}: {number:,} queries {what}')
 
 
-def with_protocol(config):
-  """Returns the `Config` with BEIR's protocol where it names a set of BEIR."""
-  if config.dataset == 'beir' and config.beir_set and not config.protocol:
-    return dataclasses.replace(config, protocol='beir')
-  return config
+def protocol(settings: records.Settings) -> str | None:
+  """Returns the protocol asked for, BEIR's where a set of BEIR is named."""
+  if settings.dataset == 'beir' and settings.beir_set:
+    return settings.protocol or 'beir'
+  return settings.protocol
 
 
-def _has_dev(source, config):
+def _has_dev(source, settings):
   """Returns whether dev is in the data, or would be held out of train."""
-  if source.read_split(config.dev_split) or not config.dev_fraction:
+  if source.read_split(settings.dev_split) or not settings.dev_fraction:
     return True  # Without a fraction `_without_dev` says so.
-  train = source.read_split(config.train_split)
+  train = source.read_split(settings.train_split)
   rows = train.judged_queries() if train else ()
-  limit = config.dev_fraction * 2**64
+  limit = settings.dev_fraction * 2**64
   return any(_hash(train.query_ids[row]) < limit for row in rows)
 
 
-def _without_dev(split_names, config):
+def _without_dev(split_names, settings):
   """Returns the names of the splits but dev's, of data that has none.
 
   Raises:
     BadInput: It is dev that was asked for.
   """
-  dev, train = config.dev_split, config.train_split
+  dev, train = settings.dev_split, settings.train_split
   if dev in split_names and train not in split_names:
     raise errors.BadInput(
       f'the data has no split {dev!r}, and --dev_fraction=0 holds none out of '
@@ -141,18 +143,18 @@ def _without_dev(split_names, config):
   return [name for name in split_names if name != dev]
 
 
-def _judged(source, name, config, alone):
+def _judged(source, name, settings, alone):
   judged = source.read_split(name)
-  sides = (config.train_split, config.dev_split)
-  if name in sides and source.read_split(config.dev_split) is None:
-    judged = source.read_split(config.train_split)
+  sides = (settings.train_split, settings.dev_split)
+  if name in sides and source.read_split(settings.dev_split) is None:
+    judged = source.read_split(settings.train_split)
     if judged and judged.judged_queries():
-      judged = _side(judged, name, config)
-    share = f'{config.dev_fraction:.0%} of {config.train_split!r}, by hash'
-    no_dev = f'no split {config.dev_split!r} in {source.found}'
-    if name == config.dev_split:
+      judged = _side(judged, name, settings)
+    share = f'{settings.dev_fraction:.0%} of {settings.train_split!r}, by hash'
+    no_dev = f'no split {settings.dev_split!r} in {source.found}'
+    if name == settings.dev_split:
       logs.say(f'{no_dev}: it is {share} of the query id')
-    elif alone and config.dev_fraction:
+    elif alone and settings.dev_fraction:
       logs.say(
         f'{no_dev}: {share} of the query id, is held out for it '
         '(--dev_fraction)'
@@ -165,11 +167,11 @@ def _judged(source, name, config, alone):
   return judged
 
 
-def _side(judged, name, config):
+def _side(judged, name, settings):
   """Returns the train or dev part of judgements that are split by hash."""
   queries = judged.judged_queries()
   places = {query: _hash(judged.query_ids[query]) for query in queries}
-  limit, is_dev = config.dev_fraction * 2**64, name == config.dev_split
+  limit, is_dev = settings.dev_fraction * 2**64, name == settings.dev_split
   side = {query for query in queries if (places[query] < limit) == is_dev}
   if not side:
     cure = f'lower it to {max(places.values()) / 2**64 - 5e-5:.4f} at most'
@@ -178,11 +180,11 @@ def _side(judged, name, config):
     if len(queries) == 1:
       cure = 'add queries'
     raise errors.BadInput(
-      f'--dev_fraction={config.dev_fraction:g} leaves no query to {name!r}; '
-      f'found {len(queries):,} judged queries in {config.train_split!r}, and '
-      f'no split {config.dev_split!r}, for which that share is held out by '
-      f'hash of the query id; {cure}, add judgements of {config.dev_split!r}, '
-      'or train without them: --dev_fraction=0.'
+      f'--dev_fraction={settings.dev_fraction:g} leaves no query to {name!r}; '
+      f'found {len(queries):,} judged queries in {settings.train_split!r}, and '
+      f'no split {settings.dev_split!r}, for which that share is held out by '
+      f'hash of the query id; {cure}, add judgements of '
+      f'{settings.dev_split!r}, or train without them: --dev_fraction=0.'
     )
   return _of_queries(judged, side)
 
@@ -194,7 +196,7 @@ def _hash(query_id):
 
 
 def _of_queries(judged, queries):
-  """Returns the `Judged` of what some query rows were judged on."""
+  """Returns the `RawSplit` of what some query rows were judged on."""
   judgements, missing = (
     {pair: grade for pair, grade in pairs.items() if pair[0] in queries}
     for pairs in (judged.judgements, judged.missing or {})
@@ -202,7 +204,7 @@ def _of_queries(judged, queries):
   return judged._replace(judgements=judgements, missing=missing)
 
 
-def _check_judged(judged, name, config, corpus):
+def _check_judged(judged, name, settings, corpus):
   """Prints how many judged passages the corpus lacks.
 
   Raises:
@@ -226,7 +228,7 @@ def _check_judged(judged, name, config, corpus):
     )
   lacking, total = len(missing), len(missing) + len(judged.judgements)
   what = 'they are never found, and stay in the denominators, as in trec_eval'
-  if name == config.train_split:
+  if name == settings.train_split:
     what = 'they are left out of training, and never found in evaluation'
   elif judged.protocol == 'answers':
     what = 'protocol answers looks at texts alone'
@@ -238,7 +240,7 @@ def _check_judged(judged, name, config, corpus):
 
 
 def _with_positives(judged, name):
-  """Returns the `Judged` of the queries that have a positive passage."""
+  """Returns the `RawSplit` of the queries that have a positive passage."""
   pairs = judged.judgements
   useful = {query for (query, _), grade in pairs.items() if grade > 0}
   without = len(judged.judged_queries() - useful)
@@ -249,13 +251,13 @@ def _with_positives(judged, name):
   return _of_queries(judged, useful)._replace(all_count=False)
 
 
-def _with_negatives(judged, source, config):
-  """Returns the `Judged` with what `--negatives` or the data gives it."""
-  path = config.negatives or source.negatives
+def _with_negatives(judged, source, settings):
+  """Returns the `RawSplit` with what `--negatives` or the data gives it."""
+  path = settings.negatives or source.negatives
   if not path:
     return judged
   judged = given.attach(strict_io.regular(path), judged, source.corpus)
-  if config.negatives and judged.given is None:
+  if settings.negatives and judged.given is None:
     raise errors.BadInput(
       f'{path} gives no training query a negative of the corpus; a query is '
       'found by its id or text, a passage by its id, its text, or title and '
@@ -291,16 +293,13 @@ def _say_own(splits, corpus):
     )
 
 
-def read_pydocs(config):
-  """Returns pydocs, built by TFDS in the workdir on the first call.
+def read_pydocs(settings):
+  """Returns pydocs, built by TFDS in its folder on the first call.
 
   A run keeps the set it began with, whatever is installed later.
   """
-  folder = pathlib.Path(config.workdir) / 'datasets'
-  theirs = pathlib.Path(config.init_from, 'datasets')
-  if config.job not in ('train', 'prepare') and not atomic.is_sealed(folder):
-    folder = theirs if atomic.is_sealed(theirs) else folder
-  if folder == theirs or (config.job == 'compare' and atomic.is_sealed(folder)):
+  folder = pathlib.Path(settings.pydocs_dir)
+  if not settings.builds_pydocs:
     # That of a run which is only read, so that nothing is set aside there.
     atomic.read_manifest(folder)
   elif not atomic.find(folder, {}):
@@ -329,9 +328,9 @@ def read_pydocs(config):
   def read_split(name):
     if name not in judgements:
       return None
-    return corpus_lib.Judged(column['id'], column['query'], judgements[name])
+    return corpus_lib.RawSplit(column['id'], column['query'], judgements[name])
 
-  return corpus_lib.Source(corpus, read_split, 'pydocs')
+  return corpus_lib.RawDataset(corpus, read_split, 'pydocs')
 
 
 def _pydocs_builder(folder):

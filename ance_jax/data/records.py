@@ -11,10 +11,10 @@ import os
 import pathlib
 import re
 from typing import Any
+from typing import NamedTuple
 
 import ijson
 
-from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
@@ -30,23 +30,47 @@ _MOST_GRADE = 1000
 _PEEKED = 4096
 
 
-def open_folder(config: config_lib.Config, first: str) -> pathlib.Path:
+class Settings(NamedTuple):
+  """Which data is read, and how it is split; see the flags of these names.
+
+  Attributes:
+    test_splits: Splits that are read, where they are there, if none are named.
+    pydocs_dir: Folder of the set 'pydocs'.
+    builds_pydocs: Whether it is built there where it is not, or damaged.
+  """
+
+  dataset: str
+  data_dir: str = ''
+  download: bool = False
+  beir_set: str | None = None
+  questions: str | None = None
+  protocol: str | None = None
+  train_split: str = 'train'
+  dev_split: str = 'dev'
+  dev_fraction: float = 0.1
+  negatives: str = ''
+  test_splits: tuple[str, ...] = ()
+  pydocs_dir: str = ''
+  builds_pydocs: bool = True
+
+
+def open_folder(settings: Settings, first: str) -> pathlib.Path:
   """Returns `--data_dir`.
 
   Args:
-    config: Knobs of the run.
+    settings: Which data is read.
     first: Name of a file that a folder of such a dataset contains.
 
   Raises:
     BadInput: It is not given, or is not a folder.
   """
-  path = config.data_dir
+  path = settings.data_dir
   if not path:
     raise errors.BadInput(
-      f'--dataset={config.dataset} must be told where the data is; found no '
+      f'--dataset={settings.dataset} must be told where the data is; found no '
       f'--data_dir; set it to the folder that holds {first}.'
     )
-  if config.download:
+  if settings.download:
     atomic.make_folder(path)
   if (found := strict_io.kind(path)) != 'a folder':
     raise errors.BadInput(
@@ -425,7 +449,7 @@ class Judgements:
   def done(
     self,
   ) -> tuple[dict[tuple[int, int], int], dict[tuple[int, str], int]]:
-    """Returns the judgements for `corpus.Judged`, and prints corrections.
+    """Returns the judgements for `corpus.RawSplit`, and prints corrections.
 
     Returns:
       {(query row, passage row): grade}, and {(query row, passage id): grade} of

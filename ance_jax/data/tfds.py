@@ -16,7 +16,7 @@ import os
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ance_jax import config as config_lib
+from ance_jax.data import records
 from ance_jax.data import registry
 from ance_jax.data.readers import beir
 from ance_jax.data.readers import dpr
@@ -82,7 +82,7 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
 
   @abc.abstractmethod
   def _read(self, folder, download):
-    """Returns the `corpus.Source` of a folder."""
+    """Returns the `corpus.RawDataset` of a folder."""
 
   def _info(self):
     return tfds.core.DatasetInfo(
@@ -127,7 +127,7 @@ class MsMarcoPassage(_RetrievalSet):
   HOMEPAGE = 'https://microsoft.github.io/msmarco/'
 
   def _read(self, folder, download):
-    return msmarco.read_passages(_config('msmarco', folder, download))
+    return msmarco.read_passages(records.Settings('msmarco', folder, download))
 
 
 class MsMarcoPassageTitled(MsMarcoPassage):
@@ -137,7 +137,7 @@ class MsMarcoPassageTitled(MsMarcoPassage):
   """
 
   def _read(self, folder, download):
-    config = _config('msmarco_titled', folder, download)
+    config = records.Settings('msmarco_titled', folder, download)
     return msmarco.read_titled_passages(config)
 
 
@@ -145,7 +145,9 @@ class MsMarcoDocument(MsMarcoPassage):
   """The first 10,000 characters of MS MARCO's documents, and TREC DL."""
 
   def _read(self, folder, download):
-    return msmarco.read_documents(_config('msmarco_doc', folder, download))
+    return msmarco.read_documents(
+      records.Settings('msmarco_doc', folder, download)
+    )
 
 
 class DprNq(_RetrievalSet):
@@ -161,7 +163,9 @@ class DprNq(_RetrievalSet):
   QUESTIONS = 'nq'
 
   def _read(self, folder, download):
-    return dpr.read(_config('dpr', folder, download, questions=self.QUESTIONS))
+    return dpr.read(
+      records.Settings('dpr', folder, download, questions=self.QUESTIONS)
+    )
 
 
 class DprTrivia(DprNq):
@@ -213,13 +217,7 @@ class Beir(_RetrievalSet):
     (name,) = (n for n in registry.BEIR_PASSAGES if _flat(n) == wanted)
     if download:
       folder = f'{folder}/{wanted}'
-    return beir.read(_config('beir', folder, download, beir_set=name))
-
-
-def _config(dataset, folder, download, **kwargs):
-  return config_lib.Config(
-    dataset=dataset, data_dir=folder, download=download, **kwargs
-  )
+    return beir.read(records.Settings('beir', folder, download, beir_set=name))
 
 
 def _passages(corpus):

@@ -133,6 +133,12 @@ def passage_texts(
   return _PassageTexts(corpus, separator, prompt)
 
 
+def passage_text(title, text, separator, prompt):
+  """Returns what is tokenized of one passage; see `passage_texts`."""
+  title = title.replace(corpus_lib.TITLE_PART, separator)
+  return prompt + (f'{title}{separator}{text}' if title else text)
+
+
 @dataclasses.dataclass(frozen=True)
 class _PassageTexts:
   corpus: corpus_lib.Corpus
@@ -143,10 +149,8 @@ class _PassageTexts:
     return len(self.corpus.texts)
 
   def __iter__(self):
-    separator = self.separator
-    for title, text in zip(self.corpus.titles, self.corpus.texts, strict=True):
-      title = title.replace(corpus_lib.TITLE_PART, separator)
-      yield self.prompt + (f'{title}{separator}{text}' if title else text)
+    for row in zip(self.corpus.titles, self.corpus.texts, strict=True):
+      yield passage_text(*row, self.separator, self.prompt)
 
 
 class Cut(NamedTuple):
@@ -204,7 +208,7 @@ def token_rows(
   def make():
     # Leftovers of a killed process; a run cleans only its own folder.
     atomic.remove_unfinished(folder)
-    backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
+    _enable_truncation(backend, cut)
     batches = logs.progress(
       _batches(texts),
       f'{"hand out" if spread else "tokenize"} {what}',
@@ -234,16 +238,32 @@ def token_rows(
 
 
 def memory_rows(
-  tokenizer: tokenizer_lib.Tokenizer, texts: Sequence[str], length: int
+  tokenizer: tokenizer_lib.Tokenizer,
+  texts: Sequence[str],
+  length: int,
+  pieces: int = 1,
+  whole: bool = False,
 ) -> TokenRows:
-  """Returns the `TokenRows` of a few texts, in memory only."""
+  """Returns the `TokenRows` of a few texts, in memory only.
+
+  Args:
+    tokenizer: As for `token_rows`.
+    texts: The texts.
+    length: As in `Cut`.
+    pieces: As in `Cut`.
+    whole: As in `Cut`.
+  """
+  cut = Cut(length, pieces, whole)
   backend = tokenizer_lib.backend(tokenizer)
-  backend.enable_truncation(length)
-  rows = [encoding.ids for encoding in backend.encode_batch_fast(texts)]
-  offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])])
-  return TokenRows(
-    np.concatenate(rows).astype(np.uint32), offsets, tokenizer.pad_token_id, ''
-  )
+  _enable_truncation(backend, cut)
+  of_texts = [
+    _rows_of(encoding, cut)[0] for encoding in backend.encode_batch_fast(texts)
+  ]
+  rows = [np.array(ids, np.uint32) for pieces in of_texts for ids in pieces]
+  # One that is empty, so that there may be no text.
+  ids = np.concatenate([np.zeros(0, np.uint32), *rows])
+  first = _offsets(of_texts) if cut.pieces > 1 else None
+  return TokenRows(ids, _offsets(rows), tokenizer.pad_token_id, '', first)
 
 
 def _stored(folder, manifest, cut):
@@ -291,6 +311,17 @@ def _tokenize(backend, batches, folder, cut):
     manifest['dtype'] = dtype.name
     manifest['mean_length'] = float(np.mean(lengths))
     manifest['num_cut'] = num_cut
+
+
+def _enable_truncation(backend, cut):
+  backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
+
+
+def _offsets(parts):
+  """Returns the (n + 1,) int64 offsets of n parts, one behind the other."""
+  return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(
+    np.int64
+  )
 
 
 def _rows_of(encoding, cut):

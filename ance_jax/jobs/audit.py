@@ -17,7 +17,6 @@ from ance_jax.core import logs
 from ance_jax.core import workdirs
 from ance_jax.data import answers
 from ance_jax.data import corpus as corpus_lib
-from ance_jax.data import load
 from ance_jax.data import pydocs
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
@@ -38,20 +37,24 @@ def run(config):
   is_run = experiment.is_run(config.workdir)
   if config.negatives or not (is_run or config.init_from):
     return _of_given(config, scored=bool(config.init_from) and not is_run)
-  this, params, step = experiment.read(config, None)
-  watch, split = logs.Stopwatch(), this.splits[config.train_split]
+  this, step = experiment.open(config, None)
+  watch, split = logs.Stopwatch(), this.dataset.splits[config.train_split]
   random = np.random.default_rng(config.seed)
   queries = _drawn(np.arange(len(split.ids)), random)
-  indexed = corpus_index.index_corpus(this, params, watch)
-  embedded = corpus_index.encode_queries(
-    this, params, config.train_split, watch, queries
-  )
-  depth = min(_DEPTH, len(this.passages))
+  indexed = this.index_corpus(watch)
+  embedded = this.encode_queries(config.train_split, watch, queries)
+  depth = min(_DEPTH, len(this.dataset.passages))
   rows = indexed.search(embedded, depth, 'search').rows
-  marks = marked(rows, queries, split, this.corpus)
-  dataset = corpus_lib.Dataset(this.corpus, this.splits)
+  marks = marked(rows, queries, split, this.dataset.corpus)
   return _report(
-    config, step, marks, by_band(marks, rows), rows, queries, dataset, random
+    config,
+    step,
+    marks,
+    by_band(marks, rows),
+    rows,
+    queries,
+    this.dataset,
+    random,
   )
 
 
@@ -62,10 +65,10 @@ def _of_given(config, scored):
   """
   workdirs.require(config)
   if scored:
-    this, params, _ = experiment.read(config, None)
-    dataset = corpus_lib.Dataset(this.corpus, this.splits)
+    this, _ = experiment.open(config, None)
+    dataset = this.dataset
   else:
-    dataset = load.load(config, None)
+    dataset = experiment.load_texts(config, None)
   split, random = (
     dataset.splits[config.train_split], np.random.default_rng(config.seed)
   )  # fmt: skip
@@ -78,7 +81,7 @@ def _of_given(config, scored):
   rows, scores = split.given.table(queries, _DEPTH)
   best = _best_scores(split)[queries]
   if scored:
-    scores, best = _model_scores(this, params, queries, rows)
+    scores, best = _model_scores(this, queries, rows)
   marks = marked(rows, queries, split, dataset.corpus)
   known = ~np.isnan(scores) & ~np.isnan(best)[:, None]
   wrong = marks['judged'] | marks.get('own text', False)
@@ -97,13 +100,11 @@ def _best_scores(split):
   return best
 
 
-def _model_scores(run, params, queries, rows):
+def _model_scores(run, queries, rows):
   """Returns a model's (q, K) scores of passages, and of the best positive."""
-  watch, split = logs.Stopwatch(), run.splits[run.config.train_split]
-  indexed = corpus_index.index_corpus(run, params, watch)
-  embedded = corpus_index.encode_queries(
-    run, params, run.config.train_split, watch, queries
-  )
+  watch, split = logs.Stopwatch(), run.dataset.splits[run.config.train_split]
+  indexed = run.index_corpus(watch)
+  embedded = run.encode_queries(run.config.train_split, watch, queries)
   scores = indexed.scores(embedded, np.maximum(rows, 0))
   of_query, positives = split.shared_positives()
   here = np.isin(of_query, queries)

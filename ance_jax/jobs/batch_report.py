@@ -38,7 +38,7 @@ class Column(NamedTuple):
   masked: str
 
 
-def lines(run: experiment.Run) -> list[str]:
+def lines(run: experiment.Experiment) -> list[str]:
   """Returns a batch as lines: some queries, and the columns of each.
 
   It is that of the first step; where a run has mined, the first one on what it
@@ -70,13 +70,13 @@ def lines(run: experiment.Run) -> list[str]:
     )
   for place in range(min(_QUERIES, len(rows))):
     found = columns(drawn_from, method, rows, passages, place)
-    text = run.splits[config.train_split].texts[int(rows[place])]
+    text = run.dataset.splits[config.train_split].texts[int(rows[place])]
     shown_lines.append(f'  query {place + 1}: {_short(text)}')
-    positive = shown(run.corpus, int(passages[place, 0]))
+    positive = shown(run.dataset.corpus, int(passages[place, 0]))
     shown_lines.append(f'    positive: {positive}')
     shown_lines.append(f'    {_never_text(drawn_from, int(rows[place]))}')
     if found:
-      shown_lines += _column_lines(run.corpus, found, place)
+      shown_lines += _column_lines(run.dataset.corpus, found, place)
   return shown_lines
 
 
@@ -113,7 +113,7 @@ def shown(corpus: corpus_lib.Corpus, row: int) -> str:
 def _negatives(run, method, mined):
   """Returns the `batches.Negatives` of a row, None where none are there yet."""
   if method.negatives == 'given':
-    if not negatives_lib.given_to(run.splits[run.config.train_split]):
+    if not negatives_lib.given_to(run.dataset.splits[run.config.train_split]):
       return None
     table, _ = negatives_lib.take_given(run)
     return batches.Negatives(np.arange(len(table)), table, 0)

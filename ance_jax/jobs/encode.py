@@ -5,6 +5,7 @@ from ance_jax.core import checkpoint
 from ance_jax.core import logs
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
+from ance_jax.training import settings
 
 
 def run(config):
@@ -12,11 +13,15 @@ def run(config):
 
   Row i of the .npy files, one behind the other, is line i of ids.txt.
   """
-  this, params, step = experiment.read(config, ())
-  folder = corpus_index.embeddings_folder(this, checkpoint.weights_hash(params))
+  this, step = experiment.open(config, ())
+  folder = this.embeddings_folder(
+    checkpoint.weights_hash(this.retriever.params)
+  )
   with atomic.in_use(folder):
-    blocks, real_tokens = corpus_index.encode_corpus(this, params, folder)
-    corpus_index.write_ids(folder / 'ids.txt', this)
+    blocks, real_tokens = corpus_index.encode_corpus(
+      this.retriever, this.dataset.passages, settings.index(config), folder
+    )
+    corpus_index.write_ids(folder / 'ids.txt', this.dataset)
   made = (
     'there already' if real_tokens is None else f'{real_tokens:.1%} real tokens'
   )

@@ -5,7 +5,6 @@ import pathlib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
-from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import metrics
 from ance_jax.training import experiment
 
@@ -24,19 +23,17 @@ def run(config):
         'the scores of BM25 must have a folder of their own; found a run in '
         f'{config.workdir}; name another --workdir, and the data.'
       )
-    find, corpus, splits = corpus_index.bm25(config, (config.split,))
+    find, corpus, splits = experiment.rank_by_bm25(config, (config.split,))
     split, step = splits[config.split], 0
     depth = metrics.depth(split, len(corpus.texts))
     ranking = metrics.without_own(find(list(split.texts), depth), split)
     scores = metrics.score(ranking.rows, split, corpus.texts)
   else:
-    this, params, step = experiment.read(config, (config.split,))
+    this, step = experiment.open(config, (config.split,))
     watch = logs.Stopwatch()
-    indexed = corpus_index.index_corpus(this, params, watch)
-    scores, ranking = corpus_index.evaluate(
-      this, params, indexed, config.split, watch
-    )
-    corpus, split = this.corpus, this.splits[config.split]
+    indexed = this.index_corpus(watch)
+    scores, ranking = this.evaluate(indexed, config.split, watch)
+    corpus, split = this.dataset.corpus, this.dataset.splits[config.split]
   path = scores_path(config, step)
   atomic.write_json(
     path,

@@ -52,8 +52,8 @@ def run(config):
   logs.say(f'exporting step {step} to {folder}')
   about = {'step': step}
   with atomic.publish(folder, about) as unfinished:
-    write(unfinished, model.retriever, model.params, model.tokenizer)
-    retriever = json.dumps(model.retriever.to_dict(), indent=1)
+    write(unfinished, model.config, model.params, model.tokenizer)
+    retriever = json.dumps(model.config.to_dict(), indent=1)
     (unfinished / bi_encoder.FILE).write_text(retriever)
     facts = _facts(settings, model, step)
     _write_json(unfinished / 'run.json', facts)
@@ -75,7 +75,7 @@ def card(config, model, facts):
     model: `pretrained.Model`.
     facts: What `run.json` has.
   """
-  r = model.retriever
+  r = model.config
   trained = experiment.is_run(config.workdir)
   base = config.init_from or 'random weights'
   lines = [
@@ -133,7 +133,7 @@ def write(folder, retriever, params, tokenizer):
 
   Args:
     folder: `pathlib.Path` of an empty folder.
-    retriever: `bi_encoder.Retriever`.
+    retriever: `bi_encoder.RetrieverConfig`.
     params: Its parameters by tower.
     tokenizer: Its tokenizer.
   """
@@ -181,7 +181,7 @@ def _model(config):
     settings = dataclasses.replace(settings, workdir=config.workdir)
   elif config.init_from:
     settings, step = experiment.pinned(config)
-    model = pretrained.load(settings, ())
+    model = experiment.load_model(settings)
     if pretrained.is_run(config.init_from):
       settings = dataclasses.replace(
         experiment.settings(config.init_from, step), workdir=config.init_from
@@ -241,16 +241,17 @@ def _write_corpus(folder, config):
   Row i of the index, and of the .npy files one behind the other, is the passage
   of line i of ids.txt, or, where documents are cut in pieces, a piece of it.
   """
-  this, params, _ = experiment.read(config, ())
+  this, _ = experiment.open(config, ())
   if config.index == config_lib.ON_DEVICES:
     # Their exact search, as a file, is that of FAISS.
     flat = dataclasses.replace(this.config, index='Flat')
     this = this._replace(config=flat)
-  indexed = corpus_index.index_corpus(this, params, logs.Stopwatch())
+  indexed = this.index_corpus(logs.Stopwatch())
   folder.mkdir()
   index.write(indexed.passage_index, folder / 'index.faiss')
-  corpus_index.write_ids(folder / 'ids.txt', this)
-  for block in corpus_index.embedding_files(this, params):
+  corpus_index.write_ids(folder / 'ids.txt', this.dataset)
+  kept = this.embeddings_folder(indexed.weights_hash)
+  for block in sorted(kept.glob('[0-9]*/embeddings.npy')):
     (folder / f'{block.parent.name}.npy').write_bytes(block.read_bytes())
 
 

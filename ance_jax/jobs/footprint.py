@@ -54,7 +54,7 @@ def check(run):
   """Raises `BadInput` for a run that cannot fit; with `--dry_run`, prints why.
 
   Args:
-    run: `experiment.Run`.
+    run: `experiment.Experiment`.
   """
   needs, room = _needs(run), _room(run)
   if run.config.dry_run:
@@ -98,11 +98,11 @@ def table(needs, room):
 
 def _needs(run):
   """Returns the list of `Need`."""
-  config, width = run.config, run.retriever.embedding_size
-  shapes = bi_encoder.shapes(run.retriever)
+  config, width = run.config, run.retriever.config.embedding_size
+  shapes = bi_encoder.shapes(run.retriever.config)
   num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  passages = len(run.passages.pieces())
-  queries = len(run.queries[config.train_split])
+  passages = len(run.dataset.passages.pieces())
+  queries = len(run.dataset.queries[config.train_split])
   state = f'{num_params:,} parameters x 4 bytes x {_STATE}'
   # Besides the newest: the best, that of the negatives in use, one in writing.
   kept = min(config.checkpoints_to_keep + 3, schedule.num_saves(config))

@@ -21,13 +21,12 @@ from ance_jax.core import logs
 from ance_jax.core import places
 from ance_jax.core import workdirs
 from ance_jax.data import corpus as corpus_lib
-from ance_jax.data import load
+from ance_jax.data import tokenized
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
 from ance_jax.jobs import batch_report
 from ance_jax.jobs import footprint
 from ance_jax.models import bi_encoder
-from ance_jax.models import pretrained
 from ance_jax.retrieval import encoding
 from ance_jax.training import experiment
 from ance_jax.training import negatives as negatives_lib
@@ -62,22 +61,26 @@ def run(config: config_lib.Config) -> dict:
 
 
 def _inspect(config):
-  this, params = _open(config)
+  this = _open(config)
   random = np.random.default_rng(config.seed)
-  train = this.splits[config.train_split]
+  train = this.dataset.splits[config.train_split]
   found = {
-    'corpus': corpus_facts(this.corpus),
-    'splits': {name: split_facts(split) for name, split in this.splits.items()},
+    'corpus': corpus_facts(this.dataset.corpus),
+    'splits': {
+      name: split_facts(split) for name, split in this.dataset.splits.items()
+    },
   }
-  for name, other in itertools.permutations(this.splits, 2):
-    shared = corpus_lib.queries_shared(this.splits[name], this.splits[other])
+  for name, other in itertools.permutations(this.dataset.splits, 2):
+    shared = corpus_lib.queries_shared(
+      this.dataset.splits[name], this.dataset.splits[other]
+    )
     found['splits'][name][f'queries that {other} has, too'] = shared
   for title, facts in (('corpus', found['corpus']), *found['splits'].items()):
     _say_facts(title, facts)
-  size = len(this.corpus.ids)
+  size = len(this.dataset.corpus.ids)
   chosen = np.sort(random.choice(size, min(_SAMPLE, size), replace=False))
   passages = _passage_texts(this, chosen.tolist())
-  unit = 'tokens' if this.tokenizer else 'words'
+  unit = 'tokens' if this.retriever.tokenizer else 'words'
   found[unit], lengths = _length_report(this, passages, train, unit)
   logs.say('\nexamples of train')
   for line in _examples(this, train, random):
@@ -86,13 +89,13 @@ def _inspect(config):
   logs.say('\na batch\n' + '\n'.join(found['batch']))
   logs.say('\na run on it needs, at least')
   logs.say(footprint.needs(this))
-  if params is None:
+  if this.retriever.params is None:
     logs.say(
       'what encoding takes is not timed without weights: name them with '
       '--init_from'
     )
   else:
-    secs = _encode_secs(this, params, passages, lengths)
+    secs = _encode_secs(this, passages, lengths)
     found['seconds to encode the corpus'] = secs
     logs.say(f'encoding the corpus, here, takes about {secs:,.0f} s a refresh')
   return found
@@ -185,29 +188,25 @@ def histogram(lengths, limit=0):
 
 
 def _open(config):
-  """Returns an `experiment.Run`, and its parameters or None.
+  """Returns an `experiment.Experiment`, without parameters if none are named.
 
   Without a run in the folder its token rows are empty: what looks at sizes
   alone, or draws rows, needs no more.
   """
   if checkpoint.committed_steps(config.workdir):
-    this, params, _ = experiment.read(config, None)
-    return this, params
-  dataset = load.load(config, None)
-  devices, _ = devices_lib.training_devices(config)
-  retriever, tokenizer, params = pretrained.planned(config), None, None
+    return experiment.open(config, None)[0]
+  texts = experiment.load_texts(config, None)
+  model = experiment.planned_model(config)
   if config.init_from:
-    retriever, tokenizer, params = pretrained.load(config, ())
-    params = devices_lib.replicate(params, devices)
-  queries = {
-    name: _empty_rows(len(split.ids)) for name, split in dataset.splits.items()
-  }
-  this = experiment.Run(
-    '', config, devices, dataset.corpus, dataset.splits,
-    _empty_rows(len(dataset.corpus.ids)), queries, retriever, tokenizer, None,
-    None
-  )  # fmt: skip
-  return this, params
+    model = experiment.load_model(config)
+  devices, _ = devices_lib.training_devices(config)
+  data = tokenized.Dataset(
+    *texts,
+    _empty_rows(len(texts.corpus.ids)),
+    {name: _empty_rows(len(split.ids)) for name, split in texts.splits.items()},
+  )
+  retriever = experiment.make_retriever(config, model, devices)
+  return experiment.Experiment('', config, data, retriever)
 
 
 def _empty_rows(number):
@@ -224,24 +223,24 @@ def _say_facts(title, facts):
 
 def _passage_texts(run, rows):
   """Returns the texts of some passages, as they are tokenized."""
-  some = run.corpus._replace(
-    titles=[run.corpus.titles[row] for row in rows],
-    texts=[run.corpus.texts[row] for row in rows],
+  some = run.dataset.corpus._replace(
+    titles=[run.dataset.corpus.titles[row] for row in rows],
+    texts=[run.dataset.corpus.texts[row] for row in rows],
   )
-  r = run.retriever
+  r = run.retriever.config
   return list(tokens.passage_texts(some, r.title_separator, r.passage_prompt))
 
 
 def _length_report(run, passages, train, unit):
   """Prints how long texts are; returns {side: facts}, and the passages'."""
-  r, found, of_passages = run.retriever, {}, None
+  r, found, of_passages = run.retriever.config, {}, None
   number = min(_SAMPLE, len(train.texts))
   queries = [r.query_prompt + train.texts[row] for row in range(number)]
   for side, texts, limit in (
     ('passages', passages, r.passage_length),
     ('queries', queries, r.query_length),
   ):
-    lengths = token_lengths(run.tokenizer, texts)
+    lengths = token_lengths(run.retriever.tokenizer, texts)
     limits = [limit] if unit == 'tokens' else []
     found[side] = length_facts(lengths, *limits)
     _say_facts(f'{unit} of {len(texts):,} {side}', {})
@@ -261,18 +260,17 @@ def _examples(run, split, random):
   for place in np.sort(picked):
     row = int(passages[place])
     yield f'  {split.texts[int(queries[place])]}'
-    yield f'    -> {batch_report.shown(run.corpus, row)}'
+    yield f'    -> {batch_report.shown(run.dataset.corpus, row)}'
 
 
-def _encode_secs(run, params, passages, lengths):
+def _encode_secs(run, passages, lengths):
   """Returns the seconds that encoding all passages takes, by a few of them.
 
   Operations of all of them over those of one batch of middling length: one
   program is compiled, and a CPU is not kept busy for minutes.
 
   Args:
-    run: `experiment.Run`.
-    params: Parameters by tower, on all devices.
+    run: `experiment.Experiment` with parameters.
     passages: List of n texts, some of the corpus.
     lengths: (n,) int, their tokens.
   """
@@ -281,28 +279,32 @@ def _encode_secs(run, params, passages, lengths):
   if run.devices[0].platform == 'cpu':
     at_once = min(at_once, _TIMED_TOKENS)
   encoder = encoding.make_encoder(
-    retriever,
+    retriever.config,
     bi_encoder.PASSAGE,
     dtype=config.dtype,
     tokens_per_batch=at_once,
     devices=run.devices,
   )
-  limit = retriever.passage_length
+  limit = retriever.config.passage_length
   cut = np.minimum(lengths, limit)
   number = max(at_once // int(np.median(cut)), 1)
   near = np.argsort(np.abs(cut - np.median(cut)), kind='stable')[:number]
-  rows = tokens.memory_rows(run.tokenizer, [passages[i] for i in near], limit)
+  rows = tokens.memory_rows(
+    retriever.tokenizer, [passages[i] for i in near], limit
+  )
   for _ in range(2):  # The first one compiles.
     start = time.perf_counter()
-    encoding.encode_rows(encoder, params, rows, 'time the encoder')
+    encoding.encode_rows(encoder, retriever.params, rows, 'time the encoder')
     secs = time.perf_counter() - start
-  timed = encoding.flops(encoder, retriever.body, rows.lengths())
+  timed = encoding.flops(encoder, retriever.config.body, rows.lengths())
   # Of a longer text each piece is encoded, `--chunks` of them at most.
   pieces = np.clip(-(-lengths // limit), 1, config.chunks)
   all_of_sample = encoding.flops(
-    encoder, retriever.body, np.repeat(cut, pieces)
+    encoder, retriever.config.body, np.repeat(cut, pieces)
   )
-  return secs * all_of_sample / timed * len(run.corpus.ids) / len(passages)
+  return (
+    secs * all_of_sample / timed * len(run.dataset.corpus.ids) / len(passages)
+  )
 
 
 def _text(value):

@@ -21,13 +21,11 @@ from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 from ance_jax.core import workdirs
 from ance_jax.data import corpus as corpus_lib
-from ance_jax.data import load
 from ance_jax.jobs import forms
 from ance_jax.jobs import mine_formats
 from ance_jax.jobs import mine_report
 from ance_jax.mining import candidates
 from ance_jax.mining import miner
-from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import negatives as negatives_lib
@@ -143,16 +141,17 @@ def _candidates(config):
   """Returns the `CandidateSource`, the corpus and the training queries."""
   name = config.train_split
   if config.ranking:
-    corpus, splits = load.load(config, (name,))
+    corpus, splits = experiment.load_texts(config, (name,))
     source = candidates.of_run_file(config.ranking, corpus, splits[name])
   elif config.retriever == 'bm25':
-    rank, corpus, splits = corpus_index.bm25(config, (name,))
+    rank, corpus, splits = experiment.rank_by_bm25(config, (name,))
     source = candidates.of_bm25(rank, splits[name])
   else:
-    run, params, step = experiment.read(config, (name,))
-    corpus, splits, watch = run.corpus, run.splits, logs.Stopwatch()
-    indexed = corpus_index.index_corpus(run, params, watch)
-    queries = corpus_index.encode_queries(run, params, name, watch)
+    run, step = experiment.open(config, (name,))
+    corpus, splits = run.dataset.corpus, run.dataset.splits
+    watch = logs.Stopwatch()
+    indexed = run.index_corpus(watch)
+    queries = run.encode_queries(name, watch)
     source = candidates.of_index(indexed, queries, f'the model at step {step}')
   return source, corpus, splits[name]
 

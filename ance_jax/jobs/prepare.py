@@ -12,5 +12,5 @@ def run(config):
   spread = None
   if config.beam_runner:
     spread = beam.on_beam(config.beam_runner, config.beam_options)
-  experiment.begin(config, None, spread)
+  experiment.create(config, None, spread)
   logs.say(f'prepared: {experiment.tokens_folder(config)}')

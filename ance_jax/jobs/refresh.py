@@ -19,7 +19,7 @@ def run(config):
   if config.watch:
     _await_run(config)
   splits = (config.train_split, config.dev_split)
-  this, _, step = experiment.read(config, splits, for_training=True)
+  this, step = experiment.open(config, splits, for_training=True)
   if not experiment.is_run(config.workdir):
     raise errors.BadInput(
       '--job=refresh must be given a run; found none in '

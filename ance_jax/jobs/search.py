@@ -1,17 +1,14 @@
 """Search from the terminal: `--job=search`."""
 
 from ance_jax.core import logs
-from ance_jax.data import tokens
 from ance_jax.jobs import prompt
-from ance_jax.retrieval import corpus_index
-from ance_jax.retrieval import encoding
 from ance_jax.training import experiment
 
 
 def run(config):
   """Answers `--query`, or queries from the terminal: `--job=search`."""
   if config.retriever == 'bm25':
-    find, corpus, _ = corpus_index.bm25(config, ())
+    find, corpus, _ = experiment.rank_by_bm25(config, ())
   else:
     find, corpus = _model_finder(config)
   depth = min(config.num_results, len(corpus.texts))
@@ -30,17 +27,12 @@ def run(config):
 
 
 def _model_finder(config):
-  this, params, step = experiment.read(config, ())
-  indexed = corpus_index.index_corpus(this, params, logs.Stopwatch())
-  logs.say(f'searching {len(this.passages):,} passages with step {step}')
+  this, step = experiment.open(config, ())
+  indexed = this.index_corpus(logs.Stopwatch())
+  corpus = this.dataset.corpus
+  logs.say(f'searching {len(corpus.ids):,} passages with step {step}')
 
   def find(queries, depth):
-    retriever = this.retriever
-    texts = [retriever.query_prompt + query for query in queries]
-    rows = tokens.memory_rows(this.tokenizer, texts, retriever.query_length)
-    embeddings, _ = encoding.encode_rows(
-      this.query_encoder, params, rows, 'encode the query'
-    )
-    return indexed.search(embeddings, depth)
+    return indexed.search(this.retriever.encode_queries(queries), depth)
 
-  return find, this.corpus
+  return find, corpus

@@ -20,11 +20,10 @@ from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
 from ance_jax.data import corpus as corpus_lib
-from ance_jax.data import tokens
 from ance_jax.jobs import pages
 from ance_jax.models import bi_encoder
 from ance_jax.retrieval import corpus_index
-from ance_jax.retrieval import encoding
+from ance_jax.retrieval import retriever as retriever_lib
 from ance_jax.training import experiment
 
 # Who else is on this machine's network sees nothing.
@@ -38,12 +37,12 @@ class Snapshot(NamedTuple):
 
   Attributes:
     step: Its step.
-    params: Parameters by tower.
+    retriever: With its parameters.
     indexed: `corpus_index.IndexedCorpus`.
   """
 
   step: int
-  params: dict
+  retriever: retriever_lib.Retriever
   indexed: corpus_index.IndexedCorpus
 
 
@@ -94,25 +93,24 @@ def _listen(port):
 
 def _shower(config):
   """Returns show(query), the page of a query."""
-  this, params, step = experiment.read(config, (config.train_split,))
-  shots = [_snapshot(this, params, step)]
+  this, step = experiment.open(config, (config.train_split,))
+  shots = [_snapshot(this, step)]
   source = experiment.source(config)
   committed = checkpoint.committed_steps(source) if source else ()
   oldest = min(committed, default=step)
   if oldest != step:
     old = checkpoint.read_params(
-      source, oldest, bi_encoder.shapes(this.retriever), this.devices
+      source, oldest, bi_encoder.shapes(this.retriever.config), this.devices
     )
-    shots.insert(0, _snapshot(this, old, oldest))
-  split = this.splits[config.train_split]
+    shots.insert(0, _snapshot(this.with_params(old), oldest))
+  split = this.dataset.splits[config.train_split]
   rows = {text: row for row, text in enumerate(split.texts)}
   # One request at a time: what is compiled is not shared by threads.
   return functools.partial(_page, this, shots, rows)
 
 
-def _snapshot(run, params, step):
-  indexed = corpus_index.index_corpus(run, params, logs.Stopwatch())
-  return Snapshot(step, params, indexed)
+def _snapshot(run, step):
+  return Snapshot(step, run.retriever, run.index_corpus(logs.Stopwatch()))
 
 
 def _handler(show):
@@ -144,7 +142,7 @@ def _handler(show):
 
 def _page(run, shots, rows, query):
   """Returns the page of a query, which may be ''."""
-  split = run.splits[run.config.train_split]
+  split = run.dataset.splits[run.config.train_split]
   parts = [pages.search_form(query), pages.paragraph(_HINT)]
   if query:
     row = rows.get(query)
@@ -167,14 +165,14 @@ def _page(run, shots, rows, query):
 
 def _results(run, shots, query, judged):
   """Returns the rows of the table of what each snapshot finds."""
-  depth = min(run.config.num_results, len(run.corpus.ids))
+  depth = min(run.config.num_results, len(run.dataset.corpus.ids))
   columns = []
   for shot in shots:
-    ranking = _search(run, shot, query, depth)
+    ranking = shot.indexed.search(shot.retriever.encode_queries([query]), depth)
     columns.append(
       [
         f'{score:.3f}{" (judged right)" * (row in judged)} '
-        + _passage(run.corpus, row)
+        + _passage(run.dataset.corpus, row)
         for row, score in zip(
           ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True
         )
@@ -193,21 +191,10 @@ def _results(run, shots, query, judged):
   ]
 
 
-def _search(run, shot, query, depth):
-  retriever = run.retriever
-  rows = tokens.memory_rows(
-    run.tokenizer, [retriever.query_prompt + query], retriever.query_length
-  )
-  embeddings, _ = encoding.encode_rows(
-    run.query_encoder, shot.params, rows, 'encode the query'
-  )
-  return shot.indexed.search(embeddings, depth)
-
-
 def _mined(run, row):
   """Returns HTML of the negatives of a training query, by refresh."""
   found, source = [], experiment.source(run.config) or run.workdir
-  split = run.splits[run.config.train_split]
+  split = run.dataset.splits[run.config.train_split]
   for folder in sorted(pathlib.Path(source, 'refresh').glob('[0-9]*')):
     if not atomic.is_sealed(folder):
       continue
@@ -216,7 +203,7 @@ def _mined(run, row):
     # --init_from the data may be another.
     start, end = manifest['query_slice']
     rows = manifest['groups'], manifest['judgements']
-    if start <= row < end and rows == (run.corpus.hash, split.hash):
+    if start <= row < end and rows == (run.dataset.corpus.hash, split.hash):
       negatives = atomic.load_array(folder / 'negatives.npy')
       found.append((int(folder.name), negatives[row - start]))
   if not found:
@@ -229,7 +216,9 @@ def _mined(run, row):
     table.append(
       [
         str(place + 1),
-        *(_passage(run.corpus, row) if row >= 0 else '' for row in cells),
+        *(
+          _passage(run.dataset.corpus, row) if row >= 0 else '' for row in cells
+        ),
       ]
     )
   return [

@@ -13,9 +13,9 @@ from ance_jax.core import checkpoint
 from ance_jax.core import logs
 from ance_jax.core import places
 from ance_jax.core import strict_io
-from ance_jax.data import load
 from ance_jax.data import trec
 from ance_jax.retrieval import metrics
+from ance_jax.training import experiment
 
 
 class System(NamedTuple):
@@ -65,7 +65,7 @@ def read(config):
   paths = [_run_file(name, config.split) for name in names]
   # pydocs lies in the folder of the run that it was built for.
   folder = data_folder(config) or config.workdir
-  dataset = load.load(
+  dataset = experiment.load_texts(
     dataclasses.replace(config, workdir=folder), (config.split,)
   )
   corpus, split = dataset.corpus, dataset.splits[config.split]

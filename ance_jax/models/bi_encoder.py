@@ -14,12 +14,12 @@ from ance_jax.models import pooling
 QUERY, PASSAGE = 'query', 'passage'
 # Name of the one tower that encodes both.
 TIED = 'tied'
-# Of what `Retriever.to_dict` gives.
+# Of what `RetrieverConfig.to_dict` gives.
 FILE = 'retriever.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Retriever:
+class RetrieverConfig:
   """All of a retriever but its weights and its tokenizer.
 
   Attributes:
@@ -103,14 +103,14 @@ class Tower(nn.Module):
   """Token ids -> embeddings.
 
   Attributes:
-    retriever: A `Retriever`.
+    retriever: A `RetrieverConfig`.
     dtype: Type that the body computes in.
     remat: As in `bert.Body`.
     kernel: As in `bert.Body`.
     skipped: Tokens at the start of each text that are not pooled.
   """
 
-  retriever: Retriever
+  retriever: RetrieverConfig
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   kernel: bool = True
@@ -139,10 +139,10 @@ class Tower(nn.Module):
 
 
 def read(path):
-  """Returns the `Retriever` of a file."""
+  """Returns the `RetrieverConfig` of a file."""
   values = strict_io.json_file(path)
   try:
-    return Retriever.from_dict(values)
+    return RetrieverConfig.from_dict(values)
   except (TypeError, KeyError) as error:
     raise strict_io.bad(
       path,
@@ -181,7 +181,7 @@ def make_encode(retriever, dtype, side, remat=False, kernel=True):
   """Returns encode(params, ids, lengths, dropout=None) -> (B, E) float32.
 
   Args:
-    retriever: A `Retriever`.
+    retriever: A `RetrieverConfig`.
     dtype: Type that the body computes in, by name.
     side: `QUERY` or `PASSAGE`.
     remat: As in `bert.Body`, for those who differentiate it.

@@ -4,6 +4,7 @@ Random, a body or a sentence-transformers folder of Hugging Face, or a run of
 ours; and how a model lies in a checkpoint's record.
 """
 
+from collections.abc import Iterable
 import dataclasses
 import json
 import pathlib
@@ -27,57 +28,99 @@ from ance_jax.models import sources
 _MODEL_FOLDER = 'model'
 
 
+class Settings(NamedTuple):
+  """What is asked of a retriever: where it is from, and settings by name.
+
+  Settings that are None are those that the checkpoint brings with it, or the
+  defaults: `bi_encoder.RetrieverConfig` says what they are.
+
+  Attributes:
+    init_from: A run of ours, a folder, a name of the hub, or two of them with a
+      comma between; '' for random weights.
+    checkpoint: Which one of a run: a step, 'last' or 'best'.
+    seed: Of random weights.
+    title_separator: 'space' or 'token', the tokenizer's separator.
+    lower_case: Whether texts are lower-cased before they are tokenized.
+    prefix_space: Whether a space is put before each text.
+  """
+
+  init_from: str
+  checkpoint: str = 'last'
+  seed: int = 0
+  tie_encoders: bool | None = None
+  pooling: str | None = None
+  head_size: int | None = None
+  head_norm: bool | None = None
+  similarity: str | None = None
+  query_length: int | None = None
+  passage_length: int | None = None
+  title_separator: str | None = None
+  query_prompt: str | None = None
+  passage_prompt: str | None = None
+  lower_case: bool | None = None
+  prefix_space: bool | None = None
+
+
 class Model(NamedTuple):
   """A retriever, its tokenizer, and its parameters by tower (float32)."""
 
-  retriever: bi_encoder.Retriever
+  config: bi_encoder.RetrieverConfig
   tokenizer: tokenizer_lib.Tokenizer
   params: dict
 
 
-def pinned(config):
-  """Returns the `Config` with the commit of each name of the hub in it.
+def pinned(init_from: str) -> str:
+  """Returns `--init_from` with the commit of each name of the hub in it.
 
   All processes get that of the first. What is fetched is not fetched again.
   """
-  if not config.init_from or is_run(config.init_from):
-    return config
-  names = distributed.told(lambda: snapshots.pinned(config.init_from))
-  return dataclasses.replace(config, init_from=names)
+  if not init_from or is_run(init_from):
+    return init_from
+  return distributed.told(lambda: snapshots.pinned(init_from))
 
 
-def load(config, texts):
-  """Returns the `Model` that a run starts from.
+def load(
+  asked: Settings,
+  sizes: sources.Sizes | None = None,
+  texts: Iterable[str] = (),
+) -> Model:
+  """Returns the `Model` of a checkpoint, or a random one.
 
   Args:
-    config: The run's; flags on the encoder that are given go before what the
-      checkpoint brings with it.
-    texts: The corpus's texts, as for `vocabulary.train`, if none is given.
+    asked: Where from, and its settings.
+    sizes: Of a random one.
+    texts: For the vocabulary of a random one, as for `vocabulary.train`.
 
   Raises:
     BadInput: The checkpoint cannot be used; the text says why.
   """
-  if not config.init_from:
-    source = sources.random(config, texts)
-  elif is_run(config.init_from):
-    source = _run_source(config)
+  if not asked.init_from:
+    source = sources.random(sizes, _max_positions(asked), texts)
+  elif is_run(asked.init_from):
+    source = _run_source(asked)
   else:
-    source = sources.read(config.init_from, config.lower_case)
+    source = sources.read(asked.init_from, asked.lower_case)
   tokenizer_lib.set_flavour(
     source.tokenizer,
-    lower_case=config.lower_case,
-    prefix_space=config.prefix_space,
+    lower_case=asked.lower_case,
+    prefix_space=asked.prefix_space,
   )
-  retriever = _retriever(config, source)
-  return Model(retriever, source.tokenizer, _fitted(source, retriever, config))
+  config = _retriever_config(asked, source)
+  return Model(config, source.tokenizer, _fitted(source, config, asked))
 
 
-def planned(config):
-  """Returns the `Retriever` that a run without `--init_from` would train."""
-  body = sources.planned_body(config)
+def planned(
+  asked: Settings, sizes: sources.Sizes
+) -> bi_encoder.RetrieverConfig:
+  """Returns what a retriever of random weights would be."""
+  body = sources.planned_body(sizes, _max_positions(asked))
   # A separator token is the vocabulary's, which is not made here.
-  config = dataclasses.replace(config, title_separator=None)
-  return _retriever(config, sources.Source(body, None, {}, {}))
+  asked = asked._replace(title_separator=None)
+  return _retriever_config(asked, sources.Pretrained(body, None, {}, {}))
+
+
+def _max_positions(asked):
+  return max(asked.query_length or 64, asked.passage_length or 512)
 
 
 def model_files(retriever, tokenizer):
@@ -113,8 +156,8 @@ def is_run(folder):
   return checkpoint.are_in(folder)
 
 
-def _retriever(config, source):
-  """Returns the `Retriever`: flags, else the checkpoint's, else defaults."""
+def _retriever_config(asked, source):
+  """Returns what is asked for, else the checkpoint's, else defaults."""
   longest = source.body.max_length
   defaults = {
     'tie_encoders': True,
@@ -128,17 +171,17 @@ def _retriever(config, source):
     'query_prompt': '',
     'passage_prompt': '',
   }
-  given = {name: getattr(config, name) for name in defaults}
+  given = {name: getattr(asked, name) for name in defaults}
   given = {name: value for name, value in given.items() if value is not None}
   if 'title_separator' in given:
     given['title_separator'] = tokenizer_lib.title_separator(
-      source.tokenizer, config.title_separator
+      source.tokenizer, asked.title_separator
     )
   brought = {'include_prompt': True, 'layers': (), 'truncate_dim': 0}
   chosen = {**defaults, **brought, **source.settings, **given}
-  if config.head_size and chosen['layers']:
+  if asked.head_size and chosen['layers']:
     raise errors.BadInput(
-      f'{config.init_from} has layers of its own behind the pooling '
+      f'{asked.init_from} has layers of its own behind the pooling '
       f'({pooling.described(chosen["layers"])}), so --head_size adds none; '
       'leave it out.'
     )
@@ -148,26 +191,23 @@ def _retriever(config, source):
         f'--{name} must be at most the {longest} tokens that the model can '
         f'take; found {chosen[name]}; lower it.'
       )
-  if config.head_norm is not None and not chosen['head_size']:
+  if asked.head_norm is not None and not chosen['head_size']:
     raise errors.BadInput(
       '--head_norm must be with a projection; found it '
-      f'{str(config.head_norm).lower()} without one; set --head_size too, or '
+      f'{str(asked.head_norm).lower()} without one; set --head_size too, or '
       'leave it out.'
     )
   tied = chosen.pop('tie_encoders')
-  unpooled = _prompt_tokens(config, source.tokenizer, chosen)
-  return bi_encoder.Retriever(source.body, tied=tied, **chosen, **unpooled)
+  unpooled = _prompt_tokens(source.tokenizer, chosen)
+  return bi_encoder.RetrieverConfig(
+    source.body, tied=tied, **chosen, **unpooled
+  )
 
 
-def _prompt_tokens(config, tokenizer, settings):
+def _prompt_tokens(tokenizer, settings):
   """Returns how many tokens of each side's prompt are not pooled, by name."""
   if settings['include_prompt']:
     return {}
-  if config.chunks > 1 and settings['passage_prompt']:
-    raise errors.BadInput(
-      f'{config.init_from} leaves its prompt out of the pooling, and with '
-      '--chunks only the first piece of a passage has one; use --chunks=1.'
-    )
   return {
     f'{side}_prompt_tokens': tokenizer_lib.prompt_tokens(
       tokenizer, settings[f'{side}_prompt'], settings[f'{side}_length']
@@ -176,15 +216,15 @@ def _prompt_tokens(config, tokenizer, settings):
   }
 
 
-def _fitted(source, retriever, config):
+def _fitted(source, retriever, asked):
   """Returns the parameters of the source in the towers of the retriever."""
   given = source.params
   if retriever.tied and len(given) > 1:
     raise errors.BadInput(
       '--tie_encoders must be false for a checkpoint of two encoders; found it '
-      f'true with {config.init_from}; leave it out.'
+      f'true with {asked.init_from}; leave it out.'
     )
-  params = bi_encoder.init(retriever, config.seed)
+  params = bi_encoder.init(retriever, asked.seed)
   for name in retriever.towers:
     tower = given.get(name) or next(iter(given.values()), {})
     expected = {part: params[name].get(part) for part in tower}
@@ -193,25 +233,25 @@ def _fitted(source, retriever, config):
         '--head_size, --head_norm and --pooling must be those of the '
         f'checkpoint, where it has a head; found {retriever.head_size}, '
         f'{retriever.head_norm} and {retriever.pooling} with '
-        f'{config.init_from}; leave them out.'
+        f'{asked.init_from}; leave them out.'
       )
     # Copies: a donated state may not hold one array twice.
     params[name] = {**params[name], **jax.tree.map(jnp.array, tower)}
   return params
 
 
-def _run_source(config):
+def _run_source(asked):
   """Returns a run of ours, at its `--checkpoint`."""
   step, (retriever, tokenizer, params) = checkpoint.read_chosen(
-    config.init_from,
-    config.checkpoint,
-    lambda step: load_whole(config.init_from, step, devices_lib.local(1)),
+    asked.init_from,
+    asked.checkpoint,
+    lambda step: load_whole(asked.init_from, step, devices_lib.local(1)),
   )
-  logs.say(f'weights of {config.init_from}, step {step}')
+  logs.say(f'weights of {asked.init_from}, step {step}')
   settings = {
     field.name: getattr(retriever, field.name)
     for field in dataclasses.fields(retriever)
     if field.name != 'body' and not field.name.endswith('_prompt_tokens')
   }
   settings['tie_encoders'] = settings.pop('tied')
-  return sources.Source(retriever.body, tokenizer, params, settings)
+  return sources.Pretrained(retriever.body, tokenizer, params, settings)

@@ -43,7 +43,7 @@ class SentenceTransformer(NamedTuple):
   Attributes:
     body_folder: Folder of the transformer.
     lengths: Maximum number of tokens of a text, or None, by side.
-    pooling: As `bi_encoder.Retriever` has it.
+    pooling: As `bi_encoder.RetrieverConfig` has it.
     include_prompt: Whether to pool the tokens of prompts.
     similarity: 'dot' or 'cosine'.
     lower_case: Whether to lower-case texts before the tokenizer.

@@ -48,7 +48,7 @@ def not_ours(what: str, folder: pathlib.Path) -> errors.BadInput:
 
 
 def read_pooling(folder):
-  """Returns (pooling as `bi_encoder.Retriever` has it, include_prompt)."""
+  """Returns (`RetrieverConfig.pooling`, `RetrieverConfig.include_prompt`)."""
   path = folder / 'config.json'
   settings = strict_io.json_file(path)
   modes = settings.get('pooling_mode')
@@ -188,7 +188,7 @@ def written(retriever, params):
   """Returns the (kind, settings, {name: tensor}) of what follows the body.
 
   Args:
-    retriever: `bi_encoder.Retriever`.
+    retriever: `bi_encoder.RetrieverConfig`.
     params: Parameters of a tower.
   """
   width = retriever.body.hidden_size

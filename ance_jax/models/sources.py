@@ -23,7 +23,17 @@ from ance_jax.models import sbert
 from ance_jax.models import snapshots
 
 
-class Source(NamedTuple):
+class Sizes(NamedTuple):
+  """Sizes of a body of random weights; see `bert.BodyConfig`."""
+
+  vocab_size: int
+  num_layers: int
+  hidden_size: int
+  num_heads: int
+  intermediate_size: int
+
+
+class Pretrained(NamedTuple):
   """Parameters by tower, and settings by name."""
 
   body: bert.BodyConfig
@@ -32,30 +42,35 @@ class Source(NamedTuple):
   settings: dict
 
 
-def random(config, texts):
-  """Returns the `Source` of random weights and a vocabulary of the texts."""
-  planned_body(config)  # Its checks come before the vocabulary.
-  logs.say(f'training a vocabulary of {config.vocab_size:,} on the corpus')
-  tokenizer = tokenizer_lib.train_vocabulary(texts, config.vocab_size)
-  body = dataclasses.replace(planned_body(config), vocab_size=len(tokenizer))
-  return Source(body, tokenizer, {}, {})
+def random(sizes, max_positions, texts):
+  """Returns random weights, and a vocabulary of the texts.
+
+  Args:
+    sizes: `Sizes`.
+    max_positions: Tokens of a text at most.
+    texts: As for `vocabulary.train`.
+
+  Returns:
+    `Pretrained`.
+  """
+  body = planned_body(sizes, max_positions)  # Its checks come first.
+  logs.say(f'training a vocabulary of {sizes.vocab_size:,} on the corpus')
+  tokenizer = tokenizer_lib.train_vocabulary(texts, sizes.vocab_size)
+  body = dataclasses.replace(body, vocab_size=len(tokenizer))
+  return Pretrained(body, tokenizer, {}, {})
 
 
-def planned_body(config):
+def planned_body(sizes, max_positions):
   """Returns the `bert.BodyConfig` of random weights, its vocabulary full."""
-  if config.hidden_size % config.num_heads:
+  if sizes.hidden_size % sizes.num_heads:
     raise errors.BadInput(
-      f'--num_heads must divide --hidden_size; found {config.num_heads} and '
-      f'{config.hidden_size}; change one of them.'
+      f'--num_heads must divide --hidden_size; found {sizes.num_heads} and '
+      f'{sizes.hidden_size}; change one of them.'
     )
   return bert.BodyConfig(
     model_type='bert',
-    vocab_size=config.vocab_size,
-    hidden_size=config.hidden_size,
-    num_layers=config.num_layers,
-    num_heads=config.num_heads,
-    intermediate_size=config.intermediate_size,
-    max_positions=max(config.query_length or 64, config.passage_length or 512),
+    **sizes._asdict(),
+    max_positions=max_positions,
     num_types=1,
     layer_norm_epsilon=1e-12,
     activation='gelu',
@@ -63,7 +78,7 @@ def planned_body(config):
 
 
 def read(name, lower_case):
-  """Returns the `Source` of a checkpoint.
+  """Returns the `Pretrained` of a checkpoint.
 
   Args:
     name: Folder, hub name or file; two of them, a comma between, are the
@@ -108,7 +123,7 @@ def _read_one(name, lower_case):
 
 
 def _both(query, passage, name):
-  """Returns the `Source` of an encoder of queries and one of passages."""
+  """Returns the `Pretrained` of an encoder of queries and one of passages."""
   params = {}
   for side, source in (
     (bi_encoder.QUERY, query),
@@ -195,7 +210,7 @@ def _hugging_face(name, lower_case, file=None, check_case=True):
       f'a tokenizer must fit the {body.vocab_size:,} rows of the word '
       f"embedding; found the id {last:,} at {name}; use the checkpoint's own."
     )
-  return Source(body, tokenizer, params, settings)
+  return Pretrained(body, tokenizer, params, settings)
 
 
 def _sentence_transformers(folder, lower_case):
@@ -228,7 +243,7 @@ def _settings_of(found, source):
 
   Args:
     found: `sbert.SentenceTransformer`.
-    source: `Source` of its body.
+    source: `Pretrained` of its body.
   """
   settings = {'pooling': found.pooling, 'similarity': found.similarity}
   for side, length in found.lengths.items():

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
-from ance_jax import config as config_lib
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import distributed
-from ance_jax.core import workdirs
+from ance_jax.core import logs
 from ance_jax.data import corpus as corpus_lib
-from ance_jax.data import load
+from ance_jax.data import tokenized
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
 from ance_jax.data import trec
@@ -22,11 +22,31 @@ from ance_jax.retrieval import device_index
 from ance_jax.retrieval import encoding
 from ance_jax.retrieval import index
 from ance_jax.retrieval import metrics
+from ance_jax.retrieval import retriever as retriever_lib
 
 # Dev queries whose results are kept at each evaluation, and results of each.
 _NUM_EXAMPLES, _EXAMPLE_RESULTS = 3, 3
-# Jobs that build no index.
-_WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
+# The factory string that is no FAISS index.
+ON_DEVICES = 'device'
+
+
+class Settings(NamedTuple):
+  """How an index is built.
+
+  Attributes:
+    factory: FAISS factory string, or `ON_DEVICES`.
+    params: Search parameters as FAISS's ParameterSpace reads them, or ''.
+    center: Whether the mean of all embeddings is taken from each first.
+    rows_per_block: Embeddings of a block: the unit in which they are encoded
+      and added.
+    memory_mb: MiB of each device that `ON_DEVICES` may take.
+  """
+
+  factory: str = 'Flat'
+  params: str = ''
+  center: bool = False
+  rows_per_block: int = 65_536
+  memory_mb: int = 4096
 
 
 class IndexedCorpus(NamedTuple):
@@ -74,156 +94,237 @@ class IndexedCorpus(NamedTuple):
     return index.exact_scores(self.blocks, queries, rows, self.texts_of)
 
 
-def check_index(config, width, num_vectors=None):
-  """Raises `BadInput` if a job could not build `--index` once it has encoded.
+def check_index(
+  settings: Settings,
+  width: int,
+  num_devices: int,
+  num_vectors: int | None = None,
+):
+  """Raises `BadInput` if an index could not be built of embeddings.
 
   Args:
-    config: `Config`.
+    settings: How it would be built.
     width: E, of the embeddings.
+    num_devices: Accelerators used.
     num_vectors: N, passages or their pieces, at most; None: not known yet.
   """
-  if config.job in _WITHOUT_INDEX:
-    return
-  if config.index != config_lib.ON_DEVICES:
+  if settings.factory != ON_DEVICES:
     if num_vectors is None:
-      index.make(config.index, config.index_params, width)
+      index.make(settings.factory, settings.params, width)
     else:
       index.check(
-        config.index,
-        config.index_params,
+        settings.factory,
+        settings.params,
         width,
         num_vectors,
-        config.rows_per_block,
+        settings.rows_per_block,
       )
   elif num_vectors is not None:
-    num_devices = len(devices_lib.training_devices(config)[0])
-    device_index.plan(num_vectors, width, num_devices, config.search_memory_mb)
+    device_index.plan(num_vectors, width, num_devices, settings.memory_mb)
 
 
-def index_corpus(run, params, watch):
-  """Returns the `IndexedCorpus` of parameters that lie on all devices.
-
-  The embeddings are kept in the run's folder, under a hash of all that their
-  bits depend on.
+def index_corpus(
+  retriever: retriever_lib.Retriever,
+  passages: tokens.TokenRows,
+  settings: Settings,
+  folder: pathlib.Path,
+  watch: logs.Stopwatch,
+) -> IndexedCorpus:
+  """Returns the `IndexedCorpus` of a retriever's parameters.
 
   Args:
-    run: `experiment.Run`.
-    params: Parameters by tower.
-    watch: `logs.Stopwatch`, for the phases 'encode' and 'index', and the work.
+    retriever: It encodes the passages.
+    passages: Token rows of the corpus.
+    settings: How the index is built.
+    folder: Embeddings are kept in it, under a hash of all that their bits
+      depend on.
+    watch: For the phases 'encode' and 'index', and the work.
   """
+  pieces, encoder = passages.pieces(), retriever.passage_encoder
   # Where passages are cut only now is it known how many pieces there are.
   check_index(
-    run.config, run.retriever.embedding_size, len(run.passages.pieces())
+    settings, encoder.embedding_size, len(retriever.devices), len(pieces)
   )
-  weights_hash = checkpoint.weights_hash(params)
-  folder = embeddings_folder(run, weights_hash)
-  with atomic.in_use(folder):
+  weights_hash = checkpoint.weights_hash(retriever.params)
+  kept = embeddings_folder(retriever, passages, settings, folder, weights_hash)
+  with atomic.in_use(kept):
     with watch.phase('encode'):
-      blocks, real_tokens = encode_corpus(run, params, folder)
+      blocks, real_tokens = encode_corpus(retriever, passages, settings, kept)
     with watch.phase('index'):
-      passage_index = _index(run, blocks)
-  lengths = run.passages.pieces().lengths()
-  _count_encoding(
-    run, run.passage_encoder, lengths, watch, run.config.rows_per_block
+      passage_index = _index(blocks, settings, retriever.devices)
+  work = encoding.flops(
+    encoder, retriever.config.body, pieces.lengths(), settings.rows_per_block
   )
+  watch.work('encode', work)
   return IndexedCorpus(
     passage_index,
     weights_hash,
     real_tokens,
-    run.passages.texts_of_pieces(),
+    passages.texts_of_pieces(),
     blocks,
-    index.is_exact(passage_index) and not run.config.center_passages,
+    _is_exact(passage_index, settings),
   )
 
 
-def encode_corpus(run, params, folder):
+def index_rows(
+  retriever: retriever_lib.Retriever,
+  passages: tokens.TokenRows,
+  settings: Settings,
+) -> IndexedCorpus:
+  """Returns the `IndexedCorpus` of a few passages, of which nothing is kept."""
+  pieces = passages.pieces()
+  size, devices = retriever.passage_encoder.embedding_size, retriever.devices
+  check_index(settings, size, len(devices), len(pieces))
+  embeddings, _ = encoding.encode_rows(
+    retriever.passage_encoder, retriever.params, pieces, 'encode passages'
+  )
+  size = settings.rows_per_block
+  blocks = [embeddings[i : i + size] for i in range(0, len(pieces), size)]
+  made = _index(blocks, settings, devices)
+  return IndexedCorpus(
+    made, '', None, passages.texts_of_pieces(), blocks,
+    _is_exact(made, settings)
+  )  # fmt: skip
+
+
+def encode_corpus(
+  retriever: retriever_lib.Retriever,
+  passages: tokens.TokenRows,
+  settings: Settings,
+  folder: pathlib.Path,
+):
   """Returns the embeddings of the corpus as `encoding.encode_corpus` does."""
   return encoding.encode_corpus(
-    run.passage_encoder,
-    params,
-    run.passages.pieces(),
+    retriever.passage_encoder,
+    retriever.params,
+    passages.pieces(),
     folder,
-    rows_per_block=run.config.rows_per_block,
+    rows_per_block=settings.rows_per_block,
   )
 
 
-def embeddings_folder(run, weights_hash):
-  """Returns the folder of a run's embeddings with parameters of this hash."""
-  devices = devices_lib.own(run.devices)
+def embeddings_folder(
+  retriever: retriever_lib.Retriever,
+  passages: tokens.TokenRows,
+  settings: Settings,
+  folder: pathlib.Path,
+  weights_hash: str,
+) -> pathlib.Path:
+  """Returns the folder, in that of all, of embeddings by some parameters.
+
+  Args:
+    retriever: As for `index_corpus`; its parameters are not read.
+    passages: As for `index_corpus`.
+    settings: As for `index_corpus`.
+    folder: As for `index_corpus`.
+    weights_hash: Of the parameters.
+  """
+  devices, how = devices_lib.own(retriever.devices), retriever.settings
   about = [
     weights_hash,
-    run.passages.hash,
+    passages.hash,
     # Without a run, --init_from may be read with other pooling.
-    run.retriever.to_dict(),
-    run.config.dtype,
-    run.config.refresh == 'async',  # See `experiment._encoders`.
-    run.config.rows_per_block,
-    run.config.tokens_per_batch,
+    retriever.config.to_dict(),
+    how.dtype,
+    not how.kernel,
+    settings.rows_per_block,
+    how.tokens_per_batch,
     len(devices),
     devices[0].device_kind,
   ]
   key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-  return run.workdir / 'embeddings' / key
+  return folder / key
 
 
-def prune_embeddings(run, weights_hash):
-  """Removes the embeddings of all weights but those of this hash.
+def prune_embeddings(kept: pathlib.Path):
+  """Removes the folders of all embeddings beside one.
 
   Those that another job makes or reads at this moment stay, too.
   """
-  kept = embeddings_folder(run, weights_hash)
   for folder in kept.parent.glob('*'):
     if folder != kept:
       atomic.remove_unused(folder)
 
 
-def encode_queries(run, params, split_name, watch, rows=None):
+def encode_queries(
+  retriever: retriever_lib.Retriever,
+  queries: tokens.TokenRows,
+  name: str,
+  watch: logs.Stopwatch,
+  rows: np.ndarray | None = None,
+) -> np.ndarray:
   """Returns the (q, E) float32 embeddings of a split's queries.
 
-  Those of all, or of the (q,) int query rows that are given. Each process of a
-  run encodes its part of them.
+  Each process of a run encodes its part of them.
+
+  Args:
+    retriever: It encodes them.
+    queries: Token rows of the split's queries.
+    name: The split's.
+    watch: For the phase 'encode', and the work.
+    rows: (q,) int query rows; None: all.
   """
-  queries = run.queries[split_name]
   rows = np.arange(len(queries)) if rows is None else rows
   size = -(-len(rows) // distributed.count())
   first = distributed.index() * size
   with watch.phase('encode'):
     embeddings, _ = encoding.encode_rows(
-      run.query_encoder,
-      params,
+      retriever.query_encoder,
+      retriever.params,
       queries,
-      f'encode {split_name} queries',
+      f'encode {name} queries',
       rows[first : first + size],
     )
     # All send as much.
     part = np.zeros((size, embeddings.shape[1]), np.float32)
     part[: len(embeddings)] = embeddings
     parts = distributed.gather(part)
-  _count_encoding(run, run.query_encoder, queries.lengths()[rows], watch)
+  work = encoding.flops(
+    retriever.query_encoder, retriever.config.body, queries.lengths()[rows]
+  )
+  watch.work('encode', work)
   return parts.reshape(-1, embeddings.shape[1])[: len(rows)]
 
 
-def evaluate(run, params, indexed, split_name, watch):
+def evaluate(
+  retriever: retriever_lib.Retriever,
+  indexed: IndexedCorpus,
+  data: tokenized.Dataset,
+  split_name: str,
+  watch: logs.Stopwatch,
+) -> tuple[dict[str, float], trec.Ranking]:
   """Returns {measure: value} of a split, and the `trec.Ranking` of it."""
-  queries = encode_queries(run, params, split_name, watch)
+  queries = encode_queries(
+    retriever, data.queries[split_name], split_name, watch
+  )
   watch.work('evaluate', indexed.search_flops(len(queries)))
   with watch.phase('evaluate'):
-    split = run.splits[split_name]
-    depth = metrics.depth(split, len(run.passages))
+    split = data.splits[split_name]
+    depth = metrics.depth(split, len(data.passages))
     ranking = indexed.search(queries, depth, f'search {split_name}')
     ranking = metrics.without_own(ranking, split)
-    return metrics.score(ranking.rows, split, run.corpus.texts), ranking
+    return metrics.score(ranking.rows, split, data.corpus.texts), ranking
 
 
-def examples(run, ranking, split_name):
-  """Returns what the index found for a few queries, the same at each call.
+def examples(
+  ranking: trec.Ranking,
+  split: corpus_lib.Split,
+  corpus: corpus_lib.Corpus,
+  seed: int,
+) -> list[dict]:
+  """Returns what was found for a few queries, the same at each call.
+
+  Args:
+    ranking: Of all queries of the split.
+    split: The split.
+    corpus: The corpus.
+    seed: For the choice of the queries.
 
   Returns:
     A list of dicts: 'query', 'place' of the first relevant passage (None
     beyond the ranking), and 'results', the first passages' names.
   """
-  split = run.splits[split_name]
-  random = np.random.default_rng(run.config.seed)
+  random = np.random.default_rng(seed)
   size = min(_NUM_EXAMPLES, len(split.ids))
   found = []
   for query in random.choice(len(split.ids), size, replace=False):
@@ -235,7 +336,7 @@ def examples(run, ranking, split_name):
         'query': split.texts[int(query)],
         'place': int(places[0]) + 1 if len(places) else None,
         'results': [
-          passage_name(run.corpus, int(row))
+          passage_name(corpus, int(row))
           for row in ranking.rows[query, :_EXAMPLE_RESULTS]
           if row >= 0
         ],
@@ -249,58 +350,61 @@ def passage_name(corpus, row):
   return corpus_lib.whole_title(corpus, row) or corpus.texts[row][:60]
 
 
-def write_ids(path, run):
+def write_ids(path: pathlib.Path, data: tokenized.Dataset):
   """Writes a passage id a line, as rows of embeddings are: each piece has one.
 
   Args:
-    path: `pathlib.Path` of the file.
-    run: `experiment.Run`.
+    path: Of the file.
+    data: Its corpus is the one that was encoded.
   """
-  rows = run.passages.texts_of_pieces()
-  rows = range(len(run.corpus.ids)) if rows is None else rows.tolist()
+  rows = data.passages.texts_of_pieces()
+  rows = range(len(data.corpus.ids)) if rows is None else rows.tolist()
   with atomic.writing(path) as file:
-    file.writelines(f'{run.corpus.ids[row]}\n'.encode() for row in rows)
+    file.writelines(f'{data.corpus.ids[row]}\n'.encode() for row in rows)
 
 
-def embedding_files(run, params):
-  """Returns the paths of the .npy files that `index_corpus` left, in order."""
-  folder = embeddings_folder(run, checkpoint.weights_hash(params))
-  return sorted(folder.glob('[0-9]*/embeddings.npy'))
+def bm25(
+  corpus: corpus_lib.Corpus,
+  splits: dict[str, corpus_lib.Split],
+  *,
+  k1: float,
+  b: float,
+  language: str,
+):
+  """Returns BM25's rank of a corpus, as `bm25.make_rank` does.
 
-
-def bm25(config, split_names):
-  """Returns BM25's rank, as `bm25.make_rank` does, the corpus and splits."""
-  workdirs.require(config)
-  corpus, splits = load.load(config, split_names)
-  texts = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
-  rank = bm25_lib.make_rank(
-    texts,
-    k1=config.bm25_k1,
-    b=config.bm25_b,
-    language=config.bm25_language,
+  Args:
+    corpus: The corpus.
+    splits: Their queries are among those that will be asked.
+    k1: As for `bm25.make_rank`.
+    b: As for `bm25.make_rank`.
+    language: As for `bm25.make_rank`.
+  """
+  return bm25_lib.make_rank(
+    list(tokens.passage_texts(corpus, tokenizer_lib.SPACE)),
+    k1=k1,
+    b=b,
+    language=language,
     queries=[text for split in splits.values() for text in split.texts],
   )
-  return rank, corpus, splits
 
 
-def _index(run, blocks):
+def _is_exact(made, settings):
+  return index.is_exact(made) and not settings.center
+
+
+def _index(blocks, settings, devices):
   """Returns the `index.Index` of all blocks, of which each process has some."""
-  config = run.config
   own = blocks[distributed.index() :: distributed.count()]
-  if config.index == config_lib.ON_DEVICES:
+  if settings.factory == ON_DEVICES:
     made = index.place(
       own,
-      devices_lib.own(run.devices),
-      config.search_memory_mb,
-      center=config.center_passages,
+      devices_lib.own(devices),
+      settings.memory_mb,
+      center=settings.center,
     )
   else:
     made = index.build(
-      config.index, config.index_params, own, center=config.center_passages
+      settings.factory, settings.params, own, center=settings.center
     )
   return index.shared(made, blocks) if distributed.count() > 1 else made
-
-
-def _count_encoding(run, encoder, lengths, watch, rows_per_block=None):
-  work = encoding.flops(encoder, run.retriever.body, lengths, rows_per_block)
-  watch.work('encode', work)

@@ -26,6 +26,25 @@ _LENGTH_STEP = 16
 _UNDER_WAY = 2
 
 
+class Settings(NamedTuple):
+  """How texts are encoded; their bits depend on all of it.
+
+  Attributes:
+    dtype: Type that the body computes in, by name.
+    tokens_per_batch: Tokens of a batch over all devices, padding included.
+    chunks: Pieces of a passage at most, the best of which is its score (MaxP).
+    whole_chunks: Whether a passage is tokenized once and then cut; see
+      `tokens.Cut`.
+    kernel: As in `bert.Body`.
+  """
+
+  dtype: str = 'float32'
+  tokens_per_batch: int = 4096
+  chunks: int = 1
+  whole_chunks: bool = False
+  kernel: bool = True
+
+
 class Encoder(NamedTuple):
   """The compiled pass for one side of a retriever.
 
@@ -48,7 +67,16 @@ class Encoder(NamedTuple):
 def make_encoder(
   retriever, side, *, dtype, tokens_per_batch, devices, kernel=True
 ):
-  """Returns the `Encoder` of one side, `bi_encoder.QUERY` or `PASSAGE`."""
+  """Returns the `Encoder` of one side, `bi_encoder.QUERY` or `PASSAGE`.
+
+  Args:
+    retriever: `bi_encoder.RetrieverConfig`.
+    side: Whose texts it encodes.
+    dtype: As in `Settings`.
+    tokens_per_batch: As in `Settings`.
+    devices: The accelerators used.
+    kernel: As in `Settings`.
+  """
   whole, split = devices_lib.replicated(devices), devices_lib.split(devices)
   compiled = jax.jit(
     bi_encoder.make_encode(retriever, dtype, side, kernel=kernel),

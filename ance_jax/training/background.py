@@ -34,7 +34,7 @@ class Reader:
     """Begins to read.
 
     Args:
-      run: `experiment.Run` of the trainer.
+      run: `experiment.Experiment` of the trainer.
       worker: The `Worker` that makes them, if it is this process's.
     """
     self._run, self._worker = run, worker
@@ -134,7 +134,7 @@ class Worker:
     """Begins to refresh.
 
     Args:
-      run: `experiment.Run` on the devices that are to refresh.
+      run: `experiment.Experiment` on the devices that are to refresh.
     """
     self._lock = locks.Lock(run.config.workdir, locks.REFRESH_LOCK_FILE)
     self._enough = threading.Event()
@@ -163,7 +163,7 @@ def watch(run):
   """Refreshes with the newest checkpoint, and again, until training is over.
 
   Args:
-    run: `experiment.Run` on the devices that are to refresh.
+    run: `experiment.Experiment` on the devices that are to refresh.
 
   Raises:
     errors.Stopped: A stop signal came.
@@ -244,5 +244,5 @@ def _refresh(run, step, last):
     logs.say(f'the checkpoint of step {step} is gone: a newer one is taken')
     return False
   logs.say(refreshes.summary(made))
-  corpus_index.prune_embeddings(run, made['weights_hash'])
+  corpus_index.prune_embeddings(run.embeddings_folder(made['weights_hash']))
   return True

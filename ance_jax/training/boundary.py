@@ -48,7 +48,7 @@ class Show(NamedTuple):
 class Parts(NamedTuple):
   """What the loop works with."""
 
-  run: experiment.Run
+  run: experiment.Experiment
   record: dict[str, bytes]
   lock: locks.Lock
   checkpoints: checkpoint.Checkpoints
@@ -224,11 +224,11 @@ def _prune(parts):
 
 def _evaluate(run, params, in_use):
   """Returns what a refresh's manifest says of these weights, without mining."""
-  watch = logs.Stopwatch()
-  indexed = corpus_index.index_corpus(run, params, watch)
-  seen = diagnostics.probe(run, params, indexed, watch)
+  run, watch = run.with_params(params), logs.Stopwatch()
+  indexed = run.index_corpus(watch)
+  seen = diagnostics.probe(run, indexed, watch)
   step = in_use.refresh if in_use else None
-  return refreshes.assess(run, params, indexed, seen, step, watch)[0]
+  return refreshes.assess(run, indexed, seen, step, watch)[0]
 
 
 def _report(parts, made, age):
@@ -264,7 +264,7 @@ def _report_metrics(parts, step, made):
   for path in (*shown, run.workdir / workdirs.PAGE_FILE):
     remote.push(path)
   if parts.reader is None:
-    corpus_index.prune_embeddings(run, made['weights_hash'])
+    corpus_index.prune_embeddings(run.embeddings_folder(made['weights_hash']))
 
 
 def _train_flops(run, step):
@@ -274,7 +274,7 @@ def _train_flops(run, step):
   return sum(
     number
     * steps.flops(
-      run.config, schedule.method(run.config, is_mined), run.retriever
+      run.config, schedule.method(run.config, is_mined), run.retriever.config
     )
     for number, is_mined in ((mined, False), (step - mined, True))
   )

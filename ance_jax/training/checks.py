@@ -44,7 +44,7 @@ def of_run(run):
   """Prints what of the data or the model will keep a run from learning.
 
   Args:
-    run: `experiment.Run`.
+    run: `experiment.Experiment`.
 
   Raises:
     BadInput: No query can ever have a negative.
@@ -52,7 +52,7 @@ def of_run(run):
   config, split = run.config, run.config.train_split
   for flag, row in schedule.rows(config).items():
     name = f'--{flag}={getattr(config, flag)}'
-    if run.retriever.tied and len(row.trains) == 1:
+    if run.retriever.config.tied and len(row.trains) == 1:
       raise errors.BadInput(
         f'{name} trains the {row.trains[0]} tower alone, and the encoders '
         'share one; set --notie_encoders.'
@@ -75,7 +75,7 @@ def of_run(run):
         f'are their positives ({never:,} of the {len(shares):,} training '
         'queries never have one)'
       )
-  if run.retriever.similarity == 'cosine' and config.temperature >= 1:
+  if run.retriever.config.similarity == 'cosine' and config.temperature >= 1:
     logs.say(
       'scores are cosines, at most 2 apart, and divided by --temperature='
       f'{config.temperature:g} the loss can hardly fall; 0.05 is usual'

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from ance_jax.mining import selection
-from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import batches
 from ance_jax.training import losses
@@ -69,21 +68,20 @@ class Seen(NamedTuple):
   right: np.ndarray
 
 
-def probe(run, params, indexed, watch):
+def probe(run, indexed, watch):
   """Returns the `Probe` of parameters.
 
   Args:
-    run: `experiment.Run`.
-    params: Parameters by tower.
+    run: `experiment.Experiment` with the parameters.
     indexed: `corpus_index.IndexedCorpus` of them.
     watch: `logs.Stopwatch`.
   """
   split = run.config.train_split
-  number = len(run.queries[split])
+  number = len(run.dataset.queries[split])
   rows = np.arange(0, number, -(-number // PROBE_QUERIES))
-  queries = corpus_index.encode_queries(run, params, split, watch, rows)
+  queries = run.encode_queries(split, watch, rows)
   with watch.phase('probe'):
-    depth = min(max(_DEPTH, run.config.top_k), len(run.passages))
+    depth = min(max(_DEPTH, run.config.top_k), len(run.dataset.passages))
     return Probe(rows, queries, indexed.search(queries, depth).rows)
 
 
@@ -112,7 +110,7 @@ def look(run, seen, indexed, ranking, tables, last):
   """Returns what a refresh or an evaluation logs, and what the next one needs.
 
   Args:
-    run: `experiment.Run`.
+    run: `experiment.Experiment`.
     seen: `Probe`.
     indexed: The `corpus_index.IndexedCorpus` that it is of.
     ranking: `trec.Ranking` of dev, or None where there is none.
@@ -139,7 +137,7 @@ def look(run, seen, indexed, ranking, tables, last):
   positives, ranks = _positives(run, seen)
   right = np.zeros(0, bool)
   if ranking is not None:
-    dev = run.splits[run.config.dev_split]
+    dev = run.dataset.splits[run.config.dev_split]
     right = _in(dev.positives(), ranking.rows[:, :1])[:, 0]
   now = Seen(ranks, right)
   values = {'positive_rank': float(np.median(ranks))}
@@ -195,7 +193,7 @@ def _gradients(run, seen, indexed, positives, tables):
   shape = len(seen.rows), config.hard_negatives
   of_all = (
     np.ones(shape[0], bool),
-    random.integers(len(run.passages), size=shape),
+    random.integers(len(run.dataset.passages), size=shape),
   )
   sources = {name: _of_probe(seen, table) for name, table in tables.items()}
   found = {}
@@ -221,7 +219,9 @@ def _gradients(run, seen, indexed, positives, tables):
 def _cone(run, indexed):
   """Returns the mean norm of passages, and the mean cosine of two."""
   random = np.random.default_rng([run.config.seed, _PAIRS])
-  rows = random.integers(len(run.passages), size=(2, _PROBE_PASSAGES // 2))
+  rows = random.integers(
+    len(run.dataset.passages), size=(2, _PROBE_PASSAGES // 2)
+  )
   first, second = _embeddings(indexed, rows)
   norms = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
   products = functools.reduce(operator.mul, norms)
@@ -235,7 +235,7 @@ def _cone(run, indexed):
 def _positives(run, seen):
   """Returns a positive of each query of the probe, and `Seen.ranks`."""
   method = methods.METHODS[run.config.method]
-  split = run.splits[run.config.train_split]
+  split = run.dataset.splits[run.config.train_split]
   pairs = split.shared_positives(last=method.last_positive)
   first = np.searchsorted(pairs[0], seen.rows)
   there = _in(pairs, seen.found, seen.rows)

@@ -1,10 +1,15 @@
 """What the jobs of a run share: its data as rows, its model, its folder."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
 import secrets
 from typing import NamedTuple
+
+import numpy as np
 
 from ance_jax import config as config_lib
 from ance_jax import errors
@@ -18,103 +23,207 @@ from ance_jax.core import remote
 from ance_jax.core import workdirs
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import load
+from ance_jax.data import tokenized
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
-from ance_jax.models import bi_encoder
+from ance_jax.data import trec
 from ance_jax.models import pretrained
 from ance_jax.models import snapshots
 from ance_jax.retrieval import corpus_index
-from ance_jax.retrieval import encoding
+from ance_jax.retrieval import retriever as retriever_lib
 from ance_jax.training import batches
+from ance_jax.training import methods
+from ance_jax.training import settings as settings_lib
 
 _DATA_FILE = 'data.json'
+# Jobs that build no index.
+_WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
 
 
-class Run(NamedTuple):
-  """All that stays as it is while a job runs.
+class Experiment(NamedTuple):
+  """What main, the jobs and training share while one of them runs.
 
   Attributes:
     id: What tells this run from all others; empty without one.
-    config: `Config`.
-    devices: The accelerators used, those of all processes.
-    corpus: `corpus.Corpus`, N passages.
-    splits: `corpus.Split` by name.
-    passages: `tokens.TokenRows` of the corpus.
-    queries: `tokens.TokenRows` by split.
-    retriever: `bi_encoder.Retriever`.
-    tokenizer: Its tokenizer.
-    query_encoder: `encoding.Encoder` of queries.
-    passage_encoder: `encoding.Encoder` of passages.
+    config: All settings.
+    dataset: The data that it reads.
+    retriever: What encodes it; without parameters where a training state has
+      them.
   """
 
   id: str
   config: config_lib.Config
-  devices: tuple
-  corpus: corpus_lib.Corpus
-  splits: dict[str, corpus_lib.Split]
-  passages: tokens.TokenRows
-  queries: dict[str, tokens.TokenRows]
-  retriever: bi_encoder.Retriever
-  tokenizer: tokenizer_lib.Tokenizer
-  query_encoder: encoding.Encoder
-  passage_encoder: encoding.Encoder
+  dataset: tokenized.Dataset
+  retriever: retriever_lib.Retriever
 
   @property
-  def workdir(self):
-    """Folder of the run, a `pathlib.Path`."""
+  def workdir(self) -> pathlib.Path:
+    """Folder of the run."""
     return pathlib.Path(self.config.workdir)
 
+  @property
+  def devices(self) -> tuple:
+    """The accelerators used, those of all processes."""
+    return self.retriever.devices
 
-def begin(config, split_names, spread=None):
-  """Returns (Run, parameters) of a new run.
+  def with_params(self, params: dict) -> 'Experiment':
+    """Returns this with parameters by tower that lie on all devices."""
+    return self._replace(retriever=self.retriever.with_params(params))
+
+  def on_devices(self, devices: tuple) -> 'Experiment':
+    """Returns this as one that refreshes it on other devices needs it."""
+    return self._replace(retriever=self.retriever.on_devices(devices))
+
+  def embeddings_folder(self, weights_hash: str) -> pathlib.Path:
+    """Returns the folder of the embeddings by parameters of a hash."""
+    return corpus_index.embeddings_folder(
+      self.retriever,
+      self.dataset.passages,
+      settings_lib.index(self.config),
+      self.workdir / 'embeddings',
+      weights_hash,
+    )
+
+  def index_corpus(self, watch: logs.Stopwatch) -> corpus_index.IndexedCorpus:
+    """Returns the corpus, encoded and indexed; see `corpus_index`."""
+    return corpus_index.index_corpus(
+      self.retriever,
+      self.dataset.passages,
+      settings_lib.index(self.config),
+      self.workdir / 'embeddings',
+      watch,
+    )
+
+  def encode_queries(
+    self, split_name: str, watch: logs.Stopwatch, rows: np.ndarray | None = None
+  ) -> np.ndarray:
+    """Returns the embeddings of a split's queries; see `corpus_index`."""
+    return corpus_index.encode_queries(
+      self.retriever, self.dataset.queries[split_name], split_name, watch, rows
+    )
+
+  def evaluate(
+    self,
+    indexed: corpus_index.IndexedCorpus,
+    split_name: str,
+    watch: logs.Stopwatch,
+  ) -> tuple[dict[str, float], trec.Ranking]:
+    """Returns the scores and the ranking of a split; see `corpus_index`."""
+    return corpus_index.evaluate(
+      self.retriever, indexed, self.dataset, split_name, watch
+    )
+
+
+def load_texts(
+  config: config_lib.Config, split_names: Sequence[str] | None
+) -> corpus_lib.TextDataset:
+  """Returns the data of a run, not tokenized; see `load.load`."""
+  return load.load(settings_lib.data(config), split_names)
+
+
+def load_model(
+  config: config_lib.Config, texts: Iterable[str] = ()
+) -> pretrained.Model:
+  """Returns the model of `--init_from`; see `pretrained.load`."""
+  return pretrained.load(
+    settings_lib.model(config), settings_lib.sizes(config), texts
+  )
+
+
+def planned_model(config: config_lib.Config) -> pretrained.Model:
+  """Returns what `load_model` would make, without weights or tokenizer."""
+  config = pretrained.planned(
+    settings_lib.model(config), settings_lib.sizes(config)
+  )
+  return pretrained.Model(config, None, None)
+
+
+def rank_by_bm25(
+  config: config_lib.Config, split_names: Sequence[str] | None
+) -> tuple[Callable, corpus_lib.Corpus, dict[str, corpus_lib.Split]]:
+  """Returns BM25's rank, as `bm25.make_rank` does, the corpus and splits."""
+  workdirs.require(config)
+  corpus, splits = load_texts(config, split_names)
+  rank = corpus_index.bm25(
+    corpus,
+    splits,
+    k1=config.bm25_k1,
+    b=config.bm25_b,
+    language=config.bm25_language,
+  )
+  return rank, corpus, splits
+
+
+def make_retriever(
+  config: config_lib.Config, model: pretrained.Model, devices: tuple
+) -> retriever_lib.Retriever:
+  """Returns the `Retriever` of a model with the settings of a run."""
+  return retriever_lib.make(model, devices, settings_lib.encoding(config))
+
+
+def check_index(config: config_lib.Config, width: int, num_vectors=None):
+  """Raises `BadInput` if the job could not build `--index`.
 
   Args:
-    config: The run's `Config`.
+    config: The settings.
+    width: E, of the embeddings.
+    num_vectors: N, passages or their pieces, at most; None: not known yet.
+  """
+  if config.job not in _WITHOUT_INDEX:
+    num_devices = len(devices_lib.training_devices(config)[0])
+    corpus_index.check_index(
+      settings_lib.index(config), width, num_devices, num_vectors
+    )
+
+
+def create(
+  config: config_lib.Config,
+  split_names: Sequence[str] | None,
+  spread: Callable | None = None,
+) -> tuple[Experiment, dict]:
+  """Returns a new run without parameters, and those that it starts from.
+
+  Args:
+    config: The run's settings.
     split_names: As for `load.load`.
     spread: As for `tokens.token_rows`, of the passages.
   """
   # Recorded, so that it stays whatever --beir_set is later.
-  config = load.with_protocol(config)
-  config = pretrained.pinned(_as_begun(config))
-  dataset, model = _dataset_and_model(config, split_names)
+  config = dataclasses.replace(
+    config, protocol=load.protocol(settings_lib.data(config))
+  )
+  config = _pinned(_as_begun(config))
+  texts, model = _texts_and_model(config, split_names)
   new = distributed.told(lambda: secrets.token_hex(8))
-  run = _run(new, config, dataset, model.retriever, model.tokenizer, spread)
-  return run, model.params
+  made = _experiment(new, config, texts, model._replace(params=None), spread)
+  return made, model.params
 
 
-def _dataset_and_model(config, split_names):
-  """Returns the `corpus.Dataset` and the `pretrained.Model` to start from.
+def _texts_and_model(config, split_names):
+  """Returns the `corpus.TextDataset` and the `pretrained.Model` to start from.
 
   The index is looked at before either is read, as far as that can be.
   """
   if config.init_from:
-    model = pretrained.load(config, ())
-    corpus_index.check_index(config, model.retriever.embedding_size)
-    return load.load(config, split_names), model
-  corpus_index.check_index(config, config.head_size or config.hidden_size)
-  dataset = load.load(config, split_names)
-  texts = tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
-  return dataset, pretrained.load(config, texts)
+    model = load_model(config)
+    retriever_lib.check_chunks(model.config, config.chunks)
+    check_index(config, model.config.embedding_size)
+    return load_texts(config, split_names), model
+  check_index(config, config.head_size or config.hidden_size)
+  data = load_texts(config, split_names)
+  texts = tokens.passage_texts(data.corpus, tokenizer_lib.SPACE)
+  return data, load_model(config, texts)
 
 
-def beside(run, devices):
-  """Returns the run as one that refreshes it on other devices needs it."""
-  encoders_there = _encoders(run.config, run.retriever, devices)
-  return run._replace(
-    devices=devices,
-    query_encoder=encoders_there[0],
-    passage_encoder=encoders_there[1],
-  )
-
-
-def record(run):
-  """Returns the {name: bytes} that `go_on` needs, for a checkpoint."""
-  hashes = {name: split.hash for name, split in run.splits.items()}
-  began = {'run': run.id, 'corpus': run.corpus.hash, 'splits': hashes}
+def record(run: Experiment) -> dict[str, bytes]:
+  """Returns the files that `restore` needs, for a checkpoint."""
+  data = run.dataset
+  hashes = {name: split.hash for name, split in data.splits.items()}
+  began = {'run': run.id, 'corpus': data.corpus.hash, 'splits': hashes}
   return {
     workdirs.FLAGS_FILE: run.config.to_flagfile().encode(),
     _DATA_FILE: json.dumps(began).encode(),
-    **pretrained.model_files(run.retriever, run.tokenizer),
+    **pretrained.model_files(run.retriever.config, run.retriever.tokenizer),
   }
 
 
@@ -123,30 +232,34 @@ def tokens_folder(config):
   return pathlib.Path(config.tokens_dir or f'{config.workdir}/tokens')
 
 
-def go_on(config, split_names, step):
-  """Returns the `Run` of a folder at the checkpoint of a step.
+def restore(
+  config: config_lib.Config, split_names: Sequence[str] | None, step: int
+) -> Experiment:
+  """Returns the run of a folder at the checkpoint of a step.
+
+  Its parameters are in that checkpoint's training state.
 
   Raises:
     BadInput: The data is not what the run began with.
   """
-  retriever, tokenizer = pretrained.load_model(config.workdir, step)
+  model = pretrained.Model(*pretrained.load_model(config.workdir, step), None)
   began, before = _began(config.workdir, step), settings(config.workdir, step)
   # With the commit that the hub's name stood for.
   config = dataclasses.replace(config, init_from=before.init_from)
   config = _with_protocol(config, before)
-  return _go_on(config, split_names, began, retriever, tokenizer)
+  return _restore(config, split_names, began, model)
 
 
 def _began(workdir, step):
   return json.loads(checkpoint.read_record(workdir, step)[_DATA_FILE])
 
 
-def _go_on(config, split_names, began, retriever, tokenizer):
-  corpus_index.check_index(config, retriever.embedding_size)
-  dataset = load.load(config, split_names)
-  _check_dev(config, split_names, dataset, began)
-  compared = {'the corpus': (dataset.corpus.hash, began['corpus'])}
-  for name, split in dataset.splits.items():
+def _restore(config, split_names, began, model):
+  check_index(config, model.config.embedding_size)
+  texts = load_texts(config, split_names)
+  _check_dev(config, split_names, texts, began)
+  compared = {'the corpus': (texts.corpus.hash, began['corpus'])}
+  for name, split in texts.splits.items():
     old = began['splits'].get(name, split.hash)  # Test has none.
     compared[f'split {name!r}'] = split.hash, old
   for what, (new, old) in compared.items():
@@ -156,13 +269,13 @@ def _go_on(config, split_names, began, retriever, tokenizer):
         f' of hash {new[:12]} instead of {old[:12]}; give back the data, or '
         f'name another --workdir, with --init_from={config.workdir}.'
       )
-  return _run(began['run'], config, dataset, retriever, tokenizer)
+  return _experiment(began['run'], config, texts, model)
 
 
-def _check_dev(config, split_names, dataset, began):
+def _check_dev(config, split_names, texts, began):
   """Raises `BadInput` where a run would lose its dev split, or get one."""
   dev = config.dev_split
-  has, had = (dev in splits for splits in (dataset.splits, began['splits']))
+  has, had = (dev in splits for splits in (texts.splits, began['splits']))
   # None is all of them; a job may well ask for none.
   asked = (dev, config.train_split) if split_names is None else split_names
   if has != had and {dev, config.train_split} <= set(asked):
@@ -174,14 +287,19 @@ def _check_dev(config, split_names, dataset, began):
     )
 
 
-def read(config, split_names, *, for_training=False):
-  """Returns (Run, parameters, step) for a job that does not train.
+def open(
+  config: config_lib.Config,
+  split_names: Sequence[str] | None,
+  *,
+  for_training: bool = False,
+) -> tuple[Experiment, int]:
+  """Returns what a job reads that does not train, and at which step it is.
 
-  They are those of the run in `--workdir` at its `--checkpoint`, or, where no
-  run is, of `--init_from`, at step 0 if that is no run.
+  It is the run in `--workdir` at its `--checkpoint`, or, where no run is,
+  `--init_from`, at step 0 if that is no run.
 
   Args:
-    config: `Config`.
+    config: The settings.
     split_names: As for `load.load`.
     for_training: Whether the run trains on what the job makes: then no setting
       may be another than the run's.
@@ -198,40 +316,43 @@ def read(config, split_names, *, for_training=False):
     )
     if not (config.job == 'evaluate' and config.beir_set):
       config = _with_protocol(config, before)
-    run = _go_on(config, split_names, began, model.retriever, model.tokenizer)
-    return run, model.params, step
+    return _restore(config, split_names, began, model), step
   if not config.init_from:
     raise errors.BadInput(
       f'--job={config.job} must be given a run or a checkpoint; found no run '
       f'in {config.workdir} and no --init_from; set one of the two.'
     )
   config, step = pinned(config)
-  dataset, model = _dataset_and_model(config, split_names)
+  texts, model = _texts_and_model(config, split_names)
   if pretrained.is_run(config.init_from):
-    _say_other_data(config, dataset, _began(config.init_from, step))
-  run = _run('', config, dataset, model.retriever, model.tokenizer)
-  return run, devices_lib.replicate(model.params, devices), step
+    _say_other_data(config, texts, _began(config.init_from, step))
+  return _experiment('', config, texts, model), step
 
 
-def pinned(config):
+def pinned(config: config_lib.Config) -> tuple[config_lib.Config, int]:
   """Returns the settings with what exactly `--init_from` is read at.
 
   Returns:
-    `Config`, with the step of a run or the commit of a name of the hub; and the
-    step, 0 where `--init_from` is no run.
+    The settings, with the step of a run or the commit of a name of the hub; and
+    the step, 0 where `--init_from` is no run.
   """
   if not pretrained.is_run(config.init_from):
-    return pretrained.pinned(config), 0
+    return _pinned(config), 0
   step = checkpoint.choose(config.init_from, config.checkpoint)
   return dataclasses.replace(config, checkpoint=str(step)), step
 
 
-def _say_other_data(config, dataset, began):
+def _pinned(config):
+  name = pretrained.pinned(config.init_from)
+  return dataclasses.replace(config, init_from=name)
+
+
+def _say_other_data(config, texts, began):
   """Prints what data is not that which the run in `--init_from` began with."""
-  if dataset.corpus.hash != began['corpus']:
+  if texts.corpus.hash != began['corpus']:
     logs.say(f'the corpus is another than that of {config.init_from}')
     return
-  for name, split in dataset.splits.items():
+  for name, split in texts.splits.items():
     if split.hash != began['splits'].get(name, split.hash):
       logs.say(
         f'split {name!r} is another than that of {config.init_from}, which may '
@@ -257,15 +378,17 @@ def _with_protocol(config, before):
   )
 
 
-def training_data(run, method):
-  """Returns the `batches.TrainingData` of a row of the method table."""
-  split = run.config.train_split
+def training_data(
+  run: Experiment, method: methods.Method
+) -> batches.TrainingData:
+  """Returns what a row of the method table draws batches from."""
+  split, data = run.config.train_split, run.dataset
   return batches.training_data(
-    run.splits[split],
-    run.corpus,
-    run.queries[split],
-    run.passages,
-    run.retriever,
+    data.splits[split],
+    data.corpus,
+    data.queries[split],
+    data.passages,
+    run.retriever.config,
     method,
     run.config.drop_same_text,
   )
@@ -350,71 +473,19 @@ def write_flags(config):
     remote.push(path)
 
 
-def _run(id, config, dataset, retriever, tokenizer, spread=None):
-  corpus, folder = dataset.corpus, tokens_folder(config)
-  most = len(corpus.texts) * config.chunks
-  corpus_index.check_index(config, retriever.embedding_size, most)
-  passages = tokens.token_rows(
-    tokenizer,
-    tokens.passage_texts(
-      corpus, retriever.title_separator, retriever.passage_prompt
-    ),
-    what='passages',
-    num_texts=len(corpus.texts),
-    cut=tokens.Cut(
-      retriever.passage_length, config.chunks, config.whole_chunks
-    ),
-    content_hash=_hash_of(
-      corpus, repr(retriever.title_separator), retriever.passage_prompt
-    ),
-    folder=folder,
-    spread=spread,
-  )
-  queries = {
-    name: tokens.token_rows(
-      tokenizer,
-      (retriever.query_prompt + text for text in split.texts),
-      what=f'{name}-queries',
-      num_texts=len(split.texts),
-      cut=tokens.Cut(retriever.query_length),
-      content_hash=_hash_of(split, retriever.query_prompt),
-      folder=folder,
-    )
-    for name, split in dataset.splits.items()
-  }
+def _experiment(id, config, texts, model, spread=None):
+  """Returns the `Experiment` of data and a `pretrained.Model`."""
+  most = len(texts.corpus.texts) * config.chunks
+  check_index(config, model.config.embedding_size, most)
   devices, _ = devices_lib.training_devices(config)
-  query_encoder, passage_encoder = _encoders(config, retriever, devices)
+  retriever = make_retriever(config, model, devices)
+  made = retriever.config
+  data = tokenized.make(
+    texts, model.tokenizer, retriever.form, tokens_folder(config), spread
+  )
   logs.say(
     f'{len(devices)} {devices[0].device_kind} device(s), encoder of '
-    f'{retriever.body.num_layers} layers, width {retriever.body.hidden_size}, '
-    f'{retriever.pooling} pooling, {retriever.similarity}'
+    f'{made.body.num_layers} layers, width {made.body.hidden_size}, '
+    f'{made.pooling} pooling, {made.similarity}'
   )
-  return Run(
-    id,
-    config,
-    devices,
-    corpus,
-    dataset.splits,
-    passages,
-    queries,
-    retriever,
-    tokenizer,
-    query_encoder,
-    passage_encoder,
-  )
-
-
-def _encoders(config, retriever, devices):
-  return encoding.make_encoders(
-    retriever,
-    dtype=config.dtype,
-    tokens_per_batch=config.tokens_per_batch,
-    devices=devices,
-    # While another thread uses the GPU, cuDNN may fail to load a kernel.
-    kernel=config.refresh != 'async',
-  )
-
-
-def _hash_of(texts, *additions):
-  """Returns the hash of a corpus or split with what is added to its texts."""
-  return ' '.join([texts.hash, *filter(None, additions)])
+  return Experiment(id, config, data, retriever)

@@ -26,8 +26,8 @@ from ance_jax.mining import miner
 from ance_jax.mining import selection
 from ance_jax.models import snapshots
 from ance_jax.retrieval import bm25
-from ance_jax.retrieval import corpus_index
 from ance_jax.training import batches
+from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import schedule
 
@@ -45,7 +45,7 @@ def select_negatives(
   """Returns the negatives that a row of the method table takes of a ranking.
 
   Args:
-    run: `experiment.Run`.
+    run: `experiment.Experiment`.
     method: The row.
     source: What ranks passages for training query rows.
     rows: First training query row, and the one behind the last.
@@ -61,7 +61,7 @@ def select_negatives(
   counts = _counts(task, found)
   if method.without_answers:
     holds_answer = candidates.answer_matcher(
-      run.corpus, run.splits[run.config.train_split]
+      run.dataset.corpus, run.dataset.splits[run.config.train_split]
     )
     held = holds_answer(np.arange(*rows), found.rows)
     counts['answers'] = int(held.sum())
@@ -73,14 +73,14 @@ def select_negatives(
 
 def _task(run, method, source, number, least):
   """Returns the `miner.Task` of a row of the method table."""
-  config, split = run.config, run.splits[run.config.train_split]
+  config, split = run.config, run.dataset.splits[run.config.train_split]
   settings = _settings(config, method, number, least)
   holds_answer = rerank = None
   if drops_answers(config, split) and not method.without_answers:
-    holds_answer = candidates.answer_matcher(run.corpus, split)
+    holds_answer = candidates.answer_matcher(run.dataset.corpus, split)
   if settings.rules.rerank_max_score is not None:
     rerank = candidates.reranker(
-      run.corpus,
+      run.dataset.corpus,
       split,
       score_run=config.score_run,
       cross_encoder=config.cross_encoder,
@@ -91,7 +91,7 @@ def _task(run, method, source, number, least):
   return miner.Task(
     source,
     split.shared_positives(last=method.last_positive),
-    excluded(split, run.corpus, method, config.drop_same_text),
+    excluded(split, run.dataset.corpus, method, config.drop_same_text),
     settings,
     holds_answer,
     rerank,
@@ -234,7 +234,7 @@ def by_bm25(run):
 
 
 def _publish_bm25(run, folder, about):
-  split = run.splits[run.config.train_split]
+  split = run.dataset.splits[run.config.train_split]
   source = _bm25_source(run, split)
   found, counts = select_negatives(
     run,
@@ -272,7 +272,7 @@ def by_given(run):
 
 
 def _publish_given(run, folder, about):
-  config, split = run.config, run.splits[run.config.train_split]
+  config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
   sizes = np.array([len(given(row)) for row in range(len(split.ids))])
   negatives, counts = take_given(run)
@@ -290,7 +290,7 @@ def _publish_given(run, folder, about):
 
 def take_given(run):
   """Returns what `by_given` does, not kept, and counts of the rules."""
-  config, split = run.config, run.splits[run.config.train_split]
+  config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
   most = max(len(given(row)) for row in range(len(split.ids)))
   found, counts = select_negatives(
@@ -318,7 +318,7 @@ def given_to(split):
 def check(run):
   """Raises `BadInput` for settings that would stop the run later."""
   config = run.config
-  num_rows, width = len(run.passages.pieces()), run.retriever.embedding_size
+  num_rows = len(run.dataset.passages.pieces())
   most = num_rows // distributed.count()
   if -(-num_rows // config.rows_per_block) < distributed.count():
     raise errors.BadInput(
@@ -326,7 +326,7 @@ def check(run):
       f'block of the {num_rows:,} passages; found {config.rows_per_block}; '
       f'lower it to {most} at most.'
     )
-  corpus_index.check_index(config, width, num_rows)
+  experiment.check_index(config, run.retriever.config.embedding_size, num_rows)
   rows = [schedule.method(config, mined) for mined in (False, True)]
   mined = any(row.negatives in ('bm25', 'index') for row in rows)
   if mined or config.job == 'refresh':
@@ -339,15 +339,15 @@ def check(run):
 def sources(run):
   """Returns what negatives depend on, besides the weights."""
   config = run.config
-  split = run.splits[config.train_split]
+  split = run.dataset.splits[config.train_split]
   return {
     'own': _equal_texts(split),
     'drop_same_text': config.drop_same_text,
     'drop_answers': drops_answers(config, split),
-    'passages': run.passages.hash,
-    'queries': run.queries[config.train_split].hash,
+    'passages': run.dataset.passages.hash,
+    'queries': run.dataset.queries[config.train_split].hash,
     'judgements': split.hash,
-    'groups': run.corpus.hash,
+    'groups': run.dataset.corpus.hash,
     'index': config.index,
     'index_params': config.index_params,
     'center_passages': config.center_passages,
@@ -405,10 +405,10 @@ def _bm25_source(run, split):
   """Returns the `candidates.CandidateSource` that is taken for BM25's."""
   config = run.config
   if config.bm25_run:
-    return candidates.of_run_file(config.bm25_run, run.corpus, split)
+    return candidates.of_run_file(config.bm25_run, run.dataset.corpus, split)
   if split.negatives:
     return candidates.of_lists(split.negatives.__getitem__, 'the data')
-  texts = list(tokens.passage_texts(run.corpus, tokenizer_lib.SPACE))
+  texts = list(tokens.passage_texts(run.dataset.corpus, tokenizer_lib.SPACE))
   rank = bm25.make_rank(
     texts,
     k1=config.bm25_k1,
@@ -421,8 +421,8 @@ def _bm25_source(run, split):
 
 def _check_queries(run):
   """Raises `BadInput` where a row cannot have the queries that it needs."""
-  config, split = run.config, run.splits[run.config.train_split]
-  if config.warmup_until_plateau and config.dev_split not in run.splits:
+  config, split = run.config, run.dataset.splits[run.config.train_split]
+  if config.warmup_until_plateau and config.dev_split not in run.dataset.splits:
     raise errors.BadInput(
       f'--warmup_until_plateau={config.warmup_until_plateau} needs dev to end '
       'the warm-up by, and there is none; leave it out, or raise '
@@ -463,7 +463,7 @@ def _check_queries(run):
 
 def _check_given(run, wanted):
   """Raises `BadInput` where a row has no given negatives, or no room."""
-  config, split = run.config, run.splits[run.config.train_split]
+  config, split = run.config, run.dataset.splits[run.config.train_split]
   if not wanted:
     if split.given is not None and config.job == 'train':
       logs.say(
@@ -477,11 +477,11 @@ def _check_given(run, wanted):
       'train; set --negatives to a file of them, or use another row.'
     )
   most = _most_excluded(run, methods.METHODS['given'])
-  if config.hard_negatives + most > len(run.passages):
+  if config.hard_negatives + most > len(run.dataset.passages):
     raise errors.BadInput(
       f'--hard_negatives={config.hard_negatives} and up to {most} positives of '
-      f'a query are more than the {len(run.passages):,} passages of the '
-      'corpus; lower --hard_negatives.'
+      f'a query are more than the {len(run.dataset.passages):,} passages of '
+      'the corpus; lower --hard_negatives.'
     )
   if config.hard_negatives > config.top_k:
     raise errors.BadInput(
@@ -492,7 +492,7 @@ def _check_given(run, wanted):
 
 def _check_rules(run):
   """Raises `BadInput` for rules that the run cannot mine by."""
-  config, split = run.config, run.splits[run.config.train_split]
+  config, split = run.config, run.dataset.splits[run.config.train_split]
   last = config.max_rank
   if last is not None and config.top_k > last - config.skip_ranks:
     raise errors.BadInput(
@@ -517,8 +517,8 @@ def _check_rules(run):
 
 def _most_excluded(run, method):
   """Returns the most passages that a query may not have as negatives."""
-  config, split = run.config, run.splits[run.config.train_split]
-  found = excluded(split, run.corpus, method, config.drop_same_text)
+  config, split = run.config, run.dataset.splits[run.config.train_split]
+  found = excluded(split, run.dataset.corpus, method, config.drop_same_text)
   return int(found.num_excluded.max())
 
 
@@ -527,17 +527,17 @@ def _check_depth(run):
   # Of the warm-up's row more may be positives.
   rows = {methods.METHODS[config.method], schedule.method(config, False)}
   most = max(_most_excluded(run, row) for row in rows)
-  if most == len(run.passages):
+  if most == len(run.dataset.passages):
     raise errors.BadInput(
       f'all {most:,} passages of the corpus are positives of one training '
       'query, have the text of one, or are the query itself, and no negative '
       'can be mined for it; add passages, or leave the query out.'
     )
-  if config.top_k + most > len(run.passages):
+  if config.top_k + most > len(run.dataset.passages):
     raise errors.BadInput(
       '--top_k and the positives of a query must together be at most the '
-      f'{len(run.passages):,} passages of the corpus; found {config.top_k} and '
-      f'up to {most}; lower --top_k.'
+      f'{len(run.dataset.passages):,} passages of the corpus; found '
+      f'{config.top_k} and up to {most}; lower --top_k.'
     )
   if config.hard_negatives > config.top_k:
     raise errors.BadInput(

@@ -53,7 +53,7 @@ def refresh(run, step, *, before=None):
   """Mines the training queries' negatives with the checkpoint of a step.
 
   Args:
-    run: `experiment.Run` with the training and the dev split.
+    run: `experiment.Experiment` with the training and the dev split.
     step: int, step of a committed checkpoint.
     before: int, step of the refresh whose negatives these are compared with,
       or None.
@@ -68,8 +68,9 @@ def refresh(run, step, *, before=None):
   config, watch = run.config, logs.Stopwatch()
   whose = checkpoint.identity(config.workdir, step)
   params = checkpoint.read_params(
-    config.workdir, step, bi_encoder.shapes(run.retriever), run.devices
+    config.workdir, step, bi_encoder.shapes(run.retriever.config), run.devices
   )
+  run = run.with_params(params)
   weights_hash = checkpoint.weights_hash(params)
   about = {
     'step': step,
@@ -80,12 +81,12 @@ def refresh(run, step, *, before=None):
   }
   if found := distributed.told(lambda: _find(run, step, about)):
     return found
-  indexed = corpus_index.index_corpus(run, params, watch)
-  seen = diagnostics.probe(run, params, indexed, watch)
+  indexed = run.index_corpus(watch)
+  seen = diagnostics.probe(run, indexed, watch)
   if before is not None and _is_fresh(run, seen, before):
-    found, _ = assess(run, params, indexed, seen, before, watch)
+    found, _ = assess(run, indexed, seen, before, watch)
     return {**about, **found, 'mined': False}
-  mined, counts = _mine(run, step, params, indexed, watch)
+  mined, counts = _mine(run, step, indexed, watch)
   if before is not None and _is_whole(run):
     probe = seen.rows
     counts['overlap'] = selection.overlap(
@@ -94,14 +95,15 @@ def refresh(run, step, *, before=None):
   if indexed.real_tokens is not None:
     counts['real_tokens'] = indexed.real_tokens
   table = diagnostics.Table(_query_slice(run, step)[0], mined.rows)
-  found, now = assess(run, params, indexed, seen, before, watch, table)
+  found, now = assess(run, indexed, seen, before, watch, table)
   found['metrics'] |= {f'refresh/{name}': n for name, n in counts.items()}
+  encoder = run.retriever.config
   made = {
     **about,
     **found,
     'format': _FORMAT,
     'mined': True,
-    'lengths': [run.retriever.query_length, run.retriever.passage_length],
+    'lengths': [encoder.query_length, encoder.passage_length],
     'made_with': devices_lib.describe(run.devices),
   }
   if distributed.is_first():
@@ -119,12 +121,11 @@ def refresh(run, step, *, before=None):
   return atomic.read_manifest(folder(run, step))
 
 
-def assess(run, params, indexed, seen, in_use, watch, mined=None):
+def assess(run, indexed, seen, in_use, watch, mined=None):
   """Returns what a manifest says of some weights, and `diagnostics.Seen`.
 
   Args:
-    run: `experiment.Run`.
-    params: Parameters by tower.
+    run: `experiment.Experiment` with the weights.
     indexed: Their `corpus_index.IndexedCorpus`.
     seen: Their `diagnostics.Probe`.
     in_use: Step of the refresh whose negatives are in use, or None.
@@ -135,9 +136,11 @@ def assess(run, params, indexed, seen, in_use, watch, mined=None):
     {'metrics', 'secs', 'flops', 'examples', 'weights_hash'}; `Seen`.
   """
   split, scores, ranking, examples = run.config.dev_split, {}, None, []
-  if split in run.splits:
-    scores, ranking = corpus_index.evaluate(run, params, indexed, split, watch)
-    examples = corpus_index.examples(run, ranking, split)
+  if split in run.dataset.splits:
+    scores, ranking = run.evaluate(indexed, split, watch)
+    examples = corpus_index.examples(
+      ranking, run.dataset.splits[split], run.dataset.corpus, run.config.seed
+    )
   tables, last = {}, None
   if in_use is not None:
     tables['in_use'] = _table_of(run, in_use)
@@ -203,7 +206,7 @@ def fetch(run, after):
   """Copies the newest refresh in from the run's `--remote_dir`, if it has one.
 
   Args:
-    run: `experiment.Run`.
+    run: `experiment.Experiment`.
     after: Step of one that is here, or -1: only a newer one is copied.
   """
   remote.pull_newest(run.workdir / _FOLDER, after)
@@ -219,7 +222,7 @@ def refusal(run, manifest):
   """Returns why a refresh is not one of this run; None: it is one.
 
   Args:
-    run: `experiment.Run`.
+    run: `experiment.Experiment`.
     manifest: That of a folder that was found among its refreshes.
   """
   if not _has_format(manifest):
@@ -248,7 +251,7 @@ def adopt(run, other, step):
   """Publishes the refresh of another run's folder as one of this run.
 
   Args:
-    run: `experiment.Run`, of the same data and settings.
+    run: `experiment.Experiment`, of the same data and settings.
     other: Path of the other run's folder.
     step: int, that of the weights.
 
@@ -281,7 +284,7 @@ def negatives_for(run, method, in_use):
   """Returns the `batches.Negatives` to train on, or None for no table.
 
   Args:
-    run: `experiment.Run`.
+    run: `experiment.Experiment`.
     method: A row of the method table.
     in_use: `resume.PickUp`; only for rows that refresh.
 
@@ -299,7 +302,7 @@ def negatives_for(run, method, in_use):
 def _of_table(run, start, passages, since):
   """Returns the `batches.Negatives` of the queries of a table that have any."""
   rows = start + np.arange(len(passages))
-  whole = len(run.queries[run.config.train_split])
+  whole = len(run.dataset.queries[run.config.train_split])
   any_left = passages[:, 0] >= 0
   if not any_left.any():
     raise errors.BadInput(
@@ -354,13 +357,11 @@ def dev_summary(values):
   )
 
 
-def _mine(run, step, params, indexed, watch):
+def _mine(run, step, indexed, watch):
   """Returns the `miner.Table` of a refresh, and counts of the rules."""
   config, method = run.config, _row(run)
   start, end = _query_slice(run, step)
-  queries = corpus_index.encode_queries(
-    run, params, config.train_split, watch, np.arange(start, end)
-  )
+  queries = run.encode_queries(config.train_split, watch, np.arange(start, end))
   source = candidates.of_index(indexed, queries, f'step {step}', start)
 
   def rank(rows, depth):
@@ -415,7 +416,7 @@ def _is_whole(run):
 
 def _query_slice(run, step):
   """Returns the first query row that a refresh mines, and the one behind."""
-  whole = len(run.queries[run.config.train_split])
+  whole = len(run.dataset.queries[run.config.train_split])
   size = whole // run.config.query_slices
   number = schedule.query_slice(run.config, step)
   # The last one takes what is left over, as in ANCE (run_ann_data_gen.py).
@@ -425,8 +426,8 @@ def _query_slice(run, step):
 
 def _sources(run):
   """Returns what a refresh depends on, besides the weights."""
-  flavour = tokenizer_lib.flavour(run.tokenizer)
-  flavour['title_separator'] = run.retriever.title_separator
+  flavour = tokenizer_lib.flavour(run.retriever.tokenizer)
+  flavour['title_separator'] = run.retriever.config.title_separator
   return {'run': run.id, 'tokenizer': flavour, **negatives_lib.sources(run)}
 
 

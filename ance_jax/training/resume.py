@@ -33,13 +33,13 @@ class Begun(NamedTuple):
   """Where a run begins, or goes on.
 
   Attributes:
-    run: `experiment.Run`.
+    run: `experiment.Experiment`.
     params: Parameters by tower; None where they are in the checkpoint.
     step: Optimizer steps made.
     history: bytes, the lines of `metrics.jsonl` up to there.
   """
 
-  run: experiment.Run
+  run: experiment.Experiment
   params: dict | None
   step: int
   history: bytes
@@ -68,7 +68,7 @@ def begin(config):
   )
   if saved is None:
     _check_never_trained(config.workdir)
-    this, params = experiment.begin(config, splits)
+    this, params = experiment.create(config, splits)
     negatives.check(this)
     logs.say(f'training {config.workdir} from step 0')
     return Begun(this, params, 0, b'')
@@ -79,7 +79,7 @@ def begin(config):
       f'--max_steps must be at least the {step} steps made; found '
       f'{config.max_steps}; raise it, or evaluate a checkpoint.'
     )
-  this = experiment.go_on(config, splits, step)
+  this = experiment.restore(config, splits, step)
   logs.say(
     f'training {config.workdir} goes on from the checkpoint of step {step}'
   )
@@ -131,7 +131,7 @@ def _say_what_changed(run, step, saved):
   """Prints what a run does not go on with as it was at its checkpoint.
 
   Args:
-    run: `experiment.Run`.
+    run: `experiment.Experiment`.
     step: int, that of the checkpoint.
     saved: Its manifest.
   """

@@ -44,7 +44,7 @@ def run(config, *, leave, check_room, show):
   Args:
     config: `Config`.
     leave: What is called at a second Ctrl-C.
-    check_room: check_room(`experiment.Run`) raises `BadInput` if it cannot fit.
+    check_room: check_room(experiment) raises `BadInput` if it cannot fit.
     show: `boundary.Show` of the run.
   """
   distributed.start(config)
@@ -115,9 +115,9 @@ def _open(stack, lock, begun, show):
   metrics = logs.Metrics(config.workdir, history=begun.history, step=begun.step)
   stack.enter_context(contextlib.closing(metrics))
   optimizer = optimizers.make(config)
-  trained = steps.trees_of_run(config, this.retriever.towers)
+  trained = steps.trees_of_run(config, this.retriever.config.towers)
   if begun.params is None:
-    shapes = bi_encoder.shapes(this.retriever)
+    shapes = bi_encoder.shapes(this.retriever.config)
     like = steps.state_shapes(shapes, trained, optimizer, this.devices)
     state = distributed.locally(
       checkpoints.restore(begun.step, like), like.step.sharding
@@ -153,7 +153,7 @@ def _open_reader(stack, run):
     return None
   if config.refresh == 'async':
     others = devices_lib.training_devices(config)[1]
-    there = experiment.beside(run, others) if others else run
+    there = run.on_devices(others) if others else run
     worker = stack.enter_context(contextlib.closing(background.Worker(there)))
   return stack.enter_context(contextlib.closing(background.Reader(run, worker)))
 
@@ -169,7 +169,7 @@ def _step_maker(parts):
   def make(method):
     data = experiment.training_data(run, method)
     train_step = steps.make_train_step(
-      config, method, run.retriever, parts.optimizer, run.devices
+      config, method, run.retriever.config, parts.optimizer, run.devices
     )
     number = schedule.num_negatives(config, method)
 

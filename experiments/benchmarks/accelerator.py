@@ -35,8 +35,8 @@ from ance_jax.core import devices
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
 from ance_jax.models import bi_encoder
-from ance_jax.models import pretrained
 from ance_jax.retrieval import encoding
+from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import optimizers
 from ance_jax.training import steps
@@ -155,7 +155,7 @@ def check(model, peer, texts):
   """Holds float32 against torch on the CPU: embeddings, and a gradient."""
   few = texts[:32]
   encoder = encoding.make_encoder(
-    model.retriever,
+    model.config,
     bi_encoder.PASSAGE,
     dtype='float32',
     tokens_per_batch=4096,
@@ -171,9 +171,7 @@ def check(model, peer, texts):
   gradients = []
   for here in (devices.local(1), tuple(jax.devices('cpu')[:1])):
     gradient = jax.pmap(
-      steps.make_gradient(
-        SETTINGS, methods.METHODS['in_batch'], model.retriever
-      ),
+      steps.make_gradient(SETTINGS, methods.METHODS['in_batch'], model.config),
       axis_name=devices.AXIS,
       in_axes=(None, 0, None),
       out_axes=None,
@@ -193,9 +191,9 @@ def check(model, peer, texts):
 
 def encode_batches(model, peer, peak):
   """Prints tokens a second and shares of the peak, by the length of texts."""
-  random, body = np.random.default_rng(0), model.retriever.body
+  random, body = np.random.default_rng(0), model.config.body
   encode_them = jax.jit(
-    bi_encoder.make_encode(model.retriever, 'bfloat16', bi_encoder.PASSAGE)
+    bi_encoder.make_encode(model.config, 'bfloat16', bi_encoder.PASSAGE)
   )
   theirs = peer[0].auto_model
   print(f'\n{"length":>6}{"ance_jax":>14}{"share":>7}{"torch":>14}{"share":>7}')
@@ -232,7 +230,7 @@ def encode_batches(model, peer, peak):
 def encode_texts(model, peer, texts):
   """Compares texts to embeddings, tokenizing included."""
   encoder = encoding.make_encoder(
-    model.retriever,
+    model.config,
     bi_encoder.PASSAGE,
     dtype='bfloat16',
     tokens_per_batch=TOKENS_PER_BATCH,
@@ -268,7 +266,7 @@ def make_our_step(model, batch, here):
   optimizer = optimizers.make(SETTINGS)
   settings = dataclasses.replace(SETTINGS, dtype='bfloat16')
   train_step = steps.make_train_step(
-    settings, methods.METHODS['in_batch'], model.retriever, optimizer, here
+    settings, methods.METHODS['in_batch'], model.config, optimizer, here
   )
   params = jax.tree.map(jnp.copy, model.params)
   state = [steps.init_state(params, params, optimizer, here)]
@@ -323,7 +321,7 @@ def train(model, folder, texts, peak):
     what, ours, make_their_step(folder, texts), units=4, unit='steps', rounds=3
   )
   [secs] = secs_each([ours])
-  body = model.retriever.body
+  body = model.config.body
   # Backward is twice the work of forward.
   work = 3 * sum(
     flop(body, int(lengths.sum()), length)
@@ -340,7 +338,7 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     make_model(texts, folder)
     settings = dataclasses.replace(SETTINGS, init_from=folder)
-    model = pretrained.load(settings, ())
+    model = experiment.load_model(settings, ())
     check(model, load_peer(folder, 'cpu'), texts)
     peak, theirs = matrix_peak()
     print(

@@ -69,7 +69,7 @@ LARGE = {
   'tokens_per_batch': 131_072,
   'learning_rate': 2e-5,
 }
-BERT_BASE = bi_encoder.Retriever(
+BERT_BASE = bi_encoder.RetrieverConfig(
   bert.BodyConfig('bert', 30522, 768, 12, 12, 3072, 512, 2, 1e-12, 'gelu'),
   True, 'cls', 768, True, 'dot', 64, 512, ' ',
 )  # fmt: skip

@@ -15,8 +15,8 @@ from ance_jax.core import devices
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
 from ance_jax.models import bi_encoder
-from ance_jax.models import pretrained
 from ance_jax.retrieval import encoding
+from ance_jax.training import experiment
 
 NUM_PASSAGES, PEER_BATCH = 300, 32
 
@@ -33,9 +33,11 @@ def main():
   rows = np.random.default_rng(0).choice(len(corpus.texts), NUM_PASSAGES, False)
   passages = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
   texts = [passages[row] for row in rows]
-  model = pretrained.load(config.Config(init_from=side_by_side.minilm()), ())
+  model = experiment.load_model(
+    config.Config(init_from=side_by_side.minilm()), ()
+  )
   encoder = encoding.make_encoder(
-    model.retriever,
+    model.config,
     bi_encoder.PASSAGE,
     dtype='float32',
     tokens_per_batch=4096,
@@ -44,7 +46,7 @@ def main():
   peer = sentence_transformers.SentenceTransformer(
     side_by_side.minilm(), device='cpu'
   )
-  length = model.retriever.passage_length
+  length = model.config.passage_length
 
   def ours():
     token_rows = tokens.memory_rows(model.tokenizer, texts, length)

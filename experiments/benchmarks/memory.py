@@ -25,7 +25,7 @@ from ance_jax.training import optimizers
 from ance_jax.training import steps
 
 QUERIES, QUERY_LENGTH, PASSAGE_LENGTH, ROUNDS = 64, 32, 128, 3
-RETRIEVER = bi_encoder.Retriever(
+RETRIEVER = bi_encoder.RetrieverConfig(
   bert.BodyConfig('bert', 30_522, 384, 6, 12, 1536, 512, 2, 1e-12, 'gelu'),
   tied=True,
   pooling='mean',

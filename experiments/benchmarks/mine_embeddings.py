@@ -56,18 +56,13 @@ def one(number):
       pathlib.Path(folder), settings.rows_per_block, number, random
     )
     split = corpus_lib.make_split(
-      corpus_lib.Judged(
+      corpus_lib.RawSplit(
         [f'q{row}' for row in range(number)],
         [f'what {row}' for row in range(number)],
         {(row, int(passage)): 1 for row, passage in enumerate(passages)},
       )
     )
-    run = types.SimpleNamespace(
-      config=settings, corpus=corpus, splits={'train': split}
-    )
-    experiment.read = lambda *_: (run, None, 0)
-    corpus_index.encode_queries = lambda *_: queries
-    corpus_index.index_corpus = lambda *_: corpus_index.IndexedCorpus(
+    indexed = corpus_index.IndexedCorpus(
       index.build(settings.index, settings.index_params, blocks),
       '',
       None,
@@ -75,6 +70,12 @@ def one(number):
       blocks,
       settings.index == 'Flat',
     )
+    run = types.SimpleNamespace(
+      dataset=corpus_lib.TextDataset(corpus, {'train': split}),
+      encode_queries=lambda *_, queries=queries: queries,
+      index_corpus=lambda *_, indexed=indexed: indexed,
+    )
+    experiment.open = lambda *_, run=run: (run, 0)
     for name in secs:
       setattr(index, name, _timed(getattr(index, name), secs, name))
     before, start = peak.value, time.perf_counter()

@@ -21,9 +21,9 @@ import time
 import numpy as np
 
 from ance_jax import config
-from ance_jax.data import load
 from ance_jax.data import tokenizer
 from ance_jax.data import tokens
+from ance_jax.training import experiment
 
 WORDS, LENGTH, VOCABULARY, TRAINED_ON, WIKIPEDIA = 60, 128, 30_000, 20_000, 21e6
 
@@ -70,7 +70,7 @@ def one(number):
     source = _write(folder, number)
     start = time.perf_counter()
     settings = config.Config(dataset='msmarco', data_dir=str(folder))
-    corpus = load.load(settings, ('dev',)).corpus
+    corpus = experiment.load_texts(settings, ('dev',)).corpus
     read = time.perf_counter() - start
     memory_read = peak.value
     texts = [corpus.texts[row] for row in range(min(TRAINED_ON, number))]

@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 
 from ance_jax import config
-from ance_jax.data import load
 from ance_jax.data import tokens
 from ance_jax.training import batches
+from ance_jax.training import experiment
 
 
 def minilm():
@@ -24,7 +24,7 @@ def minilm():
 def pydocs():
   """Returns the dataset pydocs, its training split with it."""
   with tempfile.TemporaryDirectory() as folder:
-    return load.load(config.Config(workdir=folder), ('train',))
+    return experiment.load_texts(config.Config(workdir=folder), ('train',))
 
 
 def in_batch(tokenizer, queries, passages, lengths):

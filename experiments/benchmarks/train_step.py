@@ -17,7 +17,7 @@ import torch
 
 from ance_jax import config
 from ance_jax.core import devices
-from ance_jax.models import pretrained
+from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import optimizers
 from ance_jax.training import steps
@@ -54,7 +54,7 @@ def read_pairs():
 
 def make_ours(queries, passages):
   """Returns (step function, loss without dropout)."""
-  model = pretrained.load(SETTINGS, ())
+  model = experiment.load_model(SETTINGS, ())
   here = devices.local(1)
   optimizer = optimizers.make(SETTINGS)
   batch = side_by_side.in_batch(
@@ -67,12 +67,12 @@ def make_ours(queries, passages):
 
   def make(settings):
     return steps.make_train_step(
-      settings, methods.METHODS['in_batch'], model.retriever, optimizer, here
+      settings, methods.METHODS['in_batch'], model.config, optimizer, here
     )
 
   def new_state():
     # Each state has parameters of its own: a step gives their memory away.
-    params = pretrained.load(SETTINGS, ()).params
+    params = experiment.load_model(SETTINGS, ()).params
     return steps.init_state(params, params, optimizer, here)
 
   without = make(dataclasses.replace(SETTINGS, dropout_rate=0.0))

@@ -17,7 +17,6 @@ from ance_jax.core import devices
 from ance_jax.core import distributed
 from ance_jax.core import logs
 from ance_jax.jobs import train
-from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import experiment
 from ance_jax.training import negatives
@@ -236,7 +235,7 @@ def test_processes_that_could_not_find_each_other_are_refused(
 
 
 def test_a_process_without_a_block_is_refused(config, monkeypatch):
-  run = experiment.begin(config, ('train', 'dev'))[0]
+  run = experiment.create(config, ('train', 'dev'))[0]
   monkeypatch.setattr(distributed, 'count', lambda: 11)
   with pytest.raises(errors_lib.BadInput, match='lower it to 13 at most'):
     negatives.check(run)
@@ -245,11 +244,11 @@ def test_a_process_without_a_block_is_refused(config, monkeypatch):
 def test_a_block_that_another_process_did_not_write_is_named(
   config, monkeypatch
 ):
-  run, params = experiment.begin(config, ('train', 'dev'))
+  run, params = experiment.create(config, ('train', 'dev'))
   monkeypatch.setattr(distributed, 'count', lambda: 2)
   monkeypatch.setattr(
     distributed, 'gather', lambda array: np.stack([array] * 2)
   )
   placed = devices.replicate(params, run.devices)
   with pytest.raises(FileNotFoundError, match='00001/embeddings.npy'):
-    corpus_index.index_corpus(run, placed, logs.Stopwatch())
+    run.with_params(placed).index_corpus(logs.Stopwatch())

@@ -473,12 +473,12 @@ def test_the_docstrings_of_a_run_are_those_that_it_was_trained_on(
   config = config_lib.Config(workdir=str(tmp_path), init_from=str(theirs))
   for job in ('evaluate', 'compare', 'train'):
     with pytest.raises(KeyboardInterrupt):
-      load.load(dataclasses.replace(config, job=job), ('dev',))
+      experiment.load_texts(dataclasses.replace(config, job=job), ('dev',))
   assert asked[:2] == [theirs / 'datasets'] * 2
   assert asked[2] != theirs / 'datasets'
   (theirs / 'datasets' / 'a').write_text('b')
   with pytest.raises(errors.Damaged, match='datasets/a is missing or was'):
-    load.load(dataclasses.replace(config, job='evaluate'), ('dev',))
+    experiment.load_texts(dataclasses.replace(config, job='evaluate'), ('dev',))
   assert (theirs / 'datasets').is_dir()
 
 

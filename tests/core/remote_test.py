@@ -207,7 +207,7 @@ def test_another_refresher_goes_on_where_the_last_was(config, monkeypatch):
 def test_other_jobs_read_what_is_there(config):
   train.run(config)
   other = on_another_machine(config)
-  _, _, step = experiment.read(
+  _, step = experiment.open(
     dataclasses.replace(other, job='evaluate'), ('train', 'dev')
   )
   assert step == 16
@@ -217,7 +217,7 @@ def test_other_jobs_read_what_is_there(config):
     report.examples(pathlib.Path(config.workdir))
   )
   first, *_ = checkpoint.committed_steps(config.workdir)
-  _, _, step = experiment.read(
+  _, step = experiment.open(
     dataclasses.replace(other, job='evaluate', checkpoint=str(first)),
     ('train', 'dev'),
   )

@@ -14,8 +14,8 @@ import pytest
 
 from ance_jax import config
 from ance_jax import errors
-from ance_jax.data import load
 from ance_jax.data import registry
+from ance_jax.training import experiment
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -50,7 +50,7 @@ def served(tmp_path, monkeypatch):
 
 def read(folder, **changes):
   settings = config.Config(data_dir=str(folder), download=True, **changes)
-  return load.load(settings, ('train', 'dev'))
+  return experiment.load_texts(settings, ('train', 'dev'))
 
 
 def zipped(folder, name):
@@ -80,7 +80,7 @@ def test_a_set_of_beir_is_fetched_by_its_name(
     capsys.readouterr().out
   )
   assert not list(tmp_path.rglob('out.tsv'))
-  by_hand = load.load(
+  by_hand = experiment.load_texts(
     config.Config(dataset='beir', data_dir=str(beir_folder)), ('train', 'dev')
   )
   assert fetched.corpus.hash == by_hand.corpus.hash
@@ -112,7 +112,7 @@ def test_where_a_set_of_beir_can_be_had_is_said(tmp_path):
   with pytest.raises(
     errors.BadInput, match=r'unpack https://\S+/nq.zip \(498.3 MB\), or set'
   ):
-    load.load(settings, ('train',))
+    experiment.load_texts(settings, ('train',))
 
 
 def test_each_set_of_beir_has_an_archive():
@@ -145,7 +145,7 @@ def test_an_archive_is_fetched_once_and_read_as_if_it_lay_there(
   fetched = read(tmp_path / 'new', dataset='msmarco')
   source.unlink()
   again = read(tmp_path / 'new', dataset='msmarco')
-  by_hand = load.load(
+  by_hand = experiment.load_texts(
     config.Config(dataset='msmarco', data_dir=str(tmp_path / 'by_hand')),
     ('train', 'dev'),
   )
@@ -171,7 +171,7 @@ def test_gzipped_and_plain_files_are_fetched(served, tmp_path):
   settings = config.Config(
     data_dir=str(tmp_path / 'new'), download=True, dataset='dpr', questions='nq'
   )
-  split = load.load(settings, ('test',)).splits['test']
+  split = experiment.load_texts(settings, ('test',)).splits['test']
   assert len(split.ids) == formats.NUM_TEST
 
 

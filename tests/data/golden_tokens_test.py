@@ -27,7 +27,7 @@ from ance_jax.data import tokens
 from ance_jax.models import bert
 from ance_jax.models import bert_weights
 from ance_jax.models import bi_encoder
-from ance_jax.models import pretrained
+from ance_jax.training import experiment
 
 ROWS = """
 0 <s> 1 <pad> 2 </s> 3 <unk> 50264 <mask>
@@ -98,7 +98,9 @@ def folder(tmp_path_factory):
     merges=[tuple(pair.split('+')) for pair in MERGES.split()],
   ).save_pretrained(folder)
   body = bert.BodyConfig('roberta', 50265, 16, 1, 2, 32, 98, 1, 1e-5, 'gelu')
-  retriever = bi_encoder.Retriever(body, True, 'cls', 4, True, 'dot', 8, 8, ' ')
+  retriever = bi_encoder.RetrieverConfig(
+    body, True, 'cls', 4, True, 'dot', 8, 8, ' '
+  )
   params = bi_encoder.init(retriever, 0)['tied']
   tensors = bert_weights.body_to_tensors(params['body'], body)
   tensors = {f'roberta.{name}': array for name, array in tensors.items()}
@@ -128,12 +130,12 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def ance(folder):
   config = config_lib.Config(init_from=folder, title_separator='token')
-  return pretrained.load(config, ())
+  return experiment.load_model(config, ())
 
 
 @pytest.mark.parametrize('text', ROBERTA)
 def test_a_checkpoint_of_ance_gets_the_ids_that_it_was_trained_with(text, ance):
-  assert ance.retriever.query_length == 64
+  assert ance.config.query_length == 64
   assert ids(ance.tokenizer, text) == ROBERTA[text]
 
 
@@ -153,7 +155,7 @@ def test_a_document_is_its_address_title_and_body_without_spaces_between(ance):
   """What ANCE writes with a space on both sides of the separators."""
   title = f'URL{corpus_lib.TITLE_PART}Title '
   corpus = corpus_lib.Corpus(['d'], [title], [' Body'], np.arange(1), 'h')
-  (text,) = tokens.passage_texts(corpus, ance.retriever.title_separator)
+  (text,) = tokens.passage_texts(corpus, ance.config.title_separator)
   assert ids(ance.tokenizer, text) == ROBERTA['URL </s> Title </s> Body']
 
 

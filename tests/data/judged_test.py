@@ -16,7 +16,6 @@ from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.data import corpus as corpus_lib
-from ance_jax.data import load as load_lib
 from ance_jax.data import tfds
 from ance_jax.data.readers import beir
 from ance_jax.jobs import compare
@@ -200,7 +199,7 @@ def test_three_ids_are_shown_each_once_and_in_order(tmp_path, capsys):
 
 def load(folder, *splits, **changes):
   config = config_lib.Config(data_dir=str(folder), **changes)
-  return load_lib.load(config, splits)
+  return experiment.load_texts(config, splits)
 
 
 def test_training_leaves_out_pairs_and_queries_that_the_corpus_lacks(
@@ -355,7 +354,7 @@ def test_ids_that_a_reader_makes_up_are_no_passages(tmp_path, capsys):
 
 def test_the_table_of_judgements_has_what_the_corpus_lacks():
   corpus = corpus_lib.make_corpus(['a', 'b'], ['', ''], ['x', 'y'])
-  judged = corpus_lib.Judged(
+  judged = corpus_lib.RawSplit(
     ['q', 'r'], ['', ''], {(1, 0): 1}, missing={(0, 'gone'): 2}
   )
   assert [row for _, row in tfds._judgements(judged, corpus)] == [

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ance_jax.data import corpus as corpus_lib
-from ance_jax.data import load as load_lib
 from ance_jax.data import strings as strings_lib
+from ance_jax.training import experiment
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def folder(beir_folder, tmp_path):
 def load(folder, tiny):
   def load(*names, **changes):
     changed = dataclasses.replace(tiny, data_dir=str(folder), **changes)
-    return load_lib.load(changed, names)
+    return experiment.load_texts(changed, names)
 
   return load
 
@@ -253,7 +253,7 @@ def test_pairs_are_texts_of_which_equal_ones_are_one(tmp_path, tiny):
   settings = dataclasses.replace(
     tiny, dataset='pairs', data_dir=str(tmp_path), dev_fraction=0.0
   )
-  dataset = load_lib.load(settings, ('train',))
+  dataset = experiment.load_texts(settings, ('train',))
   assert list(dataset.corpus.ids) == ['a', 'b', 'c', 'pairs-2']
   assert list(dataset.corpus.texts)[3] == 'new'
   assert list(dataset.splits['train'].texts) == ['what', 'who', 'Who']
@@ -265,17 +265,17 @@ def test_pairs_are_texts_of_which_equal_ones_are_one(tmp_path, tiny):
     ('q2', 'pairs-2'): 1,
   }
   halves = dataclasses.replace(settings, dev_fraction=0.5)
-  splits = load_lib.load(halves, ('train', 'dev')).splits
+  splits = experiment.load_texts(halves, ('train', 'dev')).splits
   assert [list(splits[name].ids) for name in ('train', 'dev')] == [
     ['q1'], ['q0', 'q2']
   ]  # fmt: skip
   (tmp_path / 'corpus.jsonl').unlink()
-  alone = load_lib.load(settings, ('train',)).corpus
+  alone = experiment.load_texts(settings, ('train',)).corpus
   assert list(alone.texts) == ['Title 1 text 1', 'new', 'text 0']
 
 
 def test_a_split_keeps_what_the_corpus_lacks_beside_its_arrays():
-  judged = corpus_lib.Judged(
+  judged = corpus_lib.RawSplit(
     ['a', 'b', 'c'], ['x', 'y', 'z'], {(0, 5): 1, (2, 1): 2},
     missing={(1, 'gone'): 3, (2, 'gone'): -1, (2, 'lost'): 1},
   )  # fmt: skip

@@ -10,6 +10,7 @@ from ance_jax import config
 from ance_jax.data import load
 from ance_jax.data import pydocs
 from ance_jax.data import python_files
+from ance_jax.training import experiment
 
 
 def slow_near_duplicates(texts):
@@ -197,15 +198,15 @@ def test_a_damaged_set_is_set_aside_and_built_again(
 
   monkeypatch.setattr(pydocs, 'docstrings', docstrings)
   settings = config.Config(workdir=str(tmp_path))
-  first = load.load(settings, ('train',)).corpus.hash
+  first = experiment.load_texts(settings, ('train',)).corpus.hash
   capsys.readouterr()
-  assert load.load(settings, ('train',)).corpus.hash == first
+  assert experiment.load_texts(settings, ('train',)).corpus.hash == first
   assert 'reading the docstrings' not in capsys.readouterr().out
   (path,) = (tmp_path / 'datasets').rglob('*.array_record*')
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 1
   path.write_bytes(content)
-  assert load.load(settings, ('train',)).corpus.hash == first
+  assert experiment.load_texts(settings, ('train',)).corpus.hash == first
   out = capsys.readouterr().out
   assert f'found that {path} is missing or was changed' in out
   assert 'reading the docstrings' in out

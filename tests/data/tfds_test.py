@@ -4,8 +4,8 @@ import formats
 import pytest
 
 from ance_jax import config
-from ance_jax.data import load
 from ance_jax.data import tfds
+from ance_jax.training import experiment
 
 
 def build(builder, folder, table, out):
@@ -24,7 +24,7 @@ def text(row):
 
 
 def test_a_set_of_beir_is_built_by_its_name(beir_folder, tmp_path):
-  read = load.load(
+  read = experiment.load_texts(
     config.Config(dataset='beir', data_dir=str(beir_folder)), ('dev',)
   )
   corpus = build(tfds.Beir, beir_folder, 'cqadupstack-unix_corpus', tmp_path)
@@ -51,7 +51,7 @@ def test_a_builder_gives_the_rows_of_the_reader(
   folder.mkdir()
   write(folder)
   out = tmp_path / 'tfds'
-  read = load.load(
+  read = experiment.load_texts(
     config.Config(dataset=dataset, data_dir=str(folder)), (split,)
   )
   corpus, judged = read.corpus, read.splits[split]

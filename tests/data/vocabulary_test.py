@@ -13,10 +13,10 @@ import tokenizers
 
 from ance_jax import errors
 from ance_jax.core import logs
-from ance_jax.data import load
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
 from ance_jax.data import vocabulary
+from ance_jax.training import experiment
 
 # 3,000 passages of Han letters, the common ones more often.
 HAN = [chr(0x4E00 + number) for number in range(3_000)]
@@ -56,7 +56,7 @@ def trained(texts, size):
 
 
 def test_a_corpus_of_few_letters_keeps_its_tokenizer_to_the_byte(tiny, capsys):
-  dataset = load.load(tiny, ('train',))
+  dataset = experiment.load_texts(tiny, ('train',))
   texts = tokens.passage_texts(dataset.corpus, tokenizer_lib.SPACE)
   assert trained(texts, 200).to_str() == first_version(texts, 200)
   # Accents, other alphabets, a long word, and a file of Python.

@@ -18,8 +18,8 @@ from bad_input_tools import together
 from bad_input_tools import zipped
 
 from ance_jax import config
-from ance_jax.data import load
 from ance_jax.retrieval import bm25
+from ance_jax.training import experiment
 
 CORPUS, QUERIES, TRAIN, DEV = (
   'corpus.jsonl', 'queries.jsonl', 'qrels/train.tsv', 'qrels/dev.tsv'
@@ -42,7 +42,7 @@ def use(folder, changes):
   """Loads the folder and indexes it with BM25."""
   changes = {'data_dir': str(folder), **(changes or {})}
   given = config.Config(dataset='beir', **changes)
-  dataset = load.load(given, (given.train_split, given.dev_split))
+  dataset = experiment.load_texts(given, (given.train_split, given.dev_split))
   bm25.make_rank(list(dataset.corpus.texts), k1=0.9, b=0.4)
 
 

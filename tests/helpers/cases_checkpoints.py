@@ -34,6 +34,7 @@ from ance_jax.models import bert
 from ance_jax.models import bert_weights
 from ance_jax.models import bi_encoder
 from ance_jax.models import pretrained
+from ance_jax.training import experiment
 
 TEXTS = ['some text of few words', 'more words of another text']
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
@@ -55,7 +56,8 @@ def make_sound(folder, sound):
   """Copies a BERT folder, made on the first call."""
   if not os.listdir(sound):
     params = bi_encoder.init(
-      bi_encoder.Retriever(BODY, True, 'cls', 0, True, 'dot', 8, 8, ' '), 0
+      bi_encoder.RetrieverConfig(BODY, True, 'cls', 0, True, 'dot', 8, 8, ' '),
+      0,
     )['tied']['body']
     save_file(bert_weights.body_to_tensors(params, BODY), sound / WEIGHTS)
     tokenizer_lib.train_vocabulary(TEXTS, 60).save_pretrained(sound)
@@ -81,7 +83,7 @@ def use(folder, changes):
   if 'output' in changes:
     export.run(config.Config(job='export', workdir=str(folder), **changes))
   else:
-    pretrained.load(config.Config(**changes), TEXTS)
+    experiment.load_model(config.Config(**changes), TEXTS)
 
 
 def tensors(change):
@@ -241,7 +243,7 @@ def module(number, **values):
 
 def _run_of_ours(change):
   def make(folder):
-    retriever = bi_encoder.Retriever(
+    retriever = bi_encoder.RetrieverConfig(
       BODY, True, 'cls', 0, True, 'dot', 8, 8, ' '
     )
     tokenizer = tokenizer_lib.load(str(folder))

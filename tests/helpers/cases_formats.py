@@ -12,7 +12,7 @@ from bad_input_tools import settings
 from bad_input_tools import zipped
 
 from ance_jax import config
-from ance_jax.data import load
+from ance_jax.training import experiment
 
 PASSAGES, TRAIN = 'psgs_w100.tsv', 'biencoder-nq-train.json'
 DEV, QA = 'nq-dev.qa.csv', 'nq-test.qa.csv'
@@ -38,7 +38,7 @@ def use(folder, changes):
   """Loads the dataset that the changed settings name."""
   changes = {'data_dir': str(folder), **DPR, **(changes or {})}
   splits = changes.pop('splits', ('train', 'dev'))
-  load.load(config.Config(**changes), splits)
+  experiment.load_texts(config.Config(**changes), splits)
 
 
 def question(number, **changes):

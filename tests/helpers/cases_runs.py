@@ -59,7 +59,7 @@ def make_sound(folder, sound):
       passage_length=8,
       top_k=2,
     )
-    record = experiment.record(experiment.begin(config, ('train', 'dev'))[0])
+    record = experiment.record(experiment.create(config, ('train', 'dev'))[0])
     lines = [{'step': 0, 'train/loss': 2.5}, {'step': 2, **DEV}]
     text = ''.join(json.dumps(line) + '\n' for line in lines)
     put(METRICS, text)(sound)
@@ -85,7 +85,7 @@ def use(folder, changes):
 
 
 def _go_on(config):
-  return experiment.go_on(config, ('train', 'dev'), 2)
+  return experiment.restore(config, ('train', 'dev'), 2)
 
 
 CALLS = {
@@ -96,7 +96,7 @@ CALLS = {
   'check': trainer.check,
   'begin': train.run,
   'mine with BM25': lambda config: negatives.by_bm25(_go_on(config)),
-  'read': lambda config: experiment.read(config, ('dev',)),
+  'read': lambda config: experiment.open(config, ('dev',)),
   'evaluate': evaluate.run,
   'encode': encode.run,
   'compare': compare.run,

@@ -112,7 +112,7 @@ def test_runs_share_the_token_rows_of_one_folder(tiny, tmp_path, monkeypatch):
   prepare.run(first)
   assert set(made) == {tmp_path / 'shared'}
   number, kept = len(made), files(tmp_path / 'shared')
-  experiment.begin(
+  experiment.create(
     dataclasses.replace(first, workdir=str(tmp_path / 'other')), None
   )
   assert len(made) == number

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import shutil
-from types import SimpleNamespace
 
 import conftest
 import numpy as np
@@ -144,7 +143,7 @@ def test_data_other_than_that_of_the_run_in_init_from_is_said(
     finished, job='evaluate', init_from=finished.workdir,
     workdir=str(tmp_path / 'mine'), data_dir=str(folder)
   )  # fmt: skip
-  experiment.read(config, ('dev', 'test'))
+  experiment.open(config, ('dev', 'test'))
   out = capsys.readouterr().out
   assert out.count('is another than') == bool(says)
   assert not says or says.format(finished.workdir) in out
@@ -175,9 +174,9 @@ def test_encode_writes_the_embeddings_that_search_and_evaluate_use(
   folder = pathlib.Path(out.strip().rsplit(': ', 1)[1])
   blocks = [np.load(path) for path in sorted(folder.glob('*/*.npy'))]
   assert [len(block) for block in blocks] == [64, 64, 22]
-  run, _, _ = experiment.read(config, ())
+  run, _ = experiment.open(config, ())
   ids = (folder / 'ids.txt').read_text().splitlines()
-  assert ids == list(run.corpus.ids)
+  assert ids == list(run.dataset.corpus.ids)
   stamps = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
   evaluate.run(dataclasses.replace(config, job='evaluate'))
   assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == stamps
@@ -198,28 +197,28 @@ def test_each_piece_of_a_document_has_its_row_and_its_id(
   ids = (folder / 'ids.txt').read_text().splitlines()
   blocks = [np.load(path) for path in sorted(folder.glob('*/*.npy'))]
   assert len(ids) == sum(map(len, blocks)) > 150
-  run, _, _ = experiment.read(config, ())
-  first = run.passages.first
-  expected = zip(run.corpus.ids, np.diff(first), strict=True)
+  run, _ = experiment.open(config, ())
+  first = run.dataset.passages.first
+  expected = zip(run.dataset.corpus.ids, np.diff(first), strict=True)
   assert ids == [an_id for an_id, pieces in expected for _ in range(pieces)]
 
 
 def test_a_trainer_leaves_the_embeddings_that_a_job_beside_it_makes(
   finished, tmp_path, monkeypatch
 ):
-  run, params, _ = experiment.read(
+  run, _ = experiment.open(
     dataclasses.replace(finished, checkpoint='3'), ('dev',)
   )
   real = corpus_index.encoding.encode_rows
 
   def encode_rows(*arguments):
     # What the trainer does at a boundary, here before each block.
-    corpus_index.prune_embeddings(run, 'of another checkpoint')
+    corpus_index.prune_embeddings(run.embeddings_folder('of another'))
     return real(*arguments)
 
   monkeypatch.setattr(corpus_index.encoding, 'encode_rows', encode_rows)
-  assert corpus_index.index_corpus(run, params, logs.Stopwatch())
-  corpus_index.prune_embeddings(run, 'of another checkpoint')
+  assert run.index_corpus(logs.Stopwatch())
+  corpus_index.prune_embeddings(run.embeddings_folder('of another'))
   assert list((run.workdir / 'embeddings').iterdir()) == []
 
 
@@ -227,15 +226,18 @@ def test_a_trainer_leaves_the_embeddings_that_a_job_beside_it_makes(
 def test_search_finds_the_passage_that_is_asked_for(
   retriever, finished, capsys, monkeypatch
 ):
-  run = experiment.read(finished, ())[0]
+  run = experiment.open(finished, ())[0]
   config = dataclasses.replace(
-    finished, job='search', retriever=retriever, query=run.corpus.texts[40]
+    finished,
+    job='search',
+    retriever=retriever,
+    query=run.dataset.corpus.texts[40],
   )
   search.run(config)
   out = capsys.readouterr().out
   assert '  1  ' in out
   assert 'p40' in out
-  typed = iter([run.corpus.texts[41], ''])
+  typed = iter([run.dataset.corpus.texts[41], ''])
   monkeypatch.setattr('builtins.input', lambda prompt: next(typed))
   search.run(dataclasses.replace(config, query=''))
   assert 'p41' in capsys.readouterr().out
@@ -249,19 +251,23 @@ def test_a_search_that_finds_nothing_says_so(finished, capsys):
 
 
 def test_examples_leave_out_what_the_index_did_not_find(finished):
-  run = experiment.read(finished, ('dev',))[0]
-  rows = np.full((len(run.splits['dev'].ids), 10), -1, np.int32)
+  run = experiment.open(finished, ('dev',))[0]
+  rows = np.full((len(run.dataset.splits['dev'].ids), 10), -1, np.int32)
   rows[:, 0] = 40
   ranking = trec.Ranking(rows, np.zeros(rows.shape, np.float32))
-  for example in corpus_index.examples(run, ranking, 'dev'):
-    assert example['results'] == [corpus_index.passage_name(run.corpus, 40)]
+  for example in corpus_index.examples(
+    ranking, run.dataset.splits['dev'], run.dataset.corpus, 0
+  ):
+    assert example['results'] == [
+      corpus_index.passage_name(run.dataset.corpus, 40)
+    ]
 
 
 def test_the_refresh_job_mines_with_the_chosen_checkpoint(finished, capsys):
   config = dataclasses.replace(finished, job='refresh', checkpoint='3')
   refresh.run(config)
   assert 'refresh at step 3: dev mrr@10' in capsys.readouterr().out
-  run = experiment.read(finished, ('train', 'dev'))[0]
+  run = experiment.open(finished, ('train', 'dev'))[0]
   assert refreshes.load(run, 3).shape == (48, 10)
 
 
@@ -341,9 +347,9 @@ def test_an_index_is_refused_before_anything_is_encoded(
 
 def test_an_index_on_devices_is_refused_as_early(finished):
   config = dataclasses.replace(finished, index='device', search_memory_mb=1)
-  corpus_index.check_index(config, 16, 150)
+  experiment.check_index(config, 16, 150)
   with pytest.raises(errors.BadInput, match='--search_memory_mb must'):
-    corpus_index.check_index(config, 4096, 10**6)
+    experiment.check_index(config, 4096, 10**6)
 
 
 @pytest.mark.parametrize('job', [evaluate.run, encode.run])
@@ -360,23 +366,23 @@ def test_a_set_of_beir_brings_its_protocol_but_to_no_run_that_began_otherwise(
   # Begun before, or without --beir_set: it goes on as it was.
   assert experiment.settings(finished.workdir, 6).protocol == 'usual'
   experiment.check_same_run(named, 6)
-  again = experiment.go_on(named, ('dev',), 6)
-  assert again.splits['dev'].protocol == 'usual'
+  again = experiment.restore(named, ('dev',), 6)
+  assert again.dataset.splits['dev'].protocol == 'usual'
   assert again.config.protocol == 'usual'
-  refreshed, *_ = experiment.read(
+  refreshed, *_ = experiment.open(
     dataclasses.replace(named, job='refresh'), ('dev',)
   )
-  assert refreshed.splits['dev'].protocol == 'usual'
+  assert refreshed.dataset.splits['dev'].protocol == 'usual'
   # What is scored now is scored as the set is.
-  scored, *_ = experiment.read(
+  scored, *_ = experiment.open(
     dataclasses.replace(named, job='evaluate'), ('dev',)
   )
-  assert scored.splits['dev'].protocol == 'beir'
+  assert scored.dataset.splits['dev'].protocol == 'beir'
   # A new run keeps it, without --beir_set, too.
-  begun, _ = experiment.begin(
+  begun, _ = experiment.create(
     dataclasses.replace(named, workdir=str(tmp_path)), ('dev',)
   )
-  assert begun.splits['dev'].protocol == 'beir'
+  assert begun.dataset.splits['dev'].protocol == 'beir'
   flags = experiment.record(begun)[workdirs.FLAGS_FILE].decode()
   assert '--protocol=beir\n' in flags
   monkeypatch.setattr(
@@ -384,29 +390,26 @@ def test_a_set_of_beir_brings_its_protocol_but_to_no_run_that_began_otherwise(
     'settings',
     lambda *_: dataclasses.replace(finished, protocol='beir'),
   )
-  scored, *_ = experiment.read(
+  scored, *_ = experiment.open(
     dataclasses.replace(finished, job='evaluate'), ('dev',)
   )
-  assert scored.splits['dev'].protocol == 'beir'
+  assert scored.dataset.splits['dev'].protocol == 'beir'
   for config in (finished, named):
     experiment.check_same_run(config, 6)
-    again = experiment.go_on(config, ('dev',), 6)
-    assert again.splits['dev'].protocol == 'beir'
-    loaded, *_ = experiment.read(config, ('dev',))
-    assert loaded.splits['dev'].protocol == 'beir'
+    again = experiment.restore(config, ('dev',), 6)
+    assert again.dataset.splits['dev'].protocol == 'beir'
+    loaded, *_ = experiment.open(config, ('dev',))
+    assert loaded.dataset.splits['dev'].protocol == 'beir'
   with pytest.raises(errors.BadInput, match='--protocol must stay'):
     experiment.check_same_run(dataclasses.replace(named, protocol='usual'), 6)
 
 
 def test_a_passage_of_grade_0_is_no_first_relevant_one():
   split = corpus_lib.make_split(
-    corpus_lib.Judged(['q'], ['text'], {(0, 0): 0, (0, 1): 1, (0, 2): 2})
+    corpus_lib.RawSplit(['q'], ['text'], {(0, 0): 0, (0, 1): 1, (0, 2): 2})
   )
   corpus = corpus_lib.make_corpus(list('abcd'), [''] * 4, list('abcd'))
-  run = SimpleNamespace(
-    splits={'dev': split}, corpus=corpus, config=config_lib.Config()
-  )
   for rows, place in (([0, 3, 1, 2], 3), ([3, 0, -1, -1], None)):
     ranking = trec.Ranking(np.array([rows], np.int32), None)
-    (example,) = corpus_index.examples(run, ranking, 'dev')
+    (example,) = corpus_index.examples(ranking, split, corpus, 0)
     assert example['place'] == place

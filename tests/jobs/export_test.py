@@ -21,7 +21,6 @@ from ance_jax.data import tokens
 from ance_jax.jobs import export
 from ance_jax.jobs import train
 from ance_jax.models import bi_encoder
-from ance_jax.models import pretrained
 from ance_jax.retrieval import encoding
 from ance_jax.training import experiment
 
@@ -49,7 +48,7 @@ def make(kind, folder, **settings):
     passage_length=LENGTH,
     **settings,
   )
-  model = pretrained.load(config, ())
+  model = experiment.load_model(config, ())
   random = np.random.default_rng(1)
   params = jax.tree.map(
     lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32),
@@ -60,14 +59,14 @@ def make(kind, folder, **settings):
 
 def embed(model, texts, side):
   encoder = encoding.make_encoder(
-    model.retriever,
+    model.config,
     side,
     dtype='float32',
     tokens_per_batch=4096,
     devices=devices.local(1),
   )
-  length = getattr(model.retriever, f'{side}_length')
-  prompt = getattr(model.retriever, f'{side}_prompt')
+  length = getattr(model.config, f'{side}_length')
+  prompt = getattr(model.config, f'{side}_prompt')
   rows = tokens.memory_rows(
     model.tokenizer, [prompt + text for text in texts], length
   )
@@ -101,9 +100,9 @@ def test_sentence_transformers_gives_the_same_embeddings(
   model = make(kind, tmp_path / 'body', **settings)
   out = tmp_path / 'out'
   out.mkdir()
-  export.write(out, model.retriever, model.params, model.tokenizer)
+  export.write(out, model.config, model.params, model.tokenizer)
   theirs = sentence_transformers.SentenceTransformer(str(out), device='cpu')
-  assert theirs.similarity_fn_name == model.retriever.similarity
+  assert theirs.similarity_fn_name == model.config.similarity
   for side, encode_them in (
     (bi_encoder.QUERY, theirs.encode_query),
     (bi_encoder.PASSAGE, theirs.encode_document),
@@ -113,11 +112,11 @@ def test_sentence_transformers_gives_the_same_embeddings(
     scale = np.abs(ours).max()
     found = encode_them(texts, show_progress_bar=False)
     np.testing.assert_allclose(ours / scale, found / scale, atol=1e-5)
-    if not model.retriever.tied:
+    if not model.config.tied:
       alone = sentence_transformers.SentenceTransformer(
         str(out / side), device='cpu'
       )
-      prompt = getattr(model.retriever, f'{side}_prompt')
+      prompt = getattr(model.config, f'{side}_prompt')
       found = alone.encode([prompt + text for text in texts[:9]])
       np.testing.assert_allclose(ours[:9] / scale, found / scale, atol=1e-5)
 
@@ -126,23 +125,27 @@ def test_sentence_transformers_gives_the_same_embeddings(
 @pytest.mark.parametrize(('kind', 'settings'), FORMS.values(), ids=FORMS)
 def test_what_was_exported_comes_back_bit_for_bit(kind, settings, tmp_path):
   model = make(kind, tmp_path / 'body', title_separator='token', **settings)
-  retriever = dataclasses.replace(model.retriever, query_length=9)
+  retriever = dataclasses.replace(model.config, query_length=9)
   (tmp_path / 'out').mkdir()
   export.write(tmp_path / 'out', retriever, model.params, model.tokenizer)
-  without = pretrained.load(config_lib.Config(init_from=tmp_path / 'out'), ())
+  without = experiment.load_model(
+    config_lib.Config(init_from=tmp_path / 'out'), ()
+  )
   lengths = retriever.query_length, retriever.passage_length
   lengths = lengths if not retriever.tied else lengths[1:] * 2
-  found = without.retriever
+  found = without.config
   assert (found.query_length, found.passage_length) == lengths
   assert found.query_prompt == retriever.query_prompt
   assert found.passage_prompt == retriever.passage_prompt
   if not retriever.head_size:
     config = config_lib.Config(init_from=tmp_path / 'out', head_size=5)
-    assert pretrained.load(config, ()).retriever.head_norm
+    assert experiment.load_model(config, ()).config.head_norm
   about = json.dumps(retriever.to_dict())
   (tmp_path / 'out' / bi_encoder.FILE).write_text(about)
-  back = pretrained.load(config_lib.Config(init_from=tmp_path / 'out'), ())
-  assert back.retriever == retriever
+  back = experiment.load_model(
+    config_lib.Config(init_from=tmp_path / 'out'), ()
+  )
+  assert back.config == retriever
   backends = (m.tokenizer.backend_tokenizer.to_str() for m in (model, back))
   assert len(set(backends)) == 1
   assert checkpoint.weights_hash(back.params) == checkpoint.weights_hash(
@@ -169,10 +172,8 @@ def test_a_tokenizer_is_written_for_old_and_new_transformers(
   model = make(kind, tmp_path / 'body', **settings)
   out = tmp_path / 'out'
   out.mkdir()
-  export.write(out, model.retriever, model.params, model.tokenizer)
-  towers = (
-    {'': LENGTH} if model.retriever.tied else {'query': 11, 'passage': 16}
-  )
+  export.write(out, model.config, model.params, model.tokenizer)
+  towers = {'': LENGTH} if model.config.tied else {'query': 11, 'passage': 16}
   for tower, length in towers.items():
     said = json.loads((out / tower / 'tokenizer_config.json').read_text())
     # 4.57 has no class TokenizersBackend.
@@ -195,8 +196,8 @@ def test_pooling_has_the_keys_that_servers_read(tmp_path):
     num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32,
     vocab_size=200, pooling='mean', passage_length=LENGTH,
   )  # fmt: skip
-  model = pretrained.load(config, ['some words for a vocabulary'])
-  export.write(tmp_path, model.retriever, model.params, model.tokenizer)
+  model = experiment.load_model(config, ['some words for a vocabulary'])
+  export.write(tmp_path, model.config, model.params, model.tokenizer)
   found = json.loads((tmp_path / '1_Pooling' / 'config.json').read_text())
   assert found.pop('word_embedding_dimension') == 16
   assert {
@@ -231,13 +232,13 @@ def test_a_run_is_exported_with_its_card_and_corpus(tiny, tmp_path, capsys):
   assert 'trained by ance_jax' in card
   assert (folder / 'curves.png').exists()
   facts = json.loads((folder / 'run.json').read_text())
-  this, params, _ = experiment.read(
+  this, _ = experiment.open(
     dataclasses.replace(tiny, job='evaluate', checkpoint='8'), ()
   )
-  assert facts['weights'] == checkpoint.weights_hash(params)
+  assert facts['weights'] == checkpoint.weights_hash(this.retriever.params)
   assert facts['dev']['dev/mrr@10']['8'] == dev[8]
   ids = (folder / 'corpus' / 'ids.txt').read_text().splitlines()
-  assert ids == list(this.corpus.ids)
+  assert ids == list(this.dataset.corpus.ids)
   parts = sorted((folder / 'corpus').glob('*.npy'))
   assert len(parts) > 1
   embeddings = np.concatenate([np.load(path) for path in parts])
@@ -293,15 +294,17 @@ def test_what_is_there_is_replaced_only_if_that_is_asked_for(tmp_path):
 
 
 def test_prompts_stand_before_what_a_run_tokenizes(tiny):
-  run, _ = experiment.begin(
+  run, _ = experiment.create(
     dataclasses.replace(tiny, query_prompt='t1w1 ', passage_prompt='t2w2 '),
     ('train', 'dev'),
   )
-  passages = tokens.passage_texts(run.corpus, run.retriever.title_separator)
+  passages = tokens.passage_texts(
+    run.dataset.corpus, run.retriever.config.title_separator
+  )
   for prompt, texts, length, rows in (
-    ('t1w1 ', run.splits['dev'].texts, 8, run.queries['dev']),
-    ('t2w2 ', passages, 16, run.passages),
+    ('t1w1 ', run.dataset.splits['dev'].texts, 8, run.dataset.queries['dev']),
+    ('t2w2 ', passages, 16, run.dataset.passages),
   ):
     texts = [prompt + text for text in texts]
-    expected = tokens.memory_rows(run.tokenizer, texts, length)
+    expected = tokens.memory_rows(run.retriever.tokenizer, texts, length)
     assert rows.ids.tolist() == expected.ids.tolist()

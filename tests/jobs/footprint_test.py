@@ -15,7 +15,7 @@ from ance_jax.training import experiment
 def run(tiny):
   """A run that was not begun: 150 passages, 48 queries, width 16."""
   config = dataclasses.replace(tiny, num_devices=1, dry_run=True)
-  return experiment.begin(config, ('train', 'dev'))[0]
+  return experiment.create(config, ('train', 'dev'))[0]
 
 
 def sizes(run, **changes):
@@ -71,7 +71,9 @@ def test_an_index_on_devices_takes_their_memory_and_no_more_than_it_may(run):
   class Accelerator:
     platform = 'gpu'
 
-  there = run._replace(devices=(Accelerator(),) * 4)
+  there = run._replace(
+    retriever=run.retriever._replace(devices=(Accelerator(),) * 4)
+  )
   found = sizes(there, index='device')
   assert found['device memory', 'index device'] == 38 * 16 * 4
   assert ('host memory', 'index device') not in found

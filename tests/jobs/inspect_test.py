@@ -108,13 +108,13 @@ def test_a_batch_shows_the_columns_of_the_step_and_why_some_are_masked(
   settings = dataclasses.replace(
     tiny, job='inspect', num_devices=1, method=method, batch_size=48
   )
-  run, _ = inspect._open(settings)
+  run = inspect._open(settings)
   row = methods.METHODS[method]
   drawn_from = experiment.training_data(run, row)
   rows, passages = batches.draw_rows(
     drawn_from, 0, seed=0, batch_size=48, num_negatives=2, negatives=None
   )
-  groups, split = run.corpus.groups, run.splits['train']
+  groups, split = run.dataset.corpus.groups, run.dataset.splits['train']
   for place in range(48):
     found = batch_report.columns(drawn_from, row, rows, passages, place)
     judged = slice(*split.offsets[rows[place] : rows[place] + 2])
@@ -205,7 +205,7 @@ def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
   assert found['seconds to encode the corpus'] > 0
   mined = atomic.load_array(f'{run_dir}/refresh/00000002/negatives.npy')
   # The batch of step 2, the first one on what was mined last.
-  run, _, _ = experiment.read(settings, None)
+  run, _ = experiment.open(settings, None)
   rows, _ = batches.draw_rows(
     experiment.training_data(run, methods.METHODS['ance']),
     2,
@@ -216,7 +216,7 @@ def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
   )
   queries = [line for line in found['batch'] if line.startswith('  query ')]
   assert [line.split(': ')[1] for line in queries] == [
-    run.splits['train'].texts[int(row)] for row in rows[:3]
+    run.dataset.splits['train'].texts[int(row)] for row in rows[:3]
   ]
   corpus_ids = [f'[p{row}]' for row in range(conftest.NUM_PASSAGES)]
   shown = [line for line in found['batch'] if 'own, negative' in line]
@@ -294,17 +294,17 @@ def test_what_encoding_takes_is_that_of_a_sample_times_the_work(
   tiny, monkeypatch
 ):
   settings = dataclasses.replace(tiny, job='inspect', num_devices=1, chunks=2)
-  run, _ = inspect._open(settings)
+  run = inspect._open(settings)
   clock = iter([0.0, 100.0, 200.0, 203.0])
   # Not the module itself, of which progress asks the time, too.
   timer = types.SimpleNamespace(perf_counter=lambda: next(clock))
   monkeypatch.setattr(inspect, 'time', timer)
   monkeypatch.setattr(encoding, 'encode_rows', lambda *_: None)
   vocabulary = tokenizer.train_vocabulary(['a b c d'], 50)
-  run = run._replace(tokenizer=vocabulary)
+  run = run._replace(retriever=run.retriever._replace(tokenizer=vocabulary))
   # Half of the texts have one piece of 16 tokens, half two, one of them short.
   lengths = np.array([16] * 64 + [20] * 64)
-  secs = inspect._encode_secs(run, {}, ['a b c'] * 128, lengths)
+  secs = inspect._encode_secs(run, ['a b c'] * 128, lengths)
   # 64 rows of 16 tokens were timed, and 192 are what 128 of the texts take.
   assert secs == pytest.approx(3 * 3 * 150 / 128)
 

@@ -19,12 +19,12 @@ from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.data import corpus as corpus_lib
-from ance_jax.data import load
 from ance_jax.jobs import evaluate
 from ance_jax.jobs import forms
 from ance_jax.jobs import mine
 from ance_jax.jobs import mine_formats
 from ance_jax.mining import miner
+from ance_jax.training import experiment
 
 # The test extra installs torch below 3.12 only; there these tests must run.
 needs_torch = pytest.mark.skipif(
@@ -55,7 +55,7 @@ def lines_of(config):
 
 def loaded(config):
   """Returns the corpus, and the training split, of a dataset."""
-  dataset = load.load(config, (config.train_split,))
+  dataset = experiment.load_texts(config, (config.train_split,))
   return dataset.corpus, dataset.splits[config.train_split]
 
 

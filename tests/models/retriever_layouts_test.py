@@ -17,6 +17,7 @@ from ance_jax.data import tokens
 from ance_jax.models import bi_encoder
 from ance_jax.models import pretrained
 from ance_jax.models import torch_files
+from ance_jax.training import experiment
 
 pytestmark = bert_weights_test.needs_torch
 SIDES = (bi_encoder.QUERY, bi_encoder.PASSAGE)
@@ -24,7 +25,7 @@ SIDES = (bi_encoder.QUERY, bi_encoder.PASSAGE)
 
 def embed(model, ids, real, side):
   """Returns the embeddings of padded token ids."""
-  encode_them = bi_encoder.make_encode(model.retriever, 'float32', side)
+  encode_them = bi_encoder.make_encode(model.config, 'float32', side)
   return np.asarray(encode_them(model.params, ids, real.sum(1)))
 
 
@@ -103,13 +104,13 @@ def check(model, side, theirs, kind):
 
 
 def load(**settings):
-  return pretrained.load(config_lib.Config(**settings), ())
+  return experiment.load_model(config_lib.Config(**settings), ())
 
 
 def test_ance_has_its_head_its_norm_and_its_tokenizer(tmp_path, capsys):
   theirs = make_ance(tmp_path)
   model = load(init_from=tmp_path)
-  r = model.retriever
+  r = model.config
   assert (r.head_size, r.head_norm, r.pooling, r.tied) == (
     20,
     True,
@@ -171,7 +172,7 @@ def test_two_encoders_of_dpr_are_read_in_their_order(tmp_path):
   }
   query, passage = (str(tmp_path / side) for side in SIDES)
   model = load(init_from=f'{query},{passage}')
-  r = model.retriever
+  r = model.config
   assert (r.head_size, r.head_norm, r.tied) == (12, False, False)
   assert r.title_separator == model.tokenizer.sep_token
   for side in SIDES:
@@ -179,7 +180,7 @@ def test_two_encoders_of_dpr_are_read_in_their_order(tmp_path):
   with pytest.raises(errors.BadInput, match='queries, then that of pass'):
     load(init_from=f'{passage},{query}')
   alone = load(init_from=query)
-  assert alone.retriever.tied
+  assert alone.config.tied
   check(alone, bi_encoder.PASSAGE, made[bi_encoder.QUERY], 'bert')
 
 
@@ -208,7 +209,7 @@ def test_a_checkpoint_of_dprs_own_code_is_a_file_beside_a_config(tmp_path):
     path,
   )
   model = load(init_from=path)
-  assert not model.retriever.tied
+  assert not model.config.tied
   for side in SIDES:
     check(model, side, made[side], 'bert')
   del states['ctx_model.encode_proj.weight']
@@ -253,8 +254,8 @@ def test_a_plain_body_is_pooled_and_cut_as_its_flagfile_says(
   settings = flags.from_flagfile(
     f'experiments/{name}.flags', init_from=tmp_path
   )
-  model = pretrained.load(settings, ())
-  assert (model.retriever.similarity, model.retriever.head_size) == ('dot', 0)
+  model = experiment.load_model(settings, ())
+  assert (model.config.similarity, model.config.head_size) == ('dot', 0)
   for side, length in zip(SIDES, lengths, strict=True):
     check_texts(model, side, body, tmp_path, pooling, length)
 
@@ -274,8 +275,8 @@ def test_two_plain_bodies_are_two_encoders_as_rocketqa_has_them(tmp_path):
     passage_length=128,
     title_separator='token',
   )
-  assert not model.retriever.tied
-  assert model.retriever.title_separator == model.tokenizer.sep_token
+  assert not model.config.tied
+  assert model.config.title_separator == model.tokenizer.sep_token
   for side, body, length in zip(SIDES, bodies, (32, 128), strict=True):
     check_texts(model, side, body, tmp_path / side, 'cls', length)
 
@@ -298,7 +299,7 @@ def check_texts(model, side, body, folder, pooling, length):
   if pooling == 'mean':
     found = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
   rows = tokens.memory_rows(
-    model.tokenizer, texts, getattr(model.retriever, f'{side}_length')
+    model.tokenizer, texts, getattr(model.config, f'{side}_length')
   )
   ids, lengths = rows.padded(np.arange(len(texts)), rows.lengths().max())
   real = np.arange(ids.shape[1]) < lengths[:, None]

@@ -16,9 +16,10 @@ from ance_jax.jobs import export
 from ance_jax.models import bi_encoder
 from ance_jax.models import choices
 from ance_jax.models import pooling
-from ance_jax.models import pretrained
 from ance_jax.models import sources
 from ance_jax.retrieval import encoding
+from ance_jax.retrieval import retriever
+from ance_jax.training import experiment
 
 pytestmark = bert_weights_test.needs_torch
 SIDES = {'query': bi_encoder.QUERY, 'document': bi_encoder.PASSAGE}
@@ -161,13 +162,13 @@ def norm(width):
 
 
 def load(folder, **settings):
-  return pretrained.load(
+  return experiment.load_model(
     config_lib.Config(init_from=str(folder), **settings), ()
   )
 
 
 def embed(model, texts, side):
-  r = model.retriever
+  r = model.config
   encoder = encoding.make_encoder(
     r, side, dtype='float32', tokens_per_batch=2048, devices=(jax.devices()[0],)
   )
@@ -189,7 +190,7 @@ def check(model, theirs, sides=SIDES):
     ours = embed(model, TEXTS, side)
     found = getattr(theirs, f'encode_{task}')(TEXTS, show_progress_bar=False)
     pairs.append((ours, found))
-    if model.retriever.similarity == 'cosine':
+    if model.config.similarity == 'cosine':
       found = found / np.linalg.norm(found, axis=1, keepdims=True)
     scale = np.abs(found).max()
     assert np.ptp(found, axis=0).max() > 1e-3 * scale
@@ -243,7 +244,7 @@ def test_models_give_their_numbers_here_and_again_as_exported(name, tmp_path):
   check(model, theirs)
   out = tmp_path / 'out'
   out.mkdir()
-  export.write(out, model.retriever, model.params, model.tokenizer)
+  export.write(out, model.config, model.params, model.tokenizer)
   again = sentence_transformers.SentenceTransformer(str(out), device='cpu')
   again.max_seq_length = settings.get('max_length', 40)
   for task in SIDES:
@@ -252,9 +253,9 @@ def test_models_give_their_numbers_here_and_again_as_exported(name, tmp_path):
       for m in (again, theirs)
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
-  assert again.get_embedding_dimension() == model.retriever.embedding_size
+  assert again.get_embedding_dimension() == model.config.embedding_size
   back = load(out)
-  assert back.retriever == model.retriever
+  assert back.config == model.config
   jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
 
 
@@ -283,7 +284,7 @@ def test_old_files_say_the_same(tmp_path):
     for i, (path, kind) in enumerate(kinds.items())
   ])  # fmt: skip
   model = load(saved)
-  assert model.retriever.passage_length == 40
+  assert model.config.passage_length == 40
   check(model, theirs, {'document': bi_encoder.PASSAGE})
   change(saved, '1_Pooling/config.json', pooling_mode_lasttoken=True)
   with pytest.raises(errors.BadInput, match='must take the 96 numbers'):
@@ -336,13 +337,13 @@ def test_each_side_has_its_length_and_lower_case_leaves_spaces(tmp_path):
   })  # fmt: skip
   theirs = sentence_transformers.SentenceTransformer(str(saved), device='cpu')
   model = load(saved)
-  assert model.retriever.query_length == 5
-  assert model.retriever.passage_length == 8
+  assert model.config.query_length == 5
+  assert model.config.passage_length == 8
   check(model, theirs)
   change(saved, 'sentence_bert_config.json', query_length=None)
-  assert load(saved).retriever.query_length == 30
+  assert load(saved).config.query_length == 30
   put(saved, 'sentence_bert_config.json', {'max_seq_length': None})
-  assert load(saved).retriever.query_length == 40
+  assert load(saved).config.query_length == 40
 
 
 def test_prompts_are_those_that_each_side_looks_for(tmp_path, capsys):
@@ -359,7 +360,7 @@ def test_prompts_are_those_that_each_side_looks_for(tmp_path, capsys):
       saved, 'config_sentence_transformers.json', prompts=prompts,
       default_prompt_name=default,
     )  # fmt: skip
-    r = load(saved).retriever
+    r = load(saved).config
     assert (r.query_prompt, r.passage_prompt) == expected
     printed = capsys.readouterr().out
     assert ('left out: a' in printed) == ('x' in prompts.values())
@@ -450,7 +451,7 @@ def test_flags_do_not_add_to_the_layers_of_a_checkpoint(plain_folder):
     load(plain_folder, head_size=4)
   with pytest.raises(errors.BadInput, match='--head_norm must be with'):
     load(plain_folder, head_norm=True)
-  assert load(plain_folder, pooling='max').retriever.pooling == 'max'
+  assert load(plain_folder, pooling='max').config.pooling == 'max'
 
 
 @pytest.mark.parametrize(
@@ -469,7 +470,7 @@ def test_two_encoders_are_pooled_and_cut_alike(
   file, values, plain_folder, tmp_path
 ):
   other = shutil.copytree(plain_folder, tmp_path / 'saved')
-  assert not load(f'{plain_folder},{other}').retriever.tied
+  assert not load(f'{plain_folder},{other}').config.tied
   change(other, file, **values)
   with pytest.raises(errors.BadInput, match='found other pooling'):
     load(f'{plain_folder},{other}')
@@ -484,7 +485,7 @@ def test_a_router_by_mappings_is_refused(plain_folder, tmp_path):
     'structure': dict.fromkeys(('query', 'document'), list(kinds)),
   }
   put(saved, 'router_config.json', router)
-  assert not load(saved).retriever.tied
+  assert not load(saved).config.tied
   mappings = {'route_mappings': {"('query', None)": 'document'}}
   put(saved, 'router_config.json', {**router, 'parameters': mappings})
   with pytest.raises(errors.BadInput, match='a Router with route_mappings'):
@@ -495,7 +496,7 @@ def test_a_prompt_is_left_out_however_it_came(plain_folder, tmp_path):
   """Of a flag, too; not with pieces, of which one alone has it."""
   saved = shutil.copytree(plain_folder, tmp_path / 'saved')
   change(saved, '1_Pooling/config.json', include_prompt=False)
-  r = load(saved).retriever
+  r = load(saved).config
   counts = (r.query_prompt_tokens, r.passage_prompt_tokens)
   tokenizer = load(saved).tokenizer
   assert tokenizer.backend_tokenizer.truncation is None
@@ -503,14 +504,16 @@ def test_a_prompt_is_left_out_however_it_came(plain_folder, tmp_path):
   expected = [len(tokenizer(PROMPTS[t])['input_ids']) - 1 for t in SIDES]
   assert list(counts) == expected
   assert expected[0] > 3
-  other = load(saved, query_prompt='q ', passage_prompt='').retriever
+  other = load(saved, query_prompt='q ', passage_prompt='').config
   assert other.query_prompt_tokens < counts[0]
   assert other.passage_prompt_tokens == 0
-  assert load(saved, query_length=5).retriever.query_prompt_tokens == 4
+  assert load(saved, query_length=5).config.query_prompt_tokens == 4
   with pytest.raises(errors.BadInput, match='use --chunks=1'):
-    load(saved, chunks=2)
-  load(saved, chunks=2, passage_prompt='')
-  back = bi_encoder.Retriever.from_dict(json.loads(json.dumps(r.to_dict())))
+    retriever.check_chunks(r, 2)
+  retriever.check_chunks(other, 2)
+  back = bi_encoder.RetrieverConfig.from_dict(
+    json.loads(json.dumps(r.to_dict()))
+  )
   assert back == r
 
 
@@ -521,11 +524,13 @@ def test_retrievers_of_earlier_runs_are_read():
     'truncate_dim',
   ):  # fmt: skip
     del values[new]
-  assert bi_encoder.Retriever.from_dict(values) == weights_test_retriever()
+  assert (
+    bi_encoder.RetrieverConfig.from_dict(values) == weights_test_retriever()
+  )
 
 
 def weights_test_retriever():
-  return bi_encoder.Retriever(
+  return bi_encoder.RetrieverConfig(
     bert_weights_test.BODY, True, 'mean', 6, True, 'cosine', 12, 12, ' '
   )
 

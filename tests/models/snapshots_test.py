@@ -20,7 +20,6 @@ from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.jobs import export
 from ance_jax.jobs import train
 from ance_jax.models import bi_encoder
-from ance_jax.models import pretrained
 from ance_jax.models import snapshots
 from ance_jax.training import experiment
 from ance_jax.training import resume
@@ -59,7 +58,7 @@ def put_json(folder, name, value):
 
 def make(folder, seed=0, kind='BERT', **settings):
   """A folder of sentence-transformers, without torch: prompts, mean, cosine."""
-  retriever = bi_encoder.Retriever(
+  retriever = bi_encoder.RetrieverConfig(
     BODY, True, 'mean', 6, False, 'cosine', 12, 12, ' ', 'q: ', 'p: '
   )
   retriever = dataclasses.replace(retriever, **settings)
@@ -71,12 +70,14 @@ def make(folder, seed=0, kind='BERT', **settings):
 
 
 def load(name, **settings):
-  return pretrained.load(config_lib.Config(init_from=str(name), **settings), ())
+  return experiment.load_model(
+    config_lib.Config(init_from=str(name), **settings), ()
+  )
 
 
 def assert_equal(model, other):
   """Holds all of a model against another: settings, tokenizer, weights."""
-  assert model.retriever == other.retriever
+  assert model.config == other.config
   backends = [m.tokenizer.backend_tokenizer.to_str() for m in (model, other)]
   assert backends[0] == backends[1]
   hashes = [checkpoint.weights_hash(m.params) for m in (model, other)]
@@ -89,7 +90,7 @@ def test_a_name_brings_all_that_its_folder_brings(tied, cache, tmp_path):
   hub_server.put(cache, NAME, folder)
   by_name = load(NAME)
   assert_equal(by_name, load(folder))
-  r = by_name.retriever
+  r = by_name.config
   assert (r.pooling, r.similarity, r.query_length) == ('mean', 'cosine', 12)
   assert (r.query_prompt, r.passage_prompt) == ('q: ', 'p: ')
   assert (r.tied, r.embedding_size) == (tied, 6)
@@ -120,7 +121,7 @@ def test_two_names_are_the_encoders_of_queries_and_passages(cache, tmp_path):
   for name, folder in zip(names, folders, strict=True):
     hub_server.put(cache, name, folder)
   by_name = load(','.join(names))
-  assert not by_name.retriever.tied
+  assert not by_name.config.tied
   assert_equal(by_name, load(','.join(map(str, folders))))
   assert_equal(load(f'{names[0]},{folders[1]}'), by_name)
 
@@ -154,9 +155,9 @@ def test_a_folder_here_goes_before_the_hub(cache, tmp_path, monkeypatch):
   hub_server.put(cache, NAME, make(tmp_path / 'there', pooling='cls'))
   (tmp_path / 'here' / 'someone').mkdir(parents=True)
   make(tmp_path / 'here' / NAME)
-  assert load(NAME).retriever.pooling == 'cls'
+  assert load(NAME).config.pooling == 'cls'
   monkeypatch.chdir(tmp_path / 'here')
-  assert load(NAME).retriever.pooling == 'mean'
+  assert load(NAME).config.pooling == 'mean'
 
 
 def test_a_pin_is_that_of_each_name_or_folder(cache, tmp_path):
@@ -184,7 +185,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(cache, tmp_path):
     ('', 'mean'), ('@v1.0', 'mean'), (f'@{FIRST}', 'mean'),
     ('@refs/pr/2', 'cls'), (f'@{SECOND}', 'cls'),
   ):  # fmt: skip
-    assert load(NAME + revision).retriever.pooling == pooling
+    assert load(NAME + revision).config.pooling == pooling
   both = snapshots.pinned(f'{NAME},{NAME}@refs/pr/2')
   assert both == f'{NAME}@{FIRST},{NAME}@{SECOND}'
   assert snapshots.pinned(str(first)) == str(first)

@@ -12,7 +12,7 @@ from ance_jax.models import bi_encoder
 from ance_jax.retrieval import encoding
 
 BODY = bert.BodyConfig('bert', 400, 8, 1, 2, 16, 48, 1, 1e-12, 'gelu')
-RETRIEVER = bi_encoder.Retriever(
+RETRIEVER = bi_encoder.RetrieverConfig(
   BODY, True, 'mean', 0, True, 'dot', 48, 48, ' '
 )
 

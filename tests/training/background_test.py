@@ -306,14 +306,14 @@ def kept(tmp_path_factory):
 
 @pytest.fixture
 def finished(config, kept):
-  """A run with refreshes of steps 4, 8, 12, 16, 20; its `experiment.Run`."""
+  """A run with refreshes of steps 4, 8, 12, 16, 20; its `Experiment`."""
   if not kept.exists():
     whole = dataclasses.replace(
       config, workdir=str(kept), checkpoints_to_keep=9
     )
     train.run(whole)
   shutil.copytree(kept, config.workdir)
-  return experiment.read(config, ('train', 'dev'))[0]
+  return experiment.open(config, ('train', 'dev'))[0]
 
 
 def test_a_second_refresher_is_refused(finished):
@@ -494,12 +494,12 @@ def test_a_job_that_begins_while_its_checkpoint_goes_takes_another(
     return real(*given)
 
   monkeypatch.setattr(module, name, read)
-  _, _, step = experiment.read(finished.config, ('train', 'dev'))
+  _, step = experiment.open(finished.config, ('train', 'dev'))
   assert gone == [24]
   assert step == 20
   assert 'the checkpoint of step 24 is gone' in capsys.readouterr().out
   with pytest.raises(ValueError, match='must be last, best or the step'):
-    experiment.read(
+    experiment.open(
       dataclasses.replace(finished.config, checkpoint='24'), ('train', 'dev')
     )
 

@@ -194,7 +194,9 @@ def told(monkeypatch, capsys):
     )
     run = SimpleNamespace(
       config=config_lib.Config(**settings),
-      retriever=SimpleNamespace(similarity=similarity),
+      retriever=SimpleNamespace(
+        config=SimpleNamespace(similarity=similarity, tied=True)
+      ),
     )
     capsys.readouterr()
     checks.of_run(run)

@@ -103,8 +103,9 @@ def small():
       method='ance', temperature=0.5, seed=0, hard_negatives=1,
       train_split='train', dev_split='dev',
     ),
-    passages=range(10),
-    splits={'train': train_split, 'dev': dev},
+    dataset=SimpleNamespace(
+      passages=range(10), splits={'train': train_split, 'dev': dev}
+    ),
   )  # fmt: skip
   indexed = corpus_index.IndexedCorpus(
     index.build('Flat', '', blocks), '', None, None, blocks
@@ -141,14 +142,14 @@ def test_ranks_and_what_was_lost_and_won(small):
 
 def test_the_best_positive_may_be_that_of_a_query_of_the_same_text(small):
   run, indexed, queries = small
-  run.splits['train'].groups = np.array([0, 1, 0])
+  run.dataset.splits['train'].groups = np.array([0, 1, 0])
   found = np.array([[1, 9, 4, 2], [5, 9, 8, 2], [9, 1, 2, 3]])
   seen = diagnostics.Probe(np.arange(3), queries, found)
   ranking = trec.Ranking(np.array([[3], [5], [3]]), None)
   _, now = diagnostics.look(run, seen, indexed, ranking, {}, None)
   assert now.ranks.tolist() == [2, 5, 1]
   # On dev each query has its own: 3 is the first one's alone.
-  run.splits['dev'].groups = np.array([0, 1, 0])
+  run.dataset.splits['dev'].groups = np.array([0, 1, 0])
   assert now.right.tolist() == [True, False, False]
 
 
@@ -227,9 +228,9 @@ def test_a_run_logs_what_it_looked_at_and_what_it_cost(tiny):
   folder = workdir / 'refresh/00000004'
   assert {'ranks.npy', 'right.npy'} <= {p.name for p in folder.iterdir()}
   flops = logs.series(workdir, 'flops/train')
-  this, _, _ = experiment.read(config, (config.train_split, config.dev_split))
+  this, _ = experiment.open(config, (config.train_split, config.dev_split))
   a_step = [
-    steps.flops(config, methods.METHODS[name], this.retriever)
+    steps.flops(config, methods.METHODS[name], this.retriever.config)
     for name in ('bm25', 'ance_in_batch')
   ]
   assert flops[4] == 4 * a_step[0]

@@ -18,7 +18,6 @@ from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import keys
-from ance_jax.data import load
 from ance_jax.data import trec
 from ance_jax.jobs import inspect
 from ance_jax.jobs import mine as mine_lib
@@ -27,6 +26,7 @@ from ance_jax.mining import candidates
 from ance_jax.mining import filters
 from ance_jax.retrieval import metrics
 from ance_jax.training import batches
+from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import negatives as negatives_lib
 
@@ -150,10 +150,8 @@ def test_mined_is_all_but_positives_and_the_query_itself(
   row, same_text, protocol, folder
 ):
   config = settings(folder, protocol=protocol, drop_same_text=same_text)
-  dataset = load.load(config, ('train', 'dev'))
-  run = types.SimpleNamespace(
-    config=config, corpus=dataset.corpus, splits=dataset.splits
-  )
+  dataset = experiment.load_texts(config, ('train', 'dev'))
+  run = types.SimpleNamespace(config=config, dataset=dataset)
   slow, method = Slow(folder, protocol), methods.METHODS[row]
   size = len(slow.ids)
   assert list(dataset.splits['train'].ids) == slow.ids
@@ -197,7 +195,7 @@ def test_a_step_draws_shared_positives_and_counts_no_column_of_them(
   row, same_text, protocol, folder
 ):
   config = settings(folder, protocol=protocol)
-  corpus, splits = load.load(config, ('train', 'dev'))
+  corpus, splits = experiment.load_texts(config, ('train', 'dev'))
   slow, method = Slow(folder, protocol), methods.METHODS[row]
   size = len(slow.ids)
   made = batches.training_data(
@@ -226,20 +224,22 @@ def test_a_step_draws_shared_positives_and_counts_no_column_of_them(
 def run_of(folder, **changes):
   """What `negatives.select_negatives` and `sources` read of a run."""
   config = settings(folder, **changes)
-  corpus, splits = load.load(config, ('train', 'dev'))
+  corpus, splits = experiment.load_texts(config, ('train', 'dev'))
   return types.SimpleNamespace(
     config=config,
-    corpus=corpus,
-    splits=splits,
-    passages=types.SimpleNamespace(hash='p'),
-    queries={'train': types.SimpleNamespace(hash='q')},
+    dataset=types.SimpleNamespace(
+      corpus=corpus,
+      splits=splits,
+      passages=types.SimpleNamespace(hash='p'),
+      queries={'train': types.SimpleNamespace(hash='q')},
+    ),
     workdir=pathlib.Path(config.workdir),
   )
 
 
 def test_what_negatives_depend_on_tells_equal_texts_apart(folder):
   run = run_of(folder)
-  split = run.splits['train']
+  split = run.dataset.splits['train']
   none = np.zeros((2, 0), np.int32)
   every = [
     {'groups': split.groups, 'same_text': split.same_text},
@@ -251,7 +251,7 @@ def test_what_negatives_depend_on_tells_equal_texts_apart(folder):
   ]
   found = []
   for changes in every:
-    run.splits['train'] = split._replace(**changes)
+    run.dataset.splits['train'] = split._replace(**changes)
     found.append(json.dumps(negatives_lib.sources(run)))
   assert len(set(found)) == len(every)
   # As it was before texts were compared: such a run goes on.
@@ -263,9 +263,9 @@ def test_given_negatives_of_a_query_are_filtered_by_those_of_its_text(
   take, folder, tmp_path
 ):
   run = run_of(folder, workdir=str(tmp_path))
-  slow, split = Slow(folder, 'usual'), run.splits['train']
+  slow, split = Slow(folder, 'usual'), run.dataset.splits['train']
   given = [list(range(NUM_PASSAGES)) for _ in slow.ids]
-  run.splits['train'] = split._replace(negatives=given)
+  run.dataset.splits['train'] = split._replace(negatives=given)
   found = getattr(negatives_lib, take)(run)
   for query, row in enumerate(found.tolist()):
     _, shared = slow.positives(query, last=False)
@@ -312,10 +312,12 @@ def test_other_trainers_get_neither_own_texts_nor_positives_of_equal_queries(
 
 def test_each_query_is_scored_by_its_own_judgements(folder):
   run = run_of(folder)
-  slow, split = Slow(folder, 'usual'), run.splits['train']
+  slow, split = Slow(folder, 'usual'), run.dataset.splits['train']
   random = np.random.default_rng(1)
   rows = np.array([random.permutation(NUM_PASSAGES) for _ in slow.ids])
-  found = metrics.by_query(rows.astype(np.int32), split, run.corpus.texts)
+  found = metrics.by_query(
+    rows.astype(np.int32), split, run.dataset.corpus.texts
+  )
   firsts = [
     min(ranking.tolist().index(passage) + 1 for passage in judged)
     for ranking, judged in zip(rows, slow.judged, strict=True)
@@ -325,7 +327,7 @@ def test_each_query_is_scored_by_its_own_judgements(folder):
 
 
 def test_the_hash_of_a_split_is_that_of_its_data_alone(folder):
-  split = run_of(folder).splits['train']
+  split = run_of(folder).dataset.splits['train']
   digest = hashlib.sha256()
   for texts in (split.ids, split.texts):
     encoded = [text.encode() for text in texts]
@@ -408,7 +410,7 @@ def test_all_readers_find_equal_texts(
   config = config_lib.Config(
     dataset=name, data_dir=str(tmp_path), dev_fraction=0
   )
-  corpus, splits = load.load(config, ('train',))
+  corpus, splits = experiment.load_texts(config, ('train',))
   assert corpus.keys is None  # They are gone once all splits are made.
   split = splits['train']
   found = split.own_passages().T.tolist()
@@ -435,10 +437,12 @@ def test_a_query_is_a_passage_by_its_text_or_title_and_text(title, text, asked):
 
 def test_what_is_equal_is_told_by_split(folder, capsys):
   run = run_of(folder)
-  slow, split = Slow(folder, 'usual'), run.splits['train']
-  asked = {normal(text) for text in run.splits['dev'].texts}
+  slow, split = Slow(folder, 'usual'), run.dataset.splits['train']
+  asked = {normal(text) for text in run.dataset.splits['dev'].texts}
   shared = sum(normal(text) in asked for text in split.texts)
-  assert corpus_lib.queries_shared(split, run.splits['dev']) == shared > 0
+  assert (
+    corpus_lib.queries_shared(split, run.dataset.splits['dev']) == shared > 0
+  )
   out = capsys.readouterr().out
   assert f"train: {shared} queries have the text of a query of 'dev'" in out
   assert "the text of a query of 'train'" not in out
@@ -455,13 +459,13 @@ def test_dev_is_left_out_where_all_splits_are_asked_for_and_it_has_no_query(
   write_pairs(tmp_path)
   config = config_lib.Config(dataset='pairs', data_dir=str(tmp_path))
   few = dataclasses.replace(config, dev_fraction=1e-9)
-  assert list(load.load(few, None).splits) == ['train']
+  assert list(experiment.load_texts(few, None).splits) == ['train']
   none = dataclasses.replace(config, dev_fraction=0)
-  assert list(load.load(none, None).splits) == ['train']
+  assert list(experiment.load_texts(none, None).splits) == ['train']
   many = dataclasses.replace(config, dev_fraction=0.5)
-  assert list(load.load(many, None).splits) == ['train', 'dev']
+  assert list(experiment.load_texts(many, None).splits) == ['train', 'dev']
   with pytest.raises(errors.BadInput, match="split 'dev'"):
-    load.load(few, ('train', 'dev'))
+    experiment.load_texts(few, ('train', 'dev'))
 
 
 def test_the_page_shows_as_right_what_was_judged_for_an_equal_query(
@@ -475,7 +479,7 @@ def test_the_page_shows_as_right_what_was_judged_for_an_equal_query(
     return [['', ''], ['1', '']]
 
   monkeypatch.setattr(serve, '_results', results)
-  texts = run.splits['train'].texts
+  texts = run.dataset.splits['train'].texts
   for row, text in enumerate(texts):
     serve._page(run, [], {text: row}, text)
   every = range(len(slow.ids))

@@ -16,7 +16,7 @@ from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
-from ance_jax.retrieval import corpus_index
+from ance_jax.models import pretrained
 from ance_jax.training import experiment
 from ance_jax.training import negatives
 from ance_jax.training import refreshes
@@ -156,7 +156,7 @@ def test_only_a_job_that_the_run_does_not_train_on_reads_it_otherwise(
       experiment._read_saved(after, 3, None, for_training)
 
 
-JUDGED = corpus_lib.Judged(
+JUDGED = corpus_lib.RawSplit(
   ['a', 'bc'],
   ['x', 'yz'],
   {(0, 3): 1, (0, 1): 2, (1, 2): 1},
@@ -198,7 +198,7 @@ def test_a_split_has_all_that_is_judged_in_its_hash():
   # What else there is follows from ids and texts, flags, or the dataset.
   known = {*JUDGED_CHANGES, 'all_count', 'own', 'protocol'}
   known.add('answers_are_patterns')
-  assert known == set(corpus_lib.Judged._fields)
+  assert known == set(corpus_lib.RawSplit._fields)
 
 
 def test_a_corpus_has_ids_titles_texts_and_groups_in_its_hash():
@@ -212,14 +212,14 @@ def test_a_corpus_has_ids_titles_texts_and_groups_in_its_hash():
 
 
 BODY = bert.BodyConfig('bert', 90, 16, 1, 2, 32, 16, 1, 1e-12, 'gelu')
-RETRIEVER = bi_encoder.Retriever(
+RETRIEVER = bi_encoder.RetrieverConfig(
   BODY, True, 'mean', 0, True, 'dot', 8, 8, ' ', 'q: ', 'p: '
 )
 TEXTS = [f'word{i} some more words, number {i} of all' for i in range(5)]
 
 
 def make_run(folder, retriever=RETRIEVER, texts=TEXTS, queries=TEXTS, **flags):
-  """An `experiment.Run` without weights."""
+  """An `experiment.Experiment` without weights."""
   config = config_lib.Config(
     workdir=str(folder), tokens_dir=str(folder / 'tokens'), num_devices=1,
     chunks=2, dataset='beir',
@@ -233,14 +233,13 @@ def make_run(folder, retriever=RETRIEVER, texts=TEXTS, queries=TEXTS, **flags):
     list('abcde'), ['Title', '', '', '', ''], texts
   )
   split = corpus_lib.make_split(
-    corpus_lib.Judged(list('vwxyz'), queries, {(n, n): 1 for n in range(5)})
+    corpus_lib.RawSplit(list('vwxyz'), queries, {(n, n): 1 for n in range(5)})
   )
-  return experiment._run(
+  return experiment._experiment(
     'id',
     dataclasses.replace(config, **flags),
-    corpus_lib.Dataset(corpus, {'train': split}),
-    retriever,
-    tokenizer,
+    corpus_lib.TextDataset(corpus, {'train': split}),
+    pretrained.Model(retriever, tokenizer, None),
   )
 
 
@@ -276,8 +275,8 @@ def test_runs_that_share_token_rows_each_have_their_own(
   shared = make_run(tmp_path, **changes)
   alone = make_run(tmp_path / 'alone', **changes)
   for rows, is_other in (
-    ([run.passages for run in (first, shared, alone)], passages),
-    ([run.queries['train'] for run in (first, shared, alone)], queries),
+    ([run.dataset.passages for run in (first, shared, alone)], passages),
+    ([run.dataset.queries['train'] for run in (first, shared, alone)], queries),
   ):
     assert (rows[0].hash != rows[1].hash) == is_other
     np.testing.assert_array_equal(rows[1].ids, rows[2].ids)
@@ -293,25 +292,39 @@ def changed(run, **flags):
   config = dataclasses.replace(run.config)
   for name, value in flags.items():
     object.__setattr__(config, name, value)  # Whatever goes with it.
-  return run._replace(config=config)
+  return run._replace(
+    config=config, retriever=remade(run, config, run.retriever.config)
+  )
+
+
+def remade(run, config, retriever):
+  model = pretrained.Model(retriever, run.retriever.tokenizer, None)
+  return experiment.make_retriever(config, model, run.devices)
+
+
+def with_data(run, **changes):
+  return run._replace(dataset=run.dataset._replace(**changes))
 
 
 def test_embeddings_have_all_that_their_bits_hang_on_in_their_key(run):
   def key(run, weights='w'):
-    return corpus_index.embeddings_folder(run, weights).name
+    return run.embeddings_folder(weights).name
 
   kept = {key(run)}
   others = [
     changed(run, **{name: value}) for name, value in OF_EMBEDDINGS.items()
   ]
-  others.append(run._replace(passages=run.passages._replace(hash='other')))
-  others.append(run._replace(devices=tuple(experiment.devices_lib.local(2))))
+  others.append(
+    with_data(run, passages=run.dataset.passages._replace(hash='other'))
+  )
+  others.append(run.on_devices(tuple(experiment.devices_lib.local(2))))
   body = dataclasses.replace(BODY, activation='relu')
   for change in (
     {'pooling': 'cls'}, {'similarity': 'cosine'}, {'head_norm': False},
     {'body': body},
   ):  # fmt: skip
-    others.append(run._replace(**replaced(**change)))
+    other_config = replaced(**change)['retriever']
+    others.append(run._replace(retriever=remade(run, run.config, other_config)))
   kept |= {key(other) for other in others} | {key(run, 'other weights')}
   assert len(kept) == len(others) + 2
   # What they do not hang on has no new ones made.
@@ -320,8 +333,8 @@ def test_embeddings_have_all_that_their_bits_hang_on_in_their_key(run):
 
 
 def test_negatives_have_all_that_they_hang_on_in_what_is_compared(run):
-  split = run.splits['train']._replace(answers=[['x']] * 5)
-  run = run._replace(splits={'train': split})
+  split = run.dataset.splits['train']._replace(answers=[['x']] * 5)
+  run = with_data(run, splits={'train': split})
   base = negatives.sources(changed(run, drop_answers=False))
   for name, value in OF_NEGATIVES.items():
     changes = {'drop_answers': False, name: value}
@@ -336,15 +349,20 @@ def test_negatives_have_all_that_they_hang_on_in_what_is_compared(run):
     kept += [found] if found not in kept else []
   assert len(kept) == len(OF_RULES) + 1
   for other_run, name in (
-    (run._replace(passages=run.passages._replace(hash='x')), 'passages'),
-    (run._replace(corpus=run.corpus._replace(hash='x')), 'groups'),
-    (run._replace(splits={'train': split._replace(hash='x')}), 'judgements'),
     (
-      run._replace(queries={'train': run.queries['train']._replace(hash='x')}),
+      with_data(run, passages=run.dataset.passages._replace(hash='x')),
+      'passages',
+    ),
+    (with_data(run, corpus=run.dataset.corpus._replace(hash='x')), 'groups'),
+    (with_data(run, splits={'train': split._replace(hash='x')}), 'judgements'),
+    (
+      with_data(
+        run, queries={'train': run.dataset.queries['train']._replace(hash='x')}
+      ),
       'queries',
     ),
     (
-      run._replace(splits={'train': split._replace(own=np.zeros(5, int))}),
+      with_data(run, splits={'train': split._replace(own=np.zeros(5, int))}),
       'own',
     ),
   ):
@@ -413,7 +431,8 @@ def test_a_refresh_of_another_run_tokenizer_or_slice_is_refused(run):
   assert 'slice' in refreshes.refusal(sliced, manifest)
   cased = make_run(run.workdir, lower_case=True)
   assert 'tokenizer' in refreshes.refusal(cased, manifest)
-  other_run = run._replace(**replaced(title_separator='[SEP]'))
+  other_config = replaced(title_separator='[SEP]')['retriever']
+  other_run = run._replace(retriever=remade(run, run.config, other_config))
   assert 'tokenizer' in refreshes.refusal(other_run, manifest)
   for name in manifest:
     if name != 'step':
@@ -425,21 +444,23 @@ def test_a_refresh_of_another_run_tokenizer_or_slice_is_refused(run):
 @pytest.mark.parametrize('what', ['corpus', 'train', 'dev', None])
 def test_a_run_goes_on_with_the_data_that_it_began_with(what, run, monkeypatch):
   splits = {
-    name: run.splits['train']._replace(hash=name)
+    name: run.dataset.splits['train']._replace(hash=name)
     for name in ('train', 'dev', 'test')
   }
-  dataset = corpus_lib.Dataset(run.corpus, splits)
-  began = {'run': 'id', 'corpus': run.corpus.hash, 'splits': {}}
+  dataset = corpus_lib.TextDataset(run.dataset.corpus, splits)
+  began = {'run': 'id', 'corpus': run.dataset.corpus.hash, 'splits': {}}
   began['splits'] = {'train': 'train', 'dev': 'dev'}  # Test has none.
   if what == 'corpus':
     began['corpus'] = 'other'
   elif what:
     began['splits'][what] = 'other'
   monkeypatch.setattr(experiment.load, 'load', lambda *_: dataset)
-  monkeypatch.setattr(experiment, '_run', lambda *given: given[0])
+  monkeypatch.setattr(experiment, '_experiment', lambda *given: given[0])
 
   def go_on():
-    return experiment._go_on(run.config, tuple(splits), began, RETRIEVER, None)
+    return experiment._restore(
+      run.config, tuple(splits), began, pretrained.Model(RETRIEVER, None, None)
+    )
 
   if what is None:
     assert go_on() == 'id'

@@ -14,7 +14,6 @@ from ance_jax import errors
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
 from ance_jax.core import workdirs
-from ance_jax.data import load
 from ance_jax.jobs import evaluate
 from ance_jax.jobs import export
 from ance_jax.jobs import refresh
@@ -43,8 +42,8 @@ def test_where_the_data_has_dev_the_fraction_changes_nothing(
   fraction, eventful, capsys
 ):
   changed = dataclasses.replace(eventful, dev_fraction=fraction)
-  both = load.load(changed, ('train', 'dev')).splits
-  usual = load.load(eventful, ('train', 'dev')).splits
+  both = experiment.load_texts(changed, ('train', 'dev')).splits
+  usual = experiment.load_texts(eventful, ('train', 'dev')).splits
   assert {n: s.hash for n, s in both.items()} == {
     n: s.hash for n, s in usual.items()
   }
@@ -120,7 +119,7 @@ def _check_jobs(config, capsys):
       job(change)
   # To score it, or to look at the training queries alone, is no other run.
   assert evaluate.run(dataclasses.replace(evaluating, split='dev'))
-  assert experiment.read(again, ('train',))[2] == 12
+  assert experiment.open(again, ('train',))[1] == 12
 
 
 @pytest.mark.parametrize(

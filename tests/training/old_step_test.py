@@ -32,7 +32,7 @@ def test_the_next_step_is_the_one_that_it_would_have_made(tmp_path):
     data_dir=str(FOLDER / 'data'),
   )
   splits = config.train_split, config.dev_split
-  run, params, step = experiment.read(config, splits)
+  run, step = experiment.open(config, splits)
   in_use = resume.picked_up(run, step)
   method = schedule.method(config, in_use is not None)
   batch = batches.make_batch(
@@ -44,14 +44,14 @@ def test_the_next_step_is_the_one_that_it_would_have_made(tmp_path):
     negatives=refreshes.negatives_for(run, method, in_use),
   )
   gradient = jax.pmap(
-    steps.make_gradient(config, method, run.retriever),
+    steps.make_gradient(config, method, run.retriever.config),
     axis_name=devices_lib.AXIS,
     in_axes=(None, 0, None),
     out_axes=None,
     devices=run.devices,
   )
   batch = devices_lib.shard(batch, run.devices)
-  (loss, _), grads = gradient(params, batch, jnp.int32(step))
+  (loss, _), grads = gradient(run.retriever.params, batch, jnp.int32(step))
   found = {
     'train/loss': loss,
     'train/grad_norm': optax.tree.norm(grads),

@@ -42,7 +42,7 @@ def world(seed, answers, patterns):
   judged.update({(query, query + 20): 1 for query in range(NUM_QUERIES)})
   letters = {n: [random.choice(list('abcdefgh'))] for n in range(NUM_QUERIES)}
   split = corpus_lib.make_split(
-    corpus_lib.Judged(
+    corpus_lib.RawSplit(
       list(map(str, range(NUM_QUERIES))), TEXTS, judged,
       answers=letters if answers else None,
       own={1: 30, 4: 31}, answers_are_patterns=patterns,
@@ -94,7 +94,8 @@ def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
     method=name, top_k=TOP_K, drop_same_text=same_text,
     drop_answers=False if answers == 'allowed' else None,
   )  # fmt: skip
-  run = SimpleNamespace(config=config, corpus=corpus, splits={'train': split})
+  data = SimpleNamespace(corpus=corpus, splits={'train': split})
+  run = SimpleNamespace(config=config, dataset=data)
   random = np.random.default_rng(7)
   orders = [random.permutation(40) for _ in TEXTS]
   drops = answers in ('words', 'patterns') and not method.without_answers
@@ -140,9 +141,9 @@ def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
 def test_what_fills_up_a_short_ranking_holds_no_answer_and_is_no_positive():
   corpus, texts, split, judged, letters = world(1, True, False)
   run = SimpleNamespace(
-    config=config_lib.Config(top_k=TOP_K), corpus=corpus,
-    splits={'train': split},
-  )  # fmt: skip
+    config=config_lib.Config(top_k=TOP_K),
+    dataset=SimpleNamespace(corpus=corpus, splits={'train': split}),
+  )
 
   def rank(rows, depth):  # Ends after three.
     return of_rows(np.tile([0, 1, 2], (len(rows), 1)))
@@ -298,7 +299,9 @@ def test_negatives_in_use_are_of_the_queries_that_have_any(
   config = config_lib.Config(
     method=name, query_slices=slices, steps_per_refresh=4, max_steps=20
   )
-  run = SimpleNamespace(config=config, queries={'train': range(6)})
+  run = SimpleNamespace(
+    config=config, dataset=SimpleNamespace(queries={'train': range(6)})
+  )
   table = np.arange(6 // slices)[:, None] + [[0, 10]]
   table[missing] = -1
   monkeypatch.setattr(refreshes_lib, 'load', lambda *_: table)
@@ -338,7 +341,9 @@ def test_slices_in_turn_have_each_query_once(slices):
   config = config_lib.Config(
     method='ance', query_slices=slices, steps_per_refresh=1, max_steps=99
   )
-  run = SimpleNamespace(config=config, queries={'train': range(11)})
+  run = SimpleNamespace(
+    config=config, dataset=SimpleNamespace(queries={'train': range(11)})
+  )
   for turn in range(2):
     found = [
       refreshes_lib._query_slice(run, turn * slices + n) for n in range(slices)

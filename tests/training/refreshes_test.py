@@ -20,7 +20,6 @@ from ance_jax.jobs import evaluate
 from ance_jax.jobs import train
 from ance_jax.mining import miner
 from ance_jax.models import bi_encoder
-from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import negatives as negatives_lib
@@ -52,30 +51,34 @@ def open_run(trained, tmp_path):
     folder = tmp_path / name
     shutil.copytree(trained.workdir, folder)
     config = dataclasses.replace(trained, workdir=str(folder), **changes)
-    return experiment.go_on(config, ('train', 'dev'), 6)
+    return experiment.restore(config, ('train', 'dev'), 6)
 
   return open_run
 
 
 def slow_refresh(run, step):
   """Encodes a text at a time, compares with all passages, filters by loops."""
-  shapes = bi_encoder.shapes(run.retriever)
+  shapes = bi_encoder.shapes(run.retriever.config)
   params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
-  encode = jax.jit(bi_encoder.make_encode(run.retriever, 'float32', 'query'))
+  encode = jax.jit(
+    bi_encoder.make_encode(run.retriever.config, 'float32', 'query')
+  )
 
   def embed(rows, length):
     ids, lengths = rows.padded(np.arange(len(rows)), length)
     return np.asarray(encode(params, ids, lengths))
 
-  scores = embed(run.queries['train'], 8) @ embed(run.passages, 16).T
-  queries, passages = run.splits['train'].positives()
+  scores = (
+    embed(run.dataset.queries['train'], 8) @ embed(run.dataset.passages, 16).T
+  )
+  queries, passages = run.dataset.splits['train'].positives()
   table = []
   for query, row in enumerate(scores):
-    banned = run.corpus.groups[passages[queries == query]]
+    banned = run.dataset.corpus.groups[passages[queries == query]]
     kept = [
       p
       for p in np.lexsort((np.arange(len(row)), -row))
-      if run.corpus.groups[p] not in banned
+      if run.dataset.corpus.groups[p] not in banned
     ]
     table.append(kept[: run.config.top_k])
   return np.array(table)
@@ -103,7 +106,7 @@ def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
   negatives = np.array(refreshes.load(run, 6))
   # Put the values of step 0 where those of step 6 are.
   folder = run.workdir / 'checkpoints'
-  shapes = bi_encoder.shapes(run.retriever)
+  shapes = bi_encoder.shapes(run.retriever.config)
   other = checkpoint.read_params(run.workdir, 0, shapes, run.devices)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder / '6' / 'params', other, force=True)
@@ -168,7 +171,7 @@ def test_a_whole_run_searched_on_its_devices_has_the_negatives_of_flat(tiny):
       tiny, workdir=workdir, num_devices=2, index=where, search_memory_mb=1
     )
     train.run(config)
-    run = experiment.read(config, ('train', 'dev'))[0]
+    run = experiment.open(config, ('train', 'dev'))[0]
     tables.append([np.array(refreshes.load(run, step)) for step in (4, 8)])
     curves.append(logs.series(workdir, 'dev/mrr@10'))
     manifest = atomic.read_manifest(run.workdir / 'refresh' / '00000008')
@@ -187,12 +190,12 @@ def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
   assert refreshes.refresh(centered, 6)['center_passages']
   # The same order, but for scores that rounding can tell apart or not.
   assert agreement(refreshes.load(centered, 6), plain) > 0.995
-  shapes = bi_encoder.shapes(run.retriever)
+  shapes = bi_encoder.shapes(run.retriever.config)
   params = checkpoint.read_params(run.workdir, 6, shapes, run.devices)
   means = [
-    indexed.passage_index.reconstruct_n(0, len(run.passages)).mean(0)
+    indexed.passage_index.reconstruct_n(0, len(run.dataset.passages)).mean(0)
     for indexed in (
-      corpus_index.index_corpus(one, params, logs.Stopwatch())
+      one.with_params(params).index_corpus(logs.Stopwatch())
       for one in (run, centered)
     )
   ]
@@ -205,7 +208,7 @@ def test_the_manifest_says_what_was_made_of_what(open_run):
   refreshes.refresh(run, 3)
   manifest = refreshes.refresh(run, 6, before=3)
   assert manifest['step'] == 6
-  assert manifest['passages'] == run.passages.hash
+  assert manifest['passages'] == run.dataset.passages.hash
   assert manifest['top_k'] == 10
   assert set(manifest['secs']) == {
     'encode',
@@ -234,13 +237,19 @@ def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
   np.testing.assert_array_equal(negatives, negatives_lib.by_bm25(run))
   assert (run.workdir / 'bm25' / atomic.MANIFEST).stat().st_mtime_ns == stamp
   rank = negatives_lib.bm25.make_rank(
-    list(negatives_lib.tokens.passage_texts(run.corpus, ' ')), k1=0.9, b=0.4
+    list(negatives_lib.tokens.passage_texts(run.dataset.corpus, ' ')),
+    k1=0.9,
+    b=0.4,
   )
-  queries, passages = run.splits['train'].positives()
+  queries, passages = run.dataset.splits['train'].positives()
   for query in range(len(negatives)):
-    (ranking,) = rank([run.splits['train'].texts[query]], 100).rows
-    banned = run.corpus.groups[passages[queries == query]]
-    kept = [p for p in ranking if p >= 0 and run.corpus.groups[p] not in banned]
+    (ranking,) = rank([run.dataset.splits['train'].texts[query]], 100).rows
+    banned = run.dataset.corpus.groups[passages[queries == query]]
+    kept = [
+      p
+      for p in ranking
+      if p >= 0 and run.dataset.corpus.groups[p] not in banned
+    ]
     kept = kept[: run.config.top_k]
     assert negatives[query, : len(kept)].tolist() == kept
 
@@ -265,8 +274,8 @@ def test_bm25_negatives_are_made_again_in_another_language(open_run, capsys):
 def test_negatives_that_bm25_does_not_find_are_counted(open_run, capsys):
   run = open_run(top_k=40)
   table = np.array(negatives_lib.by_bm25(run))
-  texts = list(negatives_lib.tokens.passage_texts(run.corpus, ' '))
-  queries = list(run.splits['train'].texts)
+  texts = list(negatives_lib.tokens.passage_texts(run.dataset.corpus, ' '))
+  queries = list(run.dataset.splits['train'].texts)
   found = negatives_lib.bm25.make_rank(texts, k1=0.9, b=0.4)(queries, 100)
   drawn = sum(
     len(set(row) - set(ranked))
@@ -281,12 +290,14 @@ def test_queries_that_bm25_finds_nothing_for_are_told_or_refused(
   open_run, capsys
 ):
   run = open_run()
-  split = run.splits['train']
+  split = run.dataset.splits['train']
   for lost, is_refused in ((24, False), (25, True)):  # Of 48.
     texts = ['zebra'] * lost + list(split.texts)[lost:]
-    splits = {**run.splits, 'train': split._replace(texts=texts)}
+    splits = {**run.dataset.splits, 'train': split._replace(texts=texts)}
     config = dataclasses.replace(run.config, seed=lost)
-    other = run._replace(splits=splits, config=config)
+    other = run._replace(
+      dataset=run.dataset._replace(splits=splits), config=config
+    )
     if is_refused:
       with pytest.raises(errors.BadInput, match='for 25 of 48 queries'):
         negatives_lib.by_bm25(other)
@@ -297,13 +308,16 @@ def test_queries_that_bm25_finds_nothing_for_are_told_or_refused(
 
 def planted(run, rows):
   """The run with an answer of each query in some of its passages' texts."""
-  texts = list(run.corpus.texts)
+  texts = list(run.dataset.corpus.texts)
   for row in rows:
     texts[row] += ' The Answer'
-  corpus = run.corpus._replace(texts=strings.make(texts))
-  split = run.splits['train']
+  corpus = run.dataset.corpus._replace(texts=strings.make(texts))
+  split = run.dataset.splits['train']
   split = split._replace(answers=[['the answer']] * len(split.ids))
-  return run._replace(corpus=corpus, splits={**run.splits, 'train': split})
+  splits = {**run.dataset.splits, 'train': split}
+  return run._replace(
+    dataset=run.dataset._replace(corpus=corpus, splits=splits)
+  )
 
 
 def test_passages_with_an_answer_are_no_negatives_of_bm25_or_the_index(
@@ -335,20 +349,30 @@ def test_a_query_that_is_a_passage_has_negatives_mined_anew_without_it(
   assert before['own'] is False
   assert before['metrics']['refresh/own_text'] == 0
   assert refreshes.refresh(run, step) == before
-  split, table = run.splits['train'], np.array(refreshes.load(run, step))
+  split, table = (
+    run.dataset.splits['train'],
+    np.array(refreshes.load(run, step)),
+  )
   # Each query's first negative is the query itself; 0 and 1 have one text.
   own = np.stack([np.arange(len(table)), table[:, 0]]).astype(np.int32)
   groups = np.maximum(np.arange(len(table)), 1).astype(np.int32)
   for changes in ({'same_text': own}, {'groups': groups}):
     changed = split._replace(**changes)
-    planted = run._replace(splits={**run.splits, 'train': changed})
+    planted = run._replace(
+      dataset=run.dataset._replace(
+        splits={**run.dataset.splits, 'train': changed}
+      )
+    )
     assert refreshes.refusal(planted, before).startswith('it is of another set')
     manifest = refreshes.refresh(planted, step)
     assert manifest['own']
     found, queries = refreshes.load(planted, step), np.arange(len(table))
     assert (manifest['metrics']['refresh/own_text'] > 0) == (own is not None)
     if 'same_text' in changes:
-      alike = run.corpus.groups[found] == run.corpus.groups[own[1]][:, None]
+      alike = (
+        run.dataset.corpus.groups[found]
+        == run.dataset.corpus.groups[own[1]][:, None]
+      )
       assert not alike.any()
       text = f'{manifest["metrics"]["refresh/own_text"]:,} of the query'
       assert text in refreshes.summary(manifest)
@@ -356,8 +380,8 @@ def test_a_query_that_is_a_passage_has_negatives_mined_anew_without_it(
     else:
       np.testing.assert_array_equal(found[queries > 1], table[queries > 1])
       of_query, positives = split.positives()
-      shared = run.corpus.groups[positives[of_query < 2]]
-      assert not np.isin(run.corpus.groups[found[:2]], shared).any()
+      shared = run.dataset.corpus.groups[positives[of_query < 2]]
+      assert not np.isin(run.dataset.corpus.groups[found[:2]], shared).any()
 
 
 def test_same_texts_can_be_let_in(open_run):
@@ -365,12 +389,12 @@ def test_same_texts_can_be_let_in(open_run):
   step = checkpoint.committed_steps(run.workdir)[-1]
   assert refreshes.refresh(run, step)['metrics']['refresh/same_text'] == 0
   of_rows = experiment.training_data(run, methods.METHODS['ance_in_batch'])
-  assert len(set(of_rows.groups.tolist())) == len(run.passages)
+  assert len(set(of_rows.groups.tolist())) == len(run.dataset.passages)
 
 
 def test_negatives_that_the_data_brings_are_those_of_bm25(open_run, capsys):
   run = open_run(method='bm25', top_k=2, hard_negatives=1)
-  split = run.splits['train']
+  split = run.dataset.splits['train']
   queries, positives = split.positives()
   given = [[] for _ in split.ids]
   for query, row in zip(queries.tolist(), positives.tolist(), strict=True):
@@ -378,9 +402,11 @@ def test_negatives_that_the_data_brings_are_those_of_bm25(open_run, capsys):
     given[query] = [(row + 51) % 150, row, (row + 53) % 150, (row + 55) % 150]
   given[3] = []
   split = split._replace(negatives=given)
-  run = run._replace(splits={**run.splits, 'train': split})
+  run = run._replace(
+    dataset=run.dataset._replace(splits={**run.dataset.splits, 'train': split})
+  )
   table = negatives_lib.by_bm25(run)
-  groups = run.corpus.groups
+  groups = run.dataset.corpus.groups
   for query, row in enumerate(table.tolist()):
     banned = {int(groups[p]) for q, p in zip(queries, positives, strict=True)
               if q == query}  # fmt: skip
@@ -422,15 +448,18 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
   selected = miner.Table(table, table / 2, np.zeros(9), None, 0, 0)
   watch = logs.Stopwatch()
   watch.secs['search'] = 0.0
-  monkeypatch.setattr(corpus_index, 'encode_queries', lambda *_: None)
   monkeypatch.setattr(
     negatives_lib, 'select_negatives', lambda *_, **__: (selected, {})
   )
   drawn = {}
   for seed, step in ((0, 4), (0, 8), (4, 0), (8, 4)):
     config = config_lib.Config(method='ance_code', seed=seed, hard_negatives=3)
-    run = SimpleNamespace(config=config, queries={'train': range(6)})
-    mined, _ = refreshes._mine(run, step, None, None, watch)
+    run = SimpleNamespace(
+      config=config,
+      dataset=SimpleNamespace(queries={'train': range(6)}),
+      encode_queries=lambda *_: None,
+    )
+    mined, _ = refreshes._mine(run, step, None, watch)
     drawn[seed, step] = mined.rows
     np.testing.assert_array_equal(mined.scores, mined.rows / 2)
     order = np.random.default_rng([seed, step]).random(table.shape).argsort(1)
@@ -441,13 +470,13 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
 
 def scores_of(run, step):
   """All (Q, N) scores of training queries, and the least of their positives."""
-  shapes = bi_encoder.shapes(run.retriever)
+  shapes = bi_encoder.shapes(run.retriever.config)
   params = checkpoint.read_params(run.workdir, step, shapes, run.devices)
   watch = logs.Stopwatch()
-  indexed = corpus_index.index_corpus(run, params, watch)
-  queries = corpus_index.encode_queries(run, params, 'train', watch)
+  indexed = run.with_params(params).index_corpus(watch)
+  queries = run.with_params(params).encode_queries('train', watch)
   scores = queries @ np.concatenate(indexed.blocks).T
-  of_query, positives = run.splits['train'].shared_positives()
+  of_query, positives = run.dataset.splits['train'].shared_positives()
   least = np.full(len(scores), np.inf, np.float32)
   np.minimum.at(least, of_query, scores[of_query, positives])
   return scores, least
@@ -476,7 +505,7 @@ def test_scores_are_published_of_negatives_and_positives(changes, open_run):
   of_negatives = np.take_along_axis(expected, negatives, 1)
   np.testing.assert_allclose(scores, of_negatives, atol=1e-5)
   last = changes.get('method') == 'ance_code'
-  pairs = run.splits['train'].shared_positives(last=last)
+  pairs = run.dataset.splits['train'].shared_positives(last=last)
   np.testing.assert_allclose(positive_scores, expected[pairs], atol=1e-5)
 
 
@@ -489,7 +518,7 @@ def test_scores_of_a_slice_are_those_of_its_queries(open_run):
     expected, _ = scores_of(run, step)
     of_negatives = np.take_along_axis(expected[rows], negatives, 1)
     np.testing.assert_allclose(scores, of_negatives, atol=1e-5)
-    queries, passages = run.splits['train'].shared_positives()
+    queries, passages = run.dataset.splits['train'].shared_positives()
     here = (queries >= rows.start) & (queries < rows.stop)
     np.testing.assert_allclose(
       positive_scores, expected[queries[here], passages[here]], atol=1e-5
@@ -507,15 +536,15 @@ def test_a_refresh_follows_the_rules_of_its_run(on_shortage, open_run):
   assert manifest['rules'] == {n: v for n, v in rules.items() if v is not None}
   table, scores, _ = arrays_of(run, 6)
   every, least = scores_of(run, 6)
-  of_query, positives = run.splits['train'].shared_positives()
+  of_query, positives = run.dataset.splits['train'].shared_positives()
   counts = dict.fromkeys(('skip_ranks', 'max_score', 'absolute_margin'), 0)
   short = 0
   for query, row in enumerate(table):
-    banned = run.corpus.groups[positives[of_query == query]]
+    banned = run.dataset.corpus.groups[positives[of_query == query]]
     left = [
       p
       for p in np.lexsort((np.arange(len(every[query])), -every[query]))
-      if run.corpus.groups[p] not in banned
+      if run.dataset.corpus.groups[p] not in banned
     ][:30]
     above = [p for p in left[1:] if every[query, p] > 0.97]
     kept = [p for p in left[1:] if p not in above]
@@ -559,7 +588,7 @@ def test_a_file_of_scores_says_what_is_no_negative(open_run, tmp_path):
   run = open_run(method='ance_in_batch')
   refreshes.refresh(run, 6)
   before = np.array(refreshes.load(run, 6))
-  ids, queries = run.corpus.ids, run.splits['train'].ids
+  ids, queries = run.dataset.corpus.ids, run.dataset.splits['train'].ids
   path = tmp_path / 'scores.trec'
   path.write_text(
     ''.join(
@@ -581,9 +610,10 @@ def test_a_file_of_scores_says_what_is_no_negative(open_run, tmp_path):
 
 def test_rules_that_a_run_cannot_follow_are_refused(open_run):
   run = open_run(method='given', min_score=0.5)
-  given = [[1, 2, 3] for _ in run.splits['train'].ids]
-  split = run.splits['train']._replace(negatives=given)
-  run = run._replace(splits={**run.splits, 'train': split})
+  given = [[1, 2, 3] for _ in run.dataset.splits['train'].ids]
+  split = run.dataset.splits['train']._replace(negatives=given)
+  splits = {**run.dataset.splits, 'train': split}
+  run = run._replace(dataset=run.dataset._replace(splits=splits))
   with pytest.raises(errors.BadInput, match='^--min_score needs scores'):
     negatives_lib.check(run)
   run = run._replace(
@@ -606,7 +636,7 @@ def test_training_goes_on_without_queries_that_the_rules_left_none(
     hard_negatives=2, relative_margin=0.02, on_shortage='keep',
   )  # fmt: skip
   train.run(config)
-  run = experiment.read(config, ('train', 'dev'))[0]
+  run = experiment.open(config, ('train', 'dev'))[0]
   table = refreshes.load(run, 4)
   none = table[:, 0] < 0
   assert 0 < none.sum() < len(table)

@@ -18,7 +18,7 @@ from ance_jax.training import optimizers
 from ance_jax.training import steps
 
 BATCH, NEGATIVES, LENGTH, VOCABULARY = 8, 2, 6, 50
-RETRIEVER = bi_encoder.Retriever(
+RETRIEVER = bi_encoder.RetrieverConfig(
   bert.BodyConfig('bert', VOCABULARY, 16, 1, 2, 32, 16, 1, 1e-12, 'gelu'),
   tied=True,
   pooling='mean',

@@ -11,7 +11,6 @@ import os
 import pathlib
 import re
 
-from ance_jax import config as config_lib
 from ance_jax.core import logs
 from ance_jax.core import strict_io
 from ance_jax.data import corpus as corpus_lib
@@ -24,12 +23,12 @@ _LINE = '{"_id": ..., "text": ...}'
 _JUDGEMENT = '{"query-id": ..., "corpus-id": ..., "score": ...}'
 
 
-def read(config: config_lib.Config) -> corpus_lib.Source:
+def read(settings: records.Settings) -> corpus_lib.RawDataset:
   """Reads the BEIR folder `--data_dir`."""
-  folder = records.open_folder(config, 'corpus.jsonl')
-  if config.download:
-    downloads.fetch_beir(config.beir_set, folder)
-  corpus = read_corpus(folder, config.beir_set)
+  folder = records.open_folder(settings, 'corpus.jsonl')
+  if settings.download:
+    downloads.fetch_beir(settings.beir_set, folder)
+  corpus = read_corpus(folder, settings.beir_set)
   records.say_corpus(folder.name, corpus)
   query_ids, queries = read_queries(folder)
   query_rows = {query_id: row for row, query_id in enumerate(query_ids)}
@@ -42,11 +41,11 @@ def read(config: config_lib.Config) -> corpus_lib.Source:
     if path is None:
       return None
     pairs, missing = read_qrels(path, query_rows, corpus.rows)
-    return corpus_lib.Judged(
+    return corpus_lib.RawSplit(
       query_ids, queries, pairs, answers, missing=missing
     )
 
-  return corpus_lib.Source(corpus, read_split, qrels_found(folder))
+  return corpus_lib.RawDataset(corpus, read_split, qrels_found(folder))
 
 
 def read_corpus(

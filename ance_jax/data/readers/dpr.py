@@ -11,7 +11,6 @@ import ast
 import collections
 import functools
 
-from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import logs
 from ance_jax.core import strict_io
@@ -29,18 +28,18 @@ _PATTERNS = ('curatedtrec',)
 _LONGEST_ANSWERS = 2**20
 
 
-def read(config: config_lib.Config) -> corpus_lib.Source:
+def read(settings: records.Settings) -> corpus_lib.RawDataset:
   """Reads DPR's files in the folder `--data_dir`."""
-  folder = records.open_folder(config, _PASSAGES)
-  corpus = _read_passages(_needed(config, folder, _PASSAGES))
+  folder = records.open_folder(settings, _PASSAGES)
+  corpus = _read_passages(_needed(settings, folder, _PASSAGES))
   records.say_corpus('Wikipedia passages of DPR', corpus)
-  questions = config.questions or _only_set(folder)
+  questions = settings.questions or _only_set(folder)
 
   def read_split(name):
     contexts = f'biencoder-{questions}-{name}.json'
     alone = f'{questions}-{name}.qa.csv'
     for file in (contexts, alone):
-      fetched = config.download and file in registry.DOWNLOADS
+      fetched = settings.download and file in registry.DOWNLOADS
       if fetched and not (
         records.find(folder, contexts) or records.find(folder, alone)
       ):
@@ -49,8 +48,8 @@ def read(config: config_lib.Config) -> corpus_lib.Source:
       judged = _read_contexts(path, f'{questions}-{name}', corpus.rows)
     elif path := records.find(folder, alone):
       judged = _read_answers(path, f'{questions}-{name}')
-    elif name == config.train_split:
-      _needed(config, folder, contexts)
+    elif name == settings.train_split:
+      _needed(settings, folder, contexts)
     else:
       return None
     if questions in _PATTERNS:
@@ -58,7 +57,7 @@ def read(config: config_lib.Config) -> corpus_lib.Source:
       judged = judged._replace(answers_are_patterns=True)
     return judged
 
-  return corpus_lib.Source(
+  return corpus_lib.RawDataset(
     corpus, read_split, f'{folder} for questions {questions}'
   )
 
@@ -87,13 +86,15 @@ def _read_passages(path):
 
 
 def _read_contexts(path, name, passage_rows):
-  """Returns the `corpus.Judged` of a file of questions with contexts.
+  """Returns the `corpus.RawSplit` of a file of questions with contexts.
 
   As in DPR, the first positive context is the question's positive. BM25
   contexts are its negatives, except those that the corpus lacks. Questions
   without a positive are skipped.
   """
-  found = corpus_lib.Judged([], [], {}, {}, {}, protocol='answers', missing={})
+  found = corpus_lib.RawSplit(
+    [], [], {}, {}, {}, protocol='answers', missing={}
+  )
   counts = collections.Counter()
   for number, record in records.json_array(path):
     place = f'question {number}'
@@ -143,7 +144,7 @@ def _say_contexts(path, counts, negatives):
 
 
 def _read_answers(path, name):
-  """Returns the `corpus.Judged` of a file of questions and answers."""
+  """Returns the `corpus.RawSplit` of a file of questions and answers."""
   ids, queries, answers = [], [], {}
   for number, cells in _rows(path, f'read {path.name}'):
     if len(cells) != 2:
@@ -162,7 +163,7 @@ def _read_answers(path, name):
     queries.append(_normal(path, f'line {number}', cells[0]))
   records.check_any(path, ids)
   records.say_rows(path, len(ids))
-  return corpus_lib.Judged(
+  return corpus_lib.RawSplit(
     ids, queries, {}, answers, protocol='answers', all_count=True
   )
 
@@ -262,5 +263,5 @@ def _only_set(folder):
   return names.pop()
 
 
-def _needed(config, folder, name):
-  return downloads.existing(config, folder, name, "a folder of DPR's files")
+def _needed(settings, folder, name):
+  return downloads.existing(settings, folder, name, "a folder of DPR's files")

@@ -19,8 +19,8 @@ from ance_jax.data.readers import given_formats
 
 
 def attach(
-  path: pathlib.Path, judged: corpus_lib.Judged, corpus: corpus_lib.Corpus
-) -> corpus_lib.Judged:
+  path: pathlib.Path, judged: corpus_lib.RawSplit, corpus: corpus_lib.Corpus
+) -> corpus_lib.RawSplit:
   """Adds the negatives of a file to a split.
 
   Args:

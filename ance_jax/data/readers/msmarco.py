@@ -8,7 +8,6 @@ import array
 import functools
 from typing import NamedTuple
 
-from ance_jax import config as config_lib
 from ance_jax.core import logs
 from ance_jax.core import strict_io
 from ance_jax.data import corpus as corpus_lib
@@ -65,24 +64,24 @@ _DOCUMENT_SPLITS = {
 }
 
 
-def read_passages(config: config_lib.Config) -> corpus_lib.Source:
+def read_passages(settings: records.Settings) -> corpus_lib.RawDataset:
   """Reads the passages in `--data_dir`."""
-  folder = records.open_folder(config, 'collection.tsv')
-  path = _needed(config, folder, 'collection.tsv')
+  folder = records.open_folder(settings, 'collection.tsv')
+  path = _needed(settings, folder, 'collection.tsv')
   corpus = _corpus(path, 2, lambda an_id, text: (an_id, '', text))
   records.say_corpus('MS MARCO passages, without titles', corpus)
-  return _source(config, folder, corpus, _PASSAGE_SPLITS)
+  return _source(settings, folder, corpus, _PASSAGE_SPLITS)
 
 
-def read_titled_passages(config: config_lib.Config) -> corpus_lib.Source:
+def read_titled_passages(settings: records.Settings) -> corpus_lib.RawDataset:
   """Reads the passages in `--data_dir`, with the titles of their pages.
 
   This is the corpus of RocketQA, coCondenser, Tevatron, SimLM and ANCE-Tele,
   which is not MS MARCO's: para.txt and para.title.txt. Some passages have no
   title.
   """
-  folder = records.open_folder(config, 'para.txt')
-  path = _needed(config, folder, 'para.title.txt')
+  folder = records.open_folder(settings, 'para.txt')
+  path = _needed(settings, folder, 'para.title.txt')
   titles = _corpus(
     path, 2, lambda an_id, title: (an_id, '', title), may_be_empty=True
   )
@@ -91,21 +90,21 @@ def read_titled_passages(config: config_lib.Config) -> corpus_lib.Source:
     row = titles.rows.get(an_id)
     return an_id, '' if row is None else titles.texts[row], text
 
-  corpus = _corpus(_needed(config, folder, 'para.txt'), 2, titled)
+  corpus = _corpus(_needed(settings, folder, 'para.txt'), 2, titled)
   records.say_corpus('MS MARCO passages, with titles (unofficial)', corpus)
   missing = sum(not title for title in corpus.titles)
   logs.say(f'{path}: {missing:,} passages without a title')
-  return _source(config, folder, corpus, _PASSAGE_SPLITS)
+  return _source(settings, folder, corpus, _PASSAGE_SPLITS)
 
 
-def read_documents(config: config_lib.Config) -> corpus_lib.Source:
+def read_documents(settings: records.Settings) -> corpus_lib.RawDataset:
   """Reads the documents in `--data_dir`.
 
   As in ANCE, the text is the first 10,000 characters of URL, title and body,
   separated by `--title_separator`.
   """
-  folder = records.open_folder(config, 'msmarco-docs.tsv')
-  path = _needed(config, folder, 'msmarco-docs.tsv')
+  folder = records.open_folder(settings, 'msmarco-docs.tsv')
+  path = _needed(settings, folder, 'msmarco-docs.tsv')
   shortened = 0
 
   def document(an_id, url, title, body):
@@ -122,29 +121,31 @@ def read_documents(config: config_lib.Config) -> corpus_lib.Source:
     f'{path}: {shortened:,} documents cut at {_DOCUMENT_CHARACTERS:,} '
     'characters'
   )
-  return _source(config, folder, corpus, _DOCUMENT_SPLITS)
+  return _source(settings, folder, corpus, _DOCUMENT_SPLITS)
 
 
-def _source(config, folder, corpus, splits):
+def _source(settings, folder, corpus, splits):
   def read_split(name):
     files = splits.get(
       name, _Files((f'queries.{name}.tsv',), (f'qrels.{name}.tsv',), 'msmarco')
     )
     queries = _first(folder, files.queries)
     judgements = _first(folder, files.judgements)
-    fetched = config.download and name in splits
+    fetched = settings.download and name in splits
     if queries is None and judgements is None and not fetched:
       return None
-    queries = queries or _needed(config, folder, files.queries[0])
+    queries = queries or _needed(settings, folder, files.queries[0])
     query_ids, texts = _queries(queries)
-    path = judgements or _needed(config, folder, files.judgements[0])
+    path = judgements or _needed(settings, folder, files.judgements[0])
     rows = {query_id: row for row, query_id in enumerate(query_ids)}
     pairs, missing = _judgements(path, rows, corpus.rows)
-    return corpus_lib.Judged(
+    return corpus_lib.RawSplit(
       query_ids, texts, pairs, protocol=files.protocol, missing=missing
     )
 
-  return corpus_lib.Source(corpus, read_split, _splits_found(folder, splits))
+  return corpus_lib.RawDataset(
+    corpus, read_split, _splits_found(folder, splits)
+  )
 
 
 def _judgements(path, query_rows, passage_rows):
@@ -219,8 +220,8 @@ def _first(folder, names):
   )
 
 
-def _needed(config, folder, name):
-  return downloads.existing(config, folder, name, 'a folder of MS MARCO')
+def _needed(settings, folder, name):
+  return downloads.existing(settings, folder, name, 'a folder of MS MARCO')
 
 
 def _splits_found(folder, splits):

@@ -9,7 +9,6 @@ import array
 import collections
 import pathlib
 
-from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import strict_io
 from ance_jax.data import corpus as corpus_lib
@@ -19,29 +18,29 @@ from ance_jax.data.readers import given
 from ance_jax.data.readers import given_formats
 
 
-def read(config: config_lib.Config) -> corpus_lib.Source:
+def read(settings: records.Settings) -> corpus_lib.RawDataset:
   """Reads the pairs in the folder `--data_dir`."""
-  folder = records.open_folder(config, 'pairs.jsonl')
+  folder = records.open_folder(settings, 'pairs.jsonl')
   path = records.existing(folder, 'pairs.jsonl', 'a folder of pairs')
   queries, passages, judged, any_negative = _read_pairs(path)
-  if config.negatives and any_negative:
+  if settings.negatives and any_negative:
     raise errors.BadInput(
-      f'{path} has negatives, and --negatives={config.negatives} gives others; '
-      'leave --negatives out, or remove those of the pairs.'
+      f'{path} has negatives, and --negatives={settings.negatives} gives '
+      'others; leave --negatives out, or remove those of the pairs.'
     )
   ids = [f'q{row}' for row in range(len(queries))]
-  if config.negatives:
-    _add_negatives(pathlib.Path(config.negatives), ids, queries, passages)
+  if settings.negatives:
+    _add_negatives(pathlib.Path(settings.negatives), ids, queries, passages)
   corpus, rows = _read_corpus(folder, path, passages)
   records.say_corpus(folder.name, corpus)
   judgements = {(query, rows[whole]): 1 for query, whole in judged}
 
   def read_split(name):
-    if name != config.train_split:
+    if name != settings.train_split:
       return None
-    return corpus_lib.Judged(ids, list(queries), judgements)
+    return corpus_lib.RawSplit(ids, list(queries), judgements)
 
-  return corpus_lib.Source(
+  return corpus_lib.RawDataset(
     corpus, read_split, path, path if any_negative else None
   )
 

@@ -8,12 +8,12 @@ import pytest
 
 from ance_jax import config
 from ance_jax import errors
-from ance_jax.data import load as load_lib
+from ance_jax.training import experiment
 
 
 def load(folder, *splits, **changes):
   settings = config.Config(dataset='dpr', data_dir=str(folder), **changes)
-  return load_lib.load(settings, splits)
+  return experiment.load_texts(settings, splits)
 
 
 @pytest.fixture

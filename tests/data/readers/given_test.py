@@ -19,7 +19,6 @@ from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
 from ance_jax.data import corpus as corpus_lib
-from ance_jax.data import load
 from ance_jax.data.readers import given_formats
 from ance_jax.jobs import audit
 from ance_jax.jobs import export
@@ -27,7 +26,6 @@ from ance_jax.jobs import forms
 from ance_jax.jobs import inspect
 from ance_jax.jobs import mine
 from ance_jax.jobs import train
-from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import negatives
@@ -72,7 +70,7 @@ def lines(path, found):
 
 
 def loaded(config):
-  dataset = load.load(config, (config.train_split,))
+  dataset = experiment.load_texts(config, (config.train_split,))
   return dataset.corpus, dataset.splits[config.train_split]
 
 
@@ -339,7 +337,7 @@ def test_positives_their_texts_and_the_query_itself_are_not_drawn(beir, capsys):
       {'query_id': 'q1', 'negatives': ['p5', 'p1', 'p3']},
     ],
   )
-  run, _ = experiment.begin(small(beir), ('train',))
+  run, _ = experiment.create(small(beir), ('train',))
   negatives.check(run)
   table = np.array(negatives.by_given(run))
   assert table[0].tolist() == [3, 2, 1]
@@ -378,7 +376,7 @@ def test_who_waits_for_another_process_takes_what_that_made(
   take, made, waited, beir, monkeypatch, capsys
 ):
   lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
-  run, _ = experiment.begin(small(beir), ('train',))
+  run, _ = experiment.create(small(beir), ('train',))
   real, others = atomic.turn, []
 
   @contextlib.contextmanager
@@ -423,7 +421,7 @@ def test_a_score_that_changes_changes_the_split(beir):
 
 def test_rows_of_given_negatives_want_some(beir):
   config = dataclasses.replace(small(beir), negatives='')
-  run, _ = experiment.begin(config, ('train',))
+  run, _ = experiment.create(config, ('train',))
   with pytest.raises(errors.BadInput, match='set --negatives'):
     negatives.check(run)
   warm = dataclasses.replace(
@@ -598,19 +596,21 @@ def test_with_a_model_given_negatives_are_audited_by_its_scores(beir, tmp_path):
   """A model that scores by one word's vector: the title's."""
   lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
   config = small(beir, pooling='mean')
-  run, params = experiment.begin(config, ('train',))
+  run, params = experiment.create(config, ('train',))
   model = jax.device_get(params)
   (tmp_path / 'model').mkdir()
-  export.write(tmp_path / 'model', run.retriever, model, run.tokenizer)
+  export.write(
+    tmp_path / 'model', run.retriever.config, model, run.retriever.tokenizer
+  )
   config = dataclasses.replace(
     config, job='audit', init_from=str(tmp_path / 'model'),
     workdir=str(tmp_path / 'audit'), similarity='dot',
   )  # fmt: skip
   shares = audit.run(config)
-  this, params, _ = experiment.read(config, ('train',))
+  this, _ = experiment.open(config, ('train',))
   watch = logs.Stopwatch()
-  indexed = corpus_index.index_corpus(this, params, watch)
-  queries = corpus_index.encode_queries(this, params, 'train', watch)
+  indexed = this.index_corpus(watch)
+  queries = this.encode_queries('train', watch)
   scores = indexed.scores(
     queries, np.tile(np.arange(6, dtype=np.int32), (3, 1))
   )
@@ -622,17 +622,18 @@ def test_with_a_model_given_negatives_are_audited_by_its_scores(beir, tmp_path):
 def test_the_best_of_a_querys_positives_counts_by_a_models_scores(beir):
   with open(pathlib.Path(beir.data_dir, 'qrels', 'train.tsv'), 'a') as file:
     file.writelines(f'q{q}\tp{p}\t1\n' for q, p in ((0, 2), (0, 3), (1, 2)))
-  this, params = experiment.begin(small(beir, negatives=''), ('train',))
+  this, params = experiment.create(small(beir, negatives=''), ('train',))
+  this = this.with_params(params)
   watch = logs.Stopwatch()
-  indexed = corpus_index.index_corpus(this, params, watch)
-  queries = corpus_index.encode_queries(this, params, 'train', watch)
+  indexed = this.index_corpus(watch)
+  queries = this.encode_queries('train', watch)
   scores = indexed.scores(
     queries, np.tile(np.arange(6, dtype=np.int32), (3, 1))
   )
   positives = [[0, 2, 3], [1, 2], [4]]
   for chosen in ([0, 1, 2], [0, 2], [1]):
     rows = np.array([[5]] * len(chosen), np.int32)
-    _, best = audit._model_scores(this, params, np.array(chosen), rows)
+    _, best = audit._model_scores(this, np.array(chosen), rows)
     expected = [scores[q, positives[q]].max() for q in chosen]
     np.testing.assert_allclose(best, expected, rtol=1e-6)
   # Else the last is the best of each.
@@ -645,12 +646,13 @@ def test_queries_of_one_text_have_one_best_positive_by_a_models_scores(beir):
   folder = pathlib.Path(beir.data_dir)
   lines(folder / 'queries.jsonl', [{'_id': i, 'text': Q0} for i, _ in QUERIES])
   config = small(beir, negatives='', pooling='mean')
-  this, params = experiment.begin(config, ('train',))
+  this, params = experiment.create(config, ('train',))
+  this = this.with_params(params)
   rows = np.array([[5]] * 3, np.int32)
-  _, best = audit._model_scores(this, params, np.arange(3), rows)
-  indexed = corpus_index.index_corpus(this, params, logs.Stopwatch())
-  queries = corpus_index.encode_queries(this, params, 'train', logs.Stopwatch())
-  positives = this.splits['train'].positives()[1]
+  _, best = audit._model_scores(this, np.arange(3), rows)
+  indexed = this.index_corpus(logs.Stopwatch())
+  queries = this.encode_queries('train', logs.Stopwatch())
+  positives = this.dataset.splits['train'].positives()[1]
   assert len(set(positives.tolist())) == 3
   scores = indexed.scores(queries[:1], positives[None])
   assert np.ptp(scores) > 1e-3
@@ -663,7 +665,7 @@ def test_in_the_folder_of_a_run_the_files_scores_count(beir, monkeypatch):
   folder.mkdir()
   (folder / 'run.flags').touch()
   config = dataclasses.replace(beir, job='audit', init_from='what/it/began')
-  monkeypatch.delattr(experiment, 'read')  # No model is asked.
+  monkeypatch.delattr(experiment, 'open')  # No model is asked.
   assert 'above the positive' in audit.run(config)
 
 
@@ -935,7 +937,7 @@ def test_the_best_score_of_a_query_is_that_of_its_positives_alone(beir):
 )
 def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
   lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
-  run, _ = experiment.begin(small(beir), ('train',))
+  run, _ = experiment.create(small(beir), ('train',))
   run = run._replace(config=dataclasses.replace(run.config, **changes))
   if says:
     with pytest.raises(errors.BadInput, match=says):
@@ -977,7 +979,7 @@ def test_negatives_that_questions_bring_are_in_the_report_on_a_dataset(beir):
 
 def test_a_row_that_takes_none_of_them_says_so(beir, capsys):
   lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
-  run, _ = experiment.begin(small(beir), ('train',))
+  run, _ = experiment.create(small(beir), ('train',))
   said = 'takes none of the given negatives'
   negatives.check(run)
   assert said not in capsys.readouterr().out
@@ -986,8 +988,10 @@ def test_a_row_that_takes_none_of_them_says_so(beir, capsys):
   negatives.check(others)
   assert f'--method=in_batch {said}' in capsys.readouterr().out
   # BM25, too, may take those that questions bring.
-  brought = run.splits['train']._replace(given=None, negatives=[[4], [5], [0]])
-  negatives.check(others._replace(splits={'train': brought}))
+  train = run.dataset.splits['train']
+  brought = train._replace(given=None, negatives=[[4], [5], [0]])
+  data = run.dataset._replace(splits={'train': brought})
+  negatives.check(others._replace(dataset=data))
   assert said not in capsys.readouterr().out
 
 

@@ -9,15 +9,15 @@ import pytest
 from ance_jax import config
 from ance_jax import errors
 from ance_jax.data import downloads
-from ance_jax.data import load as load_lib
 from ance_jax.data import registry
 from ance_jax.data import tokens
 from ance_jax.data.readers import msmarco
+from ance_jax.training import experiment
 
 
 def load(folder, dataset, *splits):
   settings = config.Config(dataset=dataset, data_dir=str(folder))
-  return load_lib.load(settings, splits)
+  return experiment.load_texts(settings, splits)
 
 
 @pytest.fixture

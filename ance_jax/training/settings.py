@@ -1,0 +1,60 @@
+"""What of a `Config` the packages below training take, by name."""
+
+import pathlib
+
+from ance_jax import config as config_lib
+from ance_jax.core import atomic
+from ance_jax.data import records
+from ance_jax.models import pretrained
+from ance_jax.models import sources
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import encoding as encoding_lib
+
+
+def data(config: config_lib.Config) -> records.Settings:
+  """Returns which data is read; a run that is only read keeps its pydocs."""
+  folder = pathlib.Path(config.workdir, 'datasets')
+  theirs = pathlib.Path(config.init_from, 'datasets')
+  if config.job not in ('train', 'prepare') and not atomic.is_sealed(folder):
+    folder = theirs if atomic.is_sealed(theirs) else folder
+  is_read = config.job == 'compare' and atomic.is_sealed(folder)
+  return _part(
+    records.Settings,
+    config,
+    test_splits=config_lib.TEST_SPLITS,
+    pydocs_dir=str(folder),
+    builds_pydocs=folder != theirs and not is_read,
+  )
+
+
+def model(config: config_lib.Config) -> pretrained.Settings:
+  """Returns what is asked of the retriever."""
+  return _part(pretrained.Settings, config)
+
+
+def sizes(config: config_lib.Config) -> sources.Sizes:
+  """Returns the sizes of random weights."""
+  return _part(sources.Sizes, config)
+
+
+def encoding(config: config_lib.Config) -> encoding_lib.Settings:
+  """Returns how texts are encoded."""
+  # While another thread uses the GPU, cuDNN may fail to load a kernel.
+  return _part(encoding_lib.Settings, config, kernel=config.refresh != 'async')
+
+
+def index(config: config_lib.Config) -> corpus_index.Settings:
+  """Returns how the index is built."""
+  return corpus_index.Settings(
+    config.index,
+    config.index_params,
+    config.center_passages,
+    config.rows_per_block,
+    config.search_memory_mb,
+  )
+
+
+def _part(kind, config, **others):
+  """Returns a NamedTuple of settings, of the fields of a `Config`."""
+  names = [name for name in kind._fields if name not in others]
+  return kind(**{name: getattr(config, name) for name in names}, **others)
