@@ -1,32 +1,34 @@
-"""Whether a run can learn anything: said, or refused, before its first step.
+"""Detects runs that cannot learn, before the first step and during training.
 
-Also while it trains, where its losses say that nothing is left to learn.
+Problems are logged; settings or data without any negatives raise an error.
 """
 
 import collections
+from collections.abc import Hashable
 
 import numpy as np
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import logs
+from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import optimizers
 from ance_jax.training import schedule
 
-# Share of the queries of a step that a line is printed for if they have no
-# negative in it.
+# Share of a step's queries without a negative from which a warning is logged.
 _IDLE = 0.01
-# Steps in a row that a sign is seen in before it is said; what their losses,
-# nats, and accuracies are in the mean where negatives are solved.
+# Number of steps that `Signs` looks at; bounds on their mean loss (nats) and
+# accuracy for negatives that count as solved.
 _STEPS, _SOLVED_LOSS, _SOLVED_ACCURACY = 50, 0.01, 0.999
 
 
-def of_flags(config):
-  """Prints what of the flags alone will keep a run from learning.
+def of_flags(config: config_lib.Config) -> None:
+  """Warns of flags that keep a run from learning.
 
   Raises:
-    BadInput: They leave no negative to any query.
+    BadInput: The flags leave all queries without negatives.
   """
   for flag, row in schedule.rows(config).items():
     name = f'--{flag}={getattr(config, flag)}'
@@ -82,17 +84,22 @@ def of_run(run):
     )
 
 
-def idle_shares(data, row, batch_size, num_negatives):
-  """Returns (Q,) how probable it is that a query has no negative in a step.
+def idle_shares(
+  data: batches.TrainingData,
+  row: methods.Method,
+  batch_size: int,
+  num_negatives: int,
+) -> np.ndarray:
+  """Returns the (Q,) probabilities that a query has no negative in a step.
 
-  It is exactly 1 where it never has one, and 0 where its negatives come from a
-  table: no positives are in it, and queries without negatives are left out.
+  They are exactly 1 for queries that never have one, and 0 if negatives come
+  from a table, which contains no positives and no queries without negatives.
 
   Args:
-    data: `batches.TrainingData`.
-    row: A row of the method table.
-    batch_size: B, queries a step.
-    num_negatives: H, negatives of its own that a query has in a step.
+    data: Training data of the run.
+    row: Row of the method table.
+    batch_size: Queries per step.
+    num_negatives: H, hard negatives per query in a step.
   """
   groups, number = data.groups, len(data.positive_groups)
   if row.negatives not in ('none', 'corpus'):
@@ -100,12 +107,12 @@ def idle_shares(data, row, batch_size, num_negatives):
   if row.negatives == 'corpus':
     taken = _weight_of_positives(data, np.bincount(groups))
     return (taken / len(groups)) ** num_negatives
-  # One of each query's positives is a column of the other queries.
+  # Each query contributes one of its positives as a column to the others.
   counts = np.diff(data.offsets)
   weights = np.bincount(
     groups[data.positives], np.repeat(1 / counts, counts), groups.max() + 1
   )
-  # How many of the others have a positive that is one of the query's, too.
+  # Expected number of other queries whose column is a positive of this query.
   alike = np.round(_weight_of_positives(data, weights) - 1, 6)
   alike, places = np.unique(alike, return_inverse=True)
   shares = np.ones(len(alike))
@@ -115,20 +122,24 @@ def idle_shares(data, row, batch_size, num_negatives):
 
 
 class Signs:
-  """Signs in a run's losses that nothing is left to learn."""
+  """Looks for signs in a run's losses that nothing is left to learn."""
 
   def __init__(self):
     self._negatives, self._said = None, False
     self._losses = collections.deque(maxlen=_STEPS)
     self._accuracies = collections.deque(maxlen=_STEPS)
 
-  def seen(self, loss, accuracy, negatives):
-    """Returns a warning about the last steps, once per negatives, or None.
+  def seen(
+    self, loss: float, accuracy: float, negatives: Hashable
+  ) -> str | None:
+    """Returns a warning about the last steps, or None.
+
+    It warns at most once per value of `negatives`.
 
     Args:
-      loss: Of a step, nats.
-      accuracy: Of a step, share of queries whose positive is above all columns.
-      negatives: What tells the negatives in use from others.
+      loss: Loss of the step, nats.
+      accuracy: Share of queries in the step whose positive scores highest.
+      negatives: Identifies the negatives that the step trained on.
     """
     if negatives != self._negatives:
       self.__init__()
@@ -166,7 +177,7 @@ class Signs:
 
 
 def _of_learning_rate(config):
-  """Yields a line for a learning rate that does not get to its peak."""
+  """Yields a warning if the learning rate does not reach its peak."""
   peak, end = optimizers.peak(config), config.max_steps
   if peak < config.learning_rate:
     reached = f'peaks at {peak:.3g}' if peak else 'stays at 0'
@@ -178,7 +189,7 @@ def _of_learning_rate(config):
 
 
 def _of_refreshes(config):
-  """Yields lines for refreshes that never come, or never into use."""
+  """Yields warnings about refreshes that never happen or are never used."""
   row = methods.METHODS[config.method]
   if not row.refreshes or config.refresh_replay:
     return
@@ -215,11 +226,11 @@ def _of_refreshes(config):
 
 
 def _weight_of_positives(data, weights):
-  """Returns (Q,) the sum of the weights of what is no negative of a query.
+  """Returns (Q,) the total weight of a query's `positive_groups`.
 
   Args:
     data: `batches.TrainingData`.
-    weights: Of each text group.
+    weights: (num_groups,) weight of each text group.
   """
-  # Rows are filled up with -1.
+  # Rows of `positive_groups` are padded with -1, which selects the 0.
   return np.append(weights, 0)[data.positive_groups].sum(1)

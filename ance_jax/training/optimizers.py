@@ -1,5 +1,6 @@
-"""The optimizer of a tree of parameters: AdamW or ANCE's LAMB; clipping."""
+"""The optimizer of a parameter tree (AdamW or ANCE's LAMB), and clipping."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,25 +9,25 @@ import optax
 
 from ance_jax import config as config_lib
 
-# Decay of the moments: the defaults of ANCE's utils/lamb.py and of torch.
+# Decay rates of the moments: defaults of ANCE's utils/lamb.py and of torch.
 _B1, _B2 = 0.9, 0.999
-# utils/lamb.py of ANCE clamps the norm of a tensor to [0, 10]; optax.lamb does
-# not, and moves a word embedding of BERT's size eight times as far.
+# ANCE's utils/lamb.py clamps a tensor's norm to [0, 10]. optax.lamb does not,
+# and moves a word embedding of BERT's size eight times as far.
 _MAX_WEIGHT_NORM = 10.0
 
 
 class _Moments(NamedTuple):
-  """Running means of the gradient and of its square, as the parameters are."""
+  """Running means of the gradient and its square; trees like the parameters."""
 
   mean: optax.Updates
   square: optax.Updates
 
 
-def learning_rate_schedule(config):
-  """Returns learning_rate(step): a straight line up, and one down to 0.
+def learning_rate_schedule(config: config_lib.Config) -> optax.Schedule:
+  """Returns learning_rate(step): linear warm-up, then linear decay to 0.
 
-  No refresh restarts it. ANCE's driver does restart it unless it is given
-  `--single_warmup`, as its run_train.sh gives it (drivers/run_ann.py).
+  Refreshes do not restart it. ANCE's driver restarts it unless run with
+  `--single_warmup`, as in its run_train.sh (drivers/run_ann.py).
   """
   rise = config.lr_warmup_steps
   return optax.join_schedules(
@@ -40,10 +41,10 @@ def learning_rate_schedule(config):
   )
 
 
-def peak(config):
-  """Returns the highest learning rate of a run's steps, the first one being 0.
+def peak(config: config_lib.Config) -> float:
+  """Returns the highest learning rate of a run's steps.
 
-  It is `--learning_rate` unless the run is over before.
+  It is `--learning_rate` unless the run ends during the warm-up.
   """
   rise = config.lr_warmup_steps
   if config.max_steps > rise:
@@ -52,12 +53,13 @@ def peak(config):
 
 
 def make(config: config_lib.Config) -> optax.GradientTransformation:
-  """Returns the optimizer that each trained tree of a run has for itself.
+  """Returns the optimizer for one trained tree of a run.
 
-  Its learning rate follows the number of updates that the tree has had.
+  Its learning rate depends on the number of updates of that tree.
 
-  Biases and LayerNorm are not decayed, as in DPR (models/hf_models.py) and
-  ANCE's OpenQA driver (utils/dpr_utils.py); its MS MARCO driver decays nothing.
+  It does not decay biases and LayerNorm, like DPR (models/hf_models.py) and
+  ANCE's OpenQA driver (utils/dpr_utils.py). ANCE's MS MARCO driver decays
+  nothing.
   """
 
   def decayed(params):
@@ -74,15 +76,15 @@ def make(config: config_lib.Config) -> optax.GradientTransformation:
 
 
 def clip(config: config_lib.Config, grads: dict) -> dict:
-  """Returns the gradients scaled to a norm of `--clip_norm` at most.
+  """Scales gradients to a norm of at most `--clip_norm`.
 
-  The norm is over all trained trees together, of the gradient of the mean over
-  the whole batch. DPR clips that gradient divided by its number of devices, so
-  that its 2.0 on eight is 16 here (train_dense_encoder.py: remote vectors are
-  detached).
+  The norm is that of all trained trees together and of the mean loss over the
+  global batch. DPR clips this gradient divided by its number of devices, so
+  that its 2.0 on eight devices equals 16 here (train_dense_encoder.py detaches
+  remote vectors).
 
   Args:
-    config: The run's; a `--clip_norm` of 0 clips nothing.
+    config: Settings of the run; a `clip_norm` of 0 disables clipping.
     grads: Gradients by tree.
   """
   if not config.clip_norm:
@@ -91,7 +93,13 @@ def clip(config: config_lib.Config, grads: dict) -> dict:
   return clipping.update(grads, clipping.init(grads))[0]
 
 
-def lamb(learning_rate, *, eps, weight_decay, mask):
+def lamb(
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  eps: float,
+  weight_decay: float,
+  mask: Callable[[optax.Params], optax.Params],
+) -> optax.GradientTransformation:
   """Returns LAMB (You et al. 2020) as ANCE runs it (utils/lamb.py).
 
   For each tensor w: m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2 without bias
@@ -99,10 +107,10 @@ def lamb(learning_rate, *, eps, weight_decay, mask):
   w -= learning_rate min(|w|, 10) / |u| u; where a norm is 0, the ratio is 1.
 
   Args:
-    learning_rate: Number, or function of the step.
+    learning_rate: Constant or schedule.
     eps: Added to the root of the second moment.
-    weight_decay: Share of the parameters that is added to the update.
-    mask: Function of the parameters' tree -> tree of bool, what is decayed.
+    weight_decay: Share of the parameters to add to the update.
+    mask: Maps the parameters to a tree of bool, true for those to decay.
   """
   return optax.chain(
     optax.GradientTransformation(_init_moments, _moments_update(eps)),
@@ -132,7 +140,7 @@ def _trust_update(updates, state, params):
     weight_norm = jnp.minimum(jnp.linalg.norm(param), _MAX_WEIGHT_NORM)
     update_norm = jnp.linalg.norm(update)
     known = (weight_norm > 0) & (update_norm > 0)
-    # The inner where keeps 0 / 0 out.
+    # The inner `where` avoids 0 / 0.
     ratio = weight_norm / jnp.where(known, update_norm, 1)
     return jnp.where(known, ratio, 1) * update
 

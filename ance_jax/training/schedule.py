@@ -1,6 +1,6 @@
-"""What is due after which optimizer step: pure functions of the settings.
+"""Computes from the settings alone what is due after each optimizer step.
 
-Nothing is counted on the way, so a restart has nothing to restore.
+There are no counters, so a restart has none to restore.
 """
 
 import bisect
@@ -12,12 +12,12 @@ from ance_jax import config as config_lib
 from ance_jax.training import methods
 
 
-def method(config, mined):
-  """Returns the row of the method table that a step is of.
+def method(config: config_lib.Config, mined: bool) -> methods.Method:
+  """Returns the row of the method table that a step uses.
 
   Args:
-    config: The run's.
-    mined: Whether the negatives of a refresh are in use.
+    config: Settings of the run.
+    mined: Whether the step trains on negatives of a refresh.
   """
   row = methods.METHODS[config.method]
   if row.refreshes and config.warmup_steps and not mined:
@@ -26,36 +26,38 @@ def method(config, mined):
 
 
 def rows(config: config_lib.Config) -> dict[str, methods.Method]:
-  """Returns the rows that a run trains on, in order, by their flags."""
+  """Returns the run's rows of the method table, in order, by flag name."""
   first, last = (method(config, mined) for mined in (False, True))
   warmup = {} if first is last else {'warmup_method': first}
   return {**warmup, 'method': last}
 
 
-def num_negatives(config, method):
-  """Returns H, the negatives of its own that a query has in a step.
+def num_negatives(config: config_lib.Config, method: methods.Method) -> int:
+  """Returns H, the hard negatives per query in a step.
 
   Args:
-    config: The run's.
-    method: The row that the step is of.
+    config: Settings of the run.
+    method: Row of the method table that the step uses.
   """
   if method.negatives == 'none':
     return 0
-  # `--hard_negatives` is then what a refresh draws: a triplet has one of them,
-  # and the warm-up of such a run is on triplets, too (run_train_warmup.sh).
+  # With triplets a refresh draws `--hard_negatives` and each triplet has one of
+  # them. Such a run also warms up on triplets (run_train_warmup.sh).
   triplets = methods.METHODS[config.method].triplets
   return 1 if triplets else config.hard_negatives
 
 
-def levelled_off(config, scores):
-  """Returns the settings with the warm-up that dev's scores leave of it.
+def levelled_off(
+  config: config_lib.Config, scores: dict[int, float]
+) -> config_lib.Config:
+  """Shortens the warm-up if the scores on dev have reached a plateau.
 
-  It ends at the evaluation after `--warmup_until_plateau` of them in a row were
-  no better than the best before, if that is earlier.
+  After `--warmup_until_plateau` consecutive evaluations without a new best, the
+  warm-up ends at the next evaluation.
 
   Args:
-    config: The run's.
-    scores: {step: value} of the first measure of dev.
+    config: Settings of the run.
+    scores: {step: value} of dev's first measure.
   """
   best, worse, every = -math.inf, 0, config.steps_per_eval
   for step in sorted(n for n in scores if n < config.warmup_steps):
@@ -67,76 +69,78 @@ def levelled_off(config, scores):
   return config
 
 
-def refresh_due(config, step):
-  """Returns whether negatives are mined with the weights of `step`."""
+def refresh_due(config: config_lib.Config, step: int) -> bool:
+  """Returns whether a refresh mines negatives with the weights of `step`."""
   steps = _refresh_steps(config)
   place = bisect.bisect_left(steps, step)
   return place < len(steps) and steps[place] == step
 
 
-def comes_into_use(config, step):
-  """Returns the step of the refresh that is picked up after `step`, or None.
+def comes_into_use(config: config_lib.Config, step: int) -> int | None:
+  """Returns the step of the refresh to switch to after `step`, or None.
 
-  That of the same step, or, with `--refresh=delayed`, that of `refresh_delay`
-  steps before. Where there is nothing else to train on, the first one is not
-  delayed. Of refreshes beside training only time decides.
+  This is the refresh of `step` itself or, with `--refresh=delayed`, the one
+  `refresh_delay` steps earlier. A refresh at step 0 is never delayed, because
+  there are no other negatives. Background refreshes depend on time instead.
   """
   mined = step - _delay(config) if step else 0
   by_then = refresh_due(config, mined)
   return mined if by_then and bool(mined) == bool(step) else None
 
 
-def refreshes_between(config, first, last):
-  """Returns the steps of all refreshes after one step and before another."""
+def refreshes_between(
+  config: config_lib.Config, first: int, last: int
+) -> list[int]:
+  """Returns the steps of all refreshes after `first` and before `last`."""
   return [n for n in _refresh_steps(config) if first < n < last]
 
 
-def query_slice(config, step):
-  """Returns which slice of the training queries a refresh at `step` mines.
+def query_slice(config: config_lib.Config, step: int) -> int:
+  """Returns the number of the query slice that a refresh at `step` mines.
 
-  They take turns in a fixed order (ANCE, run_ann_data_gen.py:
+  Refreshes cycle through the slices (ANCE, run_ann_data_gen.py:
   `output_num % chunk_factor`).
   """
   number = bisect.bisect_right(_refresh_steps(config), step) - 1
   return max(number, 0) % config.query_slices
 
 
-def num_refreshes(config):
-  """Returns how many refreshes a whole run makes, at most."""
+def num_refreshes(config: config_lib.Config) -> int:
+  """Returns the maximum number of refreshes of a whole run."""
   if config.warmup_until_plateau:
     earliest = min(config.steps_per_eval, config.warmup_steps)
     config = dataclasses.replace(config, warmup_steps=earliest)
   return len(_refresh_steps(config))
 
 
-def num_saves(config):
-  """Returns how many checkpoints a whole run saves, at least."""
+def num_saves(config: config_lib.Config) -> int:
+  """Returns the minimum number of checkpoints that a whole run saves."""
   every = config.steps_per_checkpoint or config.steps_per_refresh
   return 1 + -(-config.max_steps // every)
 
 
-def num_encodings(config):
-  """Returns how often a whole run encodes the corpus, at least."""
+def num_encodings(config: config_lib.Config) -> int:
+  """Returns the minimum number of times that a whole run encodes the corpus."""
   every = config.steps_per_eval
   evaluations = 1 + -(-config.max_steps // every) if every else 1
   return max(evaluations, num_refreshes(config) + 1)
 
 
-def save_due(config, step):
-  """Returns whether a checkpoint is saved after `step` optimizer steps."""
+def save_due(config: config_lib.Config, step: int) -> bool:
+  """Returns whether to save a checkpoint after `step` optimizer steps."""
   every = config.steps_per_checkpoint or config.steps_per_refresh
   at_end = step == config.max_steps
   return step % every == 0 or at_end or refresh_due(config, step)
 
 
-def eval_due(config, step):
-  """Returns whether dev is evaluated after `step` steps, refresh or not."""
+def eval_due(config: config_lib.Config, step: int) -> bool:
+  """Returns whether to evaluate dev after `step` optimizer steps."""
   every = config.steps_per_eval
   return step == config.max_steps or bool(every and step % every == 0)
 
 
-def next_boundary(config, step):
-  """Returns the first step after `step` at which more than training is due."""
+def next_boundary(config: config_lib.Config, step: int) -> int:
+  """Returns the next step after `step` at which more than training is due."""
   every = [config.steps_per_checkpoint or config.steps_per_refresh]
   every += [config.steps_per_eval] if config.steps_per_eval else []
   candidates = [config.max_steps] + [step - step % n + n for n in every]
@@ -152,7 +156,7 @@ def _delay(config):
 
 
 def _refresh_steps(config):
-  """Returns the steps of all refreshes of a whole run, in order."""
+  """Returns the steps of all refreshes of a whole run, ascending."""
   if not methods.METHODS[config.method].refreshes:
     return ()
   text = config.refresh_schedule or f'0-:{config.steps_per_refresh}'
