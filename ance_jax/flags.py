@@ -196,7 +196,7 @@ def _parse_flagfile(path, flag_values, above):
     flag_values: Where the flags are defined.
     above: Real paths of the flagfiles that led here.
   """
-  lines = [line.strip() for line in _flagfile_lines(path, above)]
+  lines = [_stripped(line) for line in _flagfile_lines(path, above)]
   if os.path.basename(path) == config_lib.FLAGS_FILE:
     # Of an older release, perhaps: it is to repeat the run all the same.
     lines = [line or '' for line in config_lib.of_a_run(lines)]
@@ -215,6 +215,13 @@ def _parse_flagfile(path, flag_values, above):
       config_lib.refuse_left_over(left_over, place)
       for name in _names([line]):
         config_lib.check(name, flag_values[name].value, place)
+
+
+def _stripped(line):
+  """Returns a line without spaces around it, but those that end a prompt."""
+  line = line.lstrip().rstrip('\r')
+  is_prompt = line.partition('=')[0].endswith('_prompt')
+  return line if is_prompt else line.rstrip()
 
 
 def _flagfile_lines(path, above):

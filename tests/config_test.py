@@ -111,14 +111,26 @@ def test_a_flagfile_that_was_written_gives_the_same_settings(tmp_path):
     passage_length=77,
     max_steps=5,
     query='two words',
+    query_prompt='query: ',
   )
   path = tmp_path / 'run.flags'
   path.write_text(settings.to_flagfile())
   assert flags_lib.from_flagfile(path) == settings
   lines = settings.to_flagfile().split('\n')[:-1]
   assert config.Config.from_lines(lines, 'run.flags') == settings
-  changed = flags_lib.from_flagfile(path, max_steps=6, workdir='w')
-  assert changed == dataclasses.replace(settings, max_steps=6, workdir='w')
+  changes = {'max_steps': 6, 'workdir': '', 'tie_encoders': False}
+  changed = flags_lib.from_flagfile(path, **changes)
+  assert changed == dataclasses.replace(settings, **changes)
+
+
+@pytest.mark.parametrize(
+  'name',
+  'workdir compilation_cache_dir data_dir init_from runs picture negatives '
+  'bm25_run tokens_dir ranking output refresh_replay'.split(),
+)
+def test_a_path_is_written_out(name):
+  with pytest.raises(errors.BadInput, match=rf'^--{name}\b.*~'):
+    config.Config(**{name: '~/path'})
 
 
 def test_a_path_is_the_same_setting_as_its_text():

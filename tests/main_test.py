@@ -163,6 +163,15 @@ def test_whatever_ends_a_job_is_one_sentence_and_an_exit_code(
   assert sentence.endswith('.')
 
 
+@pytest.mark.parametrize(
+  'kind', [errors_lib.SaveFailed, errors_lib.Damaged, errors_lib.BadInput]
+)
+def test_a_sentence_of_ours_goes_before_that_of_its_cause(kind):
+  error = kind('not saved; make room.')
+  error.__cause__ = OSError(28, 'No space left on device')
+  assert launch.explain(error)[0] == 'not saved; make room.'
+
+
 def test_a_left_over_line_of_a_flagfile_is_refused(tmp_path):
   path = tmp_path / 'bad.flags'
   path.write_text('--max_steps=3\nmax_steps 4\n')
@@ -291,9 +300,9 @@ def test_a_flag_of_a_flagfile_that_nothing_reads_gets_no_line(tmp_path):
     assert ended.stdout.count('no effect') == number
 
 
-def write_run(folder, config):
+def write_run(folder, config, step=2):
   """Writes what a job reads of a run before its weights: its settings."""
-  record = checkpoint.record_folder(folder, 2)
+  record = checkpoint.record_folder(folder, step)
   atomic.make_folder(record)
   (record / 'run.flags').write_text(config.to_flagfile())
   atomic.seal(record.parent, {})
@@ -375,6 +384,21 @@ def test_a_job_takes_the_settings_of_a_run_that_went_on_elsewhere(
   assert (tmp_path / 'here').exists() == is_read
   alone = settings_of(monkeypatch, f'--job={job}', f'--workdir={tmp_path}/copy')
   assert alone.data_dir == expected
+
+
+@pytest.mark.parametrize(
+  ('name', 'steps'), [('last', [3]), ('best', [2, 3]), ('2', [2, 3])]
+)
+def test_a_checkpoint_that_is_named_is_copied_in(
+  name, steps, tiny, tmp_path, monkeypatch
+):
+  for step in (2, 3):
+    write_run(tmp_path / 'copy', tiny, step)
+  settings_of(
+    monkeypatch, '--job=export', f'--workdir={tmp_path}/here',
+    f'--remote_dir={tmp_path}/copy', f'--checkpoint={name}'
+  )  # fmt: skip
+  assert checkpoint.committed_steps(tmp_path / 'here') == steps
 
 
 @pytest.mark.parametrize(

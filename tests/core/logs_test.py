@@ -224,6 +224,29 @@ def test_a_long_phase_without_a_bar_prints_a_line_now_and_then(
   assert capsys.readouterr().out == ''
 
 
+def test_lines_come_after_3_seconds_and_every_20_of_what_items_count(
+  bars, monkeypatch
+):
+  bars(False, '', True)
+  counted, waited = [], []
+  monkeypatch.setattr(pace.Lines, 'update', lambda _, n: counted.append(n))
+  list(logs.progress([[1, 2], [3]], 'work', total=3, unit='rows', count=len))
+  assert counted == [2, 1]
+
+  def wait(secs):
+    waited.append(secs)
+    return len(waited) == 3
+
+  event = types.SimpleNamespace(wait=wait, set=lambda: None)
+  threads = types.SimpleNamespace(
+    Event=lambda: event, Thread=pace.threading.Thread
+  )
+  monkeypatch.setattr(pace, 'threading', threads)
+  with pace.Lines(lambda _: None, 'work'):
+    pass
+  assert waited == [3, 20, 20]
+
+
 @pytest.mark.parametrize('is_first', [True, False])
 def test_a_bar_counts_what_was_done_before_and_is_wiped(
   is_first, monkeypatch, capsys

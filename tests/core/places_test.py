@@ -482,7 +482,9 @@ def test_the_docstrings_of_a_run_are_those_that_it_was_trained_on(
   assert (theirs / 'datasets').is_dir()
 
 
-@pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize(
+  'number', [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC]
+)
 def test_a_run_that_turns_out_not_to_be_writable_names_the_way_round(
   number, tmp_path
 ):

@@ -75,6 +75,11 @@ OF_EMBEDDINGS = {
   'tokens_per_batch': 512,
   'refresh': 'async',  # It does without a kernel.
 }
+# What a job may be given otherwise than the run that it reads.
+OF_READING = (
+  'index index_params center_passages dtype rows_per_block chunks '
+  'whole_chunks drop_same_text drop_answers seed'
+).split()
 # Of training alone: a run keeps those that may not change.
 OF_TRAINING = (
   'dropout_rate warmup_method warmup_steps temperature steps_per_refresh '
@@ -136,7 +141,7 @@ def test_a_run_goes_on_with_another_value_only_of_what_may_change(
     experiment.check_same_run(after, 3)
 
 
-@pytest.mark.parametrize('name', ['learning_rate', *config_lib.OF_READING])
+@pytest.mark.parametrize('name', ['learning_rate', *OF_READING])
 def test_only_a_job_that_the_run_does_not_train_on_reads_it_otherwise(
   name, monkeypatch
 ):
@@ -147,7 +152,7 @@ def test_only_a_job_that_the_run_does_not_train_on_reads_it_otherwise(
   monkeypatch.setattr(experiment, 'settings', lambda *_: before)
   monkeypatch.setattr(experiment, '_began', lambda *_: None)
   monkeypatch.setattr(experiment.pretrained, 'load_whole', lambda *_: None)
-  is_free = name in config_lib.OF_READING
+  is_free = name in OF_READING
   for for_training in (False, True):
     if is_free and not for_training:
       experiment._read_saved(after, 3, None, for_training)
