@@ -1,6 +1,8 @@
-"""The bi-encoder: one tower or two, pooling, projection, similarity."""
+"""The bi-encoder: one or two towers, pooling, projection, similarity."""
 
+from collections.abc import Callable
 import dataclasses
+import pathlib
 
 from flax import linen as nn
 import jax
@@ -12,37 +14,37 @@ from ance_jax.models import bert
 from ance_jax.models import pooling
 
 QUERY, PASSAGE = 'query', 'passage'
-# Name of the one tower that encodes both.
+# Name of a shared tower that encodes both.
 TIED = 'tied'
-# Of what `RetrieverConfig.to_dict` gives.
+# File with the output of `RetrieverConfig.to_dict`.
 FILE = 'retriever.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrieverConfig:
-  """All of a retriever but its weights and its tokenizer.
+  """Everything about a retriever except its weights and tokenizer.
 
   Attributes:
-    body: Sizes of the transformer of a tower.
+    body: Sizes of a tower's transformer.
     tied: Whether queries and passages share one tower.
-    pooling: A mode of `choices.POOLINGS`, or several with a + between, whose
-      vectors are joined.
-    head_size: Width of a projection after pooling (ANCE's `embeddingHead`,
-      DPR's `encode_proj`); 0: none.
+    pooling: A mode of `choices.POOLINGS`, or several joined by +, whose vectors
+      are concatenated.
+    head_size: Width of the projection after pooling (ANCE's `embeddingHead`,
+      DPR's `encode_proj`); 0 for none.
     head_norm: Whether a LayerNorm follows the projection (ANCE's `norm`).
     similarity: 'dot' or 'cosine' of the embeddings.
-    query_length: Tokens of a query at most.
-    passage_length: Tokens of a passage at most.
-    title_separator: What stands between title and text of a passage, a special
-      token perhaps. Lower-casing and the like are in the tokenizer.
-    query_prompt: What is put before each query.
-    passage_prompt: What is put before each passage, and its title.
-    include_prompt: Whether the tokens of a prompt are pooled as others are.
-    query_prompt_tokens: Tokens at the start of a query that are not pooled.
-    passage_prompt_tokens: The same of a passage.
-    layers: `pooling.Layer`s in place of the projection, where a checkpoint has
-      others than that and its norm.
-    truncate_dim: Numbers of an embedding that are kept, the first ones; 0: all.
+    query_length: Maximum number of tokens of a query.
+    passage_length: Maximum number of tokens of a passage.
+    title_separator: String, possibly a special token, between a passage's title
+      and text. (The tokenizer holds lower-casing and similar settings.)
+    query_prompt: Prefix of each query.
+    passage_prompt: Prefix of each passage, before its title.
+    include_prompt: Whether to pool the tokens of prompts.
+    query_prompt_tokens: Tokens at the start of a query to leave out of pooling.
+    passage_prompt_tokens: The same for a passage.
+    layers: `pooling.Layer`s that replace the projection and its norm, if a
+      checkpoint has others.
+    truncate_dim: Leading numbers of an embedding to keep; 0 keeps all.
   """
 
   body: bert.BodyConfig
@@ -63,12 +65,12 @@ class RetrieverConfig:
   truncate_dim: int = 0
 
   @property
-  def modes(self):
-    """The modes of the pooling, in order."""
+  def modes(self) -> tuple[str, ...]:
+    """Pooling modes, in order."""
     return tuple(self.pooling.split('+'))
 
   @property
-  def chain(self):
+  def chain(self) -> tuple[pooling.Layer, ...]:
     """All `pooling.Layer`s between pooling and embedding."""
     if self.layers or not self.head_size:
       return self.layers
@@ -76,24 +78,24 @@ class RetrieverConfig:
     return (head, pooling.Layer(pooling.NORM)) if self.head_norm else (head,)
 
   @property
-  def embedding_size(self):
-    """Width of an embedding."""
+  def embedding_size(self) -> int:
+    """E, width of an embedding."""
     sizes = [layer.size for layer in self.chain if layer.size]
     width = [self.body.hidden_size * len(self.modes), *sizes][-1]
     return min(width, self.truncate_dim or width)
 
   @property
-  def towers(self):
-    """Names of the towers: the keys of the parameters."""
+  def towers(self) -> tuple[str, ...]:
+    """Names of the towers, the keys of the parameters."""
     return (TIED,) if self.tied else (QUERY, PASSAGE)
 
-  def to_dict(self):
-    """Returns this as a dict for JSON."""
+  def to_dict(self) -> dict:
+    """Returns the settings as a dict for JSON."""
     return dataclasses.asdict(self)
 
   @classmethod
-  def from_dict(cls, values):
-    """Returns what `to_dict` was made of."""
+  def from_dict(cls, values: dict) -> 'RetrieverConfig':
+    """Inverts `to_dict`."""
     body = bert.BodyConfig(**values['body'])
     layers = tuple(pooling.Layer(**one) for one in values.get('layers', ()))
     return cls(**{**values, 'body': body, 'layers': layers})
@@ -103,11 +105,11 @@ class Tower(nn.Module):
   """Token ids -> embeddings.
 
   Attributes:
-    retriever: A `RetrieverConfig`.
-    dtype: Type that the body computes in.
+    retriever: Settings.
+    dtype: Type of the body's activations.
     remat: As in `bert.Body`.
     kernel: As in `bert.Body`.
-    skipped: Tokens at the start of each text that are not pooled.
+    skipped: Tokens at the start of each text to leave out of pooling.
   """
 
   retriever: RetrieverConfig
@@ -117,13 +119,18 @@ class Tower(nn.Module):
   skipped: int = 0
 
   @nn.compact
-  def __call__(self, ids, lengths, dropout=None):
+  def __call__(
+    self,
+    ids: jax.Array,
+    lengths: jax.Array,
+    dropout: bert.Dropout | None = None,
+  ) -> jax.Array:
     """Returns (B, E) float32 embeddings, of length 1 for cosine similarity.
 
     Args:
       ids: (B, L) int32 token ids, padded on the right.
-      lengths: (B,) int32, tokens of each text that are not padding.
-      dropout: A `bert.Dropout`, or None.
+      lengths: (B,) int32, tokens per text without padding.
+      dropout: None for no dropout.
     """
     r = self.retriever
     body = bert.Body(r.body, self.dtype, self.remat, self.kernel, name='body')
@@ -138,8 +145,8 @@ class Tower(nn.Module):
     return x
 
 
-def read(path):
-  """Returns the `RetrieverConfig` of a file."""
+def read(path: pathlib.Path) -> RetrieverConfig:
+  """Reads the settings from a file."""
   values = strict_io.json_file(path)
   try:
     return RetrieverConfig.from_dict(values)
@@ -152,39 +159,45 @@ def read(path):
     ) from error
 
 
-def init(retriever, seed):
-  """Returns random parameters: {tower name: dict}, float32.
+def init(retriever: RetrieverConfig, seed: int) -> dict[str, dict]:
+  """Returns random float32 parameters by tower.
 
-  Untied towers start equal, as two copies of one checkpoint would.
+  Untied towers start equal, like two copies of one checkpoint.
   """
-  # The host's compiler needs a second for it; that of a GPU took more than 30
-  # for BERT-base, and for other bits.
+  # Compiling for the host takes one second; for a GPU it took over 30 seconds
+  # (BERT-base) and gave different bits.
   with jax.default_device(devices.host()):
     params = jax.jit(_init, static_argnums=0)(retriever, seed)
   params = jax.device_get(params)
   return {name: jax.tree.map(jnp.array, params) for name in retriever.towers}
 
 
-def shapes(retriever):
-  """Returns the parameters' tree, of shapes and dtypes in place of arrays."""
+def shapes(retriever: RetrieverConfig) -> dict[str, dict]:
+  """Returns the parameters by tower as `jax.ShapeDtypeStruct`s."""
   params = jax.eval_shape(lambda: _init(retriever, 0))
   return dict.fromkeys(retriever.towers, params)
 
 
 def _init(retriever, seed):
-  """Returns random parameters of one tower."""
+  """Returns random parameters for one tower."""
   ids, lengths = jnp.zeros((1, 2), jnp.int32), jnp.ones(1, jnp.int32)
   return Tower(retriever).init(jax.random.key(seed), ids, lengths)['params']
 
 
-def make_encode(retriever, dtype, side, remat=False, kernel=True):
+def make_encode(
+  retriever: RetrieverConfig,
+  dtype: str,
+  side: str,
+  remat: bool = False,
+  kernel: bool = True,
+) -> Callable[..., jax.Array]:
   """Returns encode(params, ids, lengths, dropout=None) -> (B, E) float32.
 
   Args:
-    retriever: A `RetrieverConfig`.
-    dtype: Type that the body computes in, by name.
+    retriever: Settings.
+    dtype: Type of the body's activations, by name.
     side: `QUERY` or `PASSAGE`.
-    remat: As in `bert.Body`, for those who differentiate it.
+    remat: As in `bert.Body`; matters only for gradients.
     kernel: As in `bert.Body`.
   """
   skipped = getattr(retriever, f'{side}_prompt_tokens')

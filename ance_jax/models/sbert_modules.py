@@ -13,6 +13,7 @@ import numpy as np
 from ance_jax import errors
 from ance_jax.core import logs
 from ance_jax.core import strict_io
+from ance_jax.models import bi_encoder
 from ance_jax.models import choices
 from ance_jax.models import huggingface
 from ance_jax.models import pooling
@@ -47,7 +48,7 @@ def not_ours(what: str, folder: pathlib.Path) -> errors.BadInput:
   )
 
 
-def read_pooling(folder):
+def read_pooling(folder: pathlib.Path) -> tuple[str, bool]:
   """Returns (`RetrieverConfig.pooling`, `RetrieverConfig.include_prompt`)."""
   path = folder / 'config.json'
   settings = strict_io.json_file(path)
@@ -184,12 +185,14 @@ def _tensors(folder, shapes):
   return found
 
 
-def written(retriever, params):
-  """Returns the (kind, settings, {name: tensor}) of what follows the body.
+def written(
+  retriever: bi_encoder.RetrieverConfig, params: dict
+) -> list[tuple[str, dict, dict[str, np.ndarray]]]:
+  """Returns the modules after the Transformer: (class name, settings, tensors).
 
   Args:
-    retriever: `bi_encoder.RetrieverConfig`.
-    params: Parameters of a tower.
+    retriever: Settings of the retriever.
+    params: Parameters of one tower.
   """
   width = retriever.body.hidden_size
   settings = {'word_embedding_dimension': width}

@@ -1,9 +1,10 @@
-"""What `--init_from` names: weights, tokenizer, and the settings they bring.
+"""Reads `--init_from`: weights, tokenizer and the settings they come with.
 
-A body of Hugging Face, a retriever in the layout of ANCE or DPR, a folder of
-sentence-transformers, one of these for each side, or nothing.
+It names a Hugging Face body, a retriever in the layout of ANCE or DPR, a
+sentence-transformers folder, two of these (one per side), or nothing.
 """
 
+from collections.abc import Collection
 import dataclasses
 import os
 import pathlib
@@ -24,7 +25,7 @@ from ance_jax.models import snapshots
 
 
 class Sizes(NamedTuple):
-  """Sizes of a body of random weights; see `bert.BodyConfig`."""
+  """Sizes of a randomly initialized body; see `bert.BodyConfig`."""
 
   vocab_size: int
   num_layers: int
@@ -34,7 +35,14 @@ class Sizes(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-  """Parameters by tower, and settings by name."""
+  """A pretrained model.
+
+  Attributes:
+    body: Sizes of the body.
+    tokenizer: Tokenizer of the body.
+    params: Parameters by tower; empty for random weights.
+    settings: Settings by name of the `Config` field or retriever setting.
+  """
 
   body: bert.BodyConfig
   tokenizer: tokenizer_lib.Tokenizer
@@ -42,16 +50,15 @@ class Pretrained(NamedTuple):
   settings: dict
 
 
-def random(sizes, max_positions, texts):
-  """Returns random weights, and a vocabulary of the texts.
+def random(
+  sizes: Sizes, max_positions: int, texts: Collection[str]
+) -> Pretrained:
+  """Returns a model without parameters, with a vocabulary of the texts.
 
   Args:
-    sizes: `Sizes`.
-    max_positions: Tokens of a text at most.
+    sizes: Sizes of the body.
+    max_positions: Maximum number of tokens of a text.
     texts: As for `vocabulary.train`.
-
-  Returns:
-    `Pretrained`.
   """
   body = planned_body(sizes, max_positions)  # Its checks come first.
   logs.say(f'training a vocabulary of {sizes.vocab_size:,} on the corpus')
@@ -60,8 +67,8 @@ def random(sizes, max_positions, texts):
   return Pretrained(body, tokenizer, {}, {})
 
 
-def planned_body(sizes, max_positions):
-  """Returns the `bert.BodyConfig` of random weights, its vocabulary full."""
+def planned_body(sizes: Sizes, max_positions: int) -> bert.BodyConfig:
+  """Returns the body that `random` makes if the vocabulary fills up."""
   if sizes.hidden_size % sizes.num_heads:
     raise errors.BadInput(
       f'--num_heads must divide --hidden_size; found {sizes.num_heads} and '
@@ -77,16 +84,16 @@ def planned_body(sizes, max_positions):
   )
 
 
-def read(name, lower_case):
-  """Returns the `Pretrained` of a checkpoint.
+def read(name: str, lower_case: bool | None) -> Pretrained:
+  """Returns a pretrained model.
 
   Args:
-    name: Folder, hub name or file; two of them, a comma between, are the
-      encoder of queries and that of passages.
-    lower_case: Whether texts are to be lower-cased; None: what it does.
+    name: Folder, hub name or file; or two of them, comma-separated: the query
+      encoder and the passage encoder.
+    lower_case: Whether to lower-case texts; None keeps the model's choice.
 
   Raises:
-    BadInput: It cannot be used; the text says why.
+    BadInput: The model cannot be used; the text says why.
   """
   names = name.split(',')
   if len(names) > 2 or not all(names):
@@ -123,7 +130,7 @@ def _read_one(name, lower_case):
 
 
 def _both(query, passage, name):
-  """Returns the `Pretrained` of an encoder of queries and one of passages."""
+  """Joins a query encoder and a passage encoder."""
   params = {}
   for side, source in (
     (bi_encoder.QUERY, query),
@@ -150,7 +157,7 @@ def _both(query, passage, name):
 
 
 def _check_alike(first, second, name):
-  """Raises `BadInput` if two towers cannot be those of one retriever."""
+  """Raises `BadInput` if two towers cannot form one retriever."""
   tokenizers = (s.tokenizer.backend_tokenizer.to_str() for s in (first, second))
   ours = (
     'pooling', 'similarity', 'head_size', 'head_norm', 'title_separator',
@@ -171,14 +178,15 @@ def _check_alike(first, second, name):
 
 
 def _hugging_face(name, lower_case, file=None, check_case=True):
-  """Returns a folder in a layout that `layouts` knows.
+  """Returns the model in a folder of a layout that `retriever_layouts` knows.
 
   Args:
     name: Folder.
-    lower_case: What is asked of its tokenizer; None: what such checkpoints
-      are trained with, or that it is consistent.
-    file: File of the weights; None: those of the folder.
-    check_case: Whether a tokenizer that is not consistent is refused.
+    lower_case: Whether to lower-case texts; None for the layout's setting, or
+      else the tokenizer's own.
+    file: File of the weights; None to search the folder.
+    check_case: Whether to reject a tokenizer whose files contradict each other
+      about lower-casing, if neither `lower_case` nor the layout decides.
   """
   body = huggingface.read_config(name)
   tensors = huggingface.read_tensors(
@@ -214,7 +222,7 @@ def _hugging_face(name, lower_case, file=None, check_case=True):
 
 
 def _sentence_transformers(folder, lower_case):
-  """Returns a sentence-transformers folder, with the settings that it has."""
+  """Returns the model in a sentence-transformers folder."""
   sources = {}
   for name, found in sbert.read(folder).items():
     lowers = lower_case is None and found.lower_case
@@ -239,11 +247,11 @@ def _sentence_transformers(folder, lower_case):
 
 
 def _settings_of(found, source):
-  """Returns the settings, and parameters behind the body, of a tower.
+  """Returns a tower's settings, and its parameters after the body.
 
   Args:
     found: `sbert.SentenceTransformer`.
-    source: `Pretrained` of its body.
+    source: `Pretrained`, the body.
   """
   settings = {'pooling': found.pooling, 'similarity': found.similarity}
   for side, length in found.lengths.items():
@@ -267,7 +275,7 @@ def _settings_of(found, source):
 
 
 def _is_projection(layers):
-  """Returns whether layers are what --head_size and --head_norm can say."""
+  """Returns whether --head_size and --head_norm can express the layers."""
   kinds = [layer.kind for layer in layers]
   if kinds not in ([pooling.DENSE], [pooling.DENSE, pooling.NORM]):
     return False
@@ -275,7 +283,7 @@ def _is_projection(layers):
 
 
 def _exported(folder):
-  """Returns the settings of an export of ours that its form cannot hold."""
+  """Returns settings of our own export that the folder's format cannot hold."""
   path = pathlib.Path(folder) / bi_encoder.FILE
   if not path.exists():
     return {}

@@ -1,11 +1,12 @@
-"""The encoding pass: token rows -> embeddings, jitted, over all devices.
+"""The encoding pass: token rows -> embeddings, jitted, on all devices.
 
-A corpus is encoded in blocks of consecutive rows, whatever the devices, each a
-folder that is there whole or not at all; what is there is not made again.
+A corpus is encoded in blocks of consecutive rows, independent of the devices.
+Each block is a folder that is published atomically; existing blocks are reused.
 """
 
 import collections
 from collections.abc import Callable
+from collections.abc import Sequence
 import pathlib
 from typing import NamedTuple
 
@@ -16,24 +17,26 @@ from ance_jax.core import atomic
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import distributed
 from ance_jax.core import logs
+from ance_jax.data import tokens as tokens_lib
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
 
-# Tokens that batch lengths are rounded up to: finer steps pad less and compile
-# more.
+# Batch lengths are rounded up to a multiple of this many tokens; smaller steps
+# pad less and compile more.
 _LENGTH_STEP = 16
-# Batches that the devices have been given and the host has not fetched.
+# Maximum number of batches dispatched to the devices and not yet fetched.
 _UNDER_WAY = 2
 
 
 class Settings(NamedTuple):
-  """How texts are encoded; their bits depend on all of it.
+  """How to encode texts; each setting affects the bits of the embeddings.
 
   Attributes:
-    dtype: Type that the body computes in, by name.
-    tokens_per_batch: Tokens of a batch over all devices, padding included.
-    chunks: Pieces of a passage at most, the best of which is its score (MaxP).
-    whole_chunks: Whether a passage is tokenized once and then cut; see
+    dtype: Type of the body's activations, by name.
+    tokens_per_batch: Tokens per batch over all devices, padding included.
+    chunks: Maximum number of pieces of a passage, whose score is that of its
+      best piece (MaxP).
+    whole_chunks: Whether to tokenize a passage once and then cut it; see
       `tokens.Cut`.
     kernel: As in `bert.Body`.
   """
@@ -50,10 +53,10 @@ class Encoder(NamedTuple):
 
   Attributes:
     encode: Jitted (params, ids, lengths) -> (rows, E) float32 embeddings, rows
-      dealt out over the devices.
-    num_devices: Number of these, all of this process.
-    tokens_per_batch: Tokens of a batch over these, padding included.
-    max_length: Tokens that the model can take.
+      split over the devices.
+    num_devices: Devices to use, all of this process.
+    tokens_per_batch: Tokens per batch over these, padding included.
+    max_length: Maximum number of tokens that the model can take.
     embedding_size: E.
   """
 
@@ -65,16 +68,22 @@ class Encoder(NamedTuple):
 
 
 def make_encoder(
-  retriever, side, *, dtype, tokens_per_batch, devices, kernel=True
-):
-  """Returns the `Encoder` of one side, `bi_encoder.QUERY` or `PASSAGE`.
+  retriever: bi_encoder.RetrieverConfig,
+  side: str,
+  *,
+  dtype: str,
+  tokens_per_batch: int,
+  devices: Sequence[jax.Device],
+  kernel: bool = True,
+) -> Encoder:
+  """Returns the encoder of one side.
 
   Args:
-    retriever: `bi_encoder.RetrieverConfig`.
-    side: Whose texts it encodes.
+    retriever: Settings of the retriever.
+    side: `bi_encoder.QUERY` or `bi_encoder.PASSAGE`.
     dtype: As in `Settings`.
     tokens_per_batch: As in `Settings`.
-    devices: The accelerators used.
+    devices: Accelerators to use.
     kernel: As in `Settings`.
   """
   whole, split = devices_lib.replicated(devices), devices_lib.split(devices)
@@ -85,7 +94,7 @@ def make_encoder(
   )
 
   def encode(params, ids, lengths):
-    # Where there are other processes, jit does not deal out what numpy holds.
+    # With several processes, jit does not shard numpy arrays.
     return compiled(params, *jax.device_put((ids, lengths), split))
 
   return Encoder(
@@ -97,20 +106,27 @@ def make_encoder(
   )
 
 
-def encode_rows(encoder, params, token_rows, what, rows=None):
-  """Returns the embeddings of some token rows, in their order.
+def encode_rows(
+  encoder: Encoder,
+  params: dict,
+  token_rows: tokens_lib.TokenRows,
+  what: str,
+  rows: np.ndarray | None = None,
+) -> tuple[np.ndarray, int]:
+  """Encodes token rows.
 
-  The host pads the next batches while the devices work on those before.
+  The host pads the next batches while the devices compute.
 
   Args:
-    encoder: An `Encoder`.
+    encoder: Encoder of the rows' side.
     params: Parameters by tower, on all devices.
-    token_rows: `TokenRows`.
-    what: Name of the phase for the progress bar.
+    token_rows: Any object with `TokenRows`' length, `lengths` and `padded`.
+    what: Label of the progress bar.
     rows: (n,) int, rows to encode; None for all.
 
   Returns:
-    (n, E) float32, and the number of tokens computed, padding included.
+    (n, E) float32 embeddings in the order of `rows`, and the number of tokens
+    computed, padding included.
   """
   rows = np.arange(len(token_rows)) if rows is None else rows
   plan = batch_plan(token_rows.lengths()[rows], encoder)
@@ -142,19 +158,21 @@ def encode_rows(encoder, params, token_rows, what, rows=None):
   return embeddings, sum(size * length for _, size, length in plan)
 
 
-def batch_plan(lengths, encoder):
-  """Returns how rows of these lengths are put into batches, longest first.
+def batch_plan(
+  lengths: np.ndarray, encoder: Encoder
+) -> list[tuple[np.ndarray, int, int]]:
+  """Sorts rows by length, longest first, and groups them into batches.
 
   Batches of equal length have equal size, so that each length is compiled once;
-  only the last one is not full.
+  only the last batch may not be full.
 
   Args:
     lengths: (n,) int, tokens of each row.
-    encoder: An `Encoder`.
+    encoder: Encoder of the rows.
 
   Returns:
-    A list of (places, size, length): the (m,) int places in `lengths` that are
-    in the batch, its rows (m at least), and the tokens it is padded to.
+    (places, size, length) of each batch: its (m,) int indices into `lengths`,
+    its number of rows (at least m), and its padded length in tokens.
   """
   order = np.argsort(-lengths, kind='stable')
   plan, start = [], 0
@@ -162,7 +180,7 @@ def batch_plan(lengths, encoder):
     longest = int(lengths[order[start]])
     length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, encoder.max_length)
     size = encoder.tokens_per_batch // length
-    # A handful of rows is not padded to thousands.
+    # Do not pad a few rows to thousands.
     size = min(size, 1 << (len(order) - 1).bit_length())
     size = max(size // encoder.num_devices, 1) * encoder.num_devices
     plan.append((order[start : start + size], size, length))
@@ -170,25 +188,31 @@ def batch_plan(lengths, encoder):
   return plan
 
 
-def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
+def encode_corpus(
+  encoder: Encoder,
+  params: dict,
+  token_rows: tokens_lib.TokenRows,
+  folder: str | pathlib.Path,
+  *,
+  rows_per_block: int,
+) -> tuple[list[np.ndarray], float | None]:
   """Writes the embeddings of all passages as blocks of consecutive rows.
 
-  The processes of a run take turns with them.
+  The processes of a run encode the blocks in turn; existing blocks are kept.
 
   Args:
-    encoder: An `Encoder`.
+    encoder: Encoder of passages.
     params: Parameters by tower, on all devices.
-    token_rows: `TokenRows` of the corpus.
-    folder: Where the blocks are, named for the weights and the corpus; blocks
-      that are there are kept.
-    rows_per_block: Passages of a block; the last one may be smaller.
+    token_rows: Token rows of the corpus.
+    folder: Folder of the blocks, specific to the weights and the corpus.
+    rows_per_block: Passages per block; the last block may be smaller.
 
   Returns:
     The blocks, in order, as read-only memory maps (rows, E) float32; and the
-    share of real tokens in what was computed, None if nothing was.
+    share of computed tokens that are not padding, None if none were computed.
 
   Raises:
-    OSError: A block that another process was to write is not there.
+    OSError: Another process has not written one of its blocks.
   """
   folder = pathlib.Path(folder)
   lengths = token_rows.lengths()
@@ -207,23 +231,28 @@ def encode_corpus(encoder, params, token_rows, folder, *, rows_per_block):
     about = {'start': start, 'rows': len(rows)}
     with atomic.publish(block, about) as unfinished:
       np.save(unfinished / 'embeddings.npy', embeddings)
-  # None is read before all are written.
+  # Also waits until all processes have written their blocks.
   counts = distributed.gather(np.array([real, computed], np.int64))
   real, computed = counts.sum(0)
   share = float(real / computed) if computed else None
   return [atomic.load_array(path) for path in paths], share
 
 
-def flops(encoder, body, lengths, rows_per_block=None):
-  """Returns the operations that encoding rows takes, padding included.
+def flops(
+  encoder: Encoder,
+  body: bert.BodyConfig,
+  lengths: np.ndarray,
+  rows_per_block: int | None = None,
+) -> int:
+  """Returns the operations for encoding rows, padding included.
 
-  Whether or not they are there already, and whoever does it.
+  It counts all rows, also those of existing blocks and other processes.
 
   Args:
-    encoder: An `Encoder`.
-    body: `bert.BodyConfig`.
+    encoder: Encoder of the rows.
+    body: Sizes of the body.
     lengths: (n,) int, tokens of each row.
-    rows_per_block: As for `encode_corpus`; None: all rows together.
+    rows_per_block: As for `encode_corpus`; None for one block.
   """
   size = rows_per_block or max(len(lengths), 1)
   return sum(
@@ -233,8 +262,10 @@ def flops(encoder, body, lengths, rows_per_block=None):
   )
 
 
-def make_encoders(retriever, **kwargs):
-  """Returns the `Encoder` of queries and that of passages."""
+def make_encoders(
+  retriever: bi_encoder.RetrieverConfig, **kwargs
+) -> tuple[Encoder, Encoder]:
+  """Returns the encoders of queries and passages; see `make_encoder`."""
   return tuple(
     make_encoder(retriever, side, **kwargs)
     for side in (bi_encoder.QUERY, bi_encoder.PASSAGE)

@@ -1,4 +1,4 @@
-"""A retriever that encodes: settings, tokenizer, parameters on devices."""
+"""A retriever ready to encode: settings, tokenizer, parameters on devices."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,14 +19,14 @@ class Retriever(NamedTuple):
   """A bi-encoder, ready to encode texts or token rows.
 
   Attributes:
-    config: All of it but weights and tokenizer.
-    tokenizer: Its tokenizer.
-    settings: How texts are encoded.
-    devices: The accelerators used, those of all processes.
+    config: Settings of the model.
+    tokenizer: Tokenizer of queries and passages.
+    settings: Settings of the encoding pass.
+    devices: Accelerators to use, those of all processes.
     query_encoder: Encodes queries.
     passage_encoder: Encodes passages.
-    params: Parameters by tower, on all devices; None where they are those of a
-      training state, see `with_params`.
+    params: Parameters by tower, on all devices; None if a training state holds
+      them, see `with_params`.
   """
 
   config: bi_encoder.RetrieverConfig
@@ -39,7 +39,7 @@ class Retriever(NamedTuple):
 
   @property
   def form(self) -> tokenized.Form:
-    """What is read of a text."""
+    """How texts become token rows."""
     settings, config = self.settings, self.config
     return tokenized.Form(
       tokens.Cut(config.query_length),
@@ -50,11 +50,11 @@ class Retriever(NamedTuple):
     )
 
   def with_params(self, params: dict) -> 'Retriever':
-    """Returns this with parameters by tower that lie on its devices."""
+    """Returns a copy with parameters by tower, which are on its devices."""
     return self._replace(params=params)
 
   def on_devices(self, devices: tuple) -> 'Retriever':
-    """Returns this compiled for other devices, without parameters."""
+    """Returns a copy for other devices, without parameters."""
     return make(
       pretrained.Model(self.config, self.tokenizer, None),
       devices,
@@ -78,11 +78,11 @@ class Retriever(NamedTuple):
   ) -> np.ndarray:
     """Returns the (n, E) float32 embeddings of passages.
 
-    Where the settings cut passages into pieces there is a row for each piece.
+    If the settings cut passages into pieces, there is one row per piece.
 
     Args:
       passages: Texts.
-      titles: A title for each of them, '' for none; None: there are none.
+      titles: Title of each text, '' for none; None for no titles.
     """
     rows = self.passage_rows(passages, titles).pieces()
     return encoding.encode_rows(
@@ -106,12 +106,12 @@ def make(
   devices: tuple,
   settings: encoding.Settings | None = None,
 ) -> Retriever:
-  """Returns the `Retriever` of a model, compiled when it is first used.
+  """Returns a model's retriever, which compiles on first use.
 
   Args:
-    model: Its parameters are placed on the devices; None: there are none yet.
-    devices: The accelerators used.
-    settings: How texts are encoded; None: as the defaults are.
+    model: The model; its parameters, unless None, are copied to the devices.
+    devices: Accelerators to use.
+    settings: Settings of the encoding pass; None for the defaults.
 
   Raises:
     BadInput: As `check_chunks` does.
@@ -134,7 +134,7 @@ def make(
 
 
 def check_chunks(config: bi_encoder.RetrieverConfig, chunks: int):
-  """Raises `BadInput` if not all pieces have the prompt that is not pooled."""
+  """Raises `BadInput` if only some pieces start with the unpooled prompt."""
   if chunks > 1 and config.passage_prompt and not config.include_prompt:
     raise errors.BadInput(
       'the retriever leaves its prompt out of the pooling, and with --chunks '
