@@ -326,7 +326,7 @@ def rows_of(blocks: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 
 def is_exact(index: Index) -> bool:
-  """Returns whether an index compares a query with all vectors, as given."""
+  """Returns whether an index compares queries with all vectors, unrounded."""
   part = index.part if isinstance(index, Shared) else index
   return isinstance(part, faiss.IndexFlat | device_index.DeviceIndex)
 

@@ -133,7 +133,7 @@ def make(
   )
 
 
-def check_chunks(config: bi_encoder.RetrieverConfig, chunks: int):
+def check_chunks(config: bi_encoder.RetrieverConfig, chunks: int) -> None:
   """Raises `BadInput` if only some pieces start with the unpooled prompt."""
   if chunks > 1 and config.passage_prompt and not config.include_prompt:
     raise errors.BadInput(

@@ -42,11 +42,8 @@ def of_flags(config: config_lib.Config) -> None:
       logs.say(line)
 
 
-def of_run(run):
-  """Prints what of the data or the model will keep a run from learning.
-
-  Args:
-    run: `experiment.Experiment`.
+def of_run(run: experiment.Experiment) -> None:
+  """Warns of data or a model that keep a run from learning.
 
   Raises:
     BadInput: No query can ever have a negative.
