@@ -97,7 +97,7 @@ def p_value(values: np.ndarray, seed: int) -> float:
 def interval(values: np.ndarray, seed: int) -> tuple[float, float]:
   """Returns (low, high), the bootstrap interval of a mean difference.
 
-  It is a percentile interval, paired: whole differences are resampled.
+  Percentile method, paired: it resamples queries with both of their values.
 
   Args:
     values: (Q,) float64, differences by query.
