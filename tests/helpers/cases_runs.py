@@ -66,7 +66,7 @@ def make_sound(folder, sound):
     for name, content in record.items():
       atomic.make_folder((sound / RECORD / name).parent)
       put(f'{RECORD}/{name}', content)(sound)
-    atomic.seal(sound / STEP, {})
+    atomic.seal(sound / STEP, {'format': checkpoint.FORMAT})
     put('sound.flags', record['run.flags'])(sound)
   shutil.copytree(sound, folder, dirs_exist_ok=True)
 
