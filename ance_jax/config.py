@@ -562,8 +562,8 @@ class Config:
   )
   checkpoint: str = knob(
     'last',
-    'Checkpoint that a job other than train reads: last, best (by dev MRR@10) '
-    'or a step.',
+    'Checkpoint of a run that is read, also of --init_from: last, best (by dev '
+    'MRR@10) or a step.',
     may_change=True,
   )
   negatives: str = knob(
@@ -970,13 +970,12 @@ _READ_BY = (
     'not report compare',
   ),
   ('seed', 'not report export'),
-  ('compilation_cache_dir', 'not report compare prepare'),
-  ('rows_per_block', 'not report compare prepare inspect'),
+  ('compilation_cache_dir rows_per_block', 'not report compare prepare'),
   (
     'index search_memory_mb index_params center_passages',
     'not report compare prepare encode',
   ),
-  ('checkpoint', 'not report compare prepare train'),
+  ('checkpoint', 'not prepare'),
   (
     'vocab_size num_layers hidden_size num_heads intermediate_size',
     'train prepare inspect',

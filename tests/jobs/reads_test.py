@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import importlib
+import operator
 import os
 import pathlib
 import sys
@@ -11,27 +12,49 @@ import conftest
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax.data import records
+from ance_jax.models import pretrained
+from ance_jax.models import sources
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import encoding
 
 PACKAGE = pathlib.Path(config_lib.__file__).parent
 NAMES = {field.name for field in dataclasses.fields(config_lib.Config)}
-# Where all settings are handled, whatever they are; the first copies those that
-# a job may read otherwise than its run has them.
-OF_ALL = 'experiment.<dictcomp> experiment._read_saved'.split()
-# What is read before a job begins; with other data, models or indexes than
-# those below; or with another flag.
+# Where settings are copied, whether they are read or not.
+COPIES = (
+  'experiment.<dictcomp>', 'experiment._read_saved', 'settings.data',
+  'settings.index', 'settings._part', 'settings.<dictcomp>',
+)  # fmt: skip
+# Where to, with the fields that have another name there.
+COPIED = {
+  records.Settings: {},
+  pretrained.Settings: {},
+  sources.Sizes: {},
+  encoding.Settings: {},
+  corpus_index.Settings: {
+    'factory': 'index',
+    'params': 'index_params',
+    'center': 'center_passages',
+    'memory_mb': 'search_memory_mb',
+  },
+}
+# What is read before a job begins; by unpacking; with other data, models or
+# indexes than those below; or with another flag.
 SOMETIMES = (
   'job workdir remote_dir debug progress_bars '
   'questions protocol dev_split bm25_language bm25_k1 bm25_b bm25_run '
   'init_from tie_encoders pooling similarity head_size head_norm query_length '
   'passage_length title_separator query_prompt passage_prompt lower_case '
-  'prefix_space index_params search_memory_mb '
-  'process_id coordinator beam_options overwrite port'
+  'prefix_space index_params search_memory_mb rows_per_block '
+  'process_id coordinator beam_options overwrite port checkpoint '
+  'vocab_size num_layers hidden_size num_heads intermediate_size'
 ).split()
 BM25 = {'retriever': 'bm25', 'split': 'test', 'workdir': 'bm25'}
 MODEL = {'init_from': 'run', 'workdir': 'of_model'}
 RUNS = (
   ('train', {}),
   ('train', {'workdir': 'b', 'refresh': 'delayed', 'refresh_delay': 1}),
+  ('train', {**MODEL, 'workdir': 'further', 'max_steps': 1}),
   ('prepare', {'workdir': 'prepared'}),
   ('inspect', {}),
   ('inspect', {'workdir': ''}),
@@ -55,17 +78,21 @@ def reads(beir_folder, tmp_path_factory):
   """{job: names of the fields that it read}."""
   found, before = collections.defaultdict(set), os.getcwd()
 
-  def read(config, name):
-    caller = sys._getframe(1).f_code
+  def note(name):
+    caller = sys._getframe(2).f_code
     path = pathlib.Path(caller.co_filename)
-    if (
-      name in NAMES
-      and PACKAGE in path.parents
-      and path.parent != PACKAGE
-      and f'{path.stem}.{caller.co_name}' not in OF_ALL
-    ):
+    # What lies beside the packages handles all settings.
+    is_job = PACKAGE in path.parents and path.parent != PACKAGE
+    if is_job and f'{path.stem}.{caller.co_name}' not in COPIES:
       found[job].add(name)
+
+  def read(config, name):
+    if name in NAMES:
+      note(name)
     return object.__getattribute__(config, name)
+
+  def noting(name, get):
+    return property(lambda copied: note(name) or get(copied))
 
   tiny = config_lib.Config(
     workdir='run', dataset='beir', data_dir=str(beir_folder),
@@ -76,6 +103,11 @@ def reads(beir_folder, tmp_path_factory):
   os.chdir(tmp_path_factory.mktemp('reads'))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(config_lib.Config, '__getattribute__', read, raising=False)
+    for kind, others in COPIED.items():
+      for place, field in enumerate(kind._fields):
+        if (name := others.get(field, field)) in NAMES:
+          get = operator.itemgetter(place)
+          patch.setattr(kind, field, noting(name, get))
     for job, changes in RUNS:
       config = dataclasses.replace(tiny, job=job, **changes)
       importlib.import_module(f'ance_jax.jobs.{job}').run(config)
