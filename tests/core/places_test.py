@@ -476,6 +476,14 @@ def test_the_docstrings_of_a_run_are_those_that_it_was_trained_on(
       experiment.load_texts(dataclasses.replace(config, job=job), ('dev',))
   assert asked[:2] == [theirs / 'datasets'] * 2
   assert asked[2] != theirs / 'datasets'
+  with atomic.publish(tmp_path / 'own' / 'datasets', {}) as made:
+    (made / 'a').write_text('b')
+  own = dataclasses.replace(
+    config, job='evaluate', workdir=str(tmp_path / 'own')
+  )
+  with pytest.raises(KeyboardInterrupt):
+    experiment.load_texts(own, ('dev',))
+  assert asked[3] == tmp_path / 'own' / 'datasets'
   (theirs / 'datasets' / 'a').write_text('b')
   with pytest.raises(errors.Damaged, match='datasets/a is missing or was'):
     experiment.load_texts(dataclasses.replace(config, job='evaluate'), ('dev',))

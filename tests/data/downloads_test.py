@@ -7,6 +7,7 @@ import http.server
 import io
 import tarfile
 import threading
+import types
 import zipfile
 
 import formats
@@ -14,6 +15,7 @@ import pytest
 
 from ance_jax import config
 from ance_jax import errors
+from ance_jax.data import downloads
 from ance_jax.data import registry
 from ance_jax.training import experiment
 
@@ -152,6 +154,26 @@ def test_an_archive_is_fetched_once_and_read_as_if_it_lay_there(
   assert fetched.corpus.hash == again.corpus.hash == by_hand.corpus.hash
   assert fetched.splits['train'].hash == by_hand.splits['train'].hash
   assert 'collection.tsv: fetching http://127' in capsys.readouterr().out
+
+
+def test_an_archive_that_is_not_unpacked_to_its_end_is_not_there(
+  served, tmp_path, monkeypatch
+):
+  (tmp_path / 'by_hand').mkdir()
+  formats.write_msmarco(tmp_path / 'by_hand')
+  data = archive(tmp_path / 'by_hand')
+  served('collectionandqueries.tar.gz', data, 'collection.tsv')
+
+  def half(source, file, _):
+    file.write(source.read(100))
+    raise KeyboardInterrupt
+
+  copier = types.SimpleNamespace(copyfileobj=half)
+  monkeypatch.setattr(downloads, 'shutil', copier)
+  (tmp_path / 'new').mkdir()
+  with pytest.raises(KeyboardInterrupt):
+    downloads.fetch('collection.tsv', tmp_path / 'new')
+  assert not (tmp_path / 'new' / 'collection.tsv').exists()
 
 
 def test_gzipped_and_plain_files_are_fetched(served, tmp_path):

@@ -3,6 +3,7 @@
 What is scored is held against pytrec_eval, with the judgements as they are.
 """
 
+import dataclasses
 import json
 import re
 
@@ -245,6 +246,22 @@ def test_a_query_that_is_held_out_brings_what_the_corpus_lacks(tmp_path):
   folder = write(tmp_path / 'whole', passages, queries, train=whole)
   again = load(folder, 'dev', dataset='beir', dev_fraction=0.5).splits['dev']
   assert set(again.ids) == held_out
+
+
+def test_queries_that_nobody_judged_are_no_dev_split(tmp_path):
+  passages = {f'p{number}': f'text {number}' for number in range(20)}
+  queries = {f'q{number}': f'text {number}' for number in range(20)}
+  every = {(f'q{n}', f'p{n}'): 1 for n in range(20)}
+  config = config_lib.Config(
+    dataset='beir', data_dir=write(tmp_path / 'all', passages, queries,
+    train=every), dev_fraction=0.5
+  )  # fmt: skip
+  splits = experiment.load_texts(config, None).splits
+  assert sorted(splits) == ['dev', 'train']
+  above = {pair: 1 for pair in every if pair[0] in set(splits['train'].ids)}
+  folder = write(tmp_path / 'some', passages, queries, train=above)
+  some = dataclasses.replace(config, data_dir=folder)
+  assert list(experiment.load_texts(some, None).splits) == ['train']
 
 
 def test_a_share_that_the_message_names_leaves_both_sides_a_query(tmp_path):

@@ -127,6 +127,7 @@ def test_equal_texts_are_one_group_whatever_case_and_spaces(load, folder):
 
 def test_gzipped_files_give_the_same(load, folder):
   plain = load('train', 'dev')
+  judged = read_qrels(folder / 'qrels' / 'train.tsv')
   for path in [*folder.glob('*.jsonl'), *(folder / 'qrels').glob('*.tsv')]:
     with gzip.open(f'{path}.gz', 'wb') as file:
       file.write(path.read_bytes())
@@ -134,6 +135,14 @@ def test_gzipped_files_give_the_same(load, folder):
   zipped = load('train', 'dev')
   assert zipped.corpus.hash == plain.corpus.hash
   assert zipped.splits['train'].hash == plain.splits['train'].hash
+  (folder / 'qrels' / 'train.tsv.gz').unlink()
+  keys = 'query-id', 'corpus-id', 'score'
+  with gzip.open(folder / 'qrels' / 'train.jsonl.gz', 'wt') as file:
+    for (query, passage), grade in judged.items():
+      line = dict(zip(keys, (query, passage, grade), strict=True))
+      file.write(json.dumps(line) + '\n')
+  as_json = load('train')
+  assert as_json.splits['train'].hash == plain.splits['train'].hash
 
 
 def test_missing_titles_no_header_and_windows_line_ends_are_read(load, folder):

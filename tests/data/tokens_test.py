@@ -280,6 +280,8 @@ def test_the_separator_token_makes_the_pair_of_dpr(tokenizer):
 def test_what_stands_between_title_and_text_is_a_space_or_a_token(tokenizer):
   corpus = make_corpus([('a', 'b'), ('', 'c')])
   assert list(tokens.passage_texts(corpus, tokenizer_lib.SPACE)) == ['a b', 'c']
+  prompted = tokens.passage_texts(corpus, tokenizer_lib.SPACE, 'p: ')
+  assert list(prompted) == ['p: a b', 'p: c']
   assert (
     tokenizer_lib.title_separator(tokenizer, 'space') == tokenizer_lib.SPACE
   )

@@ -448,6 +448,7 @@ CASES = {
   ),
   'quote without an end': judged('"q2\tp2\t1', 'must end with one in its line'),
   'two grades': judged('q2\tp2\t2', 'a pair must have one grade'),
+  'two grades, the lower one last': judged('q2\tp2\t0', 'must have one grade'),
   'same judgement twice': Accepted(
     append(DEV, 'q2\tp2\t1\n'), '1 judgements that stand twice, read once'
   ),

@@ -539,6 +539,9 @@ BAD = {
   'score of a pair': (
     {'query': 'a', 'passage': 'b', 'score': 0.5}, 'whether it is positive'
   ),
+  'typo in capitals': (
+    {'query': 'a', 'Negative': 'b'}, "'Negative' is none of the keys"
+  ),
   'two positives': (
     {'query': 'a', 'passage': 'b', 'answer': 'c'}, 'one of'
   ),
@@ -784,6 +787,22 @@ def test_what_the_installed_sentence_transformers_mines_is_read(beir, tmp_path):
       assert known == [scores] * 4
 
 
+def test_an_id_of_a_query_may_be_0_and_goes_before_that_of_the_line(tmp_path):
+  path = lines(
+    tmp_path / 'given.jsonl', [{'query_id': 0, 'id': 17, 'neg': ['a']}]
+  )
+  (record,) = given_formats.read(path, collections.Counter())
+  assert record.query_id == '0'
+
+
+def test_a_list_of_scores_is_of_all_positives_and_then_of_negatives(tmp_path):
+  line = {'query': 'q', 'pos': ['a', 'b'], 'neg': ['c'], 'scores': [3, 2, 1]}
+  path = lines(tmp_path / 'given.jsonl', [line])
+  (record,) = given_formats.read(path, collections.Counter())
+  assert [(p.text, p.score) for p in record.positives] == [('a', 3), ('b', 2)]
+  assert [(p.text, p.score) for p in record.negatives] == [('c', 1)]
+
+
 def test_a_passage_that_is_named_twice_is_given_once_with_its_first_score(beir):
   lines(
     pathlib.Path(beir.negatives),
@@ -816,6 +835,25 @@ def test_what_is_left_out_is_counted(beir, capsys):
   assert ': 2 passages that are null or empty, left out\n' in said
   assert ": 1 lines with 'type', which is not read\n" in said
   assert '1 negatives of 1 of 2 training queries; left out 1 that' in said
+
+
+def test_what_is_given_to_a_query_without_a_positive_is_left_out(beir, capsys):
+  qrels = pathlib.Path(beir.data_dir) / 'qrels' / 'train.tsv'
+  qrels.write_text('q0\tp0\t0\nq1\tp1\t1\nq2\tp4\t1\n')
+  lines(
+    pathlib.Path(beir.negatives),
+    [{'query': Q0, 'neg': [whole(2)]}, {'query': Q1, 'neg': [whole(3)]}],
+  )
+  assert given_of(beir) == {Q1: [('p3', None)]}
+  assert ': 1 negatives of 1 of 2 training queries' in capsys.readouterr().out
+
+
+def test_a_table_of_given_negatives_has_the_first_of_each_query():
+  queries, passages = np.array([0, 0, 0, 2]), np.array([4, 5, 6, 7])
+  given = corpus_lib.Given(queries, passages, passages / 2)
+  rows, scores = given.table(np.array([0, 1, 2]), 2)
+  assert rows.tolist() == [[4, 5], [-1, -1], [7, -1]]
+  np.testing.assert_array_equal(scores, np.where(rows < 0, np.nan, rows / 2))
 
 
 def test_margins_are_counted_and_are_no_scores(beir, capsys):
@@ -865,7 +903,7 @@ def test_a_file_without_a_passage_gives_nothing(beir):
 def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(
   beir, tmp_path
 ):
-  """Of known queries alone; p2 is there with a title, p3 by its id."""
+  """Negatives of known queries; p2 is there with a title, p3 by its id."""
   folder = tmp_path / 'pairs'
   folder.mkdir()
   pair = {'query': Q0, 'positive': whole(0)}
@@ -874,7 +912,12 @@ def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(
   lines(
     pathlib.Path(beir.negatives),
     [
-      {'query': Q0, 'neg': [whole(2), 'new'], 'negatives': ['p3', 'newer one']},
+      {
+        'query': Q0,
+        'pos': ['nobody judged it'],
+        'neg': [whole(2), 'new'],
+        'negatives': ['p3', 'newer one'],
+      },
       {'query': 'unknown', 'neg': ['newest']},
     ],
   )
@@ -902,13 +945,14 @@ def test_negatives_of_pairs_may_be_ids_of_the_corpus_beside_them(
     [
       {'query': Q0, 'positive': whole(0), 'negatives': ['p2']},
       {'query': 'lost', 'passage': 'b', 'label': 0},
+      {'query': Q1, 'positive': whole(1)},
     ],
   )
   config = dataclasses.replace(
     beir, dataset='pairs', data_dir=str(folder), negatives=''
   )
   corpus, split = loaded(config)
-  assert list(split.texts) == [Q0]
+  assert list(split.texts) == [Q0, Q1]
   assert split.given.of(0).tolist() == [2]
   assert len(corpus.ids) == len(CORPUS) + 1
 
