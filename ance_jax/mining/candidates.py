@@ -1,7 +1,7 @@
-"""Where candidates come from, and what says whether they are negatives.
+"""Sources of candidates, second scorers, and the answer matcher.
 
-A model's index, BM25, a run file or lists of passages rank them; a
-cross-encoder or a run file may score them again.
+An index, BM25, a run file or lists of passages rank the candidates; a
+cross-encoder or another run file may rescore them.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,13 @@ from ance_jax.retrieval import rerank
 
 
 class CandidateSource(NamedTuple):
-  """Where candidates and their scores come from.
+  """Ranks candidates and scores pairs.
 
   Attributes:
-    name: For people.
-    rank: rank((q,) query rows, depth) -> `trec.Ranking`, as wide as it
-      likes.
-    score: score((P,) query rows, (P,) passage rows) -> (P,) float32; None where
-      only what is ranked has a score.
+    name: Name for log lines.
+    rank: rank((q,) query rows, depth) -> `trec.Ranking` of any width.
+    score: score((P,) query rows, (P,) passage rows) -> (P,) float32; None if
+      only ranked passages have scores.
   """
 
   name: str
@@ -42,12 +41,12 @@ def of_index(
   name: str,
   first: int = 0,
 ) -> CandidateSource:
-  """Returns the source of an index, with the scores of its embeddings.
+  """Returns a source that searches an index and scores by embeddings.
 
   Args:
     indexed: The corpus.
     queries: (q, E) float32 embeddings of consecutive queries.
-    name: For people.
+    name: Name for log lines.
     first: Row of the first query.
   """
 
@@ -61,7 +60,12 @@ def of_index(
 
 
 def of_bm25(rank: Callable, split: corpus_lib.Split) -> CandidateSource:
-  """Returns the source of a `bm25.make_rank`."""
+  """Returns a source that ranks by BM25.
+
+  Args:
+    rank: Made by `bm25.make_rank`.
+    split: Split of the queries.
+  """
 
   def find(rows, depth):
     return rank([split.texts[row] for row in rows.tolist()], depth, None)
@@ -72,15 +76,17 @@ def of_bm25(rank: Callable, split: corpus_lib.Split) -> CandidateSource:
 def of_run_file(
   path: str, corpus: corpus_lib.Corpus, split: corpus_lib.Split
 ) -> CandidateSource:
-  """Returns the source of a TREC run file of the training queries."""
+  """Returns a source that reads a TREC run file of the training queries."""
   ranked = _read_run(path, corpus, split)
   if without := int((np.diff(ranked.offsets) == 0).sum()):
     logs.say(f'{path}: {without:,} training queries are not in it')
   return CandidateSource(path, lambda rows, _: ranked.block(rows))
 
 
-def of_lists(passages_of: Callable, name: str) -> CandidateSource:
-  """Returns the source of passages_of(query row) -> passage rows, unscored."""
+def of_lists(
+  passages_of: Callable[[int], np.ndarray], name: str
+) -> CandidateSource:
+  """Returns a source of unscored lists, passages_of(query row) -> rows."""
 
   def rank(rows, depth):
     found = np.full((len(rows), depth), -1, np.int32)
@@ -102,16 +108,16 @@ def reranker(
   dtype: str = 'float32',
   tokens_per_batch: int = 0,
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-  """Returns a `miner.Task.rerank`: of a TREC run file or a cross-encoder.
+  """Returns a `miner.Task.rerank` of a TREC run file or a cross-encoder.
 
   Args:
     corpus: The corpus.
     split: The training queries.
-    score_run: Path of the file; empty: the cross-encoder scores.
-    cross_encoder: As for `rerank.load`, like the others.
-    devices: See there.
-    dtype: See there.
-    tokens_per_batch: See there.
+    score_run: Path of the run file; '' for the cross-encoder.
+    cross_encoder: As for `rerank.load`.
+    devices: As for `rerank.load`.
+    dtype: As for `rerank.load`.
+    tokens_per_batch: As for `rerank.load`.
   """
   if score_run:
     ranked = _read_run(score_run, corpus, split)
@@ -142,7 +148,7 @@ def reranker(
 def answer_matcher(
   corpus: corpus_lib.Corpus, split: corpus_lib.Split
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-  """Returns a `miner.Task.holds_answer` by DPR's rule."""
+  """Returns a `miner.Task.holds_answer` that applies DPR's rule."""
 
   def holds_answer(queries, rows):
     return answers.held(

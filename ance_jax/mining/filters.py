@@ -1,8 +1,8 @@
-"""Ranked passages -> those that are kept as hard negatives: pure numpy.
+"""Filters ranked passages down to hard negatives, in pure numpy.
 
-Filters come in one order, and a candidate falls to the first that rejects it,
-so that what they rejected adds up. q queries, K ranked passages each; no larger
-array is made, and no loop goes over queries.
+The filters run in a fixed order and each candidate counts for the first filter
+that rejects it, so the counts add up. Arrays are at most (q, K), q queries with
+K ranked passages each; only a random choice loops over queries.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 from ance_jax.data import trec
 from ance_jax.mining import selection
 
-# In their order: what never is a negative; ranks; scores; a second scorer.
+# Order of the filters: never negatives, ranks, scores, second scorer.
 FILTERS = (
   'positive',
   'same text',
@@ -28,36 +28,35 @@ FILTERS = (
   'rerank_max_score',
 )
 _OF_SCORES = FILTERS[5:10]
-# Instead of the number of a filter: kept by all; no candidate.
+# Values besides the numbers of filters: kept by all filters; no candidate.
 KEPT, NONE = -1, -2
-# Share of the candidates above which a relative margin rejects nearly all.
+# `warning` reports a relative margin that rejects more than this share.
 _NEARLY_ALL = 0.9
 
 
 class Rules(NamedTuple):
-  """What a candidate must be, besides no positive; None: anything.
+  """Rules that a candidate must satisfy; None disables a rule.
 
-  Ranks count passages that are neither a positive, nor of its text, nor the
-  query itself, nor have an answer. p is the least score of the query's
-  positives.
+  Ranks skip passages that are a positive, have a positive's text, are the query
+  itself or hold an answer. p is the lowest score of the query's positives.
 
   Attributes:
-    skip_ranks: Ranks that are skipped.
-    max_rank: The last rank that is a candidate.
-    max_score: Its score is at most this.
-    min_score: Its score is at least this.
-    absolute_margin: Its score is below p - margin. 0 or more. NV-Retriever's
-      TopK-MarginPos.
-    relative_margin: Its score is below p - margin * |p|: for positive scores
-      p * (1 - margin), NV-Retriever's TopK-PercPos; with negative ones the
-      product would be above p. 0 or more.
-    z_margin: Its score is below p - margin * the standard deviation of the
-      query's scores. 0 or more.
-    center_scores: Whether `relative_margin` is of scores less the query's mean
-      score: below p - margin * |p - mean|.
-    num_scores: Ranks, from the first, whose scores the mean and the standard
-      deviation are of.
-    rerank_max_score: Its score by a second scorer is at most this.
+    skip_ranks: Number of top ranks to reject.
+    max_rank: Last rank to consider.
+    max_score: Highest score allowed.
+    min_score: Lowest score allowed.
+    absolute_margin: Scores must be below p - margin, margin >= 0.
+      NV-Retriever's TopK-MarginPos.
+    relative_margin: Scores must be below p - margin * |p|, margin >= 0. For
+      positive scores this is p * (1 - margin), NV-Retriever's TopK-PercPos; for
+      negative scores that product would be above p.
+    z_margin: Scores must be below p - margin * the standard deviation of the
+      query's scores, margin >= 0.
+    center_scores: Whether `relative_margin` subtracts the query's mean score
+      first, so that scores must be below p - margin * |p - mean|.
+    num_scores: Number of top ranks from which to compute the mean and the
+      standard deviation; None for all.
+    rerank_max_score: Highest score by the second scorer allowed.
   """
 
   skip_ranks: int = 0
@@ -72,7 +71,7 @@ class Rules(NamedTuple):
   rerank_max_score: float | None = None
 
   def filters(self) -> list[str]:
-    """Returns those of FILTERS that are asked for, besides the first four."""
+    """Returns the enabled filters after the first four, in order."""
     asked = {
       **dict.fromkeys(self.scored(), True),
       'skip_ranks': self.skip_ranks > 0,
@@ -82,7 +81,7 @@ class Rules(NamedTuple):
     return [name for name in FILTERS if asked.get(name)]
 
   def scored(self) -> list[str]:
-    """Returns those of FILTERS that are asked for and read the scores."""
+    """Returns the enabled filters that read scores, in order."""
     return [name for name in _OF_SCORES if getattr(self, name) is not None]
 
 
@@ -93,20 +92,20 @@ def rejected_by(
   least: np.ndarray,
   rules: Rules,
 ) -> np.ndarray:
-  """Returns which filter rejects each ranked passage, but for a second scorer.
+  """Returns the filter that rejects each passage, without a second scorer.
 
   Args:
-    rows: (q, K) int32 passage rows, best first, -1 where there is none.
-    scores: (q, K) float, of the query and the passage.
-    never: {one of the first of FILTERS: (q, K) bool}, what is no negative
-      whatever its score is.
-    least: (q,) float, the least score of the query's positives; -inf if one
-      was not ranked, for then it is below all that was: no margin lets any of
-      them pass.
-    rules: `Rules`.
+    rows: (q, K) int32 passage rows, best first, -1 for none.
+    scores: (q, K) float scores of query and passage.
+    never: (q, K) bool by filter, one of the first four of FILTERS; passages
+      that are not negatives whatever their scores.
+    least: (q,) float, lowest score of the query's positives; -inf if one was
+      not ranked. All ranked passages score above that one, so each margin
+      rejects all.
+    rules: Rules to apply.
 
   Returns:
-    (q, K) int8, a place in FILTERS, KEPT, or NONE behind the last rank.
+    (q, K) int8, an index into FILTERS, KEPT, or NONE after the last rank.
   """
   rejected = np.where(rows >= 0, KEPT, NONE).astype(np.int8)
   for name, which in never.items():
@@ -134,12 +133,12 @@ def rejected_by(
 def reject_reranked(
   rejected: np.ndarray, reranked: np.ndarray, most: float
 ) -> None:
-  """Rejects what a second scorer scores above `most`, or not at all.
+  """Rejects passages that a second scorer does not score or scores too high.
 
   Args:
-    rejected: As `rejected_by` returns it; changed where it is KEPT.
-    reranked: (q, K) float, its scores, NaN where there is none.
-    most: Its score of a negative is at most this.
+    rejected: As `rejected_by` returns it; modified in place where KEPT.
+    reranked: (q, K) float scores by the second scorer, NaN for none.
+    most: Highest score that a negative may have.
   """
   _reject(rejected, 'no score_run', np.isnan(reranked))
   _reject(rejected, 'rerank_max_score', reranked > most)
@@ -148,11 +147,12 @@ def reject_reranked(
 def moments(
   scores: np.ndarray, counted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the (q,) means and standard deviations of some scores of each row.
+  """Returns the (q,) means and standard deviations of each row's scores.
 
   Args:
     scores: (q, K) float.
-    counted: (q, K) bool, which of them count; 0 and 0 where none does.
+    counted: (q, K) bool, scores to include; both results are 0 for a row with
+      none.
   """
   number = np.maximum(counted.sum(1), 1)
   mean = np.where(counted, scores, 0).sum(1, dtype=np.float64) / number
@@ -166,11 +166,11 @@ def thresholds(
   mean: np.ndarray | float = 0,
   spread: np.ndarray | float = 0,
 ) -> dict[str, np.ndarray]:
-  """Returns {margin: (q,) scores that a candidate must be below}; see `Rules`.
+  """Returns (q,) scores by margin, which candidates must be below; see `Rules`.
 
   Args:
     least: As for `rejected_by`.
-    rules: `Rules`.
+    rules: Rules whose margins apply.
     mean: (q,) mean scores, for `center_scores`.
     spread: (q,) standard deviations of scores, for `z_margin`.
   """
@@ -195,18 +195,17 @@ def choose(
   number: int,
   random: list[np.random.Generator] | None = None,
 ) -> np.ndarray:
-  """Returns which of the kept candidates are the negatives, (q, K) bool.
+  """Returns a (q, K) bool mask of the kept candidates to use as negatives.
 
   Args:
     rejected: As `rejected_by` returns it.
-    number: Negatives a query at most.
-    random: Generator of each query to draw them with, evenly; None for the
-      best.
+    number: Maximum number of negatives per query.
+    random: One generator per query, to draw uniformly; None takes the best.
   """
   kept = rejected == KEPT
   if random is None:
     return kept & (np.cumsum(kept, 1) <= number)
-  # What is not kept comes behind all that is.
+  # Rejected candidates get a key above all others, so they sort last.
   keys = np.array([one.random(kept.shape[1]) for one in random])
   order = np.where(kept, keys, 2).argsort(1)
   chosen = np.zeros(kept.shape, bool)
@@ -217,13 +216,13 @@ def choose(
 def compact(
   values: np.ndarray, chosen: np.ndarray, number: int, missing: float
 ) -> np.ndarray:
-  """Returns the chosen values of each row, in their order, (q, number).
+  """Returns the chosen values of each row, in order, as (q, number).
 
   Args:
     values: (q, K).
-    chosen: (q, K) bool, at most `number` in a row.
-    number: Columns.
-    missing: Value behind the last of a row.
+    chosen: (q, K) bool, at most `number` per row.
+    number: Number of columns.
+    missing: Padding of shorter rows.
   """
   block = np.full((len(values), number), missing, values.dtype)
   block[np.arange(number) < chosen.sum(1)[:, None]] = values[chosen]
@@ -231,29 +230,30 @@ def compact(
 
 
 def counts(rejected: np.ndarray) -> np.ndarray:
-  """Returns the candidates that each filter rejected, and of how many queries.
+  """Counts the candidates that each filter rejected, and their queries.
 
   Args:
     rejected: As `rejected_by` returns it.
 
   Returns:
-    (F + 2, 2) int64: a row for each of FILTERS, then for KEPT, then for all.
+    (F + 2, 2) int64, candidates and queries per filter of FILTERS, then for
+    KEPT, then in total.
   """
   size = len(FILTERS) + 2
   keys = size * np.arange(len(rejected))[:, None] + (rejected - NONE)
   of_query = np.bincount(keys.ravel(), minlength=size * len(rejected))
-  # Columns are NONE, KEPT, and the filters.
+  # Columns: NONE, KEPT, then the filters.
   none, kept, *others = of_query.reshape(-1, size).T
   columns = np.stack([*others, kept, kept + sum(others)])
   return np.stack([columns.sum(1), (columns > 0).sum(1)], 1)
 
 
 def warning(candidates: np.ndarray, rules: Rules) -> str:
-  """Returns a line on a relative margin that rejects nearly all, or ''.
+  """Returns a warning if the relative margin rejects nearly all, else ''.
 
   Args:
-    candidates: (F + 2,) int, candidates as `counts` has them.
-    rules: `Rules`.
+    candidates: (F + 2,) int, first column of `counts`.
+    rules: Rules that were applied.
   """
   place = FILTERS.index('relative_margin')
   share = candidates[place] / max(candidates[place:-1].sum(), 1)
@@ -272,16 +272,16 @@ def lookup_scores(
   passages: np.ndarray,
   missing: float,
 ) -> np.ndarray:
-  """Returns the scores that a ranking gives to some pairs.
+  """Returns a ranking's scores of P pairs.
 
   Args:
-    ranking: `trec.Ranking` of q queries.
-    places: (P,) int, which of these queries a pair is of.
-    passages: (P,) int, its passage row.
-    missing: Score of what is not ranked.
+    ranking: Ranking of q queries.
+    places: (P,) int, index of each pair's query in the ranking.
+    passages: (P,) int passage row of each pair.
+    missing: Score of pairs that are not ranked.
 
   Returns:
-    (P,) of the type of the ranking's scores.
+    (P,) scores, of the dtype of the ranking's.
   """
   of_query, column = np.nonzero(ranking.rows >= 0)
   if not len(of_query):
@@ -299,12 +299,12 @@ def lookup_scores(
 def find_excluded(
   rows: np.ndarray, queries: np.ndarray, excluded: selection.Excluded
 ) -> dict[str, np.ndarray]:
-  """Returns {filter: (q, K) bool} of the passages that are excluded.
+  """Returns (q, K) bool masks of the excluded passages, by filter.
 
   Args:
-    rows: (q, K) int32 passage rows, -1 where there is none.
+    rows: (q, K) int32 passage rows, -1 for none.
     queries: (q,) int query rows.
-    excluded: `selection.Excluded`.
+    excluded: Excluded passages of all queries.
   """
   there = rows >= 0
   keys = queries[:, None].astype(np.int64) * len(excluded.groups)

@@ -1,8 +1,8 @@
-"""The one way from ranked passages to hard negatives, in blocks of queries.
+"""The mining pipeline: ranked passages -> hard negatives, per block of queries.
 
-candidates -> what is excluded -> filters -> choice -> filled on shortage. A
-refresh, the negatives of BM25 and of files, and --job=mine all go this way. It
-knows no model and no folder: what it is given are functions of rows.
+candidates -> exclude -> filter -> choose -> fill on shortage. Refreshes, the
+negatives of BM25 and of files, and --job=mine all call it. It handles no models
+or folders, only functions of rows.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,22 @@ from ance_jax.mining import candidates
 from ance_jax.mining import filters
 from ance_jax.mining import selection
 
-# Of a block, at most: queries, and queries times ranked passages.
+# Maximum per block: queries, and queries times ranked passages.
 _QUERIES_AT_ONCE, _PLACES_AT_ONCE = 1024, 2**22
 
 
 class Settings(NamedTuple):
-  """What is asked for.
+  """How to mine.
 
   Attributes:
-    number: Negatives of a query, at most.
-    rules: `filters.Rules`.
-    choose: 'top' for the best that the filters leave, 'random' for any.
-    on_shortage: What happens to a query that is left fewer than it needs:
-      'keep' them, 'drop' all of them, or 'fill' up with random passages.
-    least: Negatives that a query needs; None: `number`.
-    seed: Of all that is drawn; a query's draws depend on its row besides.
+    number: Maximum number of negatives per query.
+    rules: Rules of the filters.
+    choose: 'top' takes the best remaining candidates, 'random' draws from
+      them uniformly.
+    on_shortage: For a query with fewer negatives than `least`, whether to
+      'keep' them, 'drop' them all, or 'fill' up with random passages.
+    least: Negatives that a query needs; None for `number`.
+    seed: Seed of all draws, which also depend on the query's row.
   """
 
   number: int
@@ -44,18 +45,19 @@ class Settings(NamedTuple):
 
 
 class Task(NamedTuple):
-  """All that stays as it is while blocks of queries are mined.
+  """Inputs that all blocks of queries share.
 
   Attributes:
-    source: Where candidates come from.
-    positives: (P,) int query rows, rising, and passage rows of positives.
-    excluded: What is no negative.
-    settings: `Settings`.
+    source: Source of candidates.
+    positives: (P,) int query rows, ascending, and passage rows of positives.
+    excluded: Passages that are not negatives.
+    settings: How to mine.
     holds_answer: holds_answer((q,) query rows, (q, K) passage rows, -1 for
-      none) -> (q, K) bool, passages that are no negatives as they answer the
-      query; None: none is.
+      none) -> (q, K) bool, passages that answer the query and so are not
+      negatives; None skips the check.
     rerank: rerank((P,) query rows, (P,) passage rows) -> (P,) scores of a
-      second scorer, NaN where it has none; None: there is none.
+      second scorer, NaN for pairs that it does not score; None for no second
+      scorer.
   """
 
   source: candidates.CandidateSource
@@ -67,24 +69,24 @@ class Task(NamedTuple):
 
 
 class Mined(NamedTuple):
-  """What became of the candidates of q queries.
+  """Candidates and negatives of q queries.
 
   Attributes:
     queries: (q,) int query rows.
-    pairs: (P,) int, which of `Task.positives` are of these queries.
-    of_query: (P,) int, place in `queries` of each of them, rising.
-    positives: (P,) int32, their passage rows.
-    positive_scores: (P,) float, -inf where one was not ranked.
-    ranking: `trec.Ranking` of the q queries.
-    least: (q,) float, the least of `positive_scores`.
-    reranked: (q, K) float, scores of the second scorer, or None.
+    pairs: (P,) int, indices into `Task.positives` of these queries' positives.
+    of_query: (P,) int, index into `queries` of each positive, ascending.
+    positives: (P,) int32 passage row of each positive.
+    positive_scores: (P,) float, -inf if not ranked.
+    ranking: Ranking of the q queries.
+    least: (q,) float, lowest of each query's `positive_scores`.
+    reranked: (q, K) float scores of the second scorer, if there is one.
     rejected: (q, K) int8, as `filters.rejected_by` returns it.
-    found: (q,) int, negatives that the filters left, up to `number`.
-    negatives: (q, number) int32; -1 behind the last.
-    scores: (q, number) float, NaN where one is not known.
-    num_drawn: int, negatives drawn at random.
-    num_forced: int, those of them that a filter rejects, too, for want of
-      others.
+    found: (q,) int, negatives that passed the filters, at most `number`.
+    negatives: (q, number) int32, padded with -1.
+    scores: (q, number) float, NaN if unknown.
+    num_drawn: Number of negatives drawn at random.
+    num_forced: Number of these that a filter rejects, used because the draws
+      found no others.
   """
 
   queries: np.ndarray
@@ -107,12 +109,11 @@ class Table(NamedTuple):
   """The negatives of consecutive queries.
 
   Attributes:
-    rows: (q, K) int32 passage rows, best first, -1 behind the last of a query
-      that has fewer.
-    scores: (q, K) float32, NaN where one is not known.
-    positive_scores: (P,) float32, of the positives of these queries in the
-      order of `Task.positives`; -inf where one was not ranked.
-    rejected: (F + 2,) int, candidates as `filters.counts` has them.
+    rows: (q, K) int32 passage rows, best first, padded with -1.
+    scores: (q, K) float32, NaN if unknown.
+    positive_scores: (P,) float32 scores of these queries' positives in the
+      order of `Task.positives`, -inf if not ranked.
+    rejected: (F + 2,) int, first column of `filters.counts`.
     num_drawn: As in `Mined`.
     num_forced: As in `Mined`.
   """
@@ -126,10 +127,10 @@ class Table(NamedTuple):
 
 
 def depths(task: Task) -> np.ndarray:
-  """Returns the (Q,) int ranks that leave no query short of candidates.
+  """Returns the (Q,) int search depths that leave enough candidates.
 
-  As many more are searched for as can be excluded, and twice as many where
-  passages with an answer are.
+  The depth includes all passages that may be excluded, and doubles the window
+  if passages with an answer are.
   """
   number, rules = task.settings.number, task.settings.rules
   window = rules.max_rank or number + rules.skip_ranks
@@ -139,7 +140,7 @@ def depths(task: Task) -> np.ndarray:
 
 
 def blocks(task: Task, queries: np.ndarray) -> Iterator[np.ndarray]:
-  """Yields some of (Q,) query rows at a time, whose rankings fit in memory."""
+  """Splits (Q,) query rows into blocks whose rankings fit in memory."""
   deep = np.minimum(depths(task), len(task.excluded.groups))[queries]
   start = 0
   while start < len(queries):
@@ -153,22 +154,22 @@ def blocks(task: Task, queries: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def by_depth(task: Task, start: int, end: int) -> np.ndarray:
-  """Returns the query rows from one to another by the depth of their search.
+  """Returns the query rows from `start` to `end`, sorted by search depth.
 
-  Blocks of them are as deep as their deepest: one query with thousands of
-  duplicates is not to make the search deep for all.
+  A block is searched as deep as its deepest query, so sorting keeps one query
+  with thousands of duplicates from deepening the search of others.
   """
   return start + np.argsort(depths(task)[start:end], kind='stable')
 
 
 def mine_table(task: Task, start: int, end: int, what: str) -> Table:
-  """Returns the `Table` of the queries from one row to another.
+  """Mines consecutive queries.
 
   Args:
-    task: The task.
-    start: The first query row.
-    end: The one behind the last.
-    what: Name of the phase for the progress bar.
+    task: Inputs of the pipeline.
+    start: First query row.
+    end: Last query row plus one.
+    what: Label of the progress bar.
   """
   first, last = np.searchsorted(task.positives[0], (start, end))
   shape = end - start, task.settings.number
@@ -189,7 +190,7 @@ def mine_table(task: Task, start: int, end: int, what: str) -> Table:
 
 
 def mine(task: Task, blocks: Iterable[np.ndarray]) -> Iterator[Mined]:
-  """Yields the `Mined` of each block of (q,) int query rows."""
+  """Ranks and mines each block of (q,) int query rows."""
   deep = depths(task)
   for queries in blocks:
     depth = min(int(deep[queries].max()), len(task.excluded.groups))
@@ -197,7 +198,7 @@ def mine(task: Task, blocks: Iterable[np.ndarray]) -> Iterator[Mined]:
 
 
 def mine_block(task: Task, queries: np.ndarray, ranking: trec.Ranking) -> Mined:
-  """Returns the `Mined` of (q,) int query rows with their ranking."""
+  """Mines one block of (q,) int query rows from their ranking."""
   pairs, of_query = _pairs_of(task.positives[0], queries)
   positives = task.positives[1][pairs]
   positive_scores = _positive_scores(
@@ -229,7 +230,7 @@ def mine_block(task: Task, queries: np.ndarray, ranking: trec.Ranking) -> Mined:
 
 
 def _pairs_of(query_rows, queries):
-  """Returns which pairs are of (q,) queries, and place of the query of each."""
+  """Returns the indices of the queries' pairs, and of each pair's query."""
   starts, ends = (
     np.searchsorted(query_rows, queries, side) for side in ('left', 'right')
   )
@@ -247,9 +248,9 @@ def _positive_scores(task, queries, ranking, of_query, passages):
 
 
 def _rejected(task, queries, ranking, least):
-  """Returns which filter rejects each candidate; the second scorer's scores.
+  """Returns the filter that rejects each candidate, and the second scores.
 
-  A cross-encoder takes its time: it is not asked about what is no negative.
+  Cross-encoders are slow, so they rescore only candidates that filters keep.
   """
   rules, rows = task.settings.rules, ranking.rows
   never = filters.find_excluded(rows, queries, task.excluded)
@@ -277,7 +278,7 @@ def _chosen(settings, queries, rejected):
 
 
 def _negatives(task, queries, ranking, rejected, chosen):
-  """Returns negatives, scores, how many were drawn, and how many forced."""
+  """Returns `negatives`, `scores`, `num_drawn` and `num_forced` of `Mined`."""
   settings = task.settings
   number, least = settings.number, settings.least or settings.number
   negatives = filters.compact(ranking.rows, chosen, number, -1)
@@ -299,10 +300,10 @@ def _negatives(task, queries, ranking, rejected, chosen):
 
 
 def _make_drop(task, queries, rows, rejected):
-  """Returns the `drop` of `selection.fill`: what a filter rejects, or would."""
+  """Returns a `drop` for `selection.fill` that names rejected passages."""
   size = len(task.excluded.groups)
   keys = queries[:, None].astype(np.int64) * size + rows
-  # One that nothing has, so that there is one.
+  # -1, which no pair has, keeps the array non-empty.
   known = np.sort(np.append(keys[rejected >= 0], -1))
 
   def drop(asked, drawn):

@@ -1,7 +1,7 @@
-"""What is no negative of a query; random negatives; draws. Pure NumPy.
+"""Excluded passages, random negatives and draws, in pure NumPy.
 
-Q queries, K negatives each, N passages. No array of Q x K x positives is made,
-and no loop goes over all queries.
+Q queries, K negatives each, N passages. No array has Q x K x positives entries,
+and no loop covers all queries.
 """
 
 from collections.abc import Callable
@@ -10,21 +10,22 @@ from typing import NamedTuple
 import numpy as np
 
 _QUERIES_AT_ONCE = 1024
-# Draws for a query of passages that `drop` does not name.
+# Attempts to draw passages that `drop` does not name.
 _TRIES = 20
-# Streams of random numbers, one a query and purpose.
+# Purposes of random numbers; each query has one stream per purpose.
 FILL, CHOOSE = range(2)
 
 
 class Excluded(NamedTuple):
-  """The positives of Q queries, and all else that is no negative of them.
+  """Passages that are not negatives of Q queries.
 
   Attributes:
     positives: (P,) int64, sorted, query row * N + passage row of each positive.
-    grouped: (R,) int64, sorted, query row * N + text group of each positive,
+    grouped: (R,) int64, sorted, query row * N + text group of each positive
       and of each passage that is the query itself.
-    own: (S,) int64, sorted, those of `grouped` that are of no positive.
-    num_excluded: (Q,) int, passages in these groups: what a query may not have.
+    own: (S,) int64, sorted, entries of `grouped` without a positive.
+    num_excluded: (Q,) int, number of passages in each query's groups, all of
+      which are excluded.
     groups: (N,) int, text group of each passage.
   """
 
@@ -42,15 +43,15 @@ def make_excluded(
   num_queries: int,
   own: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Excluded:
-  """Returns the `Excluded` of (P,) int query rows and their passage rows.
+  """Returns the excluded passages of Q queries.
 
   Args:
-    query_rows: Of the positives.
-    passage_rows: Of the positives.
+    query_rows: (P,) int query row of each positive.
+    passage_rows: (P,) int passage row of each positive.
     groups: (N,) int, text group of each passage.
     num_queries: Q.
-    own: (S,) int query and passage rows of passages that are the query itself,
-      or None.
+    own: (S,) int query rows and passage rows of passages that are the query
+      itself.
   """
   size = len(groups)
   query_rows = query_rows.astype(np.int64)
@@ -66,7 +67,7 @@ def make_excluded(
 
 
 def generator(seed: int, purpose: int, row: int) -> np.random.Generator:
-  """Returns the random numbers of a query row, whatever block it is in."""
+  """Returns the generator of a query row, independent of its block."""
   key = np.array([seed, purpose << 56 | row], np.uint64)
   return np.random.Generator(np.random.Philox(key=key))
 
@@ -80,19 +81,19 @@ def fill(
 ) -> tuple[int, int]:
   """Fills each -1 of `block` with random passages that are not excluded.
 
-  The draws of a query depend on the seed and its row alone.
+  A query's draws depend only on the seed and its row, not on its block.
 
   Args:
-    block: (q, K) int32 passage rows; it is changed.
-    queries: (q,) int query rows; K and the excluded passages of each are
-      together at most N.
-    excluded: `Excluded`.
-    seed: Of the draws.
+    block: (q, K) int32 passage rows, modified in place.
+    queries: (q,) int query rows; K plus a query's excluded passages is at most
+      N.
+    excluded: Excluded passages of all queries.
+    seed: Seed of the draws.
     drop: drop((s,) query rows, (s, K) passage rows, -1 for none) -> (s, K)
-      bool, passages that are drawn only where 20 draws found no other.
+      bool, passages to use only if 20 draws find no others.
 
   Returns:
-    How many were drawn, and how many of them `drop` names all the same.
+    The number of passages drawn, and how many of them `drop` names.
   """
   (short,) = np.nonzero((block < 0).any(1))
   filled, drawn, tries = block[short], block[short] < 0, 0
@@ -120,19 +121,19 @@ def fill(
 def draw(
   random: np.random.Generator, negatives: np.ndarray, number: int
 ) -> np.ndarray:
-  """Returns (q, H) columns drawn from each row, each once while there are any.
+  """Draws (q, H) columns from each row, repeating only after all are drawn.
 
   Args:
-    random: numpy Generator.
-    negatives: (q, K) int32 passage rows, -1 behind the last of a row. Of a row
-      without any the columns are of a -1.
+    random: Source of the draws.
+    negatives: (q, K) int32 passage rows, padded with -1; for an empty row the
+      columns point to a -1.
     number: H.
   """
   columns = np.empty((len(negatives), number), np.int64)
   for start in range(0, len(negatives), _QUERIES_AT_ONCE):
     block = negatives[start : start + _QUERIES_AT_ONCE]
     keys = random.random(block.shape)
-    keys[block < 0] = 2  # Behind all that are there.
+    keys[block < 0] = 2  # Sorts last.
     there = np.maximum((block >= 0).sum(1), 1)[:, None]
     columns[start : start + len(block)] = np.take_along_axis(
       keys.argsort(1), np.arange(number) % there, 1
@@ -141,11 +142,11 @@ def draw(
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
-  """Returns the mean share of entries of a row that the other's row has, too.
+  """Returns the share of entries of `first` that the same row of `second` has.
 
   Args:
-    first: (Q, K) int32 passage rows, all different in a row, or -1 for none.
-    second: (Q, K) int32.
+    first: (Q, K) int32 passage rows, distinct within a row, -1 for none.
+    second: (Q, K) int32 passage rows, -1 for none.
   """
   keys = np.arange(len(first))[:, None] * (2 + max(first.max(), second.max()))
   there = first >= 0
@@ -155,7 +156,7 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _repeated(block):
-  """Returns where (q, K) `block` holds what its row has further left."""
+  """Returns a (q, K) mask of entries that repeat one to their left."""
   order = block.argsort(1, kind='stable')
   ordered = np.take_along_axis(block, order, 1)
   repeated = np.zeros(block.shape, bool)
@@ -164,8 +165,8 @@ def _repeated(block):
   return repeated
 
 
-def is_in(keys, sorted_keys):
-  """Returns whether each of `keys` is one of `sorted_keys`."""
+def is_in(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
+  """Returns a bool mask of the keys that are in `sorted_keys`."""
   if not len(sorted_keys):
     return np.zeros(keys.shape, bool)
   places = np.searchsorted(sorted_keys, keys)
