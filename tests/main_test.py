@@ -201,10 +201,13 @@ import sys
 def heavy(*jobs):
   for job in jobs:
     importlib.import_module(f'ance_jax.jobs.{job}')
-  return {*'optax matplotlib faiss transformers flax'.split()} & {*sys.modules}
-print(heavy('report', 'compare'))
-rest = 'inspect encode evaluate search serve audit mine export prepare refresh'
-print(sorted(heavy(*rest.split())))
+  names = 'optax matplotlib tensorflow_datasets faiss transformers flax'
+  return {*names.split()} & {*sys.modules}
+print(heavy('report'))
+print(sorted(heavy(
+  *'compare encode evaluate export inspect mine'.split(),
+  *'prepare refresh search serve'.split(),
+)))
 """
   ended = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True

@@ -29,7 +29,7 @@ ROOMS = {
   'orbax': {'checkpoint'},
   'transformers': {'huggingface', 'tokenizer'},
   'huggingface_hub': {'snapshots'},
-  'tensorflow_datasets': {'downloads', 'load', 'pydocs', 'tfds'},
+  'tensorflow_datasets': {'docstrings', 'downloads', 'pydocs', 'tfds'},
   'bm25s': {'bm25'},
   'etils': {'remote'},
   'fsspec': {'remote'},

@@ -21,23 +21,19 @@ class Reader(NamedTuple):
 
 READERS = {
   'pydocs': Reader(
-    'load.read_pydocs',
+    'docstrings.read',
     'docstrings of the installed Python packages, no download',
     own_ids=False,
   ),
-  'beir': Reader('readers.beir.read', 'a BEIR folder'),
+  'beir': Reader('beir.read', 'a BEIR folder'),
   'pairs': Reader(
-    'readers.pairs.read', 'a file of queries and positives', own_ids=False
+    'pairs.read', 'a file of queries and positives', own_ids=False
   ),
-  'msmarco': Reader(
-    'readers.msmarco.read_passages', 'the passages of MS MARCO'
-  ),
+  'msmarco': Reader('msmarco.read_passages', 'the passages of MS MARCO'),
   'msmarco_titled': Reader(
-    'readers.msmarco.read_titled_passages',
+    'msmarco.read_titled_passages',
     'the same with titles, which are not part of it',
   ),
-  'msmarco_doc': Reader('readers.msmarco.read_documents', 'its documents'),
-  'dpr': Reader(
-    'readers.dpr.read', "Wikipedia and DPR's questions", own_ids=False
-  ),
+  'msmarco_doc': Reader('msmarco.read_documents', 'its documents'),
+  'dpr': Reader('dpr.read', "Wikipedia and DPR's questions", own_ids=False),
 }

@@ -8,8 +8,6 @@ import shutil
 import tarfile
 import zipfile
 
-import tensorflow_datasets as tfds
-
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
@@ -117,6 +115,8 @@ def _fetched(found, folder, name):
     folder: `pathlib.Path` of the folder with downloads/.
     name: Name of the needed file or dataset, for messages.
   """
+  import tensorflow_datasets as tfds  # Only where something is fetched.
+
   manager = tfds.download.DownloadManager(download_dir=folder / 'downloads')
   logs.say(f'{name}: fetching {found.url}')
   try:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ance_jax import config
-from ance_jax.data import load
 from ance_jax.data import pydocs
 from ance_jax.data import python_files
+from ance_jax.data.readers import docstrings
 from ance_jax.training import experiment
 
 
@@ -176,7 +176,7 @@ def test_one_summary_is_one_query_with_all_its_passages_as_positives():
   queries = ['Save it.', 'Other.', 'save  it.', 'Third one.', 'Fourth.']
   splits = ['train', 'train', 'train', '', 'dev']
   groups = np.array([0, 1, 2, 2, 1])
-  judgements = load._pydocs_judgements(queries, splits, groups)
+  judgements = docstrings._judgements(queries, splits, groups)
   assert judgements['train'] == {
     (0, 0): 1,
     (0, 2): 1,

@@ -1,0 +1,81 @@
+"""Reader: pydocs, built by TFDS in the folder of a run."""
+
+import contextlib
+import io
+import pathlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import pydocs
+from ance_jax.data import records
+
+_TEXTS = ('id', 'title', 'text', 'query', 'split')
+
+
+def read(settings: records.Settings) -> corpus_lib.RawDataset:
+  """Returns pydocs, built by TFDS in its folder on the first call.
+
+  A run keeps the set it began with, whatever is installed later.
+  """
+  folder = pathlib.Path(settings.pydocs_dir)
+  if not settings.builds_pydocs:
+    # That of a run which is only read, so that nothing is set aside there.
+    atomic.read_manifest(folder)
+  elif not atomic.find(folder, {}):
+    logs.say('pydocs: reading the docstrings of the installed packages')
+    with atomic.publish(folder, {}) as unfinished:
+      # TFDS announces a download, whether there is one or not.
+      with contextlib.redirect_stdout(io.StringIO()):
+        tfds.disable_progress_bar()
+        _builder(unfinished).download_and_prepare()
+  builder = _builder(folder)
+  table = builder.as_data_source('docstrings')
+  rows = list(table.__getitems__(range(len(table))))
+  column = {k: [row[k].decode() for row in rows] for k in _TEXTS}
+  groups = np.array([row['group'] for row in rows])
+  corpus = corpus_lib.make_corpus(
+    column['id'], column['title'], column['text'], groups
+  )
+  versions = builder.info.metadata['versions']
+  names = ', '.join(f'{name} {version}' for name, version in versions.items())
+  logs.say(
+    f'pydocs: {len(rows):,} passages, hash {corpus.hash[:12]}, read from '
+    f'{names}'
+  )
+  judgements = _judgements(column['query'], column['split'], groups)
+
+  def read_split(name):
+    if name not in judgements:
+      return None
+    return corpus_lib.RawSplit(column['id'], column['query'], judgements[name])
+
+  return corpus_lib.RawDataset(corpus, read_split, 'pydocs')
+
+
+def _builder(folder):
+  return pydocs.Pydocs(data_dir=folder, file_format='array_record')
+
+
+def _judgements(queries, splits, groups):
+  """Returns {split: judgements}; equal summaries are one query.
+
+  Its positives are all passages of that summary, and those of their groups.
+  """
+  members, groups_of, first_row = {}, {}, {}
+  for row, (query, split, group) in enumerate(
+    zip(queries, splits, groups, strict=True)
+  ):
+    members.setdefault(group, []).append(row)
+    groups_of.setdefault(pydocs.normal(query), set()).add(group)
+    if split:
+      first_row.setdefault(pydocs.normal(query), row)
+  judgements = {split: {} for split in pydocs.SPLITS}
+  for query, row in first_row.items():
+    for group in groups_of[query]:
+      for passage in members[group]:
+        judgements[splits[row]][row, passage] = 1
+  return judgements
