@@ -117,8 +117,8 @@ def drawn(run, last):
   """
   config = run.config
   for step in np.linspace(0, last - 1, LOOKS).astype(int).tolist():
-    in_use = resume.picked_up(run, step)
-    method = schedule.method(config, in_use is not None)
+    active = resume.active_at(run, step)
+    method = schedule.method(config, active, step)
     data = experiment.training_data(run, method)
     # Token rows whose one token is their row: the batch then names its rows.
     batch = batches.make_batch(
@@ -127,7 +127,7 @@ def drawn(run, last):
       seed=config.seed,
       batch_size=config.batch_size,
       num_negatives=schedule.num_negatives(config, method),
-      negatives=refreshes.negatives_for(run, method, in_use),
+      negatives=refreshes.negatives_for(run, method, active),
       triplets=method.triplets,
     )
     queries, passages = batch.query_ids[:, 0], batch.passage_ids[..., 0]

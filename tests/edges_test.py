@@ -19,12 +19,12 @@ from ance_jax.jobs import mine
 from ance_jax.jobs import systems
 from ance_jax.mining import filters
 from ance_jax.models import pretrained
+from ance_jax.training import checks
 from ance_jax.training import experiment
 from ance_jax.training import negatives
 from ance_jax.training import refreshes
 from ance_jax.training import resume
 from ance_jax.training import schedule
-from ance_jax.training import trainer
 
 # By the words of the rule: what passes at the edge, and what is next to it.
 EDGES = {
@@ -125,10 +125,10 @@ def test_a_batch_divides_over_devices_and_pieces(
     micro_batch_size=micro,
   )  # fmt: skip
   if says is None:
-    trainer.check(config)
+    checks.before_reading(config)
     return
   with pytest.raises(errors.BadInput, match=says):
-    trainer.check(config)
+    checks.before_reading(config)
 
 
 @pytest.fixture(scope='module')
@@ -326,7 +326,11 @@ def test_what_is_due_begins_and_ends_at_its_step():
 
 def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
   """And one that came further than --max_steps is refused."""
-  monkeypatch.setattr(resume.checkpoint, 'newest_whole', lambda _: (7, {}))
+  monkeypatch.setattr(
+    resume.checkpoint,
+    'newest_whole',
+    lambda _: (7, {'format': resume.checkpoint.FORMAT}),
+  )
   for name in ('fetch', 'check_same_run', 'restore'):
     monkeypatch.setattr(resume.experiment, name, lambda *_, **__: None)
   monkeypatch.setattr(resume, '_say_what_changed', lambda *_: None)

@@ -45,8 +45,8 @@ def lines(run: experiment.Experiment) -> list[str]:
   mined last.
   """
   config = run.config
-  mined = resume.picked_up(run, config.max_steps) if run.id else None
-  method = schedule.method(config, mined is not None)
+  mined = resume.active_at(run, config.max_steps) if run.id else None
+  method = schedule.method(config, mined, config.max_steps)
   negatives = _negatives(run, method, mined)
   unknown = negatives is None and method.negatives not in ('none', 'corpus')
   number = 0 if unknown else schedule.num_negatives(config, method)

@@ -3,7 +3,7 @@
 from ance_jax.core import logs
 from ance_jax.jobs import footprint
 from ance_jax.jobs import report
-from ance_jax.training import boundary
+from ance_jax.training import run_log
 from ance_jax.training import trainer
 
 
@@ -27,5 +27,5 @@ def run(config, *, leave=logs.interrupt):
     config,
     leave=leave,
     check_room=footprint.check,
-    show=boundary.Show(report.write_page, report.show_end),
+    show=run_log.Show(report.write_page, report.show_end),
   )

@@ -14,11 +14,13 @@ import time
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
+from ance_jax.core import devices as devices_lib
 from ance_jax.core import distributed
 from ance_jax.core import locks
 from ance_jax.core import logs
 from ance_jax.core import remote
 from ance_jax.retrieval import corpus_index
+from ance_jax.training import experiment
 from ance_jax.training import refreshes
 from ance_jax.training import schedule
 
@@ -27,46 +29,46 @@ _CLAIM_FILE = 'refreshing.json'
 LOOK_SECS = 0.5
 
 
-class Reader:
+class RefreshPoller:
   """What a trainer sees of refreshes that others make, or its own thread."""
 
-  def __init__(self, run, worker=None):
+  def __init__(self, run, thread=None):
     """Begins to read.
 
     Args:
       run: `experiment.Experiment` of the trainer.
-      worker: The `Worker` that makes them, if it is this process's.
+      thread: The `RefreshThread` that makes them, if it is this process's.
     """
-    self._run, self._worker = run, worker
+    self._run, self._thread = run, thread
     self._refused, self._looked, self._found = set(), -LOOK_SECS, None
     # Training does not wait for a network.
     self._pool, self._copying = futures.ThreadPoolExecutor(1), None
 
-  def newest(self, in_use, step):
+  def newest(self, active, step):
     """Returns the step of a refresh to pick up after `step` steps, or None.
 
     Args:
-      in_use: `resume.PickUp`, or None.
+      active: `schedule.ActiveRefresh`, or None.
       step: int.
 
     Raises:
       Exception: What ended this process's own refresher.
     """
-    if self._worker:
-      self._worker.check()
+    if self._thread:
+      self._thread.check()
     now = time.monotonic()
     if now - self._looked >= LOOK_SECS:
-      self._copy_in(in_use)
-      self._looked, self._found = now, self._look(in_use, step)
-    if in_use and self._found and self._found <= in_use.refresh:
+      self._copy_in(active)
+      self._looked, self._found = now, self._look(active, step)
+    if active and self._found and self._found <= active.refresh:
       self._found = None
     return self._found
 
-  def wait(self, in_use, step, oldest):
+  def wait(self, active, step, oldest):
     """Returns as `newest` does, once there is one that is not too old.
 
     Args:
-      in_use: `resume.PickUp`, or None.
+      active: `schedule.ActiveRefresh`, or None.
       step: int.
       oldest: Step of the weights that must have mined it, or a later one.
 
@@ -77,7 +79,7 @@ class Reader:
       f'training waits at step {step} for a refresh of step {oldest} or later'
     )
     while True:
-      found = distributed.told(lambda: self.newest(in_use, step))
+      found = distributed.told(lambda: self.newest(active, step))
       if found is not None and found >= oldest:
         return found
       if logs.stop_requested():
@@ -88,17 +90,17 @@ class Reader:
     """Waits for what is being copied in."""
     self._pool.shutdown()
 
-  def _copy_in(self, in_use):
+  def _copy_in(self, active):
     """Begins to copy in what is newer, if the last time is over."""
     here = not remote.is_connected(self._run.workdir)
     if here or (self._copying and not self._copying.done()):
       return
-    after = in_use.refresh if in_use else -1
+    after = active.refresh if active else -1
     self._copying = self._pool.submit(_copy_in, self._run, after)
 
-  def _look(self, in_use, step):
+  def _look(self, active, step):
     for number in reversed(refreshes.published(self._run)):
-      if in_use and number <= in_use.refresh:
+      if active and number <= active.refresh:
         break
       if number <= step and self._is_ours(number):
         return number
@@ -127,7 +129,7 @@ def _copy_in(run, after):
     logs.say(f'nothing can be read of {run.config.remote_dir} now: {error}')
 
 
-class Worker:
+class RefreshThread:
   """A refresher that is a thread of the trainer's process."""
 
   def __init__(self, run):
@@ -157,6 +159,27 @@ class Worker:
     self._lock.close()
     with contextlib.suppress(errors.Stopped):
       self._watching.result()
+
+
+def open_poller(
+  stack: contextlib.ExitStack, run: experiment.Experiment
+) -> RefreshPoller | None:
+  """Returns the poller of a run, or None if the loop refreshes by itself.
+
+  With `--refresh=async` the thread that refreshes starts. `stack` ends both.
+  """
+  config, thread = run.config, None
+  if config.refresh_replay or config.refresh not in ('async', 'external'):
+    return None
+  if not schedule.num_refreshes(config):
+    return None
+  if config.refresh == 'async':
+    others = devices_lib.training_devices(config)[1]
+    there = run.on_devices(others) if others else run
+    thread = RefreshThread(there)
+    stack.enter_context(contextlib.closing(thread))
+  poller = RefreshPoller(run, thread)
+  return stack.enter_context(contextlib.closing(poller))
 
 
 def watch(run):

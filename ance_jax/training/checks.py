@@ -10,7 +10,9 @@ import numpy as np
 
 from ance_jax import config as config_lib
 from ance_jax import errors
+from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
+from ance_jax.core import workdirs
 from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
@@ -22,6 +24,25 @@ _IDLE = 0.01
 # Number of steps that `Signs` looks at; bounds on their mean loss (nats) and
 # accuracy for negatives that count as solved.
 _STEPS, _SOLVED_LOSS, _SOLVED_ACCURACY = 50, 0.01, 0.999
+
+
+def before_reading(config: config_lib.Config) -> None:
+  """Raises `BadInput` for what can be known before anything is read."""
+  workdirs.require(config)
+  num_devices = len(devices_lib.training_devices(config)[0])
+  if config.batch_size % num_devices:
+    raise errors.BadInput(
+      f'--batch_size must divide over the {num_devices} devices; found '
+      f'{config.batch_size}; set it to a multiple of {num_devices}.'
+    )
+  per_device = config.batch_size // num_devices
+  if config.micro_batch_size and per_device % config.micro_batch_size:
+    raise errors.BadInput(
+      f'--micro_batch_size must divide the {per_device} queries of a device, '
+      f'--batch_size={config.batch_size} over {num_devices}; found '
+      f'{config.micro_batch_size}; set it to a divisor of {per_device}.'
+    )
+  of_flags(config)
 
 
 def of_flags(config: config_lib.Config) -> None:
@@ -51,7 +72,7 @@ def of_run(run: experiment.Experiment) -> None:
   config, split = run.config, run.config.train_split
   for flag, row in schedule.rows(config).items():
     name = f'--{flag}={getattr(config, flag)}'
-    if run.retriever.config.tied and len(row.trains) == 1:
+    if len(row.trains) == 1 and run.retriever.config.tied:
       raise errors.BadInput(
         f'{name} trains the {row.trains[0]} tower alone, and the encoders '
         'share one; set --notie_encoders.'

@@ -327,7 +327,7 @@ def check(run):
       f'lower it to {most} at most.'
     )
   experiment.check_index(config, run.retriever.config.embedding_size, num_rows)
-  rows = [schedule.method(config, mined) for mined in (False, True)]
+  rows = schedule.rows(config).values()
   mined = any(row.negatives in ('bm25', 'index') for row in rows)
   if mined or config.job == 'refresh':
     _check_depth(run)
@@ -525,7 +525,7 @@ def _most_excluded(run, method):
 def _check_depth(run):
   config = run.config
   # Of the warm-up's row more may be positives.
-  rows = {methods.METHODS[config.method], schedule.method(config, False)}
+  rows = schedule.rows(config).values()
   most = max(_most_excluded(run, row) for row in rows)
   if most == len(run.dataset.passages):
     raise errors.BadInput(

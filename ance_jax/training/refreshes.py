@@ -150,7 +150,7 @@ def assess(run, indexed, seen, in_use, watch, mined=None):
         for name in diagnostics.Seen._fields
       )
     )
-  elif (source := schedule.method(run.config, False).negatives) in _ONCE:
+  elif (source := schedule.method(run.config, None, 0).negatives) in _ONCE:
     tables[source] = diagnostics.Table(0, _ONCE[source](run))
   if mined is not None:
     tables['mined'] = mined
@@ -286,7 +286,7 @@ def negatives_for(run, method, in_use):
   Args:
     run: `experiment.Experiment`.
     method: A row of the method table.
-    in_use: `resume.PickUp`; only for rows that refresh.
+    in_use: `schedule.ActiveRefresh`; only for rows that refresh.
 
   Raises:
     BadInput: As for `load`; or no query has any negatives.

@@ -45,18 +45,6 @@ class Begun(NamedTuple):
   history: bytes
 
 
-class PickUp(NamedTuple):
-  """That negatives came into use.
-
-  Attributes:
-    step: Optimizer steps made before the first batch of them.
-    refresh: Step of the weights that mined them.
-  """
-
-  step: int
-  refresh: int
-
-
 def begin(config):
   """Returns `Begun`: at the newest whole checkpoint, or at step 0."""
   splits = (config.train_split, config.dev_split)
@@ -105,24 +93,26 @@ def begin_pick_ups(run):
   distributed.wait('no pick-ups')
 
 
-def pick_up(run, new):
-  """Records a `PickUp` on disk, before the first batch of it."""
+def pick_up(run: experiment.Experiment, new: schedule.ActiveRefresh) -> None:
+  """Writes to disk that a refresh became active, before its first batch."""
   before = _pick_ups(run.workdir)
   if distributed.is_first() and new not in before:
     _write_pick_ups(run.workdir, [*before, new])
 
 
-def picked_up(run, step):
-  """Returns the `PickUp` of what is in use after `step` steps, or None."""
+def active_at(
+  run: experiment.Experiment, step: int
+) -> schedule.ActiveRefresh | None:
+  """Returns the refresh that is active after `step` steps, or None."""
   past = [one for one in _pick_ups(run.workdir) if one.step <= step]
   return past[-1] if past else None
 
 
-def planned(run):
-  """Returns the `PickUp`s that are to be repeated, in order.
+def to_replay(run: experiment.Experiment) -> list[schedule.ActiveRefresh]:
+  """Returns the refreshes that become active as they did before, in order.
 
-  Those of an earlier process, which may have come further than its newest
-  checkpoint, or with `--refresh_replay` those of another run.
+  An earlier process recorded them, and may have come further than its newest
+  checkpoint; with `--refresh_replay`, they are those of another run.
   """
   return _pick_ups(pathlib.Path(run.config.refresh_replay or run.workdir))
 
@@ -199,9 +189,9 @@ def _restore_history(config, step):
 
 
 def _pick_ups(workdir):
-  """Returns the `PickUp`s of a run's folder, in order."""
+  """Returns the `ActiveRefresh`es recorded in a run's folder, in order."""
   found = atomic.read_json(workdir / PICK_UPS_FILE)['pickups']
-  return [PickUp(**one) for one in found]
+  return [schedule.ActiveRefresh(**one) for one in found]
 
 
 def _write_pick_ups(workdir, pick_ups):

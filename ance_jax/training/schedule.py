@@ -7,27 +7,47 @@ import bisect
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 from ance_jax import config as config_lib
 from ance_jax.training import methods
 
 
-def method(config: config_lib.Config, mined: bool) -> methods.Method:
-  """Returns the row of the method table that a step uses.
+class ActiveRefresh(NamedTuple):
+  """A refresh whose negatives are trained on from some step on.
+
+  Attributes:
+    step: Optimizer steps made before the first batch of them.
+    refresh: Step of the weights that mined them.
+  """
+
+  step: int
+  refresh: int
+
+
+def method(
+  config: config_lib.Config, active_refresh: ActiveRefresh | None, step: int
+) -> methods.Method:
+  """Returns the row of the method table that the next step uses.
+
+  It is that of the warm-up until a refresh becomes active.
 
   Args:
     config: Settings of the run.
-    mined: Whether the step trains on negatives of a refresh.
+    active_refresh: The first refresh that is active at some step, or a later
+      one; None: there is none so far.
+    step: Optimizer steps made.
   """
   row = methods.METHODS[config.method]
-  if row.refreshes and config.warmup_steps and not mined:
+  is_mined = active_refresh is not None and active_refresh.step <= step
+  if row.refreshes and config.warmup_steps and not is_mined:
     return methods.METHODS[config.warmup_method]
   return row
 
 
 def rows(config: config_lib.Config) -> dict[str, methods.Method]:
   """Returns the run's rows of the method table, in order, by flag name."""
-  first, last = (method(config, mined) for mined in (False, True))
+  first, last = method(config, None, 0), methods.METHODS[config.method]
   warmup = {} if first is last else {'warmup_method': first}
   return {**warmup, 'method': last}
 
@@ -47,13 +67,11 @@ def num_negatives(config: config_lib.Config, method: methods.Method) -> int:
   return 1 if triplets else config.hard_negatives
 
 
-def levelled_off(
-  config: config_lib.Config, scores: dict[int, float]
-) -> config_lib.Config:
-  """Shortens the warm-up if the scores on dev have reached a plateau.
+def end_of_warmup(config: config_lib.Config, scores: dict[int, float]) -> int:
+  """Returns the step at which the warm-up ends, by the scores on dev so far.
 
-  After `--warmup_until_plateau` consecutive evaluations without a new best, the
-  warm-up ends at the next evaluation.
+  After `--warmup_until_plateau` consecutive evaluations without a new best, it
+  ends at the next evaluation; at `--warmup_steps` at the latest.
 
   Args:
     config: Settings of the run.
@@ -64,9 +82,8 @@ def levelled_off(
     worse = 0 if scores[step] > best else worse + 1
     best = max(best, scores[step])
     if worse == config.warmup_until_plateau:
-      end = min(step - step % every + every, config.warmup_steps)
-      return dataclasses.replace(config, warmup_steps=end)
-  return config
+      return min(step - step % every + every, config.warmup_steps)
+  return config.warmup_steps
 
 
 def refresh_due(config: config_lib.Config, step: int) -> bool:

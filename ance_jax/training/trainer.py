@@ -1,6 +1,6 @@
-"""The loop: train on the negatives in use, and at boundaries mine new ones.
+"""The loop: train on the active negatives, and mine new ones when it is due.
 
-    ┌─────────────► pmapped steps on the negatives in use ──────────────┐
+    ┌─────────────► pmapped steps on the active negatives ──────────────┐
     │                                                                   ▼
 pick-up ◄── publish ◄── mine ◄── search ◄── index ◄── encode ◄── checkpoint
                              (refreshes.py)
@@ -9,13 +9,18 @@ Refreshes run synchronously or in the background (background.py); the loop is
 identical.
 """
 
+import collections
+from collections.abc import Callable
+from collections.abc import Iterable
 import contextlib
+import dataclasses
 import functools
-import math
 import time
 
-import jax
+import numpy as np
+import optax
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import checkpoint
 from ance_jax.core import compiled
@@ -23,153 +28,348 @@ from ance_jax.core import devices as devices_lib
 from ance_jax.core import distributed
 from ance_jax.core import locks
 from ance_jax.core import logs
-from ance_jax.core import pace
-from ance_jax.core import workdirs
 from ance_jax.models import bi_encoder
+from ance_jax.retrieval import corpus_index
 from ance_jax.training import background
 from ance_jax.training import batches
-from ance_jax.training import boundary
 from ance_jax.training import checks
+from ance_jax.training import diagnostics
 from ance_jax.training import experiment
 from ance_jax.training import optimizers
 from ance_jax.training import refreshes
 from ance_jax.training import resume
+from ance_jax.training import run_log
 from ance_jax.training import schedule
 from ance_jax.training import steps
 
 
-def run(config, *, leave, check_room, show):
+def run(
+  config: config_lib.Config,
+  *,
+  leave: Callable,
+  check_room: Callable,
+  show: run_log.Show,
+) -> dict[str, float] | None:
   """Trains a run; `jobs.train.run` says what it returns and raises.
 
   Args:
     config: `Config`.
     leave: What is called at a second Ctrl-C.
     check_room: check_room(experiment) raises `BadInput` if it cannot fit.
-    show: `boundary.Show` of the run.
+    show: Writes the page of the run.
   """
   distributed.start(config)
   logs.use_bars(config.progress_bars)
-  check(config)
+  checks.before_reading(config)
   devices, _ = devices_lib.training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   with logs.stop_signals(leave), contextlib.ExitStack() as stack:
+    # A restart restores, in this order, what a new run creates:
+    # 1. The lock of the folder: nobody else trains in it.
     lock = stack.enter_context(contextlib.closing(locks.take(config.workdir)))
+    # 2. From the newest whole checkpoint: settings, data, tokenizer and model,
+    #    each compared with what is given now; the lines of metrics.jsonl up to
+    #    its step; and pickups.json, if that is damaged.
     begun = resume.begin(config)
     checks.of_run(begun.run)
     check_room(begun.run)
     if config.dry_run:
       return None
-    parts, state = _open(stack, lock, begun, show)
-    return _loop(parts, state, begun.step)
-
-
-def _loop(parts, state, step):
-  """Trains from `step` to the end; returns {measure: value} on dev there."""
-  config = parts.run.config
-  # What came into use at this very step does so again.
-  in_use = resume.picked_up(parts.run, step - 1)
-  make_step = _step_maker(parts)
-  while True:
-    parts = boundary.levelled_off(parts)
-    try:
-      in_use = boundary.cross(parts, state, step, in_use)
-    except errors.Stopped:
-      # Of several processes each stops where it is, and no save comes together.
-      if distributed.count() == 1:
-        boundary.save(parts, state, step)
-      raise
-    if step == config.max_steps:
-      return boundary.finish(parts)
-    until = boundary.until(parts, step, in_use)
-    state, step, stopped = _train(parts, make_step, state, step, until, in_use)
-    if stopped:
-      boundary.save(parts, state, step)
-      raise errors.Stopped(f'training at step {step}')
-
-
-def check(config):
-  """Raises `BadInput` for what can be known before anything is read."""
-  workdirs.require(config)
-  num_devices = len(devices_lib.training_devices(config)[0])
-  if config.batch_size % num_devices:
-    raise errors.BadInput(
-      f'--batch_size must divide over the {num_devices} devices; found '
-      f'{config.batch_size}; set it to a multiple of {num_devices}.'
+    compiles = stack.enter_context(compiled.counted())
+    experiment.write_flags(begun.run.config)
+    # 3. The folder of checkpoints, without saves that a kill left unfinished,
+    #    and metrics.jsonl, cut behind that step.
+    checkpoints = stack.enter_context(checkpoint.Checkpoints(config.workdir))
+    metrics = logs.Metrics(
+      config.workdir, history=begun.history, step=begun.step
     )
-  per_device = config.batch_size // num_devices
-  if config.micro_batch_size and per_device % config.micro_batch_size:
-    raise errors.BadInput(
-      f'--micro_batch_size must divide the {per_device} queries of a device, '
-      f'--batch_size={config.batch_size} over {num_devices}; found '
-      f'{config.micro_batch_size}; set it to a divisor of {per_device}.'
+    stack.enter_context(contextlib.closing(metrics))
+    # 4. Parameters and optimizer state, on the devices.
+    optimizer = optimizers.make(begun.run.config)
+    state = _restore_state(begun, checkpoints, optimizer)
+    # 5. The refresher beside training, if there is one.
+    poller = background.open_poller(stack, begun.run)
+    # 6. The active refresh: that of the step before, as a refresh that became
+    #    active after this very step does so again.
+    active_refresh = resume.active_at(begun.run, begun.step - 1)
+    trainer = Trainer(
+      begun.run,
+      state,
+      begun.step,
+      active_refresh,
+      optimizer=optimizer,
+      lock=lock,
+      checkpoints=checkpoints,
+      poller=poller,
+      log=run_log.RunLog(begun.run, metrics, compiles, show),
+      record=experiment.record(begun.run),
     )
-  checks.of_flags(config)
+    return trainer.train()
 
 
-def _open(stack, lock, begun, show):
-  """Returns (`boundary.Parts`, state); what must be closed is so by `stack`."""
-  this, config = begun.run, begun.run.config
-  compiles = stack.enter_context(compiled.counted())
-  experiment.write_flags(config)
-  checkpoints = stack.enter_context(checkpoint.Checkpoints(config.workdir))
-  metrics = logs.Metrics(config.workdir, history=begun.history, step=begun.step)
-  stack.enter_context(contextlib.closing(metrics))
-  optimizer = optimizers.make(config)
-  trained = steps.trees_of_run(config, this.retriever.config.towers)
-  if begun.params is None:
-    shapes = bi_encoder.shapes(this.retriever.config)
-    like = steps.state_shapes(shapes, trained, optimizer, this.devices)
-    state = distributed.locally(
-      checkpoints.restore(begun.step, like), like.step.sharding
-    )
-  else:
-    state = steps.init_state(begun.params, trained, optimizer, this.devices)
-    resume.begin_pick_ups(this)
-  record = experiment.record(this)
-  reader = _open_reader(stack, this)
-  steps_pace = pace.Pace(config.max_steps)
-  parts = boundary.Parts(
-    this,
-    record,
-    lock,
-    checkpoints,
-    metrics,
-    steps_pace,
-    checks.Signs(),
-    compiles,
-    optimizer,
-    reader,
-    show,
-  )
-  return parts, state
+class Trainer:
+  """Trains a run.
 
-
-def _open_reader(stack, run):
-  """Returns the `background.Reader` of refreshes beside training, or None."""
-  config, worker = run.config, None
-  if config.refresh_replay or config.refresh not in ('async', 'external'):
-    return None
-  if not schedule.num_refreshes(config):
-    return None
-  if config.refresh == 'async':
-    others = devices_lib.training_devices(config)[1]
-    there = run.on_devices(others) if others else run
-    worker = stack.enter_context(contextlib.closing(background.Worker(there)))
-  return stack.enter_context(contextlib.closing(background.Reader(run, worker)))
-
-
-def _step_maker(parts):
-  """Returns (method) -> (train_step, make_batch), compiled once each.
-
-  `make_batch` takes (step, negatives) and places the batch on the devices.
+  Attributes:
+    run: `experiment.Experiment`, with the end of the warm-up as known by now.
+    state: `steps.State`, on the devices.
+    step: Optimizer steps made.
+    active_refresh: `schedule.ActiveRefresh` that gives the negatives; None
+      before the first one.
   """
-  run, config = parts.run, parts.run.config
 
-  @functools.cache
-  def make(method):
+  def __init__(
+    self,
+    run: experiment.Experiment,
+    state: steps.State,
+    step: int,
+    active_refresh: schedule.ActiveRefresh | None,
+    *,
+    optimizer: optax.GradientTransformation,
+    lock: locks.Lock,
+    checkpoints: checkpoint.Checkpoints,
+    poller: background.RefreshPoller | None,
+    log: run_log.RunLog,
+    record: dict[str, bytes],
+  ):
+    self.run, self.state, self.step = run, state, step
+    self.active_refresh = active_refresh
+    self._optimizer, self._lock = optimizer, lock
+    self._checkpoints, self._poller, self._log = checkpoints, poller, log
+    # What each checkpoint holds beside the state: the settings as given.
+    self._record = record
+    self._make_step = functools.cache(self._new_step)
+    # Steps whose metrics were not read yet.
+    self._unlogged = collections.deque()
+    self._began = None
+
+  def train(self) -> dict[str, float]:
+    """Trains from `step` to the end.
+
+    Returns:
+      {measure: value} on dev at the end.
+
+    Raises:
+      errors.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
+    """
+    while True:
+      self.end_warmup_on_plateau()
+      try:
+        self.save_if_due()
+        made = self.refresh_if_due()
+        if made is None:
+          self.evaluate_if_due()
+        if made is None or made['mined']:
+          self.pick_up_if_due()
+      except errors.Stopped:
+        # Several processes stop at different places: none of them can save.
+        if distributed.count() == 1:
+          self.save()
+        raise
+      if self.step == self.run.config.max_steps:
+        return self.finish()
+      for batch in self.begin_stretch():
+        self.take_step(batch)
+        stop, newer = self.poll()
+        # The devices work on this step while the host reads the one before.
+        self.log_steps(keep=1)
+        if stop or newer:
+          break
+      self.end_stretch()
+      if stop:
+        self.save()
+        raise errors.Stopped(f'training at step {self.step}')
+
+  def end_warmup_on_plateau(self) -> None:
+    """Ends the warm-up early if dev's scores say so by now.
+
+    The trainer's own settings then have another `warmup_steps`; those of the
+    run, in its checkpoints, stay as given.
+    """
+    config, workdir = self.run.config, self.run.workdir
+    if not config.warmup_until_plateau:
+      return
+
+    def end():
+      name = next(iter(logs.dev_measures(workdir)), '')
+      return schedule.end_of_warmup(config, logs.series(workdir, name))
+
+    last = distributed.told(end)
+    if last != config.warmup_steps:
+      logs.say(f'dev has levelled off: the warm-up ends at step {last}')
+      config = dataclasses.replace(config, warmup_steps=last)
+      self.run = self.run._replace(config=config)
+
+  def save_if_due(self) -> None:
+    """Begins to save a checkpoint, if one is due after this step."""
+    self._lock.check()
+    if schedule.save_due(self.run.config, self.step):
+      self.save()
+
+  def save(self) -> None:
+    """Begins to save a checkpoint, and deletes those that are not kept.
+
+    The losses up to here were read, and are finite.
+    """
+    self._lock.check()
+    self._checkpoints.wait()
+    self._prune()
+    run = self.run
+    committed = distributed.told(
+      lambda: checkpoint.committed_steps(run.workdir)
+    )
+    if self.step not in committed:
+      record = {
+        **self._record,
+        logs.METRICS_FILE: self._log.metrics.history(),
+        resume.PICK_UPS_FILE: (run.workdir / resume.PICK_UPS_FILE).read_bytes(),
+      }
+      about = {'run': run.id, 'made_with': devices_lib.describe(run.devices)}
+      everywhere = devices_lib.globally_replicated(run.devices)
+      state = distributed.globally(self.state, everywhere)
+      self._checkpoints.save(state, self.step, record, about)
+    if not committed:
+      # Whatever is logged from here on, there is a checkpoint before it.
+      self._checkpoints.wait()
+
+  def _prune(self):
+    """Deletes the committed checkpoints that are not kept.
+
+    What is being saved does not count: it may never be committed.
+    """
+    config = self.run.config
+    committed = checkpoint.committed_steps(config.workdir)
+    if not committed or not distributed.is_first():
+      return
+    newest = committed[-config.checkpoints_to_keep :]
+    best = checkpoint.best(config.workdir, committed)
+    # A damaged refresh is made again: the active one, and those to come.
+    active = resume.active_at(self.run, committed[-1])
+    since = active.refresh if active else 0
+    mined = [n for n in refreshes.published(self.run) if n >= since]
+    reads = background.claimed(config.workdir)
+    self._checkpoints.keep([*newest, best, *mined, reads])
+
+  def refresh_if_due(self) -> dict | None:
+    """Mines new negatives, if this process does so after this step.
+
+    Returns:
+      The manifest, whose 'mined' is false if the refresh was left out; None if
+      none is due.
+    """
+    config, active = self.run.config, self.active_refresh
+    is_ours = self._poller is None and not config.refresh_replay
+    if not is_ours or not schedule.refresh_due(config, self.step):
+      return None
+    self._checkpoints.wait()
+    before = active.refresh if active else None
+    made = refreshes.refresh(self.run, self.step, before=before)
+    at_once = schedule.comes_into_use(config, self.step) == self.step
+    ends = active and at_once and made['mined']
+    self._log.log_refresh(made, self.step - before if ends else None)
+    self._prune_embeddings(made)
+    return made
+
+  def evaluate_if_due(self) -> None:
+    """Evaluates dev, if that is due; a refresh does so itself."""
+    if not schedule.eval_due(self.run.config, self.step):
+      return
+    run, watch = self.run.with_params(self.state.params), logs.Stopwatch()
+    indexed = run.index_corpus(watch)
+    seen = diagnostics.probe(run, indexed, watch)
+    active = self.active_refresh.refresh if self.active_refresh else None
+    made, _ = refreshes.assess(run, indexed, seen, active, watch)
+    self._log.log_evaluation(self.step, made)
+    self._prune_embeddings(made)
+
+  def _prune_embeddings(self, made):
+    """Deletes embeddings of older weights; a refresher deletes its own."""
+    if self._poller is None and distributed.is_first():
+      folder = self.run.embeddings_folder(made['weights_hash'])
+      corpus_index.prune_embeddings(folder)
+
+  def pick_up_if_due(self) -> None:
+    """Makes a refresh the active one, on disk before its first batch."""
+    newer = self._newer_refresh()
+    if newer is None:
+      return
+    run, other = self.run, self.run.config.refresh_replay
+    active = self.active_refresh
+    age = self.step - active.refresh if active else None
+    if other or self._poller:
+      made = (
+        refreshes.adopt(run, other, newer)
+        if other
+        else refreshes.manifest(run, newer)
+      )
+      self._log.log_refresh(made, age)
+      self._prune_embeddings(made)
+    if age is not None:
+      self._log.metrics.write(self.step, {'refresh/negatives_age': age})
+    self.active_refresh = schedule.ActiveRefresh(self.step, newer)
+    resume.pick_up(run, self.active_refresh)
+
+  def _newer_refresh(self):
+    """Returns the step of the refresh to pick up after this step, or None."""
+    config, step, poller = self.run.config, self.step, self._poller
+    replayed = resume.to_replay(self.run)
+    if config.refresh_replay or any(one.step >= step for one in replayed):
+      here = [one.refresh for one in replayed if one.step == step]
+      return here[0] if here else None
+    if poller is None:
+      return schedule.comes_into_use(config, step)
+    if step == config.max_steps:
+      return None
+    active = self.active_refresh
+    newer = distributed.told(lambda: poller.newest(active, step))
+    of = newer if newer is not None else active.refresh if active else None
+    if of is None and not config.warmup_steps:
+      self._checkpoints.wait()
+      return poller.wait(active, step, 0)
+    age = step - (config.warmup_steps if of is None else of)
+    if 0 < config.max_staleness <= age:
+      self._checkpoints.wait()
+      return poller.wait(active, step, step - config.max_staleness + 1)
+    return newer
+
+  def begin_stretch(self) -> Iterable:
+    """Returns the batches up to the next step after which more is due."""
+    config, active = self.run.config, self.active_refresh
+    method = schedule.method(config, active, self.step)
+    self._train_step, make_batch = self._make_step(method)
+    negatives = refreshes.negatives_for(self.run, method, active)
+    batches_ahead = logs.ahead(
+      lambda step: make_batch(step, negatives),
+      range(self.step, self._end_of_stretch()),
+    )
+    self._log.begin_stretch()
+    self._began = time.perf_counter()
+    return logs.progress(
+      batches_ahead,
+      'train',
+      total=config.max_steps,
+      done=self.step,
+      unit='steps',
+      stops=False,
+      lines=False,
+    )
+
+  def _end_of_stretch(self):
+    """Returns the first step after this one at which more may be due."""
+    config, active, step = self.run.config, self.active_refresh, self.step
+    ends = [schedule.next_boundary(config, step)]
+    ends += [n.step for n in resume.to_replay(self.run) if n.step > step]
+    if config.max_staleness and self._poller:
+      oldest = active.refresh if active else config.warmup_steps
+      ends.append(max(oldest + config.max_staleness, step + 1))
+    return min(ends)
+
+  def _new_step(self, method):
+    """Returns train_step and make_batch(step, negatives) of a row."""
+    run, config = self.run, self.run.config
     data = experiment.training_data(run, method)
     train_step = steps.make_train_step(
-      config, method, run.retriever.config, parts.optimizer, run.devices
+      config, method, run.retriever.config, self._optimizer, run.devices
     )
     number = schedule.num_negatives(config, method)
 
@@ -188,89 +388,63 @@ def _step_maker(parts):
 
     return train_step, make_batch
 
-  return make
-
-
-def _train(parts, make_step, state, step, until, in_use):
-  """Trains to `until`, to a newer refresh, or to a stop signal.
-
-  Returns:
-    The state, its step, and whether a stop signal came.
-  """
-  config = parts.run.config
-  method = schedule.method(config, in_use is not None)
-  train_step, make_batch = make_step(method)
-  negatives = refreshes.negatives_for(parts.run, method, in_use)
-  prepared = logs.ahead(lambda n: make_batch(n, negatives), range(step, until))
-  bar = logs.progress(
-    prepared,
-    'train',
-    total=config.max_steps,
-    done=step,
-    unit='steps',
-    stops=False,
-    lines=False,
-  )
-  parts.pace.begin()
-  start, waiting = time.perf_counter(), None
-  stopped = newer = False
-  for batch in bar:
+  def take_step(self, batch: batches.Batch) -> None:
+    """Has the devices take an optimizer step; its metrics are read later."""
     # The first one may have to be compiled for, which can take minutes.
-    first = contextlib.nullcontext() if waiting else logs.working('first step')
-    with first:
-      state, metrics = train_step(state, batch)
-    step += 1
-    parts.checkpoints.check()
-    parts.lock.check()
-    stopped, newer = boundary.news(parts, step, in_use)
-    # The device works on this step while the host reads the last one's.
-    if waiting:
-      _log_step(parts, *waiting, in_use)
-    waiting = step, metrics
-    if stopped or newer:
-      break
-  _log_step(parts, *waiting, in_use)
-  secs = time.perf_counter() - start
-  parts.metrics.write(step, {'time/train_secs': secs})
-  return state, step, stopped
+    is_first = not self._unlogged
+    with logs.working('first step') if is_first else contextlib.nullcontext():
+      self.state, metrics = self._train_step(self.state, batch)
+    self.step += 1
+    self._unlogged.append((self.step, metrics))
+    self._checkpoints.check()
+    self._lock.check()
+
+  def poll(self) -> tuple[bool, bool]:
+    """Returns (stop_requested, new_refresh_available).
+
+    Several processes must leave the stretch after the same step: they ask each
+    other now and then, as that waits for the devices.
+    """
+    several = distributed.count() > 1
+    if several and self.step % self.run.config.steps_per_log:
+      return False, False
+    newer = False
+    if self._poller and distributed.is_first():
+      found = self._poller.newest(self.active_refresh, self.step)
+      newer = found is not None and not any(
+        one.step > self.step for one in resume.to_replay(self.run)
+      )
+    here = np.array([logs.stop_requested(), newer])
+    return distributed.gather(here).any(0).tolist()
+
+  def log_steps(self, *, keep: int = 0) -> None:
+    """Reads and logs the metrics of all steps but the last `keep`."""
+    while len(self._unlogged) > keep:
+      step, metrics = self._unlogged.popleft()
+      self._log.log_step(step, metrics, self.active_refresh)
+
+  def end_stretch(self) -> None:
+    """Logs what is left of a stretch of steps, and how long it took."""
+    self.log_steps()
+    secs = time.perf_counter() - self._began
+    self._log.metrics.write(self.step, {'time/train_secs': secs})
+
+  def finish(self) -> dict[str, float]:
+    """Ends the run; returns {measure: value} on dev at the end."""
+    self._checkpoints.wait()
+    self._prune()
+    return self._log.finish()
 
 
-def _log_step(parts, step, metrics, in_use):
-  """Reads a step's metrics, and logs them where due."""
-  config = parts.run.config
-  values = jax.device_get(metrics)
-  values = {f'train/{name}': float(value) for name, value in values.items()}
-  # A gradient that is not finite has spoiled the parameters already.
-  if not math.isfinite(values['train/loss'] + values['train/grad_norm']):
-    raise FloatingPointError(
-      f'a loss must be finite, and its gradient; found {values["train/loss"]} '
-      f'and {values["train/grad_norm"]} at step {step}; '
-      'the last checkpoint is whole: lower --learning_rate, or check the data.'
-    )
-  parts.pace.seen(step)
-  sign = parts.signs.seen(
-    values['train/loss'],
-    values['train/accuracy'],
-    in_use.refresh if in_use else None,
+def _restore_state(begun, checkpoints, optimizer):
+  """Returns the `steps.State` of a checkpoint, or that of a new run."""
+  run = begun.run
+  trained = steps.trees_of_run(run.config, run.retriever.config.towers)
+  if begun.params is not None:
+    resume.begin_pick_ups(run)
+    return steps.init_state(begun.params, trained, optimizer, run.devices)
+  shapes = bi_encoder.shapes(run.retriever.config)
+  like = steps.state_shapes(shapes, trained, optimizer, run.devices)
+  return distributed.locally(
+    checkpoints.restore(begun.step, like), like.step.sharding
   )
-  if sign:
-    logs.say(f'step {step}: {sign}')
-  if step % config.steps_per_log == 0:
-    rate = optimizers.learning_rate_schedule(config)(step - 1)
-    values['train/learning_rate'] = float(rate)
-    if in_use:
-      values['train/negatives_age'] = step - in_use.refresh
-    parts.metrics.write(step, values)
-    if not logs.has_bars():
-      logs.say(_line(config, step, values, parts.pace.text(step)))
-
-
-def _line(config, step, values, rate):
-  """Returns what is printed of a step."""
-  shown = [
-    f'step {step:,} of {config.max_steps:,}',
-    f'loss {values["train/loss"]:.4g}',
-    f'accuracy {values["train/accuracy"]:.1%}',
-    f'learning rate {values["train/learning_rate"]:.3g}',
-  ]
-  return ' | '.join([*shown, rate] if rate else shown)

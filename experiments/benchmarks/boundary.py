@@ -30,9 +30,9 @@ from ance_jax.core import devices
 from ance_jax.jobs import train
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
-from ance_jax.training import boundary
 from ance_jax.training import optimizers
 from ance_jax.training import steps
+from ance_jax.training import trainer
 
 SETTINGS = config_lib.Config(
   dataset='pydocs',
@@ -78,8 +78,12 @@ RUNS = {
   'async': {'refresh': 'async'},
   'frozen': {'max_refreshes': 1},
 }
-# What a boundary is made of: functions of the loop, by what they do.
-PARTS = {'save': 'save', '_pick_up': 'pick-up', 'cross': 'boundary'}
+# What training stands still for: methods of the loop, by what they do.
+PARTS = {
+  'save': 'save',
+  'refresh_if_due': 'refresh',
+  'pick_up_if_due': 'pick-up',
+}
 
 
 class Watch:
@@ -104,7 +108,9 @@ class Watch:
       for name, what in PARTS.items():
         stack.enter_context(
           mock.patch.object(
-            boundary, name, self._timed(getattr(boundary, name), what)
+            trainer.Trainer,
+            name,
+            self._timed(getattr(trainer.Trainer, name), what),
           )
         )
       yield

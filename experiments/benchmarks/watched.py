@@ -122,7 +122,7 @@ def watch(board, units):
   from ance_jax.mining import selection
   from ance_jax.retrieval import corpus_index
   from ance_jax.retrieval import index
-  from ance_jax.training import boundary
+  from ance_jax.training import trainer
 
   def shown(name):
     def wrapper(real):
@@ -147,7 +147,7 @@ def watch(board, units):
   wrap(atomic, 'publish', publish)
   wrap(corpus_index, 'evaluate', shown('evaluate'))
   wrap(corpus_index, 'prune_embeddings', shown('prune'))
-  wrap(boundary, '_prune', shown('prune'))
+  wrap(trainer.Trainer, '_prune', shown('prune'))
   wrap(checkpoint.Checkpoints, 'keep', shown('prune'))
   watch_saving(board, units)
   watch_training(board, units)
@@ -194,7 +194,7 @@ def watch_training(board, units):
   def loop(real):
     def call(*args, **kwargs):
       nonlocal done
-      done = _argument(real, 'step', args, kwargs)
+      done = args[0].step
       with board.during('train'):
         return real(*args, **kwargs)
 
@@ -214,7 +214,8 @@ def watch_training(board, units):
 
     return call
 
-  wrap(trainer, '_train', loop)
+  for name in ('begin_stretch', 'take_step', 'log_steps'):
+    wrap(trainer.Trainer, name, loop)
   wrap(steps, 'make_train_step', make)
 
 

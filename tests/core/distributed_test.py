@@ -28,16 +28,16 @@ CHILD = """
 import os, sys
 from ance_jax.retrieval import index
 from ance_jax import main
-from ance_jax.training import trainer
-build, log_step = index.build, trainer._log_step
+from ance_jax.training import run_log
+build, log_step = index.build, run_log.RunLog.log_step
 def counted(factory, params, blocks, **kwargs):
   print('rows indexed:', sum(map(len, blocks)), flush=True)
   return build(factory, params, blocks, **kwargs)
-def killed(parts, step, *rest):
+def killed(self, step, *rest):
   if step == 9 and {dies}:
     os._exit(9)
-  log_step(parts, step, *rest)
-index.build, trainer._log_step = counted, killed
+  log_step(self, step, *rest)
+index.build, run_log.RunLog.log_step = counted, killed
 sys.argv = ['main', *{flags!r}]
 main.run()
 """

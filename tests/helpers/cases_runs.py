@@ -27,9 +27,9 @@ from ance_jax.jobs import evaluate
 from ance_jax.jobs import export
 from ance_jax.jobs import report
 from ance_jax.jobs import train
+from ance_jax.training import checks
 from ance_jax.training import experiment
 from ance_jax.training import negatives
-from ance_jax.training import trainer
 
 METRICS, STEP = 'run/metrics.jsonl', 'run/checkpoints/2'
 RECORD = f'{STEP}/record'
@@ -93,7 +93,7 @@ CALLS = {
   'go on': _go_on,
   'check a refresh': lambda config: negatives.check(_go_on(config)),
   'choose': lambda config: checkpoint.choose(config.workdir, config.checkpoint),
-  'check': trainer.check,
+  'check': checks.before_reading,
   'begin': train.run,
   'mine with BM25': lambda config: negatives.by_bm25(_go_on(config)),
   'read': lambda config: experiment.open(config, ('dev',)),

@@ -25,7 +25,6 @@ from ance_jax.models import bi_encoder
 from ance_jax.retrieval import encoding
 from ance_jax.retrieval import index
 from ance_jax.training import batches
-from ance_jax.training import boundary
 from ance_jax.training import experiment
 from ance_jax.training import refreshes
 from ance_jax.training import steps
@@ -617,15 +616,15 @@ def test_a_second_trainer_is_refused_while_the_first_one_works(
   tiny, monkeypatch
 ):
   config = dataclasses.replace(tiny, num_devices=1, max_steps=1)
-  real, refused = boundary.cross, []
+  real, refused = trainer.Trainer.save, []
 
-  def cross(*arguments):
+  def save(self):
     with pytest.raises(errors.BadInput) as raised:
       train.run(config)
     refused.append(str(raised.value))
-    return real(*arguments)
+    return real(self)
 
-  monkeypatch.setattr(boundary, 'cross', cross)
+  monkeypatch.setattr(trainer.Trainer, 'save', save)
   train.run(config)
   assert f'found process {os.getpid()} on {os.uname().nodename}' in refused[0]
 

@@ -24,11 +24,12 @@ from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import encoding
 from ance_jax.training import background
 from ance_jax.training import batches
-from ance_jax.training import boundary
 from ance_jax.training import experiment
 from ance_jax.training import refreshes
+from ance_jax.training import resume
+from ance_jax.training import run_log
+from ance_jax.training import schedule
 from ance_jax.training import steps
-from ance_jax.training import trainer
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -113,15 +114,15 @@ def hold(monkeypatch, event):
 
 def set_at(monkeypatch, step, event, then=lambda: None):
   """Sets an event once so many steps are made, and then does something."""
-  real = trainer._log_step
+  real = run_log.RunLog.log_step
 
-  def log_step(parts, number, *others):
+  def log_step(self, number, *others):
     if number == step:
       event.set()
       then()
-    return real(parts, number, *others)
+    return real(self, number, *others)
 
-  monkeypatch.setattr(trainer, '_log_step', log_step)
+  monkeypatch.setattr(run_log.RunLog, 'log_step', log_step)
 
 
 def test_delayed_negatives_come_into_use_so_many_steps_later(config):
@@ -211,15 +212,17 @@ def test_what_was_picked_up_beside_training_is_repeated_bit_for_bit(config):
 
 def test_training_waits_at_the_greatest_staleness(config, monkeypatch, capsys):
   config = dataclasses.replace(config, refresh='async', max_staleness=6)
-  waits, real = [], background.Reader.wait
+  waits, real = [], background.RefreshPoller.wait
 
   def wait(self, in_use, step, oldest):
     waits.append(step - (in_use.refresh if in_use else 4))
     return real(self, in_use, step, oldest)
 
-  monkeypatch.setattr(background.Reader, 'wait', wait)
+  monkeypatch.setattr(background.RefreshPoller, 'wait', wait)
   monkeypatch.setattr(
-    background.Reader, 'newest', only_late(background.Reader.newest)
+    background.RefreshPoller,
+    'newest',
+    only_late(background.RefreshPoller.newest),
   )
   train.run(config)
   assert set(waits) == {6}
@@ -248,18 +251,19 @@ def test_a_run_killed_beside_a_refresh_repeats_its_pick_ups(
     with monkeypatch.context() as patch:
       ending = threading.Event()
 
-      def pick_up(*arguments, ending=ending, real=boundary._pick_up):
-        made = real(*arguments)
+      def pick_up(*arguments, ending=ending, real=resume.pick_up):
+        real(*arguments)
         ending.set()
-        return made
 
-      def log_step(parts, step, *others, ending=ending, real=trainer._log_step):
-        real(parts, step, *others)
+      def log_step(
+        self, step, *others, ending=ending, real=run_log.RunLog.log_step
+      ):
+        real(self, step, *others)
         if ending.is_set() and step % 4 == 3:
           raise OSError('killed')
 
-      patch.setattr(boundary, '_pick_up', pick_up)
-      patch.setattr(trainer, '_log_step', log_step)
+      patch.setattr(resume, 'pick_up', pick_up)
+      patch.setattr(run_log.RunLog, 'log_step', log_step)
       with contextlib.suppress(OSError):
         train.run(config)
   before = pick_ups(config)
@@ -542,7 +546,7 @@ def test_a_refresh_of_another_is_refused_by_name(finished, name, capsys):
     folder, {**atomic.read_manifest(folder), name: value}
   ) as new:
     shutil.copyfile(folder / 'negatives.npy', new / 'negatives.npy')
-  reader = background.Reader(finished)
+  reader = background.RefreshPoller(finished)
   assert reader.newest(None, 24) == 16
   assert text in capsys.readouterr().out
   reader._looked = -1
@@ -554,12 +558,12 @@ def test_what_is_newer_than_training_or_not_newer_than_in_use_is_not_taken(
   finished,
 ):
   def newest(in_use, step):
-    return background.Reader(finished).newest(in_use, step)
+    return background.RefreshPoller(finished).newest(in_use, step)
 
   assert newest(None, 19) == 16
   assert newest(None, 3) is None
-  assert newest(trainer.resume.PickUp(17, 16), 19) is None
-  assert newest(trainer.resume.PickUp(17, 16), 20) == 20
+  assert newest(schedule.ActiveRefresh(17, 16), 19) is None
+  assert newest(schedule.ActiveRefresh(17, 16), 20) == 20
 
 
 @pytest.mark.parametrize('damage', ['cut', 'bit', 'no manifest'])
@@ -574,7 +578,7 @@ def test_half_a_refresh_is_never_picked_up(finished, damage, capsys):
     path.write_bytes(content)
   else:
     (folder / 'manifest.json').unlink()
-  assert background.Reader(finished).newest(None, 24) == 16
+  assert background.RefreshPoller(finished).newest(None, 24) == 16
   assert folder.exists() == (damage == 'no manifest')
 
 

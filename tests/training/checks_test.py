@@ -17,7 +17,6 @@ from ance_jax.training import checks
 from ance_jax.training import methods
 from ance_jax.training import optimizers
 from ance_jax.training import refreshes
-from ance_jax.training import trainer
 
 
 def lines_of(capsys, **settings):
@@ -113,10 +112,10 @@ def test_a_batch_of_one_without_negatives_of_its_own_is_refused(
     tiny, **{'method': 'ance', 'batch_size': 1, 'num_devices': 1, **settings}
   )
   with pytest.raises(errors.BadInput, match=f'=1 leaves {name} no other'):
-    trainer.check(tiny)
-  trainer.check(dataclasses.replace(tiny, batch_size=2))
+    checks.before_reading(tiny)
+  checks.before_reading(dataclasses.replace(tiny, batch_size=2))
   for other in ({'warmup_steps': 0, 'method': 'ance'}, {'method': 'dpr'}):
-    trainer.check(dataclasses.replace(tiny, **other))
+    checks.before_reading(dataclasses.replace(tiny, **other))
 
 
 def data_of(positives, groups, own=()):
@@ -401,3 +400,16 @@ def test_a_run_says_once_a_start_that_nothing_is_left_to_learn(
   assert signs == [
     ('step 3', False), ('step 8', False), ('step 13', False), ('step 17', True)
   ]  # fmt: skip
+
+
+def test_a_row_that_trains_one_side_is_refused_where_both_share_a_tower(
+  tiny, monkeypatch
+):
+  row = methods.METHODS['in_batch']._replace(trains=('query',))
+  monkeypatch.setitem(methods.METHODS, 'in_batch', row)
+  run = SimpleNamespace(
+    config=dataclasses.replace(tiny, method='in_batch', warmup_steps=0),
+    retriever=SimpleNamespace(config=SimpleNamespace(tied=True)),
+  )
+  with pytest.raises(errors.BadInput, match='query tower alone.*set --notie'):
+    checks.of_run(run)

@@ -161,15 +161,15 @@ KILLS = {
     None,
   ),
   'at a step of the warm-up': (
-    'ance_jax.training.trainer',
-    '_log_step',
+    'ance_jax.training.run_log',
+    'RunLog.log_step',
     3,
     True,
     0,
   ),
   'at a step between checkpoints': (
-    'ance_jax.training.trainer',
-    '_log_step',
+    'ance_jax.training.run_log',
+    'RunLog.log_step',
     11,
     True,
     (8, 9),
@@ -276,7 +276,7 @@ def test_killed_and_started_again_a_run_ends_bit_equal(
 @pytest.mark.soak
 def test_the_same_command_goes_on_after_two_kills(config, reference):
   expected = never_killed(reference, config)
-  kill_at(config, 'ance_jax.training.trainer', '_log_step', 6)
+  kill_at(config, 'ance_jax.training.run_log', 'RunLog.log_step', 6)
   kill_at(config, 'ance_jax.mining.selection', 'hard_negatives', 1)
   flags = config.to_flagfile().split('\n')[:-1]
   done = run_main(flags)
@@ -288,9 +288,9 @@ def test_the_same_command_goes_on_after_two_kills(config, reference):
 @pytest.mark.parametrize(
   ('number', 'module', 'function', 'calls', 'saved'),
   [
-    ('SIGTERM', 'ance_jax.training.trainer', '_log_step', 7, 8),
+    ('SIGTERM', 'ance_jax.training.run_log', 'RunLog.log_step', 7, 8),
     ('SIGTERM', 'ance_jax.retrieval.encoding', 'encode_rows', 9, 4),
-    seldom('SIGINT', 'ance_jax.training.trainer', '_log_step', 7, 8),
+    seldom('SIGINT', 'ance_jax.training.run_log', 'RunLog.log_step', 7, 8),
     seldom('SIGTERM', 'ance_jax.retrieval.corpus_index', 'evaluate', 3, 5),
   ],
   ids=['in training', 'inside a refresh', 'Ctrl-C', 'in an evaluation'],
@@ -313,8 +313,8 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing(config, reference):
   expected = never_killed(reference, config)
   left = kill_at(
     config,
-    'ance_jax.training.trainer',
-    '_log_step',
+    'ance_jax.training.run_log',
+    'RunLog.log_step',
     7,
     signal='SIGINT',
     times=2,

@@ -133,7 +133,7 @@ def test_level_is_no_better_than_the_best_so_often(scores, evaluations, end):
     method='ance', warmup_steps=45, steps_per_eval=10, max_steps=100,
     warmup_until_plateau=evaluations,
   )  # fmt: skip
-  assert schedule.levelled_off(config, scores).warmup_steps == end
+  assert schedule.end_of_warmup(config, scores) == end
 
 
 @pytest.mark.parametrize(

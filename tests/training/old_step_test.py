@@ -33,15 +33,15 @@ def test_the_next_step_is_the_one_that_it_would_have_made(tmp_path):
   )
   splits = config.train_split, config.dev_split
   run, step = experiment.open(config, splits)
-  in_use = resume.picked_up(run, step)
-  method = schedule.method(config, in_use is not None)
+  active = resume.active_at(run, step)
+  method = schedule.method(config, active, step)
   batch = batches.make_batch(
     experiment.training_data(run, method),
     step,
     seed=config.seed,
     batch_size=config.batch_size,
     num_negatives=schedule.num_negatives(config, method),
-    negatives=refreshes.negatives_for(run, method, in_use),
+    negatives=refreshes.negatives_for(run, method, active),
   )
   gradient = jax.pmap(
     steps.make_gradient(config, method, run.retriever.config),

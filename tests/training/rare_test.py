@@ -323,9 +323,10 @@ def test_a_run_that_may_end_its_warm_up_early_may_refresh_more_often():
   )  # fmt: skip
   most = 0
   for scores in itertools.product((0, 1), repeat=8):
-    ended = schedule.levelled_off(
+    end = schedule.end_of_warmup(
       config, dict(zip(range(0, 16, 2), scores, strict=True))
     )
+    ended = dataclasses.replace(config, warmup_steps=end)
     most = max(
       most,
       schedule.num_refreshes(

@@ -27,7 +27,7 @@ from ance_jax.core import workdirs
 from ance_jax.jobs import report
 from ance_jax.jobs import train
 from ance_jax.training import resume
-from ance_jax.training import trainer
+from ance_jax.training import run_log
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 # Together they take an hour and a half on two cores.
@@ -240,19 +240,19 @@ def stopped_run(config):
   """A run that was stopped between two checkpoints, after two refreshes."""
   here = new_folder(config, 'stopped')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(trainer, '_log_step', _killer(11))
+    patch.setattr(run_log.RunLog, 'log_step', _killer(11))
     with pytest.raises(faulty_disk.Killed):
       train.run(here)
   return here
 
 
 def _killer(at):
-  real = trainer._log_step
+  real = run_log.RunLog.log_step
 
-  def log_step(parts, step, *rest):
+  def log_step(self, step, *rest):
     if step == at:
       raise faulty_disk.Killed
-    real(parts, step, *rest)
+    real(self, step, *rest)
 
   return log_step
 
@@ -341,12 +341,12 @@ def test_stopped_at_any_step_a_run_ends_bit_equal(
     capsys.readouterr()
     if step % 10 == 7:
       killed = crash_test.kill_at(
-        here, 'ance_jax.training.trainer', '_log_step', step
+        here, 'ance_jax.training.run_log', 'RunLog.log_step', step
       )
       assert killed.returncode == -9, killed.stderr[-2000:]
     else:
       with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, '_log_step', _killer(step))
+        patch.setattr(run_log.RunLog, 'log_step', _killer(step))
         with pytest.raises(faulty_disk.Killed):
           train.run(here)
     # A save that was under way is lost, too, where the process really dies.

@@ -1,5 +1,6 @@
 """Numbers that are printed and logged, against plain recounts."""
 
+import collections
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,8 @@ from ance_jax.core import logs
 from ance_jax.data import tokens
 from ance_jax.models import bert
 from ance_jax.retrieval import encoding
-from ance_jax.training import resume
-from ance_jax.training import trainer
+from ance_jax.training import run_log
+from ance_jax.training import schedule
 
 
 @pytest.mark.parametrize('rows_per_block', [7, 50, 200])
@@ -55,19 +56,18 @@ def test_what_is_logged_of_a_step_is_of_that_step():
     learning_rate=1.0, lr_warmup_steps=4, max_steps=10, steps_per_log=2
   )
   written = {}
-  ignored = SimpleNamespace(seen=lambda *_: None, text=lambda _: '')
-  parts = SimpleNamespace(
-    run=SimpleNamespace(config=config),
-    metrics=SimpleNamespace(write=written.__setitem__),
-    pace=ignored,
-    signs=ignored,
+  log = run_log.RunLog(
+    SimpleNamespace(config=config),
+    SimpleNamespace(write=written.__setitem__),
+    collections.Counter(),
+    None,
   )
   # Step n is made with the rate after n - 1 steps: up from 0, then down to 0.
   rates = [0, 1 / 4, 2 / 4, 3 / 4, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
   for step in range(1, 11):
-    in_use = resume.PickUp(5, 3) if step > 5 else None
+    active = schedule.ActiveRefresh(5, 3) if step > 5 else None
     metrics = {'loss': step / 8, 'accuracy': 0.5, 'grad_norm': 2.0}
-    trainer._log_step(parts, step, metrics, in_use)
+    log.log_step(step, metrics, active)
   assert list(written) == [2, 4, 6, 8, 10]
   for step, values in written.items():
     assert values.pop('train/learning_rate') == pytest.approx(rates[step - 1])

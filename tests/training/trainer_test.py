@@ -11,11 +11,25 @@ from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import devices
 from ance_jax.training import background
-from ance_jax.training import boundary
+from ance_jax.training import refreshes
 from ance_jax.training import resume
+from ance_jax.training import schedule
+from ance_jax.training import trainer
 
 # What a refresh or an evaluation gives.
-MADE = {'mined': True, 'metrics': {'dev/a': 0.0, 'dev/b': 0.0}}
+MADE = {'mined': True}
+
+
+def make_trainer(**given):
+  """Returns a `Trainer` of what a test gives, and else of what does nothing."""
+  nothing = SimpleNamespace(check=lambda: None, wait=lambda: None)
+  return trainer.Trainer(
+    **{
+      'state': SimpleNamespace(params=None), 'step': 2, 'active_refresh': None,
+      'optimizer': None, 'lock': nothing, 'checkpoints': nothing,
+      'poller': None, 'log': None, 'record': {}, **given,
+    }
+  )  # fmt: skip
 
 
 @pytest.mark.parametrize('committed', [[], [0]])
@@ -29,16 +43,13 @@ def test_nothing_is_logged_before_the_first_checkpoint_is_on_disk(
   monkeypatch.setattr(checkpoint, 'committed_steps', lambda _: committed)
   for name in ('describe', 'globally_replicated'):
     monkeypatch.setattr(devices, name, lambda _: None)
-  monkeypatch.setattr(boundary, '_prune', lambda _: None)
+  monkeypatch.setattr(trainer.Trainer, '_prune', lambda _: None)
   atomic.write_json(tmp_path / resume.PICK_UPS_FILE, {'pickups': []})
-  parts = SimpleNamespace(
+  make_trainer(
     run=SimpleNamespace(workdir=tmp_path, devices=(), id='x'),
-    lock=SimpleNamespace(check=lambda: None),
-    metrics=SimpleNamespace(history=lambda: b''),
     checkpoints=checkpoints,
-    record={},
-  )
-  boundary.save(parts, None, 2)
+    log=SimpleNamespace(metrics=SimpleNamespace(history=lambda: b'')),
+  ).save()
   assert done == ['wait', 'save', *(['wait'] if not committed else [])]
 
 
@@ -107,7 +118,7 @@ def test_lines_behind_a_checkpoint_stay_only_if_they_are_not_made_again(
 
 
 @pytest.mark.parametrize(
-  ('settings', 'plan', 'newest', 'in_use', 'step', 'expected'),
+  ('settings', 'plan', 'newest', 'active', 'step', 'expected'),
   [
     # What an earlier process picked up is repeated, whatever is there by now.
     ({}, [(8, 6)], 7, None, 8, 6),
@@ -130,7 +141,7 @@ def test_lines_behind_a_checkpoint_stay_only_if_they_are_not_made_again(
   ],
 )
 def test_what_comes_into_use_is_what_was_or_the_newest_or_is_waited_for(
-  settings, plan, newest, in_use, step, expected, monkeypatch
+  settings, plan, newest, active, step, expected, monkeypatch
 ):
   config = config_lib.Config(
     **{
@@ -138,59 +149,66 @@ def test_what_comes_into_use_is_what_was_or_the_newest_or_is_waited_for(
       'steps_per_refresh': 4, **settings,
     }
   )  # fmt: skip
-  plan = [resume.PickUp(*one) for one in plan]
-  monkeypatch.setattr(resume, 'planned', lambda _: plan)
-  reader = SimpleNamespace(
+  plan = [schedule.ActiveRefresh(*one) for one in plan]
+  monkeypatch.setattr(resume, 'to_replay', lambda _: plan)
+  poller = SimpleNamespace(
     newest=lambda *_: newest, wait=lambda *given: ('wait', given[2])
   )
-  parts = SimpleNamespace(
+  active = schedule.ActiveRefresh(*active) if active else None
+  training = make_trainer(
     run=SimpleNamespace(config=config),
-    reader=reader,
-    checkpoints=SimpleNamespace(wait=lambda: None),
+    step=step,
+    active_refresh=active,
+    poller=poller,
   )
-  in_use = resume.PickUp(*in_use) if in_use else None
-  assert boundary._comes_into_use(parts, step, in_use) == expected
+  assert training._newer_refresh() == expected
 
 
 @pytest.mark.parametrize(
-  ('settings', 'reader', 'done'),
+  ('settings', 'poller', 'done'),
   [
     ({}, None, ['refresh']),
     ({'refresh_replay': '/other'}, None, []),
-    ({'refresh_replay': '/other', 'steps_per_eval': 2}, None, ['evaluate']),
+    ({'refresh_replay': '/other', 'steps_per_eval': 2}, None, ['assess']),
     ({'steps_per_eval': 2}, None, ['refresh']),  # Which evaluates.
-    ({'refresh': 'async', 'steps_per_eval': 2}, 'reader', ['evaluate']),
-    ({'refresh': 'async'}, 'reader', []),
+    ({'refresh': 'async', 'steps_per_eval': 2}, 'poller', ['assess']),
+    ({'refresh': 'async'}, 'poller', []),
   ],
 )
 def test_a_refresh_is_made_in_step_where_nobody_else_makes_or_made_it(
-  settings, reader, done, monkeypatch
+  settings, poller, done, monkeypatch
 ):
   config = config_lib.Config(
     method='ance', max_steps=20, steps_per_refresh=4, **settings
   )
   found = []
-  for module, name, what in (
-    (boundary.refreshes, 'refresh', 'refresh'),
-    (boundary, '_evaluate', 'evaluate'),
-  ):
+  for name, made in (('refresh', MADE), ('assess', (MADE, None))):
     monkeypatch.setattr(
-      module, name, lambda *_, what=what, **__: found.append(what) or MADE
+      refreshes,
+      name,
+      lambda *_, name=name, made=made, **__: found.append(name) or made,
     )
-  for name in ('save', '_report', '_report_metrics', '_comes_into_use'):
-    monkeypatch.setattr(boundary, name, lambda *_: None)
-  parts = SimpleNamespace(
-    run=SimpleNamespace(config=config),
-    reader=reader,
-    lock=SimpleNamespace(check=lambda: None),
-    checkpoints=SimpleNamespace(wait=lambda: None),
+  for module, name in (
+    (trainer.diagnostics, 'probe'),
+    (trainer.Trainer, '_prune_embeddings'),
+  ):
+    monkeypatch.setattr(module, name, lambda *_: None)
+  with_params = SimpleNamespace(index_corpus=lambda _: None)
+  training = make_trainer(
+    run=SimpleNamespace(config=config, with_params=lambda _: with_params),
+    step=8,
+    poller=poller,
+    log=SimpleNamespace(
+      log_refresh=lambda *_: None, log_evaluation=lambda *_: None
+    ),
   )
-  boundary.cross(parts, SimpleNamespace(params=None), 8, None)
+  if training.refresh_if_due() is None:
+    training.evaluate_if_due()
   assert found == done
 
 
 @pytest.mark.parametrize(
-  ('in_use', 'step', 'ours', 'expected'),
+  ('active', 'step', 'ours', 'expected'),
   [
     (None, 20, [4, 8, 12], 12),
     (None, 11, [4, 8, 12], 8),  # Not that of weights which come later.
@@ -204,38 +222,40 @@ def test_a_refresh_is_made_in_step_where_nobody_else_makes_or_made_it(
   ],
 )
 def test_a_reader_finds_the_newest_refresh_that_may_be_picked_up(
-  in_use, step, ours, expected, monkeypatch
+  active, step, ours, expected, monkeypatch
 ):
   monkeypatch.setattr(background.refreshes, 'published', lambda _: [4, 8, 12])
   monkeypatch.setattr(background.remote, 'is_connected', lambda _: False)
-  reader = background.Reader(SimpleNamespace(workdir='/nowhere'))
-  monkeypatch.setattr(reader, '_is_ours', lambda number: number in ours)
-  in_use = resume.PickUp(9, in_use) if in_use else None
-  assert reader.newest(in_use, step) == expected
+  poller = background.RefreshPoller(SimpleNamespace(workdir='/nowhere'))
+  monkeypatch.setattr(poller, '_is_ours', lambda number: number in ours)
+  active = schedule.ActiveRefresh(9, active) if active else None
+  assert poller.newest(active, step) == expected
   # What it saw just now is no news once it is in use.
   if expected:
-    assert reader.newest(None, step) == expected
-    assert reader.newest(resume.PickUp(9, expected), step) is None
-  reader.close()
+    assert poller.newest(None, step) == expected
+    assert poller.newest(schedule.ActiveRefresh(9, expected), step) is None
+  poller.close()
 
 
 @pytest.mark.parametrize('stops', [True, False])
 def test_what_one_process_sees_all_do_after_the_same_step(stops, monkeypatch):
   here, other = [[True, False], [False, True]][:: 1 if stops else -1]
-  monkeypatch.setattr(boundary.distributed, 'count', lambda: 2)
-  monkeypatch.setattr(boundary.distributed, 'is_first', lambda: True)
+  monkeypatch.setattr(trainer.distributed, 'count', lambda: 2)
+  monkeypatch.setattr(trainer.distributed, 'is_first', lambda: True)
   monkeypatch.setattr(
-    boundary.distributed, 'gather', lambda one: np.stack([one, other])
+    trainer.distributed, 'gather', lambda one: np.stack([one, other])
   )
-  monkeypatch.setattr(boundary.logs, 'stop_requested', lambda: here[0])
-  monkeypatch.setattr(resume, 'planned', lambda _: [])
+  monkeypatch.setattr(trainer.logs, 'stop_requested', lambda: here[0])
+  monkeypatch.setattr(resume, 'to_replay', lambda _: [])
   newest = 4 if here[1] else None
-  parts = SimpleNamespace(
+  training = make_trainer(
     run=SimpleNamespace(config=config_lib.Config(steps_per_log=5)),
-    reader=SimpleNamespace(newest=lambda *_: newest),
+    step=10,
+    poller=SimpleNamespace(newest=lambda *_: newest),
   )
-  assert boundary.news(parts, 10, None) == [True, True]
-  assert boundary.news(parts, 11, None) == (False, False)
+  assert training.poll() == [True, True]
+  training.step = 11
+  assert training.poll() == (False, False)
 
 
 def test_a_refresh_newer_than_all_checkpoints_is_not_the_last_one(

@@ -1,0 +1,183 @@
+"""What a run says of itself: lines, metrics.jsonl, examples, its page."""
+
+import collections
+from collections.abc import Callable
+import math
+from typing import NamedTuple
+
+import jax
+
+from ance_jax.core import atomic
+from ance_jax.core import distributed
+from ance_jax.core import logs
+from ance_jax.core import pace
+from ance_jax.core import remote
+from ance_jax.core import workdirs
+from ance_jax.training import checks
+from ance_jax.training import optimizers
+from ance_jax.training import refreshes
+from ance_jax.training import resume
+from ance_jax.training import schedule
+from ance_jax.training import steps
+
+
+class Show(NamedTuple):
+  """How a run is shown, by a module above this one.
+
+  Attributes:
+    page: page(folder, path) writes the page of the run in a folder.
+    end: end(folder) shows what came of the run, once it is over.
+  """
+
+  page: Callable
+  end: Callable
+
+
+class RunLog:
+  """Logs the steps, refreshes and evaluations of a run."""
+
+  def __init__(
+    self,
+    run,
+    metrics: logs.Metrics,
+    compiles: collections.Counter,
+    show: Show,
+  ):
+    """Begins to log.
+
+    Args:
+      run: `experiment.Experiment`.
+      metrics: Writes metrics.jsonl.
+      compiles: 'compiles' and 'compile_secs' since they were last logged.
+      show: Writes the page.
+    """
+    self.metrics, self._run, self._show = metrics, run, show
+    self._compiles, self._signs = compiles, checks.Signs()
+    self._pace = pace.Pace(run.config.max_steps)
+
+  def begin_stretch(self) -> None:
+    """Starts the clock of steps: what came between them does not count."""
+    self._pace.begin()
+
+  def log_step(
+    self,
+    step: int,
+    metrics: dict[str, jax.Array],
+    active_refresh: schedule.ActiveRefresh | None,
+  ) -> None:
+    """Reads a step's metrics from the devices, and logs them where due.
+
+    Args:
+      step: int, number of the step, from 1 on.
+      metrics: What the train step returned.
+      active_refresh: The refresh whose negatives the step used, or None.
+
+    Raises:
+      FloatingPointError: The loss or its gradient was not finite.
+    """
+    config = self._run.config
+    values = jax.device_get(metrics)
+    values = {f'train/{name}': float(value) for name, value in values.items()}
+    # A gradient that is not finite has spoiled the parameters already.
+    if not math.isfinite(values['train/loss'] + values['train/grad_norm']):
+      raise FloatingPointError(
+        f'a loss must be finite, and its gradient; found '
+        f'{values["train/loss"]} and {values["train/grad_norm"]} at step '
+        f'{step}; the last checkpoint is whole: lower --learning_rate, or '
+        'check the data.'
+      )
+    self._pace.seen(step)
+    refresh = active_refresh.refresh if active_refresh else None
+    sign = self._signs.seen(
+      values['train/loss'], values['train/accuracy'], refresh
+    )
+    if sign:
+      logs.say(f'step {step}: {sign}')
+    if step % config.steps_per_log == 0:
+      rate = optimizers.learning_rate_schedule(config)(step - 1)
+      values['train/learning_rate'] = float(rate)
+      if refresh is not None:
+        values['train/negatives_age'] = step - refresh
+      self.metrics.write(step, values)
+      if not logs.has_bars():
+        logs.say(_line(config, step, values, self._pace.text(step)))
+
+  def log_refresh(self, made: dict, age: int | None) -> None:
+    """Logs a refresh.
+
+    Args:
+      made: Its manifest.
+      age: Age in steps of the negatives that it replaces, or None.
+    """
+    logs.say(refreshes.summary(made, age))
+    self._log_made(made['step'], made)
+
+  def log_evaluation(self, step: int, made: dict) -> None:
+    """Logs an evaluation: what `refreshes.assess` found at `step`."""
+    logs.say(
+      f'evaluation at step {step}: {refreshes.dev_summary(made["metrics"])}'
+    )
+    self._log_made(step, made)
+
+  def _log_made(self, step, made):
+    """Writes metrics and examples of a refresh or an evaluation, and the page.
+
+    Args:
+      step: That of the weights.
+      made: 'metrics', 'secs', 'flops' and 'examples', as a manifest has them.
+    """
+    secs = {f'time/{name}_secs': value for name, value in made['secs'].items()}
+    secs['time/compiles'] = self._compiles.pop('compiles', 0)
+    secs['time/compile_secs'] = self._compiles.pop('compile_secs', 0)
+    flops = {f'flops/{name}': value for name, value in made['flops'].items()}
+    flops['flops/train'] = train_flops(self._run, step)
+    self.metrics.write(step, {**made['metrics'], **secs, **flops})
+    if not distributed.is_first():
+      return
+    workdir, written = self._run.workdir, []
+    if made['examples']:
+      examples = workdir / workdirs.EXAMPLES_FOLDER
+      atomic.make_folder(examples)
+      written = [examples / f'{step:08d}.json']
+      atomic.write_json(written[0], {'examples': made['examples']})
+    self._show.page(workdir, workdir / workdirs.PAGE_FILE)
+    for path in (*written, workdir / workdirs.PAGE_FILE):
+      remote.push(path)
+
+  def finish(self) -> dict[str, float]:
+    """Shows the whole run; returns {measure: value} on dev at its end."""
+    workdir, last = self._run.workdir, self._run.config.max_steps
+    if distributed.is_first():
+      self._show.end(workdir)
+      for name in (logs.METRICS_FILE, workdirs.PAGE_FILE, 'curves.png'):
+        remote.push(workdir / name)
+    distributed.wait('finished')
+    return {
+      name.removeprefix('dev/'): logs.series(workdir, name)[last]
+      for name in logs.dev_measures(workdir)
+    }
+
+
+def train_flops(run, step: int) -> float:
+  """Returns the floating-point operations of all steps up to `step`."""
+  config = run.config
+  first = next(iter(resume.to_replay(run)), None)
+  mined = min(first.step, step) if first else step
+  return sum(
+    number * steps.flops(config, method, run.retriever.config)
+    for number, method in (
+      (mined, schedule.method(config, None, 0)),
+      (step - mined, schedule.method(config, first, mined)),
+    )
+  )
+
+
+def _line(config, step, values, rate):
+  """Returns what is printed of a step."""
+  shown = [
+    f'step {step:,} of {config.max_steps:,}',
+    f'loss {values["train/loss"]:.4g}',
+    f'accuracy {values["train/accuracy"]:.1%}',
+    f'learning rate {values["train/learning_rate"]:.3g}',
+  ]
+  return ' | '.join([*shown, rate] if rate else shown)
