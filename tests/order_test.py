@@ -20,7 +20,7 @@ TABLES = {
   ('retrieval', 'words'),
   ('training', 'methods'),
 }
-ABOVE, BELOW = ['main', 'launch', 'flags'], ['config', 'errors']
+ABOVE, BELOW = ['main', 'launch', 'flags', 'api'], ['config', 'errors']
 ORDER = [*ABOVE, *PACKAGES, *BELOW]
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {
@@ -104,6 +104,19 @@ def test_outside_libraries_stay_in_their_rooms(path):
   for module, _ in imports(path):
     rooms = ROOMS.get(module.split('.')[0])
     assert rooms is None or path.stem in rooms, module
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=name_of)
+def test_below_training_a_function_takes_a_few_settings_by_name(path):
+  """Not all of them, in a `Config` or an `Experiment`."""
+  here = path.relative_to(PACKAGE).with_suffix('').parts[0]
+  if here not in ('mining', 'retrieval', 'models', 'data'):
+    return
+  assert ('config',) not in imported(path)
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.arg) and node.arg in ('config', 'experiment'):
+      kind = ast.unparse(node.annotation) if node.annotation else ''
+      assert kind.endswith(('BodyConfig', 'RetrieverConfig')), node.arg
 
 
 def test_the_order_names_the_packages_and_modules_that_exist():

@@ -387,7 +387,7 @@ def mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-def _layer_norm(config, dtype, name):
+def _layer_norm(config: BodyConfig, dtype, name):
   return nn.LayerNorm(
     epsilon=config.layer_norm_epsilon,
     dtype=dtype,

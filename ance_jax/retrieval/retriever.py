@@ -63,6 +63,7 @@ class Retriever(NamedTuple):
 
   def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
     """Returns the (q, E) float32 embeddings of queries."""
+    _refuse_string(queries)
     form = self.form
     rows = tokens.memory_rows(
       self.tokenizer,
@@ -93,6 +94,7 @@ class Retriever(NamedTuple):
     self, passages: Sequence[str], titles: Sequence[str] | None = None
   ) -> tokens.TokenRows:
     """Returns the token rows of passages; see `encode_passages`."""
+    _refuse_string(passages)
     form = self.form
     texts = [
       tokens.passage_text(*row, form.title_separator, form.passage_prompt)
@@ -140,3 +142,9 @@ def check_chunks(config: bi_encoder.RetrieverConfig, chunks: int) -> None:
       'the retriever leaves its prompt out of the pooling, and with --chunks '
       'only the first piece of a passage has one; use --chunks=1.'
     )
+
+
+def _refuse_string(texts):
+  """Raises `TypeError` for a string, whose letters would be the texts."""
+  if isinstance(texts, str):
+    raise TypeError(f'texts must be a list; found {texts[:50]!r}; use [text]')
