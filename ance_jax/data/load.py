@@ -1,4 +1,4 @@
-"""A dataset's name -> its corpus and splits."""
+"""Loads a dataset by name: its corpus and splits."""
 
 from collections.abc import Sequence
 import functools
@@ -22,22 +22,22 @@ def load(
   """Reads a dataset.
 
   Args:
-    settings: What is read.
-    split_names: Splits to read; None: train, dev and the test splits that are
-      there, without dev where the hash holds no query out for it.
+    settings: Which data to read, and how to split it.
+    split_names: Splits to read; None for train, dev and existing test splits,
+      without dev if its share of train would be empty.
 
   Returns:
-    The corpus and these splits. Where the data has no dev split, a
-    share of the training queries is it, by hash of their ids, and not in train;
-    with `--dev_fraction=0` none is, and there is no such split beside train.
+    The corpus and these splits. If the data has no dev split, a share of the
+    training queries, selected by hash of their ids, moves from train to dev;
+    with `--dev_fraction=0` dev is omitted.
 
   Raises:
-    BadInput: The data cannot be used; the text names file and line, rule and
-      cure.
+    BadInput: The data cannot be used; the message names the file and line, the
+      rule and the cure.
   """
   settings = settings._replace(protocol=protocol(settings))
   source = _reader(settings.dataset)(settings)
-  # Whether there is a dev split is asked more than once.
+  # Several checks read the same split.
   source = source._replace(read_split=functools.cache(source.read_split))
   if split_names is None:
     tests = [n for n in settings.test_splits if source.read_split(n)]
@@ -74,14 +74,14 @@ def load(
 
 
 def _reader(name):
-  """Returns the function that reads a row of the table of datasets."""
+  """Returns the reader of a dataset in the table of datasets."""
   module, _, function = datasets.READERS[name].function.rpartition('.')
   module = importlib.import_module(f'ance_jax.data.readers.{module}')
   return getattr(module, function)
 
 
 def _say_equal_texts(splits, train):
-  """Prints how many training queries equal a passage, or another query."""
+  """Prints how many training queries equal a passage or another query."""
   split = splits[train]
   counts = {
     'are passages of the corpus, too: none is its own negative': len(
@@ -101,16 +101,16 @@ def _say_equal_texts(splits, train):
 
 
 def protocol(settings: records.Settings) -> str | None:
-  """Returns the protocol asked for, BEIR's where a set of BEIR is named."""
+  """Returns `--protocol`, which defaults to BEIR's for a set of BEIR."""
   if settings.dataset == 'beir' and settings.beir_set:
     return settings.protocol or 'beir'
   return settings.protocol
 
 
 def _has_dev(source, settings):
-  """Returns whether dev is in the data, or would be held out of train."""
+  """Returns whether dev exists or its share of train is not empty."""
   if source.read_split(settings.dev_split) or not settings.dev_fraction:
-    return True  # Without a fraction `_without_dev` says so.
+    return True  # Without a fraction `_without_dev` drops dev and says so.
   train = source.read_split(settings.train_split)
   rows = train.judged_queries() if train else ()
   limit = settings.dev_fraction * 2**64
@@ -118,10 +118,10 @@ def _has_dev(source, settings):
 
 
 def _without_dev(split_names, settings):
-  """Returns the names of the splits but dev's, of data that has none.
+  """Returns the split names without dev, for data that has no dev split.
 
   Raises:
-    BadInput: It is dev that was asked for.
+    BadInput: The names include dev but not train.
   """
   dev, train = settings.dev_split, settings.train_split
   if dev in split_names and train not in split_names:
@@ -162,7 +162,7 @@ def _judged(source, name, settings, alone):
 
 
 def _side(judged, name, settings):
-  """Returns the train or dev part of judgements that are split by hash."""
+  """Returns the train or dev part of a split, divided by hash of the ids."""
   queries = judged.judged_queries()
   places = {query: _hash(judged.query_ids[query]) for query in queries}
   limit, is_dev = settings.dev_fraction * 2**64, name == settings.dev_split
@@ -190,7 +190,7 @@ def _hash(query_id):
 
 
 def _of_queries(judged, queries):
-  """Returns the `RawSplit` of what some query rows were judged on."""
+  """Returns a copy with only the judgements of some query rows."""
   judgements, missing = (
     {pair: grade for pair, grade in pairs.items() if pair[0] in queries}
     for pairs in (judged.judgements, judged.missing or {})
@@ -202,7 +202,7 @@ def _check_judged(judged, name, settings, corpus):
   """Prints how many judged passages the corpus lacks.
 
   Raises:
-    BadInput: None that it has is relevant: all scores would be 0.
+    BadInput: The corpus has no relevant passage, so all scores would be 0.
   """
   missing = judged.missing or {}
   relevant = any(grade > 0 for grade in judged.judgements.values())
@@ -234,7 +234,7 @@ def _check_judged(judged, name, settings, corpus):
 
 
 def _with_positives(judged, name):
-  """Returns the `RawSplit` of the queries that have a positive passage."""
+  """Returns a copy with only the queries that have a positive passage."""
   pairs = judged.judgements
   useful = {query for (query, _), grade in pairs.items() if grade > 0}
   without = len(judged.judged_queries() - useful)
@@ -246,7 +246,7 @@ def _with_positives(judged, name):
 
 
 def _with_negatives(judged, source, settings):
-  """Returns the `RawSplit` with what `--negatives` or the data gives it."""
+  """Returns a copy with the negatives of `--negatives` or of the data."""
   path = settings.negatives or source.negatives
   if not path:
     return judged
@@ -268,13 +268,13 @@ def _no_positive(name, queries):
 
 
 def _own(judged, corpus):
-  """Returns {query row: row of the passage of that id}."""
+  """Returns {query row: row of the passage with the query's id}."""
   rows = corpus.rows.many(judged.query_ids).tolist()
   return {query: row for query, row in enumerate(rows) if row >= 0}
 
 
 def _say_own(splits, corpus):
-  """Prints how many queries have the id of a passage, if one has."""
+  """Prints how many queries have the id of a passage, if any do."""
   ids = list({an_id for split in splits.values() for an_id in split.ids})
   own = int((corpus.rows.many(ids) >= 0).sum())
   if own:
