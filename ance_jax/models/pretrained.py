@@ -1,10 +1,11 @@
-"""What a run starts from: retriever, tokenizer and parameters.
+"""The initial retriever, tokenizer and parameters of a run.
 
-Random, a body or a sentence-transformers folder of Hugging Face, or a run of
-ours; and how a model lies in a checkpoint's record.
+They are random, or come from a Hugging Face body, a sentence-transformers
+folder, or one of our runs. Also stores a model in a checkpoint's record.
 """
 
 from collections.abc import Iterable
+from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
@@ -29,19 +30,19 @@ _MODEL_FOLDER = 'model'
 
 
 class Settings(NamedTuple):
-  """What is asked of a retriever: where it is from, and settings by name.
+  """Requested source and settings of a retriever.
 
-  Settings that are None are those that the checkpoint brings with it, or the
-  defaults: `bi_encoder.RetrieverConfig` says what they are.
+  None takes the checkpoint's setting, or else the default. See
+  `bi_encoder.RetrieverConfig` for attributes not listed here.
 
   Attributes:
-    init_from: A run of ours, a folder, a name of the hub, or two of them with a
-      comma between; '' for random weights.
-    checkpoint: Which one of a run: a step, 'last' or 'best'.
-    seed: Of random weights.
-    title_separator: 'space' or 'token', the tokenizer's separator.
-    lower_case: Whether texts are lower-cased before they are tokenized.
-    prefix_space: Whether a space is put before each text.
+    init_from: One of our runs, a folder, a name on the hub, or two of them
+      separated by a comma; '' for random weights.
+    checkpoint: Checkpoint of a run: a step, 'last' or 'best'.
+    seed: Seed of random weights.
+    title_separator: 'space', or 'token' for the tokenizer's separator.
+    lower_case: Whether to lower-case texts before tokenizing.
+    prefix_space: Whether to put a space before each text.
   """
 
   init_from: str
@@ -70,9 +71,9 @@ class Model(NamedTuple):
 
 
 def pinned(init_from: str) -> str:
-  """Returns `--init_from` with the commit of each name of the hub in it.
+  """Returns `--init_from` with the commit of each name on the hub added.
 
-  All processes get that of the first. What is fetched is not fetched again.
+  All processes get the first one's commits. Cached files are not fetched again.
   """
   if not init_from or is_run(init_from):
     return init_from
@@ -84,15 +85,15 @@ def load(
   sizes: sources.Sizes | None = None,
   texts: Iterable[str] = (),
 ) -> Model:
-  """Returns the `Model` of a checkpoint, or a random one.
+  """Loads a checkpoint's model, or makes a random one.
 
   Args:
-    asked: Where from, and its settings.
-    sizes: Of a random one.
-    texts: For the vocabulary of a random one, as for `vocabulary.train`.
+    asked: Source and settings of the model.
+    sizes: Sizes of a random model.
+    texts: Texts for a random model's vocabulary, as for `vocabulary.train`.
 
   Raises:
-    BadInput: The checkpoint cannot be used; the text says why.
+    BadInput: The checkpoint cannot be used; the message says why.
   """
   if not asked.init_from:
     source = sources.random(sizes, _max_positions(asked), texts)
@@ -112,9 +113,9 @@ def load(
 def planned(
   asked: Settings, sizes: sources.Sizes
 ) -> bi_encoder.RetrieverConfig:
-  """Returns what a retriever of random weights would be."""
+  """Returns the settings of a retriever with random weights."""
   body = sources.planned_body(sizes, _max_positions(asked))
-  # A separator token is the vocabulary's, which is not made here.
+  # A separator token needs the vocabulary, which does not exist yet.
   asked = asked._replace(title_separator=None)
   return _retriever_config(asked, sources.Pretrained(body, None, {}, {}))
 
@@ -123,8 +124,10 @@ def _max_positions(asked):
   return max(asked.query_length or 64, asked.passage_length or 512)
 
 
-def model_files(retriever, tokenizer):
-  """Returns {name: bytes} of all of a model but its weights, for a record."""
+def model_files(
+  retriever: bi_encoder.RetrieverConfig, tokenizer: tokenizer_lib.Tokenizer
+) -> dict[str, bytes]:
+  """Returns a model's files by name, without weights, for a record."""
   with tempfile.TemporaryDirectory() as folder:
     tokenizer.save_pretrained(folder)
     files = {
@@ -135,29 +138,33 @@ def model_files(retriever, tokenizer):
   return {**files, f'{_MODEL_FOLDER}/{bi_encoder.FILE}': retriever.encode()}
 
 
-def load_model(workdir, step):
+def load_model(
+  workdir: str | pathlib.Path, step: int
+) -> tuple[bi_encoder.RetrieverConfig, tokenizer_lib.Tokenizer]:
   """Returns the retriever and tokenizer of a run's checkpoint."""
-  checkpoint.read_record(workdir, step)  # Which checks it.
+  checkpoint.read_record(workdir, step)  # Verifies the record.
   folder = checkpoint.record_folder(workdir, step) / _MODEL_FOLDER
   retriever = bi_encoder.read(folder / bi_encoder.FILE)
   return retriever, tokenizer_lib.load(str(folder))
 
 
-def load_whole(workdir, step, devices):
-  """Returns the `Model` of a run's checkpoint, on all devices."""
+def load_whole(
+  workdir: str | pathlib.Path, step: int, devices: Sequence[jax.Device]
+) -> Model:
+  """Returns the model of a run's checkpoint, with parameters on all devices."""
   retriever, tokenizer = load_model(workdir, step)
   shapes = bi_encoder.shapes(retriever)
   params = checkpoint.read_params(workdir, step, shapes, devices)
   return Model(retriever, tokenizer, params)
 
 
-def is_run(folder):
-  """Returns whether a folder is that of a run of ours."""
+def is_run(folder: str | pathlib.Path) -> bool:
+  """Returns whether a folder holds one of our runs."""
   return checkpoint.are_in(folder)
 
 
 def _retriever_config(asked, source):
-  """Returns what is asked for, else the checkpoint's, else defaults."""
+  """Returns the settings: requested, else the checkpoint's, else default."""
   longest = source.body.max_length
   defaults = {
     'tie_encoders': True,
@@ -205,7 +212,7 @@ def _retriever_config(asked, source):
 
 
 def _prompt_tokens(tokenizer, settings):
-  """Returns how many tokens of each side's prompt are not pooled, by name."""
+  """Returns the number of prompt tokens per side that pooling excludes."""
   if settings['include_prompt']:
     return {}
   return {
@@ -217,7 +224,7 @@ def _prompt_tokens(tokenizer, settings):
 
 
 def _fitted(source, retriever, asked):
-  """Returns the parameters of the source in the towers of the retriever."""
+  """Returns the retriever's parameters by tower, filled from the source."""
   given = source.params
   if retriever.tied and len(given) > 1:
     raise errors.BadInput(
@@ -241,7 +248,7 @@ def _fitted(source, retriever, asked):
 
 
 def _run_source(asked):
-  """Returns a run of ours, at its `--checkpoint`."""
+  """Returns one of our runs at its `--checkpoint`, as a source."""
   step, (retriever, tokenizer, params) = checkpoint.read_chosen(
     asked.init_from,
     asked.checkpoint,
