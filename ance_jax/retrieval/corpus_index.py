@@ -1,5 +1,6 @@
 """Encodes, indexes, searches and scores a corpus; ranks it by BM25."""
 
+from collections.abc import Callable
 import hashlib
 import json
 import pathlib
@@ -24,22 +25,21 @@ from ance_jax.retrieval import index
 from ance_jax.retrieval import metrics
 from ance_jax.retrieval import retriever as retriever_lib
 
-# Dev queries whose results are kept at each evaluation, and results of each.
+# Dev queries whose results each evaluation saves, and results per query.
 _NUM_EXAMPLES, _EXAMPLE_RESULTS = 3, 3
-# The factory string that is no FAISS index.
+# Factory string of our index on the accelerators; all others are FAISS's.
 ON_DEVICES = 'device'
 
 
 class Settings(NamedTuple):
-  """How an index is built.
+  """How to build an index.
 
   Attributes:
     factory: FAISS factory string, or `ON_DEVICES`.
-    params: Search parameters as FAISS's ParameterSpace reads them, or ''.
-    center: Whether the mean of all embeddings is taken from each first.
-    rows_per_block: Embeddings of a block: the unit in which they are encoded
-      and added.
-    memory_mb: MiB of each device that `ON_DEVICES` may take.
+    params: Search parameters in the syntax of FAISS's ParameterSpace, or ''.
+    center: Whether to subtract the mean of all embeddings first.
+    rows_per_block: Embeddings per block, the unit of encoding and indexing.
+    memory_mb: MiB per device that `ON_DEVICES` may use.
   """
 
   factory: str = 'Flat'
@@ -53,13 +53,13 @@ class IndexedCorpus(NamedTuple):
   """The corpus, encoded and indexed with one set of parameters.
 
   Attributes:
-    passage_index: `index.Index` of passage rows, or those of their pieces.
+    passage_index: Index of passages, or of their pieces.
     weights_hash: Hash of the parameters.
-    real_tokens: Share of real tokens in what was computed; None if the
-      embeddings were there.
+    real_tokens: Share of computed tokens that are not padding; None if all
+      embeddings existed.
     texts_of: (R,) int32, the passage row of each piece; None without pieces.
     blocks: Embeddings as `encoding.encode_corpus` returns them.
-    exact: Whether a search gives the scores of the embeddings themselves.
+    exact: Whether a search returns the exact scores of the embeddings.
   """
 
   passage_index: index.Index
@@ -69,8 +69,10 @@ class IndexedCorpus(NamedTuple):
   blocks: list[np.ndarray]
   exact: bool = False
 
-  def search(self, queries, k, what=None):
-    """Returns the `trec.Ranking` of passages; see `index.search`."""
+  def search(
+    self, queries: np.ndarray, k: int, what: str | None = None
+  ) -> trec.Ranking:
+    """Ranks passages; see `index.search`."""
     if self.texts_of is None:
       return index.search(self.passage_index, queries, k, what)
     return index.search_pieces(
@@ -78,18 +80,18 @@ class IndexedCorpus(NamedTuple):
     )
 
   def rank(self, queries: np.ndarray, k: int) -> trec.Ranking:
-    """Returns `search` with the scores of the embeddings, not an index's."""
+    """Returns the ranking of `search` with exact scores of the embeddings."""
     found = self.search(queries, k)
     if self.exact:
       return found
     return found._replace(scores=self.scores(queries, found.rows))
 
-  def search_flops(self, num_queries):
-    """Returns the operations of a search; 0 where nobody counts them."""
+  def search_flops(self, num_queries: int) -> int:
+    """Returns the operations of a search; see `index.flops`."""
     width = self.blocks[0].shape[1]
     return num_queries * index.flops(self.passage_index, width)
 
-  def scores(self, queries, rows):
+  def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Returns (q, K) float32 scores of passages; see `index.exact_scores`."""
     return index.exact_scores(self.blocks, queries, rows, self.texts_of)
 
@@ -99,14 +101,14 @@ def check_index(
   width: int,
   num_devices: int,
   num_vectors: int | None = None,
-):
-  """Raises `BadInput` if an index could not be built of embeddings.
+) -> None:
+  """Raises `BadInput` if the index cannot be built.
 
   Args:
-    settings: How it would be built.
-    width: E, of the embeddings.
-    num_devices: Accelerators used.
-    num_vectors: N, passages or their pieces, at most; None: not known yet.
+    settings: How to build the index.
+    width: E, width of the embeddings.
+    num_devices: Number of accelerators.
+    num_vectors: Maximum number of passages or pieces; None if not yet known.
   """
   if settings.factory != ON_DEVICES:
     if num_vectors is None:
@@ -130,18 +132,18 @@ def index_corpus(
   folder: pathlib.Path,
   watch: logs.Stopwatch,
 ) -> IndexedCorpus:
-  """Returns the `IndexedCorpus` of a retriever's parameters.
+  """Encodes and indexes a corpus.
 
   Args:
-    retriever: It encodes the passages.
+    retriever: Retriever that encodes the passages.
     passages: Token rows of the corpus.
-    settings: How the index is built.
-    folder: Embeddings are kept in it, under a hash of all that their bits
-      depend on.
-    watch: For the phases 'encode' and 'index', and the work.
+    settings: How to build the index.
+    folder: Folder of all embeddings; these go to a subfolder named by a hash of
+      everything that their bits depend on.
+    watch: Measures the phases 'encode' and 'index', and the operations.
   """
   pieces, encoder = passages.pieces(), retriever.passage_encoder
-  # Where passages are cut only now is it known how many pieces there are.
+  # The number of pieces is known only after tokenizing.
   check_index(
     settings, encoder.embedding_size, len(retriever.devices), len(pieces)
   )
@@ -171,7 +173,7 @@ def index_rows(
   passages: tokens.TokenRows,
   settings: Settings,
 ) -> IndexedCorpus:
-  """Returns the `IndexedCorpus` of a few passages, of which nothing is kept."""
+  """Encodes and indexes a few passages in memory, without saving them."""
   pieces = passages.pieces()
   size, devices = retriever.passage_encoder.embedding_size, retriever.devices
   check_index(settings, size, len(devices), len(pieces))
@@ -192,8 +194,8 @@ def encode_corpus(
   passages: tokens.TokenRows,
   settings: Settings,
   folder: pathlib.Path,
-):
-  """Returns the embeddings of the corpus as `encoding.encode_corpus` does."""
+) -> tuple[list[np.ndarray], float | None]:
+  """Encodes the corpus; see `encoding.encode_corpus`."""
   return encoding.encode_corpus(
     retriever.passage_encoder,
     retriever.params,
@@ -210,20 +212,20 @@ def embeddings_folder(
   folder: pathlib.Path,
   weights_hash: str,
 ) -> pathlib.Path:
-  """Returns the folder, in that of all, of embeddings by some parameters.
+  """Returns the subfolder for embeddings by a set of parameters.
 
   Args:
     retriever: As for `index_corpus`; its parameters are not read.
     passages: As for `index_corpus`.
     settings: As for `index_corpus`.
     folder: As for `index_corpus`.
-    weights_hash: Of the parameters.
+    weights_hash: Hash of the parameters.
   """
   devices, how = devices_lib.own(retriever.devices), retriever.settings
   about = [
     weights_hash,
     passages.hash,
-    # Without a run, --init_from may be read with other pooling.
+    # Without a run, flags may override the pooling of --init_from.
     retriever.config.to_dict(),
     how.dtype,
     not how.kernel,
@@ -236,11 +238,8 @@ def embeddings_folder(
   return folder / key
 
 
-def prune_embeddings(kept: pathlib.Path):
-  """Removes the folders of all embeddings beside one.
-
-  Those that another job makes or reads at this moment stay, too.
-  """
+def prune_embeddings(kept: pathlib.Path) -> None:
+  """Removes all embeddings except `kept` and those in use by another job."""
   for folder in kept.parent.glob('*'):
     if folder != kept:
       atomic.remove_unused(folder)
@@ -255,14 +254,14 @@ def encode_queries(
 ) -> np.ndarray:
   """Returns the (q, E) float32 embeddings of a split's queries.
 
-  Each process of a run encodes its part of them.
+  The processes of a run share the work.
 
   Args:
-    retriever: It encodes them.
+    retriever: Retriever that encodes the queries.
     queries: Token rows of the split's queries.
-    name: The split's.
-    watch: For the phase 'encode', and the work.
-    rows: (q,) int query rows; None: all.
+    name: Name of the split.
+    watch: Measures the phase 'encode', and the operations.
+    rows: (q,) int query rows; None for all.
   """
   rows = np.arange(len(queries)) if rows is None else rows
   size = -(-len(rows) // distributed.count())
@@ -275,7 +274,7 @@ def encode_queries(
       f'encode {name} queries',
       rows[first : first + size],
     )
-    # All send as much.
+    # All processes must send arrays of equal size.
     part = np.zeros((size, embeddings.shape[1]), np.float32)
     part[: len(embeddings)] = embeddings
     parts = distributed.gather(part)
@@ -293,7 +292,7 @@ def evaluate(
   split_name: str,
   watch: logs.Stopwatch,
 ) -> tuple[dict[str, float], trec.Ranking]:
-  """Returns {measure: value} of a split, and the `trec.Ranking` of it."""
+  """Returns the value of each measure on a split, and its ranking."""
   queries = encode_queries(
     retriever, data.queries[split_name], split_name, watch
   )
@@ -312,17 +311,17 @@ def examples(
   corpus: corpus_lib.Corpus,
   seed: int,
 ) -> list[dict]:
-  """Returns what was found for a few queries, the same at each call.
+  """Returns the results of a few queries, the same ones at each call.
 
   Args:
-    ranking: Of all queries of the split.
+    ranking: Ranking of all queries of the split.
     split: The split.
     corpus: The corpus.
-    seed: For the choice of the queries.
+    seed: Seed of the choice of queries.
 
   Returns:
-    A list of dicts: 'query', 'place' of the first relevant passage (None
-    beyond the ranking), and 'results', the first passages' names.
+    Dicts of 'query', 'place' (rank of the first relevant passage from 1, None
+    if not ranked) and 'results' (names of the first passages).
   """
   random = np.random.default_rng(seed)
   size = min(_NUM_EXAMPLES, len(split.ids))
@@ -345,17 +344,17 @@ def examples(
   return found
 
 
-def passage_name(corpus, row):
-  """Returns the title of a passage, or where it has none how it begins."""
+def passage_name(corpus: corpus_lib.Corpus, row: int) -> str:
+  """Returns the title of a passage, or else its first 60 characters."""
   return corpus_lib.whole_title(corpus, row) or corpus.texts[row][:60]
 
 
-def write_ids(path: pathlib.Path, data: tokenized.Dataset):
-  """Writes a passage id a line, as rows of embeddings are: each piece has one.
+def write_ids(path: pathlib.Path, data: tokenized.Dataset) -> None:
+  """Writes the passage id of each embedding row, one per line.
 
   Args:
-    path: Of the file.
-    data: Its corpus is the one that was encoded.
+    path: File to write.
+    data: Dataset of the encoded corpus.
   """
   rows = data.passages.texts_of_pieces()
   rows = range(len(data.corpus.ids)) if rows is None else rows.tolist()
@@ -370,12 +369,12 @@ def bm25(
   k1: float,
   b: float,
   language: str,
-):
-  """Returns BM25's rank of a corpus, as `bm25.make_rank` does.
+) -> Callable[..., trec.Ranking]:
+  """Indexes a corpus for BM25; see `bm25.make_rank`.
 
   Args:
     corpus: The corpus.
-    splits: Their queries are among those that will be asked.
+    splits: Splits whose queries to check in advance.
     k1: As for `bm25.make_rank`.
     b: As for `bm25.make_rank`.
     language: As for `bm25.make_rank`.
@@ -394,7 +393,7 @@ def _is_exact(made, settings):
 
 
 def _index(blocks, settings, devices):
-  """Returns the `index.Index` of all blocks, of which each process has some."""
+  """Returns the index of all blocks, which the processes share."""
   own = blocks[distributed.index() :: distributed.count()]
   if settings.factory == ON_DEVICES:
     made = index.place(

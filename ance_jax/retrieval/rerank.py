@@ -1,6 +1,6 @@
-"""A fixed cross-encoder: pairs of a query and a passage -> scores.
+"""Scores pairs of a query and a passage by a fixed cross-encoder.
 
-Nogueira and Cho 2019; what sentence-transformers has as CrossEncoder.
+Nogueira and Cho 2019; CrossEncoder of sentence-transformers.
 """
 
 from collections.abc import Callable
@@ -26,17 +26,17 @@ from ance_jax.models import sbert
 from ance_jax.models import snapshots
 from ance_jax.retrieval import encoding
 
-# Pairs whose tokens are in memory: some 10 KB each while they are made.
+# Pairs to tokenize at once; tokenizing takes some 10 KB of memory per pair.
 _PAIRS_AT_ONCE = 8192
 
 
 class Ranker(nn.Module):
-  """Tokens of a pair -> its score, as transformers' sequence classifiers do.
+  """Scores tokenized pairs like transformers' sequence classifiers.
 
   Attributes:
     config: Sizes of the body.
     sigmoid: Whether the score is the sigmoid of the output.
-    dtype: Type that the body computes in.
+    dtype: Type of the body's activations.
   """
 
   config: bert.BodyConfig
@@ -44,12 +44,12 @@ class Ranker(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, ids, lengths):
+  def __call__(self, ids: jax.Array, lengths: jax.Array) -> jax.Array:
     """Returns (B, 1) float32 scores.
 
     Args:
-      ids: (B, L, 2) int32, a token's id and its type, padded on the right.
-      lengths: (B,) int32, tokens of each pair that are not padding.
+      ids: (B, L, 2) int32, id and type of each token, padded on the right.
+      lengths: (B,) int32, tokens of each pair without padding.
     """
     body = bert.Body(self.config, self.dtype, name='body')
     x = body(ids[..., 0], lengths, types=ids[..., 1])[:, 0]
@@ -60,11 +60,11 @@ class Ranker(nn.Module):
 
 
 class _Pairs(NamedTuple):
-  """Tokens of pairs, as `encoding.encode_rows` reads them.
+  """Tokens of pairs, with the interface that `encoding.encode_rows` needs.
 
   Attributes:
-    ids: `tokens.TokenRows` of the token ids.
-    types: The same of their types.
+    ids: Token ids of each pair.
+    types: Token types of each pair.
   """
 
   ids: tokens.TokenRows
@@ -77,7 +77,7 @@ class _Pairs(NamedTuple):
     return self.ids.lengths()
 
   def padded(self, rows, length):
-    """Returns (n, length, 2) int32, and (n,) int32 numbers of tokens."""
+    """Returns (n, length, 2) int32 ids and types, and (n,) int32 lengths."""
     ids, lengths = self.ids.padded(rows, length)
     return np.stack([ids, self.types.padded(rows, length)[0]], -1), lengths
 
@@ -89,19 +89,18 @@ def load(
   dtype: str,
   tokens_per_batch: int,
 ) -> Callable[[Iterable[tuple[str, str]]], np.ndarray]:
-  """Returns score(pairs) -> (P,) float32, of a cross-encoder.
+  """Returns score(pairs) -> (P,) float32, which runs a cross-encoder.
 
-  Pairs are an iterable of (query, passage), which is never in memory as a
-  whole.
+  `score` reads the (query, passage) pairs lazily, a part at a time.
 
   Args:
-    cross_encoder: Its folder, or its name on the hub.
-    devices: What it computes on.
-    dtype: Type that its body computes in.
-    tokens_per_batch: Tokens that are scored at once, padding included.
+    cross_encoder: Folder of the model, or its name on the hub.
+    devices: Devices to compute on.
+    dtype: Type of the body's activations.
+    tokens_per_batch: Tokens per batch over all devices, padding included.
 
   Raises:
-    BadInput: It cannot be used; the text says why.
+    BadInput: The cross-encoder cannot be used; the message says why.
   """
   pinned = snapshots.pinned(cross_encoder)
   name = snapshots.folder(pinned)
@@ -148,7 +147,7 @@ def load(
 
 
 def _tokenized(tokenizer, pairs, length):
-  """Returns the `_Pairs` of a list of them; the longer text is cut first."""
+  """Tokenizes pairs to at most `length` tokens, cutting the longer text."""
   backend = tokenizer_lib.backend(tokenizer)
   backend.enable_truncation(length)
   found = backend.encode_batch_fast(pairs)
@@ -164,12 +163,12 @@ def _tokenized(tokenizer, pairs, length):
 
 
 def _gives_types(tokenizer):
-  """Returns whether transformers gives the model token types of a pair."""
+  """Returns whether transformers passes token types to the model."""
   return 'token_type_ids' in tokenizer.model_input_names
 
 
 def _check_tokenizer(tokenizer, body, length, name):
-  """Raises `BadInput` for a tokenizer that does not fit the body."""
+  """Raises `BadInput` if the tokenizer does not fit the body."""
   backend = tokenizer_lib.backend(tokenizer)
   pair = backend.encode('a', 'a')
   last = max(tokenizer.get_vocab().values(), default=0)
