@@ -1,9 +1,10 @@
-"""Settings <-> absl flags: a command line, and flagfiles."""
+"""Converts settings to absl flags, and parses command lines and flagfiles."""
 
 import dataclasses
 import os
 import re
 import textwrap
+from typing import Any
 
 from absl import flags
 
@@ -20,8 +21,8 @@ _DEFINE = {
 }
 
 
-def define_flags(flag_values=flags.FLAGS):
-  """Defines one absl flag for each field of `Config`."""
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Defines one absl flag per field of `Config`."""
   for field in dataclasses.fields(config_lib.Config):
     kwargs = {'flag_values': flag_values}
     name, default, text = field.name, field.default, field.metadata['help']
@@ -31,22 +32,26 @@ def define_flags(flag_values=flags.FLAGS):
       _DEFINE[config_lib.plain_type(field.type)](name, default, text, **kwargs)
 
 
-def from_flags(flag_values=flags.FLAGS):
-  """Returns the `Config` that was parsed into `flag_values`."""
+def from_flags(
+  flag_values: flags.FlagValues = flags.FLAGS,
+) -> config_lib.Config:
+  """Returns the settings that were parsed into `flag_values`."""
   names = [field.name for field in dataclasses.fields(config_lib.Config)]
   return config_lib.Config(**{name: flag_values[name].value for name in names})
 
 
-def from_flagfile(path, **overrides):
-  """Returns the `Config` of a flagfile, some of its settings replaced.
+def from_flagfile(
+  path: str | os.PathLike, **overrides: Any
+) -> config_lib.Config:
+  """Returns the settings of a flagfile, with overrides.
 
   Args:
-    path: A flagfile; flagfiles that it names are found from the working
-      directory.
-    **overrides: Fields by name, instead of what the flagfile says.
+    path: Flagfile; paths of flagfiles that it includes are relative to the
+      working directory.
+    **overrides: Values of fields, which replace the flagfile's.
 
   Raises:
-    BadInput: The file is missing, or holds something that is no flag.
+    BadInput: The file is missing or contains an invalid flag.
   """
   fields = {field.name for field in dataclasses.fields(config_lib.Config)}
   for name in set(overrides) - fields:
@@ -57,18 +62,21 @@ def from_flagfile(path, **overrides):
   return dataclasses.replace(from_flags(flag_values), **overrides)
 
 
-def parse(argv, flag_values=flags.FLAGS):
-  """Reads a command line, and the flagfiles that it names, in their order.
+def parse(
+  argv: list[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
+  """Parses a command line and the flagfiles that it names, in order.
 
   Args:
-    argv: The program's name and its arguments.
-    flag_values: Where the flags are defined; they are set.
+    argv: Name of the program and its arguments.
+    flag_values: Defined flags, whose values are set.
 
   Returns:
-    The program's name and what no flag took.
+    The name of the program and the arguments that are not flags.
 
   Raises:
-    BadInput: An argument, or a line of a flagfile, is no flag or no value.
+    BadInput: An argument or a line of a flagfile has an unknown flag or an
+      invalid value.
   """
   program, *rest = argv
   given, left_over = [], []
@@ -89,19 +97,19 @@ def parse(argv, flag_values=flags.FLAGS):
 
 
 def unread(config: config_lib.Config, arguments: list[str]) -> list[str]:
-  """Returns a line for each flag of a command line that nothing reads.
+  """Returns a line for each flag of a command line that has no effect.
 
   Args:
-    config: The settings of the job.
-    arguments: Those of the command line; flagfiles are not looked into, as one
-      serves several jobs.
+    config: Settings of the job.
+    arguments: Arguments of the command line. Flags in flagfiles are ignored
+      because several jobs may share a flagfile.
   """
   whys = {n: config_lib.why_unread(config, n) for n in _names(arguments)}
   return [f'--{name} has no effect {why}' for name, why in whys.items() if why]
 
 
 def _names(arguments):
-  """Returns the fields that arguments set, each once."""
+  """Returns the distinct fields that arguments set, in order."""
   fields = {field.name for field in dataclasses.fields(config_lib.Config)}
   found = [re.match(r'--?(no)?(\w+)', argument) for argument in arguments]
   return [n for n in dict.fromkeys(m[2] for m in found if m) if n in fields]
@@ -113,7 +121,7 @@ def asks_for_help(arguments: list[str]) -> bool:
 
 
 def help_text(arguments: list[str] = ()) -> str:
-  """Returns the text of --help: all flags, or those that --job=... reads."""
+  """Returns the text of --help: all flags, or only those that --job reads."""
   job = next((a[6:] for a in arguments if a.startswith('--job=')), None)
   parts = [
     'python -m ance_jax.main --flagfile=FILE --FLAG=VALUE --noFLAG ...',
@@ -135,7 +143,7 @@ def help_text(arguments: list[str] = ()) -> str:
 
 
 def _sections():
-  """Returns the fields of `Config` by the title that they are under."""
+  """Returns the fields of `Config` by section title."""
   sections, title = {}, ''
   for field in dataclasses.fields(config_lib.Config):
     title = field.metadata['section'] or title
@@ -144,7 +152,7 @@ def _sections():
 
 
 def _described(field):
-  """Yields the lines of a flag: its default and its jobs, its meaning."""
+  """Yields the help lines of a flag: its default, jobs and meaning."""
   default = '' if field.default is None else field.default
   default = str(default).lower() if isinstance(default, bool) else default
   readers = config_lib.readers(field.name)
@@ -165,40 +173,40 @@ def _filled(text, indent=''):
 
 
 def _parse(arguments, flag_values, left_over, place=''):
-  """Sets `flag_values`, and adds what no flag took to the list `left_over`."""
+  """Sets `flag_values`; appends arguments that are not flags to `left_over`."""
   try:
     left_over += flag_values(['', *arguments])[1:]
   except flags.UnrecognizedFlagError as error:
     if _define_flags_of_jax(error.flagname, flag_values):
       return _parse(arguments, flag_values, left_over, place)
     raise config_lib.unknown_flag(error.flagname, place) from error
-  # A ValueError is what absl has for --noname=value.
+  # absl raises ValueError for --noname=value.
   except (flags.Error, ValueError) as error:
     raise _value_problem(str(error), place) from error
 
 
 def _define_flags_of_jax(name, flag_values):
-  """Defines jax's own flags if there may be one of that name; tells whether."""
+  """Defines jax's flags if `name` may be one; returns whether it is."""
   name = name.removeprefix('no').replace('-', '_')
   if flag_values is not flags.FLAGS or not name.startswith('jax_'):
     return False
-  import jax  # Half a second, which --help must not take.
+  import jax  # Takes half a second, too long for --help.
 
   jax.config.config_with_absl()
   return name in flag_values
 
 
 def _parse_flagfile(path, flag_values, above):
-  """Sets `flag_values` to what a flagfile says, a flag a line.
+  """Sets `flag_values` from a flagfile with one flag per line.
 
   Args:
-    path: The flagfile, from the working directory.
-    flag_values: Where the flags are defined.
-    above: Real paths of the flagfiles that led here.
+    path: Flagfile, relative to the working directory.
+    flag_values: Defined flags.
+    above: Real paths of the flagfiles that include this one.
   """
   lines = [_stripped(line) for line in _flagfile_lines(path, above)]
   if os.path.basename(path) == config_lib.FLAGS_FILE:
-    # Of an older release, perhaps: it is to repeat the run all the same.
+    # Flags of an older release must still repeat the run.
     lines = [line or '' for line in config_lib.of_a_run(lines)]
   for number, line in enumerate(lines, 1):
     place = f'{path}, line {number}: '
@@ -209,7 +217,7 @@ def _parse_flagfile(path, flag_values, above):
         raise _no_flagfile(other, place)
       _parse_flagfile(other, flag_values, (*above, os.path.realpath(path)))
     elif line and not line.startswith(('#', '//')):
-      # absl takes two dashes alone for the end of a command line's flags.
+      # absl would take two dashes for the end of the flags.
       left_over = ['--'] if line == '--' else []
       _parse([line], flag_values, left_over, place)
       config_lib.refuse_left_over(left_over, place)
@@ -218,7 +226,7 @@ def _parse_flagfile(path, flag_values, above):
 
 
 def _stripped(line):
-  """Returns a line without spaces around it, but those that end a prompt."""
+  """Strips a line, except for the trailing spaces of a prompt."""
   line = line.lstrip().rstrip('\r')
   is_prompt = line.partition('=')[0].endswith('_prompt')
   return line if is_prompt else line.rstrip()
@@ -272,7 +280,7 @@ def _no_flagfile(path, place=''):
 
 
 def _value_problem(message, place):
-  """Returns the error of what absl says about the value of a flag."""
+  """Returns our error for absl's message about the value of a flag."""
   found = re.match(r'flag --(\w+)=(.*?): ', message, re.DOTALL)
   fields = [field.name for field in dataclasses.fields(config_lib.Config)]
   if found and found[1] in fields:

@@ -1,4 +1,4 @@
-"""One job, from the flags that were parsed to an exit code."""
+"""Runs one job: from parsed flags to an exit code."""
 
 import dataclasses
 import importlib
@@ -19,7 +19,7 @@ from ance_jax.core import faults
 from ance_jax.core import logs
 from ance_jax.core import places
 
-# Jobs that read a run, which may be somebody else's: --init_from.
+# Jobs that can read another run, named by --init_from.
 _READ_RUNS = (
   'evaluate',
   'search',
@@ -29,8 +29,8 @@ _READ_RUNS = (
   'encode',
   'compare',
 )
-# Flags that they do not take from that run, as they do all others:
-# where it writes, and where --dataset is given, what says how that is read.
+# Flags that these jobs do not inherit from that run: where it writes, and,
+# if --dataset is given, how to read the data.
 OWN_PLACES = (
   'remote_dir',
   'tokens_dir',
@@ -53,7 +53,7 @@ _OF_DATA = (
 def run() -> int:
   """Runs the job that the flags name; returns the exit code."""
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of each file.
+    logging.set_verbosity(logging.WARNING)  # Orbax logs each file.
   try:
     config = flags_lib.from_flags()
     if config.job == 'inspect':
@@ -69,19 +69,19 @@ def run() -> int:
     if flags.FLAGS.debug:
       traceback.print_exception(error)
     sentence, code = explain(error)
-  # Only now are the progress bars gone.
+  # Printed only here, after the progress bars are closed.
   print(f'ance_jax: {sentence}', file=sys.stderr, flush=True)
   if distributed.count() > 1:
-    # Else jax would wait five minutes for the others to end as well.
+    # On a normal exit jax would wait five minutes for the other processes.
     sys.stdout.flush()
     os._exit(code)
   return code
 
 
 def run_job(config: config_lib.Config) -> None:
-  """Imports the module of a job, and runs it.
+  """Imports the module of a job and runs it.
 
-  It imports that alone: all of them take seconds, in which nothing is shown.
+  Importing the modules of all jobs would take seconds without any output.
   """
   serves = config.job == 'search' and config.port is not None
   name = 'serve' if serves else config.job
@@ -93,7 +93,7 @@ def run_job(config: config_lib.Config) -> None:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-  """Returns (sentence, exit code) of what ended a job."""
+  """Returns a sentence and the exit code for the error that ended a job."""
   if isinstance(error, errors.SaveFailed | errors.Damaged):
     return str(error), errors.FAILED
   if isinstance(error, errors.BadInput | FloatingPointError):
@@ -122,14 +122,14 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def with_flags_of_run(config: config_lib.Config) -> config_lib.Config:
-  """Returns the settings of a run's folder under the flags that were given.
+  """Returns the settings of a run, overridden by the given flags.
 
-  A job other than training needs only to be told the folder; one that compares
-  runs takes the data of the first that is a folder.
+  Jobs other than training need only its folder; --job=compare takes the first
+  folder of `--runs`.
   """
   folder = config.workdir
   if config.job == 'compare':
-    from ance_jax.jobs import systems  # Only where it is needed, as a job.
+    from ance_jax.jobs import systems  # Imported only if needed, like a job.
 
     folder = systems.data_folder(config)
   if config.remote_dir and config.job != 'train':
@@ -139,13 +139,13 @@ def with_flags_of_run(config: config_lib.Config) -> config_lib.Config:
   if config.job == 'train':
     return config
   if folder and checkpoint.committed_steps(folder):
-    # The run trains on what --job=refresh mines; others have their own rules.
+    # --job=refresh mines for the run, by its rules; other jobs have their own.
     rules = () if config.job == 'refresh' else config_lib.MINING_RULES
     return _under_flags(config, folder, ('workdir', *rules))
   theirs = config.init_from if config.job in _READ_RUNS else ''
   if theirs and checkpoint.committed_steps(theirs):
     own = ('workdir', 'init_from', *OWN_PLACES, *config_lib.MINING_RULES)
-    # Who names a dataset means that one, not the run's under other names.
+    # The run's data flags do not apply to another dataset.
     if flags.FLAGS['dataset'].present:
       own += _OF_DATA
     return _under_flags(config, theirs, own)
@@ -153,12 +153,12 @@ def with_flags_of_run(config: config_lib.Config) -> config_lib.Config:
 
 
 def _under_flags(config, folder, own):
-  """Returns the settings of a run's folder, but for flags that were given.
+  """Returns the settings of a run, overridden by the given flags.
 
   Args:
-    config: The `Config` of the flags.
-    folder: The run's.
-    own: Names of flags that are never the run's.
+    config: Settings from the flags.
+    folder: Folder of the run.
+    own: Names of flags that are never taken from the run.
   """
   from ance_jax.training import experiment
 
@@ -166,10 +166,10 @@ def _under_flags(config, folder, own):
   given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
   given |= {name: getattr(config, name) for name in own}
   if 'index' in given:
-    # Search parameters of the run's own index are none of another.
+    # Search parameters of the run's index do not apply to another.
     given.setdefault('index_params', config.index_params)
   if 'beir_set' in given:
-    given.setdefault('protocol', None)  # The set's.
+    given.setdefault('protocol', None)  # Defaults to the set's.
   _, settings = checkpoint.read_chosen(
     folder, 'last', lambda step: experiment.settings(folder, step)
   )
@@ -177,7 +177,7 @@ def _under_flags(config, folder, own):
 
 
 def _leave():
-  """Ends the process, without waiting for a save that is under way."""
+  """Ends the process without waiting for a save in progress."""
   print('\nance_jax: interrupted.', file=sys.stderr, flush=True)
   sys.stdout.flush()
   os._exit(errors.INTERRUPTED)

@@ -1,9 +1,9 @@
-"""The command line: parses the flags, runs one job.
+"""The command line: parses the flags and runs one job.
 
     python -m ance_jax.main --flagfile=experiments/quickstart.flags
 
-Nothing heavy is imported before the flags are checked: --help and a mistake in
-a flag are answered at once.
+Slow imports wait until the flags are checked, so that --help and errors in
+flags appear at once.
 """
 
 import signal
@@ -18,22 +18,22 @@ from ance_jax import errors
 from ance_jax import flags as flags_lib
 
 
-def run():
+def run() -> None:
   """Entry point of `python -m ance_jax.main`."""
   flags_lib.define_flags()
   app.run(_main, flags_parser=_parse)
 
 
 def _main(_):
-  from ance_jax import launch  # It imports jax.
+  from ance_jax import launch  # Imports jax, which is slow.
 
   return launch.run()
 
 
 def _parse(argv):
-  """Sets the flags; ends the process with a sentence if one is wrong."""
+  """Sets the flags; prints one sentence and exits if one is invalid."""
   if flags_lib.asks_for_help(argv):
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # As in --help | head.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # For --help | head.
     print(flags_lib.help_text(argv))
     sys.exit()
   try:
