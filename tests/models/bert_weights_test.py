@@ -499,6 +499,7 @@ def test_a_run_keeps_head_and_tokenizer_wherever_it_is_used(roberta, tiny):
     lower_case=True,
     prefix_space=True,
     title_separator='token',
+    passage_prompt='of ',
     method='in_batch',
     max_steps=1,
     num_devices=1,
@@ -519,7 +520,10 @@ def test_a_run_keeps_head_and_tokenizer_wherever_it_is_used(roberta, tiny):
 
   for row in range(4):
     title, text = run.dataset.corpus.titles[row], run.dataset.corpus.texts[row]
-    expected = [*words(title), 2, *words(text)] if title else words(text)
+    before, *behind = [title, text] if title else [text]
+    expected = words(f'of {before}')
+    for part in behind:
+      expected += [2, *words(part)]
     start, end = run.dataset.passages.offsets[row : row + 2]
     assert run.dataset.passages.ids[start:end].tolist() == [
       0,

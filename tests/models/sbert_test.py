@@ -351,6 +351,7 @@ def test_prompts_are_those_that_each_side_looks_for(tmp_path, capsys):
   saved = tmp_path / 'saved'
   for prompts, default, expected in (
     ({'query': 'q', 'document': 'd', 'passage': 'p'}, 'query', ('q', 'd')),
+    ({'passage': 'p', 'document': 'd'}, None, ('', 'd')),
     ({'query': 'q', 'document': '', 'corpus': 'c'}, None, ('q', 'c')),
     ({'query': None, 'passage': 'p', 'corpus': 'c'}, 'passage', ('', 'p')),
     ({'a': 'x'}, None, ('', '')),
@@ -470,7 +471,11 @@ def test_two_encoders_are_pooled_and_cut_alike(
   file, values, plain_folder, tmp_path
 ):
   other = shutil.copytree(plain_folder, tmp_path / 'saved')
-  assert not load(f'{plain_folder},{other}').config.tied
+  prompts = {'query': 'its own ', 'document': 'its '}
+  change(other, 'config_sentence_transformers.json', prompts=prompts)
+  r = load(f'{plain_folder},{other}').config
+  assert (r.query_prompt, r.passage_prompt) == (PROMPTS['query'], 'its ')
+  assert not r.tied
   change(other, file, **values)
   with pytest.raises(errors.BadInput, match='found other pooling'):
     load(f'{plain_folder},{other}')

@@ -94,6 +94,8 @@ def test_an_index_of_more_lists_than_vectors_is_refused_before_it_is_built():
     ('IVF8,PQ4x12', '', '4,096 vectors at least'),
     ('OPQ4,Flat', '', '256 vectors at least'),
     ('RQ4x8', '', '256 vectors at least'),
+    ('RQ1x10_4x6', '', '1,024 vectors at least'),
+    ('Flat,Refine(PQ4x8)', '', '256 vectors at least'),
     ('HNSW8_PQ4', '', '256 vectors at least'),
     ('IDMap,Flat', '', 'leave out IDMap'),
     ('IVF8,Flat,IDMap2', '', 'leave out IDMap'),

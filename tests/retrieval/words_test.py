@@ -93,14 +93,15 @@ def test_auto_goes_by_script_and_by_frequent_words(texts, chosen):
 
 
 def test_auto_counts_from_a_twentieth_of_the_words_on():
-  for letter, chosen in (
-    ('茶', 'bigrams'),
-    ('чай ', 'none'),
-    ('café ', 'none'),
+  for letter, chosen, why in (
+    ('茶', 'bigrams', '5.0% of it is in scripts without spaces'),
+    ('чай ', 'none', '5.0% of words are in other alphabets'),
+    ('café ', 'none', '0.0% of words are English stop words, 5.0% foreign'),
   ):
     for number, expected in ((5, chosen), (4, 'english')):
       text = letter * number + 'word ' * (100 - number)
       assert choose([text])[0] == expected
+      assert (choose([text])[1] == why) == (number == 5)
   # As many foreign words as English stop words are none too many.
   assert choose(['der the'])[0] == 'english'
   assert choose(['der das the'])[0] == 'none'
@@ -260,8 +261,9 @@ def test_a_line_says_how_many_queries_match_nothing(number, lost, said, capsys):
 
 
 def test_more_than_half_that_match_nothing_are_an_error():
-  queries = ['cat', 'cat', '', 'zebra', '???']
-  with pytest.raises(errors.BadInput, match='3 of 5 queries .*60.0%.*bm25_lan'):
+  queries = ['cat', 'cat', 'a horse', 'zebra', '???']
+  said = "3 of 5 queries .60.0%., the first of them 'a horse', .*bm25_language"
+  with pytest.raises(errors.BadInput, match=said):
     bm25.make_rank(['a cat'], k1=1, b=0, language='english', queries=queries)
 
 

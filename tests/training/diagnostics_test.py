@@ -114,6 +114,15 @@ def small():
   return run, indexed, queries
 
 
+def test_dev_queries_of_one_text_are_right_by_their_own_judgements(small):
+  run, indexed, queries = small
+  run.dataset.splits['dev'].groups = np.array([0, 1, 1])
+  seen = diagnostics.Probe(np.arange(3), queries, np.zeros((3, 4), int))
+  ranking = trec.Ranking(np.array([[3, 1], [2, 6], [2, 0]]), None)
+  _, now = diagnostics.look(run, seen, indexed, ranking, {}, None)
+  assert now.right.tolist() == [True, False, True]
+
+
 def test_ranks_and_what_was_lost_and_won(small):
   run, indexed, queries = small
   found = np.array([[1, 7, 4, 2], [5, 6, 8, 2], [9, 1, 2, 3]])
