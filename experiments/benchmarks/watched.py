@@ -119,7 +119,7 @@ def watch(board, units):
   """
   from ance_jax.core import atomic
   from ance_jax.core import checkpoint
-  from ance_jax.mining import selection
+  from ance_jax.mining import miner
   from ance_jax.retrieval import corpus_index
   from ance_jax.retrieval import index
   from ance_jax.training import trainer
@@ -143,7 +143,7 @@ def watch(board, units):
     return call
 
   wrap(index, 'search', shown('search'))
-  wrap(selection, 'hard_negatives', shown('mine'))
+  wrap(miner, 'mine_table', shown('mine'))
   wrap(atomic, 'publish', publish)
   wrap(corpus_index, 'evaluate', shown('evaluate'))
   wrap(corpus_index, 'prune_embeddings', shown('prune'))

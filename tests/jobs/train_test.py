@@ -8,6 +8,7 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from report_test import rows_of
 
@@ -26,6 +27,7 @@ from ance_jax.retrieval import encoding
 from ance_jax.retrieval import index
 from ance_jax.training import batches
 from ance_jax.training import experiment
+from ance_jax.training import methods
 from ance_jax.training import refreshes
 from ance_jax.training import steps
 from ance_jax.training import trainer
@@ -796,3 +798,27 @@ def test_refreshes_of_a_run_hold_no_positive_and_no_text_of_one(tiny):
       run.dataset.corpus.groups[negatives[query]].tolist()
     )
     assert len(set(negatives[query].tolist())) == config.top_k
+
+
+def test_a_row_may_train_one_tower_alone(tiny, monkeypatch):
+  """A run of it, resumed, keeps the other tower and has no moments for it."""
+  row = methods.METHODS['in_batch']._replace(trains=('query',))
+  monkeypatch.setitem(methods.METHODS, 'in_batch', row)
+  config = dataclasses.replace(
+    tiny, method='in_batch', warmup_steps=0, tie_encoders=False,
+    num_devices=1, max_steps=2, steps_per_checkpoint=2, checkpoints_to_keep=9,
+  )  # fmt: skip
+  train.run(config)
+  train.run(dataclasses.replace(config, max_steps=4))
+  folder = pathlib.Path(config.workdir).absolute() / 'checkpoints'
+  with ocp.StandardCheckpointer() as checkpointer:
+    first, last = (
+      checkpointer.restore(folder / step / 'params') for step in ('0', '4')
+    )
+    moments = checkpointer.restore(folder / '4' / 'opt_state')
+  assert list(moments) == ['query']
+  jax.tree.map(np.testing.assert_array_equal, first['passage'], last['passage'])
+  moved = jax.tree.map(
+    lambda x, y: float(abs(x - y).max()), first['query'], last['query']
+  )
+  assert max(jax.tree.leaves(moved)) > 1e-3

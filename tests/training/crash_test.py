@@ -196,8 +196,8 @@ KILLS = {
     4,
   ),
   'after the mining': (
-    'ance_jax.mining.selection',
-    'hard_negatives',
+    'ance_jax.mining.miner',
+    'mine_table',
     2,
     True,
     8,
@@ -277,7 +277,7 @@ def test_killed_and_started_again_a_run_ends_bit_equal(
 def test_the_same_command_goes_on_after_two_kills(config, reference):
   expected = never_killed(reference, config)
   kill_at(config, 'ance_jax.training.run_log', 'RunLog.log_step', 6)
-  kill_at(config, 'ance_jax.mining.selection', 'hard_negatives', 1)
+  kill_at(config, 'ance_jax.mining.miner', 'mine_table', 1)
   flags = config.to_flagfile().split('\n')[:-1]
   done = run_main(flags)
   assert done.returncode == 0, done.stderr[-2000:]
