@@ -1,16 +1,16 @@
-"""Likely false negatives among what a model ranks high, or a file gives.
+"""Finds likely false negatives in a ranking or a file: `--job=audit`.
 
-`--job=audit`.
-
-For some training queries, by rank: the share of passages that were judged
-relevant, are the query itself, or neither but have a positive's text, nearly
-its text, an answer, or a place above the first positive; and some to read.
+For some training queries, reports by rank the share of passages that were
+judged relevant, are the query itself, or are neither but have a positive's
+text, nearly its text, an answer, or a rank above the first positive; with
+examples.
 """
 
 import pathlib
 
 import numpy as np
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
@@ -21,18 +21,18 @@ from ance_jax.data import pydocs
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
 
-# Queries looked at, at most; passages of each; where bands of ranks end.
+# Maximum number of queries, passages per query, and last rank of each band.
 _QUERIES, _DEPTH, _BANDS = 500, 200, (10, 50, 100, 200)
 _EXAMPLES = 20
 
 
-def run(config):
+def run(config: config_lib.Config) -> dict[str, list[float]]:
   """Audits a run at its `--checkpoint`, `--init_from`, or given negatives.
 
-  Prints a table and examples, and writes both as audit-<step or given>.json.
+  Prints a table and examples, and writes both to audit-<step or given>.json.
 
   Returns:
-    {rule: [share in each band of ranks]}; NaN where a band has no passage.
+    The share in each band of ranks by rule, NaN for a band without passages.
   """
   is_run = experiment.is_run(config.workdir)
   if config.negatives or not (is_run or config.init_from):
@@ -59,9 +59,9 @@ def run(config):
 
 
 def _of_given(config, scored):
-  """Audits `--negatives`, or what pairs.jsonl gives; `scored`: by a model.
+  """Audits the negatives of `--negatives` or of pairs.jsonl.
 
-  Else above the positive is what the file scores so, where it has scores.
+  A model scores them if `scored`; otherwise the scores are the file's, if any.
   """
   workdirs.require(config)
   if scored:
@@ -93,7 +93,7 @@ def _of_given(config, scored):
 
 
 def _best_scores(split):
-  """Returns the (Q,) best score of a query's positives by the file, or NaN."""
+  """Returns the file's (Q,) best score of each query's positives, or NaN."""
   of_query, _ = split.positives()
   best = np.full(len(split.ids), np.nan, np.float32)
   np.fmax.at(best, of_query, split.scores[split.grades > 0])
@@ -101,7 +101,7 @@ def _best_scores(split):
 
 
 def _model_scores(run, queries, rows):
-  """Returns a model's (q, K) scores of passages, and of the best positive."""
+  """Returns a model's (q, K) scores, and the (q,) best score of positives."""
   watch, split = logs.Stopwatch(), run.dataset.splits[run.config.train_split]
   indexed = run.index_corpus(watch)
   embedded = run.encode_queries(run.config.train_split, watch, queries)
@@ -116,13 +116,13 @@ def _model_scores(run, queries, rows):
 
 
 def _drawn(rows, random):
-  """Returns some query rows, rising."""
+  """Draws query rows, in ascending order."""
   size = min(_QUERIES, len(rows))
   return np.sort(random.choice(rows, size, replace=False))
 
 
 def _report(config, name, marks, shares, rows, queries, dataset, random):
-  """Prints and writes what was found; returns the shares."""
+  """Prints and writes the report; returns the shares."""
   split = dataset.splits[config.train_split]
   logs.say(_table(shares, len(queries), name))
   shown = _examples(marks, rows, queries, split, dataset.corpus, random)
@@ -154,14 +154,19 @@ def _report(config, name, marks, shares, rows, queries, dataset, random):
   return shares
 
 
-def marked(rows, queries, split, corpus):
-  """Returns {rule: (q, K) bool} of ranked passages.
+def marked(
+  rows: np.ndarray,
+  queries: np.ndarray,
+  split: corpus_lib.Split,
+  corpus: corpus_lib.Corpus,
+) -> dict[str, np.ndarray]:
+  """Returns a (q, K) bool mask of the ranked passages for each rule.
 
   Args:
-    rows: (q, K) int32 passage rows, best first, -1 where there is none.
+    rows: (q, K) int32 passage rows, best first, -1 for none.
     queries: (q,) int query rows.
-    split: `corpus.Split`.
-    corpus: `corpus.Corpus`.
+    split: Split of the queries.
+    corpus: All passages.
   """
   marks = {
     name: np.zeros(rows.shape, bool)
@@ -208,8 +213,10 @@ def marked(rows, queries, split, corpus):
   return marks
 
 
-def by_band(marks, rows):
-  """Returns {rule: [share of the passages of each band of ranks]}."""
+def by_band(
+  marks: dict[str, np.ndarray], rows: np.ndarray
+) -> dict[str, list[float]]:
+  """Returns the share of marked passages in each band of ranks, by rule."""
   starts = (0, *_BANDS[:-1])
   shares = {}
   for name, mark in marks.items():
@@ -221,15 +228,15 @@ def by_band(marks, rows):
   return shares
 
 
-def shingles(text):
-  """Returns the set of a text's runs of `pydocs.SHINGLE_WORDS` words."""
+def shingles(text: str) -> set[tuple[str, ...]]:
+  """Returns the distinct n-grams of `pydocs.SHINGLE_WORDS` words of a text."""
   words = text.lower().split()
   last = max(1, len(words) - pydocs.SHINGLE_WORDS + 1)
   return {tuple(words[i : i + pydocs.SHINGLE_WORDS]) for i in range(last)}
 
 
-def jaccard(first, second):
-  """Returns the share of what two sets hold together that both hold."""
+def jaccard(first: set, second: set) -> float:
+  """Returns the Jaccard similarity of two sets, at least one not empty."""
   common = len(first & second)
   return common / (len(first) + len(second) - common)
 
@@ -249,7 +256,7 @@ def _table(shares, size, name):
 
 
 def _examples(marks, rows, queries, split, corpus, random):
-  """Returns some passages that are marked, not as judged, with their query."""
+  """Returns some likely false negatives with their queries."""
   of_query, positives = split.shared_positives()
   odd = [name for name in marks if name not in ('judged', 'own text')]
   places = np.argwhere(np.any([marks[name] for name in odd], 0))

@@ -1,7 +1,7 @@
-"""A training batch as text: a query's columns, whose they are, what is masked.
+"""Shows a training batch as text: the columns of each query, and masks.
 
-It is drawn as training draws it. Negatives that would have to be mined for it
-(BM25's, the index's) are shown only where a run has mined them already.
+The batch is drawn as in training. Mined negatives (BM25's, the index's) appear
+only if a run has already mined them.
 """
 
 from typing import NamedTuple
@@ -17,19 +17,19 @@ from ance_jax.training import refreshes
 from ance_jax.training import resume
 from ance_jax.training import schedule
 
-# Queries shown; of each the columns that count, and those that do not;
+# Maximum number of queries, of counted and of masked columns per query, and of
 # characters of a text.
 _QUERIES, _COLUMNS, _CHARACTERS = 3, 4, 100
 
 
 class Column(NamedTuple):
-  """A passage that a query is compared with in the loss, besides its positive.
+  """A passage that the loss compares with a query, except its own positive.
 
   Attributes:
-    query: Place in the batch of the query that brought it.
-    number: 0 for that query's positive, from 1 on for its own negatives.
+    query: Index in the batch of the query that the passage was drawn for.
+    number: 0 for that query's positive, from 1 for its negatives.
     passage: Passage row.
-    masked: Why it does not count; '' if it does.
+    masked: Why the loss ignores the passage; '' if it does not.
   """
 
   query: int
@@ -39,10 +39,10 @@ class Column(NamedTuple):
 
 
 def lines(run: experiment.Experiment) -> list[str]:
-  """Returns a batch as lines: some queries, and the columns of each.
+  """Returns some queries of a batch and their columns, as lines.
 
-  It is that of the first step; where a run has mined, the first one on what it
-  mined last.
+  The batch is that of the first step, or, if a run has mined, the first one
+  with its latest negatives.
   """
   config = run.config
   mined = resume.active_at(run, config.max_steps) if run.id else None
@@ -87,14 +87,14 @@ def columns(
   passages: np.ndarray,
   place: int,
 ) -> list[Column]:
-  """Returns the columns of a query of a batch, as `steps.make_loss` has them.
+  """Returns the columns of a query in a batch, as in `steps.make_loss`.
 
   Args:
-    drawn_from: What the batch was drawn from.
-    method: The row of the method table that it is of.
+    drawn_from: Data that the batch was drawn from.
+    method: Method of the batch.
     rows: (B,) int query rows.
     passages: (B, 1 + H) int passage rows, the positive first.
-    place: The query's place in the batch.
+    place: Index of the query in the batch.
   """
   others = range(len(rows)) if method.in_batch else [place]
   return [
@@ -106,24 +106,24 @@ def columns(
 
 
 def shown(corpus: corpus_lib.Corpus, row: int) -> str:
-  """Returns id and beginning of a passage."""
+  """Returns the id and the beginning of a passage."""
   return f'[{corpus.ids[row]}] {_short(corpus_lib.whole_text(corpus, row))}'
 
 
 def _negatives(run, method, mined):
-  """Returns the `batches.Negatives` of a row, None where none are there yet."""
+  """Returns the negatives of a method, None if they do not exist yet."""
   if method.negatives == 'given':
     if not negatives_lib.given_to(run.dataset.splits[run.config.train_split]):
       return None
     table, _ = negatives_lib.take_given(run)
     return batches.Negatives(np.arange(len(table)), table, 0)
-  # A run has ranked by BM25 before its first step.
+  # A run ranks by BM25 before its first step.
   there = mined or (run.id and method.negatives == 'bm25')
   return refreshes.negatives_for(run, method, mined) if there else None
 
 
 def _never_text(drawn_from, query):
-  """Returns how many passages of the corpus may be no negative of a query."""
+  """Returns the numbers of passages that are never a negative of a query."""
   groups, banned = drawn_from.groups, drawn_from.positive_groups[query]
   positives = np.unique(
     drawn_from.positives[slice(*drawn_from.offsets[query : query + 2])]
@@ -150,7 +150,7 @@ def _why_masked(drawn_from, query, passage):
 
 
 def _column_lines(corpus, found, place):
-  """Yields lines of the columns of a query: how many, and some of them."""
+  """Yields lines with the number of a query's columns, and some columns."""
   masked = [column for column in found if column.masked]
   counted = [column for column in found if not column.masked]
   yield (

@@ -1,28 +1,33 @@
-"""Work dealt out by Apache Beam, where it outgrows one machine."""
+"""Runs tasks on Apache Beam, for data too large for one machine."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
 import shlex
+from typing import Any
 
 from ance_jax import errors
 
 try:
   import apache_beam as beam
   from apache_beam.options import pipeline_options
-except ImportError:  # It is an extra.
+except ImportError:  # An optional dependency.
   beam = None
 
 
-def on_beam(runner, options):
-  """Returns spread(function, tasks), which calls function(task) of each task.
+def on_beam(
+  runner: str, options: str
+) -> Callable[[Callable[[Any], Any], Iterable], None]:
+  """Returns spread(function, tasks), which calls function(task) for each task.
 
-  It returns when all are done, and raises what a worker raised. Function and
-  tasks go to the workers as Beam sends them.
+  `spread` returns when all tasks are done, and raises the errors of workers.
+  Beam must be able to pickle the function and the tasks.
 
   Args:
     runner: Name of a Beam runner.
-    options: Its options, as on a command line.
+    options: Options of the runner, as on a command line.
 
   Raises:
-    BadInput: Beam is not installed, or takes no such runner or options.
+    BadInput: Beam is not installed or rejects the runner or its options.
   """
   if beam is None:
     raise errors.BadInput(
@@ -42,7 +47,7 @@ def on_beam(runner, options):
     ) from error
 
   def spread(function, tasks):
-    # Each task may go to a worker of its own.
+    # Reshuffling lets each task run on another worker.
     done = pipeline | beam.Create(tasks, reshuffle=True)
     _ = done | beam.Map(function)
     pipeline.run().wait_until_finish()

@@ -1,13 +1,14 @@
-"""Whether the difference between systems is real: `--job=compare`.
+"""Tests whether systems differ significantly: `--job=compare`.
 
-All are scored query by query on one split, and each is compared with the first:
-a test, an interval, and the queries that gained and lost most.
+All are scored per query on one split, and each is compared with the first by a
+test, an interval, and the queries that gained and lost most.
 """
 
 import pathlib
 
 import numpy as np
 
+from ance_jax import config as config_lib
 from ance_jax.core import atomic
 from ance_jax.core import logs
 from ance_jax.core import workdirs
@@ -17,19 +18,19 @@ from ance_jax.jobs import systems as systems_lib
 from ance_jax.retrieval import metrics
 from ance_jax.retrieval import significance
 
-# Queries that gained most, and that lost most; characters of their texts.
+# Maximum number of gains and of losses, and of characters of the texts.
 _SHOWN, _QUERY_CHARS, _PASSAGE_CHARS = 10, 60, 300
-# Ranks that the overlap of two systems is measured in.
+# Depths at which to measure the overlap of two systems, in ranks.
 _DEPTHS = (10, 100)
 
 
-def run(config):
+def run(config: config_lib.Config) -> dict[str, significance.Difference]:
   """Compares `--runs` on `--split` with the first of them.
 
   Prints the tables, and writes compare-<split>.json and .html.
 
   Returns:
-    {label: `significance.Difference`} of each run but the first.
+    The difference of each run except the first, by label.
   """
   workdirs.require(config)
   corpus, split, compared = systems_lib.read(config)
@@ -46,12 +47,12 @@ def run(config):
 
 
 def _compared(system):
-  """Returns the (Q,) values of the measure that is compared, the first one."""
+  """Returns the (Q,) values of the first measure, which is compared."""
   return next(iter(system.values.values()))
 
 
 def _about(config, corpus, split, systems):
-  """Returns {what: text} of how the comparison was made."""
+  """Returns a description of the comparison, by topic."""
   queries, resamples = len(split.ids), significance.RESAMPLES
   tried = (
     f'all 2^{queries} sign changes'
@@ -75,12 +76,12 @@ def _about(config, corpus, split, systems):
 
 
 def _examples(first, other, corpus, split):
-  """Returns the queries of `other` that gained most and that lost most.
+  """Returns the queries with the largest gains and losses of `other`.
 
   Returns:
-    {'gained': list, 'lost': list} of dicts: 'query_id', 'query', 'difference',
-    and by system 'places' of the first relevant passage (None beyond the
-    ranking) and 'first' passage (None without one).
+    {'gained': list, 'lost': list} of dicts of 'query_id', 'query',
+    'difference', and per system 'places' (rank of the first relevant passage,
+    None if not ranked) and 'first' (the first passage, None without one).
   """
   values = _compared(other) - _compared(first)
   found = {}
@@ -155,10 +156,10 @@ def _tests(systems, found):
 
 
 def _shared(first, other):
-  """Returns the shares of the first system's best that the other has, too.
+  """Returns the share of the first system's top passages that `other` shares.
 
-  With BM25 as the baseline it is the overlap of ANCE's table 6: what judges who
-  saw the one's rankings know little of.
+  With BM25 as the baseline this is the overlap of ANCE's table 6; judges who
+  saw only one system's rankings know little about the rest.
   """
   shares = []
   for depth in _DEPTHS:
@@ -173,7 +174,7 @@ def _places(example):
 
 
 def _text(about, systems, found, shown):
-  """Returns what a person sees on the terminal."""
+  """Returns the report for the terminal."""
   lines = [f'{name}: {value}' for name, value in about.items()]
   lines += ['', *_aligned(_means(systems))]
   lines += ['', *_aligned(_tests(systems, found))]
@@ -193,7 +194,7 @@ def _text(about, systems, found, shown):
 
 
 def _aligned(rows):
-  """Returns the lines of a table, numbers flush right."""
+  """Returns the lines of a table, with numbers flush right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     '  '.join(
@@ -233,7 +234,7 @@ def _write(config, about, systems, found, shown):
 
 
 def _page(about, systems, found, shown):
-  """Returns the page of a comparison."""
+  """Returns the HTML page of a comparison."""
   first = systems[0].label
   parts = [
     pages.table(_tests(systems, found), numbers=True),

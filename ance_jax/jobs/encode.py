@@ -1,5 +1,6 @@
-"""The embeddings of the corpus: `--job=encode`."""
+"""Encodes the corpus: `--job=encode`."""
 
+from ance_jax import config as config_lib
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
@@ -8,10 +9,10 @@ from ance_jax.training import experiment
 from ance_jax.training import settings
 
 
-def run(config):
-  """Writes the embeddings of the corpus, and its ids: `--job=encode`.
+def run(config: config_lib.Config) -> None:
+  """Writes the embeddings of the corpus, and its ids.
 
-  Row i of the .npy files, one behind the other, is line i of ids.txt.
+  Row i of the concatenated .npy files belongs to line i of ids.txt.
   """
   this, step = experiment.open(config, ())
   folder = this.embeddings_folder(

@@ -1,7 +1,8 @@
-"""Scores of a split: `--job=evaluate`."""
+"""Scores a split: `--job=evaluate`."""
 
 import pathlib
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
@@ -9,13 +10,13 @@ from ance_jax.retrieval import metrics
 from ance_jax.training import experiment
 
 
-def run(config):
-  """Scores `--split` with `--retriever`: `--job=evaluate`.
+def run(config: config_lib.Config) -> dict[str, float]:
+  """Scores `--split` with `--retriever`.
 
-  Writes the scores as JSON, and a TREC run file, into the folder.
+  Writes the scores as JSON, and a TREC run file, to `--workdir`.
 
   Returns:
-    {measure: value}.
+    The value of each measure.
   """
   if config.retriever == 'bm25':
     if experiment.is_run(config.workdir):
@@ -55,7 +56,7 @@ def run(config):
   return scores
 
 
-def scores_path(config, step):
+def scores_path(config: config_lib.Config, step: int) -> pathlib.Path:
   """Returns the path of the JSON file that `run` writes for a step."""
   name = f'{config.split}-{config.retriever}-{step}.json'
   return pathlib.Path(config.workdir) / name

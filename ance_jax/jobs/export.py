@@ -1,7 +1,7 @@
-"""A retriever as others load it: `--job=export`.
+"""Exports a retriever for sentence-transformers: `--job=export`.
 
-A folder of sentence-transformers without code of its own, with a card; where it
-is asked for, the corpus too: embeddings, ids and an index that FAISS reads.
+The folder needs no custom code and has a model card. On request it also holds
+the corpus: embeddings, ids, and an index for FAISS.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,16 +34,12 @@ from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import experiment
 
-# All releases since 5 find their modules under these names.
+# Package of the modules' types that all releases since 5 accept.
 _TYPES = 'sentence_transformers.models.'
 
 
-def run(config):
-  """Writes the model of `--checkpoint`, or of `--init_from`, into `--output`.
-
-  Returns:
-    The folder, a `pathlib.Path`.
-  """
+def run(config: config_lib.Config) -> pathlib.Path:
+  """Exports a run's `--checkpoint` or `--init_from`, and returns the folder."""
   workdirs.require(config)
   if config.output:
     _check_free(pathlib.Path(config.output), config)
@@ -67,13 +64,15 @@ def run(config):
   return folder
 
 
-def card(config, model, facts):
-  """Returns the model card, as Markdown.
+def card(
+  config: config_lib.Config, model: pretrained.Model, facts: dict[str, Any]
+) -> str:
+  """Returns the model card in Markdown.
 
   Args:
-    config: The `Config` that the model was trained with.
-    model: `pretrained.Model`.
-    facts: What `run.json` has.
+    config: Settings that the model was trained with.
+    model: The exported model.
+    facts: Contents of `run.json`.
   """
   r = model.config
   trained = experiment.is_run(config.workdir)
@@ -125,17 +124,22 @@ def card(config, model, facts):
   return '\n'.join(lines)
 
 
-def write(folder, retriever, params, tokenizer):
-  """Writes a retriever as sentence-transformers reads it, without own code.
+def write(
+  folder: pathlib.Path,
+  retriever: bi_encoder.RetrieverConfig,
+  params: dict,
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> None:
+  """Writes a retriever for sentence-transformers, without custom code.
 
-  A tied one is a folder of theirs; of two towers each is, in query/ and
-  passage/, and the folder around them is a Router of both.
+  A tied retriever is one model; two towers are two models, in query/ and
+  passage/, which a Router in the folder combines.
 
   Args:
-    folder: `pathlib.Path` of an empty folder.
-    retriever: `bi_encoder.RetrieverConfig`.
-    params: Its parameters by tower.
-    tokenizer: Its tokenizer.
+    folder: Empty folder to write to.
+    retriever: Settings of the retriever.
+    params: Parameters by tower.
+    tokenizer: Tokenizer of queries and passages.
   """
   if retriever.tied:
     _write_tower(
@@ -164,10 +168,7 @@ def write(folder, retriever, params, tokenizer):
 
 
 def _model(config):
-  """Returns (model, step, settings): parameters on the host, those of a run.
-
-  The model is a `pretrained.Model`, the settings are the `Config` it is of.
-  """
+  """Returns the model, with parameters on the host, its step and settings."""
   if experiment.is_run(config.workdir):
     step, (settings, model) = checkpoint.read_chosen(
       config.workdir,
@@ -177,7 +178,7 @@ def _model(config):
         pretrained.load_whole(config.workdir, step, devices_lib.local(1)),
       ),
     )
-    # Its folder may have another path than when it was trained.
+    # The folder may have moved since training.
     settings = dataclasses.replace(settings, workdir=config.workdir)
   elif config.init_from:
     settings, step = experiment.pinned(config)
@@ -195,14 +196,14 @@ def _model(config):
 
 
 def _check_free(folder, config):
-  """Raises `BadInput` where nothing can be made, or what is may not go."""
+  """Raises `BadInput` if the folder cannot be made or must not be replaced."""
   there = os.path.lexists(folder)
   if there and not config.overwrite:
     raise errors.BadInput(
       f'--output must be a folder that is not there yet; found {folder}; name '
       'another, or set --overwrite.'
     )
-  # A manifest alone is in each checkpoint of a run, too.
+  # Each checkpoint of a run also has a manifest.
   ours = atomic.is_sealed(folder) and (folder / bi_encoder.FILE).is_file()
   if there and (not ours or folder.is_symlink()):
     raise errors.BadInput(
@@ -219,7 +220,7 @@ def _check_free(folder, config):
 
 
 def _facts(config, model, step):
-  """Returns what `run.json` says: flags, versions, hashes, command, metrics."""
+  """Returns run.json's step, hash, flags, command, versions and metrics."""
   flags = [line[2:].split('=', 1) for line in config.to_flagfile().split('\n')]
   return {
     'step': step,
@@ -238,12 +239,12 @@ def _facts(config, model, step):
 def _write_corpus(folder, config):
   """Writes the embeddings of the corpus, its ids, and a FAISS index.
 
-  Row i of the index, and of the .npy files one behind the other, is the passage
-  of line i of ids.txt, or, where documents are cut in pieces, a piece of it.
+  Row i of the index and of the concatenated .npy files is the passage in line i
+  of ids.txt, or a piece of it if documents are cut into pieces.
   """
   this, _ = experiment.open(config, ())
   if config.index == config_lib.ON_DEVICES:
-    # Their exact search, as a file, is that of FAISS.
+    # An index on devices cannot be saved; FAISS's Flat is also exact.
     flat = dataclasses.replace(this.config, index='Flat')
     this = this._replace(config=flat)
   indexed = this.index_corpus(logs.Stopwatch())
@@ -256,7 +257,7 @@ def _write_corpus(folder, config):
 
 
 def _write_tower(folder, retriever, params, tokenizer, length):
-  """Writes a tower as a folder of its own; returns its (path, kind)s."""
+  """Writes a tower as one model; returns the path and kind of each module."""
   body = retriever.body
   huggingface.write_config(folder, body, tokenizer.pad_token_id)
   tensors = bert_weights.body_to_tensors(params['body'], body)

@@ -1,15 +1,15 @@
-"""The table of forms that --job=mine writes, made in mine_formats.py."""
+"""The table of file formats of --job=mine; mine_formats.py writes them."""
 
 from typing import NamedTuple
 
 
 class Form(NamedTuple):
-  """One row; its name is that of a function of mine_formats.py.
+  """A format; a function of the same name in mine_formats.py writes it.
 
   Attributes:
-    what: What it is, for `--help`.
-    array: Whether the file is one JSON array, not lines.
-    one_width: Whether each line must have as many negatives.
+    what: Description for `--help`.
+    array: Whether the file is one JSON array instead of lines.
+    one_width: Whether all lines must have the same number of negatives.
     pairs: Whether each line has one positive.
     scored: Whether each line needs all scores.
   """

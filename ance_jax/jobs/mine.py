@@ -1,14 +1,14 @@
-"""Hard negatives for other trainers: `--job=mine`.
+"""Mines hard negatives for other trainers: `--job=mine`.
 
-The training queries' candidates come from a model, BM25 or a run file, filters
-reject some of them, and what is left is written in a form that others read.
-Each filter counts what it rejected. Queries come in blocks and the file grows
-with them: what is in memory for all of them is their texts and embeddings, or a
-given ranking.
+A model, BM25 or a run file ranks candidates for the training queries, filters
+reject some and count them, and the rest are written in a format that other
+trainers read. Queries are processed and written in blocks, so that only their
+texts and embeddings, or a given ranking, are in memory as a whole.
 """
 
 import dataclasses
 import pathlib
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -30,20 +30,20 @@ from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import negatives as negatives_lib
 
-# Of --max_rank. sentence-transformers searches for 100, too.
+# Default of --max_rank; sentence-transformers also searches for 100.
 _MAX_RANK = 100
-# A row for which all judged positives are positives.
+# A method that uses all judged positives.
 _METHOD = methods.METHODS['ance']
 
 
 class Job(NamedTuple):
-  """All that stays as it is while blocks of queries are mined.
+  """Settings and data of a mining job.
 
   Attributes:
-    config: `Config`.
-    corpus: `corpus.Corpus`.
-    split: `corpus.Split` of the training queries.
-    task: `miner.Task`.
+    config: Settings of the job.
+    corpus: All passages.
+    split: Training queries.
+    task: Inputs of the mining pipeline.
   """
 
   config: config_lib.Config
@@ -52,11 +52,11 @@ class Job(NamedTuple):
   task: miner.Task
 
 
-def run(config):
-  """Writes the hard negatives of the training queries, and a report of them.
+def run(config: config_lib.Config) -> dict[str, Any]:
+  """Writes hard negatives of the training queries and a report.
 
   Returns:
-    The report, a dict as it is in the JSON file.
+    The contents of the report's JSON file.
   """
   config = dataclasses.replace(
     config,
@@ -81,7 +81,8 @@ def run(config):
           f'written, as the lines above say; {_cure(config)}.'
         )
     except BaseException:
-      pathlib.Path(file.name).unlink()  # Its folder may be anybody's.
+      # Leave nothing behind, since the folder may not be a run's.
+      pathlib.Path(file.name).unlink()
       raise
   atomic.write_json(report_path, found.as_json())
   logs.say(found.examples_text())
@@ -90,11 +91,11 @@ def run(config):
 
 
 def _examples(job, found):
-  """Yields the `mine_formats.Example` of each query that is written, in order.
+  """Yields an example for each query to write, in order.
 
   Args:
     job: `Job`.
-    found: `mine_report.Tally`, which is told of all queries.
+    found: `mine_report.Tally` that counts all queries.
   """
   queries = np.arange(len(job.split.ids))
   blocks = logs.progress(
@@ -119,7 +120,7 @@ def _example(job, mined, place):
   split, query = job.split, int(mined.queries[place])
   start, end = np.searchsorted(mined.of_query, (place, place + 1))
   if forms.FORMS[job.config.format].pairs:
-    # The pairs of a query of the same text are written with that query.
+    # Positives judged for a query of equal text are written with that query.
     judged = split.grades[slice(*split.offsets[query : query + 2])]
     end = start + (judged > 0).sum()
   of_query = slice(start, end)
@@ -138,7 +139,7 @@ def _example(job, mined, place):
 
 
 def _candidates(config):
-  """Returns the `CandidateSource`, the corpus and the training queries."""
+  """Returns the source of candidates, the corpus and the training queries."""
   name = config.train_split
   if config.ranking:
     corpus, splits = experiment.load_texts(config, (name,))
@@ -203,7 +204,7 @@ def _reranker(config, corpus, split):
 
 
 def _cure(config):
-  """Returns what to do where nothing can be written, in the imperative."""
+  """Returns the cure for the case that no query can be written."""
   cure = 'loosen the filters that rejected most'
   if mine_report.only_full(config):
     cure += ', lower --num_negatives, or set --on_shortage=fill'
@@ -213,7 +214,7 @@ def _cure(config):
 
 
 def _paths(config):
-  """Returns the paths of the file and of its report, both free."""
+  """Returns the paths of the file and its report, after checking both."""
   ending = 'json' if forms.FORMS[config.format].array else 'jsonl'
   name = f'hard_negatives.{config.format}.{ending}'
   path = pathlib.Path(config.output or pathlib.Path(config.workdir, name))
@@ -234,7 +235,7 @@ def _paths(config):
 
 
 def _check_flags(config):
-  """Raises `BadInput` for flags of mining that do not go together."""
+  """Raises `BadInput` for flags that contradict each other."""
   if config.num_negatives > config.max_rank - config.skip_ranks:
     raise errors.BadInput(
       f'--num_negatives={config.num_negatives} does not fit between '
@@ -248,7 +249,7 @@ def _check_flags(config):
 
 
 def _check_data(job):
-  """Raises `BadInput` for flags that do not go with the data."""
+  """Raises `BadInput` for flags that do not fit the data."""
   config, size = job.config, len(job.corpus.texts)
   if config.drop_answers and not job.split.answers:
     raise errors.BadInput(

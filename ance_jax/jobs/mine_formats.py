@@ -1,11 +1,14 @@
-"""The forms that others train on: hard negatives -> bytes of a file.
+"""Encodes hard negatives in the file formats of other trainers.
 
-Each form is a function of one query that yields JSON objects; they come one
-after the other, so that no more than a batch is in memory.
+Each format is a generator of the JSON objects of one query, so that the file is
+never in memory as a whole.
 """
 
+from collections.abc import Iterable
+from collections.abc import Iterator
 import json
 import math
+from typing import Any
 from typing import NamedTuple
 
 from ance_jax.data import corpus as corpus_lib
@@ -16,13 +19,14 @@ class Example(NamedTuple):
   """One query with its positives and its negatives.
 
   Attributes:
-    query_id: Its id.
-    query: Its text.
-    answers: List of strings, empty where there are none.
-    positives: List of (passage row, score), as they were judged for it or, but
-      in forms of pairs, for a query of the same text; a score that is not known
-      is NaN or infinite.
-    negatives: The same, by rank, at least one; what was drawn at random last.
+    query_id: Id of the query.
+    query: Text of the query.
+    answers: Answers, possibly none.
+    positives: (passage row, score) pairs that were judged for the query or,
+      except in formats of pairs, for a query of the same text. Unknown scores
+      are NaN or infinite.
+    negatives: (passage row, score) pairs by rank, at least one; random draws
+      come last.
   """
 
   query_id: str
@@ -32,8 +36,10 @@ class Example(NamedTuple):
   negatives: list[tuple[int, float]]
 
 
-def triplets(example, corpus):
-  """Yields sentence-transformers' triplets: a line for each pair of both."""
+def triplets(
+  example: Example, corpus: corpus_lib.Corpus
+) -> Iterator[dict[str, Any]]:
+  """Yields sentence-transformers' triplets, one per positive and negative."""
   for positive, _ in example.positives:
     for negative, _ in example.negatives:
       yield {
@@ -43,8 +49,10 @@ def triplets(example, corpus):
       }
 
 
-def n_tuples(example, corpus):
-  """Yields sentence-transformers' n-tuples: a line for each positive."""
+def n_tuples(
+  example: Example, corpus: corpus_lib.Corpus
+) -> Iterator[dict[str, Any]]:
+  """Yields sentence-transformers' n-tuples, one per positive."""
   negatives = {
     f'negative_{number}': corpus_lib.whole_text(corpus, row)
     for number, (row, _) in enumerate(example.negatives, 1)
@@ -57,21 +65,25 @@ def n_tuples(example, corpus):
     }
 
 
-def triplets_scored(example, corpus):
-  """Yields `triplets` with the two scores, as MarginMSELoss takes them."""
+def triplets_scored(
+  example: Example, corpus: corpus_lib.Corpus
+) -> Iterator[dict[str, Any]]:
+  """Yields `triplets` with their two scores, for MarginMSELoss."""
   for positive in example.positives:
     for negative in example.negatives:
       pair = example._replace(positives=[positive], negatives=[negative])
       (line,) = triplets(pair, corpus)
-      # `mine_hard_negatives` of 6 names it scores, that of 5.1 score; only the
-      # latter is a label to the trainers of both.
+      # `mine_hard_negatives` names it scores in release 6 and score in 5.1; the
+      # trainers of both releases accept only score as a label.
       yield {**line, 'score': [positive[1], negative[1]]}
 
 
-def n_tuples_scored(example, corpus):
+def n_tuples_scored(
+  example: Example, corpus: corpus_lib.Corpus
+) -> Iterator[dict[str, Any]]:
   """Yields `n_tuples` with a list of scores, the positive's first.
 
-  For MarginMSELoss and DistillKLDivLoss; the name is explained above.
+  For MarginMSELoss and DistillKLDivLoss; `triplets_scored` explains the name.
   """
   negatives = [score for _, score in example.negatives]
   lines = n_tuples(example, corpus)
@@ -79,10 +91,12 @@ def n_tuples_scored(example, corpus):
     yield {**line, 'score': [score, *negatives]}
 
 
-def flag_embedding(example, corpus):
-  """Yields the line of FlagEmbedding (examples/finetune/embedder/README.md).
+def flag_embedding(
+  example: Example, corpus: corpus_lib.Corpus
+) -> Iterator[dict[str, Any]]:
+  """Yields FlagEmbedding's line (examples/finetune/embedder/README.md).
 
-  Without its scores where one is not known: its distillation refuses null.
+  Omits all scores if one is unknown, because its distillation rejects null.
   """
   line = {'query': example.query}
   kinds = {'pos': example.positives, 'neg': example.negatives}
@@ -95,7 +109,9 @@ def flag_embedding(example, corpus):
   yield line if None in sum(scores.values(), []) else line | scores
 
 
-def dpr(example, corpus):
+def dpr(
+  example: Example, corpus: corpus_lib.Corpus
+) -> Iterator[dict[str, Any]]:
   """Yields DPR's question (Karpukhin et al. 2020, README of their data)."""
   contexts = [
     [
@@ -118,8 +134,10 @@ def dpr(example, corpus):
   }
 
 
-def tevatron(example, corpus):
-  """Yields Tevatron's line, as in Tevatron/msmarco-passage; without scores."""
+def tevatron(
+  example: Example, corpus: corpus_lib.Corpus
+) -> Iterator[dict[str, Any]]:
+  """Yields Tevatron's line, as in Tevatron/msmarco-passage, without scores."""
   passages = [
     [
       {
@@ -139,8 +157,10 @@ def tevatron(example, corpus):
   }
 
 
-def ids(example, corpus):
-  """Yields ids and scores alone; null is a score that is not known."""
+def ids(
+  example: Example, corpus: corpus_lib.Corpus
+) -> Iterator[dict[str, Any]]:
+  """Yields ids and scores, with null for unknown scores."""
   yield {
     'query_id': example.query_id,
     'positive_ids': [corpus.ids[row] for row, _ in example.positives],
@@ -150,13 +170,15 @@ def ids(example, corpus):
   }
 
 
-def encoded(name, examples, corpus):
-  """Yields the bytes of a file in a form, an object a piece.
+def encoded(
+  name: str, examples: Iterable[Example], corpus: corpus_lib.Corpus
+) -> Iterator[bytes]:
+  """Yields the bytes of a file, one object at a time.
 
   Args:
-    name: Of a row of `forms.FORMS`.
-    examples: Iterable of `Example`, one at least.
-    corpus: `corpus.Corpus`.
+    name: Name of a format, a key of `forms.FORMS`.
+    examples: At least one example.
+    corpus: Corpus of the passage rows.
   """
   is_array, make = forms.FORMS[name].array, globals()[name]
   before, after = (b'[\n', b'\n]\n') if is_array else (b'', b'\n')

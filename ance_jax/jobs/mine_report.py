@@ -1,45 +1,47 @@
-"""What the filters of `--job=mine` rejected and left: counts, examples."""
+"""Report of `--job=mine`: rejected and kept candidates, with examples."""
+
+from typing import Any
 
 import numpy as np
 
 from ance_jax import config as config_lib
 from ance_jax.jobs import forms
 from ance_jax.mining import filters
+from ance_jax.mining import miner
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import negatives as negatives_lib
 
 _EXAMPLES = 5
-# Kept negatives of an example, and characters of a text.
+# Maximum number of negatives of an example, and of characters of a text.
 _SHOWN, _CHARACTERS = 5, 160
 _NAMES = (*filters.FILTERS, 'passed', 'candidates')
 
 
-def only_full(config):
-  """Returns whether a query with fewer than --num_negatives is left out."""
+def only_full(config: config_lib.Config) -> bool:
+  """Returns whether to omit queries with fewer than `--num_negatives`."""
   one_width = (
     forms.FORMS[config.format].one_width and config.on_shortage == 'keep'
   )
   return config.on_shortage == 'drop' or one_width
 
 
-def unscored(mined):
-  """Returns which queries have a positive or negative of unknown score, (q,).
+def unscored(mined: miner.Mined) -> np.ndarray:
+  """Returns a (q,) bool mask of queries with an unknown score.
 
-  Args:
-    mined: `miner.Mined`.
+  The score may be of a positive or of a negative.
   """
   unknown = (mined.negatives >= 0) & ~np.isfinite(mined.scores)
   return unknown.any(1) | (mined.least == -np.inf)
 
 
 class Tally:
-  """Counts over all queries, and some queries to read.
+  """Counts over all queries, and examples of queries.
 
   Args:
     job: `mine.Job`.
 
   Attributes:
-    written: Queries that were written.
+    written: Number of queries written.
   """
 
   def __init__(self, job):
@@ -57,12 +59,12 @@ class Tally:
     self._chosen = random.choice(size, min(_EXAMPLES, size), replace=False)
     self._examples = []
 
-  def add(self, mined, written):
-    """Counts a batch.
+  def add(self, mined: miner.Mined, written: np.ndarray) -> None:
+    """Counts a block of queries.
 
     Args:
-      mined: `miner.Mined`.
-      written: (q,) bool, queries that are written.
+      mined: Candidates and negatives of the block.
+      written: (q,) bool, queries to write.
     """
     number = self._job.config.num_negatives
     there = mined.negatives >= 0
@@ -81,8 +83,8 @@ class Tally:
     for place in np.nonzero(np.isin(mined.queries, self._chosen))[0].tolist():
       self._examples.append(self._example(mined, place))
 
-  def as_json(self):
-    """Returns all that is known, as a dict for JSON."""
+  def as_json(self) -> dict[str, Any]:
+    """Returns the whole report, serializable as JSON."""
     job = self._job
     names = *config_lib.MINING_RULES, 'num_negatives', 'format', 'seed'
     rules = {name: getattr(job.config, name) for name in names}
@@ -99,8 +101,8 @@ class Tally:
       'examples': self._examples,
     }
 
-  def table(self):
-    """Returns what each filter rejected, for people."""
+  def table(self) -> str:
+    """Formats the number of candidates per filter, and the outcome."""
     config = self._job.config
     size = len(self._job.split.ids)
     lines = [
@@ -118,8 +120,8 @@ class Tally:
         lines.append(f'  {name:22}{number:12,}{share:>9}{queries:12,}')
     return '\n'.join([*lines, *self._outcome()])
 
-  def examples_text(self):
-    """Returns the queries to read, for people."""
+  def examples_text(self) -> str:
+    """Formats the examples."""
     lines = []
     for example in self._examples:
       lines.append(f'\n  query: {example["query"]}')
@@ -128,7 +130,7 @@ class Tally:
     return '\n'.join(lines) + '\n'
 
   def _asked(self, name):
-    """Returns whether a filter was asked for, or always is there."""
+    """Returns whether a filter is enabled or always applies."""
     config, split = self._job.config, self._job.split
     if name == 'answer':
       return negatives_lib.drops_answers(config, split)
@@ -136,7 +138,7 @@ class Tally:
     return name in (*always, *self._job.task.settings.rules.filters())
 
   def _outcome(self):
-    """Yields lines on queries that have fewer than asked, and what is done."""
+    """Yields lines on lacking ranks, negatives or scores, and on the result."""
     counts, config = self._counts, self._job.config
     rules = self._job.task.settings.rules
     if warning := filters.warning(self._rejected[:, 0], rules):
@@ -167,7 +169,7 @@ class Tally:
     )
 
   def _unscored(self):
-    """Yields what is done for want of a score, where a form has scores."""
+    """Yields a line on queries that lack a score that the format needs."""
     config, number = self._job.config, self._counts['unscored']
     scored = [name for name, form in forms.FORMS.items() if form.scored]
     done = dict.fromkeys(scored, 'left out')
@@ -179,9 +181,9 @@ class Tally:
       )
 
   def _example(self, mined, place):
-    """Returns one query with its positives, negatives and rejected.
+    """Returns a query with its positives, negatives and rejected candidates.
 
-    Of each filter that rejected a candidate the best one is shown.
+    It shows only the best candidate that each filter rejected.
     """
     split, ranking = self._job.split, mined.ranking
     of_query = slice(*np.searchsorted(mined.of_query, (place, place + 1)))
@@ -211,7 +213,7 @@ class Tally:
     }
 
   def _why(self, name, mined, place, column):
-    """Returns why a candidate was rejected, behind 'as it'."""
+    """Returns why a candidate was rejected, as text that follows 'as it'."""
     config, least = self._job.config, float(mined.least[place])
     score = f'has {float(mined.ranking.scores[place, column]):.4f}'
     bound = getattr(config, name, None)
