@@ -22,7 +22,7 @@ from ance_jax import launch
 from ance_jax.core import atomic
 from ance_jax.core import logs
 from ance_jax.core import places
-from ance_jax.data import load
+from ance_jax.data.readers import docstrings
 from ance_jax.jobs import systems
 from ance_jax.jobs import train
 from ance_jax.training import experiment
@@ -469,7 +469,7 @@ def test_the_docstrings_of_a_run_are_those_that_it_was_trained_on(
     asked.append(folder)
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(load, '_pydocs_builder', builder)
+  monkeypatch.setattr(docstrings, '_builder', builder)
   config = config_lib.Config(workdir=str(tmp_path), init_from=str(theirs))
   for job in ('evaluate', 'compare', 'train'):
     with pytest.raises(KeyboardInterrupt):
