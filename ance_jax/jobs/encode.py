@@ -2,7 +2,6 @@
 
 from ance_jax import config as config_lib
 from ance_jax.core import atomic
-from ance_jax.core import checkpoint
 from ance_jax.core import logs
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
@@ -15,9 +14,7 @@ def run(config: config_lib.Config) -> None:
   Row i of the concatenated .npy files belongs to line i of ids.txt.
   """
   this, step = experiment.open(config, ())
-  folder = this.embeddings_folder(
-    checkpoint.weights_hash(this.retriever.params)
-  )
+  folder = this.embeddings_folder(this.retriever.passage_hash())
   with atomic.in_use(folder):
     blocks, real_tokens = corpus_index.encode_corpus(
       this.retriever, this.dataset.passages, settings.index(config), folder

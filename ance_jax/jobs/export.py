@@ -251,7 +251,7 @@ def _write_corpus(folder, config):
   folder.mkdir()
   index.write(indexed.passage_index, folder / 'index.faiss')
   corpus_index.write_ids(folder / 'ids.txt', this.dataset)
-  kept = this.embeddings_folder(indexed.weights_hash)
+  kept = this.embeddings_folder(indexed.passage_hash)
   for block in sorted(kept.glob('[0-9]*/embeddings.npy')):
     (folder / f'{block.parent.name}.npy').write_bytes(block.read_bytes())
 

@@ -148,7 +148,7 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
     first: (Q, K) int32 passage rows, distinct within a row, -1 for none.
     second: (Q, K) int32 passage rows, -1 for none.
   """
-  keys = np.arange(len(first))[:, None] * (2 + max(first.max(), second.max()))
+  keys = np.arange(len(first))[:, None] * (1 + max(first.max(), second.max()))
   there = first >= 0
   return float(
     np.isin((first + keys)[there], (second + keys)[second >= 0]).mean()

@@ -89,6 +89,10 @@ class RetrieverConfig:
     """Names of the towers, the keys of the parameters."""
     return (TIED,) if self.tied else (QUERY, PASSAGE)
 
+  def tower(self, side: str) -> str:
+    """Returns the name of the tower that encodes `QUERY` or `PASSAGE`."""
+    return TIED if self.tied else side
+
   def to_dict(self) -> dict:
     """Returns the settings as a dict for JSON."""
     return dataclasses.asdict(self)
@@ -202,7 +206,7 @@ def make_encode(
   """
   skipped = getattr(retriever, f'{side}_prompt_tokens')
   tower = Tower(retriever, jnp.dtype(dtype), remat, kernel, skipped)
-  name = TIED if retriever.tied else side
+  name = retriever.tower(side)
 
   def encode(params, ids, lengths, dropout=None):
     return tower.apply({'params': params[name]}, ids, lengths, dropout)

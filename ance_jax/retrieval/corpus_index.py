@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax.core import atomic
-from ance_jax.core import checkpoint
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import distributed
 from ance_jax.core import logs
@@ -54,7 +53,7 @@ class IndexedCorpus(NamedTuple):
 
   Attributes:
     passage_index: Index of passages, or of their pieces.
-    weights_hash: Hash of the parameters.
+    passage_hash: Hash of the parameters that encode passages.
     real_tokens: Share of computed tokens that are not padding; None if all
       embeddings existed.
     texts_of: (R,) int32, the passage row of each piece; None without pieces.
@@ -63,7 +62,7 @@ class IndexedCorpus(NamedTuple):
   """
 
   passage_index: index.Index
-  weights_hash: str
+  passage_hash: str
   real_tokens: float | None
   texts_of: np.ndarray | None
   blocks: list[np.ndarray]
@@ -131,6 +130,7 @@ def index_corpus(
   settings: Settings,
   folder: pathlib.Path,
   watch: logs.Stopwatch,
+  passage_hash: str | None = None,
 ) -> IndexedCorpus:
   """Encodes and indexes a corpus.
 
@@ -141,14 +141,15 @@ def index_corpus(
     folder: Folder of all embeddings; these go to a subfolder named by a hash of
       everything that their bits depend on.
     watch: Measures the phases 'encode' and 'index', and the operations.
+    passage_hash: `retriever.passage_hash()`, if it is known.
   """
   pieces, encoder = passages.pieces(), retriever.passage_encoder
   # The number of pieces is known only after tokenizing.
   check_index(
     settings, encoder.embedding_size, len(retriever.devices), len(pieces)
   )
-  weights_hash = checkpoint.weights_hash(retriever.params)
-  kept = embeddings_folder(retriever, passages, settings, folder, weights_hash)
+  passage_hash = passage_hash or retriever.passage_hash()
+  kept = embeddings_folder(retriever, passages, settings, folder, passage_hash)
   with atomic.in_use(kept):
     with watch.phase('encode'):
       blocks, real_tokens = encode_corpus(retriever, passages, settings, kept)
@@ -160,7 +161,7 @@ def index_corpus(
   watch.work('encode', work)
   return IndexedCorpus(
     passage_index,
-    weights_hash,
+    passage_hash,
     real_tokens,
     passages.texts_of_pieces(),
     blocks,
@@ -210,7 +211,7 @@ def embeddings_folder(
   passages: tokens.TokenRows,
   settings: Settings,
   folder: pathlib.Path,
-  weights_hash: str,
+  passage_hash: str,
 ) -> pathlib.Path:
   """Returns the subfolder for embeddings by a set of parameters.
 
@@ -219,11 +220,11 @@ def embeddings_folder(
     passages: As for `index_corpus`.
     settings: As for `index_corpus`.
     folder: As for `index_corpus`.
-    weights_hash: Hash of the parameters.
+    passage_hash: Hash of the parameters that encode passages.
   """
   devices, how = devices_lib.own(retriever.devices), retriever.settings
   about = [
-    weights_hash,
+    passage_hash,
     passages.hash,
     # Without a run, flags may override the pooling of --init_from.
     retriever.config.to_dict(),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ance_jax import errors
+from ance_jax.core import checkpoint
 from ance_jax.core import devices as devices_lib
 from ance_jax.data import tokenized
 from ance_jax.data import tokenizer as tokenizer_lib
@@ -48,6 +49,11 @@ class Retriever(NamedTuple):
       config.query_prompt,
       config.passage_prompt,
     )
+
+  def passage_hash(self) -> str:
+    """Returns the hash of the parameters that encode passages."""
+    tower = self.config.tower(bi_encoder.PASSAGE)
+    return checkpoint.weights_hash({tower: self.params[tower]})
 
   def with_params(self, params: dict) -> 'Retriever':
     """Returns a copy with parameters by tower, which are on its devices."""

@@ -19,7 +19,6 @@ from ance_jax.core import distributed
 from ance_jax.core import locks
 from ance_jax.core import logs
 from ance_jax.core import remote
-from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
 from ance_jax.training import refreshes
 from ance_jax.training import schedule
@@ -267,5 +266,5 @@ def _refresh(run, step, last):
     logs.say(f'the checkpoint of step {step} is gone: a newer one is taken')
     return False
   logs.say(refreshes.summary(made))
-  corpus_index.prune_embeddings(run.embeddings_folder(made['weights_hash']))
+  refreshes.prune_embeddings(run, made)
   return True

@@ -74,17 +74,19 @@ class Experiment(NamedTuple):
     """Returns this as one that refreshes it on other devices needs it."""
     return self._replace(retriever=self.retriever.on_devices(devices))
 
-  def embeddings_folder(self, weights_hash: str) -> pathlib.Path:
-    """Returns the folder of the embeddings by parameters of a hash."""
+  def embeddings_folder(self, passage_hash: str) -> pathlib.Path:
+    """Returns the folder of the embeddings by `Retriever.passage_hash`."""
     return corpus_index.embeddings_folder(
       self.retriever,
       self.dataset.passages,
       settings_lib.index(self.config),
       self.workdir / 'embeddings',
-      weights_hash,
+      passage_hash,
     )
 
-  def index_corpus(self, watch: logs.Stopwatch) -> corpus_index.IndexedCorpus:
+  def index_corpus(
+    self, watch: logs.Stopwatch, passage_hash: str | None = None
+  ) -> corpus_index.IndexedCorpus:
     """Returns the corpus, encoded and indexed; see `corpus_index`."""
     return corpus_index.index_corpus(
       self.retriever,
@@ -92,6 +94,7 @@ class Experiment(NamedTuple):
       settings_lib.index(self.config),
       self.workdir / 'embeddings',
       watch,
+      passage_hash,
     )
 
   def encode_queries(

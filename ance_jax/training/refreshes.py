@@ -71,17 +71,19 @@ def refresh(run, step, *, before=None):
     config.workdir, step, bi_encoder.shapes(run.retriever.config), run.devices
   )
   run = run.with_params(params)
-  weights_hash = checkpoint.weights_hash(params)
+  # Of one tower both are the same, and that takes a second.
+  passage_hash = run.retriever.passage_hash()
+  is_all = run.retriever.config.tied
   about = {
     'step': step,
     'checkpoint': whose,
-    'weights_hash': weights_hash,
+    'weights_hash': passage_hash if is_all else checkpoint.weights_hash(params),
     'query_slice': list(_query_slice(run, step)),
     **_sources(run),
   }
   if found := distributed.told(lambda: _find(run, step, about)):
     return found
-  indexed = run.index_corpus(watch)
+  indexed = run.index_corpus(watch, passage_hash)
   seen = diagnostics.probe(run, indexed, watch)
   if before is not None and _is_fresh(run, seen, before):
     found, _ = assess(run, indexed, seen, before, watch)
@@ -133,7 +135,7 @@ def assess(run, indexed, seen, in_use, watch, mined=None):
     mined: `diagnostics.Table` of what was mined just now, or None.
 
   Returns:
-    {'metrics', 'secs', 'flops', 'examples', 'weights_hash'}; `Seen`.
+    {'metrics', 'secs', 'flops', 'examples', 'passage_hash'}; `Seen`.
   """
   split, scores, ranking, examples = run.config.dev_split, {}, None, []
   if split in run.dataset.splits:
@@ -163,7 +165,7 @@ def assess(run, indexed, seen, in_use, watch, mined=None):
     'secs': watch.secs,
     'flops': watch.flops,
     'examples': examples,
-    'weights_hash': indexed.weights_hash,
+    'passage_hash': indexed.passage_hash,
   }, now
 
 
@@ -200,6 +202,18 @@ def _find(run, step, about):
   remote.pull(folder(run, step))
   found = negatives_lib.find(folder(run, step), about)
   return found if found and _has_format(found) else None
+
+
+def prune_embeddings(run, made):
+  """Removes all embeddings but those of a refresh or an evaluation.
+
+  Args:
+    run: `experiment.Experiment`.
+    made: What `refresh` or `assess` returned; a refresh of an older release
+      names the hash of all parameters alone.
+  """
+  passage_hash = made.get('passage_hash') or made['weights_hash']
+  corpus_index.prune_embeddings(run.embeddings_folder(passage_hash))
 
 
 def fetch(run, after):

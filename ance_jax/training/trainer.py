@@ -29,7 +29,6 @@ from ance_jax.core import distributed
 from ance_jax.core import locks
 from ance_jax.core import logs
 from ance_jax.models import bi_encoder
-from ance_jax.retrieval import corpus_index
 from ance_jax.training import background
 from ance_jax.training import batches
 from ance_jax.training import checks
@@ -285,8 +284,7 @@ class Trainer:
   def _prune_embeddings(self, made):
     """Deletes embeddings of older weights; a refresher deletes its own."""
     if self._poller is None and distributed.is_first():
-      folder = self.run.embeddings_folder(made['weights_hash'])
-      corpus_index.prune_embeddings(folder)
+      refreshes.prune_embeddings(self.run, made)
 
   def pick_up_if_due(self) -> None:
     """Makes a refresh the active one, on disk before its first batch."""

@@ -463,6 +463,7 @@ def test_refresh_mines_what_was_published(old):
   for what in ('secs', 'made_with'):
     assert after.pop(what).keys() == before.pop(what).keys()
   assert after.pop('format') == 1  # New, and taken for 1 where it is not there.
+  assert after.pop('passage_hash') == after['weights_hash']
   for name in ('scores', 'positive_scores'):  # Were not kept then.
     assert after['files'].pop(f'{name}.npy')
   assert_same(after, before, 'manifest')

@@ -172,6 +172,7 @@ def test_no_line_is_printed_of_a_margin_that_rejects_nine_in_ten():
   assert not filters.warning(counts, rules)
   counts[place] = 91
   assert '90.1% of the candidates' in filters.warning(counts, rules)
+  assert not filters.warning(counts, rules._replace(center_scores=True))
 
 
 def test_the_best_are_chosen_or_some_drawn_evenly():

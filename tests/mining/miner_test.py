@@ -110,7 +110,7 @@ def test_a_planted_positive_at_the_top_is_rejected_and_counted():
   assert counts['same text'] == 1
 
 
-def test_one_query_of_many_duplicates_does_not_deepen_the_others(monkeypatch):
+def test_queries_of_many_duplicates_do_not_deepen_the_others(monkeypatch):
   monkeypatch.setattr(miner, '_QUERIES_AT_ONCE', 2)
   groups = [0] * 50 + list(range(1, 51))
   depths = {}
@@ -119,11 +119,10 @@ def test_one_query_of_many_duplicates_does_not_deepen_the_others(monkeypatch):
     depths.update(dict.fromkeys(rows.tolist(), depth))
     return by_row(rows, depth)
 
-  pairs = [(0, 0), (1, 60), (2, 61), (3, 62)]
+  pairs = [(0, 0), (1, 60), (2, 0), (3, 62)]
   negatives, *_ = mined(make_task(rank, pairs, groups, 4, number=4))
   assert negatives[0].tolist() == [50, 51, 52, 53]
-  assert depths[0] == 54
-  assert sorted(depths.values())[:2] == [5, 5]
+  assert depths == {0: 54, 1: 5, 2: 54, 3: 5}
 
 
 @pytest.mark.parametrize(
@@ -209,6 +208,12 @@ def test_what_is_drawn_depends_on_the_seed_and_the_query_row_alone(
   assert (others[short, 2:] != whole[short, 2:]).any(1).all()
   if choose == 'top':
     np.testing.assert_array_equal(others[~short], whole[~short])
+    return
+  ranks = {
+    tuple(order.tolist().index(row) for row in rows)
+    for order, rows in zip(orders[~short], whole[~short], strict=True)
+  }
+  assert len(ranks) == sum(~short)  # No two queries have the same ones.
 
 
 def test_no_two_queries_are_filled_up_alike():

@@ -12,6 +12,7 @@ import pytest
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
+from ance_jax.core import checkpoint
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.models import bert
@@ -335,6 +336,23 @@ def test_embeddings_have_all_that_their_bits_hang_on_in_their_key(run):
   # What they do not hang on has no new ones made.
   for name in sorted({*OF_NEGATIVES, *OF_BM25, *OF_TRAINING}):
     assert key(changed(run, **{name: other(FIELDS[name], 1)})) == key(run)
+
+
+def test_embeddings_hang_on_the_parameters_of_passages_alone(run):
+  def hash_of(is_tied, **params):
+    config = dataclasses.replace(RETRIEVER, tied=is_tied)
+    retriever = run.retriever._replace(config=config)
+    return retriever.with_params(
+      {name: {'w': np.array(value)} for name, value in params.items()}
+    ).passage_hash()
+
+  first = hash_of(False, query=1, passage=2)
+  assert first == hash_of(False, query=3, passage=2)
+  assert first != hash_of(False, query=1, passage=3)
+  # Of one tower it is the hash of all, by which older releases kept them.
+  tied = hash_of(True, tied=1)
+  assert tied == checkpoint.weights_hash({'tied': {'w': np.array(1)}})
+  assert tied != hash_of(True, tied=2)
 
 
 def test_negatives_have_all_that_they_hang_on_in_what_is_compared(run):

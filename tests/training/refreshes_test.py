@@ -122,6 +122,24 @@ def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
   np.testing.assert_array_equal(refreshes.load(run_at_zero, 0), swapped)
 
 
+def test_parameters_of_one_tower_are_hashed_once_a_refresh(
+  open_run, monkeypatch
+):
+  run, hashed = open_run(), []
+  real = checkpoint.weights_hash
+  monkeypatch.setattr(
+    checkpoint, 'weights_hash', lambda params: hashed.append(1) or real(params)
+  )
+  made = refreshes.refresh(run, 6)
+  assert made['weights_hash'] == made['passage_hash']
+  assert len(hashed) == 1
+  folder = run.embeddings_folder(made['passage_hash'])
+  (folder.parent / 'other').mkdir()
+  del made['passage_hash']  # As an older release published it.
+  refreshes.prune_embeddings(run, made)
+  assert list(folder.parent.glob('[!.]*')) == [folder]
+
+
 def test_a_published_refresh_is_taken_and_made_again_for_other_settings(
   open_run,
 ):
@@ -606,6 +624,21 @@ def test_a_file_of_scores_says_what_is_no_negative(open_run, tmp_path):
   np.testing.assert_array_equal(table[:, :5], before[:, ::2])
   assert (table[:, 5:] < 0).all()
   assert manifest['metrics']['refresh/rerank_max_score'] == before.size / 2
+
+
+def test_a_rule_of_scores_is_for_the_first_top_k_candidates(open_run):
+  """Those behind, which only a deep block has, do not make up for them."""
+  run = open_run(method='ance_in_batch')
+  refreshes.refresh(run, 6)
+  before, scores, _ = arrays_of(run, 6)
+  most = float(np.median(scores))
+  changes = {'max_score': most, 'on_shortage': 'keep'}
+  run = run._replace(config=dataclasses.replace(run.config, **changes))
+  refreshes.refresh(run, 6)
+  for found, rows, row in zip(
+    arrays_of(run, 6)[0], before, scores, strict=True
+  ):
+    assert found[found >= 0].tolist() == rows[row <= most].tolist()
 
 
 def test_rules_that_a_run_cannot_follow_are_refused(open_run):
