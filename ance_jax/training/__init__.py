@@ -1,1 +1,1 @@
-"""The loop, and all that a step, a refresh and a resume need."""
+"""The training loop, its step, refreshes and resuming."""

@@ -1,9 +1,9 @@
-"""A refresh beside training: `--refresh=async` and `external`.
+"""Refreshes in the background: `--refresh=async` and `--refresh=external`.
 
-Trainer and refresher share a folder and nothing else: committed checkpoints go
-one way, published refreshes the other, and each is whole or not there. The
-refresher is a thread of the trainer's process or a process of its own, which
-may be killed and started again at will; what it does is the same.
+The trainer and the refresher share only a folder. The trainer commits
+checkpoints, the refresher publishes refreshes, and both appear atomically. The
+refresher is a thread of the trainer's process or a separate process, which may
+be killed and restarted at any time; both run the same code.
 """
 
 from concurrent import futures
@@ -24,34 +24,34 @@ from ance_jax.training import refreshes
 from ance_jax.training import schedule
 
 _CLAIM_FILE = 'refreshing.json'
-# Seconds between two looks at the folder.
+# Seconds between polls of the folder.
 LOOK_SECS = 0.5
 
 
 class RefreshPoller:
-  """What a trainer sees of refreshes that others make, or its own thread."""
+  """Finds refreshes that this process's thread or another process published."""
 
-  def __init__(self, run, thread=None):
-    """Begins to read.
+  def __init__(
+    self, run: experiment.Experiment, thread: 'RefreshThread | None' = None
+  ):
+    """Creates the poller.
 
     Args:
-      run: `experiment.Experiment` of the trainer.
-      thread: The `RefreshThread` that makes them, if it is this process's.
+      run: The trainer's run.
+      thread: Refresher of this process, if any.
     """
     self._run, self._thread = run, thread
     self._refused, self._looked, self._found = set(), -LOOK_SECS, None
-    # Training does not wait for a network.
+    # Copies in a thread, so that training never waits for the network.
     self._pool, self._copying = futures.ThreadPoolExecutor(1), None
 
-  def newest(self, active, step):
-    """Returns the step of a refresh to pick up after `step` steps, or None.
-
-    Args:
-      active: `schedule.ActiveRefresh`, or None.
-      step: int.
+  def newest(
+    self, active: schedule.ActiveRefresh | None, step: int
+  ) -> int | None:
+    """Returns the step of the refresh to pick up after `step` steps, if any.
 
     Raises:
-      Exception: What ended this process's own refresher.
+      Exception: The error that ended this process's refresh thread.
     """
     if self._thread:
       self._thread.check()
@@ -63,16 +63,13 @@ class RefreshPoller:
       self._found = None
     return self._found
 
-  def wait(self, active, step, oldest):
-    """Returns as `newest` does, once there is one that is not too old.
-
-    Args:
-      active: `schedule.ActiveRefresh`, or None.
-      step: int.
-      oldest: Step of the weights that must have mined it, or a later one.
+  def wait(
+    self, active: schedule.ActiveRefresh | None, step: int, oldest: int
+  ) -> int:
+    """Waits until `newest` returns a refresh of step `oldest` or later.
 
     Raises:
-      errors.Stopped: A stop signal came.
+      errors.Stopped: The process received a stop signal.
     """
     logs.say(
       f'training waits at step {step} for a refresh of step {oldest} or later'
@@ -85,12 +82,12 @@ class RefreshPoller:
         raise errors.Stopped(f'waiting for a refresh at step {step}')
       time.sleep(LOOK_SECS)
 
-  def close(self):
-    """Waits for what is being copied in."""
+  def close(self) -> None:
+    """Waits for the current copy."""
     self._pool.shutdown()
 
   def _copy_in(self, active):
-    """Begins to copy in what is newer, if the last time is over."""
+    """Starts to copy newer refreshes in, unless a copy is in progress."""
     here = not remote.is_connected(self._run.workdir)
     if here or (self._copying and not self._copying.done()):
       return
@@ -121,21 +118,21 @@ class RefreshPoller:
 
 
 def _copy_in(run, after):
-  """Copies in what another machine published; says what went wrong, if any."""
+  """Copies refreshes of another machine in; logs errors instead of raising."""
   try:
     refreshes.fetch(run, after)
-  except Exception as error:  # Each bucket's library has its own.
+  except Exception as error:  # Each bucket library has its own errors.
     logs.say(f'nothing can be read of {run.config.remote_dir} now: {error}')
 
 
 class RefreshThread:
-  """A refresher that is a thread of the trainer's process."""
+  """Refreshes in a thread of the trainer's process."""
 
-  def __init__(self, run):
-    """Begins to refresh.
+  def __init__(self, run: experiment.Experiment):
+    """Starts the thread.
 
     Args:
-      run: `experiment.Experiment` on the devices that are to refresh.
+      run: The run, on the devices that refresh.
     """
     self._lock = locks.Lock(run.config.workdir, locks.REFRESH_LOCK_FILE)
     self._enough = threading.Event()
@@ -146,13 +143,13 @@ class RefreshThread:
     with logs.stopped_by(self._enough):
       watch(run)
 
-  def check(self):
-    """Raises what ended the thread, if it ended."""
+  def check(self) -> None:
+    """Raises the thread's error if it has failed."""
     if self._watching.done():
       self._watching.result()
 
-  def close(self):
-    """Ends the refresh that is being made, and waits for that."""
+  def close(self) -> None:
+    """Stops the current refresh and waits for the thread to end."""
     self._enough.set()
     self._pool.shutdown()
     self._lock.close()
@@ -163,9 +160,10 @@ class RefreshThread:
 def open_poller(
   stack: contextlib.ExitStack, run: experiment.Experiment
 ) -> RefreshPoller | None:
-  """Returns the poller of a run, or None if the loop refreshes by itself.
+  """Returns the poller of a run; None if there are no background refreshes.
 
-  With `--refresh=async` the thread that refreshes starts. `stack` ends both.
+  With `--refresh=async` this also starts the refresh thread. `stack` closes
+  both.
   """
   config, thread = run.config, None
   if config.refresh_replay or config.refresh not in ('async', 'external'):
@@ -181,14 +179,14 @@ def open_poller(
   return stack.enter_context(contextlib.closing(poller))
 
 
-def watch(run):
-  """Refreshes with the newest checkpoint, and again, until training is over.
+def watch(run: experiment.Experiment) -> None:
+  """Refreshes with the newest checkpoint, repeatedly, until training ends.
 
   Args:
-    run: `experiment.Experiment` on the devices that are to refresh.
+    run: The run, on the devices that refresh.
 
   Raises:
-    errors.Stopped: A stop signal came.
+    errors.Stopped: The process received a stop signal.
   """
   config, looked_at = run.config, -1
   refreshes.fetch(run, -1)
@@ -201,7 +199,7 @@ def watch(run):
     committed = checkpoint.committed_steps(config.workdir)
     if config.max_steps in committed:
       return
-    # What is newer is of a run that came further than it has checkpoints.
+    # Newer refreshes are from a run that has lost its latest checkpoints.
     made = [
       n for n in refreshes.published(run) if n <= max(committed, default=0)
     ]
@@ -216,8 +214,8 @@ def watch(run):
       looked_at = step
 
 
-def claimed(workdir):
-  """Returns the step that a refresher reads the checkpoint of, or None."""
+def claimed(workdir: str) -> int | None:
+  """Returns the step of the checkpoint that a refresher is reading, if any."""
   try:
     remote.pull_file(f'{workdir}/{_CLAIM_FILE}')
     return atomic.read_json(f'{workdir}/{_CLAIM_FILE}')['step']
@@ -226,12 +224,12 @@ def claimed(workdir):
 
 
 def _next(run, committed, last, looked_at):
-  """Returns the step to refresh with, or None; says what is left out.
+  """Returns the step to refresh with, or None; logs the refreshes it skips.
 
-  What this process looked at before was refreshed, or left out as too early.
+  Steps up to `looked_at` were refreshed or left out by this process.
 
-  One that was begun is made first: else a refresher that is killed more often
-  than it ends one would never end any.
+  A refresh that was started earlier comes first. Otherwise a refresher that is
+  killed before each refresh ends would never finish one.
   """
   config = run.config
   past = max(-1 if last is None else last, looked_at)
@@ -249,13 +247,9 @@ def _next(run, committed, last, looked_at):
 
 
 def _refresh(run, step, last):
-  """Makes one refresh, if the checkpoint stays there until it is read.
-
-  Returns:
-    Whether it did.
-  """
+  """Makes one refresh; returns False if its checkpoint was deleted first."""
   workdir = run.config.workdir
-  # From here on the trainer keeps it, if it has not decided to delete it.
+  # The trainer keeps this checkpoint from now on, unless it is deleting it.
   atomic.write_json(f'{workdir}/{_CLAIM_FILE}', {'step': step})
   remote.push(f'{workdir}/{_CLAIM_FILE}')
   try:

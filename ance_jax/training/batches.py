@@ -1,7 +1,7 @@
-"""Rows -> training batches, a pure function of (seed, step, negatives).
+"""Builds training batches as a pure function of (seed, step, negatives).
 
-No state and no number of devices or workers goes in, so a restarted run sees
-the batches that it would have seen.
+Batches depend neither on state nor on the number of devices or workers, so a
+restarted run sees the same batches.
 """
 
 import functools
@@ -9,28 +9,31 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import keys
 from ance_jax.data import tokens
 from ance_jax.mining import selection
+from ance_jax.models import bi_encoder
+from ance_jax.training import methods
 
-# Purposes of random numbers, so that no two streams are the same.
+# Each purpose has its own stream of random numbers.
 _EPOCH, _POSITIVE, _NEGATIVE = range(3)
 
 
 class Batch(NamedTuple):
-  """One step's arrays. B queries, H negatives each, L tokens.
+  """Arrays of one step: B queries with H negatives each, L tokens.
 
   Attributes:
-    rows: (B,) uint32, number of the query in the batch.
+    rows: (B,) uint32, index of the query in the whole batch.
     query_ids: (B, L) int32 token ids.
-    query_lengths: (B,) int32, numbers of tokens.
-    passage_ids: (B, (1 + H) C, L) int32 token ids, the positive first; C is 1,
-      or the pieces of a passage.
-    passage_lengths: (B, (1 + H) C) int32, numbers of tokens; 0 where a passage
-      has no such piece.
-    passage_groups: (B, 1 + H) int32, text groups.
-    positive_groups: (B, P) int32, text groups of all positives of the query,
-      and of itself where it is a passage, filled up with -1.
+    query_lengths: (B,) int32 numbers of tokens.
+    passage_ids: (B, (1 + H) C, L) int32 token ids, the positive first, with C
+      pieces per passage.
+    passage_lengths: (B, (1 + H) C) int32 numbers of tokens; 0 for pieces that a
+      passage lacks.
+    passage_groups: (B, 1 + H) int32 text groups.
+    positive_groups: (B, P) int32 text groups of all positives of the query, and
+      of the query itself if it is a passage, padded with -1.
   """
 
   rows: np.ndarray
@@ -43,13 +46,13 @@ class Batch(NamedTuple):
 
 
 class Negatives(NamedTuple):
-  """Negatives to draw from, of all or some of the queries.
+  """Negatives of all or some queries, to draw from.
 
   Attributes:
-    rows: (q,) int query rows that have any.
-    passages: (q, K) int32 passage rows; -1 at the end where there are fewer.
-    since: int, step from which on the order of these queries counts; 0 if they
-      are all queries, for then no refresh disturbs it.
+    rows: (q,) int rows of the queries that have negatives.
+    passages: (q, K) int32 passage rows, padded with -1.
+    since: Step at which the order of these queries starts; 0 if they are all
+      queries, so that refreshes do not restart the order.
   """
 
   rows: np.ndarray
@@ -58,20 +61,20 @@ class Negatives(NamedTuple):
 
 
 class TrainingData(NamedTuple):
-  """What batches are cut from.
+  """Tokens and judgements from which batches are built.
 
   Attributes:
-    queries: `TokenRows` of Q queries.
-    passages: `TokenRows` of N passages.
+    queries: Tokens of Q queries.
+    passages: Tokens of N passages.
     offsets: (Q + 1,) int64; the positives of query i are
-      positives[offsets[i]:offsets[i + 1]], one at least.
+      positives[offsets[i]:offsets[i + 1]], at least one.
     positives: (P,) int32 passage rows.
-    positive_groups: (Q, G) int32, text groups of what is no negative of the
-      query, filled up with -1.
-    groups: (N,) int32, text group of each passage.
-    query_length: Tokens that queries are padded to.
-    passage_length: Tokens that passages, or their pieces, are padded to.
-    pieces: C, pieces of a passage at most.
+    positive_groups: (Q, G) int32 text groups that are never negatives of the
+      query, padded with -1.
+    groups: (N,) int32 text group of each passage.
+    query_length: Padded length of queries, in tokens.
+    passage_length: Padded length of passages or their pieces, in tokens.
+    pieces: C, maximum number of pieces per passage.
   """
 
   queries: tokens.TokenRows
@@ -85,21 +88,27 @@ class TrainingData(NamedTuple):
   pieces: int = 1
 
 
-def judged(split, corpus, method, same_text=True):
-  """Returns what positives are for a row of the method table.
+def judged(
+  split: corpus_lib.Split,
+  corpus: corpus_lib.Corpus,
+  method: methods.Method,
+  same_text: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the positives under a row of the method table.
 
-  Queries of the same text share theirs. Where the last one alone is positive,
-  it is the first here, before those of the other queries.
+  Queries with the same text share positives. If only a query's last positive
+  counts, that one comes first, before the positives of equal queries.
 
   Args:
-    split: `corpus.Split`.
-    corpus: `corpus.Corpus`.
-    method: The row.
-    same_text: Whether passages of a positive's text are positives.
+    split: Split of the queries.
+    corpus: The corpus.
+    method: Row of the method table.
+    same_text: Whether passages with a positive's text are positives too.
 
   Returns:
-    (P,) int32 query rows, sorted, and the passage rows of their positives; and
-    the (N,) int32 groups of passages that are positives together.
+    (P,) int32 query rows, sorted; (P,) int32 passage rows of their positives;
+    (N,) int32 group of each passage, where a positive makes its whole group
+    positive.
   """
   queries, passages = split.shared_positives(last=method.last_positive)
   apart = np.arange(len(corpus.groups), dtype=np.int32)
@@ -108,9 +117,15 @@ def judged(split, corpus, method, same_text=True):
 
 
 def training_data(
-  split, corpus, queries, passages, retriever, method, same_text=True
-):
-  """Returns the `TrainingData` of a split whose queries have positives."""
+  split: corpus_lib.Split,
+  corpus: corpus_lib.Corpus,
+  queries: tokens.TokenRows,
+  passages: tokens.TokenRows,
+  retriever: bi_encoder.RetrieverConfig,
+  method: methods.Method,
+  same_text: bool = True,
+) -> TrainingData:
+  """Returns the data of a split in which every query has a positive."""
   query_rows, positives, of_passage = judged(split, corpus, method, same_text)
   banned = np.stack([query_rows, positives])
   banned = np.concatenate([banned, split.own_passages()], 1)
@@ -137,20 +152,20 @@ def training_data(
 
 
 def make_batch(
-  data,
-  step,
+  data: TrainingData,
+  step: int,
   *,
-  seed,
-  batch_size,
-  num_negatives,
-  negatives,
-  triplets=False,
-  part=(0, 1),
-):
-  """Returns the `Batch` of a step, or a part of it.
+  seed: int,
+  batch_size: int,
+  num_negatives: int,
+  negatives: Negatives | None,
+  triplets: bool = False,
+  part: tuple[int, int] = (0, 1),
+) -> Batch:
+  """Returns the batch of a step, or a slice of its queries.
 
-  Takes the arguments of `draw_rows`, and `part`: (index, count) of the slice
-  of the batch's queries to return.
+  Takes the arguments of `draw_rows` and `part`, the (index, count) of the
+  slice.
   """
   rows, passages = draw_rows(
     data,
@@ -168,27 +183,34 @@ def make_batch(
 
 
 def draw_rows(
-  data, step, *, seed, batch_size, num_negatives, negatives, triplets=False
-):
-  """Returns the query rows of a step, and the passages of each.
+  data: TrainingData,
+  step: int,
+  *,
+  seed: int,
+  batch_size: int,
+  num_negatives: int,
+  negatives: Negatives | None,
+  triplets: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the query rows of a step and the passage rows of each query.
 
-  Queries come in a new order each epoch; an epoch ends in the middle of a batch
-  where it has to. The positive is drawn from all of the query's. (ANCE's sum,
-  section 2, is over pairs: there a query with more positives weighs more.) Its
-  negatives are drawn without repetition from its row of `negatives`.
+  Each epoch has a new order of queries and may end in the middle of a batch.
+  The positive is drawn uniformly from all positives of the query. (ANCE,
+  section 2, sums over pairs, so there queries with more positives weigh more.)
+  Negatives are drawn without repetition from the query's row of `negatives`.
 
   Args:
-    data: `TrainingData`.
-    step: int, the number of steps made before.
-    seed: int, of the run.
-    batch_size: B, queries; with `triplets` these.
-    num_negatives: H, a query.
-    negatives: `Negatives` to draw from, or None for the whole corpus.
-    triplets: Whether nothing is drawn, but a query comes once with each column
-      of its row of `negatives`, one after the other; H is 1.
+    data: The training data.
+    step: Number of steps made before.
+    seed: Seed of the run.
+    batch_size: B, in queries, or in triplets with `triplets`.
+    num_negatives: H, per query.
+    negatives: Negatives to draw from; None for the whole corpus.
+    triplets: Whether to visit each query once with each column of its row of
+      `negatives`, in order, instead of drawing; H is 1.
 
   Returns:
-    (B,) int query rows, and (B, 1 + H) int passage rows, the positive first.
+    (B,) int query rows and (B, 1 + H) int passage rows, the positive first.
   """
   if negatives is None:
     places = _places(seed, step, batch_size, len(data.offsets) - 1, 0)
@@ -197,7 +219,7 @@ def draw_rows(
     places, column = _triplets(seed, step, batch_size, negatives)
     rows = negatives.rows[places]
   else:
-    # As if all steps were of these negatives, unless queries are missing.
+    # `since` is 0 unless queries are missing, so refreshes keep the order.
     made = step - negatives.since
     places = _places(
       seed, made, batch_size, len(negatives.rows), negatives.since
@@ -205,7 +227,7 @@ def draw_rows(
     rows = negatives.rows[places]
   random = _random(seed, _POSITIVE, step).random(batch_size)
   starts, ends = data.offsets[rows], data.offsets[rows + 1]
-  # random is 1 - 2**-53 at most: its product with a count is below the count.
+  # random <= 1 - 2**-53, so its product with a count is below the count.
   picks = starts + (random * (ends - starts)).astype(int)
   passages = data.positives[picks][:, None]
   if triplets:
@@ -223,11 +245,11 @@ def draw_rows(
 
 
 def _of_rows(data, here, rows, passages):
-  """Returns the `Batch` of (B,) query rows with (B, n) passages each.
+  """Returns the `Batch` of (B,) query rows and (B, 1 + H) passage rows.
 
   Args:
     data: `TrainingData`.
-    here: (B,) int, numbers of the queries in the whole batch.
+    here: (B,) int, indices of the queries in the whole batch.
     rows: Query rows.
     passages: Passage rows, the positive first.
   """
@@ -245,7 +267,7 @@ def _of_rows(data, here, rows, passages):
 
 
 def _padded_passages(data, passages):
-  """Returns token ids and lengths of (B, n) passages, or of their pieces."""
+  """Returns token ids and lengths of (B, n) passages or their pieces."""
   if data.passages.first is None:
     ids, lengths = data.passages.padded(passages.ravel(), data.passage_length)
   else:
@@ -256,12 +278,14 @@ def _padded_passages(data, passages):
   return ids.reshape(size, -1, ids.shape[-1]), lengths.reshape(size, -1)
 
 
-def draw(random, passages, number):
-  """Returns (B, H) of the passages, each once while there are any.
+def draw(
+  random: np.random.Generator, passages: np.ndarray, number: int
+) -> np.ndarray:
+  """Draws (B, H) passages, repeating only in rows with fewer than H.
 
   Args:
-    random: numpy Generator.
-    passages: (B, K) int32, one at least in each row, -1 behind the last.
+    random: Generator.
+    passages: (B, K) int32 with at least one passage per row, padded with -1.
     number: H.
   """
   columns = selection.draw(random, passages, number)
@@ -269,12 +293,12 @@ def draw(random, passages, number):
 
 
 def _triplets(seed, step, batch_size, negatives):
-  """Returns (B,) places in `negatives`, and the column of each.
+  """Returns (B,) indices into `negatives`, and the column of each.
 
-  A new refresh begins at the first query of an order of its own, and where its
-  queries are through, the same order begins again (ANCE, drivers/run_ann.py).
-  There each device reads every n-th query, so that a batch of n devices holds n
-  or more of them; here, on any number of devices, they come one by one.
+  Each refresh has its own order of queries, which repeats after the last query
+  (ANCE, drivers/run_ann.py). In ANCE's code each of n devices reads every n-th
+  query, so a batch has at least n queries; here one query follows another on
+  any number of devices.
   """
   number, width = negatives.passages.shape
   triplets = (step - negatives.since) * batch_size + np.arange(batch_size)
@@ -284,7 +308,7 @@ def _triplets(seed, step, batch_size, negatives):
 
 
 def _places(seed, step, batch_size, number, since):
-  """Returns (B,) of `number` places: a part of the epochs' orders in a row."""
+  """Returns (B,) indices below `number`: a slice of the epochs' orders."""
   visits = step * batch_size + np.arange(batch_size)
   epochs, place_in_epoch = np.divmod(visits, number)
   places = np.empty(batch_size, np.int64)
@@ -301,6 +325,6 @@ def _order(seed, since, epoch, number):
 
 
 def _random(seed, purpose, number):
-  """Returns a generator of its own for each (seed, purpose, number)."""
+  """Returns an independent generator for each (seed, purpose, number)."""
   key = np.array([seed, purpose << 56 | number], np.uint64)
   return np.random.Generator(np.random.Philox(key=key))

@@ -1,10 +1,11 @@
-"""What negatives and embeddings are like, seen with the weights of a moment.
+"""Measures negatives and embeddings with the current weights.
 
-Cheap: a few thousand training queries, the same ones in a whole run, are
-encoded and searched with what a refresh or an evaluation has encoded and
-indexed anyway.
+This is cheap: it encodes and searches a few thousand training queries, the same
+ones during a whole run, in an index that a refresh or an evaluation has already
+built.
 """
 
+from collections.abc import Callable
 import functools
 import operator
 from typing import NamedTuple
@@ -12,29 +13,33 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ance_jax.core import logs
+from ance_jax.data import trec
 from ance_jax.mining import selection
+from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import batches
+from ance_jax.training import experiment
 from ance_jax.training import losses
 from ance_jax.training import methods
 
-# Queries that are looked at, at most; passages for norms and cosines.
+# Maximum number of queries; number of passages for norms and cosines.
 PROBE_QUERIES = 2048
 _PROBE_PASSAGES = 4096
-# Passages of a query that its negatives in use are looked for in.
+# Number of top passages in which to look for a query's active negatives.
 _DEPTH = 100
 # Streams of random numbers.
 _PAIRS, _RANDOM, _DRAWN = range(3)
 
 
 class Probe(NamedTuple):
-  """Some training queries, and what the weights of a moment find for them.
+  """Some training queries and the passages that the current weights find.
 
   Attributes:
     rows: (p,) int query rows, evenly spaced.
     queries: (p, E) float32 embeddings.
-    found: (p, k) int32 passage rows, best first, positives among them; k is
-      100 or `--top_k`, whichever is more.
+    found: (p, k) int32 passage rows, best first, positives included; k is the
+      larger of 100 and `--top_k`.
   """
 
   rows: np.ndarray
@@ -47,7 +52,7 @@ class Table(NamedTuple):
 
   Attributes:
     start: The first query's row.
-    passages: (q, K) int32 passage rows, -1 behind the last of a query.
+    passages: (q, K) int32 passage rows, padded with -1.
   """
 
   start: int
@@ -55,11 +60,11 @@ class Table(NamedTuple):
 
 
 class Seen(NamedTuple):
-  """What a later moment is compared with.
+  """Measurements that the next refresh or evaluation compares with.
 
   Attributes:
-    ranks: (p,) int32, place of the best positive of each query of the probe,
-      from 1 on; one behind the last where it was not found.
+    ranks: (p,) int32 rank of the best positive of each query of the probe,
+      from 1; k + 1 if none was found.
     right: (d,) bool, dev queries whose first passage is relevant; d is 0
       without a dev split.
   """
@@ -68,13 +73,17 @@ class Seen(NamedTuple):
   right: np.ndarray
 
 
-def probe(run, indexed, watch):
-  """Returns the `Probe` of parameters.
+def probe(
+  run: experiment.Experiment,
+  indexed: corpus_index.IndexedCorpus,
+  watch: logs.Stopwatch,
+) -> Probe:
+  """Encodes and searches the probe's queries.
 
   Args:
-    run: `experiment.Experiment` with the parameters.
-    indexed: `corpus_index.IndexedCorpus` of them.
-    watch: `logs.Stopwatch`.
+    run: The run, with parameters.
+    indexed: The corpus, indexed with the same parameters.
+    watch: Times the phases.
   """
   split = run.config.train_split
   number = len(run.dataset.queries[split])
@@ -85,16 +94,17 @@ def probe(run, indexed, watch):
     return Probe(rows, queries, indexed.search(queries, depth).rows)
 
 
-def stale_overlap(seen, table):
+def stale_overlap(seen: Probe, table: Table) -> float:
   """Returns the share of negatives that the weights rank in the first 100.
 
-  Of each query's first 100 negatives; NaN where the probe has no such query.
-  Of the weights that mined them it is near 1 (their positives are in the 100,
-  too), and falls while training goes on (cf. ANCE, figure 3).
+  Only the first 100 negatives of each query count; NaN if the table has no
+  query of the probe. The share is near 1 for the weights that mined the
+  negatives (below 1 because positives are among the 100) and falls during
+  training (cf. ANCE, figure 3).
 
   Args:
-    seen: `Probe`.
-    table: The `Table` in use.
+    seen: The probe.
+    table: The active negatives.
   """
   inside, negatives = _of_probe(seen, table)
   negatives = negatives[:, :_DEPTH]
@@ -106,33 +116,39 @@ def stale_overlap(seen, table):
   return float(selection.is_in((keys + negatives)[there], ranked).mean())
 
 
-def look(run, seen, indexed, ranking, tables, last):
-  """Returns what a refresh or an evaluation logs, and what the next one needs.
+def look(
+  run: experiment.Experiment,
+  seen: Probe,
+  indexed: corpus_index.IndexedCorpus,
+  ranking: trec.Ranking | None,
+  tables: dict[str, Table],
+  last: Seen | None,
+) -> tuple[dict[str, float], Seen]:
+  """Returns the values that a refresh or an evaluation logs, and `Seen`.
 
   Args:
-    run: `experiment.Experiment`.
-    seen: `Probe`.
-    indexed: The `corpus_index.IndexedCorpus` that it is of.
-    ranking: `trec.Ranking` of dev, or None where there is none.
-    tables: {source: `Table`}; of them 'in_use' and 'mined' have values of their
-      own.
-    last: `Seen` of the last refresh, or None.
+    run: The run.
+    seen: The probe.
+    indexed: The corpus in which the probe was searched.
+    ranking: Ranking of dev, if there is a dev split.
+    tables: Negatives by source; 'in_use' and 'mined' have extra values.
+    last: `Seen` of the last refresh, if any.
 
   Returns:
-    {name: float}:
-      'overlap': `stale_overlap` of what is in use.
-      'positive_rank': median of `Seen.ranks`.
-      'rank_drift': mean over the probe of |log2(rank / rank at the last
-        refresh)|, doublings.
-      'dev_lost', 'dev_won': shares of dev queries whose first passage was
-        relevant at the last refresh and is not now, and the other way round.
-      'grad_norm_...': `gradient_norms` of negatives of each source, and of
-        passages at random, mean over queries.
-      'above_positive': share of 'mined' (without: 'in_use') drawn as for a
-        step that score no less than the positive: likely false negatives.
-      'norm', 'cosine': means over passages at random of an embedding's norm
-        and of the cosine of two: near 1, all lie in a narrow cone.
-    Names whose value does not exist are left out. And `Seen`.
+    The values, without names that do not apply, and `Seen`:
+      'overlap': `stale_overlap` of the active negatives.
+      'positive_rank': Median of `Seen.ranks`.
+      'rank_drift': Mean over the probe of |log2(rank / rank at the last
+        refresh)|, in doublings.
+      'dev_lost', 'dev_won': Shares of dev queries whose first passage was
+        relevant at the last refresh but is not now, and vice versa.
+      'grad_norm_...': Mean over queries of `gradient_norms` for negatives of
+        each source and for random passages.
+      'above_positive': Share of 'mined' (or else 'in_use') negatives, drawn as
+        for a step, that score at least as high as the positive, which are
+        likely false negatives.
+      'norm', 'cosine': Mean norm of random passages and mean cosine of two;
+        a cosine near 1 means that all embeddings are in a narrow cone.
   """
   positives, ranks = _positives(run, seen)
   right = np.zeros(0, bool)
@@ -153,32 +169,38 @@ def look(run, seen, indexed, ranking, tables, last):
   return {n: v for n, v in values.items() if not np.isnan(v)}, now
 
 
-def gradient_norms(loss, queries, positives, negatives, scale):
-  """Returns the norm of the gradient of each query's loss on its embeddings.
+def gradient_norms(
+  loss: Callable[[losses.Columns], jax.Array],
+  queries: np.ndarray,
+  positives: np.ndarray,
+  negatives: np.ndarray,
+  scale: float,
+) -> np.ndarray:
+  """Returns the (q,) gradient norms of each query's loss by its embeddings.
 
-  On all of them together, its own, its positive's and its negatives'; in-batch
-  columns are not among them. ANCE (section 3) bounds that of all parameters by
-  that of the last layer's: uninformative negatives have none.
+  The embeddings are the query's, its positive's and its negatives' together,
+  without in-batch columns. ANCE (section 3) bounds the gradient norm of all
+  parameters by that of the last layer, which is 0 for uninformative negatives.
 
   Args:
     loss: A function of losses.py.
     queries: (q, E) float32.
     positives: (q, E) float32.
     negatives: (q, H, E) float32.
-    scale: What scores are multiplied with, 1 / temperature.
+    scale: Factor of the scores, 1 / temperature.
   """
   apart = negatives - positives[:, None]
   above = scale * np.einsum('qe,qhe->qh', queries, apart)
-  # A loss depends on differences alone: the positive's score is taken as 0.
+  # Losses depend only on differences, so the positive's score can be 0.
   positive, counted = np.zeros_like(above[:, 0]), np.ones(above.shape, bool)
 
   def total(above):
     return loss(losses.Columns(positive, above, counted)).sum()
 
-  # The derivative by each negative's score.
+  # Derivative by each negative's score.
   by_score = scale * np.asarray(jax.grad(total)(above))
   of_query = np.einsum('qh,qhe->qe', by_score, apart)
-  # That of the positive is -(sum of by_score) q, of a negative by_score q.
+  # The gradient by the positive is -sum(by_score) q, by a negative by_score q.
   times = by_score.sum(1) ** 2 + (by_score**2).sum(1)
   squares = (of_query**2).sum(1) + times * (queries**2).sum(1)
   return np.sqrt(squares)
@@ -217,7 +239,7 @@ def _gradients(run, seen, indexed, positives, tables):
 
 
 def _cone(run, indexed):
-  """Returns the mean norm of passages, and the mean cosine of two."""
+  """Returns the mean norm of random passages, and the mean cosine of two."""
   random = np.random.default_rng([run.config.seed, _PAIRS])
   rows = random.integers(
     len(run.dataset.passages), size=(2, _PROBE_PASSAGES // 2)
@@ -233,7 +255,7 @@ def _cone(run, indexed):
 
 
 def _positives(run, seen):
-  """Returns a positive of each query of the probe, and `Seen.ranks`."""
+  """Returns one positive per query of the probe, and `Seen.ranks`."""
   method = methods.METHODS[run.config.method]
   split = run.dataset.splits[run.config.train_split]
   pairs = split.shared_positives(last=method.last_positive)
@@ -244,12 +266,12 @@ def _positives(run, seen):
 
 
 def _in(pairs, found, rows=None):
-  """Returns whether each of (q, k) passages is among its query's.
+  """Returns a (q, k) bool mask of the passages that are in `pairs`.
 
   Args:
     pairs: (P,) query rows and (P,) passage rows.
     found: (q, k) passage rows, -1 for none.
-    rows: (q,) query rows; None: they are numbered.
+    rows: (q,) query rows; None for 0 to q - 1.
   """
   rows = np.arange(len(found)) if rows is None else rows
   keys = np.sort((pairs[0].astype(np.int64) << 32) + pairs[1])
@@ -258,14 +280,14 @@ def _in(pairs, found, rows=None):
 
 
 def _of_probe(seen, table):
-  """Returns which queries of the probe a table has, and their negatives."""
+  """Returns a mask of the probe's queries in a table, and their negatives."""
   places = seen.rows - table.start
   inside = (places >= 0) & (places < len(table.passages))
   return inside, table.passages[places[inside]]
 
 
 def _embeddings(indexed, passages):
-  """Returns (..., E) float32 of passage rows; of one in pieces, the first."""
+  """Returns (..., E) float32 embeddings of passages or their first pieces."""
   rows = passages.ravel()
   if indexed.texts_of is not None:
     rows = np.searchsorted(indexed.texts_of, rows)

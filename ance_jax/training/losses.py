@@ -1,7 +1,7 @@
-"""Losses: pure functions of the scores of a batch, one value per query.
+"""Losses: pure functions of a batch's scores, with one value per query.
 
-A loss takes `Columns` and depends on differences of scores alone. To add one:
-a function here and a row in methods.py.
+A loss takes `Columns` and depends only on differences of scores. To add one,
+write a function here and a row in methods.py.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 
 
 class Columns(NamedTuple):
-  """What each query is scored against: its positive, and C other passages.
+  """Scores of each query's positive and of C other passages.
 
-  The positive is no column of one array with the others: XLA then rounds their
-  differences in another way, and runs would end with other bits.
+  The positive has its own array because XLA rounds the differences differently
+  within one array, which would change the bits of all runs.
 
   Attributes:
     positive: (B,) float32, score of the drawn positive over the temperature.
-    others: (B, C) float32, the same of the other passages.
+    others: (B, C) float32, scores of the other passages over the temperature.
     counted: (B, C) bool, which of the others are negatives; false for other
-      positives of the query, and for passages with the text of one.
+      positives of the query and passages with the same text as one.
   """
 
   positive: jax.Array
@@ -38,21 +38,21 @@ def softmax_nll(columns: Columns) -> jax.Array:
     (B,) float32, nats.
   """
   positive, others, counted = columns
-  # ANCE's scores are around 745, which float32 holds to 6e-5; their differences
-  # it holds exactly.
+  # ANCE's scores are around 745, where float32 resolves 6e-5, but differences
+  # of such scores are exact.
   above = jnp.where(counted, others - positive[:, None], -jnp.inf)
   above = jnp.concatenate([jnp.zeros_like(positive)[:, None], above], 1)
   return jax.nn.logsumexp(above, 1)
 
 
 def pairwise_nll(columns: Columns) -> jax.Array:
-  """Returns the mean over negatives of the loss of the positive against one.
+  """Returns the pairwise loss of the positive, averaged over negatives.
 
   Xiong et al. 2020 (ANCE), section 2:
   -log( e^{s+} / (e^{s+} + e^{s-}) ).
 
   Returns:
-    (B,) float32, nats; 0 for a query without any negative.
+    (B,) float32, nats; 0 for a query without negatives.
   """
   positive, others, counted = columns
   pairs = jax.nn.softplus(others - positive[:, None])

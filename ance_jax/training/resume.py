@@ -1,8 +1,8 @@
-"""Where a run begins, or goes on: all that a restart reads, and what it checks.
+"""Starts or resumes a run, checking all that a restart reads.
 
-A checkpoint holds all of it; the files of the folder are compared with that and
-given back where they are damaged. Pick-ups, which refresh was in use from which
-step on, are history that is on disk before the first batch that uses it.
+A checkpoint holds everything; files of the run's folder are compared with it
+and restored if damaged. Pick-ups record from which step on each refresh is
+active, and are on disk before the first batch that uses the refresh.
 """
 
 import json
@@ -22,7 +22,7 @@ from ance_jax.training import negatives
 from ance_jax.training import schedule
 
 PICK_UPS_FILE = 'pickups.json'
-# Settings that say nothing about how a run goes on.
+# Settings whose changes are not reported, because they do not affect training.
 _OF_ONE_START = (
   'job', 'workdir', 'dry_run', 'debug', 'compilation_cache_dir',
   'progress_bars'
@@ -30,13 +30,13 @@ _OF_ONE_START = (
 
 
 class Begun(NamedTuple):
-  """Where a run begins, or goes on.
+  """A run at its first step of this process.
 
   Attributes:
-    run: `experiment.Experiment`.
-    params: Parameters by tower; None where they are in the checkpoint.
+    run: The run.
+    params: Parameters by tower; None if they are in the checkpoint.
     step: Optimizer steps made.
-    history: bytes, the lines of `metrics.jsonl` up to there.
+    history: Lines of `metrics.jsonl` up to `step`.
   """
 
   run: experiment.Experiment
@@ -45,8 +45,8 @@ class Begun(NamedTuple):
   history: bytes
 
 
-def begin(config):
-  """Returns `Begun`: at the newest whole checkpoint, or at step 0."""
+def begin(config: config_lib.Config) -> Begun:
+  """Returns the run at its newest whole checkpoint, or else at step 0."""
   splits = (config.train_split, config.dev_split)
   if distributed.is_first():
     atomic.remove_unfinished(config.workdir)
@@ -80,21 +80,21 @@ def begin(config):
 
 
 def _fetch(config):
-  """Copies in what a run needs that went on elsewhere, with `--remote_dir`."""
+  """Copies newer files of a run from its `--remote_dir`, if any."""
   if experiment.fetch(config, every=True):
     logs.say(f'{config.workdir} is brought up to {config.remote_dir}')
     remote.pull_file(f'{config.workdir}/{PICK_UPS_FILE}')
 
 
-def begin_pick_ups(run):
-  """Writes the history of pick-ups of a new run: none."""
+def begin_pick_ups(run: experiment.Experiment) -> None:
+  """Writes the empty history of pick-ups of a new run."""
   if distributed.is_first():
     _write_pick_ups(run.workdir, [])
   distributed.wait('no pick-ups')
 
 
 def pick_up(run: experiment.Experiment, new: schedule.ActiveRefresh) -> None:
-  """Writes to disk that a refresh became active, before its first batch."""
+  """Records on disk that a refresh becomes active, before its first batch."""
   before = _pick_ups(run.workdir)
   if distributed.is_first() and new not in before:
     _write_pick_ups(run.workdir, [*before, new])
@@ -109,21 +109,21 @@ def active_at(
 
 
 def to_replay(run: experiment.Experiment) -> list[schedule.ActiveRefresh]:
-  """Returns the refreshes that become active as they did before, in order.
+  """Returns the recorded pick-ups to repeat, in order.
 
-  An earlier process recorded them, and may have come further than its newest
-  checkpoint; with `--refresh_replay`, they are those of another run.
+  They are from an earlier process, which may have passed its newest checkpoint,
+  or from another run with `--refresh_replay`.
   """
   return _pick_ups(pathlib.Path(run.config.refresh_replay or run.workdir))
 
 
 def _say_what_changed(run, step, saved):
-  """Prints what a run does not go on with as it was at its checkpoint.
+  """Prints the settings and versions that changed since the checkpoint.
 
   Args:
     run: `experiment.Experiment`.
-    step: int, that of the checkpoint.
-    saved: Its manifest.
+    step: int, step of the checkpoint.
+    saved: Manifest of the checkpoint.
   """
   before = experiment.settings(run.workdir, step)
   for name, old, new in config_lib.differences(
@@ -144,7 +144,7 @@ def _say_what_changed(run, step, saved):
 def _check_never_trained(workdir):
   """Raises `BadInput` for a run that has lost all of its checkpoints.
 
-  The first one is committed before the first line of metrics.
+  The first checkpoint is committed before the first line of metrics.
   """
   steps = [line['step'] for line in logs.read(workdir)]
   damaged = list(pathlib.Path(workdir).glob(f'{checkpoint.DAMAGED}-*'))
@@ -159,11 +159,11 @@ def _check_never_trained(workdir):
 
 
 def _restore_history(config, step):
-  """Gives back the history of a run where it was damaged.
+  """Restores a run's history where it is damaged.
 
   Returns:
-    The lines of `metrics.jsonl` that the checkpoint of `step` holds, and those
-    of the evaluation that once was the run's last, and is not made again.
+    The lines of `metrics.jsonl` that the checkpoint of `step` holds, plus the
+    lines of a final evaluation at `step` that is not due again.
   """
   path = pathlib.Path(config.workdir)
   record = checkpoint.read_record(path, step)

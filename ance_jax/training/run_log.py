@@ -1,4 +1,4 @@
-"""What a run says of itself: lines, metrics.jsonl, examples, its page."""
+"""Logs a run: printed lines, metrics.jsonl, examples and the HTML page."""
 
 import collections
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from ance_jax.core import pace
 from ance_jax.core import remote
 from ance_jax.core import workdirs
 from ance_jax.training import checks
+from ance_jax.training import experiment
 from ance_jax.training import optimizers
 from ance_jax.training import refreshes
 from ance_jax.training import resume
@@ -22,11 +23,11 @@ from ance_jax.training import steps
 
 
 class Show(NamedTuple):
-  """How a run is shown, by a module above this one.
+  """Functions that show a run, passed in because they are in jobs.
 
   Attributes:
     page: page(folder, path) writes the page of the run in a folder.
-    end: end(folder) shows what came of the run, once it is over.
+    end: end(folder) shows the results of the finished run.
   """
 
   page: Callable
@@ -38,25 +39,25 @@ class RunLog:
 
   def __init__(
     self,
-    run,
+    run: experiment.Experiment,
     metrics: logs.Metrics,
     compiles: collections.Counter,
     show: Show,
   ):
-    """Begins to log.
+    """Creates the log of a run.
 
     Args:
-      run: `experiment.Experiment`.
+      run: The run.
       metrics: Writes metrics.jsonl.
-      compiles: 'compiles' and 'compile_secs' since they were last logged.
-      show: Writes the page.
+      compiles: 'compiles' and 'compile_secs' since the last log.
+      show: Shows the run.
     """
     self.metrics, self._run, self._show = metrics, run, show
     self._compiles, self._signs = compiles, checks.Signs()
     self._pace = pace.Pace(run.config.max_steps)
 
   def begin_stretch(self) -> None:
-    """Starts the clock of steps: what came between them does not count."""
+    """Restarts the clock of steps, to exclude the time between stretches."""
     self._pace.begin()
 
   def log_step(
@@ -65,12 +66,12 @@ class RunLog:
     metrics: dict[str, jax.Array],
     active_refresh: schedule.ActiveRefresh | None,
   ) -> None:
-    """Reads a step's metrics from the devices, and logs them where due.
+    """Reads a step's metrics from the devices, and logs them if due.
 
     Args:
-      step: int, number of the step, from 1 on.
-      metrics: What the train step returned.
-      active_refresh: The refresh whose negatives the step used, or None.
+      step: Number of the step, from 1.
+      metrics: Metrics that the train step returned.
+      active_refresh: Refresh whose negatives the step used, if any.
 
     Raises:
       FloatingPointError: The loss or its gradient was not finite.
@@ -78,7 +79,7 @@ class RunLog:
     config = self._run.config
     values = jax.device_get(metrics)
     values = {f'train/{name}': float(value) for name, value in values.items()}
-    # A gradient that is not finite has spoiled the parameters already.
+    # A gradient that is not finite has already corrupted the parameters.
     if not math.isfinite(values['train/loss'] + values['train/grad_norm']):
       raise FloatingPointError(
         f'a loss must be finite, and its gradient; found '
@@ -106,14 +107,14 @@ class RunLog:
     """Logs a refresh.
 
     Args:
-      made: Its manifest.
-      age: Age in steps of the negatives that it replaces, or None.
+      made: Manifest of the refresh.
+      age: Age in steps of the negatives that it replaces, if any.
     """
     logs.say(refreshes.summary(made, age))
     self._log_made(made['step'], made)
 
   def log_evaluation(self, step: int, made: dict) -> None:
-    """Logs an evaluation: what `refreshes.assess` found at `step`."""
+    """Logs an evaluation, as `refreshes.assess` returns it, at `step`."""
     logs.say(
       f'evaluation at step {step}: {refreshes.dev_summary(made["metrics"])}'
     )
@@ -123,8 +124,8 @@ class RunLog:
     """Writes metrics and examples of a refresh or an evaluation, and the page.
 
     Args:
-      step: That of the weights.
-      made: 'metrics', 'secs', 'flops' and 'examples', as a manifest has them.
+      step: Step of the weights.
+      made: 'metrics', 'secs', 'flops' and 'examples', as in a manifest.
     """
     secs = {f'time/{name}_secs': value for name, value in made['secs'].items()}
     secs['time/compiles'] = self._compiles.pop('compiles', 0)
@@ -145,7 +146,7 @@ class RunLog:
       remote.push(path)
 
   def finish(self) -> dict[str, float]:
-    """Shows the whole run; returns {measure: value} on dev at its end."""
+    """Shows the finished run; returns its final dev scores by measure."""
     workdir, last = self._run.workdir, self._run.config.max_steps
     if distributed.is_first():
       self._show.end(workdir)
@@ -158,7 +159,7 @@ class RunLog:
     }
 
 
-def train_flops(run, step: int) -> float:
+def train_flops(run: experiment.Experiment, step: int) -> int:
   """Returns the floating-point operations of all steps up to `step`."""
   config = run.config
   first = next(iter(resume.to_replay(run)), None)
@@ -173,7 +174,7 @@ def train_flops(run, step: int) -> float:
 
 
 def _line(config, step, values, rate):
-  """Returns what is printed of a step."""
+  """Returns the line to print for a step."""
   shown = [
     f'step {step:,} of {config.max_steps:,}',
     f'loss {values["train/loss"]:.4g}',

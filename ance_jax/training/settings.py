@@ -1,4 +1,4 @@
-"""What of a `Config` the packages below training take, by name."""
+"""Extracts the settings of lower packages from a `Config`."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from ance_jax.retrieval import encoding as encoding_lib
 
 
 def data(config: config_lib.Config) -> records.Settings:
-  """Returns which data is read; a run that is only read keeps its pydocs."""
+  """Returns the data settings; jobs that only read a run reuse its pydocs."""
   folder = pathlib.Path(config.workdir, 'datasets')
   theirs = pathlib.Path(config.init_from, 'datasets')
   if config.job not in ('train', 'prepare') and not atomic.is_sealed(folder):
@@ -28,23 +28,23 @@ def data(config: config_lib.Config) -> records.Settings:
 
 
 def model(config: config_lib.Config) -> pretrained.Settings:
-  """Returns what is asked of the retriever."""
+  """Returns the settings of the retriever."""
   return _part(pretrained.Settings, config)
 
 
 def sizes(config: config_lib.Config) -> sources.Sizes:
-  """Returns the sizes of random weights."""
+  """Returns the sizes of a randomly initialized encoder."""
   return _part(sources.Sizes, config)
 
 
 def encoding(config: config_lib.Config) -> encoding_lib.Settings:
-  """Returns how texts are encoded."""
-  # While another thread uses the GPU, cuDNN may fail to load a kernel.
+  """Returns the settings of encoding."""
+  # cuDNN may fail to load a kernel while another thread uses the GPU.
   return _part(encoding_lib.Settings, config, kernel=config.refresh != 'async')
 
 
 def index(config: config_lib.Config) -> corpus_index.Settings:
-  """Returns how the index is built."""
+  """Returns the settings of the index."""
   return corpus_index.Settings(
     config.index,
     config.index_params,
@@ -55,6 +55,6 @@ def index(config: config_lib.Config) -> corpus_index.Settings:
 
 
 def _part(kind, config, **others):
-  """Returns a NamedTuple of settings, of the fields of a `Config`."""
+  """Returns a NamedTuple `kind`, filled from the `Config` and `others`."""
   names = [name for name in kind._fields if name not in others]
   return kind(**{name: getattr(config, name) for name in names}, **others)

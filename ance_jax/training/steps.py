@@ -1,9 +1,10 @@
-"""The pmapped training step, built from one row of the method table.
+"""Builds the pmapped training step from a row of the method table.
 
-Inside, a device sees its part of the batch: B queries of the whole batch's
-n B. The state has no leading axis; it is the same on all devices.
+Inside the step, each of n devices sees B of the batch's n B queries. The state
+has no leading axis and is the same on all devices.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 import functools
@@ -19,6 +20,7 @@ from ance_jax import config as config_lib
 from ance_jax.core import devices as devices_lib
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
+from ance_jax.training import batches
 from ance_jax.training import losses
 from ance_jax.training import methods
 from ance_jax.training import optimizers
@@ -28,12 +30,12 @@ _AXIS = devices_lib.AXIS
 
 
 class State(NamedTuple):
-  """What training changes, alike on all devices.
+  """Training state, the same on all devices.
 
   Attributes:
     step: () int32, optimizer steps made.
-    params: Parameters by tree: the towers.
-    opt_state: The optimizer's, by tree, of those that are trained.
+    params: Parameters by tree, one tree per tower.
+    opt_state: State of the optimizer by tree, for trained trees only.
   """
 
   step: jax.Array
@@ -42,13 +44,13 @@ class State(NamedTuple):
 
 
 def trees(method: methods.Method, params: Iterable[str]) -> list[str]:
-  """Returns the names of the trees of parameters that a row trains."""
+  """Returns the names of the parameter trees that a row trains."""
   both = bi_encoder.TIED
   return [name for name in params if name == both or name in method.trains]
 
 
 def trees_of_run(config: config_lib.Config, params: Iterable[str]) -> list[str]:
-  """Returns the names of the trees that any row of a run trains."""
+  """Returns the names of the parameter trees that any row of a run trains."""
   rows = schedule.rows(config).values()
   trained = {name for row in rows for name in trees(row, params)}
   return sorted(trained)
@@ -60,13 +62,13 @@ def init_state(
   optimizer: optax.GradientTransformation,
   devices: Sequence[jax.Device],
 ) -> State:
-  """Returns the `State` before the first step, on all devices.
+  """Returns the state before the first step, on all devices.
 
   Args:
     params: Parameters by tree.
-    trained: Names of the trees that have an optimizer's state.
-    optimizer: That of each of them.
-    devices: Where the state goes.
+    trained: Names of the trees that need an optimizer state.
+    optimizer: Optimizer of each of these trees.
+    devices: Devices to hold the state.
   """
   opt_state = {name: optimizer.init(params[name]) for name in trained}
   state = State(jnp.zeros((), jnp.int32), params, opt_state)
@@ -79,12 +81,12 @@ def state_shapes(
   optimizer: optax.GradientTransformation,
   devices: Sequence[jax.Device],
 ) -> State:
-  """Returns a `State` of shapes, dtypes and places, to restore one into.
+  """Returns a state of shapes, dtypes and shardings, as a restore target.
 
-  The places are all devices of all processes.
+  The shardings are over all devices of all processes.
 
   Args:
-    param_shapes: Parameters by tree, with a shape and dtype for each.
+    param_shapes: Shape and dtype of each parameter, by tree.
     trained: As for `init_state`.
     optimizer: As for `init_state`.
     devices: As for `init_state`.
@@ -101,14 +103,18 @@ def state_shapes(
   )
 
 
-def make_loss(config, method, retriever):
+def make_loss(
+  config: config_lib.Config,
+  method: methods.Method,
+  retriever: bi_encoder.RetrieverConfig,
+) -> Callable:
   """Returns loss(params, batch, step) -> (loss, accuracy), means over devices.
 
   Args:
-    config: The run's; its temperature, dropout rate, dtype, seed and what is
-      about memory are read.
-    method: A row of the method table.
-    retriever: A `Retriever`.
+    config: Settings of the run; this reads the temperature, dropout rate,
+      dtype, seed and the settings of memory.
+    method: Row of the method table.
+    retriever: Settings of the retriever.
   """
   embed = _make_embed(config, retriever)
   if method.in_batch and config.micro_batch_size:
@@ -118,27 +124,31 @@ def make_loss(config, method, retriever):
     queries, passages = embed(params, batch, step)
     positive = _positive_scores(queries, passages, batch)
     negatives, groups = _negative_scores(method, queries, passages, batch)
-    # A passage of the same text group as any of the positives is no negative,
-    # and with it the positive itself, where it is among the columns.
+    # Passages in the text group of any positive are not negatives. This also
+    # masks the positive itself if it is among the columns.
     counted = (groups[..., None] != batch.positive_groups[:, None]).all(-1)
     scale = 1 / config.temperature
     values = getattr(losses, method.loss)(
       losses.Columns(positive * scale, negatives * scale, counted)
     )
     right = jnp.where(counted, negatives, -jnp.inf).max(1) < positive
-    # With the mean over devices taken here, inside of what is differentiated,
-    # and that of the gradients outside, the gradient is that of one device
-    # with the whole batch (shared by pmap and both forms of shard_map).
+    # This mean over devices is inside the differentiated function and the mean
+    # of the gradients is outside, so the gradient equals that of one device
+    # with the whole batch (under pmap and both forms of shard_map).
     return lax.pmean((values.mean(), right.mean()), _AXIS)
 
   return loss
 
 
-def make_gradient(config, method, retriever):
+def make_gradient(
+  config: config_lib.Config,
+  method: methods.Method,
+  retriever: bi_encoder.RetrieverConfig,
+) -> Callable:
   """Returns gradient(params, batch, step) -> ((loss, accuracy), gradient).
 
   All three are means over the whole batch, the same on all devices. The
-  gradient is by the trees that the method trains. Arguments are those of
+  gradient covers the trees that the method trains. Takes the arguments of
   `make_loss`.
   """
   loss = make_loss(config, method, retriever)
@@ -148,7 +158,7 @@ def make_gradient(config, method, retriever):
     return loss({**params, **trained}, batch, step)
 
   if config.micro_batch_size and not method.in_batch:
-    # A query's loss is its own, so that pieces have gradients of their own.
+    # Losses of different queries are independent, so gradients of pieces add.
     loss_and_grads = _accumulated(loss_and_grads, config.micro_batch_size)
 
   def gradient(params, batch, step):
@@ -159,16 +169,20 @@ def make_gradient(config, method, retriever):
   return gradient
 
 
-def flops(config, method, retriever):
-  """Returns the operations of a step: the backward pass is twice the forward.
+def flops(
+  config: config_lib.Config,
+  method: methods.Method,
+  retriever: bi_encoder.RetrieverConfig,
+) -> int:
+  """Returns the floating-point operations of a step.
 
-  Those of the forward pass that `--remat` or gradient caching repeat are no
-  work, and not counted.
+  The backward pass counts as twice the forward pass. Forward operations that
+  `--remat` or gradient caching repeat do not count.
 
   Args:
-    config: The run's.
-    method: A row of the method table.
-    retriever: A `Retriever`.
+    config: Settings of the run.
+    method: Row of the method table.
+    retriever: Settings of the retriever.
   """
   passages = config.batch_size * config.chunks
   passages *= 1 + schedule.num_negatives(config, method)
@@ -181,13 +195,19 @@ def flops(config, method, retriever):
   )
 
 
-def make_train_step(config, method, retriever, optimizer, devices):
+def make_train_step(
+  config: config_lib.Config,
+  method: methods.Method,
+  retriever: bi_encoder.RetrieverConfig,
+  optimizer: optax.GradientTransformation,
+  devices: Sequence[jax.Device],
+) -> Callable[[State, batches.Batch], tuple[State, dict[str, jax.Array]]]:
   """Returns train_step(state, batch) -> (state, metrics), pmapped.
 
   Trees that the method does not train keep their parameters and moments.
   `state` is donated. Leaves of `batch` are (n, B, ...) for n devices. Metrics
-  are () float32, alike on all devices: 'loss', nats; 'accuracy', share of
-  queries whose positive is above all their negatives; 'grad_norm', before
+  are () float32, the same on all devices: 'loss', in nats; 'accuracy', share of
+  queries whose positive scores above all their negatives; 'grad_norm', before
   clipping; 'real_tokens', share of tokens that are not padding.
   """
   gradient = make_gradient(config, method, retriever)
@@ -221,8 +241,8 @@ def make_train_step(config, method, retriever, optimizer, devices):
 def _make_embed(config, retriever):
   """Returns embed(params, batch, step) -> (B, E), (B, (1 + H) C, E) float32.
 
-  They are the embeddings of queries and passages, or of the C pieces of these,
-  with the step's dropout.
+  These are the embeddings of queries and of passages in C pieces each, with the
+  step's dropout.
   """
   encode_queries, encode_passages = (
     bi_encoder.make_encode(retriever, config.dtype, side, config.remat)
@@ -232,15 +252,15 @@ def _make_embed(config, retriever):
   def dropout(rows, step):
     if not config.dropout_rate:
       return None
-    # Mixed before the step comes in: seed ^ step alone would give two seeds
-    # the same masks at other steps.
+    # Mixes the seed first because with seed ^ step alone, two seeds would have
+    # the same masks at different steps.
     seed = bert.mix(jnp.uint32(config.seed))
     seed = bert.mix(step.astype(jnp.uint32) ^ seed)
     return bert.Dropout(jnp.float32(config.dropout_rate), seed, rows)
 
   def embed(params, batch, step):
     columns = batch.passage_ids.shape[1]
-    # Each text of the whole batch has a number: the query, then its passages.
+    # Numbers the texts of the whole batch: each query, then its passages.
     rows = batch.rows[:, None] * np.uint32(columns + 1)
     rows += jnp.arange(columns + 1, dtype=jnp.uint32)
     queries = encode_queries(
@@ -249,7 +269,7 @@ def _make_embed(config, retriever):
     passages = encode_passages(
       params,
       batch.passage_ids.reshape(-1, batch.passage_ids.shape[-1]),
-      # What is no piece is encoded as one token, to something finite.
+      # Encodes missing pieces as one token, to stay finite.
       jnp.maximum(batch.passage_lengths.ravel(), 1),
       dropout(rows[:, 1:].ravel(), step),
     )
@@ -259,20 +279,20 @@ def _make_embed(config, retriever):
 
 
 def _in_pieces(embed, size):
-  """Returns `embed` that has one piece's activations at a time in memory.
+  """Returns an `embed` that holds the activations of one piece at a time.
 
-  Differentiated, it is gradient caching (Gao et al. 2021, section 3.2): the
-  embeddings of all pieces without activations, the gradient of the loss on
-  them, and with it each piece again. Dropout, a function of the text's number
-  in the whole batch, is then the same again.
+  Its derivative is gradient caching (Gao et al. 2021, section 3.2): embed all
+  pieces without keeping activations, take the gradient of the loss by the
+  embeddings, then recompute and differentiate each piece. Dropout depends on
+  the text's number in the whole batch, so the second pass has the same masks.
 
   Args:
-    embed: What `_make_embed` returned.
-    size: int, queries of a piece.
+    embed: Made by `_make_embed`.
+    size: int, queries per piece.
   """
 
   def embed_in_pieces(params, batch, step):
-    # Two loops have nothing in common that a compiler could merge.
+    # The two passes are separate loops, which XLA's CSE cannot merge.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def embed_piece(piece):
       return embed(params, piece, step)
@@ -284,12 +304,12 @@ def _in_pieces(embed, size):
 
 
 def _accumulated(loss_and_grads, size):
-  """Returns `loss_and_grads` as the mean of those of pieces of the batch.
+  """Returns a `loss_and_grads` that averages over pieces of the batch.
 
   Args:
     loss_and_grads: (trained, params, batch, step) -> ((loss, accuracy),
       gradient by trained), each a mean over the queries of the batch.
-    size: int, queries of a piece.
+    size: int, queries per piece.
   """
 
   def accumulated(trained, params, batch, step):
@@ -328,8 +348,8 @@ def _positive_scores(queries, passages, batch):
 def _negative_scores(method, queries, passages, batch):
   """Returns (B, C) scores and (1 or B, C) text groups of the columns.
 
-  Without in-batch negatives the columns are the query's own; with them, all
-  passages of the whole batch, in its order on any number of devices.
+  The columns are the query's own negatives or, with in-batch negatives, all
+  passages of the whole batch, in the same order on any number of devices.
   """
   number = _num_pieces(batch)
   lengths, groups = batch.passage_lengths[:, number:], batch.passage_groups
@@ -346,17 +366,17 @@ def _negative_scores(method, queries, passages, batch):
 
 
 def _num_pieces(batch):
-  """Returns C, pieces of a passage."""
+  """Returns C, pieces per passage."""
   return batch.passage_lengths.shape[1] // batch.passage_groups.shape[1]
 
 
 def _best(scores, lengths, number):
-  """Returns the (B, c) best scores of passages in so many pieces each (MaxP).
+  """Returns (B, c) scores of passages, the best of their pieces' (MaxP).
 
   Args:
-    scores: (B, c number) float32, of pieces.
-    lengths: (B or 1, c number) int32, 0 for what is no piece.
-    number: int, pieces of a passage.
+    scores: (B, c number) float32 scores of pieces.
+    lengths: (B or 1, c number) int32, 0 for missing pieces.
+    number: int, pieces per passage.
   """
   if number == 1:
     return scores
@@ -365,8 +385,8 @@ def _best(scores, lengths, number):
 
 
 def _scores(equation, queries, passages):
-  # Accelerators round float32 inputs by default; in a space where all scores
-  # lie close together that reorders them.
+  # Accelerators round float32 inputs by default, which reorders scores that are
+  # close together.
   return jnp.einsum(
     equation, queries, passages, precision=lax.Precision.HIGHEST
   )

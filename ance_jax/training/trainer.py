@@ -1,4 +1,4 @@
-"""The loop: train on the active negatives, and mine new ones when it is due.
+"""The loop trains on the active negatives and mines new ones when due.
 
     ┌─────────────► pmapped steps on the active negatives ──────────────┐
     │                                                                   ▼
@@ -49,13 +49,14 @@ def run(
   check_room: Callable,
   show: run_log.Show,
 ) -> dict[str, float] | None:
-  """Trains a run; `jobs.train.run` says what it returns and raises.
+  """Trains a run; `jobs.train.run` documents results and errors.
 
   Args:
-    config: `Config`.
-    leave: What is called at a second Ctrl-C.
-    check_room: check_room(experiment) raises `BadInput` if it cannot fit.
-    show: Writes the page of the run.
+    config: Settings of the run.
+    leave: Called at a second Ctrl-C.
+    check_room: check_room(experiment) raises `BadInput` if the run does not fit
+      on disk or in memory.
+    show: Shows the run.
   """
   distributed.start(config)
   logs.use_bars(config.progress_bars)
@@ -63,12 +64,12 @@ def run(
   devices, _ = devices_lib.training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   with logs.stop_signals(leave), contextlib.ExitStack() as stack:
-    # A restart restores, in this order, what a new run creates:
-    # 1. The lock of the folder: nobody else trains in it.
+    # A restart restores the following in order; a new run creates it.
+    # 1. The lock of the folder, so that only this process trains in it.
     lock = stack.enter_context(contextlib.closing(locks.take(config.workdir)))
     # 2. From the newest whole checkpoint: settings, data, tokenizer and model,
-    #    each compared with what is given now; the lines of metrics.jsonl up to
-    #    its step; and pickups.json, if that is damaged.
+    #    each compared with the current flags and files; lines of metrics.jsonl
+    #    up to the checkpoint's step; pickups.json if it is damaged.
     begun = resume.begin(config)
     checks.of_run(begun.run)
     check_room(begun.run)
@@ -76,8 +77,8 @@ def run(
       return None
     compiles = stack.enter_context(compiled.counted())
     experiment.write_flags(begun.run.config)
-    # 3. The folder of checkpoints, without saves that a kill left unfinished,
-    #    and metrics.jsonl, cut behind that step.
+    # 3. The folder of checkpoints, without unfinished saves of a killed
+    #    process, and metrics.jsonl, truncated after that step.
     checkpoints = stack.enter_context(checkpoint.Checkpoints(config.workdir))
     metrics = logs.Metrics(
       config.workdir, history=begun.history, step=begun.step
@@ -86,10 +87,10 @@ def run(
     # 4. Parameters and optimizer state, on the devices.
     optimizer = optimizers.make(begun.run.config)
     state = _restore_state(begun, checkpoints, optimizer)
-    # 5. The refresher beside training, if there is one.
+    # 5. The background refresher, if any.
     poller = background.open_poller(stack, begun.run)
-    # 6. The active refresh: that of the step before, as a refresh that became
-    #    active after this very step does so again.
+    # 6. The refresh active one step earlier, because a refresh that became
+    #    active after this step is picked up again.
     active_refresh = resume.active_at(begun.run, begun.step - 1)
     trainer = Trainer(
       begun.run,
@@ -110,11 +111,11 @@ class Trainer:
   """Trains a run.
 
   Attributes:
-    run: `experiment.Experiment`, with the end of the warm-up as known by now.
-    state: `steps.State`, on the devices.
+    run: The run; its `warmup_steps` is the end of the warm-up known so far.
+    state: Training state, on the devices.
     step: Optimizer steps made.
-    active_refresh: `schedule.ActiveRefresh` that gives the negatives; None
-      before the first one.
+    active_refresh: Refresh whose negatives are trained on; None before the
+      first.
   """
 
   def __init__(
@@ -135,10 +136,10 @@ class Trainer:
     self.active_refresh = active_refresh
     self._optimizer, self._lock = optimizer, lock
     self._checkpoints, self._poller, self._log = checkpoints, poller, log
-    # What each checkpoint holds beside the state: the settings as given.
+    # Files that each checkpoint holds, with the settings as given.
     self._record = record
     self._make_step = functools.cache(self._new_step)
-    # Steps whose metrics were not read yet.
+    # Steps whose metrics are still on the devices.
     self._unlogged = collections.deque()
     self._began = None
 
@@ -146,10 +147,11 @@ class Trainer:
     """Trains from `step` to the end.
 
     Returns:
-      {measure: value} on dev at the end.
+      Final dev scores by measure.
 
     Raises:
-      errors.Stopped: SIGTERM or Ctrl-C came; the newest checkpoint is whole.
+      errors.Stopped: The process received SIGTERM or Ctrl-C; the newest
+        checkpoint is whole.
     """
     while True:
       self.end_warmup_on_plateau()
@@ -161,7 +163,7 @@ class Trainer:
         if made is None or made['mined']:
           self.pick_up_if_due()
       except errors.Stopped:
-        # Several processes stop at different places: none of them can save.
+        # Several processes stop at different places, so they cannot save.
         if distributed.count() == 1:
           self.save()
         raise
@@ -170,7 +172,7 @@ class Trainer:
       for batch in self.begin_stretch():
         self.take_step(batch)
         stop, newer = self.poll()
-        # The devices work on this step while the host reads the one before.
+        # The devices run this step while the host reads the previous one.
         self.log_steps(keep=1)
         if stop or newer:
           break
@@ -180,10 +182,10 @@ class Trainer:
         raise errors.Stopped(f'training at step {self.step}')
 
   def end_warmup_on_plateau(self) -> None:
-    """Ends the warm-up early if dev's scores say so by now.
+    """Ends the warm-up early if the scores on dev have reached a plateau.
 
-    The trainer's own settings then have another `warmup_steps`; those of the
-    run, in its checkpoints, stay as given.
+    This changes `warmup_steps` of `self.run` only; the settings in checkpoints
+    stay as given.
     """
     config, workdir = self.run.config, self.run.workdir
     if not config.warmup_until_plateau:
@@ -200,15 +202,15 @@ class Trainer:
       self.run = self.run._replace(config=config)
 
   def save_if_due(self) -> None:
-    """Begins to save a checkpoint, if one is due after this step."""
+    """Starts to save a checkpoint if one is due after this step."""
     self._lock.check()
     if schedule.save_due(self.run.config, self.step):
       self.save()
 
   def save(self) -> None:
-    """Begins to save a checkpoint, and deletes those that are not kept.
+    """Starts to save a checkpoint, and deletes old checkpoints.
 
-    The losses up to here were read, and are finite.
+    All losses so far have been read and are finite.
     """
     self._lock.check()
     self._checkpoints.wait()
@@ -228,13 +230,13 @@ class Trainer:
       state = distributed.globally(self.state, everywhere)
       self._checkpoints.save(state, self.step, record, about)
     if not committed:
-      # Whatever is logged from here on, there is a checkpoint before it.
+      # The first checkpoint must be committed before anything is logged.
       self._checkpoints.wait()
 
   def _prune(self):
-    """Deletes the committed checkpoints that are not kept.
+    """Deletes old checkpoints.
 
-    What is being saved does not count: it may never be committed.
+    A save in progress does not count as newest, as it may never be committed.
     """
     config = self.run.config
     committed = checkpoint.committed_steps(config.workdir)
@@ -242,7 +244,8 @@ class Trainer:
       return
     newest = committed[-config.checkpoints_to_keep :]
     best = checkpoint.best(config.workdir, committed)
-    # A damaged refresh is made again: the active one, and those to come.
+    # Keeps the checkpoints of the active and later refreshes, in case a refresh
+    # is damaged and must be made again.
     active = resume.active_at(self.run, committed[-1])
     since = active.refresh if active else 0
     mined = [n for n in refreshes.published(self.run) if n >= since]
@@ -250,11 +253,11 @@ class Trainer:
     self._checkpoints.keep([*newest, best, *mined, reads])
 
   def refresh_if_due(self) -> dict | None:
-    """Mines new negatives, if this process does so after this step.
+    """Mines new negatives if due after this step in this process.
 
     Returns:
       The manifest, whose 'mined' is false if the refresh was left out; None if
-      none is due.
+      no refresh is due.
     """
     config, active = self.run.config, self.active_refresh
     is_ours = self._poller is None and not config.refresh_replay
@@ -270,7 +273,7 @@ class Trainer:
     return made
 
   def evaluate_if_due(self) -> None:
-    """Evaluates dev, if that is due; a refresh does so itself."""
+    """Evaluates dev if due; refreshes evaluate it themselves."""
     if not schedule.eval_due(self.run.config, self.step):
       return
     run, watch = self.run.with_params(self.state.params), logs.Stopwatch()
@@ -282,12 +285,12 @@ class Trainer:
     self._prune_embeddings(made)
 
   def _prune_embeddings(self, made):
-    """Deletes embeddings of older weights; a refresher deletes its own."""
+    """Deletes embeddings of older weights unless a refresher does."""
     if self._poller is None and distributed.is_first():
       refreshes.prune_embeddings(self.run, made)
 
   def pick_up_if_due(self) -> None:
-    """Makes a refresh the active one, on disk before its first batch."""
+    """Activates a new refresh if any, recorded before its first batch."""
     newer = self._newer_refresh()
     if newer is None:
       return
@@ -331,7 +334,7 @@ class Trainer:
     return newer
 
   def begin_stretch(self) -> Iterable:
-    """Returns the batches up to the next step after which more is due."""
+    """Returns the batches up to the next step with more than training due."""
     config, active = self.run.config, self.active_refresh
     method = schedule.method(config, active, self.step)
     self._train_step, make_batch = self._make_step(method)
@@ -353,7 +356,7 @@ class Trainer:
     )
 
   def _end_of_stretch(self):
-    """Returns the first step after this one at which more may be due."""
+    """Returns the next step at which more than training may be due."""
     config, active, step = self.run.config, self.active_refresh, self.step
     ends = [schedule.next_boundary(config, step)]
     ends += [n.step for n in resume.to_replay(self.run) if n.step > step]
@@ -363,7 +366,7 @@ class Trainer:
     return min(ends)
 
   def _new_step(self, method):
-    """Returns train_step and make_batch(step, negatives) of a row."""
+    """Returns a row's train_step and its make_batch(step, negatives)."""
     run, config = self.run, self.run.config
     data = experiment.training_data(run, method)
     train_step = steps.make_train_step(
@@ -387,8 +390,8 @@ class Trainer:
     return train_step, make_batch
 
   def take_step(self, batch: batches.Batch) -> None:
-    """Has the devices take an optimizer step; its metrics are read later."""
-    # The first one may have to be compiled for, which can take minutes.
+    """Dispatches an optimizer step; its metrics are read later."""
+    # The first step may compile for minutes.
     is_first = not self._unlogged
     with logs.working('first step') if is_first else contextlib.nullcontext():
       self.state, metrics = self._train_step(self.state, batch)
@@ -400,8 +403,8 @@ class Trainer:
   def poll(self) -> tuple[bool, bool]:
     """Returns (stop_requested, new_refresh_available).
 
-    Several processes must leave the stretch after the same step: they ask each
-    other now and then, as that waits for the devices.
+    Several processes must leave the stretch after the same step. They only
+    synchronize every `steps_per_log` steps, because it waits for the devices.
     """
     several = distributed.count() > 1
     if several and self.step % self.run.config.steps_per_log:
@@ -422,20 +425,20 @@ class Trainer:
       self._log.log_step(step, metrics, self.active_refresh)
 
   def end_stretch(self) -> None:
-    """Logs what is left of a stretch of steps, and how long it took."""
+    """Logs the remaining steps of a stretch, and its duration."""
     self.log_steps()
     secs = time.perf_counter() - self._began
     self._log.metrics.write(self.step, {'time/train_secs': secs})
 
   def finish(self) -> dict[str, float]:
-    """Ends the run; returns {measure: value} on dev at the end."""
+    """Ends the run; returns final dev scores by measure."""
     self._checkpoints.wait()
     self._prune()
     return self._log.finish()
 
 
 def _restore_state(begun, checkpoints, optimizer):
-  """Returns the `steps.State` of a checkpoint, or that of a new run."""
+  """Returns the `steps.State` of a checkpoint or of a new run."""
   run = begun.run
   trained = steps.trees_of_run(run.config, run.retriever.config.towers)
   if begun.params is not None:
