@@ -1,4 +1,4 @@
-"""Reader: pydocs, built by TFDS in the folder of a run."""
+"""Reads pydocs, which TFDS builds in the folder of a run."""
 
 import contextlib
 import io
@@ -17,18 +17,18 @@ _TEXTS = ('id', 'title', 'text', 'query', 'split')
 
 
 def read(settings: records.Settings) -> corpus_lib.RawDataset:
-  """Returns pydocs, built by TFDS in its folder on the first call.
+  """Reads pydocs, which TFDS builds in its folder on the first call.
 
-  A run keeps the set it began with, whatever is installed later.
+  A run keeps its first build, regardless of packages installed later.
   """
   folder = pathlib.Path(settings.pydocs_dir)
   if not settings.builds_pydocs:
-    # That of a run which is only read, so that nothing is set aside there.
+    # The folder's run is only read; `find` would set a damaged build aside.
     atomic.read_manifest(folder)
   elif not atomic.find(folder, {}):
     logs.say('pydocs: reading the docstrings of the installed packages')
     with atomic.publish(folder, {}) as unfinished:
-      # TFDS announces a download, whether there is one or not.
+      # TFDS announces a download even if there is none.
       with contextlib.redirect_stdout(io.StringIO()):
         tfds.disable_progress_bar()
         _builder(unfinished).download_and_prepare()
@@ -61,9 +61,9 @@ def _builder(folder):
 
 
 def _judgements(queries, splits, groups):
-  """Returns {split: judgements}; equal summaries are one query.
+  """Returns {split: judgements}, with one query per distinct summary.
 
-  Its positives are all passages of that summary, and those of their groups.
+  The positives are all passages of that summary and of their groups.
   """
   members, groups_of, first_row = {}, {}, {}
   for row, (query, split, group) in enumerate(
