@@ -1,1 +1,1 @@
-"""One file a job, named as --job is, and the parts of some."""
+"""One module per job, named as in --job, and the parts of some."""

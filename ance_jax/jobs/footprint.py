@@ -1,10 +1,12 @@
-"""What a run will need of disk, memory and devices, known before it starts.
+"""Computes a run's need of disk, memory and devices before it starts.
 
-The arithmetic is a lower bound: what cannot fit is refused at once, and not by
-a full disk in the second week. Texts and token rows are there by then, and
-activations are not counted.
+A run that cannot fit is refused at once instead of filling the disk in the
+second week. The needs are lower bounds: texts and token rows already exist at
+that point, and activations are not counted.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import pathlib
 import shutil
 from typing import NamedTuple
@@ -18,11 +20,12 @@ from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 from ance_jax.models import bi_encoder
 from ance_jax.retrieval import index
+from ance_jax.training import experiment
 from ance_jax.training import schedule
 
-# AdamW's state is the parameters and two moments of each (all float32).
+# AdamW keeps the parameters and two moments of each, all in float32.
 _STATE = 3
-# The limit of a container, where there is one.
+# Memory limit and use of a container, if there is one.
 _CGROUP = pathlib.Path('/sys/fs/cgroup')
 _CURES = {
   'disk': 'make room, lower --checkpoints_to_keep or --max_refreshes, or name '
@@ -35,13 +38,13 @@ _CURES = {
 
 
 class Need(NamedTuple):
-  """One thing that a run needs room for.
+  """Space that a run needs for one purpose.
 
   Attributes:
-    place: Where, a key of `_CURES`.
-    what: What it is, for people.
-    arithmetic: How its size comes about.
-    size: Bytes.
+    place: Disk or a memory, a key of `_CURES`.
+    what: Purpose, as printed.
+    arithmetic: Computation of the size, as printed.
+    size: Size in bytes.
   """
 
   place: str
@@ -50,12 +53,8 @@ class Need(NamedTuple):
   size: int
 
 
-def check(run):
-  """Raises `BadInput` for a run that cannot fit; with `--dry_run`, prints why.
-
-  Args:
-    run: `experiment.Experiment`.
-  """
+def check(run: experiment.Experiment) -> None:
+  """Raises `BadInput` if a run cannot fit; prints all needs for `--dry_run`."""
   needs, room = _needs(run), _room(run)
   if run.config.dry_run:
     logs.say(table(needs, room))
@@ -71,17 +70,17 @@ def check(run):
       )
 
 
-def needs(run):
-  """Returns what a run needs and what there is, as lines of text."""
+def needs(run: experiment.Experiment) -> str:
+  """Returns a table of a run's needs and of the free space."""
   return table(_needs(run), _room(run))
 
 
-def table(needs, room):
-  """Returns the needs and what there is, as lines of text.
+def table(needs: Sequence[Need], room: Mapping[str, int | None]) -> str:
+  """Returns a table of the needs and of the free space.
 
   Args:
-    needs: List of `Need`.
-    room: {place: bytes free, or None where nobody tells}.
+    needs: Needs of a run.
+    room: Free bytes by place, None if unknown.
   """
   lines = []
   for place, free in room.items():
@@ -97,17 +96,17 @@ def table(needs, room):
 
 
 def _needs(run):
-  """Returns the list of `Need`."""
+  """Returns the needs of a run, as a list."""
   config, width = run.config, run.retriever.config.embedding_size
   shapes = bi_encoder.shapes(run.retriever.config)
   num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   passages = len(run.dataset.passages.pieces())
   queries = len(run.dataset.queries[config.train_split])
   state = f'{num_params:,} parameters x 4 bytes x {_STATE}'
-  # Besides the newest: the best, that of the negatives in use, one in writing.
+  # Three more: the best, that of the active negatives, one being written.
   kept = min(config.checkpoints_to_keep + 3, schedule.num_saves(config))
   encodings = min(schedule.num_encodings(config), 2)
-  # On a CPU the devices' memory is the host's.
+  # CPU devices use the memory of the host.
   on_host = run.devices[0].platform == 'cpu'
   needs = [
     Need(
@@ -154,7 +153,7 @@ def _of_index(run, passages, width, on_host):
     code = index.bytes_per_vector(config.index, config.index_params, width)
     arithmetic = f'{passages:,} passages x {code} bytes'
     return Need('host memory', what, arithmetic, passages * code)
-  # What they have no room for comes in blocks.
+  # The part of the corpus that does not fit is streamed in blocks.
   most = config.search_memory_mb * 2**20
   size = min(-(-passages // num_devices) * width * 4, most)
   arithmetic = (
@@ -167,16 +166,16 @@ def _of_index(run, passages, width, on_host):
 
 
 def _num_tables(config):
-  """Returns how many tables of negatives, and of scores, a run keeps."""
+  """Returns the number of tables of negatives and scores that a run keeps."""
   rows = schedule.rows(config).values()
   once = {row.negatives for row in rows} & {'bm25', 'given'}
   return len(once) + 2 * schedule.num_refreshes(config)
 
 
 def _room(run):
-  """Returns {place: bytes free, or None where nobody tells}.
+  """Returns the free bytes by place, None if unknown.
 
-  What the run wrote before counts as free: it is part of what it needs.
+  Files that the run has written count as free, because its needs include them.
   """
   own = 0
   for folder in ('checkpoints', 'embeddings', 'refresh', 'bm25', 'given'):
@@ -193,21 +192,21 @@ def _room(run):
 
 
 def _free_memory():
-  """Returns the bytes that this process can still take."""
+  """Returns the memory that this process can still allocate, in bytes."""
   free = psutil.virtual_memory().available
   limit = _CGROUP / 'memory.max'
   if limit.exists() and (text := limit.read_text().strip()).isdecimal():
     used = int((_CGROUP / 'memory.current').read_text())
     lines = (_CGROUP / 'memory.stat').read_text().splitlines()
     stat = {name: int(size) for name, size in map(str.split, lines)}
-    # Cached files are given up when memory is asked for.
+    # The kernel frees cached files when a process needs memory.
     used -= stat['inactive_file'] + stat['active_file']
     free = min(free, int(text) - used)
   return free
 
 
 def _text(size):
-  """Returns a number of bytes for people."""
+  """Formats a number of bytes."""
   for unit in ('bytes', 'kB', 'MB'):
     if size < 1000:
       return f'{size:,.1f} {unit}' if unit != 'bytes' else f'{size} bytes'

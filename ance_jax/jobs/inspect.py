@@ -1,9 +1,8 @@
-"""What a dataset is like, before a run is spent on it: `--job=inspect`.
+"""Reports on a dataset before training: `--job=inspect`.
 
-Its size, what is odd in it, how long its texts are, a batch as training would
-see it, and what a run needs. Nothing is trained. With `--init_from`, or a run
-in `--workdir`, lengths are in tokens, and a few texts are encoded to say what
-encoding all of them takes.
+Covers its size, oddities, text lengths, a training batch, and the needs of a
+run; trains nothing. With `--init_from`, or a run in `--workdir`, lengths are in
+tokens, and a few texts are encoded to estimate the time for the corpus.
 """
 
 import dataclasses
@@ -31,21 +30,21 @@ from ance_jax.retrieval import encoding
 from ance_jax.training import experiment
 from ance_jax.training import negatives as negatives_lib
 
-# Texts whose lengths are looked at, examples shown, bars of a histogram.
+# Maximum number of texts to measure, examples, and bars of a histogram.
 _SAMPLE, _EXAMPLES, _BARS = 10_000, 5, 10
 _PERCENTS = (50, 90, 99, 100)
-# Tokens that a CPU is timed with; accelerators get a whole batch.
+# Tokens to time on a CPU; accelerators are timed with a whole batch.
 _TIMED_TOKENS = 2048
 
 
 def run(config: config_lib.Config) -> dict:
-  """Prints the report of a dataset, and writes it as inspection.json.
+  """Prints the report of a dataset and writes it to inspection.json.
 
-  Without `--workdir` it is printed only, and nothing is kept.
+  Without `--workdir` it writes nothing.
 
   Returns:
-    What was found: 'corpus', 'splits' by name, 'words' or 'tokens' by side,
-    'batch', and, where weights are given, 'seconds to encode the corpus'.
+    The report: 'corpus', 'splits' by name, 'words' or 'tokens' by side,
+    'batch', and, with weights, 'seconds to encode the corpus'.
   """
   if config.workdir:
     workdirs.require(config)
@@ -101,8 +100,8 @@ def _inspect(config):
   return found
 
 
-def corpus_facts(corpus):
-  """Returns {what: number} of a `corpus.Corpus`."""
+def corpus_facts(corpus: corpus_lib.Corpus) -> dict[str, int]:
+  """Returns counts of a corpus by description."""
   sizes = np.bincount(corpus.groups)
   return {
     'passages': len(corpus.ids),
@@ -112,8 +111,8 @@ def corpus_facts(corpus):
   }
 
 
-def split_facts(split):
-  """Returns {what: number} of a `corpus.Split`."""
+def split_facts(split: corpus_lib.Split) -> dict[str, int | float]:
+  """Returns counts and means of a split by description."""
   size = len(split.ids)
   queries, _ = split.positives()
   positives = np.bincount(queries, minlength=size)
@@ -144,12 +143,14 @@ def split_facts(split):
   return facts
 
 
-def token_lengths(tokenizer, texts):
-  """Returns the (n,) numbers of tokens of some texts, none of them cut.
+def token_lengths(
+  tokenizer: tokenizer_lib.Tokenizer | None, texts: list[str]
+) -> np.ndarray:
+  """Returns the (n,) int lengths of uncut texts in tokens.
 
   Args:
-    tokenizer: A transformers tokenizer; None: words are counted.
-    texts: List of n strings.
+    tokenizer: Tokenizer; None counts words instead.
+    texts: n texts.
   """
   if tokenizer is None:
     return np.array([len(text.split()) for text in texts])
@@ -157,8 +158,10 @@ def token_lengths(tokenizer, texts):
   return np.array([len(e.ids) for e in backend.encode_batch_fast(texts)])
 
 
-def length_facts(lengths, limit=None):
-  """Returns {what: number} of some lengths, and what a limit cuts of them."""
+def length_facts(
+  lengths: np.ndarray, limit: int | None = None
+) -> dict[str, int | float]:
+  """Returns statistics of lengths, and the shares that a limit cuts."""
   facts = {
     f'{percent} % have at most': int(np.percentile(lengths, percent))
     for percent in _PERCENTS
@@ -174,8 +177,8 @@ def length_facts(lengths, limit=None):
   }
 
 
-def histogram(lengths, limit=0):
-  """Returns bars of lengths as lines of text, the limit marked."""
+def histogram(lengths: np.ndarray, limit: int = 0) -> str:
+  """Returns a histogram as lines of text, with the limit marked."""
   top = max(int(np.percentile(lengths, 99)), limit) + 1
   edges = np.unique(np.linspace(0, top, _BARS + 1).astype(int))
   counts = np.histogram(np.minimum(lengths, top - 1), edges)[0]
@@ -188,10 +191,10 @@ def histogram(lengths, limit=0):
 
 
 def _open(config):
-  """Returns an `experiment.Experiment`, without parameters if none are named.
+  """Returns the experiment, without parameters if no checkpoint is named.
 
-  Without a run in the folder its token rows are empty: what looks at sizes
-  alone, or draws rows, needs no more.
+  Without a run in the folder its token rows are empty, which is enough to read
+  sizes and draw batches.
   """
   if checkpoint.committed_steps(config.workdir):
     return experiment.open(config, None)[0]
@@ -210,7 +213,7 @@ def _open(config):
 
 
 def _empty_rows(number):
-  """Returns the `tokens.TokenRows` of so many texts without a token."""
+  """Returns token rows without any tokens."""
   offsets = np.zeros(number + 1, np.int64)
   return tokens.TokenRows(np.zeros(0, np.uint32), offsets, 0, '')
 
@@ -222,7 +225,7 @@ def _say_facts(title, facts):
 
 
 def _passage_texts(run, rows):
-  """Returns the texts of some passages, as they are tokenized."""
+  """Returns the texts of some passages in the form that is tokenized."""
   some = run.dataset.corpus._replace(
     titles=[run.dataset.corpus.titles[row] for row in rows],
     texts=[run.dataset.corpus.texts[row] for row in rows],
@@ -232,7 +235,7 @@ def _passage_texts(run, rows):
 
 
 def _length_report(run, passages, train, unit):
-  """Prints how long texts are; returns {side: facts}, and the passages'."""
+  """Prints text lengths; returns {side: facts}, and lengths of passages."""
   r, found, of_passages = run.retriever.config, {}, None
   number = min(_SAMPLE, len(train.texts))
   queries = [r.query_prompt + train.texts[row] for row in range(number)]
@@ -264,15 +267,15 @@ def _examples(run, split, random):
 
 
 def _encode_secs(run, passages, lengths):
-  """Returns the seconds that encoding all passages takes, by a few of them.
+  """Estimates the seconds for encoding all passages from a few.
 
-  Operations of all of them over those of one batch of middling length: one
-  program is compiled, and a CPU is not kept busy for minutes.
+  It times one batch of median length and scales by operations, which compiles
+  one program and does not keep a CPU busy for minutes.
 
   Args:
-    run: `experiment.Experiment` with parameters.
-    passages: List of n texts, some of the corpus.
-    lengths: (n,) int, their tokens.
+    run: Experiment with parameters.
+    passages: n texts of the corpus.
+    lengths: (n,) int, tokens of each text.
   """
   config, retriever = run.config, run.retriever
   at_once = config.tokens_per_batch
@@ -297,7 +300,7 @@ def _encode_secs(run, passages, lengths):
     encoding.encode_rows(encoder, retriever.params, rows, 'time the encoder')
     secs = time.perf_counter() - start
   timed = encoding.flops(encoder, retriever.config.body, rows.lengths())
-  # Of a longer text each piece is encoded, `--chunks` of them at most.
+  # Longer texts are encoded in pieces, at most `--chunks` each.
   pieces = np.clip(-(-lengths // limit), 1, config.chunks)
   all_of_sample = encoding.flops(
     encoder, retriever.config.body, np.repeat(cut, pieces)

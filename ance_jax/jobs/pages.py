@@ -1,16 +1,19 @@
-"""Web pages of one file: nothing loaded, all text escaped, one script at most.
+"""Single-file web pages that load nothing, with at most one script.
 
-The functions take texts, which they escape, and return HTML; only `page` and
-`folded` take HTML, which is what the others returned.
+The functions take text, which they escape, and return HTML; only `page` and
+`folded` also take HTML, as returned by the others.
 """
 
 import base64
+from collections.abc import Iterable
+from collections.abc import Sequence
 import hashlib
 import html
 import urllib.parse
 
-# Whatever a text holds, a browser runs nothing but KEYS, by its hash, and loads
-# nothing; and a text in Arabic runs from the right.
+# Whatever the texts contain, the browser loads nothing and runs only KEYS,
+# which the policy allows by hash. `plaintext` in the style sets the direction
+# of Arabic and Hebrew texts.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -28,8 +31,8 @@ th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #8886;
 summary { cursor: pointer; font-weight: 600; }
 td summary { font-weight: inherit; }
 """
-# A script: / goes to the query; j and k, or arrows, go down and up a column of
-# results or links; Enter, of the browser's own, unfolds or follows.
+# Script for the keyboard: / focuses the query; j and k, or arrows, move down
+# and up a column of results or links; the browser's Enter unfolds or follows.
 KEYS = """
 document.addEventListener('keydown', event => {
   const field = document.querySelector('input');
@@ -51,13 +54,13 @@ document.addEventListener('keydown', event => {
 """
 
 
-def page(title, parts, script=''):
+def page(title: str, parts: Sequence[str], script: str = '') -> str:
   """Returns a page.
 
   Args:
-    title: A text, also the first heading.
-    parts: HTML of its parts, in order.
-    script: `KEYS`, or none.
+    title: Text of the title and first heading.
+    parts: HTML of the parts, in order.
+    script: `KEYS`, or '' for none.
   """
   policy = _POLICY
   if script:
@@ -75,27 +78,27 @@ def page(title, parts, script=''):
   )
 
 
-def heading(text):
+def heading(text: str) -> str:
   """Returns the heading of a section."""
   return f'<h2>{html.escape(text)}</h2>'
 
 
-def paragraph(text):
+def paragraph(text: str) -> str:
   """Returns a paragraph."""
   return f'<p>{html.escape(text)}</p>'
 
 
-def preformatted(text):
-  """Returns lines that stay as they are."""
+def preformatted(text: str) -> str:
+  """Returns preformatted lines."""
   return f'<pre>{html.escape(text)}</pre>'
 
 
-def table(rows, *, numbers=False):
+def table(rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
   """Returns a table.
 
   Args:
-    rows: Lists of texts, the first one being the head.
-    numbers: Whether all columns but the first are numbers, flush right.
+    rows: Texts of the cells, the first row being the head.
+    numbers: Whether to align all columns except the first on the right.
   """
   head, *body = rows
   lines = [_row('th', head), *(_row('td', row) for row in body)]
@@ -103,12 +106,12 @@ def table(rows, *, numbers=False):
   return f'<div class="wide"><table{kind}>\n{"".join(lines)}</table></div>'
 
 
-def results(rows, shown):
-  """Returns a table whose cells are reached by `KEYS`, and unfolded.
+def results(rows: Iterable[Sequence[str]], shown: int) -> str:
+  """Returns a table whose cells can be unfolded and reached by `KEYS`.
 
   Args:
-    rows: As for `table`; first in each is its place, which is no result.
-    shown: Characters of a cell that are seen before it is unfolded.
+    rows: As for `table`; the first cell of a row is its rank.
+    shown: Number of characters of a folded cell.
   """
   head, *body = rows
   lines = [_row('th', head)]
@@ -118,10 +121,10 @@ def results(rows, shown):
   return f'<div class="wide"><table>\n{"".join(lines)}</table></div>'
 
 
-def search_form(query):
-  """Returns a line to type a query into, which asks the same address.
+def search_form(query: str) -> str:
+  """Returns a search form that sends the query to the same address.
 
-  Keys go to the results of a query, and else to the line.
+  The form has the focus only if the query is empty.
   """
   focus = '' if query else ' autofocus'
   return (
@@ -131,8 +134,8 @@ def search_form(query):
   )
 
 
-def links(queries):
-  """Returns a list of queries, each a link to what it finds."""
+def links(queries: Iterable[str]) -> str:
+  """Returns a list of queries that link to their results."""
   lines = (
     f'<li><a href="?q={html.escape(urllib.parse.quote(query))}">'
     f'{html.escape(query)}</a></li>'
@@ -141,19 +144,19 @@ def links(queries):
   return f'<ul>{"".join(lines)}</ul>'
 
 
-def image(png, about):
-  """Returns a picture, which lies in the page.
+def image(png: bytes, about: str) -> str:
+  """Returns a picture embedded in the page.
 
   Args:
-    png: Its bytes.
-    about: What it shows, for those who do not see it.
+    png: Content of the PNG file.
+    about: Alternative text.
   """
   data = base64.b64encode(png).decode()
   return f'<img src="data:image/png;base64,{data}" alt="{html.escape(about)}">'
 
 
-def folded(summary, parts):
-  """Returns HTML parts of which only a line is seen until it is clicked."""
+def folded(summary: str, parts: Iterable[str]) -> str:
+  """Returns HTML parts that are hidden until the summary is clicked."""
   return (
     f'<details><summary>{html.escape(summary)}</summary>\n'
     + '\n'.join(parts)

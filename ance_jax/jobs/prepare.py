@@ -1,13 +1,14 @@
-"""Token rows for the runs to come: `--job=prepare`."""
+"""Tokenizes the data for later runs: `--job=prepare`."""
 
+from ance_jax import config as config_lib
 from ance_jax.core import logs
 from ance_jax.core import workdirs
 from ance_jax.jobs import beam
 from ance_jax.training import experiment
 
 
-def run(config):
-  """Reads the data and keeps its token rows, for the runs to come."""
+def run(config: config_lib.Config) -> None:
+  """Reads the data and saves its token rows for later runs."""
   workdirs.require(config)
   spread = None
   if config.beam_runner:

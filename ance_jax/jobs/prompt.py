@@ -1,15 +1,16 @@
-"""Queries that a person types, or another program sends."""
+"""Reads queries from a terminal or another program."""
 
+from collections.abc import Iterator
 import os
 import select
 import sys
 
-# Seconds for which a Ctrl-C between the prompt and the read waits at most.
+# Maximum delay of a Ctrl-C between the prompt and the read, in seconds.
 _LOOK_SECS = 0.1
 
 
-def queries():
-  """Yields what is typed until an empty line or the end of the input."""
+def queries() -> Iterator[str]:
+  """Yields lines of input until an empty line or the end of the input."""
   while query := _line('query> ').strip():
     yield query
 
@@ -22,8 +23,8 @@ def _line(prompt):
       return input(prompt)
     except EOFError:
       return ''
-  # Not `input`, which forgets a Ctrl-C that comes while it writes the prompt;
-  # and no read that waits, as one that comes just before it is not seen there.
+  # `input` loses a Ctrl-C that arrives while it writes the prompt, and a
+  # blocking read misses one that arrives just before it.
   print(prompt, end='', flush=True)
   line = b''
   while not line.endswith(b'\n'):
@@ -37,8 +38,8 @@ def _line(prompt):
 
 
 def _descriptor():
-  """Returns the descriptor of an input that is no terminal, or None."""
+  """Returns the input's file descriptor, or None for a terminal or notebook."""
   try:
     return None if sys.stdin.isatty() else sys.stdin.fileno()
-  except (AttributeError, ValueError):  # A notebook's has none.
+  except (AttributeError, ValueError):  # A notebook has no descriptor.
     return None

@@ -1,8 +1,9 @@
-"""Negatives mined once, or beside training: `--job=refresh`."""
+"""Mines negatives once, or during training: `--job=refresh`."""
 
 import contextlib
 import time
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
@@ -14,8 +15,8 @@ from ance_jax.training import negatives
 from ance_jax.training import refreshes
 
 
-def run(config):
-  """Refreshes once, or with `--watch` beside training: `--job=refresh`."""
+def run(config: config_lib.Config) -> None:
+  """Refreshes once, or with `--watch` until training ends."""
   if config.watch:
     _await_run(config)
   splits = (config.train_split, config.dev_split)
@@ -37,7 +38,7 @@ def run(config):
 
 
 def _await_run(config):
-  """Returns once there is a checkpoint to begin with."""
+  """Waits for the first checkpoint."""
   said = False
   with logs.stop_signals():
     while not (

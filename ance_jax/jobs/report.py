@@ -1,9 +1,12 @@
-"""What a person looks at in a run: curves, tables, examples; and its page."""
+"""Shows a run as curves, tables, examples and a page: `--job=report`."""
 
+from collections.abc import Sequence
 import io
 import itertools
+import os
 import pathlib
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import logs
@@ -15,16 +18,18 @@ from ance_jax.jobs import sections
 _LOSS = 'train/loss'
 _OVERLAP, _AGE = 'probe/overlap', 'train/negatives_age'
 _POSITIVE_RANK = 'probe/positive_rank'
-# What each evaluation has among its metrics, on dev or not.
+# A metric of every evaluation, with or without dev.
 _EVALUATED = 'time/compiles'
 
 
-def draw(workdirs, path):
-  """Draws the metrics of some runs against their steps into one PNG.
+def draw(
+  workdirs: Sequence[str | os.PathLike], path: str | pathlib.Path
+) -> None:
+  """Plots the metrics of some runs against their steps in one PNG.
 
   Args:
-    workdirs: Folders of the runs; the last part of each is its label.
-    path: The PNG, written whole or not at all.
+    workdirs: Folders of the runs, whose names become the labels.
+    path: PNG file, written atomically.
   """
   drawn = [(pathlib.Path(path).name, logs.read(path)) for path in workdirs]
   panels = [_LOSS, *_curves([lines for _, lines in drawn])]
@@ -32,8 +37,8 @@ def draw(workdirs, path):
     file.write(_png(drawn, panels, 2))
 
 
-def table(workdir):
-  """Returns the dev metrics of a run by evaluation, as lines of text."""
+def table(workdir: str | os.PathLike) -> str:
+  """Returns a table of a run's dev metrics by evaluation."""
   lines = logs.read(workdir)
   names = _columns(lines, 4)
   if not names:
@@ -47,12 +52,14 @@ def table(workdir):
   return '\n'.join([*text, *_gain(lines)])
 
 
-def compare_examples(first, last):
-  """Returns what two evaluations found for the same queries, as text.
+def compare_examples(
+  first: tuple[int, list[dict]], last: tuple[int, list[dict]]
+) -> str:
+  """Formats the results of two evaluations for the same queries.
 
   Args:
-    first: (step, examples) of `corpus_index.examples`.
-    last: The same of a later step.
+    first: Step and its `corpus_index.examples`.
+    last: The same for a later step.
   """
   lines = []
   for before, after in zip(first[1], last[1], strict=True):
@@ -66,8 +73,8 @@ def compare_examples(first, last):
   return '\n'.join(lines)
 
 
-def examples(workdir):
-  """Returns (step, examples) of all evaluations that are whole, in order."""
+def examples(workdir: pathlib.Path) -> list[tuple[int, list[dict]]]:
+  """Returns step and examples of all undamaged evaluations, in order."""
   shown = []
   for path in sorted((workdir / workdirs_lib.EXAMPLES_FOLDER).glob('*.json')):
     try:
@@ -78,20 +85,20 @@ def examples(workdir):
   return shown
 
 
-def write_page(workdir, path):
-  """Writes the page of a run: all that its folder tells, in one file.
+def write_page(workdir: str | os.PathLike, path: str | pathlib.Path) -> None:
+  """Writes the page of a run, a single HTML file.
 
   Args:
     workdir: Folder of the run.
-    path: The page, written whole or not at all.
+    path: HTML file, written atomically.
   """
   workdir = pathlib.Path(workdir)
   lines = logs.read(workdir)
   atomic.write_text(path, _page(workdir, lines))
 
 
-def show_end(workdir):
-  """Draws the curves of a run that is over, and prints what came of it."""
+def show_end(workdir: pathlib.Path) -> None:
+  """Plots the curves of a finished run, and prints its results."""
   draw([workdir], workdir / 'curves.png')
   logs.say(table(workdir))
   if shown := examples(workdir):
@@ -100,10 +107,10 @@ def show_end(workdir):
   logs.say(f'page: {workdir / workdirs_lib.PAGE_FILE}')
 
 
-def run(config):
-  """Draws the runs `--runs` into `--picture`: `--job=report`.
+def run(config: config_lib.Config) -> None:
+  """Plots the runs of `--runs` in `--picture`.
 
-  Of one run it writes the page, too, beside the picture.
+  A single run also gets its page, in the same folder.
   """
   workdirs = [path for path in config.runs.split(',') if path]
   workdirs = workdirs or [config.workdir]
@@ -149,13 +156,13 @@ def _check(workdir):
 
 
 def _columns(lines, most):
-  """Returns dev metrics of a run: the first two, then the last ones."""
+  """Returns up to `most` dev metrics: the first two, then the last ones."""
   names = _measures(lines)
   return [*names[:2], *names[2:][2 - most :]]
 
 
 def _curves(runs):
-  """Returns up to three metrics to draw beside the loss, of dev if there is.
+  """Returns up to three metrics to plot besides the loss, of dev if any.
 
   Args:
     runs: Lines of metrics of each run.
@@ -168,7 +175,7 @@ def _curves(runs):
 
 
 def _why_no_dev(lines):
-  """Returns why there are no dev metrics, as text."""
+  """Returns the reason why there are no dev metrics."""
   evaluated = any(_EVALUATED in line for line in lines)
   return 'no dev split' if evaluated else 'not evaluated yet'
 
@@ -192,7 +199,7 @@ def _evaluations(lines, names):
 
 
 def _gain(lines):
-  """Returns the line of what the refreshes brought, in a list if there is."""
+  """Returns a line on the gain since the first refresh, in a list, or []."""
   refreshes, names = (
     sorted(_series(lines, sections.REFRESHED)),
     _measures(lines),
@@ -229,14 +236,14 @@ def _page(workdir, lines):
 
 
 def _dev_table(lines):
-  """Returns the HTML of the dev metrics by evaluation, or of why not."""
+  """Returns the HTML of the dev metrics, or the reason why there are none."""
   if names := _measures(lines):
     return pages.table(_evaluations(lines, names), numbers=True)
   return pages.paragraph(_why_no_dev(lines))
 
 
 def _example_parts(workdir, lines):
-  """Returns the HTML of what a few queries found, first and last."""
+  """Returns the HTML of the first and last results of a few queries."""
   shown, title = examples(workdir), pages.heading('Examples of dev')
   if not shown and not _measures(lines):
     return [title, pages.paragraph(_why_no_dev(lines))]
@@ -250,21 +257,21 @@ def _example_parts(workdir, lines):
 
 
 def _ends(items):
-  """Returns the first and the last of a list, which may be one, or none."""
+  """Returns the first and last items of a list, without repetition."""
   return items[:1] + items[1:][-1:]
 
 
 def _png(runs, panels, columns):
-  """Returns the bytes of a picture of two rows of panels.
+  """Returns a PNG of two rows of panels.
 
   Args:
-    runs: List of (label, lines of metrics).
-    panels: Names of metrics, at most two rows of them.
-    columns: Panels of a row.
+    runs: (label, lines of metrics) of each run.
+    panels: Names of metrics, at most two rows.
+    columns: Panels per row.
   """
-  import matplotlib.figure  # Half a second; jobs that draw nothing use `table`.
+  import matplotlib.figure  # Half a second, which `table` does not need.
 
-  # Not a layout of matplotlib's, which draws all a second time to measure it.
+  # matplotlib's layout engines draw everything twice to measure it.
   figure = matplotlib.figure.Figure(figsize=(6 * columns, 7))
   figure.subplots_adjust(
     left=0.3 / columns**2, right=0.98, bottom=0.07, top=0.89, hspace=0.34,
@@ -282,7 +289,7 @@ def _png(runs, panels, columns):
 
 
 def _draw_panel(axes, name, runs):
-  """Draws one metric of some runs, and their refreshes as dotted lines."""
+  """Plots one metric of some runs, and their refreshes as dotted lines."""
   late = []
   for number, (label, lines) in enumerate(runs):
     series, style = _series(lines, name), {'ms': 4, 'marker': 'o'}
@@ -300,7 +307,7 @@ def _draw_panel(axes, name, runs):
       color=f'C{number}', alpha=0.3, lw=0.8, ls=':'
     )  # fmt: skip
   if late:
-    # What comes before the first refresh is steeper than all that matters.
+    # Scale to values after the first refresh; earlier ones are too steep.
     spread = max(late) - min(late)
     lowest = max(min(late) - 0.5 * spread, 0)
     axes.set_ylim(lowest, max(late) + 0.1 * spread + 1e-6)
@@ -311,12 +318,12 @@ def _draw_panel(axes, name, runs):
 
 
 def _series(lines, name):
-  """Returns {step: value} of a metric; `lines` are those of metrics.jsonl."""
+  """Returns {step: value} of a metric in the lines of metrics.jsonl."""
   return {line['step']: line[name] for line in lines if name in line}
 
 
 def _smoothed(series):
-  """Returns {step: mean of the last fiftieth of the values up to there}."""
+  """Returns moving averages by step, over a fiftieth of the values."""
   sums = [0.0, *itertools.accumulate(series.values())]
   width = max(len(series) // 50, 1)
   means = {}

@@ -1,12 +1,13 @@
-"""Search from the terminal: `--job=search`."""
+"""Searches from the terminal: `--job=search`."""
 
+from ance_jax import config as config_lib
 from ance_jax.core import logs
 from ance_jax.jobs import prompt
 from ance_jax.training import experiment
 
 
-def run(config):
-  """Answers `--query`, or queries from the terminal: `--job=search`."""
+def run(config: config_lib.Config) -> None:
+  """Prints the results of `--query`, or of queries from the terminal."""
   if config.retriever == 'bm25':
     find, corpus, _ = experiment.rank_by_bm25(config, ())
   else:

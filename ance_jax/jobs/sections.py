@@ -1,6 +1,11 @@
-"""Sections of a run's page: what its folder tells, but for the curves."""
+"""Sections of a run's page: refreshes, probes, costs, audits and flags.
+
+Each function returns HTML parts; `lines` are the dicts of metrics.jsonl.
+"""
 
 import bisect
+import pathlib
+from typing import Any
 
 from ance_jax import config as config_lib
 from ance_jax import errors
@@ -9,7 +14,7 @@ from ance_jax.core import logs
 from ance_jax.core import workdirs
 from ance_jax.jobs import pages
 
-# What each refresh has among its metrics, and nothing else.
+# A metric of every refresh, and of nothing else.
 REFRESHED = 'refresh/judged'
 _REFRESH_LEGEND = (
   'Taken from the rankings because they were judged, have the text of a '
@@ -41,8 +46,8 @@ _SECS_LEGEND = (
 )
 
 
-def refreshes(lines):
-  """Returns the HTML of what each refresh took, and of its other metrics."""
+def refreshes(lines: list[dict[str, Any]]) -> list[str]:
+  """Returns a table of the metrics of each refresh."""
   made = [line for line in lines if REFRESHED in line]
   names = list(dict.fromkeys(n for m in made for n in _named(m, 'refresh/')))
   rows = [['refresh', 'step', *(_words(name) for name in names)]]
@@ -56,10 +61,10 @@ def refreshes(lines):
   ]
 
 
-def seconds(lines):
-  """Returns the HTML of the seconds of each stage, in all and by refresh.
+def seconds(lines: list[dict[str, Any]]) -> list[str]:
+  """Returns a table of the seconds per stage, in total and by refresh.
 
-  What passed up to a refresh, and in it, is in the row of that refresh.
+  The row of a refresh includes the refresh and the time since the previous one.
   """
   steps = sorted(line['step'] for line in lines if REFRESHED in line)
   totals, by_refresh = {}, [{} for _ in range(len(steps) + 1)]
@@ -84,8 +89,8 @@ def seconds(lines):
   ]
 
 
-def probes(lines):
-  """Returns the HTML of what `diagnostics.look` found, by evaluation."""
+def probes(lines: list[dict[str, Any]]) -> list[str]:
+  """Returns a table of the results of `diagnostics.look`, by evaluation."""
   looked = [line for line in lines if any(_named(line, 'probe/'))]
   names = list(dict.fromkeys(n for m in looked for n in _named(m, 'probe/')))
   rows = [['step', *(_words(name) for name in names)]]
@@ -99,10 +104,10 @@ def probes(lines):
   ]
 
 
-def costs(lines):
-  """Returns the HTML of seconds and operations of each stage of the run."""
+def costs(lines: list[dict[str, Any]]) -> list[str]:
+  """Returns a table of the seconds and operations of each stage."""
   secs, flops = _total(lines, 'time/'), _total(lines, 'flops/')
-  # That of training is counted from the start of the run.
+  # flops/train is cumulative.
   flops['train'] = max((v for v in _values(lines, 'flops/train')), default=0)
   secs = {
     name.removesuffix('_secs'): value
@@ -131,8 +136,8 @@ def costs(lines):
   ]
 
 
-def audits(workdir):
-  """Returns the HTML of each audit in the folder that is whole."""
+def audits(workdir: pathlib.Path) -> list[str]:
+  """Returns a section for each undamaged audit in the folder of a run."""
   parts = []
   for path in sorted(workdir.glob('audit-*.json')):
     try:
@@ -164,8 +169,8 @@ def audits(workdir):
   return parts
 
 
-def flags(workdir):
-  """Returns the HTML of the run's flags."""
+def flags(workdir: pathlib.Path) -> list[str]:
+  """Returns the flags of a run, those that differ from the defaults first."""
   path = workdir / workdirs.FLAGS_FILE
   parts = [pages.heading('Flags that are not the default')]
   if not path.is_file():
@@ -190,12 +195,12 @@ def _words(name):
 
 
 def _amount(name, value):
-  """Returns seconds, or a count, of a time/* metric."""
+  """Formats a time/* metric, which is in seconds or a count."""
   return f'{value:,.1f}' if name.endswith('_secs') else f'{value:,.0f}'
 
 
 def _number(value):
-  """Returns a count in digits, and any other number with four decimals."""
+  """Formats a number, with four decimals unless it is whole."""
   return f'{value:,.0f}' if value == int(value) else f'{value:.4f}'
 
 
@@ -204,7 +209,7 @@ def _values(lines, name):
 
 
 def _total(lines, start):
-  """Returns {name without `start`: sum} of the metrics that begin so."""
+  """Returns {name without `start`: sum} of metrics that begin with `start`."""
   found = {}
   for line in lines:
     for name in _named(line, start):

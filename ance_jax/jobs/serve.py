@@ -1,8 +1,8 @@
-"""Search as a web page of this machine: `--job=search --port=8000`.
+"""Serves search as a local web page: `--job=search --port=8000`.
 
-One types a query and sees what the oldest checkpoint that is kept finds, beside
-the one that was asked for; and for a training query what was mined for it. All
-of it without a mouse: `pages.KEYS`.
+The page compares the results of the oldest saved checkpoint with those of the
+requested one, and shows the negatives mined for a training query. It can be
+used without a mouse; see `pages.KEYS`.
 """
 
 import errno
@@ -15,6 +15,7 @@ import urllib.parse
 
 import numpy as np
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
@@ -26,19 +27,19 @@ from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import retriever as retriever_lib
 from ance_jax.training import experiment
 
-# Who else is on this machine's network sees nothing.
+# Loopback only, so that no other machine can connect.
 _HOST = '127.0.0.1'
 _MOST_CHARS, _PASSAGE_CHARS, _NUM_SAMPLES = 1000, 300, 5
 _HINT = 'Keys: / query, j and k or arrows up and down, Tab across, Enter opens.'
 
 
 class Snapshot(NamedTuple):
-  """A checkpoint that is searched with.
+  """A checkpoint to search with.
 
   Attributes:
-    step: Its step.
-    retriever: With its parameters.
-    indexed: `corpus_index.IndexedCorpus`.
+    step: Step of the checkpoint.
+    retriever: Retriever with its parameters.
+    indexed: Corpus indexed with its parameters.
   """
 
   step: int
@@ -46,20 +47,20 @@ class Snapshot(NamedTuple):
   indexed: corpus_index.IndexedCorpus
 
 
-def run(config):
+def run(config: config_lib.Config) -> None:
   """Serves the page until Ctrl-C."""
   with make_server(config) as made:
     logs.say(f'http://{_HOST}:{made.server_port}/ (Ctrl-C ends it)')
     made.serve_forever()
 
 
-def make_server(config):
-  """Returns an `http.server.HTTPServer` of a run, which listens already.
+def make_server(config: config_lib.Config) -> server.HTTPServer:
+  """Returns a server that already listens.
 
-  It has its port before anything is read; who asks earlier waits.
+  It opens the port before it reads the run; early requests wait.
 
   Args:
-    config: The run's `Config`, with its port; 0 takes a free one.
+    config: Settings with the port; 0 for any free port.
   """
   made = _listen(config.port)
   try:
@@ -71,13 +72,13 @@ def make_server(config):
 
 
 class _Server(server.HTTPServer):
-  """Has its port alone."""
+  """A server that shares its port with no other."""
 
   allow_reuse_port = False
 
 
 def _listen(port):
-  """Returns a `_Server` that does not answer yet."""
+  """Returns a `_Server` that does not handle requests yet."""
   try:
     return _Server((_HOST, port), server.BaseHTTPRequestHandler)
   except OSError as error:
@@ -92,7 +93,7 @@ def _listen(port):
 
 
 def _shower(config):
-  """Returns show(query), the page of a query."""
+  """Returns show(query) -> HTML page."""
   this, step = experiment.open(config, (config.train_split,))
   shots = [_snapshot(this, step)]
   source = experiment.source(config)
@@ -105,7 +106,7 @@ def _shower(config):
     shots.insert(0, _snapshot(this.with_params(old), oldest))
   split = this.dataset.splits[config.train_split]
   rows = {text: row for row, text in enumerate(split.texts)}
-  # One request at a time: what is compiled is not shared by threads.
+  # `HTTPServer` serves in one thread; threads do not share compiled code.
   return functools.partial(_page, this, shots, rows)
 
 
@@ -114,12 +115,12 @@ def _snapshot(run, step):
 
 
 def _handler(show):
-  """Returns a handler class that answers with show(query), a page."""
+  """Returns a handler class that answers with show(query)."""
 
   class Handler(server.BaseHTTPRequestHandler):
-    def do_GET(self):  # So the library calls it.
+    def do_GET(self):  # Name that the library requires.
       url = urllib.parse.urlsplit(self.path)
-      # A page of elsewhere may not ask in a browser's name.
+      # Blocks other sites that resolve their names to this machine.
       host = self.headers.get('Host', '').rpartition(':')[0]
       if host not in (_HOST, 'localhost'):
         self.send_error(403)
@@ -141,7 +142,7 @@ def _handler(show):
 
 
 def _page(run, shots, rows, query):
-  """Returns the page of a query, which may be ''."""
+  """Returns the page of a query, or the start page for ''."""
   split = run.dataset.splits[run.config.train_split]
   parts = [pages.search_form(query), pages.paragraph(_HINT)]
   if query:
@@ -164,7 +165,7 @@ def _page(run, shots, rows, query):
 
 
 def _results(run, shots, query, judged):
-  """Returns the rows of the table of what each snapshot finds."""
+  """Returns the rows of a table with the results of each snapshot."""
   depth = min(run.config.num_results, len(run.dataset.corpus.ids))
   columns = []
   for shot in shots:
@@ -199,8 +200,8 @@ def _mined(run, row):
     if not atomic.is_sealed(folder):
       continue
     manifest = atomic.read_json(folder / atomic.MANIFEST)
-    # With --query_slices a refresh has some of the queries alone; with
-    # --init_from the data may be another.
+    # With --query_slices a refresh covers only some queries; with --init_from
+    # the data may differ.
     start, end = manifest['query_slice']
     rows = manifest['groups'], manifest['judgements']
     if start <= row < end and rows == (run.dataset.corpus.hash, split.hash):

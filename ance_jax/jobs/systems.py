@@ -1,4 +1,4 @@
-"""Systems that are compared: run files of `--runs`, scored query by query."""
+"""Reads the systems to compare: the run files of `--runs`, scored by query."""
 
 import dataclasses
 import pathlib
@@ -7,26 +7,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
 from ance_jax.core import places
 from ance_jax.core import strict_io
+from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import trec
 from ance_jax.retrieval import metrics
 from ance_jax.training import experiment
 
 
 class System(NamedTuple):
-  """One of the systems that are compared.
+  """A system to compare.
 
   Attributes:
-    label: How it is called.
-    path: Its TREC run file.
-    rows: (Q, K) int32 passage rows, best first, -1 where there is none.
-    values: {measure: (Q,) float64}.
-    missing: Queries that are not in the run file.
+    label: Name in tables.
+    path: TREC run file.
+    rows: (Q, K) int32 passage rows, best first, -1 for none.
+    values: (Q,) float64 values by measure.
+    missing: Number of queries that the run file lacks.
   """
 
   label: str
@@ -36,20 +38,19 @@ class System(NamedTuple):
   missing: int
 
 
-def data_folder(config):
-  """Returns the first of `--runs` that is a run's folder, or ''."""
+def data_folder(config: config_lib.Config) -> str:
+  """Returns the first of `--runs` that is the folder of a run, or ''."""
   folders = filter(checkpoint.committed_steps, _names(config))
   return next(folders, '')
 
 
-def read(config):
-  """Reads `--runs` and what they are scored on.
-
-  Returns:
-    The `corpus.Corpus`, the `corpus.Split`, and a list of `System`.
+def read(
+  config: config_lib.Config,
+) -> tuple[corpus_lib.Corpus, corpus_lib.Split, list[System]]:
+  """Reads `--runs`, the corpus, and the split to score them on.
 
   Raises:
-    BadInput: They are not two runs or more of the same data.
+    BadInput: There are fewer than two runs, or their data differ.
   """
   names = _names(config)
   if len(names) < 2:
@@ -63,7 +64,7 @@ def read(config):
       'stands twice.'
     )
   paths = [_run_file(name, config.split) for name in names]
-  # pydocs lies in the folder of the run that it was built for.
+  # pydocs is in the folder of the run that it was built for.
   folder = data_folder(config) or config.workdir
   dataset = experiment.load_texts(
     dataclasses.replace(config, workdir=folder), (config.split,)
@@ -89,13 +90,13 @@ def _names(config):
 
 
 def _labels(names):
-  """Returns the last part of each path, or all of it where those are alike."""
+  """Returns the last part of each path, or whole paths if not distinct."""
   last = [pathlib.Path(name).name for name in names]
   return last if len(set(last)) == len(last) else names
 
 
 def _run_file(name, split_name):
-  """Returns the path of the run file that a part of `--runs` means."""
+  """Returns the path of the run file for one name in `--runs`."""
   path = pathlib.Path(name)
   if not path.is_dir():
     return strict_io.regular(path)
@@ -116,7 +117,7 @@ def _run_file(name, split_name):
 
 
 def _system(label, path, corpus, split):
-  """Returns the `System` of a run file, after all that can be checked."""
+  """Checks, reads and scores a run file."""
   _check_same_data(path, corpus, split)
   query_rows = {split.ids[row]: row for row in range(len(split.ids))}
   ranked = trec.read_run(path, query_rows, corpus.rows)
@@ -142,10 +143,10 @@ def _system(label, path, corpus, split):
 
 
 def _check_same_data(path, corpus, split):
-  """Raises `BadInput` if what `--job=evaluate` noted is of other data."""
+  """Raises `BadInput` if `--job=evaluate` recorded other data for the file."""
   noted = path.with_suffix('.json')
   if not re.search(r'-(model|bm25)-\d+$', noted.stem) or not noted.exists():
-    return  # Another program's; its ids are checked.
+    return  # From another program; only its ids are checked.
   noted = atomic.read_json(noted)
   for key, here in (('corpus', corpus.hash), ('judgements', split.hash)):
     if noted.get(key, here) != here:
