@@ -41,8 +41,8 @@ class Column(NamedTuple):
 def lines(run: experiment.Experiment) -> list[str]:
   """Returns some queries of a batch and their columns, as lines.
 
-  The batch is that of the first step, or, if a run has mined, the first one
-  with its latest negatives.
+  It shows the batch of the first step or, if a run has mined, the first batch
+  with the latest negatives.
   """
   config = run.config
   mined = resume.active_at(run, config.max_steps) if run.id else None

@@ -103,7 +103,7 @@ def _needs(run):
   passages = len(run.dataset.passages.pieces())
   queries = len(run.dataset.queries[config.train_split])
   state = f'{num_params:,} parameters x 4 bytes x {_STATE}'
-  # Three more: the best, that of the active negatives, one being written.
+  # Three more: the best one, the active negatives' and one being written.
   kept = min(config.checkpoints_to_keep + 3, schedule.num_saves(config))
   encodings = min(schedule.num_encodings(config), 2)
   # CPU devices use the memory of the host.

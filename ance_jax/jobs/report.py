@@ -323,7 +323,7 @@ def _series(lines, name):
 
 
 def _smoothed(series):
-  """Returns moving averages by step, over a fiftieth of the values."""
+  """Returns {step: mean of the latest values}, a fiftieth of all values."""
   sums = [0.0, *itertools.accumulate(series.values())]
   width = max(len(series) // 50, 1)
   means = {}

@@ -1,8 +1,8 @@
 """Serves search as a local web page: `--job=search --port=8000`.
 
-The page compares the results of the oldest saved checkpoint with those of the
-requested one, and shows the negatives mined for a training query. It can be
-used without a mouse; see `pages.KEYS`.
+The page compares the results of the oldest saved checkpoint and the requested
+one, and shows the negatives mined for a training query. It works without a
+mouse; see `pages.KEYS`.
 """
 
 import errno

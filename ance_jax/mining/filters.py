@@ -28,7 +28,7 @@ FILTERS = (
   'rerank_max_score',
 )
 _OF_SCORES = FILTERS[5:10]
-# Values besides the numbers of filters: kept by all filters; no candidate.
+# Values other than an index into FILTERS: kept by all filters, no candidate.
 KEPT, NONE = -1, -2
 # `warning` reports a relative margin that rejects more than this share.
 _NEARLY_ALL = 0.9
