@@ -1,11 +1,14 @@
-"""Every knob of a run, once: name, type, default, unit, meaning.
+"""Defines all knobs of a run: name, type, default, unit and meaning.
 
-The fields of `Config` become absl flags (flags.py); code below `main` is given
-a `Config` and never reads a flag. The defaults are those of the paper's MS
-MARCO passage run (Xiong et al. 2020, appendix A.1) where it has the knob;
-`experiments/` holds the flagfiles of other runs.
+flags.py turns the fields of `Config` into absl flags; code below `main` takes a
+`Config` and never reads a flag. Defaults follow the paper's MS MARCO passage
+run (Xiong et al. 2020, appendix A.1) where it has the knob; `experiments/` has
+flagfiles of other runs.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 import dataclasses
 import difflib
 import math
@@ -13,6 +16,7 @@ import os
 import re
 import types
 import typing
+from typing import Any
 import unicodedata
 
 from ance_jax import errors
@@ -24,42 +28,49 @@ from ance_jax.retrieval import protocols
 from ance_jax.retrieval import words
 from ance_jax.training import methods
 
-# The file in its folder that repeats a run.
+# Flagfile in a run's folder that repeats the run.
 FLAGS_FILE = 'run.flags'
-# The value of --index that is no FAISS index.
+# Value of --index for exact search on the devices, without FAISS.
 ON_DEVICES = 'device'
-# What there is to do, each a module of jobs.
+# Jobs by name, each a module of `jobs`.
 JOBS = {
   'train': 'train a retriever',
   'prepare': 'only read and tokenize the data',
-  'export': 'write a checkpoint as sentence-transformers reads it',
+  'export': 'write a checkpoint for sentence-transformers',
   'inspect': 'report on the dataset',
-  'audit': 'look for false negatives in what a checkpoint ranks high',
+  'audit': 'look for false negatives among top-ranked passages',
   'mine': 'write filtered hard negatives for other trainers',
   'refresh': 'mine negatives once with a checkpoint',
   'encode': 'write the embeddings of the corpus',
   'evaluate': 'score a split',
-  'compare': 'whether runs differ there by more than chance',
-  'search': 'type queries, see passages',
+  'compare': 'test whether runs differ on a split by more than chance',
+  'search': 'answer typed queries with passages',
   'report': 'draw the curves',
 }
 
 
 def _listed(rows):
-  """Returns {name: what it is} as one text."""
+  """Returns {name: meaning} as one text."""
   return '; '.join(f'{name}: {what}' for name, what in rows.items())
 
 
-def knob(default, help, *, choices=None, may_change=False, section=None):
-  """Returns the field of one flag.
+def knob(
+  default: object,
+  help: str,
+  *,
+  choices: Iterable[str] | Callable[[], Iterable[str]] | None = None,
+  may_change: bool = False,
+  section: str | None = None,
+) -> Any:
+  """Returns the dataclass field of one flag.
 
   Args:
-    default: Value when the flag is not given. None means "not given".
+    default: Value if the flag is not given; None means "not given".
     help: Meaning, unit and the paper's value, for `--help`.
-    choices: The values allowed, or a function that returns them; None if any
-      of the type is.
-    may_change: Whether a run may go on with another value than it began with.
-    section: Heading of `--help` that this field and the next ones are under.
+    choices: Allowed values, or a function that returns them; None allows any
+      value of the type.
+    may_change: Whether a run may resume with a different value.
+    section: Heading in `--help` of this field and the following ones.
   """
   return dataclasses.field(
     default=default,
@@ -73,7 +84,7 @@ def knob(default, help, *, choices=None, may_change=False, section=None):
 
 
 def values_of(field: dataclasses.Field) -> tuple[str, ...]:
-  """Returns the values that a field may have, () if any of its type."""
+  """Returns the allowed values of a field, () for any value of its type."""
   found = field.metadata['choices']
   return tuple(found() if callable(found) else found or ())
 
@@ -84,20 +95,21 @@ class Config:
 
   job: str = knob(
     'train',
-    f'What to do. {_listed(JOBS)}.',
+    f'Job to run. {_listed(JOBS)}.',
     choices=JOBS,
     may_change=True,
     section='The job',
   )
   workdir: str = knob(
-    '', 'Folder of the run: all that it writes.', may_change=True
+    '', 'Folder of the run, for all that it writes.', may_change=True
   )
   remote_dir: str = knob(
     '',
-    'Folder elsewhere, such as gs://BUCKET/RUN, that checkpoints, refreshes '
-    'and what is drawn of a run are copied to and taken from: for a refresher '
-    'on another machine, with a --workdir of its own, or a start on a fresh '
-    'one. gs:// wants gcsfs, s3:// s3fs. Not given: there is none.',
+    'Remote folder, such as gs://BUCKET/RUN, to which checkpoints, refreshes '
+    "and the run's pages and pictures are copied and from which they are read. "
+    'A refresher on another machine needs it, with a --workdir of its own, and '
+    'so does a restart on a new machine. gs:// needs gcsfs, s3:// needs s3fs. '
+    'Not given: no remote folder.',
     may_change=True,
   )
   seed: int = knob(0, 'Seed of weights, batches, dropout and mining.')
@@ -106,54 +118,53 @@ class Config:
   )
   num_processes: int = knob(
     1,
-    'Processes that train together, with the same flags but --process_id, and '
-    'with one --workdir that all of them see; 0: as a TPU pod, SLURM or Open '
-    'MPI says. --batch_size is that of all.',
+    'Number of processes that train together, with the same flags except '
+    '--process_id and with one --workdir that all can access; 0 reads it from '
+    'the TPU pod, SLURM or Open MPI. --batch_size is the total over all '
+    'processes.',
     may_change=True,
   )
   process_id: int = knob(
     0,
-    'Number of this process, from 0 on, with --num_processes.',
+    'Number of this process, from 0, with --num_processes.',
     may_change=True,
   )
   coordinator: str = knob(
     '',
-    'HOST:PORT of process 0 that the others reach it under, with '
+    'HOST:PORT at which the other processes reach process 0, with '
     '--num_processes.',
     may_change=True,
   )
   dry_run: bool = knob(
     False,
-    'Only print what --job=train will need of disk, memory and devices, with '
-    'the arithmetic, once the data is read.',
+    'After reading the data, only print how much disk, memory and devices '
+    '--job=train will need, with the arithmetic.',
     may_change=True,
   )
-  debug: bool = knob(
-    False, 'Show where an error comes from: its traceback.', may_change=True
-  )
+  debug: bool = knob(False, 'Show the traceback of an error.', may_change=True)
 
   compilation_cache_dir: str | None = knob(
     None,
-    'Folder that what XLA compiles is kept in for the next start; it may be '
-    'deleted at any time. Empty: nothing is kept. Not given: ance_jax/compiled '
-    "in the user's cache folder ($XDG_CACHE_HOME, ~/.cache), or what jax's own "
-    'JAX_COMPILATION_CACHE_DIR says. No bit depends on it.',
+    "Folder in which XLA's compiled programs are kept for later runs; it may "
+    'be deleted at any time. Empty: no cache. Not given: ance_jax/compiled in '
+    "the user's cache folder ($XDG_CACHE_HOME, ~/.cache), or jax's own "
+    'JAX_COMPILATION_CACHE_DIR if set. The cache does not affect results.',
     may_change=True,
   )
 
   tokens_dir: str = knob(
     '',
-    'Folder of token rows, made once per text, tokenizer and length: runs that '
-    'name the same one share them. Not given: tokens in --workdir.',
+    'Folder of token rows, which are made once per text, tokenizer and length; '
+    'runs with the same folder share them. Not given: tokens in --workdir.',
     may_change=True,
     section='Data',
   )
   beam_runner: str = knob(
     '',
-    'With --job=prepare: the runner of Apache Beam that passages are tokenized '
-    'on (extra beam): DirectRunner, FlinkRunner, SparkRunner, DataflowRunner; '
-    'its workers must see --tokens_dir under the same path. Not given: the '
-    'cores of this machine.',
+    'With --job=prepare: Apache Beam runner that tokenizes the passages (extra '
+    'beam): DirectRunner, FlinkRunner, SparkRunner, DataflowRunner. Its '
+    'workers must reach --tokens_dir under the same path. Not given: the cores '
+    'of this machine.',
     may_change=True,
   )
   beam_options: str = knob(
@@ -163,97 +174,100 @@ class Config:
   )
   dataset: str = knob(
     'pydocs',
-    'What is read, all but pydocs from --data_dir. '
+    'Dataset to read, from --data_dir except for pydocs. '
     f'{_listed({name: row.what for name, row in datasets.READERS.items()})}.',
     choices=datasets.READERS,
   )
   data_dir: str = knob(
     '',
-    'Folder of the files of --dataset as their source names them, plain or '
+    'Folder of the files of --dataset, named as at their source, plain or '
     'gzipped; for beir corpus.jsonl, queries.jsonl and qrels/; for pairs '
-    'pairs.jsonl and perhaps corpus.jsonl.',
+    'pairs.jsonl and optionally corpus.jsonl.',
     may_change=True,
   )
   download: bool = knob(
     False,
-    'Fetch the files of --dataset=msmarco, msmarco_doc, dpr, or beir with '
-    '--beir_set, that are not in --data_dir: up to gigabytes, from their '
-    'source, with their checksums.',
+    'Download the files of --dataset=msmarco, msmarco_doc, dpr, or beir with '
+    '--beir_set that are missing in --data_dir: up to gigabytes, from their '
+    'source, verified by checksum.',
     may_change=True,
   )
   beir_set: str | None = knob(
     None,
-    'Set of BEIR that is in --data_dir, or that --download fetches into it: '
-    'scored by --protocol=beir unless another is given. A line says so if it '
-    'has not as many passages as that set. Not given: any folder of the form.',
+    'BEIR set that is in --data_dir, or that --download fetches into it; '
+    'scored by --protocol=beir unless another is given. A warning is printed '
+    'if the number of passages differs from that set. Not given: any folder in '
+    'BEIR format.',
     choices=registry.BEIR_PASSAGES,
     may_change=True,
   )
   questions: str | None = knob(
     None,
-    'Set of questions of --dataset=dpr. Not given: the one whose files are in '
+    'Question set of --dataset=dpr. Not given: the set whose files are in '
     '--data_dir.',
     choices=registry.QUESTIONS,
   )
   protocol: str | None = knob(
     None,
     'How dev and --split are scored, a row of the protocols in '
-    'ance_jax/data/README.md; by the first measure checkpoints are chosen. '
-    "Not given: the dataset's own; with --beir_set, beir.",
+    'ance_jax/data/README.md; its first measure chooses checkpoints. Not '
+    "given: the dataset's own, or beir with --beir_set.",
     choices=protocols.PROTOCOLS,
   )
   train_split: str = knob('train', 'Name of the judgements to train on.')
   dev_split: str = knob(
-    'dev', 'Name of the judgements that settings and checkpoints are chosen on.'
+    'dev', 'Name of the judgements for choosing settings and checkpoints.'
   )
   dev_fraction: float = knob(
     0.1,
-    'Share of the training queries, chosen by hash of their id, that are held '
-    'out as dev where the data has no --dev_split. 0: such data is trained on '
-    'without dev, and the best checkpoint is the last.',
+    'Fraction of the training queries, chosen by a hash of their ids, to hold '
+    'out as dev if the data has no --dev_split. 0: training on such data has '
+    'no dev, and the best checkpoint is the last.',
   )
 
-  # None: what --init_from brings with it.
+  # None defers to --init_from.
   init_from: str = knob(
     '',
-    'Weights to start from: a run of ours; a folder, or a name on the hub as '
-    'OWNER/NAME or OWNER/NAME@REVISION, of a BERT, RoBERTa, DistilBERT or '
-    'MPNet model, of ANCE, DPR or sentence-transformers; a file of weights, '
-    'config.json and tokenizer beside it; or two of these, of queries and of '
-    'passages, with a comma between. A run keeps the commit it began with. '
-    'Empty: random weights and a vocabulary trained on the corpus.',
+    'Weights to start from: a run of ance_jax; a folder, or a name on the hub '
+    'as OWNER/NAME or OWNER/NAME@REVISION, of a BERT, RoBERTa, DistilBERT or '
+    'MPNet model, of ANCE, DPR or sentence-transformers; a file of weights '
+    'with config.json and tokenizer in the same folder; or two of these for '
+    'queries and passages, separated by a comma. A run keeps the commit that '
+    'it started from. Empty: random weights and a vocabulary trained on the '
+    'corpus.',
     section='Encoder',
   )
-  vocab_size: int = knob(
-    8192, 'Entries of the vocabulary, without --init_from.'
+  vocab_size: int = knob(8192, 'Size of the vocabulary, without --init_from.')
+  num_layers: int = knob(
+    12, 'Number of transformer layers, without --init_from.'
   )
-  num_layers: int = knob(12, 'Transformer layers, without --init_from.')
   hidden_size: int = knob(768, 'Width of the encoder, without --init_from.')
-  num_heads: int = knob(12, 'Attention heads, without --init_from.')
+  num_heads: int = knob(12, 'Number of attention heads, without --init_from.')
   intermediate_size: int = knob(
     3072, 'Width of the feed-forward layers, without --init_from.'
   )
   tie_encoders: bool | None = knob(
     None,
-    'One encoder for queries and passages. ANCE: true on MS MARCO, false on NQ '
-    "and TriviaQA; DPR: false. Not given: the checkpoint's own, else true.",
+    'Use one encoder for queries and passages. ANCE: true on MS MARCO, false '
+    "on NQ and TriviaQA; DPR: false. Not given: the checkpoint's own, else "
+    'true.',
   )
   pooling: str | None = knob(
     None,
-    f'How token vectors become one. {_listed(choices.POOLINGS)}. Not given: '
+    f'How token vectors are pooled. {_listed(choices.POOLINGS)}. Not given: '
     "the checkpoint's own, else cls (ANCE and DPR).",
     choices=choices.POOLINGS,
   )
   similarity: str | None = knob(
     None,
-    'Score of a query and a passage. Not given: the '
-    "checkpoint's own, else dot (ANCE and DPR).",
+    "Similarity that scores a query and a passage. Not given: the checkpoint's "
+    'own, else dot (ANCE and DPR).',
     choices=choices.SIMILARITIES,
   )
   head_size: int | None = knob(
     None,
-    'Width of a linear projection after the pooling; 0: none. ANCE: 768; DPR: '
-    "none. Not given: the checkpoint's own, else none.",
+    'Width of a linear projection after the pooling; 0: no projection. ANCE: '
+    "768; DPR: none. Not given: the checkpoint's own, else none.",
   )
   head_norm: bool | None = knob(
     None,
@@ -262,151 +276,151 @@ class Config:
   )
   query_length: int | None = knob(
     None,
-    'Tokens of a query at most. ANCE: 64. Not given: the '
+    'Maximum number of tokens of a query. ANCE: 64. Not given: the '
     "checkpoint's own, else 64.",
   )
   passage_length: int | None = knob(
     None,
-    "Tokens of a passage at most. ANCE: 512. Not given: the checkpoint's own, "
-    'else 512.',
+    'Maximum number of tokens of a passage. ANCE: 512. Not given: the '
+    "checkpoint's own, else 512.",
   )
   chunks: int = knob(
     1,
-    'Pieces of --passage_length tokens that a passage is cut into; the best of '
-    'them is its score (MaxP). 1: the first alone (FirstP). ANCE on documents: '
-    '4.',
+    'Maximum number of pieces of --passage_length tokens per passage; a passage '
+    'scores as its best piece (MaxP). 1: only the first piece (FirstP). ANCE '
+    'on documents: 4.',
   )
   whole_chunks: bool = knob(
     False,
-    'With --chunks, tokenize a passage once and cut it then, so that the first '
-    "piece alone begins with a special token, as ANCE's code has it. Else each "
-    'piece has its own.',
+    'With --chunks, tokenize each passage once before cutting it, so that only '
+    "the first piece starts with a special token, as in ANCE's code. Otherwise "
+    'every piece has its own.',
   )
   title_separator: str | None = knob(
     None,
-    'What stands between title and text of a passage: a space, or the '
+    'Separator between the title and the text of a passage: a space, or the '
     "tokenizer's separator token. DPR, and ANCE on MS MARCO documents: token. "
     "Not given: the checkpoint's own, else space.",
     choices=('space', 'token'),
   )
   query_prompt: str | None = knob(
     None,
-    "What is put before each query, such as 'query: ' for E5. Not given: the "
-    "checkpoint's own, else nothing.",
+    "Prefix of each query, such as 'query: ' for E5. Not given: the "
+    "checkpoint's own, else none.",
   )
   passage_prompt: str | None = knob(
     None,
-    "What is put before each passage, such as 'passage: ' for E5. Not given: "
-    "the checkpoint's own, else nothing.",
+    "Prefix of each passage, such as 'passage: ' for E5. Not given: the "
+    "checkpoint's own, else none.",
   )
   lower_case: bool | None = knob(
     None,
-    'Lower-case all texts, and drop spaces at their ends, before they are '
-    'tokenized. ANCE: true, with a RoBERTa. Not given: what the '
-    "checkpoint's tokenizer does.",
+    'Lower-case and strip all texts before tokenizing them. ANCE: true, with a '
+    "RoBERTa. Not given: as the checkpoint's tokenizer does.",
   )
   prefix_space: bool | None = knob(
     None,
-    'Put a space before each text, so that its first word is one like others; '
-    'only for byte-level tokenizers, such as those of RoBERTa. ANCE asks for '
-    "none, STAR for one. Not given: what the checkpoint's tokenizer does.",
+    'Put a space before each text, so that its first word is tokenized like '
+    "the others; only for byte-level tokenizers such as RoBERTa's. ANCE: "
+    "false; STAR: true. Not given: as the checkpoint's tokenizer does.",
   )
   dropout_rate: float = knob(
-    0.1, 'Dropout in training, on activations and attention. BERT: 0.1.'
+    0.1, 'Dropout rate in training, for activations and attention. BERT: 0.1.'
   )
   dtype: str = knob(
     'float32',
-    'Type that the encoder computes in; parameters and scores are float32.',
+    'Compute type of the encoder; parameters and scores are float32.',
     choices=('float32', 'bfloat16'),
   )
 
   method: str = knob(
     'ance',
-    'Row of the method table (README): where negatives come from, and the '
-    'loss.',
+    'Row of the method table (README), which sets the source of negatives and '
+    'the loss.',
     choices=methods.METHODS,
     section='Method',
   )
   warmup_method: str = knob(
     'bm25',
-    'Row whose negatives and loss are used for the first --warmup_steps. '
-    'ANCE: bm25.',
+    'Row whose negatives and loss are used in the first --warmup_steps. ANCE: '
+    'bm25.',
     choices=methods.of_warm_up,
   )
   warmup_steps: int = knob(
     0,
     'Steps on --warmup_method before the first refresh; only for rows that '
-    'mine from the index. ANCE: 60,000, as a run of its own.',
+    'mine from the index. ANCE: 60,000, in a separate run.',
   )
   hard_negatives: int = knob(
     1,
-    'Negatives of its own that a query has in a step, drawn from its --top_k; '
-    'with --method=ance_code, that a refresh draws for it, to take them one by '
-    'one. ANCE: 1; its code: 20.',
+    'Hard negatives per query and step, drawn from its --top_k; with '
+    '--method=ance_code, the number that a refresh draws per query, to be used '
+    'one by one. ANCE: 1; its code: 20.',
   )
   top_k: int = knob(
     200,
-    'Passages that are mined for each query, best first, positives and their '
-    'duplicates removed. ANCE: 200.',
+    'Passages to mine per query, best first, without positives and their '
+    'duplicates. ANCE: 200.',
   )
   drop_same_text: bool = knob(
     True,
-    'No passage with the text of a positive is a negative, in mining or in the '
-    'batch; --method=ance_code has its own rule.',
+    'Never use a passage with the text of a positive as a negative, in mining '
+    'or in the batch; --method=ance_code has its own rule.',
   )
   drop_answers: bool | None = knob(
     None,
-    'No passage whose text holds an answer is mined as a negative; the next '
-    'ones take its place. Not given: true where there are answers. DPR, ANCE '
-    'on NQ: true.',
+    'Never mine a passage that holds an answer as a negative; the next ones '
+    'take its place. Not given: true if the data has answers. DPR, ANCE on NQ: '
+    'true.',
   )
   temperature: float = knob(
     1.0,
-    'Scores are divided by it in the loss. ANCE and DPR: 1; with cosine, 0.05 '
-    'is common.',
+    'Divisor of scores in the loss. ANCE and DPR: 1; with cosine, 0.05 is '
+    'common.',
   )
   steps_per_refresh: int = knob(
     10_000,
-    'Optimizer steps between two refreshes. ANCE: 10,000 on MS MARCO, 1,000 on '
-    'NQ.',
+    'Optimizer steps between refreshes. ANCE: 10,000 on MS MARCO, 1,000 on NQ.',
   )
   query_slices: int = knob(
     1,
-    'Slices of the training queries, of which each refresh mines one, in turn, '
-    'to train on; only for rows that mine from the index. ANCE: 1; its code: 5 '
-    '(--ann_chunk_factor).',
+    'Number of slices of the training queries; each refresh mines the next '
+    'slice, which is then trained on; only for rows that mine from the index. '
+    'ANCE: 1; its code: 5 (--ann_chunk_factor).',
   )
   max_refreshes: int = knob(
-    0, 'Refreshes at most, the first one counted; 0: no limit. 1 freezes it.'
+    0,
+    'Maximum number of refreshes, including the first; 0: no limit. 1 freezes '
+    'the negatives.',
   )
   refresh_schedule: str = knob(
     '',
     'Steps between refreshes by interval of steps, instead of '
-    '--steps_per_refresh: 0-2000:500,2000-:5000 makes one every 500 steps up '
-    'to step 2,000 and every 5,000 from there on. The first one is at '
+    '--steps_per_refresh: 0-2000:500,2000-:5000 refreshes every 500 steps up '
+    'to step 2,000 and every 5,000 from then on. The first refresh is at '
     '--warmup_steps.',
   )
   refresh_trigger: float = knob(
     0.0,
-    'Share of the negatives in use that the weights must rank in the first 100 '
-    'of some training queries, or else a refresh is due: the steps of the '
-    'schedule are then only looked at, which costs an encoding of the corpus. '
-    '0: every step of the schedule is one of a refresh, as in ANCE.',
+    'Refresh only if the current weights rank less than this share of the '
+    'active negatives in the first 100 of a sample of training queries. Each '
+    'scheduled step without a refresh still costs an encoding of the corpus. '
+    '0: refresh at every scheduled step, as in ANCE.',
   )
   warmup_until_plateau: int = knob(
     0,
-    'Evaluations in a row, --steps_per_eval apart, in which the first measure '
-    'of dev was no better than before: the first refresh is then at the next '
-    'one, and at --warmup_steps at the latest. 0: it is at --warmup_steps. '
-    'ANCE: 0.',
+    'Consecutive evaluations on dev, --steps_per_eval apart, without a new '
+    'best first measure, after which the first refresh is at the next '
+    'evaluation, and at --warmup_steps at the latest. 0: it is at '
+    '--warmup_steps. ANCE: 0.',
   )
   refresh: str = knob(
     'sync',
-    'How negatives are refreshed. sync: training waits for them; async: beside '
-    'training, in this process (one process only); external: by another one, '
-    'with --job=refresh --watch and the same --workdir, on this machine or '
-    'another, as in ANCE; delayed: in step, and in use --refresh_delay steps '
-    'later, to study what staleness does.',
+    'How negatives are refreshed. sync: training waits for refreshes; async: '
+    'in the background, in this process (one process only); external: in the '
+    'background, in another process with --job=refresh --watch and the same '
+    '--workdir, on this machine or another, as in ANCE; delayed: as sync, but '
+    'active --refresh_delay steps later, to study staleness.',
     choices=('sync', 'async', 'external', 'delayed'),
     may_change=True,
   )
@@ -417,58 +431,59 @@ class Config:
   )
   refresh_devices: int = knob(
     0,
-    'Local accelerators that refresh beside training with --refresh=async, '
-    'taken behind those that train; 0: the same ones.',
+    'Local accelerators that refresh in the background with --refresh=async, '
+    'numbered after those that train; 0: the same ones.',
     may_change=True,
   )
   max_staleness: int = knob(
     0,
-    'Steps that the weights which mined the negatives in use may be behind, '
-    'with --refresh=async or external: then training waits. 0: it never does.',
+    'Maximum age in steps of the weights that mined the active negatives, with '
+    '--refresh=async or external; training waits when it is reached. 0: '
+    'training never waits.',
     may_change=True,
   )
   refresh_replay: str = knob(
     '',
-    'Folder of a run whose refreshes are used, each from the step on that it '
-    'was used from there: none is made.',
+    'Folder of a run whose refreshes to use, each from the same step as in '
+    'that run, instead of mining.',
     may_change=True,
   )
   watch: bool = knob(
     False,
-    '--job=refresh goes on with newer checkpoints until training is over.',
+    'Keep refreshing with newer checkpoints until training ends, with '
+    '--job=refresh.',
     may_change=True,
   )
 
   batch_size: int = knob(
     64,
-    'Queries a step, over all devices; with --method=ance_code, triplets. '
+    'Queries per step over all devices, or triplets with --method=ance_code. '
     'ANCE: 64 on MS MARCO, 128 on NQ.',
     section='Optimizer',
   )
   micro_batch_size: int = knob(
     0,
-    'Queries, with their passages, that a device has the activations of at '
-    "once; it divides the device's part of --batch_size. The gradient stays "
-    "that of the whole batch: other queries' passages included, where the row "
-    'has these, at the price of encoding twice (gradient caching). 0: all. '
-    'ANCE: 8.',
+    'Queries per device whose activations, passages included, are in memory '
+    "at once; it must divide the device's part of --batch_size. The gradient "
+    'still covers the whole batch; rows with in-batch negatives encode twice '
+    'for this (gradient caching). 0: all. ANCE: 8.',
     may_change=True,
   )
   remat: bool = knob(
     False,
-    'Compute each layer a second time in the backward pass instead of keeping '
-    'its activations: less memory, a third more work. ANCE: false.',
+    'Recompute each layer in the backward pass instead of keeping its '
+    'activations, which saves memory for a third more work. ANCE: false.',
     may_change=True,
   )
   max_steps: int = knob(
     1_000_000,
-    'Optimizer steps of the whole run. Where a run goes on with other ones, '
-    'the learning rate falls to 0 at the new end.',
+    'Optimizer steps of the whole run. If a resumed run changes it, the '
+    'learning rate falls to 0 at the new end.',
     may_change=True,
   )
   optimizer: str = knob(
     'lamb',
-    f'What makes a step of a gradient. {_listed(methods.OPTIMIZERS)}.',
+    f'Optimizer. {_listed(methods.OPTIMIZERS)}.',
     choices=methods.OPTIMIZERS,
   )
   learning_rate: float = knob(
@@ -476,117 +491,117 @@ class Config:
   )
   lr_warmup_steps: int = knob(
     5000,
-    'Steps in which the learning rate rises from 0, to fall in a straight '
-    'line to 0 at --max_steps; no refresh restarts it. ANCE: 5,000.',
+    'Steps in which the learning rate rises from 0, before it falls linearly '
+    'to 0 at --max_steps; refreshes do not restart it. ANCE: 5,000.',
   )
   weight_decay: float = knob(
-    0.0, 'Weight decay, not on biases and LayerNorm. ANCE and DPR: 0.'
+    0.0, 'Weight decay, except on biases and LayerNorm. ANCE and DPR: 0.'
   )
   adam_epsilon: float = knob(
-    1e-8, 'Added to the root of the second moment. ANCE and DPR: 1e-8.'
+    1e-8, 'Constant added to the root of the second moment. ANCE and DPR: 1e-8.'
   )
   clip_norm: float = knob(
     1.0,
-    'Norm that the gradient of the whole batch is clipped to; 0: not clipped. '
-    'ANCE: 1; DPR: 2 on a gradient divided by its 8 devices, 16 here.',
+    'Maximum norm of the gradient of the whole batch; 0: no clipping. ANCE: 1; '
+    'DPR: 2 on a gradient divided by its 8 devices, 16 here.',
   )
 
   tokens_per_batch: int = knob(
     65_536,
-    'Tokens of a batch of the encoding pass over all devices, padding '
-    'included. CPUs like 4,096.',
+    'Tokens per batch of the encoding pass over all devices, including '
+    'padding. 4,096 is fast on CPUs.',
     may_change=True,
     section='Encoding, index, evaluation',
   )
   rows_per_block: int = knob(
-    65_536, 'Passages of a block: the unit in which encoding goes on.'
+    65_536, 'Passages per block, the unit of encoding and indexing.'
   )
   index: str = knob(
     'Flat',
-    'FAISS factory string: Flat searches exactly, on the host, as in ANCE. Or '
-    'device: exactly, on the devices.',
+    'FAISS factory string; Flat is exact search on the host, as in ANCE. '
+    'device is exact search on the devices.',
   )
   search_memory_mb: int = knob(
     4096,
-    'MiB of each device that --index=device may take: half for embeddings, '
-    'which come from the host in blocks where they are more, anew for each '
-    '1,024 queries at most; half for scores. A CPU has them of its memory. '
-    'ANCE: FAISS on GPUs, no bound.',
+    'MiB that --index=device may use on each device: half for embeddings and '
+    'half for scores. If the embeddings are larger, they are copied from the '
+    'host in blocks for every 1,024 queries at most. On CPUs this is memory of '
+    'the host. ANCE: FAISS on GPUs, no bound.',
     may_change=True,
   )
   index_params: str = knob(
-    '', 'FAISS search parameters of that index, for example nprobe=32.'
+    '', 'FAISS search parameters of the index, for example nprobe=32.'
   )
   center_passages: bool = knob(
     False,
-    'Take the mean passage from each passage in the index. The order stays, '
-    'all scores of a query are less by one number, and an --index of 16 bits '
-    '(SQbf16, SQfp16) keeps more of it where embeddings are alike, as those of '
-    'ANCE are. ANCE: false.',
+    'Subtract the mean passage from each passage in the index. This lowers all '
+    'scores of a query by the same number and keeps their order, and an '
+    '--index of 16 bits (SQbf16, SQfp16) loses less precision if embeddings '
+    'are alike, as in ANCE. ANCE: false.',
   )
   steps_per_eval: int | None = knob(
     None,
-    'Steps between evaluations on dev, step 0 included. Not given: only at '
+    'Steps between evaluations on dev, including step 0. Not given: only at '
     'refreshes. The end of the run is always evaluated.',
     may_change=True,
   )
   retriever: str = knob(
     'model',
-    'What --job=evaluate, --job=search and --job=mine rank with.',
+    'Retriever for --job=evaluate, --job=search and --job=mine.',
     choices=('model', 'bm25'),
     may_change=True,
   )
   split: str = knob(
     'dev',
-    'Split that --job=evaluate scores, and --job=compare. Choose on dev, read '
+    'Split that --job=evaluate and --job=compare score. Choose on dev, read '
     'test once.',
     may_change=True,
   )
   output: str = knob(
     '',
-    'What a job writes. export: a folder; not given: export-<step> in '
-    '--workdir. mine: a file, and beside it its report; not given: '
+    'Output path of a job. export: a folder; not given: export-<step> in '
+    '--workdir. mine: a file, with its report in the same folder; not given: '
     'hard_negatives.FORMAT in --workdir.',
     may_change=True,
   )
   overwrite: bool = knob(
     False,
-    'Let a job replace what is at --output. Without it, it is refused.',
+    'Replace an existing --output, which is an error otherwise.',
     may_change=True,
   )
   export_corpus: bool = knob(
     False,
-    'With --job=export: write also the embeddings of the corpus, its ids, and '
-    'a FAISS index of --index; of --index=device, Flat.',
+    'With --job=export: also write the embeddings of the corpus, its ids, and '
+    'a FAISS index of type --index, or Flat for --index=device.',
     may_change=True,
   )
   checkpoint: str = knob(
     'last',
-    'Checkpoint of a run that is read, also of --init_from: last, best (by dev '
+    'Checkpoint to read, of the run or of --init_from: last, best (by dev '
     'MRR@10) or a step.',
     may_change=True,
   )
   negatives: str = knob(
     '',
     'File of negatives of the training queries, for --method=given and '
-    '--job=audit: JSON lines or an array, also gzipped, as --job=mine, '
-    'sentence-transformers, FlagEmbedding, Tevatron and DPR have them. Empty: '
-    'those that pairs.jsonl has.',
+    '--job=audit: JSON lines or an array, optionally gzipped, in the formats '
+    'of --job=mine, sentence-transformers, FlagEmbedding, Tevatron or DPR. '
+    'Empty: the negatives in pairs.jsonl.',
   )
   bm25_run: str = knob(
     '',
-    'TREC run file of the training queries, such as --job=evaluate '
-    '--retriever=bm25 --split=train or Anserini writes, whose ranking is taken '
-    'for that of BM25. Empty: what the data brings, or else bm25s ranks.',
+    "TREC run file of the training queries to use as BM25's ranking, such as "
+    '--job=evaluate --retriever=bm25 --split=train or Anserini writes. Empty: '
+    'the ranking in the data, or else bm25s ranks.',
   )
   bm25_language: str = knob(
     'auto',
-    'How BM25 cuts texts into words. english: stemmed, without stop words; '
-    'another language of Snowball: the same, with its stop words where bm25s '
-    'has a list; none: words as they are written, in small letters; bigrams: '
-    'the same, but every two neighbouring letters of Chinese, Japanese, '
-    'Korean, Thai and other scripts without spaces, as in Lucene. auto: '
-    'english, none or bigrams by a sample of the corpus; a line says which.',
+    'How BM25 splits texts into words. english: stemmed, without stop words; '
+    'another language of Snowball: stemmed, without stop words if bm25s has a '
+    'list; none: lower-cased words; bigrams: lower-cased words, but every two '
+    'neighbouring letters of Chinese, Japanese, Korean, Thai and other scripts '
+    'without spaces, as in Lucene. auto: english, none or bigrams, chosen from '
+    'a sample of the corpus and printed.',
     choices=words.LANGUAGES,
   )
   bm25_k1: float = knob(0.9, 'BM25 term saturation. Anserini: 0.9.')
@@ -594,98 +609,96 @@ class Config:
 
   ranking: str = knob(
     '',
-    'TREC run file of the training queries that --job=mine takes negatives '
-    'from, with its scores. Empty: --retriever ranks.',
+    'TREC run file of the training queries from which --job=mine takes '
+    'negatives and their scores. Empty: --retriever ranks.',
     may_change=True,
     section='Hard negatives',
   )
   num_negatives: int = knob(
     4,
-    'Negatives that --job=mine writes for a query. NV-Retriever: 4.',
+    'Negatives per query that --job=mine writes. NV-Retriever: 4.',
     may_change=True,
   )
   skip_ranks: int = knob(
     0,
-    'Ranks that mining skips, in a refresh and with --job=mine; ranks count '
-    'what is neither judged a positive, nor of its text, nor the query '
-    'itself, nor holds an answer. NV-Retriever: Top-k shifted by N. '
+    'Number of top ranks that mining skips, in a refresh and with --job=mine; '
+    "ranks do not count positives, passages with a positive's text, the query "
+    'itself or passages that hold an answer. NV-Retriever: Top-k shifted by N. '
     'sentence-transformers: range_min.',
   )
   max_rank: int | None = knob(
     None,
-    'Last rank that mining takes a candidate from, before its filters of '
-    'scores. Not given: 100 with --job=mine; in training, --top_k behind '
+    'Last rank from which mining takes a candidate, before the filters by '
+    'score. Not given: 100 with --job=mine; in training, --top_k after '
     '--skip_ranks. sentence-transformers: range_max.',
   )
   max_score: float | None = knob(
     None,
-    'No mined negative scores more. NV-Retriever: TopK-Abs. In training, this '
-    'and all other rules of scores are for what --method mines, not for its '
+    'Highest score of a mined negative. NV-Retriever: TopK-Abs. In training, '
+    'this and all other score rules apply to negatives of --method, not of its '
     'warm-up.',
   )
-  min_score: float | None = knob(None, 'No mined negative scores less.')
+  min_score: float | None = knob(None, 'Lowest score of a mined negative.')
   absolute_margin: float | None = knob(
     None,
-    'A mined negative scores less than p - margin, p being the least score of '
-    "the query's positives. NV-Retriever, TopK-MarginPos: 0.05.",
+    'Mined negatives must score below p - margin, where p is the lowest score '
+    "of the query's positives. NV-Retriever, TopK-MarginPos: 0.05.",
   )
   relative_margin: float | None = knob(
     None,
-    'A mined negative scores less than p - margin * |p|, which is '
-    "p * (1 - margin) for p above 0; p is the least score of the query's "
-    'positives. NV-Retriever, TopK-PercPos at 95 %: 0.05. Little passes it '
-    'where all scores are alike, as dot products of ANCE are: see '
-    '--center_scores.',
+    'Mined negatives must score below p - margin * |p|, which is p * (1 - '
+    "margin) for p above 0, where p is the lowest score of the query's "
+    'positives. NV-Retriever, TopK-PercPos at 95 %: 0.05. Few candidates pass '
+    "if all scores are alike, as ANCE's dot products are: see --center_scores.",
   )
   z_margin: float | None = knob(
     None,
-    'A mined negative scores less than p - margin * the standard deviation of '
-    "the query's scores, over the first --top_k candidates, with --job=mine "
-    '--max_rank.',
+    'Mined negatives must score below p - margin * the standard deviation of '
+    "the query's scores, over the first --top_k candidates, or --max_rank with "
+    '--job=mine.',
   )
   center_scores: bool = knob(
     False,
-    'The relative margin is of scores less the mean of the query, over the '
-    'same candidates as --z_margin: less than p - margin * |p - mean|.',
+    "Subtract the query's mean score, over the same candidates as --z_margin, "
+    'before --relative_margin, so that negatives must score below p - margin * '
+    '|p - mean|.',
   )
   cross_encoder: str = knob(
     '',
-    'Cross-encoder that scores what the other filters of mining leave, for '
-    '--rerank_max_score: a folder or name on the hub of a BERT, RoBERTa, '
-    'DistilBERT or MPNet for sequence classification with one output, as '
-    "sentence-transformers' CrossEncoder saves it. Scores are those of its "
-    'predict: the sigmoid of the output, or the output itself where the folder '
-    'names Identity as activation.',
+    'Cross-encoder for --rerank_max_score, which scores the candidates that '
+    'pass all other filters of mining: a folder or name on the hub of a BERT, '
+    'RoBERTa, DistilBERT or MPNet for sequence classification with one output, '
+    "as sentence-transformers' CrossEncoder saves it. Scores equal those of "
+    'its predict: the sigmoid of the output, or the output itself if the '
+    'folder names Identity as activation.',
   )
   score_run: str = knob(
     '',
-    'TREC run file of the training queries with scores for '
-    '--rerank_max_score, instead of --cross_encoder.',
+    'TREC run file of the training queries whose scores --rerank_max_score '
+    'uses instead of --cross_encoder.',
   )
   rerank_max_score: float | None = knob(
     None,
-    'No mined negative has more than this from --cross_encoder, or from '
-    '--score_run, or no score there. RocketQA: 0.1.',
+    'Highest score of a mined negative by --cross_encoder or --score_run; '
+    'candidates without a score are rejected. RocketQA: 0.1.',
   )
   choose: str = knob(
     'top',
-    'Which of the candidates that the filters leave are stored, '
-    '--num_negatives of them or in training --top_k: the best, or some drawn '
-    'evenly by --seed.',
+    'Which of the candidates that pass the filters to store, --num_negatives '
+    'of them or --top_k in training: the best, or a uniform draw by --seed.',
     choices=('top', 'random'),
   )
   on_shortage: str | None = knob(
     None,
-    'What mining does with a query that is left fewer negatives than are '
-    'stored of one: keep what there is; drop the query; fill up with passages '
-    'at random that no filter rejects. A query with none is left out, and '
-    'with --format=n_tuples any that has fewer. Not given: fill in training, '
-    'keep with --job=mine.',
+    'What mining does for a query with fewer negatives than it stores: keep '
+    'them, drop the query, or fill up with random passages that no filter '
+    'rejects. A query without negatives is left out, and so is any with fewer '
+    'for --format=n_tuples. Not given: fill in training, keep with --job=mine.',
     choices=('keep', 'drop', 'fill'),
   )
   format: str = knob(
     'triplets',
-    'What --job=mine writes. '
+    'Output format of --job=mine. '
     f'{_listed({name: row.what for name, row in forms.FORMS.items()})}.',
     choices=forms.FORMS,
     may_change=True,
@@ -693,40 +706,42 @@ class Config:
 
   steps_per_checkpoint: int | None = knob(
     None,
-    'Steps between checkpoints besides those at refreshes. Not given: '
+    'Steps between checkpoints, in addition to those at refreshes. Not given: '
     '--steps_per_refresh.',
     may_change=True,
     section='Saving and showing',
   )
   checkpoints_to_keep: int = knob(
-    3, 'Newest checkpoints kept, besides the best on dev.', may_change=True
+    3,
+    'Newest checkpoints to keep, in addition to the best on dev.',
+    may_change=True,
   )
   steps_per_log: int = knob(
     10,
-    'Steps between lines of training metrics; where there are no bars, they '
-    'are printed, too.',
+    'Steps between records of training metrics; without bars, they are also '
+    'printed.',
     may_change=True,
   )
   progress_bars: bool = knob(
     True,
-    'Show bars on a terminal. Without one, with --noprogress_bars, or with '
-    'TQDM_DISABLE=1 in the environment, lines are printed: of training every '
-    '--steps_per_log, of other long phases every 20 seconds.',
+    'Show bars on a terminal. Without a terminal, with --noprogress_bars, or '
+    'with TQDM_DISABLE=1 in the environment, print lines instead: every '
+    '--steps_per_log steps of training, every 20 seconds of other long phases.',
     may_change=True,
   )
   query: str = knob(
     '',
-    'Query of --job=search. Empty: they are read from the terminal.',
+    'Query of --job=search. Empty: read queries from the terminal.',
     may_change=True,
   )
   port: int | None = knob(
     None,
-    'With --job=search: serve a web page on this port of this machine alone; 0 '
-    'takes a free one. Not given: the terminal.',
+    'With --job=search: port of a web page that only this machine can open; 0 '
+    'takes a free port. Not given: search in the terminal.',
     may_change=True,
   )
   num_results: int = knob(
-    5, 'Passages that --job=search shows.', may_change=True
+    5, 'Passages per query that --job=search shows.', may_change=True
   )
   runs: str = knob(
     '',
@@ -738,7 +753,8 @@ class Config:
   )
   picture: str = knob(
     '',
-    'PNG that --job=report writes. Empty: curves.png in the first of --runs.',
+    'PNG file that --job=report writes. Empty: curves.png in the first of '
+    '--runs.',
     may_change=True,
   )
 
@@ -751,7 +767,7 @@ class Config:
     self._check_together()
 
   def _check_together(self):
-    """Raises `BadInput` for flags that do not go together."""
+    """Raises `BadInput` for flags that contradict each other."""
     of_one_job = {
       'dry_run': 'train',
       'beam_runner': 'prepare',
@@ -775,7 +791,7 @@ class Config:
     self._check_processes()
 
   def _check_mining(self):
-    """Raises `BadInput` for rules of mining that do not go together."""
+    """Raises `BadInput` for mining rules that contradict each other."""
     if None not in (self.min_score, self.max_score) and (
       self.min_score > self.max_score
     ):
@@ -797,7 +813,7 @@ class Config:
       )
 
   def _check_processes(self):
-    """Raises `BadInput` for processes that could not find each other."""
+    """Raises `BadInput` for inconsistent flags of several processes."""
     count, told = self.num_processes, self.num_processes > 1
     several = f'with --num_processes={count}'
     if count != 1 and self.job != 'train':
@@ -820,7 +836,7 @@ class Config:
       raise _bad('refresh', 'async', f'cannot be used {several}', cure)
 
   def _check_refresh(self):
-    """Raises `BadInput` for ways to refresh that do not go together."""
+    """Raises `BadInput` for refresh flags that contradict each other."""
     if self.refresh_schedule:
       try:
         intervals(self.refresh_schedule)
@@ -867,15 +883,15 @@ class Config:
       )  # fmt: skip
 
   @classmethod
-  def from_lines(cls, lines, where):
-    """Returns the settings of the lines that `to_flagfile` writes.
+  def from_lines(cls, lines: list[str], where: str) -> 'Config':
+    """Parses the lines that `to_flagfile` writes.
 
     Args:
-      lines: List of str, each --name=value; names of older releases, too.
-      where: What they are from, for messages.
+      lines: Lines --name=value, also with flag names of older releases.
+      where: Origin of the lines, for messages.
 
     Raises:
-      BadInput: A line is of another form, or its value cannot be used.
+      BadInput: A line has another form or an invalid value.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     values, place = {}, f'{where}: '
@@ -892,11 +908,11 @@ class Config:
       check(name, values[name], place)
     return cls(**values)
 
-  def to_flagfile(self):
-    """Returns the text of a flagfile that gives these settings again.
+  def to_flagfile(self) -> str:
+    """Returns the text of a flagfile with these settings.
 
-    Defaults are in it, too: those of another release may be others. Which
-    process of how many this is, is not.
+    It includes defaults, which may change between releases, and leaves out the
+    flags in `LAUNCH`.
     """
     lines = []
     for field in dataclasses.fields(self):
@@ -908,8 +924,8 @@ class Config:
     return ''.join(lines)
 
 
-# Names of flags in older releases: {old: new}. The flags that a run wrote are
-# read through it; a person is told the new name.
+# Renamed flags: {name in older releases: name}. A run's own flagfile may use
+# old names; on a command line they raise an error that has the new name.
 RENAMED = {
   'mine_from': 'skip_ranks',
   'mine_to': 'max_rank',
@@ -919,11 +935,10 @@ RENAMED = {
   'sampling': 'choose',
   'too_few': 'on_shortage',
 }
-# Fields that tell the processes of a run from each other, and are none of its
-# settings.
+# Fields that differ between the processes of a run, and are not its settings.
 LAUNCH = ('num_processes', 'process_id', 'coordinator')
-# Fields that say which passages become negatives. A run keeps its own; a job on
-# a run has those that it is given, and none of the run's.
+# Fields that decide which passages become negatives. A run keeps its own; other
+# jobs use only those on their command line, never the run's.
 MINING_RULES = (
   'skip_ranks',
   'max_rank',
@@ -939,8 +954,7 @@ MINING_RULES = (
   'choose',
   'on_shortage',
 )
-# Fields that say how a job which only reads a run computes, and what it draws:
-# they may be others than those that the run was trained with.
+# Fields that a job which only reads a run may set differently from the run.
 OF_READING = (
   'index',
   'index_params',
@@ -954,8 +968,8 @@ OF_READING = (
   'seed',
   *MINING_RULES,
 )
-# Fields, and the jobs that read them, or those that do not; the others are read
-# by all. A test runs the jobs, and fails if one reads anything else.
+# Fields, with the jobs that read them or, after 'not', that do not; all jobs
+# read the other fields. A test runs the jobs and fails if one reads more.
 _READ_BY = (
   (
     'init_from dataset data_dir download beir_set questions protocol '
@@ -1026,7 +1040,7 @@ _READ_BY = (
   ('runs', 'report compare'),
   ('picture', 'report'),
 )
-# Names of fields, what their values may be (never NaN), and how to say it.
+# Names of fields, test of valid values (never NaN), and its wording.
 _RANGES = (
   (
     'vocab_size num_layers hidden_size num_heads intermediate_size '
@@ -1069,7 +1083,7 @@ _RANGES = (
   ('port', lambda value: 0 <= value < 2**16, 'a port from 0 to 65,535'),
 )
 _RANGE_OF = {name: row for names, *row in _RANGES for name in names.split()}
-# Fields that are paths, or names of files without their ending.
+# Fields that are paths, or file names without extension.
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
   'picture', 'negatives', 'bm25_run', 'tokens_dir', 'ranking',
@@ -1077,9 +1091,9 @@ _PATHS = (
   'output', 'refresh_replay'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
-# What nothing may be chosen on.
+# Splits on which nothing may be chosen.
 TEST_SPLITS = ('test', 'dl19', 'dl20')
-# What a path cannot have, as no shell reads it, and what to do instead.
+# Patterns that are errors in a path because no shell expands it, and the cure.
 _NO_PATHS = (
   (r'\s#', 'has a comment behind it', 'put it on a line of its own'),
   (r'://', 'is an address, not a path', 'fetch or mount what is there'),
@@ -1091,7 +1105,7 @@ _NO_PATHS = (
   (r'^["\']|["\']$', 'is in quotes, which no shell removes', 'leave them out'),
   (r'^~|\$', 'has a ~ or $, which no shell expands', 'write the whole path'),
 )
-# Without a step up, a space, or what a shell or a bucket would not take.
+# No '..', no spaces, and no characters that a shell or a bucket rejects.
 _REMOTE = re.compile(r'((gs|s3|az):/)?(/(?!\.\.?(/|$))[\w.=@+-]+)+/?')
 _KINDS = {
   str: ('is not a text', 'quote it'),
@@ -1102,12 +1116,12 @@ _KINDS = {
 _BOOLS = {'true': True, 'false': False}
 
 
-def refuse_left_over(arguments, place=''):
-  """Raises `BadInput` if `arguments`, which no flag took, is not empty.
+def refuse_left_over(arguments: list[str], place: str = '') -> None:
+  """Raises `BadInput` if any arguments are left over after parsing flags.
 
   Args:
-    arguments: List of str.
-    place: File and line that they are from, to begin the text with.
+    arguments: Arguments that are not flags.
+    place: File and line of the arguments, to start the message with.
   """
   if arguments:
     raise errors.refusal(
@@ -1118,8 +1132,8 @@ def refuse_left_over(arguments, place=''):
     )
 
 
-def unknown_flag(name, place=''):
-  """Returns the error of a name that no flag has; `place` begins its text."""
+def unknown_flag(name: str, place: str = '') -> errors.BadInput:
+  """Returns the error for an unknown flag; `place` starts its message."""
   old = f'--{name}'.partition(' ')[0]
   if old != (new := renamed(old)):
     return errors.refusal(f'{old} is now {new}', 'write that', place)
@@ -1130,7 +1144,7 @@ def unknown_flag(name, place=''):
 
 
 def renamed(argument: str) -> str:
-  """Returns --name, --noname or --name=value under the flag's present name."""
+  """Returns --name, --noname or --name=value with the flag's current name."""
   found = re.fullmatch(r'(--?)(no)?(\w+)(=.*)?', argument, re.DOTALL)
   if not found:
     return argument
@@ -1141,10 +1155,10 @@ def renamed(argument: str) -> str:
 
 
 def of_a_run(lines: list[str]) -> list[str | None]:
-  """Returns lines of a run's flags, --name=value, under their present names.
+  """Returns a run's flags, lines of --name=value, with their current names.
 
-  None instead of rules of mining in a file that has old names for some: they
-  were of --job=mine then, and none of the run's.
+  If the file has old names of mining rules, all its mining rules become None,
+  because in that release they applied to --job=mine and not to the run.
   """
   now = [renamed(line) for line in lines]
   names = [line.partition('=')[0].removeprefix('--') for line in now]
@@ -1166,9 +1180,9 @@ def check(name: str, value: object, place: str = '') -> None:
   """Raises `BadInput` for a value that a field may never have.
 
   Args:
-    name: Of the field.
-    value: What it is to be.
-    place: File and line that it is from, to begin the text with.
+    name: Name of the field.
+    value: Value to check.
+    place: File and line of the value, to start the message with.
   """
   field = Config.__dataclass_fields__[name]
   if value is None and field.default is None:
@@ -1179,27 +1193,27 @@ def check(name: str, value: object, place: str = '') -> None:
 
 
 def bad_value(name: str, text: str, place: str = '') -> errors.BadInput:
-  """Returns the error of a text that is no value of a flag."""
+  """Returns the error for a text that is not a value of a flag."""
   field = Config.__dataclass_fields__[name]
   problem = _wrong_choice(field, text) or _KINDS[plain_type(field.type)]
   return _bad(name, text, *problem, place)
 
 
-def plain_type(annotation):
+def plain_type(annotation: Any) -> type:
   """Returns `int` for `int` and for `int | None`."""
   if isinstance(annotation, types.UnionType):
     return typing.get_args(annotation)[0]
   return annotation
 
 
-def intervals(text):
-  """Returns what `--refresh_schedule` says: (first step, steps between) pairs.
+def intervals(text: str) -> tuple[tuple[int, int], ...]:
+  """Parses `--refresh_schedule` into (first step, steps between) pairs.
 
   Args:
-    text: Such as '0-2000:500,2000-:5000'.
+    text: Schedule such as '0-2000:500,2000-:5000'.
 
   Raises:
-    ValueError: It has another form, or leaves out steps.
+    ValueError: The text has another form or leaves out steps.
   """
   found, end = [], 0
   for part in text.split(','):
@@ -1224,7 +1238,7 @@ def readers(name: str) -> tuple[str, ...]:
 
 
 def why_unread(config: Config, name: str) -> str | None:
-  """Returns why nothing reads a field that was set, None if something does."""
+  """Returns why a field is not read under these settings; None if it is."""
   if config.job not in readers(name):
     return f'on --job={config.job}'
   of_index = ('warmup_method', 'warmup_steps', 'max_refreshes')
@@ -1237,14 +1251,15 @@ def why_unread(config: Config, name: str) -> str | None:
   return None
 
 
-def differences(before, after, *, may_change):
+def differences(
+  before: Config, after: Config, *, may_change: bool
+) -> Iterator[tuple[str, Any, Any]]:
   """Yields (name, old, new) of each field that differs.
 
   Args:
-    before: The `Config` that a run began with, or was last saved under.
-    after: The `Config` that it is to go on with.
-    may_change: Whether the fields that may change are meant, or those that
-      may not.
+    before: Settings with which a run started or was last saved.
+    after: Settings with which to resume it.
+    may_change: Whether to compare the fields that may change, or the others.
   """
   for field in dataclasses.fields(Config):
     old, new = getattr(before, field.name), getattr(after, field.name)
@@ -1253,7 +1268,7 @@ def differences(before, after, *, may_change):
 
 
 def _parsed(field, text, place):
-  """Returns the value that `Config.to_flagfile` wrote as a text."""
+  """Parses a value as `Config.to_flagfile` writes it."""
   plain = plain_type(field.type)
   try:
     return _BOOLS[text] if plain is bool else plain(text)
@@ -1295,7 +1310,7 @@ def _wrong_number(field, value):
 def _wrong_text(field, value):
   if not isinstance(value, str):
     return None
-  # Control characters, and what stands for bytes that are not UTF-8.
+  # Control characters, and surrogates that encode bytes other than UTF-8.
   if any(unicodedata.category(c) in ('Cc', 'Cs') for c in value):
     return 'has line breaks or other control characters', 'leave them out'
   if field.name in _SPLITS:
@@ -1324,7 +1339,7 @@ def _wrong_split(name, value):
 
 
 def _bad(name, value, fact, cure, place=''):
-  """Returns the error of a value that a flag may not have."""
+  """Returns the error for an invalid value of a flag."""
   shown = value if isinstance(value, str) else repr(value)
   shown = shown.lower() if isinstance(value, bool) else shown
   if isinstance(value, str) and not re.fullmatch(r'[\w./:,+@%=~$*-]*', value):
