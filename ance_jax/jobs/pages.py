@@ -12,8 +12,8 @@ import html
 import urllib.parse
 
 # Whatever the texts contain, the browser loads nothing and runs only KEYS,
-# which the policy allows by hash. `plaintext` in the style makes Arabic run from
-# the right.
+# which the policy allows by hash. `plaintext` in the style makes Arabic run
+# from the right.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; }
