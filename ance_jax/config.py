@@ -286,9 +286,9 @@ class Config:
   )
   chunks: int = knob(
     1,
-    'Maximum number of pieces of --passage_length tokens per passage; a passage '
-    'scores as its best piece (MaxP). 1: only the first piece (FirstP). ANCE '
-    'on documents: 4.',
+    'Maximum number of pieces of --passage_length tokens per passage; a '
+    'passage scores as its best piece (MaxP). 1: only the first piece '
+    '(FirstP). ANCE on documents: 4.',
   )
   whole_chunks: bool = knob(
     False,

@@ -41,14 +41,13 @@ _WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
 
 
 class Experiment(NamedTuple):
-  """What main, the jobs and training share while one of them runs.
+  """Settings, data and retriever of a job.
 
   Attributes:
-    id: What tells this run from all others; empty without one.
+    id: Unique identifier of the run; empty without a run.
     config: All settings.
-    dataset: The data that it reads.
-    retriever: What encodes it; without parameters where a training state has
-      them.
+    dataset: The data, as token rows.
+    retriever: The retriever, without parameters if a training state has them.
   """
 
   id: str
@@ -63,19 +62,19 @@ class Experiment(NamedTuple):
 
   @property
   def devices(self) -> tuple:
-    """The accelerators used, those of all processes."""
+    """Accelerators in use, of all processes."""
     return self.retriever.devices
 
   def with_params(self, params: dict) -> 'Experiment':
-    """Returns this with parameters by tower that lie on all devices."""
+    """Returns a copy with parameters by tower, placed on all devices."""
     return self._replace(retriever=self.retriever.with_params(params))
 
   def on_devices(self, devices: tuple) -> 'Experiment':
-    """Returns this as one that refreshes it on other devices needs it."""
+    """Returns a copy that refreshes on other devices."""
     return self._replace(retriever=self.retriever.on_devices(devices))
 
   def embeddings_folder(self, passage_hash: str) -> pathlib.Path:
-    """Returns the folder of the embeddings by `Retriever.passage_hash`."""
+    """Returns the folder of the embeddings with a `Retriever.passage_hash`."""
     return corpus_index.embeddings_folder(
       self.retriever,
       self.dataset.passages,
@@ -134,7 +133,7 @@ def load_model(
 
 
 def planned_model(config: config_lib.Config) -> pretrained.Model:
-  """Returns what `load_model` would make, without weights or tokenizer."""
+  """Returns the model of `load_model`, without weights or tokenizer."""
   config = pretrained.planned(
     settings_lib.model(config), settings_lib.sizes(config)
   )
@@ -144,7 +143,7 @@ def planned_model(config: config_lib.Config) -> pretrained.Model:
 def rank_by_bm25(
   config: config_lib.Config, split_names: Sequence[str] | None
 ) -> tuple[Callable, corpus_lib.Corpus, dict[str, corpus_lib.Split]]:
-  """Returns BM25's rank, as `bm25.make_rank` does, the corpus and splits."""
+  """Returns the function of `bm25.make_rank`, the corpus and its splits."""
   workdirs.require(config)
   corpus, splits = load_texts(config, split_names)
   rank = corpus_index.bm25(
@@ -160,17 +159,19 @@ def rank_by_bm25(
 def make_retriever(
   config: config_lib.Config, model: pretrained.Model, devices: tuple
 ) -> retriever_lib.Retriever:
-  """Returns the `Retriever` of a model with the settings of a run."""
+  """Returns the retriever of a model, with the settings of a run."""
   return retriever_lib.make(model, devices, settings_lib.encoding(config))
 
 
-def check_index(config: config_lib.Config, width: int, num_vectors=None):
+def check_index(
+  config: config_lib.Config, width: int, num_vectors: int | None = None
+) -> None:
   """Raises `BadInput` if the job could not build `--index`.
 
   Args:
     config: The settings.
-    width: E, of the embeddings.
-    num_vectors: N, passages or their pieces, at most; None: not known yet.
+    width: E, the width of embeddings.
+    num_vectors: Maximum number of passages or pieces; None if unknown yet.
   """
   if config.job not in _WITHOUT_INDEX:
     num_devices = len(devices_lib.training_devices(config)[0])
@@ -184,14 +185,14 @@ def create(
   split_names: Sequence[str] | None,
   spread: Callable | None = None,
 ) -> tuple[Experiment, dict]:
-  """Returns a new run without parameters, and those that it starts from.
+  """Returns a new run without parameters, and its initial parameters.
 
   Args:
-    config: The run's settings.
+    config: Settings of the run.
     split_names: As for `load.load`.
-    spread: As for `tokens.token_rows`, of the passages.
+    spread: As for `tokens.token_rows`, for the passages.
   """
-  # Recorded, so that it stays whatever --beir_set is later.
+  # Records the protocol, so that a later --beir_set does not change it.
   config = dataclasses.replace(
     config, protocol=load.protocol(settings_lib.data(config))
   )
@@ -205,7 +206,7 @@ def create(
 def _texts_and_model(config, split_names):
   """Returns the `corpus.TextDataset` and the `pretrained.Model` to start from.
 
-  The index is looked at before either is read, as far as that can be.
+  This checks the index first, as far as possible before reading either.
   """
   if config.init_from:
     model = load_model(config)
@@ -219,7 +220,7 @@ def _texts_and_model(config, split_names):
 
 
 def record(run: Experiment) -> dict[str, bytes]:
-  """Returns the files that `restore` needs, for a checkpoint."""
+  """Returns the files of a checkpoint that `restore` needs, by name."""
   data = run.dataset
   hashes = {name: split.hash for name, split in data.splits.items()}
   began = {'run': run.id, 'corpus': data.corpus.hash, 'splits': hashes}
@@ -230,24 +231,24 @@ def record(run: Experiment) -> dict[str, bytes]:
   }
 
 
-def tokens_folder(config):
-  """Returns the folder of token rows, a `pathlib.Path`."""
+def tokens_folder(config: config_lib.Config) -> pathlib.Path:
+  """Returns the folder of token rows."""
   return pathlib.Path(config.tokens_dir or f'{config.workdir}/tokens')
 
 
 def restore(
   config: config_lib.Config, split_names: Sequence[str] | None, step: int
 ) -> Experiment:
-  """Returns the run of a folder at the checkpoint of a step.
+  """Returns the run in `--workdir` at the checkpoint of a step.
 
-  Its parameters are in that checkpoint's training state.
+  It has no parameters; they are in the checkpoint's training state.
 
   Raises:
-    BadInput: The data is not what the run began with.
+    BadInput: The data differs from the data that the run started with.
   """
   model = pretrained.Model(*pretrained.load_model(config.workdir, step), None)
   began, before = _began(config.workdir, step), settings(config.workdir, step)
-  # With the commit that the hub's name stood for.
+  # Keeps the commit to which a name on the hub was pinned.
   config = dataclasses.replace(config, init_from=before.init_from)
   config = _with_protocol(config, before)
   return _restore(config, split_names, began, model)
@@ -276,10 +277,10 @@ def _restore(config, split_names, began, model):
 
 
 def _check_dev(config, split_names, texts, began):
-  """Raises `BadInput` where a run would lose its dev split, or get one."""
+  """Raises `BadInput` if a run would lose or gain its dev split."""
   dev = config.dev_split
   has, had = (dev in splits for splits in (texts.splits, began['splits']))
-  # None is all of them; a job may well ask for none.
+  # None means all splits; a job may ask for none with ().
   asked = (dev, config.train_split) if split_names is None else split_names
   if has != had and {dev, config.train_split} <= set(asked):
     found, instead = ('a', 'none') if has else ('no', 'one')
@@ -296,22 +297,22 @@ def open(
   *,
   for_training: bool = False,
 ) -> tuple[Experiment, int]:
-  """Returns what a job reads that does not train, and at which step it is.
+  """Returns the run or model that a job reads without training, and its step.
 
-  It is the run in `--workdir` at its `--checkpoint`, or, where no run is,
-  `--init_from`, at step 0 if that is no run.
+  This is the run in `--workdir` at its `--checkpoint`, or else `--init_from`,
+  with step 0 if that is not a run.
 
   Args:
     config: The settings.
     split_names: As for `load.load`.
-    for_training: Whether the run trains on what the job makes: then no setting
-      may be another than the run's.
+    for_training: Whether the run will train on the job's output, so that no
+      setting may differ from the run's.
   """
   fetch(config, every=config.checkpoint != 'last')
   devices, _ = devices_lib.training_devices(config)
   compiled.keep(config.compilation_cache_dir, devices)
   if is_run(config.workdir):
-    # Before the data, which may take longer than a checkpoint is kept.
+    # Reads the checkpoint before the data, because training may delete it.
     step, (before, began, model) = checkpoint.read_chosen(
       config.workdir,
       config.checkpoint,
@@ -333,11 +334,11 @@ def open(
 
 
 def pinned(config: config_lib.Config) -> tuple[config_lib.Config, int]:
-  """Returns the settings with what exactly `--init_from` is read at.
+  """Resolves `--init_from` to an exact version.
 
   Returns:
-    The settings, with the step of a run or the commit of a name of the hub; and
-    the step, 0 where `--init_from` is no run.
+    The settings, with the step of a run or the commit of a name on the hub, and
+    the step, 0 if `--init_from` is not a run.
   """
   if not pretrained.is_run(config.init_from):
     return _pinned(config), 0
@@ -351,7 +352,7 @@ def _pinned(config):
 
 
 def _say_other_data(config, texts, began):
-  """Prints what data is not that which the run in `--init_from` began with."""
+  """Prints the data that differs from the data of the run in `--init_from`."""
   if texts.corpus.hash != began['corpus']:
     logs.say(f'the corpus is another than that of {config.init_from}')
     return
@@ -365,7 +366,7 @@ def _say_other_data(config, texts, began):
 
 
 def _read_saved(config, step, devices, for_training):
-  """Returns what a checkpoint has: `Config`, what it began with, `Model`."""
+  """Returns a checkpoint's `Config`, data hashes and `pretrained.Model`."""
   before = settings(config.workdir, step)
   free = ('protocol', *(() if for_training else config_lib.OF_READING))
   kept = {name: getattr(before, name) for name in free}
@@ -375,7 +376,7 @@ def _read_saved(config, step, devices, for_training):
 
 
 def _with_protocol(config, before):
-  """Returns the `Config`; its protocol is that of `before` if it has none."""
+  """Returns the `Config`, with the protocol of `before` if it has none."""
   return dataclasses.replace(
     config, protocol=config.protocol or before.protocol
   )
@@ -384,7 +385,7 @@ def _with_protocol(config, before):
 def training_data(
   run: Experiment, method: methods.Method
 ) -> batches.TrainingData:
-  """Returns what a row of the method table draws batches from."""
+  """Returns the data from which a row of the method table draws batches."""
   split, data = run.config.train_split, run.dataset
   return batches.training_data(
     data.splits[split],
@@ -397,11 +398,11 @@ def training_data(
   )
 
 
-def fetch(config, *, every=False):
-  """Copies in what `--remote_dir` has of a run, if that went on elsewhere.
+def fetch(config: config_lib.Config, *, every: bool = False) -> bool:
+  """Copies newer files of a run in from `--remote_dir`, if it has any.
 
   Args:
-    config: `Config`.
+    config: Settings of the run.
     every: As for `checkpoint.fetch`, whose result this returns.
   """
   workdirs.require(config)
@@ -413,18 +414,18 @@ def fetch(config, *, every=False):
   return came_further
 
 
-def is_run(workdir):
-  """Returns whether a run was begun in a folder."""
+def is_run(workdir: str | pathlib.Path) -> bool:
+  """Returns whether a folder has a run."""
   begun = (workdirs.FLAGS_FILE, logs.METRICS_FILE)
   return pretrained.is_run(workdir) or any(
     (pathlib.Path(workdir) / name).exists() for name in begun
   )
 
 
-def source(config):
+def source(config: config_lib.Config) -> str | None:
   """Returns the folder of the run that a job reads, or None.
 
-  It is `--workdir`, or where no run is there, that of `--init_from`.
+  It is `--workdir` if that has a run, or else `--init_from`.
   """
   for folder in (config.workdir, config.init_from):
     if folder and pretrained.is_run(folder):
@@ -432,19 +433,22 @@ def source(config):
   return None
 
 
-def settings(workdir, step):
-  """Returns the `Config` that a checkpoint was saved under."""
+def settings(workdir: str | pathlib.Path, step: int) -> config_lib.Config:
+  """Returns the settings with which a checkpoint was saved."""
   text = checkpoint.read_record(workdir, step)[workdirs.FLAGS_FILE].decode()
   where = f'{workdirs.FLAGS_FILE} of the checkpoint of step {step}'
   before = config_lib.Config.from_lines(text.split('\n')[:-1], where)
   if before.dataset == 'beir' and not before.protocol:
-    # Also where it was begun before --beir_set brought a protocol.
+    # Runs that are older than the protocol of --beir_set have none.
     return dataclasses.replace(before, protocol='usual')
   return before
 
 
 def _as_begun(config):
-  """Returns the `Config` with the commits that a run began with and lost."""
+  """Returns the `Config` with the commit in run.flags, if the run has one.
+
+  A run that has lost its checkpoints thus starts from the same commit.
+  """
   path = pathlib.Path(config.workdir) / workdirs.FLAGS_FILE
   lines = path.read_text().split('\n') if path.is_file() else []
   for line in lines:
@@ -454,8 +458,8 @@ def _as_begun(config):
   return config
 
 
-def check_same_run(config, step):
-  """Raises `BadInput` if a checkpoint is of other settings than these."""
+def check_same_run(config: config_lib.Config, step: int) -> None:
+  """Raises `BadInput` if the settings differ from the checkpoint's."""
   before = settings(config.workdir, step)
   for name, old, new in config_lib.differences(
     before, _with_protocol(config, before), may_change=False
@@ -468,8 +472,8 @@ def check_same_run(config, step):
     )
 
 
-def write_flags(config):
-  """Writes `run.flags`, the flagfile that repeats the run."""
+def write_flags(config: config_lib.Config) -> None:
+  """Writes `run.flags`, a flagfile that repeats the run."""
   if distributed.is_first():
     path = pathlib.Path(config.workdir) / workdirs.FLAGS_FILE
     atomic.write_text(path, config.to_flagfile())
@@ -477,7 +481,7 @@ def write_flags(config):
 
 
 def _experiment(id, config, texts, model, spread=None):
-  """Returns the `Experiment` of data and a `pretrained.Model`."""
+  """Returns the `Experiment` with a dataset and a `pretrained.Model`."""
   most = len(texts.corpus.texts) * config.chunks
   check_index(config, model.config.embedding_size, most)
   devices, _ = devices_lib.training_devices(config)

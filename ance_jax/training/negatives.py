@@ -1,12 +1,14 @@
-"""The rules of a run by which a ranking becomes negatives; those of BM25.
+"""Selects negatives from rankings by a run's rules; caches BM25's and given.
 
-What may not be a negative: judged passages, those of the same text, the query
-itself, and for questions with answers those that hold one. Each rule counts
-what it took.
+Never negatives are judged passages, passages with the same text, the query
+itself and, if questions have answers, passages that hold one. Each rule counts
+the passages that it rejects.
 """
 
+from collections.abc import Callable
 import hashlib
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +35,7 @@ from ance_jax.training import schedule
 
 
 def select_negatives(
-  run,
+  run: experiment.Experiment,
   method: methods.Method,
   source: candidates.CandidateSource,
   rows: tuple[int, int],
@@ -42,19 +44,19 @@ def select_negatives(
   number: int | None = None,
   least: int | None = None,
 ) -> tuple[miner.Table, dict[str, int]]:
-  """Returns the negatives that a row of the method table takes of a ranking.
+  """Returns the negatives that a row of the method table takes from a ranking.
 
   Args:
-    run: `experiment.Experiment`.
-    method: The row.
-    source: What ranks passages for training query rows.
-    rows: First training query row, and the one behind the last.
+    run: The run.
+    method: Row of the method table.
+    source: Ranks passages for training query rows.
+    rows: First training query row, and one past the last.
     what: Name of the phase for the progress bar.
-    number: K; None: --top_k.
-    least: Negatives that a query needs; None: K.
+    number: K; None for --top_k.
+    least: Minimum number of negatives per query; None for K.
 
   Returns:
-    The negatives; and counts by the names of metrics.
+    The negatives, and counts by name of metric.
   """
   task = _task(run, method, source, number or run.config.top_k, least)
   found = miner.mine_table(task, *rows, what)
@@ -72,7 +74,7 @@ def select_negatives(
 
 
 def _task(run, method, source, number, least):
-  """Returns the `miner.Task` of a row of the method table."""
+  """Returns the `miner.Task` for a row of the method table."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
   settings = _settings(config, method, number, least)
   holds_answer = rerank = None
@@ -99,11 +101,11 @@ def _task(run, method, source, number, least):
 
 
 def _settings(config, method, number, least):
-  """Returns the `miner.Settings`: the run's rules but for its warm-up."""
+  """Returns `miner.Settings`, with the run's rules except in its warm-up."""
   if methods.METHODS[config.method].negatives != method.negatives:
     return miner.Settings(number, least=least, seed=config.seed)
   rules = rules_of(config, config.top_k)
-  # Without such rules, all that is ranked may make up for what is excluded.
+  # Without these rules, any lower rank may replace an excluded passage.
   if rules.max_rank is None and (
     rules.scored()
     or rules.rerank_max_score is not None
@@ -121,7 +123,7 @@ def _settings(config, method, number, least):
 
 
 def _counts(task, table):
-  """Returns counts of a `miner.Table` by the names of metrics."""
+  """Returns the counts of a `miner.Table` by name of metric."""
   rules = task.settings.rules
   by_filter = dict(
     zip(filters.FILTERS, table.rejected[:-2].tolist(), strict=True)
@@ -142,12 +144,12 @@ def _counts(task, table):
 
 
 def _metric(name):
-  """Returns the name of a filter in metrics."""
+  """Returns the metric name of a filter."""
   return name.replace(' ', '_')
 
 
 def _without(found, held):
-  """Returns the `miner.Table` without some negatives, none in their place."""
+  """Returns a `miner.Table` with the negatives in `held` removed."""
   kept, number = (found.rows >= 0) & ~held, found.rows.shape[1]
   return found._replace(
     rows=filters.compact(found.rows, kept, number, -1),
@@ -156,7 +158,7 @@ def _without(found, held):
 
 
 def rules_of(config: config_lib.Config, num_scores: int) -> filters.Rules:
-  """Returns the rules of some settings; `num_scores` is as for `Rules`."""
+  """Returns the rules in the settings; `num_scores` is as for `Rules`."""
   return filters.Rules(
     skip_ranks=config.skip_ranks,
     max_rank=config.max_rank,
@@ -171,8 +173,8 @@ def rules_of(config: config_lib.Config, num_scores: int) -> filters.Rules:
   )
 
 
-def drops_answers(config, split):
-  """Returns whether a passage with an answer is no negative of its query."""
+def drops_answers(config: config_lib.Config, split: corpus_lib.Split) -> bool:
+  """Returns whether passages that hold an answer are never negatives."""
   if config.drop_answers is not None:
     return config.drop_answers
   return split.answers is not None
@@ -184,13 +186,13 @@ def excluded(
   method: methods.Method,
   same_text: bool = True,
 ) -> selection.Excluded:
-  """Returns what is no negative of the queries of a split.
+  """Returns the passages that are never negatives of a split's queries.
 
   Args:
-    split: The split.
+    split: Split of the queries.
     corpus: The corpus.
-    method: A row of the method table.
-    same_text: Whether passages of a positive's text are positives.
+    method: Row of the method table.
+    same_text: Whether passages with a positive's text are positives too.
   """
   queries, passages, groups = batches.judged(split, corpus, method, same_text)
   return selection.make_excluded(
@@ -199,18 +201,19 @@ def excluded(
 
 
 def find(folder: pathlib.Path, about: dict) -> dict | None:
-  """Returns `atomic.find` of negatives that were mined by these rules.
+  """Returns `atomic.find` of negatives that were mined by the same rules.
 
-  A manifest names them only where there are any.
+  A manifest has 'rules' only if any are set, so `atomic.find` alone would
+  ignore rules that are no longer set.
   """
   found = atomic.find(folder, about)
   return found if found and found.get('rules') == about.get('rules') else None
 
 
-def by_bm25(run):
-  """Returns the (Q, K) int32 negatives of BM25, mined once a run.
+def by_bm25(run: experiment.Experiment) -> np.ndarray:
+  """Returns the (Q, K) int32 negatives of BM25, mined once per run.
 
-  Of the ranking in `--bm25_run`, or that which the data brings, or bm25s's.
+  The ranking comes from `--bm25_run`, else from the data, else from bm25s.
   """
   config = run.config
   given = config.bm25_run
@@ -219,7 +222,7 @@ def by_bm25(run):
     'k1': config.bm25_k1,
     'b': config.bm25_b,
     'language': config.bm25_language,
-    # Named where there is none, too: a manifest is found by what it must hold.
+    # Also present if empty, so that a manifest with a run file does not match.
     'bm25_run': given and atomic.file_hash(strict_io.regular(given)),
   }
   folder = run.workdir / 'bm25'
@@ -254,11 +257,11 @@ def _publish_bm25(run, folder, about):
     np.save(unfinished / 'negatives.npy', found.rows)
 
 
-def by_given(run):
-  """Returns the (Q, K) int32 negatives that the data gives, -1 behind the last.
+def by_given(run: experiment.Experiment) -> np.ndarray:
+  """Returns the (Q, K) int32 negatives given by the data, padded with -1.
 
-  At most the first --top_k of a query; one that has fewer than
-  --hard_negatives is filled up to so many at random.
+  A query keeps at most its first --top_k. If it has fewer than
+  --hard_negatives, random passages fill it up to that number.
   """
   folder, about = run.workdir / 'given', sources(run)
 
@@ -288,8 +291,10 @@ def _publish_given(run, folder, about):
     np.save(unfinished / 'negatives.npy', negatives)
 
 
-def take_given(run):
-  """Returns what `by_given` does, not kept, and counts of the rules."""
+def take_given(
+  run: experiment.Experiment,
+) -> tuple[np.ndarray, dict[str, int]]:
+  """Returns the negatives of `by_given`, uncached, and counts of the rules."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
   most = max(len(given(row)) for row in range(len(split.ids)))
@@ -305,18 +310,18 @@ def take_given(run):
   return found.rows, counts
 
 
-def given_to(split):
-  """Returns given(query row) -> the passage rows that the data gives it.
+def given_to(split: corpus_lib.Split) -> Callable[[int], np.ndarray] | None:
+  """Returns given(query row) -> passage rows of the negatives in the data.
 
-  Of a file, or those of DPR's questions; None where there are none.
+  They are from a file or from DPR's questions; None if there are none.
   """
   if split.given is not None:
     return split.given.of
   return split.negatives and split.negatives.__getitem__
 
 
-def check(run):
-  """Raises `BadInput` for settings that would stop the run later."""
+def check(run: experiment.Experiment) -> None:
+  """Raises `BadInput` for settings that would make the run fail later."""
   config = run.config
   num_rows = len(run.dataset.passages.pieces())
   most = num_rows // distributed.count()
@@ -336,8 +341,8 @@ def check(run):
   _check_queries(run)
 
 
-def sources(run):
-  """Returns what negatives depend on, besides the weights."""
+def sources(run: experiment.Experiment) -> dict[str, Any]:
+  """Returns the fingerprint of all inputs to negatives except the weights."""
   config = run.config
   split = run.dataset.splits[config.train_split]
   return {
@@ -360,7 +365,7 @@ def sources(run):
 
 
 def _rules(config):
-  """Returns the rules of a run, as far as they are set, under one name."""
+  """Returns {'rules': rules of the run that are set}; {} if none is."""
   rules = {
     name: getattr(config, name)
     for name in config_lib.MINING_RULES
@@ -375,15 +380,15 @@ def _rules(config):
 
 
 def _equal_texts(split):
-  """Returns a hash of what queries equal, passages or others; or False."""
+  """Returns a hash of the passages and queries that queries equal, or False."""
   own, shared = split.own_passages(), np.stack(split.shared_positives())
   if not own.size and not split.twins().any():
     return False
   return hashlib.sha256(own.tobytes() + shared.tobytes()).hexdigest()
 
 
-def counts_text(counts):
-  """Returns what the rules took, for people."""
+def counts_text(counts: dict[str, int]) -> str:
+  """Returns the counts of the rules as text for a log line."""
   text = (
     f'dropped {counts["judged"]:,} judged, {counts["same_text"]:,} of their '
     f"text, {counts['own_text']:,} of the query's own; {counts['random']:,} "
@@ -402,7 +407,7 @@ def counts_text(counts):
 
 
 def _bm25_source(run, split):
-  """Returns the `candidates.CandidateSource` that is taken for BM25's."""
+  """Returns the `candidates.CandidateSource` to use as BM25."""
   config = run.config
   if config.bm25_run:
     return candidates.of_run_file(config.bm25_run, run.dataset.corpus, split)
@@ -420,7 +425,7 @@ def _bm25_source(run, split):
 
 
 def _check_queries(run):
-  """Raises `BadInput` where a row cannot have the queries that it needs."""
+  """Raises `BadInput` if the splits lack what the settings need."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
   if config.warmup_until_plateau and config.dev_split not in run.dataset.splits:
     raise errors.BadInput(
@@ -462,7 +467,7 @@ def _check_queries(run):
 
 
 def _check_given(run, wanted):
-  """Raises `BadInput` where a row has no given negatives, or no room."""
+  """Raises `BadInput` if given negatives are missing or do not fit."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
   if not wanted:
     if split.given is not None and config.job == 'train':
@@ -491,7 +496,7 @@ def _check_given(run, wanted):
 
 
 def _check_rules(run):
-  """Raises `BadInput` for rules that the run cannot mine by."""
+  """Raises `BadInput` for rules that the run cannot apply."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
   last = config.max_rank
   if last is not None and config.top_k > last - config.skip_ranks:
@@ -516,7 +521,7 @@ def _check_rules(run):
 
 
 def _most_excluded(run, method):
-  """Returns the most passages that a query may not have as negatives."""
+  """Returns the largest number of excluded passages of any query."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
   found = excluded(split, run.dataset.corpus, method, config.drop_same_text)
   return int(found.num_excluded.max())
@@ -524,7 +529,7 @@ def _most_excluded(run, method):
 
 def _check_depth(run):
   config = run.config
-  # Of the warm-up's row more may be positives.
+  # The row of the warm-up may have more positives.
   rows = schedule.rows(config).values()
   most = max(_most_excluded(run, row) for row in rows)
   if most == len(run.dataset.passages):

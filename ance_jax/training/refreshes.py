@@ -1,13 +1,14 @@
 """One refresh: encode -> index -> search -> mine -> evaluate -> publish.
 
-It reads the parameters of a committed checkpoint from disk, also when it runs
-inside of training, so that what is mined belongs to weights that a restart
-would train on from; and it publishes a folder that is there whole or not at
-all. It is a function of (checkpoint, data, settings): made again, the same.
+A refresh reads the parameters of a committed checkpoint from disk, even inside
+training, so that the negatives belong to weights from which a restart would
+resume. It publishes its folder atomically. It is a deterministic function of
+(checkpoint, data, settings).
 """
 
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 
@@ -25,16 +26,17 @@ from ance_jax.models import bi_encoder
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import batches
 from ance_jax.training import diagnostics
+from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import negatives as negatives_lib
 from ance_jax.training import schedule
 
 _FOLDER = 'refresh'
-# Of a refresh's folder; a manifest without one is of format 1.
+# Format of a refresh's folder; a manifest without a format has format 1.
 _FORMAT = 1
-# What is mined once a run, by `Method.negatives`.
+# Functions that mine once per run, by `Method.negatives`.
 _ONCE = {'bm25': negatives_lib.by_bm25, 'given': negatives_lib.by_given}
-# What the names of a manifest say, to people.
+# Names of a manifest's items in messages.
 _NOUNS = {
   'run': 'run',
   'checkpoint': 'checkpoint',
@@ -49,21 +51,22 @@ _NOUNS = {
 }
 
 
-def refresh(run, step, *, before=None):
+def refresh(
+  run: experiment.Experiment, step: int, *, before: int | None = None
+) -> dict[str, Any]:
   """Mines the training queries' negatives with the checkpoint of a step.
 
   Args:
-    run: `experiment.Experiment` with the training and the dev split.
-    step: int, step of a committed checkpoint.
-    before: int, step of the refresh whose negatives these are compared with,
-      or None.
+    run: The run, with the training and the dev split.
+    step: Step of a committed checkpoint.
+    before: Step of the refresh to compare the negatives with, if any.
 
   Returns:
-    The manifest of the published folder: 'step', 'weights_hash', what else the
-    negatives depend on, 'metrics' by name, 'secs' and 'flops' by phase, and
-    'examples'. If that very refresh was published before, it is taken. With
-    `--refresh_trigger` it may be one of dev alone: 'mined' is false then, and
-    nothing was published.
+    The manifest of the published folder: 'step', 'weights_hash', all other
+    inputs of the negatives, 'metrics' by name, 'secs' and 'flops' by phase, and
+    'examples'. An identical published refresh is reused. With
+    `--refresh_trigger` the refresh may only evaluate dev; then 'mined' is false
+    and nothing is published.
   """
   config, watch = run.config, logs.Stopwatch()
   whose = checkpoint.identity(config.workdir, step)
@@ -123,19 +126,27 @@ def refresh(run, step, *, before=None):
   return atomic.read_manifest(folder(run, step))
 
 
-def assess(run, indexed, seen, in_use, watch, mined=None):
-  """Returns what a manifest says of some weights, and `diagnostics.Seen`.
+def assess(
+  run: experiment.Experiment,
+  indexed: corpus_index.IndexedCorpus,
+  seen: diagnostics.Probe,
+  in_use: int | None,
+  watch: logs.Stopwatch,
+  mined: diagnostics.Table | None = None,
+) -> tuple[dict[str, Any], diagnostics.Seen]:
+  """Evaluates dev and the probe with the current weights.
 
   Args:
-    run: `experiment.Experiment` with the weights.
-    indexed: Their `corpus_index.IndexedCorpus`.
-    seen: Their `diagnostics.Probe`.
-    in_use: Step of the refresh whose negatives are in use, or None.
-    watch: `logs.Stopwatch`.
-    mined: `diagnostics.Table` of what was mined just now, or None.
+    run: The run, with parameters.
+    indexed: The corpus, indexed with the same parameters.
+    seen: Probe of the same parameters.
+    in_use: Step of the active refresh, if any.
+    watch: Times the phases.
+    mined: Negatives mined by this refresh, if any.
 
   Returns:
-    {'metrics', 'secs', 'flops', 'examples', 'passage_hash'}; `Seen`.
+    'metrics', 'secs', 'flops', 'examples' and 'passage_hash' for a manifest,
+    and the measurements for the next comparison.
   """
   split, scores, ranking, examples = run.config.dev_split, {}, None, []
   if split in run.dataset.splits:
@@ -169,13 +180,13 @@ def assess(run, indexed, seen, in_use, watch, mined=None):
   }, now
 
 
-def manifest(run, step):
+def manifest(run: experiment.Experiment, step: int) -> dict[str, Any]:
   """Returns the manifest of a refresh, as `refresh` does.
 
-  Where it is gone or damaged it is made again, of the checkpoint of its step.
+  A missing or damaged refresh is made again from the checkpoint of its step.
 
   Raises:
-    BadInput: That checkpoint is not there, or damaged too.
+    BadInput: That checkpoint is missing or damaged too.
   """
   about = _sources(run)
   found = distributed.told(lambda: _find(run, step, about))
@@ -185,10 +196,10 @@ def manifest(run, step):
   return found
 
 
-def load(run, step):
-  """Returns the negatives of a refresh as a map, (q, K) or (q, H) int32.
+def load(run: experiment.Experiment, step: int) -> np.ndarray:
+  """Returns a refresh's negatives, memory-mapped, (q, K) or (q, H) int32.
 
-  They are those of its slice's queries; -1 where a query has fewer.
+  The q queries are the slice that the refresh mined; rows are padded with -1.
 
   Raises:
     BadInput: As for `manifest`.
@@ -198,46 +209,46 @@ def load(run, step):
 
 
 def _find(run, step, about):
-  """Returns `negatives.find` of a refresh, which may be copied in for it."""
+  """Returns `negatives.find` of a refresh, copied in first if it is remote."""
   remote.pull(folder(run, step))
   found = negatives_lib.find(folder(run, step), about)
   return found if found and _has_format(found) else None
 
 
-def prune_embeddings(run, made):
-  """Removes all embeddings but those of a refresh or an evaluation.
+def prune_embeddings(run: experiment.Experiment, made: dict[str, Any]) -> None:
+  """Deletes all embeddings except those of a refresh or an evaluation.
 
   Args:
-    run: `experiment.Experiment`.
-    made: What `refresh` or `assess` returned; a refresh of an older release
-      names the hash of all parameters alone.
+    run: The run.
+    made: As `refresh` or `assess` returns it; a refresh of an older release has
+      only 'weights_hash'.
   """
   passage_hash = made.get('passage_hash') or made['weights_hash']
   corpus_index.prune_embeddings(run.embeddings_folder(passage_hash))
 
 
-def fetch(run, after):
+def fetch(run: experiment.Experiment, after: int) -> None:
   """Copies the newest refresh in from the run's `--remote_dir`, if it has one.
 
   Args:
-    run: `experiment.Experiment`.
-    after: Step of one that is here, or -1: only a newer one is copied.
+    run: The run.
+    after: Only a refresh of a later step is copied; -1 for any.
   """
   remote.pull_newest(run.workdir / _FOLDER, after)
 
 
-def published(run):
-  """Returns the steps of all refreshes that the run's folder has, in order."""
+def published(run: experiment.Experiment) -> list[int]:
+  """Returns the steps of all refreshes in the run's folder, in order."""
   folders = (run.workdir / _FOLDER).glob('[0-9]*')
   return sorted(int(f.name) for f in folders if f.name.isdigit())
 
 
-def refusal(run, manifest):
-  """Returns why a refresh is not one of this run; None: it is one.
+def refusal(run: experiment.Experiment, manifest: dict[str, Any]) -> str | None:
+  """Returns why a refresh does not belong to the run; None if it does.
 
   Args:
-    run: `experiment.Experiment`.
-    manifest: That of a folder that was found among its refreshes.
+    run: The run.
+    manifest: Manifest of a folder among the run's refreshes.
   """
   if not _has_format(manifest):
     return f'it has format {manifest["format"]}, not {_FORMAT}'
@@ -246,7 +257,7 @@ def refusal(run, manifest):
   if isinstance(step, int):
     expected['query_slice'] = list(_query_slice(run, step))
   whose = checkpoint.identity(run.config.workdir, step)
-  if whose:  # Else it may well be of a checkpoint that was not kept.
+  if whose:  # Otherwise its checkpoint may have been deleted.
     expected['checkpoint'] = whose
   for name, value in expected.items():
     if manifest.get(name) != value:
@@ -261,19 +272,19 @@ def _has_format(manifest):
   return manifest.get('format', 1) == _FORMAT
 
 
-def adopt(run, other, step):
-  """Publishes the refresh of another run's folder as one of this run.
+def adopt(run: experiment.Experiment, other: str, step: int) -> dict[str, Any]:
+  """Publishes a refresh of another run as a refresh of this run.
 
   Args:
-    run: `experiment.Experiment`, of the same data and settings.
-    other: Path of the other run's folder.
-    step: int, that of the weights.
+    run: A run with the same data and settings.
+    other: Folder of the other run.
+    step: Step of the refresh.
 
   Returns:
-    Its manifest, as `refresh` does.
+    The manifest, as `refresh` does.
 
   Raises:
-    BadInput: It is not there, or it is of other data or settings.
+    BadInput: The refresh is missing, or has other data or settings.
   """
   there = pathlib.Path(other) / _FOLDER / f'{step:08d}'
   manifest = atomic.read_manifest(there)
@@ -294,16 +305,20 @@ def adopt(run, other, step):
   return atomic.read_manifest(folder(run, step))
 
 
-def negatives_for(run, method, in_use):
-  """Returns the `batches.Negatives` to train on, or None for no table.
+def negatives_for(
+  run: experiment.Experiment,
+  method: methods.Method,
+  in_use: schedule.ActiveRefresh | None,
+) -> batches.Negatives | None:
+  """Returns the negatives to train on, or None for rows without a table.
 
   Args:
-    run: `experiment.Experiment`.
-    method: A row of the method table.
-    in_use: `schedule.ActiveRefresh`; only for rows that refresh.
+    run: The run.
+    method: Row of the method table.
+    in_use: Active refresh, for rows that refresh.
 
   Raises:
-    BadInput: As for `load`; or no query has any negatives.
+    BadInput: As for `load`, or no query has any negatives.
   """
   if method.negatives in _ONCE:
     return _of_table(run, 0, _ONCE[method.negatives](run), 0)
@@ -314,7 +329,7 @@ def negatives_for(run, method, in_use):
 
 
 def _of_table(run, start, passages, since):
-  """Returns the `batches.Negatives` of the queries of a table that have any."""
+  """Returns the `batches.Negatives` of a table, without queries with none."""
   rows = start + np.arange(len(passages))
   whole = len(run.dataset.queries[run.config.train_split])
   any_left = passages[:, 0] >= 0
@@ -330,12 +345,12 @@ def _of_table(run, start, passages, since):
   return batches.Negatives(rows, passages, since)
 
 
-def summary(manifest, negatives_age=None):
-  """Returns the one line that a person sees of a refresh.
+def summary(manifest: dict[str, Any], negatives_age: int | None = None) -> str:
+  """Returns the log line of a refresh.
 
   Args:
-    manifest: What `refresh` returned.
-    negatives_age: int, age in steps of the negatives that end here, or None.
+    manifest: Manifest, as `refresh` returns it.
+    negatives_age: Age in steps of the negatives that it replaces, if any.
   """
   values, secs = manifest['metrics'], manifest['secs']
   found = {k.removeprefix('refresh/'): v for k, v in values.items()}
@@ -355,10 +370,10 @@ def summary(manifest, negatives_age=None):
   return line + ' | ' + ', '.join(f'{k} {v:.1f} s' for k, v in secs.items())
 
 
-def dev_summary(values):
-  """Returns the text of the first two and the last dev metric of `values`.
+def dev_summary(values: dict[str, float]) -> str:
+  """Returns the first two and the last dev metric of `values` as text.
 
-  Without a dev split, that of how training queries are answered.
+  Without a dev split, it has the rank of training positives instead.
   """
   names = [name for name in values if name.startswith('dev/')]
   if not names:
@@ -372,7 +387,7 @@ def dev_summary(values):
 
 
 def _mine(run, step, indexed, watch):
-  """Returns the `miner.Table` of a refresh, and counts of the rules."""
+  """Returns the `miner.Table` of a refresh and the counts of the rules."""
   config, method = run.config, _row(run)
   start, end = _query_slice(run, step)
   queries = run.encode_queries(config.train_split, watch, np.arange(start, end))
@@ -404,7 +419,7 @@ def _mine(run, step, indexed, watch):
 
 
 def _is_fresh(run, seen, before):
-  """Returns whether the refresh `before` is good enough for these weights."""
+  """Returns whether the negatives of `before` are still hard enough."""
   trigger = run.config.refresh_trigger
   if not trigger:
     return False
@@ -421,7 +436,7 @@ def _row(run):
 
 
 def _is_whole(run):
-  """Returns whether a refresh publishes all of each query's top K."""
+  """Returns whether a refresh publishes the whole top K of all queries."""
   row = _row(run)
   return run.config.query_slices == 1 and not (
     row.triplets or row.without_answers
@@ -429,22 +444,22 @@ def _is_whole(run):
 
 
 def _query_slice(run, step):
-  """Returns the first query row that a refresh mines, and the one behind."""
+  """Returns the first query row that a refresh mines, and one past the last."""
   whole = len(run.dataset.queries[run.config.train_split])
   size = whole // run.config.query_slices
   number = schedule.query_slice(run.config, step)
-  # The last one takes what is left over, as in ANCE (run_ann_data_gen.py).
+  # The last slice takes the remainder, as in ANCE (run_ann_data_gen.py).
   last = number == run.config.query_slices - 1
   return number * size, whole if last else (number + 1) * size
 
 
 def _sources(run):
-  """Returns what a refresh depends on, besides the weights."""
+  """Returns the fingerprint of a refresh's inputs except the weights."""
   flavour = tokenizer_lib.flavour(run.retriever.tokenizer)
   flavour['title_separator'] = run.retriever.config.title_separator
   return {'run': run.id, 'tokenizer': flavour, **negatives_lib.sources(run)}
 
 
-def folder(run, step):
+def folder(run: experiment.Experiment, step: int) -> pathlib.Path:
   """Returns the folder of the refresh with the weights of a step."""
   return run.workdir / _FOLDER / f'{step:08d}'
