@@ -1,4 +1,9 @@
-"""What the jobs of a run share: its data as rows, its model, its folder."""
+"""What main, the jobs and training share: settings, data, retriever, folder.
+
+Nothing below training takes an `Experiment` or a `Config`. In training the
+loop, refreshes, their rules and their diagnostics take one whole: a refresh
+depends on nearly all of it, and its fingerprint names what it depends on.
+"""
 
 from collections.abc import Callable
 from collections.abc import Iterable
