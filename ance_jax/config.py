@@ -351,7 +351,7 @@ class Config:
     'Steps on --warmup_method before the first refresh; only for rows that '
     'mine from the index. ANCE: 60,000, in a separate run.',
   )
-  hard_negatives: int = knob(
+  num_hard_negatives: int = knob(
     1,
     'Hard negatives per query and step, drawn from its --top_k; with '
     '--method=ance_code, the number that a refresh draws per query, to be used '
@@ -414,7 +414,7 @@ class Config:
     'evaluation, and at --warmup_steps at the latest. 0: it is at '
     '--warmup_steps. ANCE: 0.',
   )
-  refresh: str = knob(
+  refresh_mode: str = knob(
     'sync',
     'How negatives are refreshed. sync: training waits for refreshes; async: '
     'in the background, in this process (one process only); external: in the '
@@ -427,18 +427,18 @@ class Config:
   refresh_delay: int = knob(
     0,
     'Steps from the weights that mined negatives to the first step trained on '
-    'them, with --refresh=delayed.',
+    'them, with --refresh_mode=delayed.',
   )
   refresh_devices: int = knob(
     0,
-    'Local accelerators that refresh in the background with --refresh=async, '
-    'numbered after those that train; 0: the same ones.',
+    'Local accelerators that refresh in the background with '
+    '--refresh_mode=async, numbered after those that train; 0: the same ones.',
     may_change=True,
   )
   max_staleness: int = knob(
     0,
     'Maximum age in steps of the weights that mined the active negatives, with '
-    '--refresh=async or external; training waits when it is reached. 0: '
+    '--refresh_mode=async or external; training waits when it is reached. 0: '
     'training never waits.',
     may_change=True,
   )
@@ -831,9 +831,9 @@ class Config:
       fact = f'is missing {several}' if told else f'is not needed {several}'
       cure = 'set it to HOST:PORT of process 0' if told else 'leave it out'
       raise _bad('coordinator', self.coordinator, fact, cure)
-    if count != 1 and self.refresh == 'async':
+    if count != 1 and self.refresh_mode == 'async':
       cure = 'choose sync, delayed or external'
-      raise _bad('refresh', 'async', f'cannot be used {several}', cure)
+      raise _bad('refresh_mode', 'async', f'cannot be used {several}', cure)
 
   def _check_refresh(self):
     """Raises `BadInput` for refresh flags that contradict each other."""
@@ -863,22 +863,22 @@ class Config:
         f'needs all queries a refresh, and --query_slices is '
         f'{self.query_slices}', 'change one of them'
       )  # fmt: skip
-    delayed, beside = self.refresh == 'delayed', ('async', 'external')
+    delayed, beside = self.refresh_mode == 'delayed', ('async', 'external')
     wrong = {
       'refresh_trigger': self.refresh_trigger and delayed,
-      'warmup_until_plateau': plateau and self.refresh in beside,
+      'warmup_until_plateau': plateau and self.refresh_mode in beside,
       'refresh_delay': self.refresh_delay and not delayed,
-      'refresh_devices': self.refresh_devices and self.refresh != 'async',
-      'max_staleness': self.max_staleness and self.refresh not in beside,
+      'refresh_devices': self.refresh_devices and self.refresh_mode != 'async',
+      'max_staleness': self.max_staleness and self.refresh_mode not in beside,
     }
     for name in [name for name, is_wrong in wrong.items() if is_wrong]:
-      fact = f'cannot be used with --refresh={self.refresh}'
+      fact = f'cannot be used with --refresh_mode={self.refresh_mode}'
       raise _bad(
         name, getattr(self, name), fact, 'leave it out, or change that'
       )
     if delayed and not self.refresh_delay:
       raise _bad(
-        'refresh', 'delayed', 'does not say by how many steps',
+        'refresh_mode', 'delayed', 'does not say by how many steps',
         'set --refresh_delay'
       )  # fmt: skip
 
@@ -927,6 +927,8 @@ class Config:
 # Renamed flags: {name in older releases: name}. A run's own flagfile may use
 # old names; on a command line they raise an error that has the new name.
 RENAMED = {
+  'hard_negatives': 'num_hard_negatives',
+  'refresh': 'refresh_mode',
   'mine_from': 'skip_ranks',
   'mine_to': 'max_rank',
   'judge': 'cross_encoder',
@@ -980,7 +982,7 @@ _READ_BY = (
     'num_devices tokens_dir tie_encoders pooling similarity head_size '
     'head_norm query_length passage_length chunks whole_chunks title_separator '
     'query_prompt passage_prompt lower_case prefix_space dtype '
-    'tokens_per_batch refresh',
+    'tokens_per_batch refresh_mode',
     'not report compare',
   ),
   ('seed', 'not report export'),
@@ -995,7 +997,7 @@ _READ_BY = (
     'train prepare inspect',
   ),
   (
-    'warmup_method warmup_steps top_k hard_negatives steps_per_refresh '
+    'warmup_method warmup_steps top_k num_hard_negatives steps_per_refresh '
     'query_slices max_refreshes refresh_schedule warmup_until_plateau '
     'max_steps',
     'train refresh inspect',
@@ -1044,7 +1046,7 @@ _READ_BY = (
 _RANGES = (
   (
     'vocab_size num_layers hidden_size num_heads intermediate_size '
-    'hard_negatives top_k steps_per_refresh query_slices chunks '
+    'num_hard_negatives top_k steps_per_refresh query_slices chunks '
     'batch_size tokens_per_batch rows_per_block steps_per_eval '
     'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results '
     'num_negatives max_rank search_memory_mb',

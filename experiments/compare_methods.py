@@ -32,7 +32,7 @@ ROWS = {
   'dpr': {},
   'ance': {},
   # Its batch is of triplets, 20 of a query.
-  'ance_code': {'hard_negatives': 20, 'query_slices': 5},
+  'ance_code': {'num_hard_negatives': 20, 'query_slices': 5},
   'ance_in_batch': {},
 }
 MEASURES = {

@@ -4,10 +4,10 @@
       --data_dir=DATA --seeds 0 1
 
 Two ways to be stale (the paper's figure 5 is the first): fewer refreshes, one
-every so many steps; and --refresh=delayed, one every --delay_every steps that
-comes into use so many steps after its weights were made. All runs of a seed go
-on from one of in-batch negatives. Writes staleness.md, staleness.json and
-staleness.png into the folder; runs that are there are not made again.
+every so many steps; and --refresh_mode=delayed, one every --delay_every steps
+that comes into use so many steps after its weights were made. All runs of a
+seed go on from one of in-batch negatives. Writes staleness.md, staleness.json
+and staleness.png into the folder; runs that are there are not made again.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main(arguments=None):
   for delay in given.delays:
     changes = {
       'steps_per_refresh': given.delay_every,
-      'refresh': 'delayed',
+      'refresh_mode': 'delayed',
       'refresh_delay': delay,
     }
     found['delay'][delay] = _runs(base, given, f'delay-{delay}', changes)

@@ -222,15 +222,15 @@ def test_each_flag_of_an_older_release_is_a_flag_or_has_a_new_name():
 
 @pytest.fixture
 def renamed(monkeypatch):
-  names = {'negs': 'hard_negatives', 'norm': 'head_norm'}
+  names = {'negs': 'num_hard_negatives', 'norm': 'head_norm'}
   monkeypatch.setattr(config, 'RENAMED', names)
 
 
 @pytest.mark.parametrize(
   ('argument', 'expected'),
   [
-    ('--negs=3', '--hard_negatives=3'),
-    ('--negs', '--hard_negatives'),
+    ('--negs=3', '--num_hard_negatives=3'),
+    ('--negs', '--num_hard_negatives'),
     ('-nonorm', '-nohead_norm'),
     ('--norm=--negs=3', '--head_norm=--negs=3'),
     ('--seed=--negs', '--seed=--negs'),
@@ -246,15 +246,15 @@ def test_a_flag_has_its_present_name(argument, expected, renamed):
 def test_a_run_of_an_older_release_is_read_by_its_names(renamed):
   lines = ['--negs=3', '--norm=false', '--seed=1']
   found = config.Config.from_lines(lines, 'run.flags')
-  assert found == config.Config(hard_negatives=3, head_norm=False, seed=1)
+  assert found == config.Config(num_hard_negatives=3, head_norm=False, seed=1)
 
 
 @pytest.mark.parametrize(
   ('argument', 'old', 'new'),
   [
-    ('--negs=3', '--negs', '--hard_negatives'),
+    ('--negs=3', '--negs', '--num_hard_negatives'),
     ('--nonorm', '--nonorm', '--nohead_norm'),
-    ('--negs 3', '--negs', '--hard_negatives'),
+    ('--negs 3', '--negs', '--num_hard_negatives'),
   ],
 )
 def test_a_person_is_told_the_new_name_of_a_flag(
@@ -279,9 +279,17 @@ def test_a_person_is_told_the_new_name_of_a_flag(
     ({'download': True, 'dataset': 'beir'}, 'which set of BEIR', 'name it'),
     ({'max_staleness': 5}, 'is less than the 10000 steps', 'raise it'),
     ({'refresh_schedule': '5-:2'}, 'without a gap', '0-2000:500,2000-:5000'),
-    ({'refresh_delay': 2}, 'cannot be used with --refresh=sync', 'leave it'),
-    ({'refresh': 'delayed'}, 'by how many steps', 'set --refresh_delay'),
-    ({'refresh_devices': 1}, 'cannot be used with --refresh=sync', 'leave it'),
+    (
+      {'refresh_delay': 2},
+      'cannot be used with --refresh_mode=sync',
+      'leave it',
+    ),
+    ({'refresh_mode': 'delayed'}, 'by how many steps', 'set --refresh_delay'),
+    (
+      {'refresh_devices': 1},
+      'cannot be used with --refresh_mode=sync',
+      'leave it',
+    ),
     ({'passage_length': 2}, 'is out of range', 'two special tokens and a word'),
     ({'job': 'eval'}, 'does not exist', 'choose one of train, prepare'),
     ({'seed': 'a b'}, "='a b' is not a whole number", 'write digits only'),

@@ -157,7 +157,7 @@ def compiled_once():
   def make_train_step(config, method, retriever, optimizer, devices):
     # Where negatives come from is nothing to the step.
     alike = dataclasses.replace(
-      config, workdir='', remote_dir='', refresh='sync', refresh_delay=0,
+      config, workdir='', remote_dir='', refresh_mode='sync', refresh_delay=0,
       refresh_devices=0,
       max_staleness=0, refresh_replay='', checkpoints_to_keep=1,
       refresh_trigger=0.0, warmup_until_plateau=0,
@@ -200,7 +200,7 @@ def tiny(beir_folder, tmp_path):
     warmup_steps=4,
     max_steps=12,
     steps_per_refresh=4,
-    hard_negatives=2,
+    num_hard_negatives=2,
     steps_per_log=1,
     **SMALL,
   )

@@ -43,9 +43,9 @@ RULE_OF = {
 
 # What a flag goes with, so that its range is what is wrong.
 WITH = {
-  'refresh_delay': {'refresh': 'delayed'},
-  'refresh_devices': {'refresh': 'async'},
-  'max_staleness': {'refresh': 'async'},
+  'refresh_delay': {'refresh_mode': 'delayed'},
+  'refresh_devices': {'refresh_mode': 'async'},
+  'max_staleness': {'refresh_mode': 'async'},
   'warmup_until_plateau': {'steps_per_eval': 1, 'warmup_steps': 1},
 }
 
@@ -76,15 +76,15 @@ def test_each_number_has_a_range_but_scores():
   ('flags', 'name', 'refused', 'passes', 'says'),
   [
     (
-      {'refresh': 'async', 'refresh_schedule': '0-100:10,100-:50'},
+      {'refresh_mode': 'async', 'refresh_schedule': '0-100:10,100-:50'},
       'max_staleness', [1, 49], [0, 50], 'at least the 50',
     ),
     (
-      {'refresh': 'external', 'refresh_schedule': '0-100:50,100-:10'},
+      {'refresh_mode': 'external', 'refresh_schedule': '0-100:50,100-:10'},
       'max_staleness', [49], [50], 'at least the 50',
     ),
     (
-      {'refresh': 'async', 'steps_per_refresh': 30},
+      {'refresh_mode': 'async', 'steps_per_refresh': 30},
       'max_staleness', [29], [30], 'at least the 30',
     ),
     (
@@ -93,9 +93,9 @@ def test_each_number_has_a_range_but_scores():
     ),
     ({}, 'process_id', [1], [0], 'below --num_processes'),
     ({'refresh_trigger': 0.5}, 'query_slices', [2], [1], 'query_slices=1'),
-    ({'refresh': 'delayed'}, 'refresh_delay', [0], [1], 'at least 1'),
+    ({'refresh_mode': 'delayed'}, 'refresh_delay', [0], [1], 'at least 1'),
     ({}, 'refresh_delay', [1], [0], 'else left out'),
-    ({'refresh': 'async'}, 'max_steps', [2**31], [2**31 - 1], 'below 2'),
+    ({'refresh_mode': 'async'}, 'max_steps', [2**31], [2**31 - 1], 'below 2'),
   ],
 )  # fmt: skip
 def test_flags_that_bound_each_other_do_so_at_the_edge(
@@ -145,8 +145,8 @@ def run(tmp_path_factory):
   [
     ({'top_k': 4}, 1, None),
     ({'top_k': 5}, 1, '--top_k and the positives of a query .* 5 and up to 1'),
-    ({'hard_negatives': 4}, 1, None),
-    ({'hard_negatives': 5}, 1, '--hard_negatives, .* found 5 and 4'),
+    ({'num_hard_negatives': 4}, 1, None),
+    ({'num_hard_negatives': 5}, 1, '--num_hard_negatives, .* found 5 and 4'),
     ({'query_slices': 5}, 1, None),
     ({'query_slices': 6}, 1, '--query_slices must be at most the 5'),
     ({'rows_per_block': 9}, 2, None),
@@ -178,7 +178,7 @@ def test_a_copy_of_a_positive_takes_a_rank_only_if_it_is_dropped(
   texts = [*fingerprint_test.TEXTS[:4], fingerprint_test.TEXTS[0]]
   run = fingerprint_test.make_run(
     tmp_path, texts=texts, queries='vwxyz', top_k=4, drop_same_text=dropped,
-    method='ance', hard_negatives=1,
+    method='ance', num_hard_negatives=1,
   )  # fmt: skip
   if not dropped:
     negatives.check(run)

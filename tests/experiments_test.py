@@ -65,7 +65,7 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
 ):
   compare_methods, figures, false_negatives, baselines = scripts
   base = dataclasses.replace(
-    tiny, num_devices=1, max_steps=9, warmup_method='bm25', hard_negatives=1
+    tiny, num_devices=1, max_steps=9, warmup_method='bm25', num_hard_negatives=1
   )
   rows, rates = ['in_batch', 'ance'], [1e-2, 1e-4]
   compare_methods.compare(base, tmp_path, [0], rates, rows, start=3)
@@ -111,7 +111,7 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
 def test_staleness_is_studied_from_one_start(tiny, tmp_path, capsys):
   staleness = importlib.import_module('staleness')
   base = dataclasses.replace(
-    tiny, num_devices=1, max_steps=15, hard_negatives=1, workdir=''
+    tiny, num_devices=1, max_steps=15, num_hard_negatives=1, workdir=''
   )
   flags = tmp_path / 'base.flags'
   flags.write_text(base.to_flagfile())

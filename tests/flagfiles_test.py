@@ -33,7 +33,7 @@ SMALL = {
   'query_length': 8,
   'passage_length': 24,
   'batch_size': 8,
-  'hard_negatives': 2,
+  'num_hard_negatives': 2,
   'top_k': 10,
   'warmup_steps': 4,
   'steps_per_refresh': 3,

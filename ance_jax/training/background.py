@@ -1,4 +1,4 @@
-"""Refreshes in the background: `--refresh=async` and `--refresh=external`.
+"""Refreshes in the background: `--refresh_mode=async` and `external`.
 
 The trainer and the refresher share only a folder. The trainer commits
 checkpoints, the refresher publishes refreshes, and both appear atomically. The
@@ -162,15 +162,15 @@ def open_poller(
 ) -> RefreshPoller | None:
   """Returns the poller of a run; None if there are no background refreshes.
 
-  With `--refresh=async` this also starts the refresh thread. `stack` closes
-  both.
+  With `--refresh_mode=async` this also starts the refresh thread. `stack`
+  closes both.
   """
   config, thread = run.config, None
-  if config.refresh_replay or config.refresh not in ('async', 'external'):
+  if config.refresh_replay or config.refresh_mode not in ('async', 'external'):
     return None
   if not schedule.num_refreshes(config):
     return None
-  if config.refresh == 'async':
+  if config.refresh_mode == 'async':
     others = devices_lib.training_devices(config)[1]
     there = run.on_devices(others) if others else run
     thread = RefreshThread(there)

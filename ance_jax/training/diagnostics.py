@@ -212,7 +212,7 @@ def _gradients(run, seen, indexed, positives, tables):
   loss = getattr(losses, methods.METHODS[config.method].loss)
   scale = 1 / config.temperature
   random = np.random.default_rng([config.seed, _RANDOM])
-  shape = len(seen.rows), config.hard_negatives
+  shape = len(seen.rows), config.num_hard_negatives
   of_all = (
     np.ones(shape[0], bool),
     random.integers(len(run.dataset.passages), size=shape),
@@ -225,7 +225,7 @@ def _gradients(run, seen, indexed, positives, tables):
     if not len(inside):
       continue
     random = np.random.default_rng([config.seed, _DRAWN])
-    negatives = batches.draw(random, negatives, config.hard_negatives)
+    negatives = batches.draw(random, negatives, config.num_hard_negatives)
     queries = seen.queries[inside]
     of_positives = _embeddings(indexed, positives[inside])
     of_negatives = _embeddings(indexed, negatives)

@@ -24,9 +24,9 @@ class Method(NamedTuple):
     last_positive: Whether only the last judged positive of a query counts,
       identified by its id; other positives and copies of its text can be
       negatives.
-    triplets: Whether a refresh draws `--hard_negatives` per query from the top
-      K once, and steps visit (query, positive, negative) triplets in order, all
-      triplets of a query in a row.
+    triplets: Whether a refresh draws `--num_hard_negatives` per query from the
+      top K once, and steps visit (query, positive, negative) triplets in order,
+      all triplets of a query in a row.
     without_answers: Whether passages that hold an answer of the query are
       removed from its top K without replacement.
   """

@@ -261,7 +261,7 @@ def by_given(run: experiment.Experiment) -> np.ndarray:
   """Returns the (Q, K) int32 negatives given by the data, padded with -1.
 
   A query keeps at most its first --top_k. If it has fewer than
-  --hard_negatives, random passages fill it up to that number.
+  --num_hard_negatives, random passages fill it up to that number.
   """
   folder, about = run.workdir / 'given', sources(run)
 
@@ -281,7 +281,7 @@ def _publish_given(run, folder, about):
   negatives, counts = take_given(run)
   line = f'given negatives: {counts_text(counts)}'
   if counts['random']:
-    line += f' where a query has fewer than {config.hard_negatives}'
+    line += f' where a query has fewer than {config.num_hard_negatives}'
   if none := int((sizes == 0).sum()):
     line += f' ({none:,} queries have none)'
   if cut := int(np.maximum(sizes - config.top_k, 0).sum()):
@@ -304,8 +304,8 @@ def take_given(
     candidates.of_lists(given, 'the data'),
     (0, len(split.ids)),
     'take the given negatives',
-    number=max(min(most, config.top_k), config.hard_negatives),
-    least=config.hard_negatives,
+    number=max(min(most, config.top_k), config.num_hard_negatives),
+    least=config.num_hard_negatives,
   )
   return found.rows, counts
 
@@ -357,7 +357,7 @@ def sources(run: experiment.Experiment) -> dict[str, Any]:
     'index_params': config.index_params,
     'center_passages': config.center_passages,
     'top_k': config.top_k,
-    'hard_negatives': config.hard_negatives,
+    'hard_negatives': config.num_hard_negatives,
     'method': config.method,
     'seed': config.seed,
     **_rules(config),
@@ -482,16 +482,16 @@ def _check_given(run, wanted):
       'train; set --negatives to a file of them, or use another row.'
     )
   most = _most_excluded(run, methods.METHODS['given'])
-  if config.hard_negatives + most > len(run.dataset.passages):
+  if config.num_hard_negatives + most > len(run.dataset.passages):
     raise errors.BadInput(
-      f'--hard_negatives={config.hard_negatives} and up to {most} positives of '
-      f'a query are more than the {len(run.dataset.passages):,} passages of '
-      'the corpus; lower --hard_negatives.'
+      f'--num_hard_negatives={config.num_hard_negatives} and up to {most} '
+      f'positives of a query are more than the {len(run.dataset.passages):,} '
+      'passages of the corpus; lower --num_hard_negatives.'
     )
-  if config.hard_negatives > config.top_k:
+  if config.num_hard_negatives > config.top_k:
     raise errors.BadInput(
-      '--hard_negatives, drawn from the first --top_k, must be at most that; '
-      f'found {config.hard_negatives} and {config.top_k}; change one.'
+      '--num_hard_negatives, drawn from the first --top_k, must be at most '
+      f'that; found {config.num_hard_negatives} and {config.top_k}; change one.'
     )
 
 
@@ -544,8 +544,8 @@ def _check_depth(run):
       f'{len(run.dataset.passages):,} passages of the corpus; found '
       f'{config.top_k} and up to {most}; lower --top_k.'
     )
-  if config.hard_negatives > config.top_k:
+  if config.num_hard_negatives > config.top_k:
     raise errors.BadInput(
-      '--hard_negatives, drawn from the top k, must be at most --top_k; found '
-      f'{config.hard_negatives} and {config.top_k}; change one.'
+      '--num_hard_negatives, drawn from the top k, must be at most --top_k; '
+      f'found {config.num_hard_negatives} and {config.top_k}; change one.'
     )

@@ -48,6 +48,7 @@ _NOUNS = {
   'groups': 'corpus',
   'query_slice': 'slice of the training queries',
   'rules': 'set of rules for negatives',
+  'hard_negatives': '--num_hard_negatives',
 }
 
 
@@ -409,7 +410,7 @@ def _mine(run, step, indexed, watch):
     )
     if method.triplets:
       random = np.random.default_rng([config.seed, step])
-      columns = selection.draw(random, mined.rows, config.hard_negatives)
+      columns = selection.draw(random, mined.rows, config.num_hard_negatives)
       mined = mined._replace(
         rows=np.take_along_axis(mined.rows, columns, 1),
         scores=np.take_along_axis(mined.scores, columns, 1),

@@ -61,10 +61,10 @@ def num_negatives(config: config_lib.Config, method: methods.Method) -> int:
   """
   if method.negatives == 'none':
     return 0
-  # With triplets a refresh draws `--hard_negatives` and each triplet has one of
-  # them. Such a run also warms up on triplets (run_train_warmup.sh).
+  # With triplets a refresh draws `--num_hard_negatives`, one for each triplet.
+  # Such a run also warms up on triplets (run_train_warmup.sh).
   triplets = methods.METHODS[config.method].triplets
-  return 1 if triplets else config.hard_negatives
+  return 1 if triplets else config.num_hard_negatives
 
 
 def end_of_warmup(config: config_lib.Config, scores: dict[int, float]) -> int:
@@ -96,9 +96,10 @@ def refresh_due(config: config_lib.Config, step: int) -> bool:
 def comes_into_use(config: config_lib.Config, step: int) -> int | None:
   """Returns the step of the refresh to switch to after `step`, or None.
 
-  This is the refresh of `step` itself or, with `--refresh=delayed`, the one
-  `refresh_delay` steps earlier. A refresh at step 0 is never delayed, because
-  there are no other negatives. Background refreshes depend on time instead.
+  This is the refresh of `step` itself or, with `--refresh_mode=delayed`, the
+  one `refresh_delay` steps earlier. A refresh at step 0 is never delayed,
+  because there are no other negatives. Background refreshes depend on time
+  instead.
   """
   mined = step - _delay(config) if step else 0
   by_then = refresh_due(config, mined)
@@ -169,7 +170,7 @@ def next_boundary(config: config_lib.Config, step: int) -> int:
 
 
 def _delay(config):
-  return config.refresh_delay if config.refresh == 'delayed' else 0
+  return config.refresh_delay if config.refresh_mode == 'delayed' else 0
 
 
 def _refresh_steps(config):

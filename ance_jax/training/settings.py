@@ -40,7 +40,9 @@ def sizes(config: config_lib.Config) -> sources.Sizes:
 def encoding(config: config_lib.Config) -> encoding_lib.Settings:
   """Returns the settings of encoding."""
   # cuDNN may fail to load a kernel while another thread uses the GPU.
-  return _part(encoding_lib.Settings, config, kernel=config.refresh != 'async')
+  return _part(
+    encoding_lib.Settings, config, kernel=config.refresh_mode != 'async'
+  )
 
 
 def index(config: config_lib.Config) -> corpus_index.Settings:

@@ -52,7 +52,7 @@ SETTINGS = config_lib.Config(
   query_length=24,
   passage_length=64,
   batch_size=32,
-  hard_negatives=1,
+  num_hard_negatives=1,
   top_k=50,
   learning_rate=1e-3,
   lr_warmup_steps=10,
@@ -75,7 +75,7 @@ BERT_BASE = bi_encoder.RetrieverConfig(
 )  # fmt: skip
 RUNS = {
   'sync': {},
-  'async': {'refresh': 'async'},
+  'async': {'refresh_mode': 'async'},
   'frozen': {'max_refreshes': 1},
 }
 # What training stands still for: methods of the loop, by what they do.

@@ -3,10 +3,11 @@
     python experiments/benchmarks/soak_beside.py --kills=20
 
 Two processes share a folder and nothing else: one trains with
---refresh=external, one refreshes with --watch. Every few seconds one of the two
-is killed with SIGKILL, or both are asked to stop with SIGTERM, and started
-again with the same command. Once training is over, a run with --refresh_replay
-must end with the same bits: nothing that was picked up is lost or changed.
+--refresh_mode=external, one refreshes with --watch. Every few seconds one of
+the two is killed with SIGKILL, or both are asked to stop with SIGTERM, and
+started again with the same command. Once training is over, a run with
+--refresh_replay must end with the same bits: nothing that was picked up is lost
+or changed.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import soak
 
 SETTINGS = dataclasses.replace(
   soak.SETTINGS,
-  refresh='external',
+  refresh_mode='external',
   max_staleness=60,
   max_steps=600,
   steps_per_refresh=20,
@@ -123,7 +124,7 @@ def run(folder, random, kills, steps):
     again = dataclasses.replace(
       base,
       workdir=str(folder / 'again'),
-      refresh='sync',
+      refresh_mode='sync',
       max_staleness=0,
       refresh_replay=base.workdir,
     )

@@ -224,8 +224,8 @@ def test_the_parts_of_an_index_find_what_the_whole_one_does(
       '--num_processes=0 is for --job=train alone',
     ),
     (
-      {'num_processes': 0, 'refresh': 'async'},
-      '--refresh=async cannot be used with --num_processes=0',
+      {'num_processes': 0, 'refresh_mode': 'async'},
+      '--refresh_mode=async cannot be used with --num_processes=0',
     ),
   ],
 )

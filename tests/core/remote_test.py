@@ -148,7 +148,7 @@ def test_a_trainer_and_a_refresher_share_a_bucket_and_nothing_else(
 ):
   config = dataclasses.replace(
     config,
-    refresh='external',
+    refresh_mode='external',
     max_staleness=8,
     max_steps=32,
     steps_per_eval=None,

@@ -111,7 +111,7 @@ CASES = {
   'no heads': value('--num_heads=0', '--num_heads=0 is out of range'),
   'no vocabulary': value('--vocab_size=0', '--vocab_size=0 is out of range'),
   'no negatives': value(
-    '--hard_negatives=0', '=0 is out of range; set it to at least 1'
+    '--num_hard_negatives=0', '=0 is out of range; set it to at least 1'
   ),
   'no passages mined': value('--top_k=-1', '--top_k=-1 is out of range'),
   'no slices': value(

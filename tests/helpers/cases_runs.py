@@ -337,7 +337,7 @@ CASES = {
     'check a refresh', 'must together be at most the 5 passages', top_k=5
   ),
   'drawn beyond the mined': job(
-    'check a refresh', 'must be at most --top_k; found 3', hard_negatives=3
+    'check a refresh', 'must be at most --top_k; found 3', num_hard_negatives=3
   ),
   'more slices than queries': job(
     'check a refresh', 'at most the 2 training queries', query_slices=3

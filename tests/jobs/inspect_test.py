@@ -220,7 +220,7 @@ def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
   ]
   corpus_ids = [f'[p{row}]' for row in range(conftest.NUM_PASSAGES)]
   shown = [line for line in found['batch'] if 'own, negative' in line]
-  assert len(shown) == 3 * settings.hard_negatives
+  assert len(shown) == 3 * settings.num_hard_negatives
   names = [line.split(': ')[1].split()[0] for line in shown]
   assert {corpus_ids.index(name) for name in names} <= set(mined.flat)
   of_checkpoint = dataclasses.replace(
@@ -236,7 +236,7 @@ def test_the_batch_of_a_run_is_the_first_on_what_it_picked_up_last(
 ):
   settings = dataclasses.replace(
     tiny, num_devices=1, warmup_steps=0, max_steps=4, method='ance',
-    steps_per_refresh=2, refresh='delayed', refresh_delay=1,
+    steps_per_refresh=2, refresh_mode='delayed', refresh_delay=1,
   )  # fmt: skip
   train.run(settings)
   steps, draw_rows = [], batches.draw_rows
@@ -265,7 +265,7 @@ def test_what_a_run_ranked_by_bm25_is_shown_in_a_batch(tiny):
   train.run(settings)
   found = inspect.run(dataclasses.replace(settings, job='inspect'))
   shown = [line for line in found['batch'] if 'own, negative' in line]
-  assert len(shown) == 3 * settings.hard_negatives
+  assert len(shown) == 3 * settings.num_hard_negatives
 
 
 def test_given_negatives_are_shown_in_a_batch(tiny, tmp_path):
@@ -282,7 +282,7 @@ def test_given_negatives_are_shown_in_a_batch(tiny, tmp_path):
   )
   found = inspect.run(settings)['batch']
   own = [line for line in found if 'own, negative' in line]
-  assert len(own) == 3 * settings.hard_negatives
+  assert len(own) == 3 * settings.num_hard_negatives
   assert all(f'[p14{n}]' in ''.join(found) for n in '45')
   assert all(line.split('[')[1][:3] == 'p14' for line in own)
   assert not pathlib.Path(tiny.workdir, 'given').exists()

@@ -53,7 +53,7 @@ BM25 = {'retriever': 'bm25', 'split': 'test', 'workdir': 'bm25'}
 MODEL = {'init_from': 'run', 'workdir': 'of_model'}
 RUNS = (
   ('train', {}),
-  ('train', {'workdir': 'b', 'refresh': 'delayed', 'refresh_delay': 1}),
+  ('train', {'workdir': 'b', 'refresh_mode': 'delayed', 'refresh_delay': 1}),
   ('train', {**MODEL, 'workdir': 'further', 'max_steps': 1}),
   ('prepare', {'workdir': 'prepared'}),
   ('inspect', {}),
@@ -97,7 +97,7 @@ def reads(beir_folder, tmp_path_factory):
   tiny = config_lib.Config(
     workdir='run', dataset='beir', data_dir=str(beir_folder),
     method='ance_in_batch', warmup_method='bm25', warmup_steps=2, max_steps=3,
-    steps_per_refresh=2, hard_negatives=2, steps_per_log=1, num_devices=1,
+    steps_per_refresh=2, num_hard_negatives=2, steps_per_log=1, num_devices=1,
     **conftest.SMALL,
   )  # fmt: skip
   os.chdir(tmp_path_factory.mktemp('reads'))

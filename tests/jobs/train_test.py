@@ -127,7 +127,7 @@ def test_the_released_code_trains_on_triplets_of_a_slice_in_a_row(
     warmup_method='bm25',
     warmup_steps=0,
     query_slices=5,
-    hard_negatives=3,
+    num_hard_negatives=3,
     max_steps=24,
     num_devices=1,
     steps_per_checkpoint=3,
@@ -162,7 +162,7 @@ def test_the_released_code_trains_on_triplets_of_a_slice_in_a_row(
   assert slices == [(0, 9), (9, 18), (18, 27), (27, 36), (36, 48), (0, 9)]
   # The other positives of a query are negatives to this code.
   every = set(zip(*run.dataset.splits['train'].positives(), strict=True))
-  deep = run._replace(config=dataclasses.replace(config, hard_negatives=10))
+  deep = run._replace(config=dataclasses.replace(config, num_hard_negatives=10))
   refreshes.refresh(deep, 4)
   mined = {
     (9 + query, passage)
@@ -205,7 +205,7 @@ def test_the_released_code_goes_on_inside_of_a_slice_bit_for_bit(
     tiny,
     method='ance_code',
     query_slices=3,
-    hard_negatives=3,
+    num_hard_negatives=3,
     max_steps=14,
     num_devices=1,
     steps_per_checkpoint=3,
@@ -228,7 +228,7 @@ def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
     tiny,
     data_dir=str(folder),
     method='ance_code_qa',
-    hard_negatives=1,
+    num_hard_negatives=1,
     max_steps=8,
     num_devices=1,
   )
@@ -278,7 +278,9 @@ def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
 def mine_plainly(run, step):
   """Returns the top K of all training queries but for the last positive."""
   other = run._replace(
-    config=dataclasses.replace(run.config, method='ance_code', hard_negatives=1)
+    config=dataclasses.replace(
+      run.config, method='ance_code', num_hard_negatives=1
+    )
   )
   last = dict(
     zip(*run.dataset.splits['train'].positives(last=True), strict=True)
@@ -449,7 +451,7 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
     ({'num_devices': 9}, '--num_devices must be at most the 8 devices'),
     ({'workdir': ''}, 'found no --workdir'),
     ({'top_k': 149}, '--top_k and the positives of a query .* found 149'),
-    ({'hard_negatives': 11}, '--hard_negatives, .* found 11 and 10'),
+    ({'num_hard_negatives': 11}, '--num_hard_negatives, .* found 11 and 10'),
     ({'index': 'Nothing'}, '--index must be a FAISS factory string'),
     ({'index': 'IVF256,Flat'}, '--index must have at most as many lists'),
     (
@@ -610,7 +612,8 @@ def test_flags_that_may_change_are_chosen_by_hand():
     'tokens_dir', 'beir_set', 'beam_runner', 'beam_options', 'output',
     'overwrite', 'export_corpus', 'port',
     'ranking', 'num_negatives', 'format',
-    'refresh', 'refresh_devices', 'refresh_replay', 'max_staleness', 'watch',
+    'refresh_mode', 'refresh_devices', 'refresh_replay', 'max_staleness',
+    'watch',
   }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def replayed(config):
   again = dataclasses.replace(
     config,
     workdir=config.workdir + '-again',
-    refresh='sync',
+    refresh_mode='sync',
     refresh_delay=0,
     refresh_devices=0,
     max_staleness=0,
@@ -126,7 +126,7 @@ def set_at(monkeypatch, step, event, then=lambda: None):
 
 
 def test_delayed_negatives_come_into_use_so_many_steps_later(config):
-  config = dataclasses.replace(config, refresh='delayed', refresh_delay=3)
+  config = dataclasses.replace(config, refresh_mode='delayed', refresh_delay=3)
   train.run(config)
   assert pick_ups(config) == [(7, 4), (11, 8), (15, 12), (19, 16), (23, 20)]
   ages = logs.series(config.workdir, 'train/negatives_age')
@@ -144,7 +144,7 @@ def test_delayed_negatives_come_into_use_so_many_steps_later(config):
 
 def test_without_a_warm_up_the_first_refresh_is_not_delayed(config):
   config = dataclasses.replace(
-    config, refresh='delayed', refresh_delay=6, warmup_steps=0
+    config, refresh_mode='delayed', refresh_delay=6, warmup_steps=0
   )
   train.run(config)
   assert pick_ups(config) == [(0, 0), (10, 4), (14, 8), (18, 12), (22, 16)]
@@ -154,7 +154,7 @@ def test_a_delay_is_other_training(config):
   params = []
   for name, changes in (
     ('sync', {}),
-    ('delayed', {'refresh': 'delayed', 'refresh_delay': 1}),
+    ('delayed', {'refresh_mode': 'delayed', 'refresh_delay': 1}),
   ):
     workdir = f'{config.workdir}-{name}'
     one = dataclasses.replace(config, workdir=workdir, **changes)
@@ -166,7 +166,7 @@ def test_a_delay_is_other_training(config):
 def test_a_delayed_run_stopped_at_any_step_ends_bit_equal(config, monkeypatch):
   config = dataclasses.replace(
     config,
-    refresh='delayed',
+    refresh_mode='delayed',
     refresh_delay=6,
     checkpoints_to_keep=1,
   )
@@ -183,7 +183,7 @@ def test_a_delayed_run_stopped_at_any_step_ends_bit_equal(config, monkeypatch):
 
 
 def test_training_never_waits_for_a_refresh_that_is_held(config, monkeypatch):
-  config = dataclasses.replace(config, refresh='async', max_steps=70)
+  config = dataclasses.replace(config, refresh_mode='async', max_steps=70)
   released, begun = threading.Event(), threading.Event()
   held = hold(monkeypatch, released)
   # So that it is the first refresh due, however slow the machine is.
@@ -202,7 +202,7 @@ def test_training_never_waits_for_a_refresh_that_is_held(config, monkeypatch):
 
 def test_what_was_picked_up_beside_training_is_repeated_bit_for_bit(config):
   config = dataclasses.replace(
-    config, refresh='async', refresh_devices=2, max_staleness=4
+    config, refresh_mode='async', refresh_devices=2, max_staleness=4
   )
   train.run(config)
   assert len(pick_ups(config)) > 3
@@ -211,7 +211,7 @@ def test_what_was_picked_up_beside_training_is_repeated_bit_for_bit(config):
 
 
 def test_training_waits_at_the_greatest_staleness(config, monkeypatch, capsys):
-  config = dataclasses.replace(config, refresh='async', max_staleness=6)
+  config = dataclasses.replace(config, refresh_mode='async', max_staleness=6)
   waits, real = [], background.RefreshPoller.wait
 
   def wait(self, in_use, step, oldest):
@@ -244,7 +244,7 @@ def only_late(real):
 def test_a_run_killed_beside_a_refresh_repeats_its_pick_ups(
   config, monkeypatch
 ):
-  config = dataclasses.replace(config, refresh='async', max_steps=40)
+  config = dataclasses.replace(config, refresh_mode='async', max_steps=40)
   while not pathlib.Path(config.workdir, 'pickups.json').exists() or not (
     pick_ups(config)
   ):
@@ -276,7 +276,7 @@ def test_a_run_killed_beside_a_refresh_repeats_its_pick_ups(
 @pytest.mark.parametrize('trainer_first', [True, False])
 def test_two_jobs_share_a_folder_and_nothing_else(config, trainer_first):
   config = dataclasses.replace(
-    config, refresh='external', max_staleness=8, max_steps=40
+    config, refresh_mode='external', max_staleness=8, max_steps=40
   )
   with contextlib.ExitStack() as stack:
     if not trainer_first:
@@ -512,7 +512,7 @@ def test_the_trainer_keeps_the_checkpoint_that_a_refresher_reads(
   config, monkeypatch
 ):
   config = dataclasses.replace(
-    config, refresh='external', max_steps=40, checkpoints_to_keep=1
+    config, refresh_mode='external', max_steps=40, checkpoints_to_keep=1
   )
   set_at(
     monkeypatch,
@@ -585,7 +585,7 @@ def test_half_a_refresh_is_never_picked_up(finished, damage, capsys):
 def test_what_ends_the_refresher_ends_the_training_within_a_step(
   config, monkeypatch
 ):
-  config = dataclasses.replace(config, refresh='async', max_steps=2000)
+  config = dataclasses.replace(config, refresh_mode='async', max_steps=2000)
 
   def fail(*_):
     raise OSError(28, 'No space left on device')
@@ -611,7 +611,7 @@ def test_nothing_is_compiled_anew_for_what_comes_in_beside_training(
   config, monkeypatch
 ):
   config = dataclasses.replace(
-    config, refresh='async', max_staleness=4, steps_per_eval=1000
+    config, refresh_mode='async', max_staleness=4, steps_per_eval=1000
   )
   traced, real = [], steps.make_train_step
 
@@ -636,7 +636,7 @@ def test_a_slice_is_read_from_its_first_query_on_when_it_comes_into_use(
     warmup_method='bm25',
     query_slices=5,
     max_steps=16,
-    refresh='delayed',
+    refresh_mode='delayed',
     refresh_delay=3,
   )
   since, real = {}, batches.make_batch
@@ -656,7 +656,7 @@ def test_what_is_damaged_before_it_comes_into_use_is_made_again(
 ):
   config = dataclasses.replace(
     config,
-    refresh='delayed',
+    refresh_mode='delayed',
     refresh_delay=7,
     steps_per_checkpoint=1,
     checkpoints_to_keep=1,

@@ -64,20 +64,20 @@ def test_the_peak_of_the_learning_rate_is_that_of_the_steps(
     ),
     (
       {
-        'warmup_steps': 4, 'refresh': 'delayed', 'refresh_delay': 4,
+        'warmup_steps': 4, 'refresh_mode': 'delayed', 'refresh_delay': 4,
         'max_steps': 8,
       },
       'at step 8, and --max_steps=8: they are never trained on',
     ),
     (
       {
-        'warmup_steps': 4, 'refresh': 'delayed', 'refresh_delay': 4,
+        'warmup_steps': 4, 'refresh_mode': 'delayed', 'refresh_delay': 4,
         'max_steps': 9,
       },
       None,
     ),
     # Where there is nothing else to train on, the first one is not delayed.
-    ({'refresh': 'delayed', 'refresh_delay': 9, 'max_steps': 9}, None),
+    ({'refresh_mode': 'delayed', 'refresh_delay': 9, 'max_steps': 9}, None),
     ({'query_slices': 5, 'max_steps': 4}, '4 refreshes mine 4 of the --query_'),
     ({'query_slices': 5, 'max_steps': 5}, None),
   ],
@@ -215,14 +215,14 @@ def test_a_share_of_queries_without_negatives_is_told_of(told):
   assert '(1 of the 3 training queries never have one)' in line
   # A triplet has one negative, in the warm-up, too.
   (line,) = told(
-    data_of([[0, 1, 2]], range(9)), method='ance_code', hard_negatives=20,
+    data_of([[0, 1, 2]], range(9)), method='ance_code', num_hard_negatives=20,
     warmup_method='random', warmup_steps=1,
   )  # fmt: skip
   assert '--warmup_method=random: about 33.3% of' in line
   # One passage in 100, and one in 101.
   for number, lines in ((100, 1), (101, 0)):
     data = data_of([[0]], range(number))
-    assert len(told(data, method='random', hard_negatives=1)) == lines
+    assert len(told(data, method='random', num_hard_negatives=1)) == lines
 
 
 def test_rows_of_a_run_without_any_negative_are_refused(told):
@@ -296,7 +296,7 @@ def write_set(folder, texts, qrels):
       ['one', 'two', 'three'],
       [(0, 0), (0, 1), (0, 2)],
       {'method': 'ance_code', 'warmup_method': 'bm25', 'top_k': 1,
-       'hard_negatives': 1},
+       'num_hard_negatives': 1},
       'all 3 passages of the corpus are positives of one training query',
     ),
   ],

@@ -100,7 +100,7 @@ def small():
     one.groups, one.ids = None, range(3)
   run = SimpleNamespace(
     config=SimpleNamespace(
-      method='ance', temperature=0.5, seed=0, hard_negatives=1,
+      method='ance', temperature=0.5, seed=0, num_hard_negatives=1,
       train_split='train', dev_split='dev',
     ),
     dataset=SimpleNamespace(

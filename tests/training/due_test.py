@@ -81,7 +81,7 @@ def test_beside_training_what_is_left_out_is_looked_at_once(
 ):
   monkeypatch.setattr(background_test.background, 'LOOK_SECS', 0.001)
   config = dataclasses.replace(
-    config, refresh='async', refresh_trigger=0.01, max_staleness=20,
+    config, refresh_mode='async', refresh_trigger=0.01, max_staleness=20,
     checkpoints_to_keep=9,
   )  # fmt: skip
   train.run(config)
@@ -140,8 +140,8 @@ def test_level_is_no_better_than_the_best_so_often(scores, evaluations, end):
   ('settings', 'message'),
   [
     (
-      {'refresh': 'delayed', 'refresh_delay': 2},
-      '=0.5 cannot be used with --refresh=delayed',
+      {'refresh_mode': 'delayed', 'refresh_delay': 2},
+      '=0.5 cannot be used with --refresh_mode=delayed',
     ),
     ({'query_slices': 2}, '=0.5 needs all queries .* --query_slices is 2'),
     ({'method': 'ance_code'}, ' must be 0 for rows'),
@@ -160,7 +160,7 @@ def test_a_trigger_that_cannot_be_looked_at_is_refused(
   [
     ({'steps_per_eval': None}, 'needs evaluations.*set --steps_per_eval'),
     ({'warmup_steps': 0}, '=2 needs .*set --steps_per_eval and --warmup_steps'),
-    ({'refresh': 'async'}, '=2 cannot be used with --refresh=async'),
+    ({'refresh_mode': 'async'}, '=2 cannot be used with --refresh_mode=async'),
   ],
 )
 def test_a_plateau_that_nobody_would_see_is_refused(config, settings, message):

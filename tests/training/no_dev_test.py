@@ -125,8 +125,8 @@ def _check_jobs(config, capsys):
 @pytest.mark.parametrize(
   'settings',
   [
-    {'refresh': 'delayed', 'refresh_delay': 2},
-    {'refresh': 'async', 'max_staleness': 8, 'refresh_trigger': 0.01},
+    {'refresh_mode': 'delayed', 'refresh_delay': 2},
+    {'refresh_mode': 'async', 'max_staleness': 8, 'refresh_trigger': 0.01},
     {'method': 'in_batch', 'steps_per_eval': None},
   ],
 )
@@ -135,7 +135,7 @@ def test_other_ways_to_refresh_do_without_dev_too(settings, config):
   assert train.run(config) == {}
   ranks = logs.series(config.workdir, 'probe/positive_rank')
   # When a refresh beside training comes into use is a matter of time.
-  in_step = config.refresh == 'delayed'
+  in_step = config.refresh_mode == 'delayed'
   assert ({4, 10} if in_step else {10}) <= set(ranks)
   assert all(np.isfinite(list(ranks.values())))
   assert logs.dev_measures(config.workdir) == []

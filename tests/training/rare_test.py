@@ -18,7 +18,6 @@ from ance_jax.training import batches
 from ance_jax.training import methods
 from ance_jax.training import negatives
 from ance_jax.training import refreshes as refreshes_lib
-from ance_jax.training import resume
 from ance_jax.training import schedule
 
 NUM_QUERIES, TOP_K = 12, 6
@@ -241,7 +240,7 @@ def test_delay_schedule_slices_and_a_limit_together_are_those_of_a_loop(seed):
   config = config_lib.Config(
     method='ance', max_steps=60, warmup_steps=warmup, max_refreshes=most,
     refresh_schedule=f'0-20:{every},20-:{later}', query_slices=slices,
-    refresh='delayed', refresh_delay=delay, steps_per_eval=7,
+    refresh_mode='delayed', refresh_delay=delay, steps_per_eval=7,
     steps_per_checkpoint=11,
   )  # fmt: skip
   refreshes, step = [], warmup
@@ -267,7 +266,7 @@ def test_delay_schedule_slices_and_a_limit_together_are_those_of_a_loop(seed):
     assert schedule.refreshes_between(config, first, last) == [
       n for n in refreshes if first < n < last
     ]
-  sync = dataclasses.replace(config, refresh='sync', refresh_delay=0)
+  sync = dataclasses.replace(config, refresh_mode='sync', refresh_delay=0)
   assert [n for n in range(61) if schedule.comes_into_use(sync, n) == n] == (
     refreshes
   )
@@ -305,7 +304,7 @@ def test_negatives_in_use_are_of_the_queries_that_have_any(
   table = np.arange(6 // slices)[:, None] + [[0, 10]]
   table[missing] = -1
   monkeypatch.setattr(refreshes_lib, 'load', lambda *_: table)
-  in_use = resume.PickUp(9, 4)
+  in_use = schedule.ActiveRefresh(9, 4)
   found = refreshes_lib.negatives_for(run, methods.METHODS[name], in_use)
   assert found.rows.tolist() == list(rows)
   assert found.since == since

@@ -411,7 +411,7 @@ def test_same_texts_can_be_let_in(open_run):
 
 
 def test_negatives_that_the_data_brings_are_those_of_bm25(open_run, capsys):
-  run = open_run(method='bm25', top_k=2, hard_negatives=1)
+  run = open_run(method='bm25', top_k=2, num_hard_negatives=1)
   split = run.dataset.splits['train']
   queries, positives = split.positives()
   given = [[] for _ in split.ids]
@@ -471,7 +471,9 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
   )
   drawn = {}
   for seed, step in ((0, 4), (0, 8), (4, 0), (8, 4)):
-    config = config_lib.Config(method='ance_code', seed=seed, hard_negatives=3)
+    config = config_lib.Config(
+      method='ance_code', seed=seed, num_hard_negatives=3
+    )
     run = SimpleNamespace(
       config=config,
       dataset=SimpleNamespace(queries={'train': range(6)}),
@@ -513,7 +515,7 @@ def arrays_of(run, step):
 )
 def test_scores_are_published_of_negatives_and_positives(changes, open_run):
   """Those of the embeddings, whatever an index does with them."""
-  run = open_run(method='ance_in_batch', hard_negatives=3)
+  run = open_run(method='ance_in_batch', num_hard_negatives=3)
   run = run._replace(config=dataclasses.replace(run.config, **changes))
   refreshes.refresh(run, 6)
   negatives, scores, positive_scores = arrays_of(run, 6)
@@ -666,7 +668,7 @@ def test_training_goes_on_without_queries_that_the_rules_left_none(
 ):
   config = dataclasses.replace(
     tiny, method=method, num_devices=1, max_steps=6, steps_per_refresh=4,
-    hard_negatives=2, relative_margin=0.02, on_shortage='keep',
+    num_hard_negatives=2, relative_margin=0.02, on_shortage='keep',
   )  # fmt: skip
   train.run(config)
   run = experiment.open(config, ('train', 'dev'))[0]

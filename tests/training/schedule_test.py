@@ -73,8 +73,10 @@ def test_the_warm_up_row_is_used_up_to_the_first_refresh(settings):
 
 
 def test_a_query_has_the_negatives_of_its_row_and_one_where_triplets_are_made():
-  def numbers(method, hard_negatives):
-    config = config_lib.Config(method=method, hard_negatives=hard_negatives)
+  def numbers(method, num_hard_negatives):
+    config = config_lib.Config(
+      method=method, num_hard_negatives=num_hard_negatives
+    )
     return [
       schedule.num_negatives(config, methods.METHODS[name])
       for name in (method, 'bm25', 'in_batch')
@@ -111,7 +113,9 @@ def test_intervals_that_leave_out_steps_are_refused(settings, text):
 
 
 def test_each_pick_up_is_a_boundary_and_has_its_refresh_before_it(settings):
-  delayed = dataclasses.replace(settings, refresh='delayed', refresh_delay=25)
+  delayed = dataclasses.replace(
+    settings, refresh_mode='delayed', refresh_delay=25
+  )
   used = {
     s: schedule.comes_into_use(delayed, s)
     for s in range(401)

@@ -501,7 +501,7 @@ def test_operations_of_a_step_are_those_of_all_its_texts(
   name, hard, chunks, passages, tiny
 ):
   config = dataclasses.replace(
-    tiny, method=name, hard_negatives=hard, chunks=chunks, batch_size=5
+    tiny, method=name, num_hard_negatives=hard, chunks=chunks, batch_size=5
   )
   retriever = dataclasses.replace(RETRIEVER, query_length=3)
   # Of a token: four matrices of attention, two behind it, and the others.

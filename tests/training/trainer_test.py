@@ -145,7 +145,7 @@ def test_what_comes_into_use_is_what_was_or_the_newest_or_is_waited_for(
 ):
   config = config_lib.Config(
     **{
-      'refresh': 'external', 'max_steps': 20, 'warmup_steps': 4,
+      'refresh_mode': 'external', 'max_steps': 20, 'warmup_steps': 4,
       'steps_per_refresh': 4, **settings,
     }
   )  # fmt: skip
@@ -171,8 +171,8 @@ def test_what_comes_into_use_is_what_was_or_the_newest_or_is_waited_for(
     ({'refresh_replay': '/other'}, None, []),
     ({'refresh_replay': '/other', 'steps_per_eval': 2}, None, ['assess']),
     ({'steps_per_eval': 2}, None, ['refresh']),  # Which evaluates.
-    ({'refresh': 'async', 'steps_per_eval': 2}, 'poller', ['assess']),
-    ({'refresh': 'async'}, 'poller', []),
+    ({'refresh_mode': 'async', 'steps_per_eval': 2}, 'poller', ['assess']),
+    ({'refresh_mode': 'async'}, 'poller', []),
   ],
 )
 def test_a_refresh_is_made_in_step_where_nobody_else_makes_or_made_it(

@@ -317,7 +317,7 @@ def test_scores_of_positives_are_kept_beside_the_judgements(beir):
 def small(config, **changes):
   """Settings of the smallest model on it."""
   return dataclasses.replace(
-    config, method='given', hard_negatives=2, top_k=3, num_devices=1,
+    config, method='given', num_hard_negatives=2, top_k=3, num_devices=1,
     num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32,
     vocab_size=200, query_length=8, passage_length=16, batch_size=3,
     max_steps=2, lr_warmup_steps=1, steps_per_log=1, temperature=1.0,
@@ -973,10 +973,10 @@ def test_the_best_score_of_a_query_is_that_of_its_positives_alone(beir):
   ('changes', 'says'),
   [
     # Six passages; a query has one positive, and p1 the text of p5: four left.
-    ({'hard_negatives': 4, 'top_k': 4}, ''),
-    ({'hard_negatives': 5, 'top_k': 5}, 'lower --hard_negatives'),
-    ({'hard_negatives': 3, 'top_k': 2}, 'the first --top_k'),
-    ({'hard_negatives': 3, 'top_k': 3}, ''),
+    ({'num_hard_negatives': 4, 'top_k': 4}, ''),
+    ({'num_hard_negatives': 5, 'top_k': 5}, 'lower --num_hard_negatives'),
+    ({'num_hard_negatives': 3, 'top_k': 2}, 'the first --top_k'),
+    ({'num_hard_negatives': 3, 'top_k': 3}, ''),
   ],
 )
 def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
@@ -989,7 +989,7 @@ def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
     return
   negatives.check(run)
   table = np.array(negatives.by_given(run))
-  assert table.shape == (3, changes['hard_negatives'])
+  assert table.shape == (3, changes['num_hard_negatives'])
   assert (table >= 0).all()
   warm = methods.METHODS['given_in_batch']
   found = refreshes.negatives_for(run, warm, None)
