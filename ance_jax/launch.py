@@ -57,11 +57,11 @@ def run() -> int:
   try:
     config = flags_lib.from_flags()
     if config.job == 'inspect':
-      logs.say(f'inspecting {config.data_dir or config.dataset}')
+      logs.log(f'inspecting {config.data_dir or config.dataset}')
     config = with_flags_of_run(config)
     logs.use_bars(config.progress_bars)
     for line in flags_lib.unread(config, sys.argv[1:]):
-      logs.say(line)
+      logs.log(line)
     with places.own(config) as config:
       run_job(config)
     return 0

@@ -308,7 +308,7 @@ def write_run(folder, config, step=2):
   record = checkpoint.record_folder(folder, step)
   atomic.make_folder(record)
   (record / 'run.flags').write_text(config.to_flagfile())
-  atomic.seal(record.parent, {})
+  atomic.commit(record.parent, {})
 
 
 def settings_of(monkeypatch, *arguments):

@@ -195,7 +195,7 @@ def test_pickled_token_rows_are_not_run(tmp_path, proof):
   about = atomic.read_manifest(folder)
   (folder / 'manifest.json').unlink()
   pickled_array(folder / 'offsets.npy', proof)
-  atomic.seal(folder, {k: v for k, v in about.items() if k != 'files'})
+  atomic.commit(folder, {k: v for k, v in about.items() if k != 'files'})
   with pytest.raises(errors_lib.BadInput, match='as they were written'):
     tokens.token_rows(tokenizer, cases_checkpoints.TEXTS, **kwargs)
 
@@ -207,7 +207,7 @@ def test_pickled_embeddings_are_not_run(tmp_path, proof):
   block = tmp_path / '00000'
   block.mkdir()
   pickled_array(block / 'embeddings.npy', proof)
-  atomic.seal(block, {'start': 0, 'rows': 2})
+  atomic.commit(block, {'start': 0, 'rows': 2})
   with pytest.raises(errors_lib.Damaged, match='embeddings.npy is missing or'):
     encoding.encode_corpus(None, None, rows, tmp_path, rows_per_block=2)
 

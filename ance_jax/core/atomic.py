@@ -97,7 +97,7 @@ def publish(
   """
   with _replacing(folder) as unfinished:
     yield unfinished
-    seal(unfinished, manifest)
+    commit(unfinished, manifest)
 
 
 @contextlib.contextmanager
@@ -140,7 +140,7 @@ def _replacing(folder):
   remove_folder(old)
 
 
-def seal(folder: str | pathlib.Path, manifest: dict[str, Any]) -> None:
+def commit(folder: str | pathlib.Path, manifest: dict[str, Any]) -> None:
   """Syncs and hashes all files of a folder, and writes its manifest last.
 
   Args:
@@ -154,13 +154,13 @@ def seal(folder: str | pathlib.Path, manifest: dict[str, Any]) -> None:
   write_json(folder / MANIFEST, {**manifest, 'files': hashes})
 
 
-def unseal(folder: str | pathlib.Path) -> None:
+def uncommit(folder: str | pathlib.Path) -> None:
   """Removes the manifest of a folder to be removed, so that readers skip it."""
   (pathlib.Path(folder) / MANIFEST).unlink(missing_ok=True)
   _sync_folder(folder)
 
 
-def is_sealed(folder: str | pathlib.Path) -> bool:
+def is_committed(folder: str | pathlib.Path) -> bool:
   """Returns whether a folder has its manifest."""
   return (pathlib.Path(folder) / MANIFEST).is_file()
 
@@ -181,7 +181,7 @@ def read_manifest(
     Damaged: A file is missing or differs from the published one.
   """
   folder = pathlib.Path(folder)
-  if not is_sealed(folder):
+  if not is_committed(folder):
     return None
   manifest = read_json(folder / MANIFEST)
   files = manifest.get('files')
@@ -196,7 +196,7 @@ def read_manifest(
   return manifest
 
 
-def find(
+def find_valid(
   folder: str | pathlib.Path, about: dict[str, Any]
 ) -> dict[str, Any] | None:
   """Returns the manifest of a published folder if it can be used.
@@ -360,7 +360,7 @@ def _use(path):
 
 
 @contextlib.contextmanager
-def turn(
+def exclusive(
   folder: str | pathlib.Path, waiting: Callable[[], None]
 ) -> Iterator[None]:
   """Runs the block in one process at a time per folder; makes the folder.

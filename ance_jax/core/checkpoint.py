@@ -46,7 +46,7 @@ class Checkpoints:
     if distributed.is_first():
       atomic.make_folder(_folder(workdir))
       remove_uncommitted(workdir)
-    distributed.wait('checkpoints')
+    distributed.barrier('checkpoints')
     self._workdir = workdir
     self._background = futures.ThreadPoolExecutor(1)
     self._saving, self._removing = None, []
@@ -101,7 +101,7 @@ class Checkpoints:
       path = folder / _RECORD / name
       atomic.make_folder(path.parent)
       path.write_bytes(content)
-    atomic.seal(folder, about)
+    atomic.commit(folder, about)
     remote.push(folder)
 
   def check(self) -> None:
@@ -128,7 +128,7 @@ class Checkpoints:
           self._manager.wait_until_finished()
         raise _failed(step, error) from error
       # Process 0 commits after the other processes have finished.
-      distributed.wait('committed')
+      distributed.barrier('committed')
 
   def restore(self, step: int, like: Any) -> Any:
     """Returns the `steps.State` of a step, with the shardings of `like`."""
@@ -197,7 +197,7 @@ def read_params(
   atomic.read_manifest(_folder(workdir) / str(step), only='params/')
   with ocp.StandardCheckpointer() as checkpointer:
     path = _folder(workdir) / str(step) / 'params'
-    return distributed.locally(checkpointer.restore(path, like), sharding)
+    return distributed.to_local(checkpointer.restore(path, like), sharding)
 
 
 def read_record(workdir: str | pathlib.Path, step: int) -> dict[str, bytes]:
@@ -271,7 +271,7 @@ def _copy_out(folder, here, there, same):
 
 def _delete(folder):
   # Manifest first, so that a half-deleted step counts as missing, not damaged.
-  atomic.unseal(folder)
+  atomic.uncommit(folder)
   # Not with Orbax, which ignores files that it could not remove.
   atomic.remove_folder(folder)
 
@@ -306,7 +306,9 @@ def are_in(workdir: str | pathlib.Path) -> bool:
 def committed_steps(workdir: str | pathlib.Path) -> list[int]:
   """Returns the steps of all committed checkpoints, in order."""
   folder = _folder(workdir)
-  return [n for n in _orbax_steps(folder) if atomic.is_sealed(folder / str(n))]
+  return [
+    n for n in _orbax_steps(folder) if atomic.is_committed(folder / str(n))
+  ]
 
 
 def newest_whole(
@@ -330,7 +332,7 @@ def newest_whole(
     except errors.Damaged as damaged:
       # Outside Orbax's folder, where it takes every name for a step.
       aside = atomic.set_aside(path, f'{workdir}/{DAMAGED}-{step}')
-      logs.say(f'{damaged} The checkpoint of step {step} is now {aside}.')
+      logs.log(f'{damaged} The checkpoint of step {step} is now {aside}.')
       damaged_ones = damaged
   if committed:
     raise errors.Damaged(
@@ -345,7 +347,7 @@ def remove_uncommitted(workdir: str | pathlib.Path) -> None:
   """Deletes unfinished saves of a killed process."""
   folder = _folder(workdir)
   for step in set(_orbax_steps(folder)) - set(committed_steps(workdir)):
-    logs.say(f'removed what was left of an uncommitted save of step {step}')
+    logs.log(f'removed what was left of an uncommitted save of step {step}')
     atomic.remove_folder(folder / str(step))
 
 
@@ -379,7 +381,7 @@ def choose(workdir: str | pathlib.Path, which: str) -> int:
     return committed[-1]
   if which == 'best':
     if not logs.dev_measures(workdir):
-      logs.say('the run has no dev metrics: its best checkpoint is the last')
+      logs.log('the run has no dev metrics: its best checkpoint is the last')
     return best(workdir, committed)
   if which in map(str, committed):
     return int(which)
@@ -409,7 +411,7 @@ def read_chosen(
             f'{committed_steps(workdir)}.'
           ) from error
         raise
-      logs.say(f'the checkpoint of step {step} is gone: another one is taken')
+      logs.log(f'the checkpoint of step {step} is gone: another one is taken')
 
 
 def best(workdir: str | pathlib.Path, committed: Sequence[int]) -> int:

@@ -23,7 +23,7 @@ _WORTH_KEEPING = 0.1
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
-def keep(
+def enable_cache(
   folder: str | os.PathLike | None, devices: Sequence[jax.Device]
 ) -> None:
   """Sets the folder of jax's persistent compilation cache.
@@ -51,7 +51,7 @@ def keep(
 
 
 @contextlib.contextmanager
-def counted() -> Iterator[collections.Counter]:
+def count_compilations() -> Iterator[collections.Counter]:
   """Counts programs compiled, or read back from the cache, in the block.
 
   Yields:
@@ -90,6 +90,6 @@ def _subfolder(folder, devices):
     if not os.access(path, os.W_OK | os.X_OK):
       raise PermissionError(f'{path} cannot be written')
   except (OSError, RuntimeError) as error:  # RuntimeError: no home folder.
-    logs.say(f'what is compiled is not kept for the next start: {error}')
+    logs.log(f'what is compiled is not kept for the next start: {error}')
     return None
   return str(path.absolute())

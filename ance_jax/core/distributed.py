@@ -63,7 +63,7 @@ def is_first() -> bool:
   return _State.index == 0
 
 
-def told(decide: Callable[[], Any]) -> Any:
+def broadcast(decide: Callable[[], Any]) -> Any:
   """Calls `decide` in process 0 only, and returns its result in every process.
 
   Args:
@@ -79,7 +79,7 @@ def told(decide: Callable[[], Any]) -> Any:
   return json.loads(np.asarray(message)[:size].tobytes())
 
 
-def gather(array: np.ndarray) -> np.ndarray:
+def all_gather(array: np.ndarray) -> np.ndarray:
   """Returns the arrays of all P processes, (P, ...), bit for bit.
 
   Args:
@@ -94,13 +94,13 @@ def gather(array: np.ndarray) -> np.ndarray:
   return words.reshape(-1).view(array.dtype).reshape(count(), *array.shape)
 
 
-def wait(what: str) -> None:
+def barrier(what: str) -> None:
   """Waits for all processes at the barrier `what`."""
   if count() > 1:
     multihost_utils.sync_global_devices(what)
 
 
-def globally(tree: Any, sharding: NamedSharding) -> Any:
+def to_global(tree: Any, sharding: NamedSharding) -> Any:
   """Returns arrays that each process holds whole as global arrays.
 
   Args:
@@ -114,12 +114,12 @@ def globally(tree: Any, sharding: NamedSharding) -> Any:
   )
 
 
-def locally(tree: Any, sharding: NamedSharding) -> Any:
+def to_local(tree: Any, sharding: NamedSharding) -> Any:
   """Returns global arrays as arrays local to this process.
 
   Args:
     tree: Tree of arrays.
-    sharding: Sharding of the arrays, as for `globally`.
+    sharding: Sharding of the arrays, as for `to_global`.
   """
   if count() == 1:
     return tree

@@ -39,7 +39,7 @@ _no_bars = threading.Event()
 _AHEAD = 2
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
   """Prints a line in process 0, above any progress bars.
 
   The line is written whole and flushed, because a pipe could hold it back for
@@ -102,7 +102,7 @@ def progress(
       disable=not distributed.is_first(),
     )
   else:
-    print_line = say if lines and distributed.is_first() else None
+    print_line = log if lines and distributed.is_first() else None
     shown = pace.Lines(print_line, what, total, unit, done)
   with shown:
     for item in items:
@@ -119,7 +119,7 @@ def working(what: str) -> pace.Lines:
   its own bar.
   """
   is_silent = has_bars() or not distributed.is_first()
-  return pace.Lines(None if is_silent else say, what)
+  return pace.Lines(None if is_silent else log, what)
 
 
 def ahead(make: Callable[[Any], Any], items: Iterable) -> Iterator:
@@ -135,7 +135,7 @@ def ahead(make: Callable[[Any], Any], items: Iterable) -> Iterator:
 
 
 def stop_requested() -> bool:
-  """Returns whether SIGTERM or Ctrl-C came, or this thread was told to stop."""
+  """Returns whether SIGTERM or Ctrl-C came, or this thread was stopped."""
   event = getattr(_of_thread, 'stop', None)
   return _stop.is_set() or bool(event and event.is_set())
 

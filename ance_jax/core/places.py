@@ -47,7 +47,7 @@ def own(config: config_lib.Config) -> Iterator[config_lib.Config]:
   ):
     check(dataclasses.replace(config, workdir=tempfile.gettempdir()))
     with temporary_folder() as folder:
-      logs.say(
+      logs.log(
         f'{config.workdir} cannot be written: token rows and embeddings are in '
         f'{folder} until this ends ({way_round(config.workdir)} keeps them)'
       )

@@ -118,7 +118,7 @@ def _fetched(found, folder, name):
   import tensorflow_datasets as tfds  # Only where something is fetched.
 
   manager = tfds.download.DownloadManager(download_dir=folder / 'downloads')
-  logs.say(f'{name}: fetching {found.url}')
+  logs.log(f'{name}: fetching {found.url}')
   try:
     path = pathlib.Path(manager.download(found.url))
   except Exception as error:  # From requests, TFDS or the disk.
@@ -128,7 +128,7 @@ def _fetched(found, folder, name):
       f'({reason}); put {name} into {folder} by hand.'
     ) from error
   if found.md5 is None:
-    logs.say(f'{name}: no checksum of it is known')
+    logs.log(f'{name}: no checksum of it is known')
   elif (md5 := _md5(path)) != found.md5:
     path.unlink()
     raise errors.BadInput(

@@ -62,7 +62,7 @@ def load(
     if judged.protocol == 'beir' and datasets.READERS[settings.dataset].own_ids:
       judged = judged._replace(own=_own(judged, source.corpus))
     splits[name] = corpus_lib.make_split(judged, source.corpus)
-    logs.say(
+    logs.log(
       f'{name}: {len(splits[name].ids):,} queries, '
       f'{len(splits[name].passages):,} judged passages'
     )
@@ -97,7 +97,7 @@ def _say_equal_texts(splits, train):
       counts[f'{what} judgements'] = corpus_lib.queries_shared(split, other)
   for what, number in counts.items():
     if number:
-      logs.say(f'{train}: {number:,} queries {what}')
+      logs.log(f'{train}: {number:,} queries {what}')
 
 
 def protocol(settings: records.Settings) -> str | None:
@@ -130,7 +130,7 @@ def _without_dev(split_names, settings):
       f'{train!r}; name another split.'
     )
   if dev in split_names:
-    logs.say(
+    logs.log(
       f'no split {dev!r} in the data, and --dev_fraction=0: nothing is scored '
       'on dev'
     )
@@ -147,9 +147,9 @@ def _judged(source, name, settings, alone):
     share = f'{settings.dev_fraction:.0%} of {settings.train_split!r}, by hash'
     no_dev = f'no split {settings.dev_split!r} in {source.found}'
     if name == settings.dev_split:
-      logs.say(f'{no_dev}: it is {share} of the query id')
+      logs.log(f'{no_dev}: it is {share} of the query id')
     elif alone and settings.dev_fraction:
-      logs.say(
+      logs.log(
         f'{no_dev}: {share} of the query id, is held out for it '
         '(--dev_fraction)'
       )
@@ -228,9 +228,9 @@ def _check_judged(judged, name, settings, corpus):
     what = 'protocol answers looks at texts alone'
   line = f'{name}: the corpus lacks {lacking:,} of {total:,} judged passages'
   if 10 * lacking > total:
-    logs.say(f'warning: {line}, such as {shown}; {check}; {what}')
+    logs.log(f'warning: {line}, such as {shown}; {check}; {what}')
   else:
-    logs.say(f'{line}; {what}')
+    logs.log(f'{line}; {what}')
 
 
 def _with_positives(judged, name):
@@ -239,7 +239,7 @@ def _with_positives(judged, name):
   useful = {query for (query, _), grade in pairs.items() if grade > 0}
   without = len(judged.judged_queries() - useful)
   if without:
-    logs.say(f'{name}: left out {without:,} queries without a positive passage')
+    logs.log(f'{name}: left out {without:,} queries without a positive passage')
   if not useful:
     raise _no_positive(name, without)
   return _of_queries(judged, useful)._replace(all_count=False)
@@ -282,6 +282,6 @@ def _say_own(splits, corpus):
     what = 'is left out of their results (protocol beir)'
     if protocols != {'beir'}:
       what = 'may be a result of theirs; --protocol=beir leaves it out'
-    logs.say(
+    logs.log(
       f'{own:,} of {len(ids):,} queries have the id of a passage, which {what}'
     )

@@ -85,7 +85,7 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   paths = [folder / name, folder / f'{name}.gz']
   there = [path for path in paths if _is_there(path)]
   if len(there) == 2:
-    logs.say(f'{there[0]}: 1 of 2 files is read, not {there[1].name}')
+    logs.log(f'{there[0]}: 1 of 2 files is read, not {there[1].name}')
   return strict_io.regular(there[0]) if there else None
 
 
@@ -341,7 +341,7 @@ def say_rows(
   if expected is None:
     expected = registry.ROWS.get(path.name.removesuffix('.gz'))
   if expected not in (None, rows):
-    logs.say(f"{path}: {rows:,} rows; the source's has {expected:,}")
+    logs.log(f"{path}: {rows:,} rows; the source's has {expected:,}")
 
 
 def row(
@@ -465,7 +465,7 @@ class Judgements:
 def say_corpus(name: str, corpus: corpus_lib.Corpus) -> None:
   """Prints the size of a corpus, its number of duplicates and its hash."""
   size = len(corpus.ids)
-  logs.say(
+  logs.log(
     f'{name}: {size:,} passages, {size - corpus.groups.max() - 1:,} of them '
     f'the same text as another, hash {corpus.hash[:12]}'
   )
@@ -474,7 +474,7 @@ def say_corpus(name: str, corpus: corpus_lib.Corpus) -> None:
 def say_counts(path: pathlib.Path | None, counts: Mapping[str, int]) -> None:
   """Prints {correction: count} of a file."""
   for what, number in counts.items():
-    logs.say(f'{path}: {number:,} {what}')
+    logs.log(f'{path}: {number:,} {what}')
 
 
 def check_any(path: pathlib.Path, items: Sized) -> None:

@@ -203,7 +203,7 @@ def token_rows(
   kept = pathlib.Path(folder) / f'{what}-{key[:16]}'
 
   def waiting():
-    logs.say(f'{folder}: another process tokenizes there; waiting for it')
+    logs.log(f'{folder}: another process tokenizes there; waiting for it')
 
   def make():
     # Leftovers of a killed process; a run cleans only its own folder.
@@ -223,13 +223,13 @@ def token_rows(
     return atomic.read_manifest(kept)
 
   # Looks without the lock first, because the folder may be read-only.
-  manifest = atomic.find(kept, {})
+  manifest = atomic.find_valid(kept, {})
   if manifest is None:
-    with atomic.turn(folder, waiting):
-      manifest = atomic.find(kept, {}) or make()
+    with atomic.exclusive(folder, waiting):
+      manifest = atomic.find_valid(kept, {}) or make()
   ids, offsets, first = _stored(kept, manifest, cut)
   pieces = f' in {len(offsets) - 1:,} pieces' if cut.pieces > 1 else ''
-  logs.say(
+  logs.log(
     f'{what}: {num_texts:,} rows{pieces} of {manifest["mean_length"]:.1f} '
     f'tokens in the mean, {manifest["num_cut"]:,} of them cut at '
     f'{cut.length * cut.pieces}'
@@ -345,7 +345,7 @@ def tokenize_part(
     tokenizer_file: Path of a tokenizer.json that includes its truncation.
     cut: How to cut the texts.
   """
-  if not atomic.find(part, {}):
+  if not atomic.find_valid(part, {}):
     backend = tokenizer_lib.read_backend(tokenizer_file)
     texts = strings.load(_texts_of(part))
     _tokenize(backend, _batches(texts), part, cut)
@@ -358,7 +358,7 @@ def _tokenize_in_parts(backend, batches, folder, cut, spread):
     rest = itertools.islice(batches, _BATCHES_A_PART - 1)
     part = parts / f'{len(whole):05d}'
     some = itertools.chain([first], rest)
-    if atomic.find(part, {}):
+    if atomic.find_valid(part, {}):
       for _ in some:  # Skips these texts.
         pass
     elif spread:
@@ -369,7 +369,7 @@ def _tokenize_in_parts(backend, batches, folder, cut, spread):
   if spread:
     file = parts / 'tokenizer.json'
     atomic.write_text(file, backend.to_str())
-    logs.say(f'{folder.name}: workers tokenize {len(whole):,} parts')
+    logs.log(f'{folder.name}: workers tokenize {len(whole):,} parts')
     spread(
       functools.partial(tokenize_part, tokenizer_file=file, cut=cut), whole
     )
@@ -379,7 +379,7 @@ def _tokenize_in_parts(backend, batches, folder, cut, spread):
 
 def _leave_texts(batches, part):
   """Publishes the texts of a part for the worker that tokenizes them."""
-  if not atomic.find(_texts_of(part), {}):
+  if not atomic.find_valid(_texts_of(part), {}):
     texts = strings.make(itertools.chain.from_iterable(batches))
     with atomic.publish(_texts_of(part), {}) as unfinished:
       texts.save(unfinished)

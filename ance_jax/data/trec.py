@@ -118,7 +118,7 @@ def _lines(path, query_rows):
     else:
       yield number, query, cells[2], _score(path, number, cells[4])
   if unknown:
-    logs.say(f'{path}: left out {unknown:,} lines of other queries')
+    logs.log(f'{path}: left out {unknown:,} lines of other queries')
 
 
 def _parts(items):
@@ -160,7 +160,7 @@ def _ranked(path, queries, passages, scores, num_queries):
     & (queries[by_pair[1:]] == queries[by_pair[:-1]])
   )  # fmt: skip
   if again.any():
-    logs.say(
+    logs.log(
       f'{path}: left out {again.sum():,} lines of a passage that its query has '
       'higher up'
     )

@@ -64,7 +64,7 @@ def train(texts: Collection[str], size: int) -> tokenizers.Tokenizer:
   _run(tokenizer, trainer, fed)
   if with_bytes:
     _add_bytes(tokenizer)
-  logs.say(_summary(tokenizer, sample, len(letters), len(kept)))
+  logs.log(_summary(tokenizer, sample, len(letters), len(kept)))
   return tokenizer
 
 

@@ -124,10 +124,10 @@ def _drawn(rows, random):
 def _report(config, name, marks, shares, rows, queries, dataset, random):
   """Prints and writes the report; returns the shares."""
   split = dataset.splits[config.train_split]
-  logs.say(_table(shares, len(queries), name))
+  logs.log(_table(shares, len(queries), name))
   shown = _examples(marks, rows, queries, split, dataset.corpus, random)
   for example in shown:
-    logs.say('\n'.join(f'  {k}: {v}' for k, v in example.items()) + '\n')
+    logs.log('\n'.join(f'  {k}: {v}' for k, v in example.items()) + '\n')
   path = pathlib.Path(config.workdir, f'audit-{name}.json')
   atomic.write_json(
     path,
@@ -150,7 +150,7 @@ def _report(config, name, marks, shares, rows, queries, dataset, random):
       'examples': shown,
     },
   )
-  logs.say(f'audit: {path}')
+  logs.log(f'audit: {path}')
   return shares
 
 

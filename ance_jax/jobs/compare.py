@@ -41,7 +41,7 @@ def run(config: config_lib.Config) -> dict[str, significance.Difference]:
   found = {s.label: d for s, d in zip(others, differences, strict=True)}
   shown = {s.label: _examples(first, s, corpus, split) for s in others}
   about = _about(config, corpus, split, compared)
-  logs.say(_text(about, compared, found, shown))
+  logs.log(_text(about, compared, found, shown))
   _write(config, about, compared, found, shown)
   return found
 
@@ -230,7 +230,7 @@ def _write(config, about, systems, found, shown):
   )
   page = folder / f'compare-{config.split}.html'
   atomic.write_text(page, _page(about, systems, found, shown))
-  logs.say(f'comparison: {page}')
+  logs.log(f'comparison: {page}')
 
 
 def _page(about, systems, found, shown):

@@ -23,7 +23,7 @@ def run(config: config_lib.Config) -> None:
   made = (
     'there already' if real_tokens is None else f'{real_tokens:.1%} real tokens'
   )
-  logs.say(
+  logs.log(
     f'embeddings of step {step}: {sum(map(len, blocks)):,} rows in '
     f'{len(blocks)} blocks, {made}: {folder}'
   )

@@ -48,11 +48,11 @@ def run(config: config_lib.Config) -> dict[str, float]:
   )
   path = path.with_suffix('.trec')
   metrics.write_run(path, ranking, split, corpus, f'ance_jax-{step}')
-  logs.say(
+  logs.log(
     f'{config.split} at step {step}, {len(split.ids):,} queries: '
     + ', '.join(f'{name} {value:.4f}' for name, value in scores.items())
   )
-  logs.say(f'run file: {path}')
+  logs.log(f'run file: {path}')
   return scores
 
 

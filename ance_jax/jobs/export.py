@@ -46,7 +46,7 @@ def run(config: config_lib.Config) -> pathlib.Path:
   model, step, settings = _model(config)
   folder = pathlib.Path(config.output or f'{config.workdir}/export-{step}')
   _check_free(folder, config)
-  logs.say(f'exporting step {step} to {folder}')
+  logs.log(f'exporting step {step} to {folder}')
   about = {'step': step}
   with atomic.publish(folder, about) as unfinished:
     write(unfinished, model.config, model.params, model.tokenizer)
@@ -60,7 +60,7 @@ def run(config: config_lib.Config) -> pathlib.Path:
       (unfinished / 'curves.png').write_bytes(curves.read_bytes())
     if config.export_corpus:
       _write_corpus(unfinished / 'corpus', config)
-  logs.say(f'exported: {folder}')
+  logs.log(f'exported: {folder}')
   return folder
 
 
@@ -204,7 +204,7 @@ def _check_free(folder, config):
       'another, or set --overwrite.'
     )
   # Each checkpoint of a run also has a manifest.
-  ours = atomic.is_sealed(folder) and (folder / bi_encoder.FILE).is_file()
+  ours = atomic.is_committed(folder) and (folder / bi_encoder.FILE).is_file()
   if there and (not ours or folder.is_symlink()):
     raise errors.BadInput(
       '--overwrite must be for what an export wrote; found something else at '

@@ -57,7 +57,7 @@ def check(run: experiment.Experiment) -> None:
   """Raises `BadInput` if a run cannot fit; prints all needs for `--dry_run`."""
   needs, room = _needs(run), _room(run)
   if run.config.dry_run:
-    logs.say(table(needs, room))
+    logs.log(table(needs, room))
   for place, free in room.items():
     here = [need for need in needs if need.place == place]
     total = sum(need.size for need in here)

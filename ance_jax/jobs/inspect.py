@@ -51,11 +51,11 @@ def run(config: config_lib.Config) -> dict:
     found = _inspect(config)
     path = pathlib.Path(config.workdir) / 'inspection.json'
     atomic.write_json(path, found)
-    logs.say(f'report: {path}')
+    logs.log(f'report: {path}')
     return found
   with places.temporary_folder() as folder:
     found = _inspect(dataclasses.replace(config, workdir=folder))
-  logs.say('nothing of this was written: --workdir=FOLDER keeps it')
+  logs.log('nothing of this was written: --workdir=FOLDER keeps it')
   return found
 
 
@@ -81,22 +81,22 @@ def _inspect(config):
   passages = _passage_texts(this, chosen.tolist())
   unit = 'tokens' if this.retriever.tokenizer else 'words'
   found[unit], lengths = _length_report(this, passages, train, unit)
-  logs.say('\nexamples of train')
+  logs.log('\nexamples of train')
   for line in _examples(this, train, random):
-    logs.say(line)
+    logs.log(line)
   found['batch'] = batch_report.lines(this)
-  logs.say('\na batch\n' + '\n'.join(found['batch']))
-  logs.say('\na run on it needs, at least')
-  logs.say(footprint.needs(this))
+  logs.log('\na batch\n' + '\n'.join(found['batch']))
+  logs.log('\na run on it needs, at least')
+  logs.log(footprint.needs(this))
   if this.retriever.params is None:
-    logs.say(
+    logs.log(
       'what encoding takes is not timed without weights: name them with '
       '--init_from'
     )
   else:
     secs = _encode_secs(this, passages, lengths)
     found['seconds to encode the corpus'] = secs
-    logs.say(f'encoding the corpus, here, takes about {secs:,.0f} s a refresh')
+    logs.log(f'encoding the corpus, here, takes about {secs:,.0f} s a refresh')
   return found
 
 
@@ -219,9 +219,9 @@ def _empty_rows(number):
 
 
 def _say_facts(title, facts):
-  logs.say(f'\n{title}')
+  logs.log(f'\n{title}')
   for what, value in facts.items():
-    logs.say(f'  {what:40}{_text(value):>14}')
+    logs.log(f'  {what:40}{_text(value):>14}')
 
 
 def _passage_texts(run, rows):
@@ -247,13 +247,13 @@ def _length_report(run, passages, train, unit):
     limits = [limit] if unit == 'tokens' else []
     found[side] = length_facts(lengths, *limits)
     _say_facts(f'{unit} of {len(texts):,} {side}', {})
-    logs.say(histogram(lengths, *limits))
+    logs.log(histogram(lengths, *limits))
     for what, value in found[side].items():
-      logs.say(f'  {what:40}{_text(value):>14}')
+      logs.log(f'  {what:40}{_text(value):>14}')
     if side == 'passages':
       of_passages = lengths
   if unit == 'words':
-    logs.say('  in tokens, and what is cut: name a checkpoint, --init_from')
+    logs.log('  in tokens, and what is cut: name a checkpoint, --init_from')
   return found, of_passages
 
 

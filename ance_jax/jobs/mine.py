@@ -74,7 +74,7 @@ def run(config: config_lib.Config) -> dict[str, Any]:
       examples = _examples(job, found)
       for piece in mine_formats.encoded(config.format, examples, job.corpus):
         file.write(piece)
-      logs.say(found.table())
+      logs.log(found.table())
       if not found.written:
         raise errors.BadInput(
           f'none of the {len(job.split.ids):,} training queries can be '
@@ -85,8 +85,8 @@ def run(config: config_lib.Config) -> dict[str, Any]:
       pathlib.Path(file.name).unlink()
       raise
   atomic.write_json(report_path, found.as_json())
-  logs.say(found.examples_text())
-  logs.say(f'hard negatives: {path}; report: {report_path}')
+  logs.log(found.examples_text())
+  logs.log(f'hard negatives: {path}; report: {report_path}')
   return found.as_json()
 
 
@@ -191,7 +191,7 @@ def _reranker(config, corpus, split):
   devices = ()
   if config.cross_encoder:
     devices = devices_lib.local(config.num_devices)
-    compiled.keep(config.compilation_cache_dir, devices)
+    compiled.enable_cache(config.compilation_cache_dir, devices)
   return candidates.reranker(
     corpus,
     split,

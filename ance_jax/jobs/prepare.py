@@ -14,4 +14,4 @@ def run(config: config_lib.Config) -> None:
   if config.beam_runner:
     spread = beam.on_beam(config.beam_runner, config.beam_options)
   experiment.create(config, None, spread)
-  logs.say(f'prepared: {experiment.tokens_folder(config)}')
+  logs.log(f'prepared: {experiment.tokens_folder(config)}')

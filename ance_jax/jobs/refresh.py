@@ -28,13 +28,13 @@ def run(config: config_lib.Config) -> None:
     )
   negatives.check(this)
   if not config.watch:
-    logs.say(refreshes.summary(refreshes.refresh(this, step)))
+    logs.log(refreshes.summary(refreshes.refresh(this, step)))
     return
   lock = locks.Lock(config.workdir, locks.REFRESH_LOCK_FILE)
   with contextlib.closing(lock), logs.stop_signals():
     atomic.remove_unfinished(this.workdir / 'refresh')
     background.watch(this)
-  logs.say('training is over, and with it refreshing')
+  logs.log('training is over, and with it refreshing')
 
 
 def _await_run(config):
@@ -45,7 +45,7 @@ def _await_run(config):
       experiment.fetch(config) or checkpoint.committed_steps(config.workdir)
     ):
       if not said:
-        logs.say(f'waiting for a run in {config.workdir}')
+        logs.log(f'waiting for a run in {config.workdir}')
         said = True
       if logs.stop_requested():
         raise errors.Stopped('waiting for a run')

@@ -81,7 +81,7 @@ def examples(workdir: pathlib.Path) -> list[tuple[int, list[dict]]]:
       examples = atomic.read_json(path)['examples']
       shown.append((int(path.stem), examples))
     except errors.Damaged as damaged:
-      logs.say(f'{damaged} These examples are left out.')
+      logs.log(f'{damaged} These examples are left out.')
   return shown
 
 
@@ -100,11 +100,11 @@ def write_page(workdir: str | os.PathLike, path: str | pathlib.Path) -> None:
 def show_end(workdir: pathlib.Path) -> None:
   """Plots the curves of a finished run, and prints its results."""
   draw([workdir], workdir / 'curves.png')
-  logs.say(table(workdir))
+  logs.log(table(workdir))
   if shown := examples(workdir):
-    logs.say(compare_examples(shown[0], shown[-1]))
-  logs.say(f'curves: {workdir / "curves.png"}')
-  logs.say(f'page: {workdir / workdirs_lib.PAGE_FILE}')
+    logs.log(compare_examples(shown[0], shown[-1]))
+  logs.log(f'curves: {workdir / "curves.png"}')
+  logs.log(f'page: {workdir / workdirs_lib.PAGE_FILE}')
 
 
 def run(config: config_lib.Config) -> None:
@@ -128,12 +128,12 @@ def run(config: config_lib.Config) -> None:
     )
   draw(workdirs, path)
   for workdir in workdirs:
-    logs.say(f'{workdir}\n{table(workdir)}')
-  logs.say(f'curves: {path}')
+    logs.log(f'{workdir}\n{table(workdir)}')
+  logs.log(f'curves: {path}')
   if len(workdirs) == 1:
     page = pathlib.Path(path).with_name(workdirs_lib.PAGE_FILE)
     write_page(workdirs[0], page)
-    logs.say(f'page: {page}')
+    logs.log(f'page: {page}')
 
 
 def _check(workdir):

@@ -19,19 +19,19 @@ def run(config: config_lib.Config) -> None:
       zip(ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True), 1
     ):
       if row >= 0:
-        logs.say(
+        logs.log(
           f'{place:3d}  {score:8.3f}  {corpus.ids[row]}  {corpus.titles[row]}\n'
           f'     {corpus.texts[row][:200]}'
         )
     if (ranking.rows < 0).all():
-      logs.say('nothing found')
+      logs.log('nothing found')
 
 
 def _model_finder(config):
   this, step = experiment.open(config, ())
   indexed = this.index_corpus(logs.Stopwatch())
   corpus = this.dataset.corpus
-  logs.say(f'searching {len(corpus.ids):,} passages with step {step}')
+  logs.log(f'searching {len(corpus.ids):,} passages with step {step}')
 
   def find(queries, depth):
     return indexed.search(this.retriever.encode_queries(queries), depth)

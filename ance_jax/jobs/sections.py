@@ -143,7 +143,7 @@ def audits(workdir: pathlib.Path) -> list[str]:
     try:
       found = atomic.read_json(path)
     except errors.Damaged as damaged:
-      logs.say(f'{damaged} This audit is left out.')
+      logs.log(f'{damaged} This audit is left out.')
       continue
     ends = found['ranks up to']
     bands = zip([1, *(end + 1 for end in ends)], ends, strict=False)

@@ -50,7 +50,7 @@ class Snapshot(NamedTuple):
 def run(config: config_lib.Config) -> None:
   """Serves the page until Ctrl-C."""
   with make_server(config) as made:
-    logs.say(f'http://{_HOST}:{made.server_port}/ (Ctrl-C ends it)')
+    logs.log(f'http://{_HOST}:{made.server_port}/ (Ctrl-C ends it)')
     made.serve_forever()
 
 
@@ -197,7 +197,7 @@ def _mined(run, row):
   found, source = [], experiment.source(run.config) or run.workdir
   split = run.dataset.splits[run.config.train_split]
   for folder in sorted(pathlib.Path(source, 'refresh').glob('[0-9]*')):
-    if not atomic.is_sealed(folder):
+    if not atomic.is_committed(folder):
       continue
     manifest = atomic.read_json(folder / atomic.MANIFEST)
     # With --query_slices a refresh covers only some queries; with --init_from

@@ -135,7 +135,7 @@ def _system(label, path, corpus, split):
     rows[query, : len(ranking)] = ranking
   missing = int((sizes == 0).sum())
   if missing:
-    logs.say(f'{path}: {missing:,} queries are not in it, and count 0')
+    logs.log(f'{path}: {missing:,} queries are not in it, and count 0')
   scores = np.zeros(rows.shape, np.float32)
   rows = metrics.without_own(trec.Ranking(rows, scores), split).rows
   values = metrics.by_query(rows, split, corpus.texts)

@@ -79,7 +79,7 @@ def of_run_file(
   """Returns a source that reads a TREC run file of the training queries."""
   ranked = _read_run(path, corpus, split)
   if without := int((np.diff(ranked.offsets) == 0).sum()):
-    logs.say(f'{path}: {without:,} training queries are not in it')
+    logs.log(f'{path}: {without:,} training queries are not in it')
   return CandidateSource(path, lambda rows, _: ranked.block(rows))
 
 

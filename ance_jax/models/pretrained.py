@@ -77,7 +77,7 @@ def pinned(init_from: str) -> str:
   """
   if not init_from or is_run(init_from):
     return init_from
-  return distributed.told(lambda: snapshots.pinned(init_from))
+  return distributed.broadcast(lambda: snapshots.pinned(init_from))
 
 
 def load(
@@ -254,7 +254,7 @@ def _run_source(asked):
     asked.checkpoint,
     lambda step: load_whole(asked.init_from, step, devices_lib.local(1)),
   )
-  logs.say(f'weights of {asked.init_from}, step {step}')
+  logs.log(f'weights of {asked.init_from}, step {step}')
   settings = {
     field.name: getattr(retriever, field.name)
     for field in dataclasses.fields(retriever)

@@ -310,14 +310,14 @@ def _prompts(settings, folder):
     raise sbert_modules.not_ours(f'a prompt for all texts, {default}', folder)
   passage = [name for name in _PASSAGE_PROMPTS if name in given]
   if passage and passage[0] != 'document':
-    logs.say(
+    logs.log(
       f'{folder}: passages have the prompt {given[passage[0]]!r}, named '
       f'{passage[0]}; encode_document takes that of document alone'
     )
   others = set(given) - {'query', *_PASSAGE_PROMPTS}
   if others:
     names = ', '.join(sorted(others))
-    logs.say(f'{folder}: prompts for other tasks are left out: {names}')
+    logs.log(f'{folder}: prompts for other tasks are left out: {names}')
   return {
     bi_encoder.QUERY: given.get('query', ''),
     bi_encoder.PASSAGE: given[passage[0]] if passage else '',

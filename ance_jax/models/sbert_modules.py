@@ -96,7 +96,7 @@ def read_layers(
       _check_names(_settings(folder), kind, folder)
       layer, found = pooling.Layer(pooling.UNIT), {}
     elif kind == 'Dropout':
-      logs.say(f"{folder}: Dropout is left out; --dropout_rate is the body's")
+      logs.log(f"{folder}: Dropout is left out; --dropout_rate is the body's")
       continue
     else:
       raise not_ours(f'a {kind} behind Pooling', folder)

@@ -62,7 +62,7 @@ def folder(name: str) -> str:
   if lacks:
     raise _refusal(f'{_cache()} has only a part of {name}, no {lacks}', problem)
   if not (cached / 'modules.json').exists() and not _known_absent(cached):
-    logs.say(
+    logs.log(
       f'{name}: read as a plain body, as the cache has no modules.json of it; '
       'the hub, which may have one, was not asked'
     )

@@ -61,7 +61,7 @@ def random(
     texts: As for `vocabulary.train`.
   """
   body = planned_body(sizes, max_positions)  # Its checks come first.
-  logs.say(f'training a vocabulary of {sizes.vocab_size:,} on the corpus')
+  logs.log(f'training a vocabulary of {sizes.vocab_size:,} on the corpus')
   tokenizer = tokenizer_lib.train_vocabulary(texts, sizes.vocab_size)
   body = dataclasses.replace(body, vocab_size=len(tokenizer))
   return Pretrained(body, tokenizer, {}, {})
@@ -117,7 +117,7 @@ def read(name: str, lower_case: bool | None) -> Pretrained:
     f'{key} {pooling.described(value) if key == "layers" else repr(value)}'
     for key, value in settings.items()
   )
-  logs.say(f'{name}: {shown}')
+  logs.log(f'{name}: {shown}')
   return source._replace(settings=settings)
 
 
@@ -204,7 +204,7 @@ def _hugging_face(name, lower_case, file=None, check_case=True):
     lower_case = trained_with
   tokenizer_lib.set_flavour(tokenizer, lower_case=lower_case, prefix_space=None)
   if lower_case:
-    logs.say(f'{name}: texts are lower-cased')
+    logs.log(f'{name}: texts are lower-cased')
   if 'title_separator' in settings:
     settings['title_separator'] = tokenizer_lib.title_separator(
       tokenizer, settings['title_separator']
@@ -235,7 +235,7 @@ def _sentence_transformers(folder, lower_case):
       )
     if lowers:
       tokenizer_lib.lower_case(source.tokenizer)
-      logs.say(f'{found.body_folder}: texts are lower-cased')
+      logs.log(f'{found.body_folder}: texts are lower-cased')
     settings, head = _settings_of(found, source)
     params = {**source.params[bi_encoder.TIED], **head}
     sources[name] = source._replace(params={name: params}, settings=settings)

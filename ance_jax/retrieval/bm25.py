@@ -57,7 +57,7 @@ def make_rank(
     stop_words = frozenset(bm25s.stopwords.STOPWORDS_EN)
     language, why = words.choose(texts, stop_words)
     why = f' (auto: {why})'
-  logs.say(
+  logs.log(
     f'bm25: indexing {len(texts):,} passages, --bm25_language={language}{why}'
   )
   tokenize = _make_tokenize(bm25s, language)
@@ -148,4 +148,4 @@ def _check(queries, tokenize, vocabulary, language):
       f'{said}; set it to what the texts are in, or leave BM25 out if queries '
       'and passages are in different languages.'
     )
-  logs.say(said)
+  logs.log(said)

@@ -158,7 +158,7 @@ def index_corpus(
   work = encoding.flops(
     encoder, retriever.config.body, pieces.lengths(), settings.rows_per_block
   )
-  watch.work('encode', work)
+  watch.add_flops('encode', work)
   return IndexedCorpus(
     passage_index,
     passage_hash,
@@ -278,11 +278,11 @@ def encode_queries(
     # All processes must send arrays of equal size.
     part = np.zeros((size, embeddings.shape[1]), np.float32)
     part[: len(embeddings)] = embeddings
-    parts = distributed.gather(part)
+    parts = distributed.all_gather(part)
   work = encoding.flops(
     retriever.query_encoder, retriever.config.body, queries.lengths()[rows]
   )
-  watch.work('encode', work)
+  watch.add_flops('encode', work)
   return parts.reshape(-1, embeddings.shape[1])[: len(rows)]
 
 
@@ -297,7 +297,7 @@ def evaluate(
   queries = encode_queries(
     retriever, data.queries[split_name], split_name, watch
   )
-  watch.work('evaluate', indexed.search_flops(len(queries)))
+  watch.add_flops('evaluate', indexed.search_flops(len(queries)))
   with watch.phase('evaluate'):
     split = data.splits[split_name]
     depth = metrics.depth(split, len(data.passages))

@@ -223,7 +223,7 @@ def encode_corpus(
     block = folder / f'{start // rows_per_block:05d}'
     paths.append(block / 'embeddings.npy')
     others = len(paths[:-1]) % distributed.count() != distributed.index()
-    if others or atomic.find(block, {}):
+    if others or atomic.find_valid(block, {}):
       continue
     what = f'encode block {len(paths)}/{-(-len(token_rows) // rows_per_block)}'
     embeddings, tokens = encode_rows(encoder, params, token_rows, what, rows)
@@ -232,7 +232,7 @@ def encode_corpus(
     with atomic.publish(block, about) as unfinished:
       np.save(unfinished / 'embeddings.npy', embeddings)
   # Also waits until all processes have written their blocks.
-  counts = distributed.gather(np.array([real, computed], np.int64))
+  counts = distributed.all_gather(np.array([real, computed], np.int64))
   real, computed = counts.sum(0)
   share = float(real / computed) if computed else None
   return [atomic.load_array(path) for path in paths], share

@@ -64,7 +64,7 @@ class Shared(NamedTuple):
     rows[:, :depth] = np.where(found_rows < 0, -1, self.rows[found_rows])
     scores[:, :depth] = np.where(found_rows < 0, -np.inf, found_scores)
     scores, rows = (
-      distributed.gather(part).swapaxes(0, 1).reshape(len(queries), -1)
+      distributed.all_gather(part).swapaxes(0, 1).reshape(len(queries), -1)
       for part in (scores, rows)
     )
     # `top_k` requests more until the score falls, and sorts equal scores.
@@ -159,7 +159,7 @@ def build(
   index = make(factory, params, blocks[0].shape[1])
   if not index.is_trained:
     sample = _sample(blocks) - mean
-    logs.say(f'index: training {factory} on {len(sample):,} vectors')
+    logs.log(f'index: training {factory} on {len(sample):,} vectors')
     try:
       index.train(sample)
     except RuntimeError as error:
@@ -414,7 +414,7 @@ def _mean(blocks):
   """Returns the (E,) float32 mean of all rows of all processes."""
   total = sum(block.sum(0, dtype=np.float64) for block in blocks)
   number = np.float64(sum(map(len, blocks)))
-  sums = distributed.gather(np.append(total, number)).sum(0)
+  sums = distributed.all_gather(np.append(total, number)).sum(0)
   return (sums[:-1] / sums[-1]).astype(np.float32)
 
 

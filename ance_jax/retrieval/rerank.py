@@ -129,7 +129,7 @@ def load(
     body.max_length,
     1,
   )
-  logs.say(
+  logs.log(
     f'{pinned}: scores pairs of up to {length} tokens; its score is '
     f'{"the sigmoid of its output" if said.sigmoid else "its output"}'
   )

@@ -71,11 +71,11 @@ class RefreshPoller:
     Raises:
       errors.Stopped: The process received a stop signal.
     """
-    logs.say(
+    logs.log(
       f'training waits at step {step} for a refresh of step {oldest} or later'
     )
     while True:
-      found = distributed.told(lambda: self.newest(active, step))
+      found = distributed.broadcast(lambda: self.newest(active, step))
       if found is not None and found >= oldest:
         return found
       if logs.stop_requested():
@@ -107,13 +107,13 @@ class RefreshPoller:
     seen = number, folder.stat().st_ino if folder.is_dir() else None
     if seen in self._refused:
       return False
-    manifest = atomic.find(folder, {})
+    manifest = atomic.find_valid(folder, {})
     if manifest is None:
       return False
     wrong = refreshes.refusal(self._run, manifest)
     if wrong:
       self._refused.add(seen)
-      logs.say(f'{folder} is not picked up: {wrong}')
+      logs.log(f'{folder} is not picked up: {wrong}')
     return not wrong
 
 
@@ -122,7 +122,7 @@ def _copy_in(run, after):
   try:
     refreshes.fetch(run, after)
   except Exception as error:  # Each bucket library has its own errors.
-    logs.say(f'nothing can be read of {run.config.remote_dir} now: {error}')
+    logs.log(f'nothing can be read of {run.config.remote_dir} now: {error}')
 
 
 class RefreshThread:
@@ -239,7 +239,7 @@ def _next(run, committed, last, looked_at):
   begun = claimed(config.workdir)
   step = begun if begun in due else due[-1]
   if left_out := schedule.refreshes_between(config, past, step):
-    logs.say(
+    logs.log(
       f'refreshes of step {", ".join(map(str, left_out))} are left out: the '
       f'checkpoint of step {step} is newer'
     )
@@ -257,8 +257,8 @@ def _refresh(run, step, last):
   except (OSError, ValueError):
     if step in checkpoint.committed_steps(workdir):
       raise
-    logs.say(f'the checkpoint of step {step} is gone: a newer one is taken')
+    logs.log(f'the checkpoint of step {step} is gone: a newer one is taken')
     return False
-  logs.say(refreshes.summary(made))
+  logs.log(refreshes.summary(made))
   refreshes.prune_embeddings(run, made)
   return True

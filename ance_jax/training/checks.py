@@ -60,7 +60,7 @@ def of_flags(config: config_lib.Config) -> None:
       )
   if config.max_steps:
     for line in (*_of_learning_rate(config), *_of_refreshes(config)):
-      logs.say(line)
+      logs.log(line)
 
 
 def of_run(run: experiment.Experiment) -> None:
@@ -89,14 +89,14 @@ def of_run(run: experiment.Experiment) -> None:
         'passages, or choose another row.'
       )
     if shares.mean() >= _IDLE:
-      logs.say(
+      logs.log(
         f'{name}: about {shares.mean():.1%} of the queries of a step will have '
         'no negative, and a loss of 0, as all passages that it takes for them '
         f'are their positives ({never:,} of the {len(shares):,} training '
         'queries never have one)'
       )
   if run.retriever.config.similarity == 'cosine' and config.temperature >= 1:
-    logs.say(
+    logs.log(
       'scores are cosines, at most 2 apart, and divided by --temperature='
       f'{config.temperature:g} the loss can hardly fall; 0.05 is usual'
     )

@@ -203,7 +203,7 @@ def create(
   )
   config = _pinned(_as_begun(config))
   texts, model = _texts_and_model(config, split_names)
-  new = distributed.told(lambda: secrets.token_hex(8))
+  new = distributed.broadcast(lambda: secrets.token_hex(8))
   made = _experiment(new, config, texts, model._replace(params=None), spread)
   return made, model.params
 
@@ -315,7 +315,7 @@ def open(
   """
   fetch(config, every=config.checkpoint != 'last')
   devices, _ = devices_lib.training_devices(config)
-  compiled.keep(config.compilation_cache_dir, devices)
+  compiled.enable_cache(config.compilation_cache_dir, devices)
   if is_run(config.workdir):
     # Reads the checkpoint before the data, because training may delete it.
     step, (before, began, model) = checkpoint.read_chosen(
@@ -359,11 +359,11 @@ def _pinned(config):
 def _say_other_data(config, texts, began):
   """Prints the data that differs from the data of the run in `--init_from`."""
   if texts.corpus.hash != began['corpus']:
-    logs.say(f'the corpus is another than that of {config.init_from}')
+    logs.log(f'the corpus is another than that of {config.init_from}')
     return
   for name, split in texts.splits.items():
     if split.hash != began['splits'].get(name, split.hash):
-      logs.say(
+      logs.log(
         f'split {name!r} is another than that of {config.init_from}, which may '
         'have trained on some of its queries: --dev_fraction, --dev_split and '
         '--train_split say which'
@@ -495,7 +495,7 @@ def _experiment(id, config, texts, model, spread=None):
   data = tokenized.make(
     texts, model.tokenizer, retriever.form, tokens_folder(config), spread
   )
-  logs.say(
+  logs.log(
     f'{len(devices)} {devices[0].device_kind} device(s), encoder of '
     f'{made.body.num_layers} layers, width {made.body.hidden_size}, '
     f'{made.pooling} pooling, {made.similarity}'

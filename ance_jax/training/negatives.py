@@ -139,7 +139,7 @@ def _counts(task, table):
   if task.holds_answer or rules.filters():
     found['for_want_of_others'] = table.num_forced
   if warning := filters.warning(table.rejected, rules):
-    logs.say(warning)
+    logs.log(warning)
   return found | {_metric(name): by_filter[name] for name in rules.filters()}
 
 
@@ -201,12 +201,12 @@ def excluded(
 
 
 def find(folder: pathlib.Path, about: dict) -> dict | None:
-  """Returns `atomic.find` of negatives that were mined by the same rules.
+  """Returns `atomic.find_valid` of negatives that were mined by the same rules.
 
-  A manifest has 'rules' only if any are set, so `atomic.find` alone would
+  A manifest has 'rules' only if any are set, so `atomic.find_valid` alone would
   ignore rules that are no longer set.
   """
-  found = atomic.find(folder, about)
+  found = atomic.find_valid(folder, about)
   return found if found and found.get('rules') == about.get('rules') else None
 
 
@@ -228,9 +228,9 @@ def by_bm25(run: experiment.Experiment) -> np.ndarray:
   folder = run.workdir / 'bm25'
 
   def waiting():
-    logs.say('waiting for the BM25 negatives of another process')
+    logs.log('waiting for the BM25 negatives of another process')
 
-  with atomic.turn(run.workdir, waiting):
+  with atomic.exclusive(run.workdir, waiting):
     if not find(folder, about):
       _publish_bm25(run, folder, about)
   return atomic.load_array(folder / 'negatives.npy')
@@ -252,7 +252,7 @@ def _publish_bm25(run, folder, about):
       f' ({counts["random"] / found.rows.size:.1%} of all) where BM25 found '
       'fewer than --top_k'
     )
-  logs.say(f'BM25 negatives of {source.name}: {text}')
+  logs.log(f'BM25 negatives of {source.name}: {text}')
   with atomic.publish(folder, {**about, 'metrics': counts}) as unfinished:
     np.save(unfinished / 'negatives.npy', found.rows)
 
@@ -266,9 +266,9 @@ def by_given(run: experiment.Experiment) -> np.ndarray:
   folder, about = run.workdir / 'given', sources(run)
 
   def waiting():
-    logs.say('waiting for another process to take the given negatives')
+    logs.log('waiting for another process to take the given negatives')
 
-  with atomic.turn(run.workdir, waiting):
+  with atomic.exclusive(run.workdir, waiting):
     if not find(folder, about):
       _publish_given(run, folder, about)
   return atomic.load_array(folder / 'negatives.npy')
@@ -286,7 +286,7 @@ def _publish_given(run, folder, about):
     line += f' ({none:,} queries have none)'
   if cut := int(np.maximum(sizes - config.top_k, 0).sum()):
     line += f'; {cut:,} behind the first --top_k={config.top_k} of a query'
-  logs.say(line)
+  logs.log(line)
   with atomic.publish(folder, {**about, 'metrics': counts}) as unfinished:
     np.save(unfinished / 'negatives.npy', negatives)
 
@@ -471,7 +471,7 @@ def _check_given(run, wanted):
   config, split = run.config, run.dataset.splits[run.config.train_split]
   if not wanted:
     if split.given is not None and config.job == 'train':
-      logs.say(
+      logs.log(
         f'--method={config.method} takes none of the given negatives; '
         'given and given_in_batch do'
       )

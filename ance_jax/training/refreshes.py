@@ -85,7 +85,7 @@ def refresh(
     'query_slice': list(_query_slice(run, step)),
     **_sources(run),
   }
-  if found := distributed.told(lambda: _find(run, step, about)):
+  if found := distributed.broadcast(lambda: _find(run, step, about)):
     return found
   indexed = run.index_corpus(watch, passage_hash)
   seen = diagnostics.probe(run, indexed, watch)
@@ -123,7 +123,7 @@ def refresh(
       for name, array in arrays.items():
         np.save(unfinished / f'{name}.npy', array)
     remote.push(folder(run, step))
-  distributed.wait('published')
+  distributed.barrier('published')
   return atomic.read_manifest(folder(run, step))
 
 
@@ -190,9 +190,9 @@ def manifest(run: experiment.Experiment, step: int) -> dict[str, Any]:
     BadInput: That checkpoint is missing or damaged too.
   """
   about = _sources(run)
-  found = distributed.told(lambda: _find(run, step, about))
+  found = distributed.broadcast(lambda: _find(run, step, about))
   if not found:
-    logs.say(f'the refresh of step {step} is not there: it is made again')
+    logs.log(f'the refresh of step {step} is not there: it is made again')
     found = refresh(run, step)
   return found
 
@@ -302,7 +302,7 @@ def adopt(run: experiment.Experiment, other: str, step: int) -> dict[str, Any]:
       for name in manifest['files']:
         shutil.copyfile(there / name, unfinished / name)
     remote.push(folder(run, step))
-  distributed.wait('adopted')
+  distributed.barrier('adopted')
   return atomic.read_manifest(folder(run, step))
 
 
@@ -395,7 +395,7 @@ def _mine(run, step, indexed, watch):
   source = candidates.of_index(indexed, queries, f'step {step}', start)
 
   def rank(rows, depth):
-    watch.work('search', indexed.search_flops(len(rows)))
+    watch.add_flops('search', indexed.search_flops(len(rows)))
     with watch.phase('search'):
       return source.rank(rows, depth)
 

@@ -51,14 +51,14 @@ def begin(config: config_lib.Config) -> Begun:
   if distributed.is_first():
     atomic.remove_unfinished(config.workdir)
     _fetch(config)
-  step, saved = distributed.told(
+  step, saved = distributed.broadcast(
     lambda: checkpoint.newest_whole(config.workdir)
   )
   if saved is None:
     _check_never_trained(config.workdir)
     this, params = experiment.create(config, splits)
     negatives.check(this)
-    logs.say(f'training {config.workdir} from step 0')
+    logs.log(f'training {config.workdir} from step 0')
     return Begun(this, params, 0, b'')
   checkpoint.check_format(config.workdir, step, saved)
   experiment.check_same_run(config, step)
@@ -68,21 +68,21 @@ def begin(config: config_lib.Config) -> Begun:
       f'{config.max_steps}; raise it, or evaluate a checkpoint.'
     )
   this = experiment.restore(config, splits, step)
-  logs.say(
+  logs.log(
     f'training {config.workdir} goes on from the checkpoint of step {step}'
   )
   _say_what_changed(this, step, saved)
   history = b''
   if distributed.is_first():
     history = _restore_history(config, step)
-  distributed.wait('restored')
+  distributed.barrier('restored')
   return Begun(this, None, step, history)
 
 
 def _fetch(config):
   """Copies newer files of a run from its `--remote_dir`, if any."""
   if experiment.fetch(config, every=True):
-    logs.say(f'{config.workdir} is brought up to {config.remote_dir}')
+    logs.log(f'{config.workdir} is brought up to {config.remote_dir}')
     remote.pull_file(f'{config.workdir}/{PICK_UPS_FILE}')
 
 
@@ -90,7 +90,7 @@ def begin_pick_ups(run: experiment.Experiment) -> None:
   """Writes the empty history of pick-ups of a new run."""
   if distributed.is_first():
     _write_pick_ups(run.workdir, [])
-  distributed.wait('no pick-ups')
+  distributed.barrier('no pick-ups')
 
 
 def pick_up(run: experiment.Experiment, new: schedule.ActiveRefresh) -> None:
@@ -130,7 +130,7 @@ def _say_what_changed(run, step, saved):
     before, run.config, may_change=True
   ):
     if name not in (*_OF_ONE_START, *config_lib.LAUNCH):
-      logs.say(f'--{name} is {new!r} from here on; it was {old!r}')
+      logs.log(f'--{name} is {new!r} from here on; it was {old!r}')
   now = devices_lib.describe(run.devices)
   changed = [
     f'{name} {old!r} -> {now[name]!r}'
@@ -138,7 +138,7 @@ def _say_what_changed(run, step, saved):
     if old != now[name]
   ]
   if changed:
-    logs.say(f'not bit-equal to what it was to be: {", ".join(changed)}')
+    logs.log(f'not bit-equal to what it was to be: {", ".join(changed)}')
 
 
 def _check_never_trained(workdir):
@@ -171,7 +171,7 @@ def _restore_history(config, step):
   found = metrics.read_bytes() if metrics.exists() else b''
   again = f'it is again as the checkpoint of step {step} has it'
   if not found.startswith(lines):
-    logs.say(f'{metrics} is missing or was changed: {again}')
+    logs.log(f'{metrics} is missing or was changed: {again}')
   elif not (
     schedule.refresh_due(config, step) or schedule.eval_due(config, step)
   ):
@@ -183,7 +183,7 @@ def _restore_history(config, step):
   try:
     atomic.read_json(path / PICK_UPS_FILE)
   except errors.Damaged as damaged:
-    logs.say(f'{damaged} Now {again}.')
+    logs.log(f'{damaged} Now {again}.')
     atomic.write_bytes(path / PICK_UPS_FILE, record[PICK_UPS_FILE])
   return lines
 

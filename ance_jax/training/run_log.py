@@ -93,7 +93,7 @@ class RunLog:
       values['train/loss'], values['train/accuracy'], refresh
     )
     if sign:
-      logs.say(f'step {step}: {sign}')
+      logs.log(f'step {step}: {sign}')
     if step % config.steps_per_log == 0:
       rate = optimizers.learning_rate_schedule(config)(step - 1)
       values['train/learning_rate'] = float(rate)
@@ -101,7 +101,7 @@ class RunLog:
         values['train/negatives_age'] = step - refresh
       self.metrics.write(step, values)
       if not logs.has_bars():
-        logs.say(_line(config, step, values, self._pace.text(step)))
+        logs.log(_line(config, step, values, self._pace.text(step)))
 
   def log_refresh(self, made: dict, age: int | None) -> None:
     """Logs a refresh.
@@ -110,12 +110,12 @@ class RunLog:
       made: Manifest of the refresh.
       age: Age in steps of the negatives that it replaces, if any.
     """
-    logs.say(refreshes.summary(made, age))
+    logs.log(refreshes.summary(made, age))
     self._log_made(made['step'], made)
 
   def log_evaluation(self, step: int, made: dict) -> None:
     """Logs an evaluation, as `refreshes.assess` returns it, at `step`."""
-    logs.say(
+    logs.log(
       f'evaluation at step {step}: {refreshes.dev_summary(made["metrics"])}'
     )
     self._log_made(step, made)
@@ -152,7 +152,7 @@ class RunLog:
       self._show.end(workdir)
       for name in (logs.METRICS_FILE, workdirs.PAGE_FILE, 'curves.png'):
         remote.push(workdir / name)
-    distributed.wait('finished')
+    distributed.barrier('finished')
     return {
       name.removeprefix('dev/'): logs.series(workdir, name)[last]
       for name in logs.dev_measures(workdir)

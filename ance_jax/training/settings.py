@@ -15,9 +15,9 @@ def data(config: config_lib.Config) -> records.Settings:
   """Returns the data settings; jobs that only read a run reuse its pydocs."""
   folder = pathlib.Path(config.workdir, 'datasets')
   theirs = pathlib.Path(config.init_from, 'datasets')
-  if config.job not in ('train', 'prepare') and not atomic.is_sealed(folder):
-    folder = theirs if atomic.is_sealed(theirs) else folder
-  is_read = config.job == 'compare' and atomic.is_sealed(folder)
+  if config.job not in ('train', 'prepare') and not atomic.is_committed(folder):
+    folder = theirs if atomic.is_committed(theirs) else folder
+  is_read = config.job == 'compare' and atomic.is_committed(folder)
   return _part(
     records.Settings,
     config,

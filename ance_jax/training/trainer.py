@@ -62,7 +62,7 @@ def run(
   logs.use_bars(config.progress_bars)
   checks.before_reading(config)
   devices, _ = devices_lib.training_devices(config)
-  compiled.keep(config.compilation_cache_dir, devices)
+  compiled.enable_cache(config.compilation_cache_dir, devices)
   with logs.stop_signals(leave), contextlib.ExitStack() as stack:
     # A restart restores the following in order; a new run creates it.
     # 1. The lock of the folder, so that only this process trains in it.
@@ -75,7 +75,7 @@ def run(
     check_room(begun.run)
     if config.dry_run:
       return None
-    compiles = stack.enter_context(compiled.counted())
+    compiles = stack.enter_context(compiled.count_compilations())
     experiment.write_flags(begun.run.config)
     # 3. The folder of checkpoints, without unfinished saves of a killed
     #    process, and metrics.jsonl, truncated after that step.
@@ -195,9 +195,9 @@ class Trainer:
       name = next(iter(logs.dev_measures(workdir)), '')
       return schedule.end_of_warmup(config, logs.series(workdir, name))
 
-    last = distributed.told(end)
+    last = distributed.broadcast(end)
     if last != config.warmup_steps:
-      logs.say(f'dev has levelled off: the warm-up ends at step {last}')
+      logs.log(f'dev has levelled off: the warm-up ends at step {last}')
       config = dataclasses.replace(config, warmup_steps=last)
       self.run = self.run._replace(config=config)
 
@@ -216,7 +216,7 @@ class Trainer:
     self._checkpoints.wait()
     self._prune()
     run = self.run
-    committed = distributed.told(
+    committed = distributed.broadcast(
       lambda: checkpoint.committed_steps(run.workdir)
     )
     if self.step not in committed:
@@ -227,7 +227,7 @@ class Trainer:
       }
       about = {'run': run.id, 'made_with': devices_lib.describe(run.devices)}
       everywhere = devices_lib.globally_replicated(run.devices)
-      state = distributed.globally(self.state, everywhere)
+      state = distributed.to_global(self.state, everywhere)
       self._checkpoints.save(state, self.step, record, about)
     if not committed:
       # The first checkpoint must be committed before anything is logged.
@@ -322,7 +322,7 @@ class Trainer:
     if step == config.max_steps:
       return None
     active = self.active_refresh
-    newer = distributed.told(lambda: poller.newest(active, step))
+    newer = distributed.broadcast(lambda: poller.newest(active, step))
     of = newer if newer is not None else active.refresh if active else None
     if of is None and not config.warmup_steps:
       self._checkpoints.wait()
@@ -416,7 +416,7 @@ class Trainer:
         one.step > self.step for one in resume.to_replay(self.run)
       )
     here = np.array([logs.stop_requested(), newer])
-    return distributed.gather(here).any(0).tolist()
+    return distributed.all_gather(here).any(0).tolist()
 
   def log_steps(self, *, keep: int = 0) -> None:
     """Reads and logs the metrics of all steps but the last `keep`."""
@@ -446,6 +446,6 @@ def _restore_state(begun, checkpoints, optimizer):
     return steps.init_state(begun.params, trained, optimizer, run.devices)
   shapes = bi_encoder.shapes(run.retriever.config)
   like = steps.state_shapes(shapes, trained, optimizer, run.devices)
-  return distributed.locally(
+  return distributed.to_local(
     checkpoints.restore(begun.step, like), like.step.sharding
   )

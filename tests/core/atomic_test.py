@@ -111,10 +111,10 @@ def test_what_is_damaged_is_set_aside_to_be_made_again(tmp_path, capsys):
   for number in (1, 2):
     with atomic.publish(tmp_path / 'made', {'step': 3}) as folder:
       (folder / 'part').write_text('one')
-    assert atomic.find(tmp_path / 'made', {'step': 3})['step'] == 3
-    assert atomic.find(tmp_path / 'made', {'step': 4}) is None
+    assert atomic.find_valid(tmp_path / 'made', {'step': 3})['step'] == 3
+    assert atomic.find_valid(tmp_path / 'made', {'step': 4}) is None
     (tmp_path / 'made' / 'part').write_text('two')
-    assert atomic.find(tmp_path / 'made', {'step': 3}) is None
+    assert atomic.find_valid(tmp_path / 'made', {'step': 3}) is None
     assert (tmp_path / f'made.damaged-{number}' / 'part').exists()
     assert f'It is now {tmp_path}/made.damaged-{number}' in (
       capsys.readouterr().out
@@ -135,11 +135,11 @@ def test_what_is_damaged_where_nothing_may_be_written_is_told(
   monkeypatch.setattr(os, 'rename', rename)
   if number == errno.ENOSPC:
     with pytest.raises(OSError, match='No space'):
-      atomic.find(tmp_path / 'made', {})
+      atomic.find_valid(tmp_path / 'made', {})
     return
   says = f'{tmp_path}/made/part is missing or was.* name a folder of your own'
   with pytest.raises(errors.Damaged, match=says):
-    atomic.find(tmp_path / 'made', {})
+    atomic.find_valid(tmp_path / 'made', {})
 
 
 def test_what_another_living_process_writes_is_not_removed(tmp_path):
@@ -186,10 +186,10 @@ def test_one_at_a_time_makes_what_is_in_a_folder(tmp_path):
   said, went_in = [], threading.Event()
 
   def second():
-    with atomic.turn(tmp_path / 'new', lambda: said.append('waiting')):
+    with atomic.exclusive(tmp_path / 'new', lambda: said.append('waiting')):
       went_in.set()
 
-  with atomic.turn(tmp_path / 'new', lambda: said.append('wrong')):
+  with atomic.exclusive(tmp_path / 'new', lambda: said.append('wrong')):
     thread = threading.Thread(target=second)
     thread.start()
     assert not went_in.wait(0.6)

@@ -115,7 +115,7 @@ def test_a_save_that_fails_in_the_background_is_seen(saved, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   checkpoints = checkpoint.Checkpoints(saved)
-  monkeypatch.setattr(atomic, 'seal', full)
+  monkeypatch.setattr(atomic, 'commit', full)
   checkpoints.save(make_state(4.0), 4)
 
   def until_it_is_seen():

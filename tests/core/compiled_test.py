@@ -51,7 +51,7 @@ def entries(folder):
 
 @pytest.mark.usefixtures('nothing_kept')
 def test_what_was_kept_is_read_back_and_gives_the_same_bits(tmp_path):
-  compiled.keep(str(tmp_path), devices_lib.local(1))
+  compiled.enable_cache(str(tmp_path), devices_lib.local(1))
   jax.config.update(SECS, 0.0)
   hits = []
 
@@ -74,7 +74,7 @@ def test_what_was_kept_is_read_back_and_gives_the_same_bits(tmp_path):
 
 @pytest.mark.usefixtures('nothing_kept')
 def test_an_entry_that_was_half_written_is_noticed(tmp_path):
-  compiled.keep(str(tmp_path), devices_lib.local(1))
+  compiled.enable_cache(str(tmp_path), devices_lib.local(1))
   jax.config.update(SECS, 0.0)
   first = run_program(5.0)
   (path,) = entries(tmp_path)
@@ -89,28 +89,28 @@ def test_the_folder_is_the_one_that_was_named(
   nothing_kept, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  compiled.keep(None, nothing_kept)
+  compiled.enable_cache(None, nothing_kept)
   own = pathlib.Path(jax.config.jax_compilation_cache_dir)
   assert own.parent == tmp_path / 'cache' / 'ance_jax' / 'compiled'
   assert own.stat().st_mode & 0o777 == 0o700
-  compiled.keep('', nothing_kept)
+  compiled.enable_cache('', nothing_kept)
   assert jax.config.jax_compilation_cache_dir is None
-  compiled.keep(str(tmp_path / 'named'), nothing_kept)
+  compiled.enable_cache(str(tmp_path / 'named'), nothing_kept)
   named = pathlib.Path(jax.config.jax_compilation_cache_dir)
   assert named == tmp_path / 'named' / own.name
-  compiled.keep(None, nothing_kept)
+  compiled.enable_cache(None, nothing_kept)
   assert jax.config.jax_compilation_cache_dir == str(named)
   monkeypatch.delenv('XDG_CACHE_HOME')
   monkeypatch.setenv('HOME', str(tmp_path / 'home'))
   jax.config.update(DIR, None)
-  compiled.keep(None, nothing_kept)
+  compiled.enable_cache(None, nothing_kept)
   expected = tmp_path / 'home' / '.cache' / 'ance_jax' / 'compiled' / own.name
   assert jax.config.jax_compilation_cache_dir == str(expected)
 
 
 def test_a_folder_that_jax_was_told_of_is_left_to_it(nothing_kept, tmp_path):
   jax.config.update(DIR, str(tmp_path / 'of the user'))
-  compiled.keep(None, nothing_kept)
+  compiled.enable_cache(None, nothing_kept)
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'of the user')
 
 
@@ -118,11 +118,11 @@ def test_a_folder_that_jax_was_told_of_is_left_to_it(nothing_kept, tmp_path):
 def test_what_bits_hang_on_has_a_folder_of_its_own(
   name, nothing_kept, tmp_path, monkeypatch
 ):
-  compiled.keep(str(tmp_path), nothing_kept)
+  compiled.enable_cache(str(tmp_path), nothing_kept)
   here = jax.config.jax_compilation_cache_dir
   about = {**devices_lib.describe(nothing_kept), name: 'another'}
   monkeypatch.setattr(devices_lib, 'describe', lambda devices: about)
-  compiled.keep(str(tmp_path), nothing_kept)
+  compiled.enable_cache(str(tmp_path), nothing_kept)
   assert jax.config.jax_compilation_cache_dir != here
 
 
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_used_is_one_line_and_no_error(
   nothing_kept, tmp_path, capsys
 ):
   def refused(folder, expected):
-    compiled.keep(str(folder), nothing_kept)
+    compiled.enable_cache(str(folder), nothing_kept)
     assert jax.config.jax_compilation_cache_dir is None
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith('what is compiled is not kept for the next start: ')
@@ -138,13 +138,13 @@ def test_a_folder_that_cannot_be_used_is_one_line_and_no_error(
 
   (tmp_path / 'file').write_text('')
   refused(tmp_path / 'file', 'Not a directory')
-  compiled.keep(str(tmp_path), nothing_kept)
+  compiled.enable_cache(str(tmp_path), nothing_kept)
   pathlib.Path(jax.config.jax_compilation_cache_dir).chmod(0o770)
   refused(tmp_path, 'others can write to')
 
 
 def test_each_program_is_counted_once_and_only_inside():
-  with compiled.counted() as counts:
+  with compiled.count_compilations() as counts:
     function = program(7.0)
     ones = np.ones((64, 64), np.float32)
     function(ones, ones)

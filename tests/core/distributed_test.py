@@ -249,7 +249,7 @@ def test_a_block_that_another_process_did_not_write_is_named(
   run, params = experiment.create(config, ('train', 'dev'))
   monkeypatch.setattr(distributed, 'count', lambda: 2)
   monkeypatch.setattr(
-    distributed, 'gather', lambda array: np.stack([array] * 2)
+    distributed, 'all_gather', lambda array: np.stack([array] * 2)
   )
   placed = devices.replicate(params, run.devices)
   with pytest.raises(FileNotFoundError, match='00001/embeddings.npy'):

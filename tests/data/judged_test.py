@@ -393,7 +393,7 @@ def test_the_protocol_of_a_run_is_what_it_recorded(
     dataset=dataset, protocol=recorded, beir_set='scifact'
   )
   (record / 'run.flags').write_text(began.to_flagfile())
-  atomic.seal(record.parent, {})
+  atomic.commit(record.parent, {})
   assert experiment.settings(tmp_path, 2).protocol == protocol
 
 

@@ -253,7 +253,7 @@ def _run_of_ours(change):
       path = step / 'record' / name
       atomic.make_folder(path.parent)
       path.write_bytes(content)
-    atomic.seal(step, {})
+    atomic.commit(step, {})
     change(step)
 
   return make
@@ -265,7 +265,7 @@ def _other_version(*without, **values):
   def change(folder):
     change_json('record/model/retriever.json', *without, **values)(folder)
     (folder / 'manifest.json').unlink()
-    atomic.seal(folder, {})
+    atomic.commit(folder, {})
 
   return Refused(
     _run_of_ours(change), 'that this version knows', 'retriever.json'

@@ -66,7 +66,7 @@ def make_sound(folder, sound):
     for name, content in record.items():
       atomic.make_folder((sound / RECORD / name).parent)
       put(f'{RECORD}/{name}', content)(sound)
-    atomic.seal(sound / STEP, {'format': checkpoint.FORMAT})
+    atomic.commit(sound / STEP, {'format': checkpoint.FORMAT})
     put('sound.flags', record['run.flags'])(sound)
   shutil.copytree(sound, folder, dirs_exist_ok=True)
 
@@ -149,7 +149,7 @@ def flags(make, says, **changes):
     make(folder)
     if changes:
       (folder / STEP / atomic.MANIFEST).unlink()
-      atomic.seal(folder / STEP, {})
+      atomic.commit(folder / STEP, {})
     return {'call': 'read'}
 
   return Refused(keep, says)
@@ -164,7 +164,7 @@ def stored(says, change):
     (path / 'manifest.json').unlink()
     about = {k: manifest[k] for k in ('dtype', 'mean_length', 'num_cut')}
     change(path, about)
-    atomic.seal(path, about)
+    atomic.commit(path, about)
     return {'call': 'go on'}
 
   return Refused(make, says)

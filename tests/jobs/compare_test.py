@@ -298,7 +298,7 @@ def test_from_the_shell_the_first_folder_of_a_run_brings_the_data(
   atomic.make_folder(record)
   began = dataclasses.replace(tiny, workdir='/moved/since', seed=5)
   (record / 'run.flags').write_text(began.to_flagfile())
-  atomic.seal(record.parent, {})
+  atomic.commit(record.parent, {})
   for ending in ('trec', 'json'):
     source = run_file(settings, 'flat').with_suffix(f'.{ending}')
     shutil.copy(source, folder / f'train-model-2.{ending}')

@@ -132,7 +132,7 @@ def test_a_score_that_is_no_number_finds_nothing():
 def test_another_refresh_and_a_last_batch_compile_nothing(placed):
   queries = integers(40, seed=1)
   index.search(placed(integers(300), 4), queries, 9)
-  with compiled.counted() as counts:
+  with compiled.count_compilations() as counts:
     again = placed(integers(300, seed=2), 4)
     for number, k in ((40, 9), (37, 9), (5, 16)):
       index.search(again, queries[:number], k)

@@ -143,7 +143,7 @@ def test_nothing_is_compiled_for_another_corpus_of_the_same_lengths(
 ):
   encoder, devices = make(1)
   placed = devices_lib.replicate(params, devices)
-  with compiled.counted() as counts:
+  with compiled.count_compilations() as counts:
     for name in 'ab':
       encoding.encode_corpus(
         encoder, placed, rows, tmp_path / name, rows_per_block=100

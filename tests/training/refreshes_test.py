@@ -111,7 +111,7 @@ def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder / '6' / 'params', other, force=True)
   (folder / '6' / atomic.MANIFEST).unlink()
-  atomic.seal(folder / '6', {'step': 6})
+  atomic.commit(folder / '6', {'step': 6})
   after = refreshes.refresh(run, 6)
   assert after['weights_hash'] != before['weights_hash']
   assert after['weights_hash'] == checkpoint.weights_hash(other)
@@ -284,7 +284,7 @@ def test_bm25_negatives_are_made_again_in_another_language(open_run, capsys):
   assert [m['language'] for m in manifests] == ['english', 'none', 'auto']
   # What an earlier version left does not say; it is made again, and the same.
   del manifests[2]['language'], manifests[2]['files']
-  atomic.seal(folder, manifests[2])
+  atomic.commit(folder, manifests[2])
   np.testing.assert_array_equal(negatives_lib.by_bm25(run), kept[0])
   assert atomic.read_manifest(folder)['language'] == 'auto'
 

@@ -280,7 +280,7 @@ def damages(workdir, random):
 def is_found(path):
   """Returns whether the reader of a damaged file finds it so."""
   folder = path.parent
-  while not atomic.is_sealed(folder) and folder != folder.parent:
+  while not atomic.is_committed(folder) and folder != folder.parent:
     folder = folder.parent
   try:
     if folder == folder.parent:

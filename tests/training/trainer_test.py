@@ -243,7 +243,7 @@ def test_what_one_process_sees_all_do_after_the_same_step(stops, monkeypatch):
   monkeypatch.setattr(trainer.distributed, 'count', lambda: 2)
   monkeypatch.setattr(trainer.distributed, 'is_first', lambda: True)
   monkeypatch.setattr(
-    trainer.distributed, 'gather', lambda one: np.stack([one, other])
+    trainer.distributed, 'all_gather', lambda one: np.stack([one, other])
   )
   monkeypatch.setattr(trainer.logs, 'stop_requested', lambda: here[0])
   monkeypatch.setattr(resume, 'to_replay', lambda _: [])

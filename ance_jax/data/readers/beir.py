@@ -179,7 +179,7 @@ def _rows(path, query_rows, passage_rows):
       continue  # The header.
     yield number, query_id, passage_id, given
   if trec:
-    logs.say(f'{path}: read as judgements of TREC, of four columns')
+    logs.log(f'{path}: read as judgements of TREC, of four columns')
 
 
 def _json_rows(path):

@@ -25,8 +25,8 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
   if not settings.builds_pydocs:
     # The folder's run is only read; `find` would set a damaged build aside.
     atomic.read_manifest(folder)
-  elif not atomic.find(folder, {}):
-    logs.say('pydocs: reading the docstrings of the installed packages')
+  elif not atomic.find_valid(folder, {}):
+    logs.log('pydocs: reading the docstrings of the installed packages')
     with atomic.publish(folder, {}) as unfinished:
       # TFDS announces a download even if there is none.
       with contextlib.redirect_stdout(io.StringIO()):
@@ -42,7 +42,7 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
   )
   versions = builder.info.metadata['versions']
   names = ', '.join(f'{name} {version}' for name, version in versions.items())
-  logs.say(
+  logs.log(
     f'pydocs: {len(rows):,} passages, hash {corpus.hash[:12]}, read from '
     f'{names}'
   )

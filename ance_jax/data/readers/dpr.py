@@ -133,14 +133,14 @@ def _read_contexts(path, name, passage_rows):
 def _say_contexts(path, counts, negatives):
   """Prints what is missing from the contexts of a file."""
   if without := counts['left out']:
-    logs.say(f'{path}: left out {without:,} questions without a positive')
+    logs.log(f'{path}: left out {without:,} questions without a positive')
   if unknown := counts['unknown']:
-    logs.say(
+    logs.log(
       f'{path}: left out {unknown:,} of {counts["negatives"]:,} negatives of '
       'BM25, which the corpus lacks'
     )
   if lacking := sum(not rows for rows in negatives.values()):
-    logs.say(f'{path}: {lacking:,} questions without a negative of BM25')
+    logs.log(f'{path}: {lacking:,} questions without a negative of BM25')
 
 
 def _read_answers(path, name):

@@ -71,7 +71,7 @@ def _say(path, given, num_queries, lacking):
   if lacking:
     line += f'; left out {lacking:,} that the corpus lacks'
   scored = int((~np.isnan(given.scores)).sum())
-  logs.say(f'{line}; {scored:,} with a score')
+  logs.log(f'{line}; {scored:,} with a score')
 
 
 def _pairs(side, rows):

@@ -93,7 +93,7 @@ def read_titled_passages(settings: records.Settings) -> corpus_lib.RawDataset:
   corpus = _corpus(_needed(settings, folder, 'para.txt'), 2, titled)
   records.say_corpus('MS MARCO passages, with titles (unofficial)', corpus)
   missing = sum(not title for title in corpus.titles)
-  logs.say(f'{path}: {missing:,} passages without a title')
+  logs.log(f'{path}: {missing:,} passages without a title')
   return _source(settings, folder, corpus, _PASSAGE_SPLITS)
 
 
@@ -117,7 +117,7 @@ def read_documents(settings: records.Settings) -> corpus_lib.RawDataset:
 
   corpus = _corpus(path, 4, document, may_be_empty=True)
   records.say_corpus('MS MARCO documents', corpus)
-  logs.say(
+  logs.log(
     f'{path}: {shortened:,} documents cut at {_DOCUMENT_CHARACTERS:,} '
     'characters'
   )

@@ -377,17 +377,17 @@ def test_who_waits_for_another_process_takes_what_that_made(
 ):
   lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
   run, _ = experiment.create(small(beir), ('train',))
-  real, others = atomic.turn, []
+  real, others = atomic.exclusive, []
 
   @contextlib.contextmanager
   def turn(folder, waiting):
-    monkeypatch.setattr(atomic, 'turn', real)
+    monkeypatch.setattr(atomic, 'exclusive', real)
     others.append(take(run))
     waiting()
     with real(folder, waiting):
       yield
 
-  monkeypatch.setattr(atomic, 'turn', turn)
+  monkeypatch.setattr(atomic, 'exclusive', turn)
   np.testing.assert_array_equal(take(run), *others)
   said = capsys.readouterr().out
   assert said.count(made) == said.count(waited) == 1
