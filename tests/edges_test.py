@@ -29,13 +29,13 @@ from ance_jax.training import schedule
 # By the words of the rule: what passes at the edge, and what is next to it.
 EDGES = {
   'at least 1': ([1], [0, -1]),
-  'at least 3, for two special tokens and a word': ([3], [2]),
+  'at least 3: two special tokens and a word': ([3], [2]),
   'at least 0': ([0], [-1]),
-  'above 0': ([1e-300], [0]),
+  'a number above 0': ([1e-300], [0]),
   'at least 0 and below 1': ([0, math.nextafter(1, 0)], [-5e-324, 1]),
   'at least 0 and below 2**31': ([0, 2**31 - 1], [-1, 2**31]),
-  'from 0 to 1': ([0, 1], [-5e-324, math.nextafter(1, 2)]),
-  'from 0 to 65,535': ([0, 65_535], [-1, 65_536]),
+  'a number from 0 to 1': ([0, 1], [-5e-324, math.nextafter(1, 2)]),
+  'a port from 0 to 65,535': ([0, 65_535], [-1, 65_536]),
 }
 RULE_OF = {
   name: rule for names, _, rule in config_lib._RANGES for name in names.split()
@@ -56,9 +56,9 @@ def test_a_number_may_be_at_its_edge_and_not_beyond(name):
   plain = config_lib.plain_type(fingerprint_test.FIELDS[name].type)
   for value in passes:
     config_lib.Config(**{name: value})
-  rule = re.escape(f'--{name} must be {RULE_OF[name]}; found')
+  rule = re.escape(f' is out of range; set it to {RULE_OF[name]}.')
   for value in [*refused, *([math.nan] if plain is float else [])]:
-    with pytest.raises(errors.BadInput, match=rule):
+    with pytest.raises(errors.BadInput, match=f'--{name}=.*{rule}'):
       config_lib.Config(**WITH.get(name, {}), **{name: value})
 
 
@@ -77,24 +77,24 @@ def test_each_number_has_a_range_but_scores():
   [
     (
       {'refresh_mode': 'async', 'refresh_schedule': '0-100:10,100-:50'},
-      'max_staleness', [1, 49], [0, 50], 'at least the 50',
+      'max_staleness', [1, 49], [0, 50], 'less than the 50',
     ),
     (
       {'refresh_mode': 'external', 'refresh_schedule': '0-100:50,100-:10'},
-      'max_staleness', [49], [50], 'at least the 50',
+      'max_staleness', [49], [50], 'less than the 50',
     ),
     (
       {'refresh_mode': 'async', 'steps_per_refresh': 30},
-      'max_staleness', [29], [30], 'at least the 30',
+      'max_staleness', [29], [30], 'less than the 30',
     ),
     (
       {'num_processes': 3, 'coordinator': 'h:1'},
-      'process_id', [3], [2], 'below --num_processes',
+      'process_id', [3], [2], 'from 0 to 2',
     ),
-    ({}, 'process_id', [1], [0], 'below --num_processes'),
-    ({'refresh_trigger': 0.5}, 'query_slices', [2], [1], 'query_slices=1'),
-    ({'refresh_mode': 'delayed'}, 'refresh_delay', [0], [1], 'at least 1'),
-    ({}, 'refresh_delay', [1], [0], 'else left out'),
+    ({}, 'process_id', [1], [0], 'process_id=1 is no process'),
+    ({'refresh_trigger': 0.5}, 'query_slices', [2], [1], 'query_slices is 2'),
+    ({'refresh_mode': 'delayed'}, 'refresh_delay', [0], [1], 'by how many'),
+    ({}, 'refresh_delay', [1], [0], 'leave it out'),
     ({'refresh_mode': 'async'}, 'max_steps', [2**31], [2**31 - 1], 'below 2'),
   ],
 )  # fmt: skip
