@@ -154,7 +154,7 @@ def test_two_working_copies_are_compared_bit_for_bit(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert re.search(r'train in_batch, plain: .* entry in 1 states', printed)
   assert 'mine plain: equal' in printed
-  assert re.search(r'mine max_score: DIFFERS: \d+ and \d+ lines', printed)
+  assert 'mine max_score: DIFFERS: ' in printed
   assert '1 cases differ' in printed
 
 
