@@ -189,7 +189,7 @@ class Stopwatch:
   def __init__(self):
     self.secs, self.flops = {}, {}
 
-  def work(self, name: str, flops: float) -> None:
+  def add_flops(self, name: str, flops: float) -> None:
     """Adds floating-point operations to phase `name`."""
     self.flops[name] = self.flops.get(name, 0) + flops
 
