@@ -155,7 +155,7 @@ class Threads:
   def count(self):
     return self._count
 
-  def gather(self, array):
+  def all_gather(self, array):
     self._sent[self.index()] = array
     self._barrier.wait()
     sent = np.stack([self._sent[n] for n in range(self._count)])
@@ -197,7 +197,7 @@ def test_the_parts_of_an_index_find_what_the_whole_one_does(
     part = build(blocks[threads.index() :: 3])
     return index.search(index.shared(part, blocks), queries, 25)
 
-  for name in ('index', 'count', 'gather'):
+  for name in ('index', 'count', 'all_gather'):
     monkeypatch.setattr(distributed, name, getattr(threads, name))
   for found in threads.run(search):
     np.testing.assert_array_equal(found.rows, expected.rows)

@@ -144,7 +144,7 @@ def test_the_stopwatch_adds_up_the_phases():
 
 def test_a_line_goes_through_a_pipe_at_once():
   program = (
-    'import sys\nfrom ance_jax.core import logs\nlogs.say("one line")\n'
+    'import sys\nfrom ance_jax.core import logs\nlogs.log("one line")\n'
     'sys.stdin.read()'
   )
   with subprocess.Popen(
