@@ -111,6 +111,17 @@ def test_negatives_are_those_that_the_job_mine_writes(
   assert len(lines) > 10
 
 
+def test_margins_are_of_as_many_scores_as_are_asked_for(trained, index):
+  _, _, queries, positives = texts_of(trained, 'train')
+  rules = filters.Rules(max_rank=100, z_margin=0.5)
+  of_all, of_some = (
+    api.mine(index, queries, positives, rules=one)
+    for one in (rules, rules._replace(num_scores=3))
+  )
+  z_margin = filters.FILTERS.index('z_margin')
+  assert of_all.rejected[z_margin] > of_some.rejected[z_margin]
+
+
 def test_an_exported_folder_encodes_as_its_run(trained, index, tmp_path):
   config = dataclasses.replace(
     trained, job='export', output=str(tmp_path / 'out'), chunks=1

@@ -511,3 +511,5 @@ def test_a_run_that_turns_out_not_to_be_writable_names_the_way_round(
     with pytest.raises(errors.BadInput, match=f'{inside}.*; {way}'):
       fails(inside)
   pytest.raises(OSError, fails, outside)
+  # Its name begins as that of the run does.
+  pytest.raises(OSError, fails, f'{tmp_path}-out/a')

@@ -397,7 +397,15 @@ def test_the_protocol_of_a_run_is_what_it_recorded(
   assert experiment.settings(tmp_path, 2).protocol == protocol
 
 
-@pytest.mark.parametrize('header', ['', 'query-id\tcorpus-id\tscore\n'])
+@pytest.mark.parametrize(
+  'header',
+  [
+    '',
+    'query-id\tcorpus-id\tscore\n',
+    # Three columns of four words are not TREC's four.
+    'query-id\tcorpus-id\trelevance score\n',
+  ],
+)
 def test_an_id_that_has_quotes_of_its_own_is_read_as_it_stands(
   header, tmp_path
 ):

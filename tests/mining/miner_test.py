@@ -339,6 +339,16 @@ def test_fill_takes_nothing_that_a_filter_rejected():
     assert one.num_forced == 3
 
 
+def test_a_table_counts_what_is_forced_in_all_blocks(monkeypatch):
+  monkeypatch.setattr(miner, '_QUERIES_AT_ONCE', 1)
+  task = make_task(
+    by_row, [(0, 0), (1, 1)], range(9), 2, number=3,
+    holds_answer=lambda _, ranking: ranking >= 0,
+  )  # fmt: skip
+  table = miner.mine_table(task, 0, 2, 'mine')
+  assert table.num_forced == table.num_drawn == 6
+
+
 def test_a_second_scorer_is_asked_about_what_the_others_left():
   asked = []
 
