@@ -1,7 +1,6 @@
 """The values of --pooling and --similarity."""
 
-# Name -> description for --help; pooling.py computes them. The order is the
-# one in which older sentence-transformers releases concatenate them.
+# Name -> description for --help; pooling.py computes them.
 POOLINGS = {
   'cls': "the first token's",
   'max': 'the maximum of each number',

@@ -199,7 +199,7 @@ def written(
   settings |= {key: mode in retriever.modes for key, mode in _OLD_MODES.items()}
   if not retriever.include_prompt:
     settings['include_prompt'] = False
-  in_order = [mode for mode in choices.POOLINGS if settings[_key(mode)]]
+  in_order = [mode for key, mode in _OLD_MODES.items() if settings[key]]
   if list(retriever.modes) != in_order:
     # Release 5 cannot express other orders.
     settings['pooling_mode'] = list(retriever.modes)
@@ -238,8 +238,3 @@ def _written_dense(layer, name, params, width):
       other = params[f'{name}_residual']['kernel']
       tensors['residual.weight'] = other.T
   return 'Dense', settings, tensors
-
-
-def _key(mode):
-  """Returns a mode's key in config.json before release 6."""
-  return next(key for key, name in _OLD_MODES.items() if name == mode)

@@ -161,6 +161,8 @@ def test_training_takes_no_more_vectors_than_it_may(monkeypatch):
 def test_lists_are_trained_on_a_sample_and_are_no_more_than_that(monkeypatch):
   monkeypatch.setattr(index, '_TRAINING_VECTORS', 64)
   index.check('IVF64,Flat', '', 16, 640)
+  # Each vector, where every second one would be too few.
+  index.check('IVF127,Flat', '', 16, 127)
   with pytest.raises(errors.BadInput, match='on 65 vectors .* there are 64'):
     index.check('IVF65,Flat', '', 16, 640)
 
