@@ -5,8 +5,8 @@
     ranking = index.search(queries, top_k=10)
     negatives = api.mine(index, queries, positives)
 
-Texts are lists of strings, results are NumPy arrays. Prompts, lengths, titles
-and lower-casing are those of the retriever, as in the jobs.
+Texts are lists of strings, results are NumPy arrays. The retriever applies its
+own prompts, lengths, titles and lower-casing, as in the jobs.
 """
 
 from collections.abc import Sequence
@@ -171,7 +171,7 @@ def mine(
     on_shortage: What happens to a query with fewer than K: 'keep' them, 'drop'
       all of them, or 'fill' up with random passages.
     same_text: Whether a copy of a positive is a positive.
-    seed: Of what is drawn.
+    seed: Seed of all random draws.
 
   Returns:
     `rows` (Q, K) int32, best first, -1 behind the last of a query; `scores`

@@ -668,8 +668,8 @@ class Config:
     'Cross-encoder for --rerank_max_score, which scores the candidates that '
     'pass all other filters of mining: a folder or name on the hub of a BERT, '
     'RoBERTa, DistilBERT or MPNet for sequence classification with one output, '
-    "as sentence-transformers' CrossEncoder saves it. Scores equal those of "
-    'its predict: the sigmoid of the output, or the output itself if the '
+    "as sentence-transformers' CrossEncoder saves it. It scores as predict "
+    'does there: the sigmoid of the output, or the output itself if the '
     'folder names Identity as activation.',
   )
   score_run: str = knob(
@@ -1098,7 +1098,7 @@ TEST_SPLITS = ('test', 'dl19', 'dl20')
 # Patterns that are errors in a path because no shell expands it, and the cure.
 _NO_PATHS = (
   (r'\s#', 'has a comment behind it', 'put it on a line of its own'),
-  (r'://', 'is an address, not a path', 'fetch or mount what is there'),
+  (r'://', 'is an address, not a path', 'download or mount the data'),
   (
     r'^[A-Za-z]:[\\/]|\\',
     'has a drive or a backslash',

@@ -6,7 +6,7 @@ FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 1, 2, 143, 130
 
 
 class BadInput(ValueError):
-  """What the user gave cannot be used; the text says what is wrong, and a cure.
+  """Unusable user input; the text says what is wrong and how to fix it.
 
   It is one line that any terminal can show, whatever the value holds.
   """

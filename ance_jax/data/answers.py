@@ -96,5 +96,5 @@ def held(
 
 
 def _holder(answer):
-  """Returns a function that tests passage tokens for those of `answer`."""
+  """Returns a function that looks for the tokens of `answer` in a passage."""
   return lambda passage: answer in passage

@@ -1,4 +1,4 @@
-"""A dataset as token rows: what is encoded, searched, trained and scored on."""
+"""A dataset as token rows, for training, encoding, search and evaluation."""
 
 from collections.abc import Callable
 import pathlib
@@ -88,5 +88,5 @@ def make(
 
 
 def _hash_of(texts, *additions):
-  """Returns the hash of a corpus or split with what is added to its texts."""
+  """Returns the hash of a corpus or split and of the additions to its texts."""
   return ' '.join([texts.hash, *filter(None, additions)])

@@ -134,7 +134,7 @@ def passage_texts(
 
 
 def passage_text(title, text, separator, prompt):
-  """Returns what is tokenized of one passage; see `passage_texts`."""
+  """Returns the text of one passage to tokenize; see `passage_texts`."""
   title = title.replace(corpus_lib.TITLE_PART, separator)
   return prompt + (f'{title}{separator}{text}' if title else text)
 

@@ -102,7 +102,7 @@ def pool(
     x: (B, L, D) float32 token vectors.
     lengths: (B,) int32, tokens per text without padding.
     modes: Keys of `choices.POOLINGS`.
-    skipped: Tokens at the start of each text to leave out, those of a prompt.
+    skipped: Number of prompt tokens to leave out at the start of each text.
       Texts without other tokens pool to 0 (sentence-transformers gives minus
       infinity for `max`), except that `cls` takes their first token.
   """

@@ -36,7 +36,7 @@ class _Form(NamedTuple):
     mark: Prefix of tensors that no other form has.
     towers: The `_Tower`s of the layout.
     settings: Retriever settings that such checkpoints are trained with.
-    dropped: Pattern of tensors to ignore, besides those of a body.
+    dropped: Pattern of tensors to ignore besides the ignored ones of a body.
   """
 
   mark: str

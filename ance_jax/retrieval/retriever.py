@@ -23,7 +23,7 @@ class Retriever(NamedTuple):
     config: Settings of the model.
     tokenizer: Tokenizer of queries and passages.
     settings: Settings of the encoding pass.
-    devices: Accelerators to use, those of all processes.
+    devices: Accelerators to use, of all processes.
     query_encoder: Encodes queries.
     passage_encoder: Encodes passages.
     params: Parameters by tower, on all devices; None if a training state holds

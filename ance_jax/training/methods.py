@@ -92,6 +92,6 @@ def of_warm_up() -> list[str]:
 
 # Choices of --optimizer; optimizers.py builds them.
 OPTIMIZERS = {
-  'lamb': 'that of ANCE, its weight norm clamped to 10',
-  'adamw': 'that of DPR',
+  'lamb': 'as in ANCE, with the weight norm clamped to 10',
+  'adamw': 'as in DPR',
 }

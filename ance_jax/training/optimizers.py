@@ -78,7 +78,7 @@ def make(config: config_lib.Config) -> optax.GradientTransformation:
 def clip(config: config_lib.Config, grads: dict) -> dict:
   """Scales gradients to a norm of at most `--clip_norm`.
 
-  The norm is that of all trained trees together and of the mean loss over the
+  The norm covers all trained trees together, for the mean loss over the
   global batch. DPR clips this gradient divided by its number of devices, so
   that its 2.0 on eight devices equals 16 here (train_dense_encoder.py detaches
   remote vectors).

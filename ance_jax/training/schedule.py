@@ -30,7 +30,7 @@ def method(
 ) -> methods.Method:
   """Returns the row of the method table that the next step uses.
 
-  It is that of the warm-up until a refresh becomes active.
+  Until a refresh becomes active, it is the row of the warm-up.
 
   Args:
     config: Settings of the run.

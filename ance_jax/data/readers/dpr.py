@@ -131,7 +131,7 @@ def _read_contexts(path, name, passage_rows):
 
 
 def _say_contexts(path, counts, negatives):
-  """Prints what is missing from the contexts of a file."""
+  """Prints how many questions and negatives of a file are left out."""
   if without := counts['left out']:
     logs.log(f'{path}: left out {without:,} questions without a positive')
   if unknown := counts['unknown']:
