@@ -227,6 +227,20 @@ def test_a_positive_that_is_not_ranked_is_below_all_that_is(two, capsys):
   }
 
 
+def test_the_line_on_a_margin_is_of_candidates_and_not_of_queries(bm25, capsys):
+  config = change(bm25, relative_margin=0.8, max_rank=60)
+  taken = mine.run(config)['taken']
+  shares = {}
+  for what in ('candidates', 'queries'):
+    rejected, passed = (
+      taken[name][what] for name in ('relative_margin', 'passed')
+    )
+    shares[what] = rejected / (rejected + passed)
+  assert shares['candidates'] > shares['queries'] + 0.01 > 0.9
+  line = f'relative_margin=0.8 rejected {shares["candidates"]:.1%} of the'
+  assert line in capsys.readouterr().out
+
+
 def test_forms_are_those_that_others_read(two):
   config = unscored(two, skip_ranks=1)
 

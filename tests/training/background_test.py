@@ -566,6 +566,19 @@ def test_what_is_newer_than_training_or_not_newer_than_in_use_is_not_taken(
   assert newest(schedule.ActiveRefresh(17, 16), 20) == 20
 
 
+def test_all_that_was_mined_after_what_is_in_use_is_copied_in(
+  finished, monkeypatch
+):
+  asked = []
+  monkeypatch.setattr(background.remote, 'is_connected', lambda _: True)
+  monkeypatch.setattr(refreshes, 'fetch', lambda _, after: asked.append(after))
+  # Mined at step 10, in use from step 17 on.
+  for in_use in (None, schedule.ActiveRefresh(17, 10)):
+    with contextlib.closing(background.RefreshPoller(finished)) as reader:
+      reader.newest(in_use, 19)
+  assert asked == [-1, 10]
+
+
 @pytest.mark.parametrize('damage', ['cut', 'bit', 'no manifest'])
 def test_half_a_refresh_is_never_picked_up(finished, damage, capsys):
   folder = refreshes.folder(finished, 20)
