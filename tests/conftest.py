@@ -21,6 +21,7 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 import dataclasses
 import gc
 import json
+import signal
 import sys
 
 import jax
@@ -65,6 +66,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+  # A shell starts background jobs with SIGINT ignored, and children inherit it.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   # Else xdist begins with the files that have the most tests.
   config.option.loadscopereorder = False
 

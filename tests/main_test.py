@@ -84,18 +84,6 @@ def test_train_evaluate_and_search_from_the_shell(tiny, tmp_path):
   assert '\n  5  ' in found.stdout
 
 
-@pytest.fixture
-def interruptible():
-  """Lets Ctrl-C reach a child also where the tests run in the background.
-
-  A shell starts such a job with SIGINT ignored, and children inherit that.
-  """
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
-  yield
-  signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures('interruptible')
 def test_ctrl_c_at_the_prompt_ends_the_search_without_a_traceback(
   tiny, tmp_path
 ):
