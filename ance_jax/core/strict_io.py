@@ -40,6 +40,21 @@ class _Refused(ValueError):
   """Rule, value and cure of a JSON text that is rejected."""
 
 
+def refusal(
+  path: str | os.PathLike, fact: str, cure: str, line: int | None = None
+) -> errors.BadInput:
+  """Returns the `BadInput` for a file that cannot be used.
+
+  Args:
+    path: The file or folder.
+    fact: What is wrong, with the rule if the fact does not say it.
+    cure: What to do, in the imperative.
+    line: Line number, from 1.
+  """
+  place = f'{path}, line {line}: ' if line else f'{path}: '
+  return errors.refusal(fact, cure, place)
+
+
 def bad(
   path: str | os.PathLike,
   rule: str,
@@ -47,17 +62,8 @@ def bad(
   cure: str,
   line: int | None = None,
 ) -> errors.BadInput:
-  """Returns the `BadInput` for a file that cannot be used.
-
-  Args:
-    path: The file or folder.
-    rule: The requirement, as the beginning of a sentence.
-    found: The value in the file, readable; see `quoted`.
-    cure: What to do, in the imperative.
-    line: Line number, from 1.
-  """
-  place = f'{path}, line {line}' if line else path
-  return errors.BadInput(f'{place}: {rule}; found {found}; {cure}.')
+  """Returns `refusal` of a rule, the beginning of a sentence, and a value."""
+  return refusal(path, f'{rule}; found {found}', cure, line)
 
 
 def quoted(value: Any) -> str:
