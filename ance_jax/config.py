@@ -11,14 +11,11 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 import dataclasses
 import difflib
-import math
 import os
 import re
-import types
-import typing
 from typing import Any
-import unicodedata
 
+from ance_jax import config_checks
 from ance_jax import errors
 from ance_jax.data import datasets
 from ance_jax.data import registry
@@ -30,8 +27,6 @@ from ance_jax.training import methods
 
 # Flagfile in a run's folder that repeats the run.
 FLAGS_FILE = 'run.flags'
-# Value of --index for exact search on the devices, without FAISS.
-ON_DEVICES = 'device'
 # Jobs by name, each a module of `jobs`.
 JOBS = {
   'train': 'train a retriever',
@@ -81,12 +76,6 @@ def knob(
       'section': section,
     },
   )
-
-
-def values_of(field: dataclasses.Field) -> tuple[str, ...]:
-  """Returns the allowed values of a field, () for any value of its type."""
-  found = field.metadata['choices']
-  return tuple(found() if callable(found) else found or ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -760,127 +749,12 @@ class Config:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      if isinstance(value := getattr(self, field.name), os.PathLike):
-        object.__setattr__(self, field.name, os.fspath(value))
-    for field in dataclasses.fields(self):
-      check(field.name, getattr(self, field.name))
-    self._check_together()
-
-  def _check_together(self):
-    """Raises `BadInput` for flags that contradict each other."""
-    of_one_job = {
-      'dry_run': 'train',
-      'beam_runner': 'prepare',
-      'watch': 'refresh',
-    }
-    for name, job in of_one_job.items():
-      value = getattr(self, name)
-      if value and self.job != job:
-        fact = f'is for --job={job} alone, and the job is {self.job}'
-        raise _bad(name, value, fact, 'leave it out')
-    if self.download and self.dataset == 'beir' and not self.beir_set:
-      raise _bad(
-        'download', True, 'does not know which set of BEIR to fetch',
-        'name it, such as --beir_set=scifact'
-      )  # fmt: skip
-    if self.index == ON_DEVICES and self.index_params:
-      fact = f'is for indexes of FAISS, and --index is {ON_DEVICES}'
-      raise _bad('index_params', self.index_params, fact, 'leave it out')
-    self._check_refresh()
-    self._check_mining()
-    self._check_processes()
-
-  def _check_mining(self):
-    """Raises `BadInput` for mining rules that contradict each other."""
-    if None not in (self.min_score, self.max_score) and (
-      self.min_score > self.max_score
-    ):
-      raise errors.BadInput(
-        f'--min_score={self.min_score} is above --max_score={self.max_score}; '
-        'change one.'
-      )
-    if self.center_scores and self.relative_margin is None:
-      raise errors.BadInput(
-        '--center_scores is given without --relative_margin, which it is for; '
-        'give both.'
-      )
-    scorers = [n for n in ('cross_encoder', 'score_run') if getattr(self, n)]
-    if len(scorers) != (self.rerank_max_score is not None):
-      raise errors.BadInput(
-        f'--rerank_max_score is {self.rerank_max_score} with '
-        f'{" and ".join(f"--{name}" for name in scorers) or "no scorer"}; it '
-        'goes with one of --cross_encoder and --score_run: give one of each.'
-      )
-
-  def _check_processes(self):
-    """Raises `BadInput` for inconsistent flags of several processes."""
-    count, told = self.num_processes, self.num_processes > 1
-    several = f'with --num_processes={count}'
-    if count != 1 and self.job != 'train':
-      fact = f'is for --job=train alone, and the job is {self.job}'
-      raise _bad('num_processes', count, fact, 'leave it out')
-    if count != 1 and self.remote_dir:
-      fact = f'cannot be used {several}, which share --workdir'
-      raise _bad('remote_dir', self.remote_dir, fact, 'leave it out')
-    if self.process_id >= (count if told else 1):
-      cure = f'number them from 0 to {count - 1}' if told else 'leave it out'
-      raise _bad(
-        'process_id', self.process_id, f'is no process {several}', cure
-      )
-    if bool(self.coordinator) != told:
-      fact = f'is missing {several}' if told else f'is not needed {several}'
-      cure = 'set it to HOST:PORT of process 0' if told else 'leave it out'
-      raise _bad('coordinator', self.coordinator, fact, cure)
-    if count != 1 and self.refresh_mode == 'async':
-      cure = 'choose sync, delayed or external'
-      raise _bad('refresh_mode', 'async', f'cannot be used {several}', cure)
-
-  def _check_refresh(self):
-    """Raises `BadInput` for refresh flags that contradict each other."""
-    if self.refresh_schedule:
-      try:
-        intervals(self.refresh_schedule)
-      except ValueError as error:
-        raise _bad(
-          'refresh_schedule', self.refresh_schedule,
-          'does not cover the steps from 0 on without a gap, open at the end',
-          'write it as FIRST-LAST:STEPS,...: 0-2000:500,2000-:5000'
-        ) from error  # fmt: skip
-    spans = intervals(self.refresh_schedule) if self.refresh_schedule else ()
-    longest = max((every for _, every in spans), default=self.steps_per_refresh)
-    if 0 < self.max_staleness < longest:
-      fact = f'is less than the {longest} steps between refreshes'
-      cure = 'raise it, as nothing newer comes while training waits'
-      raise _bad('max_staleness', self.max_staleness, fact, cure)
-    plateau = self.warmup_until_plateau
-    if plateau and not (self.steps_per_eval and self.warmup_steps):
-      fact = 'needs evaluations, and a latest end of the warm-up'
-      cure = 'set --steps_per_eval and --warmup_steps'
-      raise _bad('warmup_until_plateau', plateau, fact, cure)
-    if self.refresh_trigger and self.query_slices > 1:
-      raise _bad(
-        'refresh_trigger', self.refresh_trigger,
-        f'needs all queries a refresh, and --query_slices is '
-        f'{self.query_slices}', 'change one of them'
-      )  # fmt: skip
-    delayed, beside = self.refresh_mode == 'delayed', ('async', 'external')
-    wrong = {
-      'refresh_trigger': self.refresh_trigger and delayed,
-      'warmup_until_plateau': plateau and self.refresh_mode in beside,
-      'refresh_delay': self.refresh_delay and not delayed,
-      'refresh_devices': self.refresh_devices and self.refresh_mode != 'async',
-      'max_staleness': self.max_staleness and self.refresh_mode not in beside,
-    }
-    for name in [name for name, is_wrong in wrong.items() if is_wrong]:
-      fact = f'cannot be used with --refresh_mode={self.refresh_mode}'
-      raise _bad(
-        name, getattr(self, name), fact, 'leave it out, or change that'
-      )
-    if delayed and not self.refresh_delay:
-      raise _bad(
-        'refresh_mode', 'delayed', 'does not say by how many steps',
-        'set --refresh_delay'
-      )  # fmt: skip
+      value = getattr(self, field.name)
+      if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+        object.__setattr__(self, field.name, value)
+      config_checks.check(field, value)
+    config_checks.check_together(self)
 
   @classmethod
   def from_lines(cls, lines: list[str], where: str) -> 'Config':
@@ -904,8 +778,8 @@ class Config:
       name = name.removeprefix('--')
       if name not in fields:
         raise unknown_flag(name, place)
-      values[name] = _parsed(fields[name], text, place)
-      check(name, values[name], place)
+      values[name] = config_checks.parse(fields[name], text, place)
+      config_checks.check(fields[name], values[name], place)
     return cls(**values)
 
   def to_flagfile(self) -> str:
@@ -918,9 +792,7 @@ class Config:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if value is not None and field.name not in LAUNCH:
-        if isinstance(value, bool):
-          value = str(value).lower()
-        lines.append(f'--{field.name}={value}\n')
+        lines.append(f'--{field.name}={config_checks.as_text(value)}\n')
     return ''.join(lines)
 
 
@@ -1042,80 +914,6 @@ _READ_BY = (
   ('runs', 'report compare'),
   ('picture', 'report'),
 )
-# Names of fields, test of valid values (never NaN), and its wording.
-_RANGES = (
-  (
-    'vocab_size num_layers hidden_size num_heads intermediate_size '
-    'num_hard_negatives top_k steps_per_refresh query_slices chunks '
-    'batch_size tokens_per_batch rows_per_block steps_per_eval '
-    'steps_per_checkpoint checkpoints_to_keep steps_per_log num_results '
-    'num_negatives max_rank search_memory_mb',
-    lambda value: value >= 1,
-    'at least 1',
-  ),
-  (
-    'query_length passage_length',
-    lambda value: value >= 3,
-    'at least 3: two special tokens and a word',
-  ),
-  (
-    'num_devices num_processes process_id warmup_steps max_refreshes '
-    'refresh_delay refresh_devices max_staleness micro_batch_size max_steps '
-    'warmup_until_plateau lr_warmup_steps weight_decay clip_norm head_size '
-    'bm25_k1 skip_ranks absolute_margin z_margin',
-    lambda value: value >= 0,
-    'at least 0',
-  ),
-  (
-    'temperature learning_rate adam_epsilon',
-    lambda value: value > 0,
-    'a number above 0',
-  ),
-  (
-    'dropout_rate dev_fraction relative_margin',
-    lambda value: 0 <= value < 1,
-    'at least 0 and below 1',
-  ),
-  ('seed', lambda value: 0 <= value < 2**31, 'at least 0 and below 2**31'),
-  (
-    'bm25_b refresh_trigger',
-    lambda value: 0 <= value <= 1,
-    'a number from 0 to 1',
-  ),
-  ('port', lambda value: 0 <= value < 2**16, 'a port from 0 to 65,535'),
-)
-_RANGE_OF = {name: row for names, *row in _RANGES for name in names.split()}
-# Fields that are paths, or file names without extension.
-_PATHS = (
-  'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
-  'picture', 'negatives', 'bm25_run', 'tokens_dir', 'ranking',
-  'cross_encoder', 'score_run',
-  'output', 'refresh_replay'
-)  # fmt: skip
-_SPLITS = ('train_split', 'dev_split', 'split')
-# Splits on which nothing may be chosen.
-TEST_SPLITS = ('test', 'dl19', 'dl20')
-# Patterns that are errors in a path because no shell expands it, and the cure.
-_NO_PATHS = (
-  (r'\s#', 'has a comment behind it', 'put it on a line of its own'),
-  (r'://', 'is an address, not a path', 'download or mount the data'),
-  (
-    r'^[A-Za-z]:[\\/]|\\',
-    'has a drive or a backslash',
-    'write it with / between its parts',
-  ),
-  (r'^["\']|["\']$', 'is in quotes, which no shell removes', 'leave them out'),
-  (r'^~|\$', 'has a ~ or $, which no shell expands', 'write the whole path'),
-)
-# No '..', no spaces, and no characters that a shell or a bucket rejects.
-_REMOTE = re.compile(r'((gs|s3|az):/)?(/(?!\.\.?(/|$))[\w.=@+-]+)+/?')
-_KINDS = {
-  str: ('is not a text', 'quote it'),
-  int: ('is not a whole number', 'write digits only, such as 1000000'),
-  float: ('is not a number', 'write it such as 0.5 or 2e-5'),
-  bool: ('is neither true nor false', 'set it to one of them'),
-}
-_BOOLS = {'true': True, 'false': False}
 
 
 def refuse_left_over(arguments: list[str], place: str = '') -> None:
@@ -1164,72 +962,14 @@ def of_a_run(lines: list[str]) -> list[str | None]:
   """
   now = [renamed(line) for line in lines]
   names = [line.partition('=')[0].removeprefix('--') for line in now]
-  dropped = (
-    MINING_RULES
-    if any(
-      old != new and name in MINING_RULES
-      for old, new, name in zip(lines, now, names, strict=True)
-    )
-    else ()
+  is_old = any(
+    old != new and name in MINING_RULES
+    for old, new, name in zip(lines, now, names, strict=True)
   )
   return [
-    None if name in dropped else line
+    None if is_old and name in MINING_RULES else line
     for line, name in zip(now, names, strict=True)
   ]
-
-
-def check(name: str, value: object, place: str = '') -> None:
-  """Raises `BadInput` for a value that a field may never have.
-
-  Args:
-    name: Name of the field.
-    value: Value to check.
-    place: File and line of the value, to start the message with.
-  """
-  field = Config.__dataclass_fields__[name]
-  if value is None and field.default is None:
-    return
-  for find in (_wrong_type, _wrong_choice, _wrong_number, _wrong_text):
-    if problem := find(field, value):
-      raise _bad(name, value, *problem, place)
-
-
-def bad_value(name: str, text: str, place: str = '') -> errors.BadInput:
-  """Returns the error for a text that is not a value of a flag."""
-  field = Config.__dataclass_fields__[name]
-  problem = _wrong_choice(field, text) or _KINDS[plain_type(field.type)]
-  return _bad(name, text, *problem, place)
-
-
-def plain_type(annotation: Any) -> type:
-  """Returns `int` for `int` and for `int | None`."""
-  if isinstance(annotation, types.UnionType):
-    return typing.get_args(annotation)[0]
-  return annotation
-
-
-def intervals(text: str) -> tuple[tuple[int, int], ...]:
-  """Parses `--refresh_schedule` into (first step, steps between) pairs.
-
-  Args:
-    text: Schedule such as '0-2000:500,2000-:5000'.
-
-  Raises:
-    ValueError: The text has another form or leaves out steps.
-  """
-  found, end = [], 0
-  for part in text.split(','):
-    span, every = part.split(':')
-    first, last = span.split('-')
-    if end is None or int(first) != end or int(every) < 1:
-      raise ValueError(part)
-    found.append((end, int(every)))
-    end = int(last) if last else None
-    if end is not None and end <= found[-1][0]:
-      raise ValueError(part)
-  if end is not None:
-    raise ValueError(text)
-  return tuple(found)
 
 
 def readers(name: str) -> tuple[str, ...]:
@@ -1267,84 +1007,3 @@ def differences(
     old, new = getattr(before, field.name), getattr(after, field.name)
     if old != new and field.metadata['may_change'] == may_change:
       yield field.name, old, new
-
-
-def _parsed(field, text, place):
-  """Parses a value as `Config.to_flagfile` writes it."""
-  plain = plain_type(field.type)
-  try:
-    return _BOOLS[text] if plain is bool else plain(text)
-  except (KeyError, ValueError) as error:
-    raise bad_value(field.name, text, place) from error
-
-
-def _wrong_type(field, value):
-  plain = plain_type(field.type)
-  fits = {
-    str: isinstance(value, str),
-    bool: isinstance(value, bool),
-    int: isinstance(value, int) and not isinstance(value, bool),
-    float: isinstance(value, (int, float)) and not isinstance(value, bool),
-  }
-  return None if fits[plain] else _KINDS[plain]
-
-
-def _wrong_choice(field, value):
-  choices = values_of(field)
-  if choices and value not in choices:
-    return 'does not exist', f'choose one of {", ".join(choices)}'
-  return None
-
-
-def _wrong_number(field, value):
-  if isinstance(value, str):
-    return None
-  allowed, rule = _RANGE_OF.get(field.name, (lambda _: True, ''))
-  if not allowed(value):
-    return 'is out of range', f'set it to {rule}'
-  if isinstance(value, float) and math.isinf(value):
-    return 'is infinite', 'set it to a finite number'
-  if not -(2**31) <= value < 2**31 and isinstance(value, int):
-    return 'is out of range', 'set it below 2**31'
-  return None
-
-
-def _wrong_text(field, value):
-  if not isinstance(value, str):
-    return None
-  # Control characters, and surrogates that encode bytes other than UTF-8.
-  if any(unicodedata.category(c) in ('Cc', 'Cs') for c in value):
-    return 'has line breaks or other control characters', 'leave them out'
-  if field.name in _SPLITS:
-    return _wrong_split(field.name, value)
-  if field.name == 'remote_dir' and value and not _REMOTE.fullmatch(value):
-    cure = 'write gs://BUCKET/FOLDER, s3://, az:// or a path from / on'
-    return 'is no folder that can be copied to', cure
-  paths = value.split(',') if field.name == 'runs' else [value]
-  for pattern, *problem in _NO_PATHS if field.name in _PATHS else ():
-    if any(re.search(pattern, path) for path in paths):
-      return problem
-  return None
-
-
-def _wrong_split(name, value):
-  if not re.fullmatch(r'\w[\w.-]{0,99}', value):
-    cure = 'name a file of qrels/, without its folder and its ending'
-    return 'is not a name of letters, digits, _, - and .', cure
-  if name in ('train_split', 'dev_split') and value in TEST_SPLITS:
-    cure = (
-      'name another; without a dev split in the data, a share of train is held '
-      'out'
-    )
-    return 'is a test split, on which nothing may be chosen', cure
-  return None
-
-
-def _bad(name, value, fact, cure, place=''):
-  """Returns the error for an invalid value of a flag."""
-  shown = value if isinstance(value, str) else repr(value)
-  shown = shown.lower() if isinstance(value, bool) else shown
-  if isinstance(value, str) and not re.fullmatch(r'[\w./:,+@%=~$*-]*', value):
-    shown = repr(value)
-  shown = shown if len(shown) <= 100 else f'{shown[:100]}...'
-  return errors.refusal(f'--{name}={shown} {fact}', cure, place)

@@ -9,10 +9,12 @@ from typing import Any
 from absl import flags
 
 from ance_jax import config as config_lib
+from ance_jax import config_checks
 from ance_jax import errors
 
 # Bytes.
 _MAX_FLAGFILE = 2**20
+_FIELDS = {field.name: field for field in dataclasses.fields(config_lib.Config)}
 _DEFINE = {
   str: flags.DEFINE_string,
   int: flags.DEFINE_integer,
@@ -23,21 +25,21 @@ _DEFINE = {
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines one absl flag per field of `Config`."""
-  for field in dataclasses.fields(config_lib.Config):
+  for name, field in _FIELDS.items():
     kwargs = {'flag_values': flag_values}
-    name, default, text = field.name, field.default, field.metadata['help']
-    if choices := config_lib.values_of(field):
+    default, text = field.default, field.metadata['help']
+    if choices := config_checks.values_of(field):
       flags.DEFINE_enum(name, default, choices, text, **kwargs)
     else:
-      _DEFINE[config_lib.plain_type(field.type)](name, default, text, **kwargs)
+      define = _DEFINE[config_checks.plain_type(field.type)]
+      define(name, default, text, **kwargs)
 
 
 def from_flags(
   flag_values: flags.FlagValues = flags.FLAGS,
 ) -> config_lib.Config:
   """Returns the settings that were parsed into `flag_values`."""
-  names = [field.name for field in dataclasses.fields(config_lib.Config)]
-  return config_lib.Config(**{name: flag_values[name].value for name in names})
+  return config_lib.Config(**{n: flag_values[n].value for n in _FIELDS})
 
 
 def from_flagfile(
@@ -53,12 +55,11 @@ def from_flagfile(
   Raises:
     BadInput: The file is missing or contains an invalid flag.
   """
-  fields = {field.name for field in dataclasses.fields(config_lib.Config)}
-  for name in set(overrides) - fields:
+  for name in overrides.keys() - _FIELDS:
     raise config_lib.unknown_flag(name)
   flag_values = flags.FlagValues()
   define_flags(flag_values)
-  _parse_flagfile(str(path), flag_values, ())
+  _parse_flagfile(str(path), flag_values)
   return dataclasses.replace(from_flags(flag_values), **overrides)
 
 
@@ -89,7 +90,7 @@ def parse(
       _parse(given, flag_values, left_over)
       given = []
       path = path or (rest.pop(0) if rest else '')
-      _parse_flagfile(os.path.expanduser(path), flag_values, ())
+      _parse_flagfile(os.path.expanduser(path), flag_values)
     else:
       given.append(argument)
   _parse(given, flag_values, left_over)
@@ -110,9 +111,8 @@ def unread(config: config_lib.Config, arguments: list[str]) -> list[str]:
 
 def _names(arguments):
   """Returns the distinct fields that arguments set, in order."""
-  fields = {field.name for field in dataclasses.fields(config_lib.Config)}
   found = [re.match(r'--?(no)?(\w+)', argument) for argument in arguments]
-  return [n for n in dict.fromkeys(m[2] for m in found if m) if n in fields]
+  return [n for n in dict.fromkeys(m[2] for m in found if m) if n in _FIELDS]
 
 
 def asks_for_help(arguments: list[str]) -> bool:
@@ -145,7 +145,7 @@ def help_text(arguments: list[str] = ()) -> str:
 def _sections():
   """Returns the fields of `Config` by section title."""
   sections, title = {}, ''
-  for field in dataclasses.fields(config_lib.Config):
+  for field in _FIELDS.values():
     title = field.metadata['section'] or title
     sections.setdefault(title, []).append(field)
   return sections
@@ -154,12 +154,12 @@ def _sections():
 def _described(field):
   """Yields the help lines of a flag: its default, jobs and meaning."""
   default = '' if field.default is None else field.default
-  default = str(default).lower() if isinstance(default, bool) else default
   readers = config_lib.readers(field.name)
   others = [job for job in config_lib.JOBS if job not in readers]
   jobs = readers if len(readers) <= len(others) else ['all', 'but', *others]
-  yield f'  --{field.name}={default}  ({" ".join(jobs if others else ["all"])})'
-  text, choices = field.metadata['help'], config_lib.values_of(field)
+  read_by = ' '.join(jobs if others else ['all'])
+  yield f'  --{field.name}={config_checks.as_text(default)}  ({read_by})'
+  text, choices = field.metadata['help'], config_checks.values_of(field)
   if not all(f'{choice}: ' in text for choice in choices):
     text = f'{text} One of: {", ".join(choices)}.'
   yield from _filled(text, '      ')
@@ -196,15 +196,20 @@ def _define_flags_of_jax(name, flag_values):
   return name in flag_values
 
 
-def _parse_flagfile(path, flag_values, above):
+def _parse_flagfile(path, flag_values, above=(), place=''):
   """Sets `flag_values` from a flagfile with one flag per line.
 
   Args:
     path: Flagfile, relative to the working directory.
     flag_values: Defined flags.
     above: Real paths of the flagfiles that include this one.
+    place: File and line that name this one, to start messages with.
   """
-  lines = [_stripped(line) for line in _flagfile_lines(path, above)]
+  above = (*above, os.path.realpath(path))
+  if above[-1] in above[:-1]:
+    cure = 'leave that out'
+    raise errors.refusal(f'flagfile {path} names itself', cure, place)
+  lines = [_stripped(line) for line in _flagfile_lines(path, place)]
   if os.path.basename(path) == config_lib.FLAGS_FILE:
     # Flags of an older release must still repeat the run.
     lines = [line or '' for line in config_lib.of_a_run(lines)]
@@ -212,17 +217,14 @@ def _parse_flagfile(path, flag_values, above):
     place = f'{path}, line {number}: '
     name, _, other = line.partition('=')
     if name in ('--flagfile', '-flagfile'):
-      other = os.path.expanduser(other)
-      if not os.path.isfile(other):
-        raise _no_flagfile(other, place)
-      _parse_flagfile(other, flag_values, (*above, os.path.realpath(path)))
+      _parse_flagfile(os.path.expanduser(other), flag_values, above, place)
     elif line and not line.startswith(('#', '//')):
       # absl would take two dashes for the end of the flags.
       left_over = ['--'] if line == '--' else []
       _parse([line], flag_values, left_over, place)
       config_lib.refuse_left_over(left_over, place)
       for name in _names([line]):
-        config_lib.check(name, flag_values[name].value, place)
+        config_checks.check(_FIELDS[name], flag_values[name].value, place)
 
 
 def _stripped(line):
@@ -232,22 +234,19 @@ def _stripped(line):
   return line if is_prompt else line.rstrip()
 
 
-def _flagfile_lines(path, above):
-  try:
-    return _read_flagfile(path, above)
-  except OSError as error:
-    raise errors.refusal(
-      f'flagfile {path} cannot be read ({error.strerror})', 'check its rights'
-    ) from error
-
-
-def _read_flagfile(path, above):
+def _flagfile_lines(path, place):
   if not os.path.isfile(path):
-    raise _no_flagfile(path)
-  if os.path.realpath(path) in above:
-    raise errors.refusal(f'flagfile {path} names itself', 'leave that out')
-  with open(path, 'rb') as file:
-    data = file.read(_MAX_FLAGFILE + 1)
+    raise errors.refusal(
+      f'there is no flagfile {path!r}',
+      'check the path, which is relative to the working directory',
+      place,
+    )
+  try:
+    with open(path, 'rb') as file:
+      data = file.read(_MAX_FLAGFILE + 1)
+  except OSError as error:
+    fact = f'flagfile {path} cannot be read ({error.strerror})'
+    raise errors.refusal(fact, 'check its rights', place) from error
   if len(data) > _MAX_FLAGFILE or b'\0' in data:
     raise errors.refusal(
       f'{path}: is not a text of at most {_MAX_FLAGFILE:,} bytes, and begins '
@@ -271,20 +270,11 @@ def _read_flagfile(path, above):
   return text.split('\n')
 
 
-def _no_flagfile(path, place=''):
-  return errors.refusal(
-    f'there is no flagfile {path!r}',
-    'check the path, which is relative to the working directory',
-    place,
-  )
-
-
 def _value_problem(message, place):
   """Returns our error for absl's message about the value of a flag."""
   found = re.match(r'flag --(\w+)=(.*?): ', message, re.DOTALL)
-  fields = [field.name for field in dataclasses.fields(config_lib.Config)]
-  if found and found[1] in fields:
-    return config_lib.bad_value(*found.groups(), place)
+  if found and found[1] in _FIELDS:
+    return config_checks.bad_value(_FIELDS[found[1]], found[2], place)
   text = ' '.join(message.split())[:200].rstrip('.')
   cure = 'write --name=value, or --noname for false'
   return errors.refusal(

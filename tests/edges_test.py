@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import config_checks
 from ance_jax import errors
 from ance_jax.core import distributed
 from ance_jax.data import corpus as corpus_lib
@@ -38,7 +39,9 @@ EDGES = {
   'a port from 0 to 65,535': ([0, 65_535], [-1, 65_536]),
 }
 RULE_OF = {
-  name: rule for names, _, rule in config_lib._RANGES for name in names.split()
+  name: rule
+  for names, _, rule in config_checks.RANGES
+  for name in names.split()
 }
 
 # What a flag goes with, so that its range is what is wrong.
@@ -53,7 +56,7 @@ WITH = {
 @pytest.mark.parametrize('name', RULE_OF)
 def test_a_number_may_be_at_its_edge_and_not_beyond(name):
   passes, refused = EDGES[RULE_OF[name]]
-  plain = config_lib.plain_type(fingerprint_test.FIELDS[name].type)
+  plain = config_checks.plain_type(fingerprint_test.FIELDS[name].type)
   for value in passes:
     config_lib.Config(**{name: value})
   rule = re.escape(f' is out of range; set it to {RULE_OF[name]}.')
@@ -66,7 +69,7 @@ def test_each_number_has_a_range_but_scores():
   numbers = {
     name
     for name, field in fingerprint_test.FIELDS.items()
-    if config_lib.plain_type(field.type) in (int, float)
+    if config_checks.plain_type(field.type) in (int, float)
   }
   scores = {'max_score', 'min_score', 'rerank_max_score'}
   assert numbers - RULE_OF.keys() == scores

@@ -20,7 +20,14 @@ TABLES = {
   ('retrieval', 'words'),
   ('training', 'methods'),
 }
-ABOVE, BELOW = ['main', 'launch', 'flags', 'api'], ['config', 'errors']
+ABOVE, BELOW = (
+  ['main', 'launch', 'flags', 'api'],
+  [
+    'config',
+    'config_checks',
+    'errors',
+  ],
+)
 ORDER = [*ABOVE, *PACKAGES, *BELOW]
 # An outside library has one room, so that a change of it is made in one place.
 ROOMS = {

@@ -243,7 +243,7 @@ def _write_corpus(folder, config):
   of ids.txt, or a piece of it if documents are cut into pieces.
   """
   this, _ = experiment.open(config, ())
-  if config.index == config_lib.ON_DEVICES:
+  if config.index == corpus_index.ON_DEVICES:
     # An index on devices cannot be saved; FAISS's Flat is also exact.
     flat = dataclasses.replace(this.config, index='Flat')
     this = this._replace(config=flat)

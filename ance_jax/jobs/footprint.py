@@ -14,11 +14,11 @@ from typing import NamedTuple
 import jax
 import psutil
 
-from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 from ance_jax.models import bi_encoder
+from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import experiment
 from ance_jax.training import schedule
@@ -149,7 +149,7 @@ def _of_index(run, passages, width, on_host):
   """Returns the `Need` of the index."""
   config, num_devices = run.config, len(run.devices)
   what = f'index {config.index}'
-  if config.index != config_lib.ON_DEVICES:
+  if config.index != corpus_index.ON_DEVICES:
     code = index.bytes_per_vector(config.index, config.index_params, width)
     arithmetic = f'{passages:,} passages x {code} bytes'
     return Need('host memory', what, arithmetic, passages * code)

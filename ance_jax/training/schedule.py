@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 from ance_jax import config as config_lib
+from ance_jax import config_checks
 from ance_jax.training import methods
 
 
@@ -185,7 +186,7 @@ def _refresh_steps(config):
 
 @functools.lru_cache
 def _steps(text, first, end, most):
-  found, begins = [], config_lib.intervals(text)
+  found, begins = [], config_checks.intervals(text)
   while first < end and (not most or len(found) < most):
     found.append(first)
     first += [every for begin, every in begins if begin <= first][-1]

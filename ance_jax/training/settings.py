@@ -3,6 +3,7 @@
 import pathlib
 
 from ance_jax import config as config_lib
+from ance_jax import config_checks
 from ance_jax.core import atomic
 from ance_jax.data import records
 from ance_jax.models import pretrained
@@ -21,7 +22,7 @@ def data(config: config_lib.Config) -> records.Settings:
   return _part(
     records.Settings,
     config,
-    test_splits=config_lib.TEST_SPLITS,
+    test_splits=config_checks.TEST_SPLITS,
     pydocs_dir=str(folder),
     builds_pydocs=folder != theirs and not is_read,
   )

@@ -204,14 +204,16 @@ CASES = {
     '--format=parquet does not exist; choose one of triplets', format='parquet'
   ),
   'centred without a margin': flags(
-    '--center_scores is given without', center_scores=True
+    '--center_scores=true is given without', center_scores=True
   ),
   'scorer without a bound': flags(
-    'is None with --cross_encoder', rerank_max_score=None
+    'is given without --rerank_max_score', rerank_max_score=None
   ),
-  'bound without a scorer': flags('is 1.0 with no scorer', cross_encoder=''),
+  'bound without a scorer': flags(
+    '=1.0 is given without scores', cross_encoder=''
+  ),
   'two scorers': flags(
-    'with --cross_encoder and --score_', score_run='/no/run'
+    '--score_run=/no/run cannot be used with --cross_', score_run='/no/run'
   ),
   'ranking and BM25': flags('--ranking must be without', retriever='bm25'),
   'output in no folder': flags('found no folder /no', output='/no/file'),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import config_checks
 from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
@@ -116,9 +117,9 @@ def test_each_flag_is_in_one_list_and_kept_by_a_run_or_in_a_key():
 
 def other(field, value):
   """Another value of a field, of its kind."""
-  if choices := config_lib.values_of(field):
+  if choices := config_checks.values_of(field):
     return next(c for c in choices if c != value)
-  plain = config_lib.plain_type(field.type)
+  plain = config_checks.plain_type(field.type)
   if plain is bool:
     return not value
   return f'{value}x' if plain is str else plain((value or 0) + 1)
