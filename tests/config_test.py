@@ -58,7 +58,7 @@ def test_every_choice_is_made_somewhere():
   for row in methods.METHODS.values():
     assert callable(getattr(losses, row.loss))
   for name in datasets.READERS:
-    assert callable(load._reader(name))
+    assert callable(load.reader(name))
   for name in forms.FORMS:
     assert callable(getattr(mine_formats, name))
   for name in config.JOBS:

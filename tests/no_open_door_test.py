@@ -196,7 +196,7 @@ def test_pickled_token_rows_are_not_run(tmp_path, proof):
   (folder / 'manifest.json').unlink()
   pickled_array(folder / 'offsets.npy', proof)
   atomic.commit(folder, {k: v for k, v in about.items() if k != 'files'})
-  with pytest.raises(errors_lib.BadInput, match='as they were written'):
+  with pytest.raises(errors_lib.BadInput, match='not those that were written'):
     tokens.token_rows(tokenizer, cases_checkpoints.TEXTS, **kwargs)
 
 

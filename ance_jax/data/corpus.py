@@ -77,12 +77,25 @@ class Given(NamedTuple):
       np.searchsorted(self.queries, queries, side) for side in ('left', 'right')
     )
     sizes = np.minimum(ends - starts, most)
-    there = np.arange(sizes.max(initial=0)) < sizes[:, None]
-    places = (starts[:, None] + np.arange(there.shape[1]))[there]
-    rows = np.full(there.shape, -1, np.int32)
-    scores = np.full(there.shape, np.nan, np.float32)
-    rows[there], scores[there] = self.passages[places], self.scores[places]
-    return rows, scores
+    rows = padded(self.passages, starts, sizes, -1)
+    return rows, padded(self.scores, starts, sizes, np.nan)
+
+
+def padded(
+  column: np.ndarray, starts: np.ndarray, sizes: np.ndarray, empty: float
+) -> np.ndarray:
+  """Returns slices of a column as rows, (q, max(sizes)), padded with `empty`.
+
+  Args:
+    column: (n,), of any type.
+    starts: (q,) int, index of the first item of each slice.
+    sizes: (q,) int, length of each slice.
+    empty: Value behind the end of shorter slices.
+  """
+  there = np.arange(sizes.max(initial=0)) < sizes[:, None]
+  rows = np.full(there.shape, empty, column.dtype)
+  rows[there] = column[(starts[:, None] + np.arange(there.shape[1]))[there]]
+  return rows
 
 
 class Split(NamedTuple):
@@ -248,62 +261,55 @@ class RawDataset(NamedTuple):
   negatives: pathlib.Path | None = None
 
 
-class CorpusWriter:
-  """Builds a `Corpus` from passages added in row order.
-
-  Takes about 80 bytes of memory per passage; a large corpus's texts are on
-  disk.
-  """
-
-  def __init__(self):
-    self._columns = [strings.Writer() for _ in range(3)]
-    self._hashes = array.array('q')
-    self._keys, self._starts = bytearray(), bytearray()
-
-  def add(self, an_id: str, title: str, text: str) -> None:
-    """Adds the next row."""
-    for column, value in zip(self._columns, (an_id, title, text), strict=True):
-      column.add(value)
-    self._hashes.append(strings.hashed(an_id))
-    key, starts = keys.of_passage(title, text)
-    self._keys += key
-    self._starts += starts
-
-  def __len__(self):
-    return len(self._hashes)
-
-  def done(self, groups: Sequence[int] | np.ndarray | None = None) -> Corpus:
-    """Returns the `Corpus`.
-
-    Args:
-      groups: (N,) int, equal for texts that count as the same; None compares
-        lower-cased words.
-    """
-    if groups is None:
-      found = np.frombuffer(self._keys, f'S{keys.BYTES}')
-      groups = np.unique(found, return_inverse=True)[1]
-    columns = [writer.done() for writer in self._columns]
-    digest = hashlib.sha256()
-    for column in columns:
-      column.update_hash(digest)
-    groups = np.asarray(groups, np.int32)
-    digest.update(groups)
-    rows = strings.Rows(columns[0], np.array(self._hashes, np.int64))
-    starts = keys.as_starts(self._starts)
-    return Corpus(*columns, groups, digest.hexdigest(), rows, starts)
-
-
 def make_corpus(
   ids: Iterable[str],
   titles: Iterable[str],
   texts: Iterable[str],
   groups: Sequence[int] | np.ndarray | None = None,
 ) -> Corpus:
-  """Returns the `Corpus` of three columns; see `CorpusWriter`."""
-  writer = CorpusWriter()
-  for row in zip(ids, titles, texts, strict=True):
-    writer.add(*row)
-  return writer.done(groups)
+  """Returns the `Corpus` of three columns; see `corpus_of`."""
+  return corpus_of(zip(ids, titles, texts, strict=True), groups)
+
+
+def corpus_of(
+  rows: Iterable[Sequence[str]],
+  groups: Sequence[int] | np.ndarray | None = None,
+) -> Corpus:
+  """Returns the `Corpus` of passages.
+
+  Takes about 80 bytes of memory per passage; a large corpus's texts are on
+  disk.
+
+  Args:
+    rows: (id, title, text) of each passage, in row order; read once.
+    groups: (N,) int, equal for texts that count as the same; None compares
+      lower-cased words.
+  """
+  writers = [strings.Writer() for _ in range(3)]
+  hashes, of_texts, starts = array.array('q'), bytearray(), bytearray()
+  for an_id, title, text in rows:
+    for writer, value in zip(writers, (an_id, title, text), strict=True):
+      writer.add(value)
+    hashes.append(strings.hashed(an_id))
+    key, start = keys.of_passage(title, text)
+    of_texts += key
+    starts += start
+  if groups is None:
+    found = np.frombuffer(of_texts, f'S{keys.BYTES}')
+    groups = np.unique(found, return_inverse=True)[1]
+  groups = np.asarray(groups, np.int32)
+  columns = [writer.done() for writer in writers]
+  digest = hashlib.sha256()
+  for column in columns:
+    column.update_hash(digest)
+  digest.update(groups)
+  return Corpus(
+    *columns,
+    groups,
+    digest.hexdigest(),
+    strings.Rows(columns[0], np.array(hashes, np.int64)),
+    keys.as_starts(starts),
+  )
 
 
 def make_split(judged: RawSplit, corpus: Corpus | None = None) -> Split:

@@ -37,20 +37,14 @@ def existing(
     and name in registry.DOWNLOADS
   ):
     fetch(name, folder)
-  return records.existing(folder, name, what, how(name))
-
-
-def how(name: str) -> str:
-  """Returns how to get a file, in the imperative; '' if unknown.
-
-  Args:
-    name: Name of the file, unpacked.
-  """
   found = registry.DOWNLOADS.get(name)
-  if found is None:
-    return ''
+  return records.existing(folder, name, what, how(found) if found else '')
+
+
+def how(found: registry.Download) -> str:
+  """Returns how to get the files of a download, in the imperative."""
   size = f'{found.size / 1e6:,.1f} MB' if found.size else 'size not known'
-  verb = 'unpack' if _is_archive(found) else 'fetch'
+  verb = 'unpack' if found.url.endswith(('.tar.gz', '.zip')) else 'fetch'
   return f'{verb} {found.url} ({size}), or set --download'
 
 
@@ -73,8 +67,8 @@ def fetch_beir(name: str, folder: pathlib.Path) -> None:
   with zipfile.ZipFile(path) as archive:
     found = list(filter(None, map(inside.fullmatch, archive.namelist())))
     if 'corpus.jsonl' not in {match[1] for match in found}:
-      raise errors.BadInput(
-        f'{path} must hold {name}/corpus.jsonl; found none; fetch it by hand.'
+      raise errors.refusal(
+        f'{path} does not hold {name}/corpus.jsonl', 'fetch it by hand'
       )
     # The corpus goes last, so that its presence means that all files are there.
     for match in sorted(found, key=lambda match: match[1], reverse=True):
@@ -99,7 +93,7 @@ def fetch(name: str, folder: pathlib.Path) -> None:
   """
   found = registry.DOWNLOADS[name]
   path = _fetched(found, folder, name)
-  if _is_archive(found):
+  if found.url.endswith('.tar.gz'):
     _extract(path, name, folder)
     return
   if found.url.endswith('.gz'):
@@ -123,17 +117,17 @@ def _fetched(found, folder, name):
     path = pathlib.Path(manager.download(found.url))
   except Exception as error:  # From requests, TFDS or the disk.
     reason = ' '.join(str(error).split())[:120]
-    raise errors.BadInput(
-      f'{found.url} must be there to be fetched; found that it is not '
-      f'({reason}); put {name} into {folder} by hand.'
+    raise errors.refusal(
+      f'{found.url} cannot be fetched ({reason})',
+      f'put {name} into {folder} by hand',
     ) from error
   if found.md5 is None:
     logs.log(f'{name}: no checksum of it is known')
   elif (md5 := _md5(path)) != found.md5:
     path.unlink()
-    raise errors.BadInput(
-      f'{found.url} must have the MD5 {found.md5}; found {md5}, and removed '
-      'it; give the same command again.'
+    raise errors.refusal(
+      f'{found.url} has the MD5 {md5}, not {found.md5}, and was removed',
+      'give the same command again',
     )
   return path
 
@@ -144,15 +138,11 @@ def _extract(path, name, folder):
   with tarfile.open(path) as archive:
     members = [m for m in archive if m.name == name and m.isfile()]
     if not members:
-      raise errors.BadInput(
-        f'{path} must hold the file {name}; found none; fetch it by hand.'
+      raise errors.refusal(
+        f'{path} does not hold the file {name}', 'fetch it by hand'
       )
     with atomic.writing(folder / name) as file:
       shutil.copyfileobj(archive.extractfile(members[0]), file, _CHUNK)
-
-
-def _is_archive(found):
-  return found.url.endswith('.tar.gz')
 
 
 def _md5(path):

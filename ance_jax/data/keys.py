@@ -84,10 +84,15 @@ def share(
   places, others = _members(numbers, numbers[queries])
   queries = np.append(queries, others.astype(np.int32))
   passages = np.append(passages, passages[places])
+  first = first_of_pairs(queries, passages)
+  return queries[first], passages[first]
+
+
+def first_of_pairs(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+  """Returns the indices of the first of equal row pairs, (S,) int, by query."""
   both = queries.astype(np.int64) << 32 | passages
   first = np.sort(np.unique(both, return_index=True)[1])
-  first = first[np.argsort(queries[first], kind='stable')]
-  return queries[first], passages[first]
+  return first[np.argsort(queries[first], kind='stable')]
 
 
 def unique_pairs(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:

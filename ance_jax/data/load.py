@@ -1,5 +1,6 @@
 """Loads a dataset by name: its corpus and splits."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 import hashlib
@@ -36,7 +37,7 @@ def load(
       rule and the cure.
   """
   settings = settings._replace(protocol=protocol(settings))
-  source = _reader(settings.dataset)(settings)
+  source = reader(settings.dataset)(settings)
   # Several checks read the same split.
   source = source._replace(read_split=functools.cache(source.read_split))
   if split_names is None:
@@ -52,9 +53,9 @@ def load(
     if settings.protocol:
       judged = judged._replace(protocol=settings.protocol)
     if judged.protocol == 'answers' and not judged.answers:
-      raise errors.BadInput(
-        '--protocol=answers must be for data with answers; found none for '
-        f'split {name!r}; add answers.jsonl, or leave it out.'
+      raise errors.refusal(
+        f'--protocol=answers is given, but split {name!r} has no answers',
+        'add answers.jsonl, or leave the flag out',
       )
     _check_judged(judged, name, settings, source.corpus)
     if name == settings.train_split:
@@ -73,7 +74,9 @@ def load(
   return corpus_lib.TextDataset(source.corpus._replace(keys=None), splits)
 
 
-def _reader(name):
+def reader(
+  name: str,
+) -> Callable[[records.Settings], corpus_lib.RawDataset]:
   """Returns the reader of a dataset in the table of datasets."""
   module, _, function = datasets.READERS[name].function.rpartition('.')
   module = importlib.import_module(f'ance_jax.data.readers.{module}')
@@ -125,9 +128,10 @@ def _without_dev(split_names, settings):
   """
   dev, train = settings.dev_split, settings.train_split
   if dev in split_names and train not in split_names:
-    raise errors.BadInput(
+    raise errors.refusal(
       f'the data has no split {dev!r}, and --dev_fraction=0 holds none out of '
-      f'{train!r}; name another split.'
+      f'{train!r}',
+      'name another split',
     )
   if dev in split_names:
     logs.log(
@@ -154,9 +158,9 @@ def _judged(source, name, settings, alone):
         '(--dev_fraction)'
       )
   if not judged or not (judged.judged_queries() or judged.all_count):
-    raise errors.BadInput(
-      f'split {name!r} must have judged queries; found none in {source.found}; '
-      'name another split, or add its judgements.'
+    raise errors.refusal(
+      f'no judged queries of split {name!r} are in {source.found}',
+      'name another split, or add its judgements',
     )
   return judged
 
@@ -173,12 +177,13 @@ def _side(judged, name, settings):
       cure = f'raise it to {min(places.values()) / 2**64 + 1e-4:.4f}'
     if len(queries) == 1:
       cure = 'add queries'
-    raise errors.BadInput(
-      f'--dev_fraction={settings.dev_fraction:g} leaves no query to {name!r}; '
-      f'found {len(queries):,} judged queries in {settings.train_split!r}, and '
-      f'no split {settings.dev_split!r}, for which that share is held out by '
-      f'hash of the query id; {cure}, add judgements of '
-      f'{settings.dev_split!r}, or train without them: --dev_fraction=0.'
+    raise errors.refusal(
+      f'--dev_fraction={settings.dev_fraction:g} leaves no query to {name!r}: '
+      f'it holds out that share of the {len(queries):,} judged queries of '
+      f'{settings.train_split!r}, by hash of the query id, because there is no '
+      f'split {settings.dev_split!r}',
+      f'{cure}, add judgements of {settings.dev_split!r}, or train without '
+      'them: --dev_fraction=0',
     )
   return _of_queries(judged, side)
 
@@ -215,10 +220,10 @@ def _check_judged(judged, name, settings, corpus):
   shown = ', '.join(map(strict_io.quoted, ids))
   check = 'check that the corpus and the judgements belong together'
   if not relevant:
-    raise errors.BadInput(
-      f'the corpus has none of the relevant passages of {name!r}; found '
-      f'judgements of {shown}, and passage ids such as '
-      f'{strict_io.quoted(corpus.ids[0])}; {check}.'
+    raise errors.refusal(
+      f'the corpus has none of the relevant passages of {name!r}, which judges '
+      f'{shown}, but ids such as {strict_io.quoted(corpus.ids[0])}',
+      check,
     )
   lacking, total = len(missing), len(missing) + len(judged.judgements)
   what = 'they are never found, and stay in the denominators, as in trec_eval'
@@ -252,18 +257,20 @@ def _with_negatives(judged, source, settings):
     return judged
   judged = given.attach(strict_io.regular(path), judged, source.corpus)
   if settings.negatives and judged.given is None:
-    raise errors.BadInput(
-      f'{path} gives no training query a negative of the corpus; a query is '
+    raise errors.refusal(
+      f'{path} gives no training query a negative of the corpus (a query is '
       'found by its id or text, a passage by its id, its text, or title and '
-      'text; give the file of this dataset.'
+      'text)',
+      'give the file of this dataset',
     )
   return judged
 
 
 def _no_positive(name, queries):
-  return errors.BadInput(
-    f'split {name!r} must have queries with a positive passage; found '
-    f'{queries:,} queries, none with a grade above 0; check the judgements.'
+  return errors.refusal(
+    f'none of the {queries:,} queries of split {name!r} has a positive passage '
+    '(a grade above 0)',
+    'check the judgements',
   )
 
 

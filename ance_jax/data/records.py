@@ -1,6 +1,8 @@
 """Shared checks of dataset readers: folders, ids, texts and judgements."""
 
+import array
 import collections
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -66,16 +68,16 @@ def open_folder(settings: Settings, first: str) -> pathlib.Path:
   """
   path = settings.data_dir
   if not path:
-    raise errors.BadInput(
-      f'--dataset={settings.dataset} must be told where the data is; found no '
-      f'--data_dir; set it to the folder that holds {first}.'
+    raise errors.refusal(
+      f'--data_dir is not given, and --dataset={settings.dataset} needs it',
+      f'set it to the folder that holds {first}',
     )
   if settings.download:
     atomic.make_folder(path)
   if (found := strict_io.kind(path)) != 'a folder':
-    raise errors.BadInput(
-      f'--data_dir must be a folder; found {found} at {path}; set it to the '
-      f'folder that holds {first}.'
+    raise errors.refusal(
+      f'there is {found} at --data_dir={path}, where a folder is needed',
+      f'set it to the folder that holds {first}',
     )
   return pathlib.Path(path)
 
@@ -87,6 +89,12 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   if len(there) == 2:
     logs.log(f'{there[0]}: 1 of 2 files is read, not {there[1].name}')
   return strict_io.regular(there[0]) if there else None
+
+
+def first(folder: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
+  """Returns the path of the first of some files that is found, or None."""
+  paths = (find(folder, name) for name in names)
+  return next(filter(None, paths), None)
 
 
 def _is_there(path):
@@ -118,11 +126,41 @@ def existing(
     cure = source or 'check --data_dir'
     cure = f'set --data_dir={below[0]}' if below else cure
     names = ', '.join(sorted(os.listdir(folder))[:8]) or 'nothing'
-    raise errors.BadInput(
-      f'{what} must hold {name} or {name}.gz; found neither in {folder}, but '
-      f'{names}; {cure}.'
+    raise errors.refusal(
+      f'{folder} holds {names}, but neither {name} nor {name}.gz, which {what} '
+      'needs',
+      cure,
     )
   return path
+
+
+def cells(
+  path: pathlib.Path, names: Sequence[str], *, quotes: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+  """Yields (line number, cells) of a tab-separated file.
+
+  Args:
+    path: The file.
+    names: Names of its columns.
+    quotes: Whether cells may be in double quotes.
+  """
+  progress = functools.partial(
+    logs.progress, what=f'read {path.name}', unit='bytes'
+  )
+  for line, text in strict_io.lines(path, progress):
+    if quotes:
+      found = strict_io.unquoted(path, line, text)
+    else:
+      found = text.split('\t')
+    if len(found) != len(names):
+      raise strict_io.refusal(
+        path,
+        f'the line has {len(found)} columns, not {len(names)} with tabs '
+        f'between: {", ".join(names)}',
+        'fetch the file again',
+        line,
+      )
+    yield line, found
 
 
 def json_lines(
@@ -139,10 +177,12 @@ def json_lines(
   for number, line in strict_io.lines(path, progress if what else None):
     record = strict_io.json_value(line, path, number)
     if not isinstance(record, dict):
-      raise strict_io.bad(
-        path, 'a line must be a JSON object', strict_io.quoted(line),
-        f'give each line as {form}', number
-      )  # fmt: skip
+      raise strict_io.refusal(
+        path,
+        f'{strict_io.quoted(line)} is no JSON object',
+        f'give each line as {form}',
+        number,
+      )
     yield number, record
 
 
@@ -168,10 +208,10 @@ def json_array(
         1,
       )
     except (ijson.JSONError, UnicodeDecodeError) as error:
-      raise strict_io.bad(
-        path, f'a file must be a whole JSON array of {what}',
-        ' '.join(str(error).split())[:80], 'fetch it again'
-      ) from error  # fmt: skip
+      reason = ' '.join(str(error).split())[:80]
+      raise strict_io.refusal(
+        path, f'not a whole JSON array of {what} ({reason})', 'fetch it again'
+      ) from error
 
 
 def objects(
@@ -190,10 +230,11 @@ def objects(
     return
   for number, item in json_array(path, 'objects'):
     if not isinstance(item, dict):
-      raise strict_io.bad(
-        path, f'item {number} must be an object', strict_io.quoted(item),
-        f'give each as {form}'
-      )  # fmt: skip
+      raise strict_io.refusal(
+        path,
+        f'item {number}, {strict_io.quoted(item)}, is no object',
+        f'give each as {form}',
+      )
     yield number, item
 
 
@@ -201,19 +242,23 @@ def text(
   path: pathlib.Path,
   line: int,
   record: dict[str, Any],
-  key: str,
   counts: collections.Counter,
 ) -> str:
   """Returns the text of a record, '' for null; counts lossy conversions."""
-  if key in record and record[key] is None:
-    counts[f'times null as {key!r}, read as empty'] += 1
+  if value(path, line, record, 'text') is None:
+    counts["times null as 'text', read as empty"] += 1
     return ''
-  found = string(path, line, record, key)
+  found = string(path, line, record, 'text')
+  count_surrogates(found, counts)
+  return found
+
+
+def count_surrogates(text: str, counts: collections.Counter) -> None:
+  """Counts a text that is valid JSON but not UTF-8."""
   try:
-    found.encode()
+    text.encode()
   except UnicodeEncodeError:
     counts['texts with half a surrogate pair, read as ?'] += 1
-  return found
 
 
 def an_id(
@@ -241,23 +286,34 @@ def string(
   path: pathlib.Path, line: int, record: dict[str, Any], key: str
 ) -> str:
   """Returns the string that a record has for a key."""
+  found = value(path, line, record, key)
+  if not isinstance(found, str):
+    cures = {list: 'join its parts into one', dict: 'give its text alone'}
+    raise strict_io.refusal(
+      path,
+      f'{repr(found)[:80]} as {key!r} is no string',
+      cures.get(type(found), 'quote it'),
+      line,
+    )
+  return found
+
+
+def value(
+  path: pathlib.Path, line: int, record: dict[str, Any], key: str
+) -> Any:
+  """Returns the value that a record has for a key."""
   if key not in record:
-    raise strict_io.bad(
-      path, f'a line must have a string {key!r}', keys_of(record),
-      f'name it {key}', line
-    )  # fmt: skip
-  if not isinstance(record[key], str):
-    raise strict_io.bad(
-      path, f'a line must have as {key!r} a string', repr(record[key])[:80],
-      as_string(record[key]), line
-    )  # fmt: skip
+    raise strict_io.refusal(
+      path, f'no {key!r} among {keys_of(record)}', f'name it {key}', line
+    )
   return record[key]
 
 
-def as_string(value: Any) -> str:
-  """Returns how to turn a JSON value into a string, in the imperative."""
-  cures = {list: 'join its parts into one', dict: 'give its text alone'}
-  return cures.get(type(value), 'quote it')
+def are_texts(value: Any) -> bool:
+  """Returns whether a value is a list of strings, none of them empty."""
+  return isinstance(value, list) and all(
+    isinstance(text, str) and text.strip() for text in value
+  )
 
 
 def keys_of(record: dict[str, Any]) -> str:
@@ -278,53 +334,76 @@ def check_id(
     ids: {id: line} of earlier ids; not modified.
   """
   if len(an_id) > _LONGEST_ID:
-    raise strict_io.bad(
-      path, f'an id must have at most {_LONGEST_ID} characters',
-      f'{len(an_id):,}, beginning {an_id[:20]!r}', 'shorten it', line
+    raise strict_io.refusal(
+      path, f'an id of {len(an_id):,} characters, beginning {an_id[:20]!r}, is '
+      f'longer than {_LONGEST_ID}', 'shorten it', line
     )  # fmt: skip
   if not an_id or not an_id.isprintable() or an_id != ''.join(an_id.split()):
-    raise strict_io.bad(
+    raise strict_io.refusal(
       path,
-      'an id must have characters, none of them a space (run files are '
-      'split there) or invisible',
-      strict_io.quoted(an_id),
-      'rename it wherever it stands, perhaps with _ for each space',
+      f'the id {strict_io.quoted(an_id)} is empty, has a space (where run '
+      'files are split) or an invisible character',
+      'rename it in every file, with _ for a space',
       line,
     )
   if an_id in ids:
-    raise strict_io.bad(
-      path, 'ids must differ',
-      f'{an_id!r} in lines {ids[an_id]} and {line}', 'remove one'
-    )  # fmt: skip
+    raise _repeated(path, an_id, ids[an_id], line)
 
 
 def corpus(
   path: pathlib.Path,
-  writer: corpus_lib.CorpusWriter,
-  lines: Sequence[int],
+  passages: Iterable[tuple[int, str, str, str]],
   expected: int | None = None,
 ) -> corpus_lib.Corpus:
   """Returns the corpus of a file's passages, after checking it.
 
   Args:
     path: The file.
-    writer: Writer with all passages added.
-    lines: Line number of each passage.
+    passages: (line number, id, title, text) of each; read once.
     expected: As for `say_rows`.
 
   Raises:
     BadInput: There are no passages, or an id occurs twice.
   """
-  check_any(path, writer)
-  made = writer.done()
+  lines = array.array('q')
+
+  def rows():
+    for line, *row in passages:
+      lines.append(line)
+      yield row
+
+  made = corpus_lib.corpus_of(rows())
+  check_any(path, lines)
   if found := made.rows.repeated():
     first, second = found
-    raise strict_io.bad(
-      path, 'ids must differ', f'{made.ids[first]!r} in lines '
-      f'{lines[first]} and {lines[second]}', 'remove one'
-    )  # fmt: skip
+    raise _repeated(path, made.ids[first], lines[first], lines[second])
   say_rows(path, len(lines), expected)
   return made
+
+
+def queries(
+  path: pathlib.Path, found: Iterable[tuple[int, str, str]]
+) -> tuple[list[str], list[str]]:
+  """Returns the ids and texts of a file's queries, after checking it.
+
+  Args:
+    path: The file.
+    found: (line number, id, text) of each.
+  """
+  lines, texts = {}, []
+  for line, an_id, text in found:
+    check_id(path, line, an_id, lines)
+    lines[an_id] = line
+    texts.append(text)
+  check_any(path, texts)
+  say_rows(path, len(texts))
+  return list(lines), texts
+
+
+def _repeated(path, an_id, first, second):
+  return strict_io.refusal(
+    path, f'the id {an_id!r} is in lines {first} and {second}', 'remove one'
+  )
 
 
 def say_rows(
@@ -352,114 +431,79 @@ def row(
   an_id: str,
 ) -> int:
   """Returns the row of an id; `kind` names the id in the error message."""
-  if an_id not in rows:
-    near = an_id.strip()
+  found = rows.get(an_id)
+  if found is None:
     cure = 'add it, or remove the line'
     if kind == 'judged query':
       cure = 'add it to the queries, or remove the line (BEIR stops at it, too)'
-    if near in rows:
+    if an_id.strip() in rows:
       cure = 'remove the spaces around it'
-    raise strict_io.bad(
-      path, f'a {kind} id must be one of the data',
-      strict_io.quoted(an_id), cure, line
+    raise strict_io.refusal(
+      path, f'the {kind} {strict_io.quoted(an_id)} is not in the data', cure,
+      line
     )  # fmt: skip
-  return rows[an_id]
+  return found
 
 
-def grade(
-  path: pathlib.Path, number: int, text: str, counts: collections.Counter
-) -> int:
-  """Parses the grade of a judgement.
+def judgements(
+  path: pathlib.Path,
+  judged: Iterable[tuple[int, str, str, str]],
+  query_rows: dict[str, int],
+  passage_rows: dict[str, int] | strings.Rows,
+) -> tuple[dict[tuple[int, int], int], dict[tuple[int, str], int]]:
+  """Returns the judgements of a file for `corpus.RawSplit`, in file order.
 
   Args:
     path: The file.
-    number: Line number.
-    text: Grade as in the file; 1.0 is read as 1.
-    counts: Counter of corrections.
+    judged: (line number, query id, passage id, grade as in the file) of each;
+      the corpus may lack the passage.
+    query_rows: {query id: row}.
+    passage_rows: {passage id: row}.
+
+  Returns:
+    {(query row, passage row): grade}, and {(query row, passage id): grade} of
+    passages that the corpus lacks.
+
+  Raises:
+    BadInput: A query is unknown, a grade is invalid, or a pair has two grades.
   """
+  grades, counts = {}, collections.Counter()
+  for line, query_id, passage_id, given in judged:
+    number = _grade(path, line, given, counts)
+    query = row(path, line, 'judged query', query_rows, query_id)
+    passage = passage_rows.get(passage_id)
+    if passage is None and passage_id.strip() in passage_rows:
+      row(path, line, 'judged passage', passage_rows, passage_id)
+    pair = query, passage_id if passage is None else passage
+    counts['judgements that stand twice, read once'] += pair in grades
+    before = grades.setdefault(pair, number)
+    if before != number:
+      raise strict_io.refusal(
+        path,
+        f'the pair has the grades {before} and {number}',
+        'keep one of the two',
+        line,
+      )
+  say_rows(path, len(grades))
+  say_counts(path, +counts)
+  missing = {p: grade for p, grade in grades.items() if isinstance(p[1], str)}
+  return {p: g for p, g in grades.items() if p not in missing}, missing
+
+
+def _grade(path, line, text, counts):
+  """Returns the grade of a judgement; 1.0 is read as 1, and counted."""
+  fact = f'the grade {strict_io.quoted(text)} is no whole number'
   whole = re.fullmatch(r'([+-]?[0-9]+)(\.0*)?', text.strip())
+  # Python rejects numbers of more than 4300 digits.
+  if whole and (len(whole[1]) > 9 or abs(int(whole[1])) > _MOST_GRADE):
+    fact += f' from -{_MOST_GRADE} to {_MOST_GRADE}'
+    whole = None
   if not whole:
-    raise strict_io.bad(
-      path, 'a grade must be a whole number', strict_io.quoted(text),
-      'mend the line', number
-    )  # fmt: skip
+    raise strict_io.refusal(path, fact, 'correct the line', line)
   counts['grades with a decimal point, such as 1.0, read as whole numbers'] += (
     whole[2] is not None
   )
-  # Python rejects numbers of more than 4300 digits.
-  if len(whole[1]) > 9 or abs(int(whole[1])) > _MOST_GRADE:
-    raise strict_io.bad(
-      path, f'a grade must be from -{_MOST_GRADE} to {_MOST_GRADE}',
-      strict_io.quoted(text), 'mend the line', number
-    )  # fmt: skip
   return int(whole[1])
-
-
-class Judgements:
-  """Collects the judgements of a file, in file order."""
-
-  def __init__(
-    self,
-    path: pathlib.Path,
-    query_rows: dict[str, int],
-    passage_rows: dict[str, int] | strings.Rows,
-  ):
-    """Starts without judgements.
-
-    Args:
-      path: The file.
-      query_rows: {query id: row}.
-      passage_rows: {passage id: row}.
-    """
-    self._path, self._pairs, self._counts = path, {}, collections.Counter()
-    self._query_rows, self._passage_rows = query_rows, passage_rows
-
-  def __len__(self):
-    return len(self._pairs)
-
-  def add(self, line: int, query_id: str, passage_id: str, given: str) -> None:
-    """Adds the judgement of a line.
-
-    Args:
-      line: Line number.
-      query_id: Id of a query.
-      passage_id: Id of a passage, which the corpus may lack.
-      given: Grade as in the file.
-
-    Raises:
-      BadInput: The query is unknown, the grade is invalid, or the pair already
-        has a different grade.
-    """
-    number = grade(self._path, line, given, self._counts)
-    query = row(self._path, line, 'judged query', self._query_rows, query_id)
-    passage = self._passage_rows.get(passage_id)
-    if passage is None and passage_id.strip() in self._passage_rows:
-      row(self._path, line, 'judged passage', self._passage_rows, passage_id)
-    pair = query, passage_id if passage is None else passage
-    self._counts['judgements that stand twice, read once'] += (
-      pair in self._pairs
-    )
-    before = self._pairs.setdefault(pair, number)
-    if before != number:
-      raise strict_io.bad(
-        self._path, 'a pair must have one grade', f'{before} and {number}',
-        'keep one of the two', line
-      )  # fmt: skip
-
-  def done(
-    self,
-  ) -> tuple[dict[tuple[int, int], int], dict[tuple[int, str], int]]:
-    """Returns the judgements for `corpus.RawSplit`, and prints corrections.
-
-    Returns:
-      {(query row, passage row): grade}, and {(query row, passage id): grade} of
-      passages that the corpus lacks.
-    """
-    say_counts(self._path, +self._counts)
-    there, missing = {}, {}
-    for pair, number in self._pairs.items():
-      (missing if isinstance(pair[1], str) else there)[pair] = number
-    return there, missing
 
 
 def say_corpus(name: str, corpus: corpus_lib.Corpus) -> None:
@@ -480,6 +524,4 @@ def say_counts(path: pathlib.Path | None, counts: Mapping[str, int]) -> None:
 def check_any(path: pathlib.Path, items: Sized) -> None:
   """Raises `BadInput` if nothing was read from a file."""
   if not items:
-    raise strict_io.bad(
-      path, 'a file must have a line', 'none', 'fetch it again'
-    )  # fmt: skip
+    raise strict_io.refusal(path, 'the file has no entries', 'fetch it again')

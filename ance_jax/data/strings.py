@@ -2,7 +2,9 @@
 
 import array
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import itertools
 import pathlib
 import tempfile
 from typing import Any
@@ -20,6 +22,13 @@ def make(items: Iterable[str]) -> 'Strings':
   for item in items:
     writer.add(item)
   return writer.done()
+
+
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+  """Yields lists of `size` items; the last may be shorter."""
+  items = iter(items)
+  while batch := list(itertools.islice(items, size)):
+    yield batch
 
 
 def load(folder: pathlib.Path) -> 'Strings':
@@ -83,13 +92,12 @@ class Rows:
 
   def get(self, an_id: str, default: Any = None) -> Any:
     """Returns the first row of an id, or `default`."""
-    place = np.searchsorted(self._hashes, np.int64(hashed(an_id)))
-    for row in self._order[place:]:
-      if self._hashes[place] != hashed(an_id):
-        break
-      if self._ids[int(row)] == an_id:
-        return int(row)
-      place += 1
+    wanted = np.int64(hashed(an_id))
+    start = np.searchsorted(self._hashes, wanted)
+    end = np.searchsorted(self._hashes, wanted, 'right')
+    for row in self._order[start:end].tolist():
+      if self._ids[row] == an_id:
+        return row
     return default
 
   def many(self, ids: Sequence[str]) -> np.ndarray:
@@ -115,15 +123,12 @@ class Rows:
     return row
 
   def repeated(self) -> tuple[int, int] | None:
-    """Returns two rows with the same id, or None."""
-    (equal,) = np.nonzero(self._hashes[1:] == self._hashes[:-1])
-    for place in equal:
-      first = self._order[place]
-      for other in self._order[place + 1 :]:
-        if self._ids[int(first)] == self._ids[int(other)]:
-          return int(first), int(other)
-        if hashed(self._ids[int(other)]) != self._hashes[place]:
-          break
+    """Returns the first two rows with the same id, or None."""
+    again = self._order[1:][self._hashes[1:] == self._hashes[:-1]]
+    for row in np.sort(again).tolist():
+      first = self.get(self._ids[row])
+      if first != row:
+        return first, row
     return None
 
 

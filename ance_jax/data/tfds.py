@@ -10,17 +10,14 @@ format and read without this project:
 downloaded.
 """
 
-import abc
 import os
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ance_jax.data import load
 from ance_jax.data import records
 from ance_jax.data import registry
-from ance_jax.data.readers import beir
-from ance_jax.data.readers import dpr
-from ance_jax.data.readers import msmarco
 
 _MARCO_SPLITS = ('train', 'dev', 'dl19', 'dl20')
 _MARCO_CITATION = """\
@@ -60,7 +57,7 @@ def _flat(name):
   return name.replace('/', '-')
 
 
-class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
+class _RetrievalSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """A dataset as three tables, with rows in the order of the source."""
 
   VERSION = tfds.core.Version('1.0.0')
@@ -69,7 +66,9 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
     tfds.core.BuilderConfig(name=name, description=f'The table of {name}.')
     for name in _TABLES
   ]
-  SPLITS, LICENCE, CITATION, HOMEPAGE = (), '', '', ''
+  DATASET, SPLITS, LICENCE, CITATION, HOMEPAGE = '', (), '', '', ''
+  # Names of a set of questions and of a set of BEIR.
+  QUESTIONS, beir_set = None, None
 
   @property
   def table(self) -> str:
@@ -79,10 +78,6 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
   def __init__(self, *, source_dir: str | os.PathLike | None = None, **kwargs):
     self._source_dir = source_dir
     super().__init__(**kwargs)
-
-  @abc.abstractmethod
-  def _read(self, folder, download):
-    """Returns the `corpus.RawDataset` of a folder."""
 
   def _info(self):
     return tfds.core.DatasetInfo(
@@ -97,8 +92,17 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
     )
 
   def _split_generators(self, dl_manager):
-    folder = self._source_dir or dl_manager.download_dir / self.name
-    source = self._read(str(folder), self._source_dir is None)
+    folder = self._source_dir or dl_manager.download_dir.joinpath(
+      self.name, _flat(self.beir_set or '')
+    )
+    settings = records.Settings(
+      self.DATASET,
+      str(folder),
+      download=self._source_dir is None,
+      questions=self.QUESTIONS,
+      beir_set=self.beir_set,
+    )
+    source = load.reader(self.DATASET)(settings)
     if self.table == 'corpus':
       return {'corpus': self._generate_examples(_passages(source.corpus))}
     found = {name: source.read_split(name) for name in self.SPLITS}
@@ -122,12 +126,9 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, abc.ABC):
 class MsMarcoPassage(_RetrievalSet):
   """MS MARCO passages, without titles, and TREC DL 2019 and 2020."""
 
-  SPLITS, CITATION = _MARCO_SPLITS, _MARCO_CITATION
+  DATASET, SPLITS, CITATION = 'msmarco', _MARCO_SPLITS, _MARCO_CITATION
   LICENCE = 'Terms of MS MARCO: research that is not commercial.'
   HOMEPAGE = 'https://microsoft.github.io/msmarco/'
-
-  def _read(self, folder, download):
-    return msmarco.read_passages(records.Settings('msmarco', folder, download))
 
 
 class MsMarcoPassageTitled(MsMarcoPassage):
@@ -136,18 +137,13 @@ class MsMarcoPassageTitled(MsMarcoPassage):
   The corpus of RocketQA, coCondenser, Tevatron, SimLM and ANCE-Tele.
   """
 
-  def _read(self, folder, download):
-    config = records.Settings('msmarco_titled', folder, download)
-    return msmarco.read_titled_passages(config)
+  DATASET = 'msmarco_titled'
 
 
 class MsMarcoDocument(MsMarcoPassage):
   """The first 10,000 characters of MS MARCO's documents, and TREC DL."""
 
-  def _read(self, folder, download):
-    return msmarco.read_documents(
-      records.Settings('msmarco_doc', folder, download)
-    )
+  DATASET = 'msmarco_doc'
 
 
 class DprNq(_RetrievalSet):
@@ -157,15 +153,10 @@ class DprNq(_RetrievalSet):
   the queries table.
   """
 
+  DATASET, QUESTIONS = 'dpr', 'nq'
   SPLITS, CITATION = ('train', 'dev', 'test'), _DPR_CITATION
   LICENCE = 'CC BY-NC 4.0'
   HOMEPAGE = 'https://github.com/facebookresearch/DPR'
-  QUESTIONS = 'nq'
-
-  def _read(self, folder, download):
-    return dpr.read(
-      records.Settings('dpr', folder, download, questions=self.QUESTIONS)
-    )
 
 
 class DprTrivia(DprNq):
@@ -203,7 +194,7 @@ class Beir(_RetrievalSet):
     for name in registry.BEIR_PASSAGES
     for table in _TABLES
   ]
-  SPLITS, CITATION = ('train', 'dev', 'test'), _BEIR_CITATION
+  DATASET, SPLITS, CITATION = 'beir', ('train', 'dev', 'test'), _BEIR_CITATION
   LICENCE = "Each set has its own: see BEIR's README."
   HOMEPAGE = 'https://github.com/beir-cellar/beir'
 
@@ -212,12 +203,12 @@ class Beir(_RetrievalSet):
     """Name of this config's table."""
     return self.builder_config.name.rpartition('_')[2]
 
-  def _read(self, folder, download):
+  @property
+  def beir_set(self) -> str:
+    """Name of this config's dataset."""
     wanted = self.builder_config.name.rpartition('_')[0]
     (name,) = (n for n in registry.BEIR_PASSAGES if _flat(n) == wanted)
-    if download:
-      folder = f'{folder}/{wanted}'
-    return beir.read(records.Settings('beir', folder, download, beir_set=name))
+    return name
 
 
 def _passages(corpus):

@@ -66,32 +66,39 @@ def load(name: str) -> Tokenizer:
     )
   except Exception as error:  # Its parsers raise errors of any type.
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip('.')
-    raise errors.BadInput(
-      f'a model must come with its tokenizer; found none that loads at {name} '
-      f'({reason}); check the name.'
+    raise errors.refusal(
+      f'no tokenizer loads at {name} ({reason})', 'check the name'
     ) from error
-  if not tokenizer.is_fast:
-    raise errors.BadInput(
-      'a tokenizer must be a fast one (tokenizer.json); found '
-      f'{type(tokenizer).__name__} at {name}; convert it with transformers.'
-    )
-  # Without any files, transformers returns an empty tokenizer.
-  if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-    raise errors.BadInput(
-      'a tokenizer must have a vocabulary; found none but its special tokens '
-      f'at {name}; add its tokenizer.json.'
-    )
-  if tokenizer.pad_token_id is None:
-    raise errors.BadInput(
-      f'a tokenizer must have a padding token; found none at {name}; name it '
-      'as pad_token in tokenizer_config.json.'
-    )
-  if not backend(tokenizer).encode('').ids:
-    raise errors.BadInput(
-      'a tokenizer must put special tokens around a text; found none around '
-      f'an empty one at {name}; add its post_processor to tokenizer.json.'
-    )
+  for is_wrong, fact, cure in _PROBLEMS:
+    if is_wrong(tokenizer):
+      raise errors.refusal(f'the tokenizer at {name} {fact}', cure)
   return _plain(tokenizer)
+
+
+# What a tokenizer may lack, and the cure, in the order of the checks.
+_PROBLEMS = (
+  (
+    lambda tokenizer: not tokenizer.is_fast,
+    'is not a fast one (tokenizer.json)',
+    'convert it with transformers',
+  ),
+  # Without any files, transformers returns an empty tokenizer.
+  (
+    lambda t: set(t.get_vocab()) <= set(t.all_special_tokens),
+    'has no vocabulary but its special tokens',
+    'add its tokenizer.json',
+  ),
+  (
+    lambda tokenizer: tokenizer.pad_token_id is None,
+    'has no padding token',
+    'name it as pad_token in tokenizer_config.json',
+  ),
+  (
+    lambda tokenizer: not backend(tokenizer).encode('').ids,
+    'puts no special tokens around a text',
+    'add its post_processor to tokenizer.json',
+  ),
+)
 
 
 def save(
@@ -137,12 +144,11 @@ def check_case(tokenizer: Tokenizer, name: str) -> None:
   """
   said, does = _says_lower_case(name), _lower_cases(tokenizer)
   if said not in (None, does):
-    cases, keeps = 'one that lower-cases', 'one that keeps capitals'
-    raise errors.BadInput(
-      'a tokenizer must lower-case if its files say so, and only then; found '
-      f'{cases if does else keeps}, and files of {cases if said else keeps}, '
-      f'at {name}; set --lower_case or --nolower_case, or mend '
-      'tokenizer_config.json.'
+    facts = {True: 'lower-cases', False: 'keeps capitals'}
+    raise errors.refusal(
+      f'the tokenizer at {name} {facts[does]}, but its files say that it '
+      f'{facts[said]}',
+      'set --lower_case or --nolower_case, or correct tokenizer_config.json',
     )
 
 
@@ -165,27 +171,22 @@ def set_flavour(
   """
   backend = tokenizer.backend_tokenizer
   if lower_case is False and _lower_cases(tokenizer):
-    raise errors.BadInput(
-      '--lower_case must be true, or left out, with a tokenizer that '
-      'lower-cases; found it false; use a checkpoint that has capitals.'
+    raise errors.refusal(
+      '--lower_case=false is given with a tokenizer that lower-cases',
+      'use a checkpoint that has capitals, or leave the flag out',
     )
-  if lower_case and not _lower_cases(tokenizer):
+  if lower_case:
     # As transformers 2 did for ANCE: lower() of one character at a time, and
     # all texts stripped, including those between special tokens.
-    steps = [
-      tokenizers.normalizers.Strip(),
-      tokenizers.normalizers.Lowercase(),
-    ]
-    if backend.normalizer is not None:
-      steps.append(backend.normalizer)
-    backend.normalizer = tokenizers.normalizers.Sequence(steps)
+    _lower_case(tokenizer, tokenizers.normalizers.Strip())
   if prefix_space is not None:
     if not isinstance(
       backend.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel
     ):
-      raise errors.BadInput(
-        '--prefix_space must be left out for a tokenizer that is not '
-        f'byte-level; found it {str(prefix_space).lower()}; leave it out.'
+      raise errors.refusal(
+        f'--prefix_space={str(prefix_space).lower()} is given with a tokenizer '
+        'that is not byte-level',
+        'leave it out',
       )
     backend.pre_tokenizer.add_prefix_space = prefix_space
 
@@ -195,9 +196,14 @@ def lower_case(tokenizer: Tokenizer) -> None:
 
   Same as do_lower_case in sentence-transformers.
   """
+  _lower_case(tokenizer)
+
+
+def _lower_case(tokenizer, *before):
+  """Lower-cases after some normalizers and before the tokenizer's own."""
   backend = tokenizer.backend_tokenizer
   if not _lower_cases(tokenizer):
-    steps = [tokenizers.normalizers.Lowercase()]
+    steps = [*before, tokenizers.normalizers.Lowercase()]
     if backend.normalizer is not None:
       steps.append(backend.normalizer)
     backend.normalizer = tokenizers.normalizers.Sequence(steps)
@@ -234,9 +240,10 @@ def title_separator(tokenizer: Tokenizer, name: str) -> str:
   if name == 'space':
     return SPACE
   if tokenizer.sep_token is None:
-    raise errors.BadInput(
-      '--title_separator must be space for a tokenizer without a separator '
-      'token; found token; set it so.'
+    raise errors.refusal(
+      '--title_separator=token is given with a tokenizer without a separator '
+      'token',
+      'set it to space',
     )
   return tokenizer.sep_token
 
@@ -246,10 +253,9 @@ def _check_tokenizer_files(folder):
   for name in ('tokenizer_config.json', 'special_tokens_map.json'):
     path = pathlib.Path(folder) / name
     if os.path.lexists(path) and 'auto_map' in strict_io.json_file(path):
-      raise strict_io.bad(
+      raise strict_io.refusal(
         path,
-        'a tokenizer must need no code of its own',
-        'auto_map',
+        'the tokenizer needs code of its own (auto_map)',
         'use a model of a class that transformers has',
       )
   path = pathlib.Path(folder) / 'tokenizer.json'

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import os
 import pathlib
 from typing import NamedTuple
@@ -210,14 +211,15 @@ def token_rows(
     atomic.remove_unfinished(folder)
     _enable_truncation(backend, cut)
     batches = logs.progress(
-      _batches(texts),
+      strings.batches(texts, _ROWS_AT_ONCE),
       f'{"hand out" if spread else "tokenize"} {what}',
       total=num_texts,
       unit='texts',
       count=len,
     )
-    if spread or num_texts > _BATCHES_A_PART * _ROWS_AT_ONCE:
-      _tokenize_in_parts(backend, iter(batches), kept, cut, spread)
+    num_parts = math.ceil(num_texts / (_BATCHES_A_PART * _ROWS_AT_ONCE))
+    if spread or num_parts > 1:
+      _tokenize_in_parts(backend, batches, num_parts, kept, cut, spread)
     else:
       _tokenize(backend, batches, kept, cut)
     return atomic.read_manifest(kept)
@@ -262,8 +264,11 @@ def memory_rows(
   rows = [np.array(ids, np.uint32) for pieces in of_texts for ids in pieces]
   # One that is empty, so that there may be no text.
   ids = np.concatenate([np.zeros(0, np.uint32), *rows])
-  first = _offsets(of_texts) if cut.pieces > 1 else None
-  return TokenRows(ids, _offsets(rows), tokenizer.pad_token_id, '', first)
+  offsets = _offsets([len(row) for row in rows])
+  first = None
+  if cut.pieces > 1:
+    first = _offsets([len(pieces) for pieces in of_texts])
+  return TokenRows(ids, offsets, tokenizer.pad_token_id, '', first)
 
 
 def _stored(folder, manifest, cut):
@@ -277,10 +282,9 @@ def _stored(folder, manifest, cut):
     reason = f'{offsets.dtype} offsets for {len(ids):,} tokens'
   except (ValueError, KeyError, TypeError, IndexError) as error:
     reason = str(error).splitlines()[0]
-  raise strict_io.bad(
+  raise strict_io.refusal(
     folder,
-    'token rows must be as they were written',
-    f'others ({reason})',
+    f'the token rows are not those that were written ({reason})',
     'remove the folder: they are made again',
   )
 
@@ -290,25 +294,44 @@ def _tokenize(backend, batches, folder, cut):
   # Ids may exceed the number of entries, because some vocabularies have gaps.
   narrow = max(backend.get_vocab().values()) <= np.iinfo(np.uint16).max
   dtype = np.dtype(np.uint16 if narrow else np.uint32)
+
+  def blocks():
+    for batch in batches:
+      texts = [_rows_of(e, cut) for e in backend.encode_batch_fast(batch)]
+      rows = [np.array(ids, dtype) for pieces, _ in texts for ids in pieces]
+      yield (
+        np.concatenate(rows),
+        map(len, rows),
+        [len(pieces) for pieces, _ in texts],
+        sum(is_cut for _, is_cut in texts),
+      )
+
+  _publish(folder, blocks(), dtype.name, cut)
+
+
+def _publish(folder, blocks, dtype, cut):
+  """Publishes token rows as `folder`.
+
+  Args:
+    folder: Path of the folder.
+    blocks: Iterable of ids, their number per row, the number of rows per text,
+      and the number of texts that are cut.
+    dtype: Name of the type of all ids.
+    cut: How the texts are cut.
+  """
   lengths, numbers = array.array('q'), array.array('q')
   num_cut, manifest = 0, {}
   with atomic.publish(folder, manifest) as unfinished:
     with open(unfinished / 'ids.bin', 'wb') as file:
-      for batch in batches:
-        rows = []
-        for encoding in backend.encode_batch_fast(batch):
-          pieces, is_cut = _rows_of(encoding, cut)
-          rows += [np.array(ids, dtype) for ids in pieces]
-          numbers.append(len(pieces))
-          num_cut += is_cut
-        file.write(np.concatenate(rows).tobytes())
-        lengths.extend(map(len, rows))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    np.save(unfinished / 'offsets.npy', offsets)
+      for ids, of_rows, of_texts, cut_here in blocks:
+        file.write(ids)
+        lengths.extend(of_rows)
+        numbers.extend(of_texts)
+        num_cut += cut_here
+    np.save(unfinished / 'offsets.npy', _offsets(lengths))
     if cut.pieces > 1:
-      first = np.concatenate([[0], np.cumsum(numbers)])
-      np.save(unfinished / 'first.npy', first)
-    manifest['dtype'] = dtype.name
+      np.save(unfinished / 'first.npy', _offsets(numbers))
+    manifest['dtype'] = dtype
     manifest['mean_length'] = float(np.mean(lengths))
     manifest['num_cut'] = num_cut
 
@@ -317,11 +340,9 @@ def _enable_truncation(backend, cut):
   backend.enable_truncation(cut.length * (cut.pieces if cut.whole else 1))
 
 
-def _offsets(parts):
+def _offsets(lengths):
   """Returns the (n + 1,) int64 offsets of n parts, one behind the other."""
-  return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(
-    np.int64
-  )
+  return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _rows_of(encoding, cut):
@@ -348,80 +369,47 @@ def tokenize_part(
   if not atomic.find_valid(part, {}):
     backend = tokenizer_lib.read_backend(tokenizer_file)
     texts = strings.load(_texts_of(part))
-    _tokenize(backend, _batches(texts), part, cut)
+    _tokenize(backend, strings.batches(texts, _ROWS_AT_ONCE), part, cut)
 
 
-def _tokenize_in_parts(backend, batches, folder, cut, spread):
+def _tokenize_in_parts(backend, batches, num_parts, folder, cut, spread):
   """Same as `_tokenize`, but a killed process resumes with the next part."""
-  parts, whole = folder.with_name(f'{folder.name}-parts'), []
-  while (first := next(batches, None)) is not None:
-    rest = itertools.islice(batches, _BATCHES_A_PART - 1)
-    part = parts / f'{len(whole):05d}'
-    some = itertools.chain([first], rest)
-    if atomic.find_valid(part, {}):
-      for _ in some:  # Skips these texts.
-        pass
-    elif spread:
-      _leave_texts(some, part)
-    else:
-      _tokenize(backend, some, part, cut)
-    whole.append(part)
+  folder_of_parts = folder.with_name(f'{folder.name}-parts')
+  parts = [folder_of_parts / f'{number:05d}' for number in range(num_parts)]
+  batches = iter(batches)
+  for part in parts:
+    some = itertools.islice(batches, _BATCHES_A_PART)
+    if not atomic.find_valid(part, {}):
+      if not spread:
+        _tokenize(backend, some, part, cut)
+      elif not atomic.find_valid(_texts_of(part), {}):
+        with atomic.publish(_texts_of(part), {}) as unfinished:
+          strings.make(itertools.chain.from_iterable(some)).save(unfinished)
+    for _ in some:  # Skips the texts of a part that is there.
+      pass
   if spread:
-    file = parts / 'tokenizer.json'
+    file = folder_of_parts / 'tokenizer.json'
     atomic.write_text(file, backend.to_str())
-    logs.log(f'{folder.name}: workers tokenize {len(whole):,} parts')
+    logs.log(f'{folder.name}: workers tokenize {num_parts:,} parts')
     spread(
-      functools.partial(tokenize_part, tokenizer_file=file, cut=cut), whole
+      functools.partial(tokenize_part, tokenizer_file=file, cut=cut), parts
     )
-  _join(whole, folder, cut)
-  atomic.remove_folder(parts)
-
-
-def _leave_texts(batches, part):
-  """Publishes the texts of a part for the worker that tokenizes them."""
-  if not atomic.find_valid(_texts_of(part), {}):
-    texts = strings.make(itertools.chain.from_iterable(batches))
-    with atomic.publish(_texts_of(part), {}) as unfinished:
-      texts.save(unfinished)
-  for _ in batches:
-    pass
+  _join(parts, folder, cut)
+  atomic.remove_folder(folder_of_parts)
 
 
 def _texts_of(part):
   return part.with_name(f'{part.name}-texts')
 
 
-def _join(whole, folder, cut):
+def _join(parts, folder, cut):
   """Concatenates the token rows of parts and publishes them as `folder`."""
-  manifests = [atomic.read_manifest(part) for part in whole]
-  stored = [
-    _stored(part, manifest, cut)
-    for part, manifest in zip(whole, manifests, strict=True)
-  ]
-  lengths = np.concatenate([np.diff(offsets) for _, offsets, _ in stored])
-  manifest = {
-    'dtype': manifests[0]['dtype'],
-    'mean_length': float(lengths.mean()),
-    'num_cut': sum(each['num_cut'] for each in manifests),
-  }
-  with atomic.publish(folder, manifest) as unfinished:
-    with open(unfinished / 'ids.bin', 'wb') as file:
-      for ids, _, _ in stored:
-        file.write(ids)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    np.save(unfinished / 'offsets.npy', offsets)
-    if cut.pieces > 1:
-      numbers = np.concatenate([np.diff(first) for _, _, first in stored])
-      first = np.concatenate([[0], np.cumsum(numbers)])
-      np.save(unfinished / 'first.npy', first)
+  manifests = [atomic.read_manifest(part) for part in parts]
 
+  def blocks():
+    for part, manifest in zip(parts, manifests, strict=True):
+      ids, offsets, first = _stored(part, manifest, cut)
+      of_texts = [] if first is None else np.diff(first)
+      yield ids, np.diff(offsets), of_texts, manifest['num_cut']
 
-def _batches(texts):
-  batch = []
-  for text in texts:
-    batch.append(text)
-    if len(batch) == _ROWS_AT_ONCE:
-      yield batch
-      batch = []
-  if batch:
-    yield batch
+  _publish(folder, blocks(), manifests[0]['dtype'], cut)

@@ -3,6 +3,7 @@
 The arrays take 16 bytes per line, and sorting the lines about 100.
 """
 
+import array
 import functools
 import itertools
 import math
@@ -14,6 +15,8 @@ import numpy as np
 
 from ance_jax.core import logs
 from ance_jax.core import strict_io
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import keys
 from ance_jax.data import records
 from ance_jax.data import strings
 
@@ -55,13 +58,11 @@ class Ranked(NamedTuple):
 
     Scores are float64, as in the file.
     """
-    sizes = np.diff(self.offsets)[queries]
-    there = np.arange(sizes.max(initial=0)) < sizes[:, None]
-    places = (self.offsets[queries][:, None] + np.arange(there.shape[1]))[there]
-    rows = np.full(there.shape, -1, np.int32)
-    scores = np.full(there.shape, -np.inf)
-    rows[there], scores[there] = self.passages[places], self.scores[places]
-    return Ranking(rows, scores)
+    slices = self.offsets[queries], np.diff(self.offsets)[queries]
+    return Ranking(
+      corpus_lib.padded(self.passages, *slices, -1),
+      corpus_lib.padded(self.scores, *slices, -np.inf),
+    )
 
 
 def read_run(
@@ -80,23 +81,17 @@ def read_run(
     query_rows: {query id: row} of all Q queries.
     passage_rows: Rows of the passage ids.
   """
-  parts = [[np.zeros(0, kind) for kind in (np.int32, np.int32, np.float64)]]
-  for lines in _parts(_lines(path, query_rows)):
+  columns = [array.array(kind) for kind in 'iid']
+  for lines in strings.batches(_lines(path, query_rows), _LINES_AT_ONCE):
     numbers, queries, ids, scores = zip(*lines, strict=True)
     passages = passage_rows.many(ids)
     for number, an_id in itertools.compress(
       zip(numbers, ids, strict=True), passages < 0
     ):
       records.row(path, number, 'ranked passage', passage_rows, an_id)
-    parts.append(
-      [
-        np.array(queries, np.int32),
-        passages.astype(np.int32),
-        np.array(scores, np.float64),
-      ]
-    )
-  queries, passages, scores = map(np.concatenate, zip(*parts, strict=True))
-  return _ranked(path, queries, passages, scores, len(query_rows))
+    for column, part in zip(columns, (queries, passages, scores), strict=True):
+      column.extend(part)
+  return _ranked(path, *map(np.array, columns), len(query_rows))
 
 
 def _lines(path, query_rows):
@@ -108,9 +103,9 @@ def _lines(path, query_rows):
   for number, line in strict_io.lines(path, progress):
     cells = line.split()
     if len(cells) != 6:
-      raise strict_io.bad(
-        path, 'a line of a run must be query id, Q0, passage id, rank, score '
-        'and name', strict_io.quoted(line), 'give a TREC run file', number
+      raise strict_io.refusal(
+        path, f'{strict_io.quoted(line)} is not query id, Q0, passage id, '
+        'rank, score and name', 'give a TREC run file', number
       )  # fmt: skip
     query = query_rows.get(cells[0])
     if query is None:
@@ -121,22 +116,18 @@ def _lines(path, query_rows):
     logs.log(f'{path}: left out {unknown:,} lines of other queries')
 
 
-def _parts(items):
-  """Yields lists of up to `_LINES_AT_ONCE` items."""
-  while part := list(itertools.islice(items, _LINES_AT_ONCE)):
-    yield part
-
-
 def _score(path, number, text):
   try:
     score = float(text)
   except ValueError:
     score = math.nan
   if not math.isfinite(score):
-    raise strict_io.bad(
-      path, 'a score must be a number', strict_io.quoted(text), 'mend the line',
-      number
-    )  # fmt: skip
+    raise strict_io.refusal(
+      path,
+      f'the score {strict_io.quoted(text)} is no number',
+      'correct the line',
+      number,
+    )
   return score
 
 
@@ -153,19 +144,11 @@ def _ranked(path, queries, passages, scores, num_queries):
   # lexsort is stable, so ties keep the order of the file.
   order = np.lexsort((-scores, queries))
   queries, passages, scores = queries[order], passages[order], scores[order]
-  by_pair = np.lexsort((passages, queries))
-  again = np.zeros(len(order), bool)
-  again[by_pair[1:]] = (
-    (passages[by_pair[1:]] == passages[by_pair[:-1]])
-    & (queries[by_pair[1:]] == queries[by_pair[:-1]])
-  )  # fmt: skip
-  if again.any():
+  kept = keys.first_of_pairs(queries, passages)
+  if again := len(queries) - len(kept):
     logs.log(
-      f'{path}: left out {again.sum():,} lines of a passage that its query has '
+      f'{path}: left out {again:,} lines of a passage that its query has '
       'higher up'
     )
-    queries, passages, scores = (
-      column[~again] for column in (queries, passages, scores)
-    )
-  offsets = np.searchsorted(queries, np.arange(num_queries + 1))
-  return Ranked(offsets, passages, scores)
+  offsets = np.searchsorted(queries[kept], np.arange(num_queries + 1))
+  return Ranked(offsets, passages[kept], scores[kept])

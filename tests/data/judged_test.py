@@ -272,7 +272,7 @@ def test_a_share_that_the_message_names_leaves_both_sides_a_query(tmp_path):
     with pytest.raises(errors.BadInput, match='leaves no query') as found:
       load(folder, 'train', 'dev', dataset='beir', dev_fraction=share)
     text = str(found.value)
-    assert 'found 3 judged queries' in text
+    assert 'the 3 judged queries' in text
     named = float(re.search(rf'{way} it to ([\d.]+\d)', text)[1])
     splits = load(
       folder, 'train', 'dev', dataset='beir', dev_fraction=named

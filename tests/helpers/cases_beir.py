@@ -135,16 +135,22 @@ DEEP = '[' * 100_000
 NO_BYTES = b'{"_id": "x", "text": "a\0b"}\n'
 CASES = {
   # The folder.
-  'no folder named': Refused(settings(data_dir=''), 'found no --data_dir'),
-  'no such folder': Refused(_as_data_dir('none'), 'found nothing at'),
-  'file as folder': Refused(_as_data_dir(CORPUS), 'found a file at'),
+  'no folder named': Refused(settings(data_dir=''), '--data_dir is not given'),
+  'no such folder': Refused(
+    _as_data_dir('none'), 'there is nothing at --data_dir='
+  ),
+  'file as folder': Refused(
+    _as_data_dir(CORPUS), 'there is a file at --data_dir='
+  ),
   'folder above': Refused(_moved, '/nq.'),
-  'folder below': Refused(_as_data_dir('qrels'), 'dev.tsv, train.tsv; check'),
-  'no corpus': Refused(remove(CORPUS), 'must hold corpus.jsonl'),
-  'no queries': Refused(remove(QUERIES), 'must hold queries.jsonl'),
-  'corpus in CSV': Refused(rename(CORPUS, 'corpus.csv'), 'but corpus.csv, q'),
-  'capital name': Refused(rename(CORPUS, 'Corpus.jsonl'), 'but Corpus.jsonl'),
-  'json as ending': Refused(rename(CORPUS, 'corpus.json'), 'must hold corpus.'),
+  'folder below': Refused(
+    _as_data_dir('qrels'), 'holds dev.tsv, train.tsv, but'
+  ),
+  'no corpus': Refused(remove(CORPUS), 'neither corpus.jsonl nor'),
+  'no queries': Refused(remove(QUERIES), 'neither queries.jsonl nor'),
+  'corpus in CSV': Refused(rename(CORPUS, 'corpus.csv'), 'holds corpus.csv, q'),
+  'capital name': Refused(rename(CORPUS, 'Corpus.jsonl'), 'holds Corpus.jsonl'),
+  'json as ending': Refused(rename(CORPUS, 'corpus.json'), 'neither corpus.'),
   'plain and zipped': Accepted(_both, '1 of 2 files is read'),
   'linked corpus': Accepted(_linked),
   'folder as corpus': Refused(folder_as(CORPUS), 'found a folder', CORPUS),
@@ -190,9 +196,11 @@ CASES = {
   'empty lines': Accepted(append(CORPUS, '\n \n\n'), '3 empty lines left out'),
   'empty lines of queries': Accepted(append(QUERIES, '\n'), '1 empty lines'),
   'no newline at the end': Accepted(edit(CORPUS, bytes.rstrip)),
-  'empty corpus': corpus_as('', 'a file must have a line; found none'),
-  'blank corpus': corpus_as('\n\n', 'a file must have a line; found none'),
-  'no queries in the file': Refused(put(QUERIES, ''), 'have a line', QUERIES),
+  'empty corpus': corpus_as('', 'the file has no entries'),
+  'blank corpus': corpus_as('\n\n', 'the file has no entries'),
+  'no queries in the file': Refused(
+    put(QUERIES, ''), 'has no entries', QUERIES
+  ),
   'huge line': sixth(
     b'{"_id": "x", "text": "' + b'a' * 2**24 + b'"}\n', 'at most 16,777,216'
   ),
@@ -230,9 +238,11 @@ CASES = {
   'two objects in a line': sixth('{} {}\n', 'must be one JSON value'),
   'object over lines': corpus_as('{\n"_id": "p0"}', 'must be one JSON', 1),
   'single quotes': sixth("{'_id': 'x'}\n", 'must be one JSON value'),
-  'a list of all': corpus_as('[{"_id": "p0", "text": "a"}]', 'JSON object', 1),
-  'no object': sixth('[1]\n', 'must be a JSON object'),
-  'null': sixth('null\n', 'must be a JSON object'),
+  'a list of all': corpus_as(
+    '[{"_id": "p0", "text": "a"}]', 'is no JSON object', 1
+  ),
+  'no object': sixth('[1]\n', 'is no JSON object'),
+  'null': sixth('null\n', 'is no JSON object'),
   'tab in a string': sixth('{"_id": "x", "text": "a\tb"}\n', 'one JSON value'),
   'nested deep': sixth(DEEP, 'must be nested less than a thousand deep'),
   'nested deep below a key': sixth(
@@ -247,7 +257,7 @@ CASES = {
   ),
   'more keys': Accepted(append(CORPUS, record(_id='x', text='a', metadata={}))),
   # Passages.
-  'no id': sixth(record(text='a'), "a string '_id'; found the keys 'text'"),
+  'no id': sixth(record(text='a'), "no '_id' among the keys 'text'"),
   'id, not _id': Accepted(
     append(CORPUS, record(id='x', text='a')), "1 lines with 'id' for '_id'"
   ),
@@ -256,31 +266,44 @@ CASES = {
   ),
   'neither id nor _id': sixth(record(docid='x', text='a'), 'name it _id'),
   'contents, not text': sixth(record(_id='x', contents='a'), 'name it text'),
-  'empty object': sixth('{}\n', 'found the keys none'),
+  'empty object': sixth('{}\n', 'among the keys none'),
   'number as id': Accepted(
     append(CORPUS, record(_id=7, text='a')),
     '1 ids that are numbers, read as their digits',
   ),
   'number as id of two': Refused(
     append(CORPUS, record(_id=7, text='a') + record(_id='7', text='a')),
-    "ids must differ; found '7' in lines 6 and 7",
+    "the id '7' is in lines 6 and 7",
     CORPUS,
   ),
-  'fraction as id': sixth(record(_id=7.0, text='a'), 'found 7.0; quote it'),
-  'true as id': sixth(record(_id=True, text='a'), 'found True; quote it'),
-  'null as id': sixth(record(_id=None, text='a'), "as '_id' a string; found N"),
+  'fraction as id': sixth(
+    record(_id=7.0, text='a'), "7.0 as '_id' is no string; quote it"
+  ),
+  'true as id': sixth(
+    record(_id=True, text='a'), "True as '_id' is no string; quote it"
+  ),
+  'null as id': sixth(record(_id=None, text='a'), "None as '_id' is no string"),
   'null as text': Accepted(
     append(CORPUS, record(_id='x', title='t', text=None)),
     "1 times null as 'text', read as empty",
   ),
-  'null as query': fourth(record(_id='q9', text=None), "found ''; give it one"),
+  'null as query': fourth(
+    record(_id='q9', text=None), "'q9' has no text; give it"
+  ),
   'list as text': sixth(
-    record(_id='x', text=['a', 'b']), "found ['a', 'b']; join its parts into on"
+    record(_id='x', text=['a', 'b']),
+    "['a', 'b'] as 'text' is no string; join its",
   ),
   'object as text': sixth(record(_id='x', text={'en': 'a'}), 'its text alone'),
-  'number as text': sixth(record(_id='x', text=7), 'found 7; quote it'),
-  'title a list': sixth(record(_id='x', text='a', title=['b']), 'a title must'),
-  'title a number': sixth(record(_id='x', text='a', title=3), 'a title must'),
+  'number as text': sixth(
+    record(_id='x', text=7), "7 as 'text' is no string; quote it"
+  ),
+  'title a list': sixth(
+    record(_id='x', text='a', title=['b']), "as 'title' is no"
+  ),
+  'title a number': sixth(
+    record(_id='x', text='a', title=3), "as 'title' is no"
+  ),
   'title null': Accepted(append(CORPUS, record(_id='x', text='a', title=None))),
   'empty text': Accepted(
     append(CORPUS, record(_id='x', text=' ')), '1 passages without a title and'
@@ -298,26 +321,28 @@ CASES = {
   ),
   'duplicate passage': Refused(
     append(CORPUS, record(_id='p3', text='a')),
-    "ids must differ; found 'p3' in lines 4 and 6",
+    "the id 'p3' is in lines 4 and 6",
     CORPUS,
   ),
   'duplicate behind an empty line': Refused(
     append(CORPUS, '\n' + record(_id='p3', text='a')),
-    "found 'p3' in lines 4 and 7",
+    "the id 'p3' is in lines 4 and 7",
     CORPUS,
   ),
   'id in another case': Accepted(append(CORPUS, record(_id='P3', text='a'))),
   'id of letters of elsewhere': Accepted(
     append(CORPUS, record(_id='東京-é', text='a'))
   ),
-  'space in an id': sixth_id('p 3', 'none of them a space'),
-  'space behind an id': sixth_id('p3 ', 'none of them a space'),
-  'newline in an id': sixth_id('p3\n', 'none of them a space'),
-  'no characters in an id': sixth_id('', 'must have characters'),
-  'NUL in an id': sixth_id('p\0', 'or invisible'),
-  'escape in an id': sixth_id('\x1b[2J', 'or invisible'),
-  'half a surrogate pair in an id': sixth_id('\ud83d', 'or invisible'),
-  'id of a megabyte': sixth_id('a' * 2**20, 'must have at most 500 characters'),
+  'space in an id': sixth_id('p 3', 'has a space'),
+  'space behind an id': sixth_id('p3 ', 'has a space'),
+  'newline in an id': sixth_id('p3\n', 'has a space'),
+  'no characters in an id': sixth_id('', "the id '' is empty"),
+  'NUL in an id': sixth_id('p\0', 'an invisible character'),
+  'escape in an id': sixth_id('\x1b[2J', 'an invisible character'),
+  'half a surrogate pair in an id': sixth_id(
+    '\ud83d', 'an invisible character'
+  ),
+  'id of a megabyte': sixth_id('a' * 2**20, 'is longer than 500; shorten it'),
   'only stop words': Refused(
     put(CORPUS, ''.join(record(_id=f'p{i}', text='the') for i in range(5))),
     'BM25 must have words to index',
@@ -325,11 +350,11 @@ CASES = {
   # Queries.
   'duplicate query': Refused(
     append(QUERIES, record(_id='q1', text='a')),
-    "found 'q1' in lines 2 and 4",
+    "the id 'q1' is in lines 2 and 4",
     QUERIES,
   ),
   'query without a text': fourth(
-    record(_id='q9', text=''), 'query must have a'
+    record(_id='q9', text=''), 'has no text; give it one'
   ),
   'number as query id': Accepted(
     together(
@@ -338,7 +363,7 @@ CASES = {
     '1 ids that are numbers, read as their digits',
   ),
   'query, not text': fourth(record(_id='q9', query='a'), 'name it text'),
-  'space in a query id': fourth(record(_id='q 9', text='a'), 'a space'),
+  'space in a query id': fourth(record(_id='q 9', text='a'), 'has a space'),
   'Latin-1 in a query': fourth(b'{"_id": "\xe9"}', 'must be UTF-8'),
   # Judgements.
   'no header': Accepted(put(DEV, 'q2\tp2\t1\n')),
@@ -363,13 +388,16 @@ CASES = {
     'dev: 1 queries, 1 judged passages',
   ),
   'no score in JSON': Refused(
-    judged_in_json({}), "have a 'score'", JSON_DEV, 1
+    judged_in_json({}), "no 'score' among", JSON_DEV, 1
   ),
   'half a score in JSON': Refused(
-    judged_in_json({'score': 0.5}), "a whole number; found '0.5'", JSON_DEV, 1
+    judged_in_json({'score': 0.5}),
+    "grade '0.5' is no whole number;",
+    JSON_DEV,
+    1,
   ),
   'no passage in JSON': Refused(
-    judged_in_json({'corpus-id': None}), "as 'corpus-id' a string", JSON_DEV, 1
+    judged_in_json({'corpus-id': None}), "as 'corpus-id' is no", JSON_DEV, 1
   ),
   'all TREC columns': Accepted(
     put(DEV, 'q2 0 p2 1\nq2 Q0 p3 0\n'), 'read as judgements of TREC, of four'
@@ -382,7 +410,7 @@ CASES = {
     put(DEV, 'q2 0 p2 1\nq2\tp3\t0\n'), TABS, DEV, 2
   ),
   'a column too many': Refused(
-    put(DEV, 'q2\tp2\t1\ttest\n'), "a whole number; found 'test'", DEV, 1
+    put(DEV, 'q2\tp2\t1\ttest\n'), "grade 'test' is no whole number;", DEV, 1
   ),
   'TREC columns': judged('q2 0 p2 1', TABS),
   'TREC columns with tabs': judged('q2\t0\tp2\t1', TABS),
@@ -393,7 +421,7 @@ CASES = {
   'header of spaces': Refused(
     put(DEV, 'query-id corpus-id score\nq2\tp2\t1\n'), TABS, DEV, 1
   ),
-  'second header': judged(HEADER.strip(), "a whole number; found 'score'"),
+  'second header': judged(HEADER.strip(), "grade 'score' is no whole number"),
   'float grade': Accepted(
     put(DEV, f'{HEADER}q2\tp2\t1.0\n'), '1 grades with a decimal point, such as'
   ),
@@ -403,14 +431,18 @@ CASES = {
     put(DEV, 'q9\tnope\t1\nq2\tp2\t1\n'), "'q9'", DEV, 1
   ),
   'word as grade first': Refused(
-    put(DEV, 'q2\tp2\trelevant\n'), "a whole number; found 'relevant'", DEV, 1
+    put(DEV, 'q2\tp2\trelevant\n'), "'relevant' is no whole number", DEV, 1
   ),
-  'no grade': judged('q2\tp2\t', "a whole number; found ''"),
-  'two signs': judged('q2\tp2\t--1', "a whole number; found '--1'"),
-  'grade in other digits': judged('q2\tp2\t١', 'a grade must be a whole'),
-  'NaN as grade': judged('q2\tp2\tnan', "a whole number; found 'nan'"),
-  'grade of a billion': judged('q2\tp2\t1000000000', 'be from -1000 to 1000'),
-  'grade of 10,000 digits': judged(f'q2\tp2\t{"9" * 10_000}', 'be from -1000'),
+  'no grade': judged('q2\tp2\t', "the grade '' is no whole number"),
+  'two signs': judged('q2\tp2\t--1', "grade '--1' is no whole number"),
+  'grade in other digits': judged('q2\tp2\t١', 'is no whole number'),
+  'NaN as grade': judged('q2\tp2\tnan', "grade 'nan' is no whole number"),
+  'grade of a billion': judged(
+    'q2\tp2\t1000000000', 'number from -1000 to 1000'
+  ),
+  'grade of 10,000 digits': judged(
+    f'q2\tp2\t{"9" * 10_000}', 'number from -1000'
+  ),
   'negative grade': Accepted(append(DEV, 'q2\tp4\t-1\n')),
   'unknown passage': Accepted(
     append(DEV, 'q2\tnope\t1\n'),
@@ -420,7 +452,7 @@ CASES = {
     append(DEV, 2 * 'q2\tnope\t1\n'), '1 judgements that stand twice, read once'
   ),
   'unknown passage of two grades': Refused(
-    append(DEV, 'q2\tnope\t1\nq2\tnope\t2\n'), 'a pair must have one', DEV, 5
+    append(DEV, 'q2\tnope\t1\nq2\tnope\t2\n'), 'has the grades 1 and 2', DEV, 5
   ),
   'unknown passage to train on': Accepted(
     append(TRAIN, 'q2\tnope\t1\n'),
@@ -428,13 +460,13 @@ CASES = {
   ),
   'no passage known': Refused(
     put(DEV, 'q2\tx1\t1\nq1\tx2\t1\n'),
-    "of 'dev'; found judgements of 'x1', 'x2', and passage ids such as 'p0'",
+    "of 'dev', which judges 'x1', 'x2', but ids such as 'p0'",
   ),
   'no relevant passage known': Refused(
     put(DEV, 'q2\tx1\t1\nq2\tp2\t0\n'), 'corpus has none of the relevant pass'
   ),
-  'unknown query': judged('nope\tp2\t1', 'query id must be one of the data; f'),
-  'columns swapped': judged('p2\tq2\t1', 'query id must be one of the data'),
+  'unknown query': judged('nope\tp2\t1', "the judged query 'nope' is not in"),
+  'columns swapped': judged('p2\tq2\t1', "the judged query 'p2' is not in"),
   'id in another case judged': Accepted(
     append(DEV, 'q2\tP2\t1\n'), "passages, such as 'P2';"
   ),
@@ -447,8 +479,10 @@ CASES = {
     'dev: 1 queries, 1 judged passages',
   ),
   'quote without an end': judged('"q2\tp2\t1', 'must end with one in its line'),
-  'two grades': judged('q2\tp2\t2', 'a pair must have one grade'),
-  'two grades, the lower one last': judged('q2\tp2\t0', 'must have one grade'),
+  'two grades': judged('q2\tp2\t2', 'the pair has the grades 1 and 2'),
+  'two grades, the lower one last': judged(
+    'q2\tp2\t0', 'pair has the grades 1 and 0'
+  ),
   'same judgement twice': Accepted(
     append(DEV, 'q2\tp2\t1\n'), '1 judgements that stand twice, read once'
   ),
@@ -457,9 +491,9 @@ CASES = {
     append(DEV, b'q2\tp\xe9\t1\n'), 'text must be UTF-8', DEV, 4
   ),
   'no judgements to train on': Refused(
-    remove(TRAIN), "split 'train' must have judged queries; found none in"
+    remove(TRAIN), "no judged queries of split 'train' are in"
   ),
-  'header alone': Refused(put(TRAIN, HEADER), "'train' must have judged"),
+  'header alone': Refused(put(TRAIN, HEADER), "of split 'train' are in"),
   'no folder of judgements': Refused(remove('qrels'), 'which is no folder'),
   'judgements beside the folder': Refused(
     together(rename(TRAIN, 'train.tsv'), rename(DEV, 'dev.tsv')),
@@ -469,14 +503,15 @@ CASES = {
     rename(TRAIN, 'qrels/train.txt'), 'where there is dev.tsv, train.txt'
   ),
   'no positives': Refused(
-    put(TRAIN, f'{HEADER}q0\tp0\t0\n'), 'queries with a positive passage'
+    put(TRAIN, f'{HEADER}q0\tp0\t0\n'),
+    "none of the 1 queries of split 'train' has",
   ),
   'queries without a positive': Accepted(
     append(TRAIN, 'q2\tp0\t0\n'), 'left out 1 queries without a positive'
   ),
   'dev without positives': Refused(
     put(DEV, 'q2\tp2\t0\nq1\tp2\t-1\n'),
-    "'dev' must have queries with a positive passage; found 2 queries, none",
+    "none of the 2 queries of split 'dev' has a positive passage",
   ),
   'dev without positives but with answers': Accepted(
     together(
@@ -493,40 +528,40 @@ CASES = {
         protocol='answers',
       ),
     ),
-    "'train' must have queries with a positive passage; found 1 queries, none",
+    "none of the 1 queries of split 'train' has a positive passage",
   ),
-  'dev without judgements': Refused(put(DEV, HEADER), "'dev' must have judged"),
+  'dev without judgements': Refused(put(DEV, HEADER), "of split 'dev' are in"),
   'nothing held out': Accepted(
     lambda folder: {**(remove(DEV)(folder) or {}), 'dev_fraction': 0.0},
     'nothing is scored on dev',
   ),
   'too little held out': Refused(
     lambda folder: {**(remove(DEV)(folder) or {}), 'dev_fraction': 0.0001},
-    "--dev_fraction=0.0001 leaves no query to 'dev'; found 2 judged queries in",
+    "--dev_fraction=0.0001 leaves no query to 'dev': it holds out that share",
   ),
   'all held out': Refused(
     lambda folder: {**(remove(DEV)(folder) or {}), 'dev_fraction': 0.9999},
-    "--dev_fraction=0.9999 leaves no query to 'train'; found 2 judged queries",
+    "--dev_fraction=0.9999 leaves no query to 'train': it holds out that sha",
   ),
   # Answers.
   'answers': Accepted(put(ANSWERS, record(_id='q0', answers=['a', 'b']))),
   'answer as a text': answered(
-    record(_id='q0', answers='a'), "have as 'answers' a list of strings"
+    record(_id='q0', answers='a'), "as 'answers' is no list of strings"
   ),
   'answer as a number': answered(
-    record(_id='q0', answers=[1970]), "have as 'answers' a list of strings"
+    record(_id='q0', answers=[1970]), "as 'answers' is no list of strings"
   ),
   'empty answer': answered(
-    record(_id='q0', answers=['a', ' ']), 'none empty; found'
+    record(_id='q0', answers=['a', ' ']), "['a', ' '] as 'answers' is no list"
   ),
   'answers by another name': answered(
-    record(_id='q0', answer=['a']), "have as 'answers' a list of strings"
+    record(_id='q0', answer=['a']), "as 'answers' is no list of strings"
   ),
   'answer to no query': answered(
-    record(_id='q9', answers=['a']), 'answered query id must be one of the data'
+    record(_id='q9', answers=['a']), "answered query 'q9' is not in the data"
   ),
   'answered twice': answered(
-    2 * record(_id='q0', answers=['a']), 'must have one line of answers', 2
+    2 * record(_id='q0', answers=['a']), 'has answers in an earlier line', 2
   ),
   'split that is not there': Refused(
     settings(train_split='trian'), 'where there is dev.tsv, train.tsv; name'

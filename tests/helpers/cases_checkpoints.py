@@ -494,19 +494,17 @@ CASES = {
   ),
   'tensor in two files': Refused(_shards_twice, 'must be in one file'),
   # The tokenizer.
-  'no tokenizer': Refused(
-    remove(TOKENS), 'must come with its tokenizer; found none that loads'
-  ),
+  'no tokenizer': Refused(remove(TOKENS), 'no tokenizer loads at'),
   'no file of a tokenizer': Refused(
-    remove(TOKENS, TOKENS_CONFIG), 'must have a vocabulary; found none but'
+    remove(TOKENS, TOKENS_CONFIG), 'has no vocabulary but its special tokens'
   ),
   'tokenizer cut': Refused(
     edit(TOKENS, lambda d: d[:300]), 'must be one JSON value', TOKENS
   ),
   'tokenizer a list': Refused(put(TOKENS, '[]'), 'JSON object', TOKENS),
-  'tokenizer empty': Refused(put(TOKENS, '{}'), 'none that loads at'),
+  'tokenizer empty': Refused(put(TOKENS, '{}'), 'no tokenizer loads at'),
   'tokenizer without a model': Refused(
-    change_json(TOKENS, model=None), 'must come with its tokenizer'
+    change_json(TOKENS, model=None), 'no tokenizer loads at'
   ),
   'tokenizer nested': Refused(put(TOKENS, '[' * 100_000), 'nested', TOKENS),
   'pipe as tokenizer': Refused(pipe(TOKENS), 'found a pipe', TOKENS),
@@ -522,24 +520,25 @@ CASES = {
       tokenizer_class='Mine',
       auto_map={'AutoTokenizer': ['evil.Mine', None]},
     ),
-    'must need no code of its own',
+    'needs code of its own (auto_map)',
     TOKENS_CONFIG,
   ),
   'class a number': Refused(
-    change_json(TOKENS_CONFIG, tokenizer_class=3), 'come with its tokenizer'
+    change_json(TOKENS_CONFIG, tokenizer_class=3), 'no tokenizer loads at'
   ),
   'list as padding': Refused(
-    change_json(TOKENS_CONFIG, pad_token=['x']), 'come with its tokenizer'
+    change_json(TOKENS_CONFIG, pad_token=['x']), 'no tokenizer loads at'
   ),
   'no padding': Refused(
-    change_json(TOKENS_CONFIG, 'pad_token'), 'must have a padding token'
+    change_json(TOKENS_CONFIG, 'pad_token'), 'has no padding token'
   ),
   'no tokenizer config': Accepted(remove(TOKENS_CONFIG)),
   'no special tokens': Refused(
-    change_json(TOKENS, post_processor=None), 'must put special tokens around'
+    change_json(TOKENS, post_processor=None), 'puts no special tokens around'
   ),
   'case of another tokenizer': Refused(
-    change_json(TOKENS_CONFIG, do_lower_case=False), 'one that keeps capitals'
+    change_json(TOKENS_CONFIG, do_lower_case=False),
+    'but its files say that it keeps capitals',
   ),
   'case that a flag decides': Accepted(
     together(
@@ -563,19 +562,19 @@ CASES = {
     settings(passage_length=512), '--passage_length must be at most the 16'
   ),
   'capitals from nowhere': Refused(
-    settings(lower_case=False), '--lower_case must be true, or left out'
+    settings(lower_case=False), '--lower_case=false is given with a tokeni'
   ),
   'space before words': Refused(
-    settings(prefix_space=True), 'must be left out for a tokenizer that is not'
+    settings(prefix_space=True), '--prefix_space=true is given with a'
   ),
   'no space before words': Refused(
-    settings(prefix_space=False, init_from=''), '--prefix_space must be left'
+    settings(prefix_space=False, init_from=''), '--prefix_space=false is given'
   ),
   'no token as separator': Refused(
     together(
       change_json(TOKENS_CONFIG, 'sep_token'), settings(title_separator='token')
     ),
-    '--title_separator must be space',
+    '--title_separator=token is given',
   ),
   'norm without a projection': Refused(
     settings(head_norm=False), '--head_norm must be with a projection'

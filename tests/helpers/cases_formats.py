@@ -104,20 +104,20 @@ CASES = {
     append(PASSAGES, '4\t"a ""text"" 4"\ttitle "4"\n')
   ),
   'title missing': Refused(
-    append(PASSAGES, '4\ttext\n'), 'id, text and title; found 2', PASSAGES, 5
+    append(PASSAGES, '4\ttext\n'), '2 columns, not 3', PASSAGES, 5
   ),
   'passage of a million characters in quotes': Accepted(
     append(PASSAGES, f'4\t"{"a " * 500_000}"\ttitle\n')
   ),
   'passage twice': Refused(
-    append(PASSAGES, '3\ttext\tt\n'), "'3' in lines 4 and 5", PASSAGES
+    append(PASSAGES, '3\ttext\tt\n'), "'3' is in lines 4 and 5", PASSAGES
   ),
   'passage without a text': Refused(
-    append(PASSAGES, '4\t \tt\n'), 'a passage must have a text', PASSAGES, 5
+    append(PASSAGES, '4\t \tt\n'), 'the passage 4 has no text', PASSAGES, 5
   ),
-  'no passages': Refused(put(PASSAGES, ''), 'must have a line', PASSAGES),
+  'no passages': Refused(put(PASSAGES, ''), 'has no entries', PASSAGES),
   'passages missing': Refused(
-    remove(PASSAGES), f'must hold {PASSAGES} or {PASSAGES}.gz'
+    remove(PASSAGES), f'neither {PASSAGES} nor {PASSAGES}.gz'
   ),
   # Questions with contexts.
   'questions cut off': Refused(
@@ -130,20 +130,22 @@ CASES = {
   'questions of no UTF-8': Refused(
     put(TRAIN, b'[{"question": "\xff"}]'), 'a whole JSON array', TRAIN
   ),
-  'no questions': Refused(put(TRAIN, '[]'), 'must have a line', TRAIN),
-  'questions as an object': Refused(put(TRAIN, '{}'), 'have a line', TRAIN),
+  'no questions': Refused(put(TRAIN, '[]'), 'has no entries', TRAIN),
+  'questions as an object': Refused(put(TRAIN, '{}'), 'has no entries', TRAIN),
   'question as a text': Refused(
-    put(TRAIN, '["who"]'), 'question 1 must be an object', TRAIN
+    put(TRAIN, '["who"]'), 'question 1 is no object', TRAIN
   ),
-  'question without a text': asked('question 2 must have a te', question=' '),
-  'question as a number': asked('question 2 must have a text', question=1),
+  'question without a text': asked("question 2 has no text: ' '", question=' '),
+  'question as a number': asked('question 2 has no text: ', question=1),
   'no positive contexts': Accepted(
     put(TRAIN, json.dumps([question(1), question(2, positive_ctxs=[])])),
     'left out 1 questions without a positive',
   ),
-  'no list of contexts': asked("have a list 'positive", positive_ctxs=None),
-  'context as a text': asked('objects as contexts', positive_ctxs=['1']),
-  'context without an id': asked('passage None', positive_ctxs=[{}]),
+  'no list of contexts': asked("has no list 'positive", positive_ctxs=None),
+  'context as a text': asked(
+    'a context that is no object', positive_ctxs=['1']
+  ),
+  'context without an id': asked('a context without an id', positive_ctxs=[{}]),
   'negative that is no passage': Accepted(
     put(
       TRAIN,
@@ -163,7 +165,7 @@ CASES = {
       TRAIN,
       json.dumps([question(1, positive_ctxs=[{'passage_id': 'doc-1'}])]),
     ),
-    "found judgements of 'doc-1', and passage ids such as '1'; check that",
+    "which judges 'doc-1', but ids such as '1'; check that",
   ),
   'context with the prefix of DPR': Accepted(
     put(
@@ -171,65 +173,75 @@ CASES = {
       json.dumps([question(1, positive_ctxs=[{'passage_id': 'wiki:2'}])]),
     )
   ),
-  'answer as a text of contexts': asked('a list of answers', answers='a'),
-  'no answers': asked('a list of answers', answers=[]),
+  'answer as a text of contexts': asked('has no list of answers', answers='a'),
+  'no answers': asked('has no list of answers', answers=[]),
   'training questions missing': Refused(
-    remove(TRAIN), f'must hold {TRAIN} or {TRAIN}.gz'
+    remove(TRAIN), f'neither {TRAIN} nor {TRAIN}.gz'
   ),
   # Questions with answers alone.
   'sound answers': Accepted(settings(splits=('test',))),
   'answers as code': answered(
-    "when\t__import__('os').getcwd()", 'answers must be a list of strings'
+    "when\t__import__('os').getcwd()", 'is no list of strings'
   ),
-  'answers as a call': answered('when\t[print(1)]', 'must be a list of str'),
-  'answers as a sum': answered("when\t['a' + 'b']", 'must be a list of str'),
-  'answers as a text': answered("when\t'1970'", 'answers must be a list of'),
-  'answers as numbers': answered('when\t[1970]', 'answers must be a list of'),
-  'answers without an end': answered("when\t['a'", 'must be a list of strings'),
+  'answers as a call': answered('when\t[print(1)]', 'is no list of strings'),
+  'answers as a sum': answered("when\t['a' + 'b']", 'is no list of strings'),
+  'answers as a text': answered("when\t'1970'", 'is no list of strings'),
+  'answers as numbers': answered('when\t[1970]', 'is no list of strings'),
+  'answers without an end': answered("when\t['a'", 'is no list of strings'),
   'answers nested deep': answered(
-    f'when\t{"[" * 5000}{"]" * 5000}', 'must be a list of strings'
+    f'when\t{"[" * 5000}{"]" * 5000}', 'is no list of strings'
   ),
-  'empty list of answers': answered('when\t[]', 'answers must be a list of'),
-  'answers missing': answered('when', 'question and answers; found 1'),
-  'spaces instead of a tab': answered("when ['a']", 'and answers; found 1'),
+  'empty list of answers': answered('when\t[]', 'is no list of strings'),
+  'answers missing': answered('when', '1 columns, not 2'),
+  'spaces instead of a tab': answered("when ['a']", '1 columns, not 2'),
   'two sets of questions': Refused(
-    put('trivia-test.qa.csv', "who\t['a']\n"), 'must name one set where there'
+    put('trivia-test.qa.csv', "who\t['a']\n"), 'are nq, trivia; set it'
   ),
   'set that is not there': Refused(
-    settings(questions='trivia'), 'must hold biencoder-trivia-train.json'
+    settings(questions='trivia'), 'neither biencoder-trivia-train.json'
   ),
   'answers for what has none': Refused(
-    settings(**MARCO, protocol='answers'), 'must be for data with answers'
+    settings(**MARCO, protocol='answers'), 'has no answers; add'
   ),
   # Passages of MS MARCO.
-  'passage with a second tab': columns('3\ta\tb\n', '2 columns, tabs between;'),
-  'passage without a tab': columns('3 text\n', '2 columns, tabs between; fo'),
+  'passage with a second tab': columns(
+    '3\ta\tb\n', '3 columns, not 2 with tabs between'
+  ),
+  'passage without a tab': columns('3 text\n', '1 columns, not 2 with tabs'),
   'quotes of MS MARCO stay': Accepted(marco(append(COLLECTION, '3\t"a\n'))),
-  'empty passage of MS MARCO': columns('3\t \n', 'have a text behind its id'),
+  'empty passage of MS MARCO': columns(
+    '3\t \n', "'3' has no text behind its id"
+  ),
   'passage of MS MARCO twice': Refused(
-    marco(append(COLLECTION, '2\ttext\n')), "'2' in lines 3 and 4"
+    marco(append(COLLECTION, '2\ttext\n')), "'2' is in lines 3 and 4"
   ),
   'carriage return inside': columns('3\ta\rb\n', 'no carriage return'),
-  'judgement of three columns': judged('7\t1\t1', 'query id, 0, passage id'),
+  'judgement of three columns': judged(
+    '7\t1\t1', 'is not query id, 0, passage id'
+  ),
   'judgement with spaces': Accepted(marco(append(QRELS, '7 Q0 2 3\n'))),
-  'grade as a word': judged('7\t0\t1\tyes', 'a grade must be a whole number'),
-  'two grades of a pair': judged('7\t0\t1\t2', 'a pair must have one grade'),
+  'grade as a word': judged(
+    '7\t0\t1\tyes', "the grade 'yes' is no whole number"
+  ),
+  'two grades of a pair': judged('7\t0\t1\t2', 'the grades 1 and 2'),
   'judged passage missing': Accepted(
     marco(append(QRELS, '7\t0\t9\t1\n')),
     'warning: train: the corpus lacks 1 of 3 judged passages, such as ',
   ),
   'judged passages of another corpus': Refused(
     marco(put(QRELS, '7\t0\tD7\t1\n8\t0\tD8\t1\n')),
-    "of 'train'; found judgements of 'D7', 'D8', and passage ids such as '0'",
+    "of 'train', which judges 'D7', 'D8', but ids such as '0'",
   ),
-  'judged query missing': judged('99\t0\t1\t1', 'judged query id must be one'),
+  'judged query missing': judged(
+    '99\t0\t1\t1', "judged query '99' is not in the data"
+  ),
   'collection missing': Refused(
     marco(remove(COLLECTION)), 'collectionandqueries.tar.gz (1,057.7 MB)'
   ),
   'queries missing': Refused(
-    marco(remove('queries.train.tsv')), 'must hold queries.train.tsv'
+    marco(remove('queries.train.tsv')), 'neither queries.train.tsv nor'
   ),
   'titles missing': Refused(
-    lambda folder: {'dataset': 'msmarco_titled'}, 'must hold para.title.txt'
+    lambda folder: {'dataset': 'msmarco_titled'}, 'neither para.title.txt nor'
   ),
 }

@@ -232,10 +232,13 @@ CASES = {
   ),
   'nothing left': unscored('training queries can be written', max_score=-9.0),
   'ranking of other passages': Refused(
-    append(RANKING, 'q1 Q0 p77 2 0 x\n'), 'a ranked passage id', RANKING, 4
+    append(RANKING, 'q1 Q0 p77 2 0 x\n'),
+    "the ranked passage 'p77' is not in",
+    RANKING,
+    4,
   ),
   'scores with a word as score': Refused(
-    _score_run, 'a score must be a number', RANKING, 1
+    _score_run, "the score 'good' is no number", RANKING, 1
   ),
   # Pairs.
   'pairs': Accepted(_pairs(GOOD), 'pairs: 3 passages'),
@@ -245,34 +248,39 @@ CASES = {
   ),
   'no pairs': Refused(
     lambda folder: {'dataset': 'pairs', 'data_dir': str(folder / 'data')},
-    'a folder of pairs must hold pairs.jsonl',
+    'neither pairs.jsonl nor pairs.jsonl.gz',
   ),
-  'empty pairs': Refused(_pairs(''), 'a file must have a line', PAIRS),
-  'pair of a list': pair('["what", "text"]', 'must be a JSON object'),
+  'empty pairs': Refused(_pairs(''), 'the file has no entries', PAIRS),
+  'pair of a list': pair('["what", "text"]', 'is no JSON object'),
   'list in an array of pairs': Refused(
     _pairs('[{"anchor": "what", "positive": "text"}, ["what", "text"]]'),
-    'item 2 must be an object; found ',
+    'item 2, ',
     PAIRS,
   ),
-  'pair of texts alone': pair('{"text": "what"}', 'must name its query'),
-  'pair without a positive': pair('{"anchor": "what"}', 'have a positive'),
+  'pair of texts alone': pair(
+    '{"text": "what"}', "no query among the keys 'text'"
+  ),
+  'pair without a positive': pair('{"anchor": "what"}', 'has no positive'),
   'two queries in a pair': pair(
-    '{"anchor": "a", "query": "b", "positive": "c"}', "one of 'anchor', 'query'"
+    '{"anchor": "a", "query": "b", "positive": "c"}',
+    "more than one of 'anchor', 'query'",
   ),
   'pair with half a label': pair(
-    '{"anchor": "a", "positive": "c", "label": 0.5}', 'must be 1 or 0'
+    '{"anchor": "a", "positive": "c", "label": 0.5}', 'is not 1 or 0'
   ),
   'pair with a key more': Accepted(
     _pairs(GOOD, '{"anchor": "a", "positive": "c", "source": "web"}\n'),
     "1 lines with 'source', which is not read",
   ),
-  'pair of numbers': pair('{"anchor": 1, "positive": "c"}', 'be a string'),
+  'pair of numbers': pair(
+    '{"anchor": 1, "positive": "c"}', 'the query 1 is no string'
+  ),
   'empty query in a pair': pair(
-    '{"anchor": " ", "positive": "c"}', 'a query and a positive must have'
+    '{"anchor": " ", "positive": "c"}', "' ' or its positive has no text"
   ),
   'pairs beside a corpus without ids': Refused(
     _pairs(GOOD, corpus='{"text": "text"}\n'),
-    "must have a string '_id'",
+    "no '_id' among",
     'pairs/corpus.jsonl',
     1,
   ),
@@ -288,7 +296,7 @@ CASES = {
     remove(WEIGHTS), 'found no model.safetens'
   ),
   'encoder without a tokenizer': Refused(
-    remove(f'{ENCODER}/tokenizer.json', TOKENS), 'must have a vocabulary'
+    remove(f'{ENCODER}/tokenizer.json', TOKENS), 'has no vocabulary'
   ),
   'encoder of another kind': Refused(
     change_json(CONFIG, model_type='deberta-v2'), 'model_type deberta-v2'

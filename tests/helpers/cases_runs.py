@@ -188,7 +188,7 @@ def _without_run(call):
   return lambda folder: {'call': call, 'workdir': str(folder / 'data')}
 
 
-WRITTEN = 'token rows must be as they were written'
+WRITTEN = 'token rows are not those that were written'
 CASES = {
   # metrics.jsonl.
   'sound': Accepted(settings(), 'curves: '),
@@ -256,7 +256,7 @@ CASES = {
   'another judgement': going_on(
     append('data/qrels/train.tsv', 'q2\tp4\t1\n'), "found split 'train' of hash"
   ),
-  'data gone': going_on(remove('data'), '--data_dir must be a folder'),
+  'data gone': going_on(remove('data'), 'there is nothing at --data_dir='),
   # The model.
   'no model': going_on(remove(f'{RECORD}/model'), 'is missing or was changed'),
   'tokenizer cut': going_on(
@@ -365,13 +365,13 @@ CASES = {
     ranked('q9 Q0 p1 1 2.5 x\n'), 'left out 1 lines of other queries'
   ),
   'run of other passages': misranked(
-    'q0 Q0 p77 1 2.5 x\n', 'a ranked passage id must be one of the data'
+    'q0 Q0 p77 1 2.5 x\n', "the ranked passage 'p77' is not in"
   ),
   'run of five columns': misranked('q0 Q0 p1 1 2.5\n', 'query id, Q0, passage'),
   'run with a word as score': misranked(
-    'q0 Q0 p1 1 2.5 x\nq0 Q0 p2 2 two x\n', 'a score must be a number', 2
+    'q0 Q0 p1 1 2.5 x\nq0 Q0 p2 2 two x\n', "the score 'two' is no number", 2
   ),
-  'run with no score': misranked('q0 Q0 p1 1 nan x\n', 'a score must be a num'),
+  'run with no score': misranked('q0 Q0 p1 1 nan x\n', "the score 'nan' is no"),
   'run file that is not there': job(
     'mine with BM25', 'what is read must be a file', bm25_run='/nowhere/run'
   ),

@@ -212,7 +212,7 @@ def test_hostile_passages_are_shown_as_text(beir_folder, settings, tmp_path):
     (lambda lines: [f'x{line}' for line in lines], 'none of its 48, such as'),
     (
       lambda lines: [line.replace(' Q0 p', ' Q0 x') for line in lines],
-      'a ranked passage id must be one of the data',
+      r"the ranked passage 'x\d+' is not in the data",
     ),
     (lambda lines: ['q0 Q0 p1 1 2.5'], 'query id, Q0, passage'),
   ],

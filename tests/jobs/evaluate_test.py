@@ -294,7 +294,7 @@ def test_the_report_draws_the_runs_and_prints_their_tables(
     (evaluate.run, {'workdir': ''}, 'found no --workdir'),
     (evaluate.run, {'checkpoint': '5'}, "found '5' where there are"),
     (evaluate.run, {'retriever': 'bm25'}, 'a folder of their own; found a run'),
-    (evaluate.run, {'split': 'nope'}, "split 'nope' must have judged queries"),
+    (evaluate.run, {'split': 'nope'}, "no judged queries of split 'nope'"),
     (evaluate.run, {'hidden_size': 32}, '--hidden_size must stay'),
     (report.run, {'runs': '/nowhere'}, 'found no metrics.jsonl in /nowhere'),
     (report.run, {'picture': '/nowhere/a.png'}, '--picture must lie in a'),

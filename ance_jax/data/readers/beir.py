@@ -4,7 +4,6 @@ It may also hold answers.jsonl, which is not part of BEIR's format. Files may be
 gzipped. Invalid input is rejected with file and line.
 """
 
-import array
 import collections
 from collections.abc import Iterator
 import os
@@ -30,14 +29,14 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
     downloads.fetch_beir(settings.beir_set, folder)
   corpus = read_corpus(folder, settings.beir_set)
   records.say_corpus(folder.name, corpus)
-  query_ids, queries = read_queries(folder)
+  path = records.existing(folder, 'queries.jsonl', 'a BEIR folder')
+  query_ids, queries = records.queries(path, _queries(path))
   query_rows = {query_id: row for row, query_id in enumerate(query_ids)}
   answers = read_answers(folder, query_rows)
 
   def read_split(name):
-    kinds = (f'{name}.tsv', f'{name}.jsonl')
-    found = [records.find(folder / 'qrels', kind) for kind in kinds]
-    path = found[0] or found[1]
+    names = (f'{name}.tsv', f'{name}.jsonl')
+    path = records.first(folder / 'qrels', names)
     if path is None:
       return None
     pairs, missing = read_qrels(path, query_rows, corpus.rows)
@@ -57,44 +56,26 @@ def read_corpus(
     folder: The BEIR folder.
     beir_set: Name of the BEIR dataset expected there, or None.
   """
-  writer, lines = corpus_lib.CorpusWriter(), array.array('q')
-  counts = collections.Counter()
-  how = ''
-  if beir_set:
-    archive = registry.beir_archive(beir_set)
-    how = f'unpack {archive.url} ({archive.size / 1e6:,.1f} MB)'
-    how += ', or set --download'
+  how = downloads.how(registry.beir_archive(beir_set)) if beir_set else ''
   path = records.existing(folder, 'corpus.jsonl', 'a BEIR folder', how)
-  for line, *row in passages(path, counts):
-    writer.add(*row)
-    lines.append(line)
-  records.say_counts(path, counts)
   expected = registry.BEIR_PASSAGES.get(beir_set)
-  return records.corpus(path, writer, lines, expected)
+  return records.corpus(path, passages(path), expected)
 
 
-def passages(
-  path: pathlib.Path, counts: collections.Counter
-) -> Iterator[tuple[int, str, str, str]]:
+def passages(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
   """Yields (line number, id, title, text) of the passages of a corpus.jsonl.
 
-  A passage with only a title gets it as its text; an empty one is kept. Both
-  are counted.
-
-  Args:
-    path: Path of the file.
-    counts: Counter of corrections, for `records.say_counts`.
+  A passage with only a title gets it as its text; an empty one is kept. A line
+  at the end counts both.
   """
+  counts = collections.Counter()
   for line, record in records.json_lines(path, _LINE, 'read the corpus'):
     an_id = records.an_id(path, line, record, counts)
     records.check_id(path, line, an_id, {})
-    title = record.get('title') or ''
-    if not isinstance(title, str):
-      raise strict_io.bad(
-        path, 'a title must be a string', strict_io.quoted(title),
-        records.as_string(title), line
-      )  # fmt: skip
-    text = records.text(path, line, record, 'text', counts)
+    title = ''
+    if record.get('title'):
+      title = records.string(path, line, record, 'title')
+    text = records.text(path, line, record, counts)
     if not text.strip() and title.strip():
       title, text = '', title
       counts['passages without a text, whose title is taken for it'] += 1
@@ -102,29 +83,24 @@ def passages(
       # Cranfield has two; ranking them last is part of its figures.
       counts['passages without a title and a text, kept empty'] += 1
     yield line, an_id, title, text
+  records.say_counts(path, counts)
 
 
-def read_queries(folder: pathlib.Path) -> tuple[list[str], list[str]]:
-  """Returns the ids and texts of all queries."""
-  ids, texts, counts = {}, [], collections.Counter()
-  path = records.existing(folder, 'queries.jsonl', 'a BEIR folder')
+def _queries(path):
+  """Yields (line number, id, text) of a queries.jsonl."""
+  counts = collections.Counter()
   for line, record in records.json_lines(path, _LINE):
     an_id = records.an_id(path, line, record, counts)
-    records.check_id(path, line, an_id, ids)
-    text = records.text(path, line, record, 'text', counts)
+    text = records.text(path, line, record, counts)
     if not text.strip():
-      raise strict_io.bad(
+      raise strict_io.refusal(
         path,
-        'a query must have a text',
-        strict_io.quoted(record['text'] or ''),
+        f'the query {an_id!r} has no text',
         'give it one, or remove it and its judgements',
         line,
       )
-    ids[an_id] = line
-    texts.append(text)
-  records.check_any(path, ids)
+    yield line, an_id, text
   records.say_counts(path, counts)
-  return list(ids), texts
 
 
 def read_qrels(
@@ -140,16 +116,13 @@ def read_qrels(
     passage_rows: {passage id: row}.
 
   Returns:
-    Judgements and missing pairs, as from `records.Judgements.done`.
+    Judgements and missing pairs, as from `records.judgements`.
   """
-  judgements = records.Judgements(path, query_rows, passage_rows)
   if '.jsonl' in path.suffixes:
     rows = _json_rows(path)
   else:
     rows = _rows(path, query_rows, passage_rows)
-  for row in rows:
-    judgements.add(*row)
-  return judgements.done()
+  return records.judgements(path, rows, query_rows, passage_rows)
 
 
 def _rows(path, query_rows, passage_rows):
@@ -168,10 +141,10 @@ def _rows(path, query_rows, passage_rows):
     if trec:
       cells = line.split()
     if len(cells) != (4 if trec else 3):
-      raise strict_io.bad(
-        path, 'a judgement must be query id, passage id and grade with tabs '
-        'between, or all lines be of TREC: query id, 0, passage id, grade',
-        strict_io.quoted(line), 'mend the line', number
+      raise strict_io.refusal(
+        path, f'{strict_io.quoted(line)} is not query id, passage id and grade '
+        'with tabs between, and not all lines are of TREC: query id, 0, '
+        'passage id, grade', 'correct the line', number
       )  # fmt: skip
     query_id, passage_id, given = cells[0], cells[-2], cells[-1]
     known = query_id in query_rows or passage_id in passage_rows
@@ -190,12 +163,7 @@ def _json_rows(path):
       records.an_id(path, number, record, counts, key)
       for key in ('query-id', 'corpus-id')
     ]
-    if 'score' not in record:
-      raise strict_io.bad(
-        path, "a line must have a 'score'", records.keys_of(record),
-        f'give each line as {_JUDGEMENT}', number
-      )  # fmt: skip
-    yield number, *ids, str(record['score'])
+    yield number, *ids, str(records.value(path, number, record, 'score'))
   records.say_counts(path, counts)
 
 
@@ -218,18 +186,17 @@ def read_answers(
     query_id = records.an_id(path, line, record, counts)
     row = records.row(path, line, 'answered query', query_rows, query_id)
     texts = record.get('answers')
-    if not isinstance(texts, list) or not all(
-      isinstance(text, str) and text.strip() for text in texts
-    ):
-      raise strict_io.bad(
-        path, "a line must have as 'answers' a list of strings, none empty",
-        repr(texts)[:80], 'mend the line', line
-      )  # fmt: skip
-    if row in answers:
-      raise strict_io.bad(
+    if not records.are_texts(texts):
+      raise strict_io.refusal(
         path,
-        'a query must have one line of answers',
-        strict_io.quoted(query_id),
+        f"{repr(texts)[:80]} as 'answers' is no list of strings, none empty",
+        'correct the line',
+        line,
+      )
+    if row in answers:
+      raise strict_io.refusal(
+        path,
+        f'the query {query_id!r} has answers in an earlier line, too',
         'join them',
         line,
       )

@@ -6,10 +6,8 @@ training and holds gold passages and BM25 negatives; <set>-<split>.qa.csv is for
 evaluation and holds only answers.
 """
 
-import array
 import ast
 import collections
-import functools
 
 from ance_jax import errors
 from ance_jax.core import logs
@@ -31,7 +29,8 @@ _LONGEST_ANSWERS = 2**20
 def read(settings: records.Settings) -> corpus_lib.RawDataset:
   """Reads DPR's files in the folder `--data_dir`."""
   folder = records.open_folder(settings, _PASSAGES)
-  corpus = _read_passages(_needed(settings, folder, _PASSAGES))
+  path = _needed(settings, folder, _PASSAGES)
+  corpus = records.corpus(path, _passages(path))
   records.say_corpus('Wikipedia passages of DPR', corpus)
   questions = settings.questions or _only_set(folder)
 
@@ -40,9 +39,7 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
     alone = f'{questions}-{name}.qa.csv'
     for file in (contexts, alone):
       fetched = settings.download and file in registry.DOWNLOADS
-      if fetched and not (
-        records.find(folder, contexts) or records.find(folder, alone)
-      ):
+      if fetched and not records.first(folder, (contexts, alone)):
         downloads.fetch(file, folder)
     if path := records.find(folder, contexts):
       judged = _read_contexts(path, f'{questions}-{name}', corpus.rows)
@@ -62,27 +59,17 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
   )
 
 
-def _read_passages(path):
-  """Returns the `corpus.Corpus` of a file of id, text and title."""
-  writer, lines = corpus_lib.CorpusWriter(), array.array('q')
-  for number, cells in _rows(path, f'read {path.name}'):
-    if len(cells) != 3:
-      raise strict_io.bad(
-        path, 'a line must have 3 columns, id, text and title', len(cells),
-        'fetch the file again', number
-      )  # fmt: skip
-    if number == 1 and cells == _HEADER:
+def _passages(path):
+  """Yields (line number, id, title, text) of a file of id, text and title."""
+  for line, (an_id, text, title) in records.cells(path, _HEADER, quotes=True):
+    if line == 1 and [an_id, text, title] == _HEADER:
       continue
-    an_id, text, title = cells
-    records.check_id(path, number, an_id, {})
+    records.check_id(path, line, an_id, {})
     if not text.strip():
-      raise strict_io.bad(
-        path, 'a passage must have a text', strict_io.quoted(text), 'remove it',
-        number
-      )  # fmt: skip
-    writer.add(an_id, title, text)
-    lines.append(number)
-  return records.corpus(path, writer, lines)
+      raise strict_io.refusal(
+        path, f'the passage {an_id} has no text', 'remove it', line
+      )
+    yield line, an_id, title, text
 
 
 def _read_contexts(path, name, passage_rows):
@@ -111,9 +98,12 @@ def _read_contexts(path, name, passage_rows):
     found.query_ids.append(f'{name}-{number}')
     found.queries.append(question)
     found.answers[row] = record.get('answers')
-    if not _are_answers(found.answers[row]):
+    if not (found.answers[row] and records.are_texts(found.answers[row])):
       raise _bad_record(
-        path, place, 'have a list of answers, none empty', found.answers[row]
+        path,
+        place,
+        'has no list of answers, none empty',
+        found.answers[row],
       )
     gold = ids['positive_ctxs'][0]
     if gold in passage_rows:
@@ -146,21 +136,19 @@ def _say_contexts(path, counts, negatives):
 def _read_answers(path, name):
   """Returns the `corpus.RawSplit` of a file of questions and answers."""
   ids, queries, answers = [], [], {}
-  for number, cells in _rows(path, f'read {path.name}'):
-    if len(cells) != 2:
-      raise strict_io.bad(
-        path, 'a line must have 2 columns, question and answers', len(cells),
-        'fetch the file again', number
-      )  # fmt: skip
-    found = _listed(cells[1])
-    if not _are_answers(found):
-      raise strict_io.bad(
-        path, "answers must be a list of strings, such as ['a', 'b']",
-        strict_io.quoted(cells[1]), 'fetch the file again', number
-      )  # fmt: skip
+  names = ('question', 'answers')
+  for line, (question, listed) in records.cells(path, names, quotes=True):
+    found = _listed(listed)
+    if not (found and records.are_texts(found)):
+      raise strict_io.refusal(
+        path,
+        f"{strict_io.quoted(listed)} is no list of strings such as ['a', 'b']",
+        'fetch the file again',
+        line,
+      )
     answers[len(ids)] = found
-    ids.append(f'{name}-{number}')
-    queries.append(_normal(path, f'line {number}', cells[0]))
+    ids.append(f'{name}-{line}')
+    queries.append(_normal(path, f'line {line}', question))
   records.check_any(path, ids)
   records.say_rows(path, len(ids))
   return corpus_lib.RawSplit(
@@ -168,41 +156,32 @@ def _read_answers(path, name):
   )
 
 
-def _rows(path, what):
-  """Yields (line number, cells) of a tab-separated file with double quotes."""
-  progress = functools.partial(logs.progress, what=what, unit='bytes')
-  for number, text in strict_io.lines(path, progress):
-    yield number, strict_io.unquoted(path, number, text)
-
-
 def _question(path, place, record):
   """Returns a question's text and its lists of contexts."""
   if not isinstance(record, dict):
-    raise _bad_record(path, place, 'be an object', record)
+    raise _bad_record(path, place, 'is no object', record)
   contexts = {}
   for key in ('positive_ctxs', 'hard_negative_ctxs'):
     contexts[key] = record.get(key)
     if not isinstance(contexts[key], list):
-      raise _bad_record(path, place, f'have a list {key!r}', contexts[key])
+      raise _bad_record(path, place, f'has no list {key!r}', contexts[key])
   return _normal(path, place, record.get('question')), contexts
 
 
 def _normal(path, place, question):
   """Returns a question as normalized by DPR (normalize_question)."""
   if not isinstance(question, str) or not question.strip():
-    raise _bad_record(path, place, 'have a text', question)
+    raise _bad_record(path, place, 'has no text', question)
   return question.replace('\u2019', "'")
 
 
 def _passage_id(path, place, context):
   """Returns the id of a context: 'passage_id', or 'psg_id' in TriviaQA."""
   if not isinstance(context, dict):
-    raise _bad_record(path, place, 'have objects as contexts', context)
+    raise _bad_record(path, place, 'has a context that is no object', context)
   an_id = context.get('passage_id', context.get('psg_id'))
   if an_id is None:
-    raise _bad_record(
-      path, place, f'have contexts of {_PASSAGES}', 'passage None'
-    )
+    raise _bad_record(path, place, 'has a context without an id', context)
   return str(an_id).removeprefix('wiki:')
 
 
@@ -216,14 +195,6 @@ def _listed(text):
   return None
 
 
-def _are_answers(found):
-  return (
-    isinstance(found, list)
-    and bool(found)
-    and all(isinstance(text, str) and text.strip() for text in found)
-  )
-
-
 def _check_patterns(path, answers):
   """Raises `BadInput` if an answer is not a regular expression."""
   for row, patterns in answers.items():
@@ -231,18 +202,13 @@ def _check_patterns(path, answers):
       try:
         answers_lib.is_in(pattern, '')
       except answers_lib.BadPattern as error:
-        raise _bad_record(
-          path, f'question {row + 1}', f'have regular expressions ({error})',
-          pattern
-        ) from error  # fmt: skip
+        fact = f'has an answer that is no regular expression ({error})'
+        raise _bad_record(path, f'question {row + 1}', fact, pattern) from error
 
 
-def _bad_record(path, place, rule, found):
-  return strict_io.bad(
-    path,
-    f'{place} must {rule}',
-    strict_io.quoted(found),
-    'fetch the file again',
+def _bad_record(path, place, fact, found):
+  return strict_io.refusal(
+    path, f'{place} {fact}: {strict_io.quoted(found)}', 'fetch the file again'
   )
 
 
@@ -255,10 +221,11 @@ def _only_set(folder):
   }
   if len(names) != 1:
     shown = ', '.join(sorted(names)) or 'none'
-    raise errors.BadInput(
-      f'--questions must name one set where there is not one alone; found '
-      f'{shown} in {folder}; set it to one of them, or fetch '
-      f'{registry.DOWNLOADS["biencoder-nq-train.json"].url}.'
+    raise errors.refusal(
+      f'--questions is not given, and the sets of questions in {folder} are '
+      f'{shown}',
+      'set it to one of them, or fetch '
+      f'{registry.DOWNLOADS["biencoder-nq-train.json"].url}',
     )
   return names.pop()
 

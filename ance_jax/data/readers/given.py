@@ -28,7 +28,7 @@ def attach(
     judged: The split; only its queries with judgements get negatives.
     corpus: All passages, with `keys`.
   """
-  counts, passages = collections.Counter(), _Passages()
+  counts, numbers = collections.Counter(), {}
   wanted = sorted(judged.judged_queries())
   queries = Queries(
     {judged.query_ids[row]: row for row in wanted},
@@ -40,13 +40,13 @@ def attach(
     counts['lines of queries that the training split lacks'] += not rows
     for side, found in zip(sides, record[-2:], strict=True):
       for passage in found:
-        number = passages.number(passage)
+        number = numbers.setdefault(_name_of(passage), len(numbers))
         for row in rows:
           for column, value in zip(
             side, (row, number, passage.score), strict=True
           ):
             column.append(value)
-  rows = passages.rows(corpus)
+  rows = _rows_of(numbers, corpus)
   positives, given = (_pairs(side, rows) for side in sides)
   records.say_counts(path, +counts)
   lacking = int((rows[np.array(sides[1][1], np.int64)] < 0).sum())
@@ -80,9 +80,7 @@ def _pairs(side, rows):
   passages = rows[numbers.astype(np.int64)]
   there = passages >= 0
   queries, passages, scores = queries[there], passages[there], scores[there]
-  both = queries.astype(np.int64) << 32 | passages
-  first = np.sort(np.unique(both, return_index=True)[1])
-  first = first[np.argsort(queries[first], kind='stable')]
+  first = keys.first_of_pairs(queries, passages)
   return corpus_lib.Given(
     queries[first].astype(np.int32),
     passages[first].astype(np.int32),
@@ -120,42 +118,31 @@ class Queries:
     return self._rows.get(key, [])
 
 
-class _Passages:
-  """The distinct passages of a file, and their rows in the corpus."""
+def _name_of(passage):
+  """Returns the id, whether that is all, and the starts of a passage's keys."""
+  text = passage.id if passage.text is None else passage.text
+  _, starts = keys.of_passage(passage.title, text)
+  return passage.id, passage.text is None, starts
 
-  def __init__(self):
-    self._numbers, self._starts = {}, bytearray()
 
-  def number(self, passage):
-    """Returns the number of a passage, in order of first occurrence."""
-    name = passage.id, passage.text is None
-    text = passage.id if passage.text is None else passage.text
-    _, starts = keys.of_passage(passage.title, text)
-    number = self._numbers.setdefault((*name, starts), len(self._numbers))
-    if number * 16 == len(self._starts):
-      self._starts += starts
-    return number
+def _rows_of(names, corpus):
+  """Returns the (n,) int64 rows of n names of passages, -1 for unknown ones.
 
-  def rows(self, corpus):
-    """Returns the (n,) int64 passage rows, -1 for those the corpus lacks.
-
-    An id matches if the file has no text for it, or the same text as the
-    corpus.
-    """
-    if not self._numbers:
-      return np.zeros(0, np.int64)
-    starts = keys.as_starts(bytes(self._starts))
-    ids = [an_id for an_id, _, _ in self._numbers]
-    alone = np.array([only for _, only, _ in self._numbers])
-    rows = corpus.rows.many(['' if i is None else i for i in ids])
-    there = corpus.keys[rows]
-    equal = (starts[:, :, None] == there[:, None, :]).any((1, 2))
-    rows[~(alone | equal) | np.array([i is None for i in ids])] = -1
-    # Title and text, text alone, then title and text against text, both ways.
-    for ours, theirs in ((1, 1), (0, 0), (1, 0), (0, 1)):
-      left = np.nonzero(rows < 0)[0]
-      rows[left] = _first(starts[left, ours], corpus.keys[:, theirs])
-    return rows
+  An id matches if the file has no text for it, or the same text as the corpus.
+  """
+  if not names:
+    return np.zeros(0, np.int64)
+  ids, alone, starts = zip(*names, strict=True)
+  starts = keys.as_starts(b''.join(starts))
+  rows = corpus.rows.many(['' if i is None else i for i in ids])
+  there = corpus.keys[rows]
+  equal = (starts[:, :, None] == there[:, None, :]).any((1, 2))
+  rows[~(np.array(alone) | equal) | np.array([i is None for i in ids])] = -1
+  # Title and text, text alone, then title and text against text, both ways.
+  for ours, theirs in ((1, 1), (0, 0), (1, 0), (0, 1)):
+    left = np.nonzero(rows < 0)[0]
+    rows[left] = _first(starts[left, ours], corpus.keys[:, theirs])
+  return rows
 
 
 def _first(wanted, column):

@@ -102,17 +102,15 @@ class _Line:
     query_id = row_id if query_id is None else query_id
     if query is None and query_id is None:
       raise self._bad(
-        'a line must name its query', records.keys_of(self._record),
-        f'give each line as {FORM}'
-      )  # fmt: skip
-    if query is not None and not isinstance(query, str):
-      raise self._bad(
-        'a query must be a string', repr(query)[:80], 'give its text'
+        f'no query among {records.keys_of(self._record)}',
+        f'give each line as {FORM}',
       )
+    if not isinstance(query, str | None):
+      fact = f'the query {_shown(query)} is no string'
+      raise self._bad(fact, 'give its text')
     positives, negatives = self._sides()
     self._check_left()
-    if query is not None:
-      self._count_surrogates(query)
+    records.count_surrogates(query or '', self._counts)
     return Record(
       self._line,
       None if query_id is None else str(query_id),
@@ -133,9 +131,10 @@ class _Line:
     # DPR's negative_ctxs are drawn at random, so only used without others.
     others = self._passages(('negative_ctxs',))
     negatives = negatives or others
-    positives = self._scored(positives, _POSITIVE_SCORES)
-    negatives = self._scored(negatives, _NEGATIVE_SCORES)
-    return self._labelled(positives, negatives)
+    return self._labelled(
+      self._with_scores(positives, *self._take(_POSITIVE_SCORES)),
+      self._with_scores(negatives, *self._take(_NEGATIVE_SCORES)),
+    )
 
   def _labelled(self, positives, negatives):
     """Splits passages by labels or scores that cover both sides.
@@ -152,21 +151,21 @@ class _Line:
     if name in _LABELS and not negatives:
       if len(values) != len(both) or not set(values) <= {0, 1}:
         raise self._bad(
-          f'{name!r} must be 1 or 0 for each passage', repr(values)[:80],
-          'mend it'
-        )  # fmt: skip
+          f'{name!r} is not 1 or 0 for each passage: {_shown(values)}',
+        )
       pairs = list(zip(both, values, strict=True))
       return [p for p, v in pairs if v], [p for p, v in pairs if not v]
     if len(both) < 2:
       raise self._bad(
-        f'{name!r} of one passage does not say whether it is positive',
-        repr(values)[:80], 'give a label of 1 or 0'
-      )  # fmt: skip
+        f'{name!r} of one passage does not say whether it is positive: '
+        f'{_shown(values)}',
+        'give a label of 1 or 0',
+      )
     if len(values) == len(both) - 1:
       what = 'margins, which are not read: only scores are'
       self._counts[what] += len(values)
       return positives, negatives
-    both = self._with_scores(both, values, name)
+    both = self._with_scores(both, name, values)
     number = len(positives) if negatives else 1
     return both[:number], both[number:]
 
@@ -177,9 +176,9 @@ class _Line:
     found = [name for name in found if self._record[name] is not None]
     if len(found) > 1:
       raise self._bad(
-        f'a line must have one of {", ".join(map(repr, found))}', 'both',
-        'leave one out'
-      )  # fmt: skip
+        f'the line has more than one of {", ".join(map(repr, found))}',
+        'leave one out',
+      )
     return (found[0], self._record[found[0]]) if found else (None, None)
 
   def _passages(self, names):
@@ -202,53 +201,47 @@ class _Line:
       return Passage(str(value), '', None)
     if not isinstance(value, dict):
       raise self._bad(
-        f'{name!r} must have texts, or objects with a text',
-        repr(value)[:80], 'give its text'
-      )  # fmt: skip
+        f'{name!r} has {_shown(value)}, which is no text, id or object',
+        'give its text',
+      )
     an_id = next((value[key] for key in _PASSAGE_IDS if key in value), None)
     if an_id is None and 'text' not in value:
       raise self._bad(
-        f"an object in {name!r} must have a 'text' or an id",
-        records.keys_of(value), 'mend it'
-      )  # fmt: skip
+        f"an object in {name!r} has no 'text' and no id, but "
+        f'{records.keys_of(value)}',
+      )
     title, text = value.get('title') or '', value.get('text')
     if not isinstance(title, str) or not isinstance(text, str | None):
       raise self._bad(
-        "a passage must have strings as 'title' and 'text'",
-        repr(value)[:80], 'mend it'
-      )  # fmt: skip
+        f"the 'title' or 'text' of a passage is no string: {_shown(value)}"
+      )
     an_id = None if an_id is None else str(an_id)
     return Passage(an_id, title, text, self._score(value.get('score')))
 
   def _ids(self, names):
     name, values = self._take(names)
-    values = [] if values is None else values
+    if values is None:
+      return []
     if not isinstance(values, list) or not all(
       isinstance(value, str | int) for value in values
     ):
-      raise self._bad(
-        f'{name!r} must be a list of ids', repr(values)[:80], 'mend it'
-      )
-    values = map(str, values)
+      raise self._bad(f'{name!r} is no list of ids: {_shown(values)}')
     return [
       Passage(None, '', value)
       if ' ' in value or not value.isascii()
       else Passage(value, '', None)
-      for value in values
+      for value in map(str, values)
     ]
 
-  def _scored(self, passages, names):
-    name, values = self._take(names)
+  def _with_scores(self, passages, name, values):
+    """Returns the passages with their scores; the same if there are none."""
     if values is None:
       return passages
-    return self._with_scores(passages, values, name)
-
-  def _with_scores(self, passages, values, name):
     if not isinstance(values, list) or len(values) != len(passages):
       raise self._bad(
-        f'{name!r} must be a list of {len(passages)} scores, one for each '
-        'passage', repr(values)[:80], 'mend it'
-      )  # fmt: skip
+        f'{name!r} is no list of {len(passages)} scores, one for each passage: '
+        f'{_shown(values)}'
+      )
     return [
       passage and passage._replace(score=self._score(value))
       for passage, value in zip(passages, values, strict=True)
@@ -261,25 +254,21 @@ class _Line:
     except (TypeError, ValueError):
       score = math.inf
     if math.isinf(score):
-      raise self._bad('a score must be a number', repr(value)[:80], 'mend it')
+      raise self._bad(f'the score {_shown(value)} is no number')
     return score
 
   def _with_text(self, passages):
     """Returns the non-empty passages; counts the others."""
-    there = [p for p in passages if p and (p.text is None or p.whole.strip())]
-    there = [p for p in there if p.id is not None or p.text is not None]
+    there = [
+      p
+      for p in passages
+      if p and (p.id is not None if p.text is None else p.whole.strip())
+    ]
     for passage in there:
-      self._count_surrogates(passage.whole)
-    self._counts['passages that are null or empty, left out'] += len(
-      passages
-    ) - len(there)
+      records.count_surrogates(passage.whole, self._counts)
+    left_out = len(passages) - len(there)
+    self._counts['passages that are null or empty, left out'] += left_out
     return there
-
-  def _count_surrogates(self, text):
-    try:
-      text.encode()
-    except UnicodeEncodeError:
-      self._counts['texts with half a surrogate pair, read as ?'] += 1
 
   def _check_left(self):
     """Counts unknown keys, and rejects those that may matter."""
@@ -287,9 +276,13 @@ class _Line:
       if any(part in name.lower() for part in _TELLING):
         raise self._bad(
           f'{name!r} is none of the keys that are read',
-          records.keys_of(self._record), f'give each line as {FORM}'
-        )  # fmt: skip
+          f'give each line as {FORM}',
+        )
       self._counts[f'lines with {name!r}, which is not read'] += 1
 
-  def _bad(self, rule, found, cure):
-    return strict_io.bad(self._path, rule, found, cure, self._line)
+  def _bad(self, fact, cure='correct it'):
+    return strict_io.refusal(self._path, fact, cure, self._line)
+
+
+def _shown(value):
+  return repr(value)[:80]

@@ -4,8 +4,6 @@ Nguyen et al. 2016; Craswell et al. 2020. All are tab-separated, without quotes
 or header; judgements are in TREC's format.
 """
 
-import array
-import functools
 from typing import NamedTuple
 
 from ance_jax.core import logs
@@ -18,6 +16,8 @@ _PART = corpus_lib.TITLE_PART
 # ANCE's code keeps this many characters of url</s>title</s>body
 # (msmarco_data.py). `_PART` is one character, so the separators take 7 more.
 _DOCUMENT_CHARACTERS, _SEPARATORS = 10_000, 7
+
+_TEXTS = ('id', 'text')
 
 
 class _Files(NamedTuple):
@@ -68,7 +68,7 @@ def read_passages(settings: records.Settings) -> corpus_lib.RawDataset:
   """Reads the passages in `--data_dir`."""
   folder = records.open_folder(settings, 'collection.tsv')
   path = _needed(settings, folder, 'collection.tsv')
-  corpus = _corpus(path, 2, lambda an_id, text: (an_id, '', text))
+  corpus = _corpus(path, lambda an_id, text: (an_id, '', text), _TEXTS)
   records.say_corpus('MS MARCO passages, without titles', corpus)
   return _source(settings, folder, corpus, _PASSAGE_SPLITS)
 
@@ -83,14 +83,17 @@ def read_titled_passages(settings: records.Settings) -> corpus_lib.RawDataset:
   folder = records.open_folder(settings, 'para.txt')
   path = _needed(settings, folder, 'para.title.txt')
   titles = _corpus(
-    path, 2, lambda an_id, title: (an_id, '', title), may_be_empty=True
+    path,
+    lambda an_id, title: (an_id, '', title),
+    ('id', 'title'),
+    may_be_empty=True,
   )
 
   def titled(an_id, text):
     row = titles.rows.get(an_id)
     return an_id, '' if row is None else titles.texts[row], text
 
-  corpus = _corpus(_needed(settings, folder, 'para.txt'), 2, titled)
+  corpus = _corpus(_needed(settings, folder, 'para.txt'), titled, _TEXTS)
   records.say_corpus('MS MARCO passages, with titles (unofficial)', corpus)
   missing = sum(not title for title in corpus.titles)
   logs.log(f'{path}: {missing:,} passages without a title')
@@ -115,7 +118,8 @@ def read_documents(settings: records.Settings) -> corpus_lib.RawDataset:
     shortened += len(text) > room
     return an_id, head, text[:room]
 
-  corpus = _corpus(path, 4, document, may_be_empty=True)
+  names = ('id', 'url', 'title', 'body')
+  corpus = _corpus(path, document, names, may_be_empty=True)
   records.say_corpus('MS MARCO documents', corpus)
   logs.log(
     f'{path}: {shortened:,} documents cut at {_DOCUMENT_CHARACTERS:,} '
@@ -129,16 +133,16 @@ def _source(settings, folder, corpus, splits):
     files = splits.get(
       name, _Files((f'queries.{name}.tsv',), (f'qrels.{name}.tsv',), 'msmarco')
     )
-    queries = _first(folder, files.queries)
-    judgements = _first(folder, files.judgements)
+    queries = records.first(folder, files.queries)
+    judgements = records.first(folder, files.judgements)
     fetched = settings.download and name in splits
     if queries is None and judgements is None and not fetched:
       return None
     queries = queries or _needed(settings, folder, files.queries[0])
-    query_ids, texts = _queries(queries)
+    query_ids, texts = records.queries(queries, _lines(queries, _TEXTS))
     path = judgements or _needed(settings, folder, files.judgements[0])
     rows = {query_id: row for row, query_id in enumerate(query_ids)}
-    pairs, missing = _judgements(path, rows, corpus.rows)
+    pairs, missing = records.judgements(path, _judged(path), rows, corpus.rows)
     return corpus_lib.RawSplit(
       query_ids, texts, pairs, protocol=files.protocol, missing=missing
     )
@@ -148,76 +152,42 @@ def _source(settings, folder, corpus, splits):
   )
 
 
-def _judgements(path, query_rows, passage_rows):
-  """Returns the result of `records.Judgements` for a file in TREC's format."""
-  judgements = records.Judgements(path, query_rows, passage_rows)
+def _judged(path):
+  """Yields (line number, query id, passage id, grade) in TREC's format."""
   for number, line in strict_io.lines(path):
     cells = line.split()
     if len(cells) != 4:
-      raise strict_io.bad(
-        path, 'a judgement must be query id, 0, passage id and grade',
-        strict_io.quoted(line), 'mend the line', number
-      )  # fmt: skip
-    query_id, _, passage_id, given = cells
-    judgements.add(number, query_id, passage_id, given)
-  records.say_rows(path, len(judgements))
-  return judgements.done()
+      raise strict_io.refusal(
+        path,
+        f'{strict_io.quoted(line)} is not query id, 0, passage id and grade',
+        'correct the line',
+        number,
+      )
+    yield number, cells[0], *cells[2:]
 
 
-def _corpus(path, number, row, *, may_be_empty=False):
+def _corpus(path, row, names, *, may_be_empty=False):
   """Returns the `corpus.Corpus` of a file.
 
   Args:
     path: The file.
-    number: Number of columns per line.
     row: row(*cells) -> id, title and text.
+    names: Names of the columns.
     may_be_empty: Whether the last cell may be empty.
   """
-  writer, lines = corpus_lib.CorpusWriter(), array.array('q')
-  for line, cells in _lines(path, number, may_be_empty):
-    writer.add(*row(*cells))
-    lines.append(line)
-  return records.corpus(path, writer, lines)
+  lines = _lines(path, names, may_be_empty)
+  return records.corpus(path, ((line, *row(*cells)) for line, *cells in lines))
 
 
-def _queries(path):
-  """Returns the ids and texts of a file of queries, two lists."""
-  ids, texts = {}, []
-  for line, (an_id, text) in _lines(path, 2, False):
-    records.check_id(path, line, an_id, ids)
-    ids[an_id] = line
-    texts.append(text)
-  records.check_any(path, ids)
-  records.say_rows(path, len(ids))
-  return list(ids), texts
-
-
-def _lines(path, number, may_be_empty):
-  """Yields (line number, cells) of a tab-separated file; the first is an id."""
-  progress = functools.partial(
-    logs.progress, what=f'read {path.name}', unit='bytes'
-  )
-  for line, text in strict_io.lines(path, progress):
-    cells = text.split('\t')
-    if len(cells) != number:
-      raise strict_io.bad(
-        path, f'a line must have {number} columns, tabs between', len(cells),
-        'fetch the file again', line
-      )  # fmt: skip
+def _lines(path, names, may_be_empty=False):
+  """Yields the line number and the cells, the first of which is an id."""
+  for line, cells in records.cells(path, names):
     records.check_id(path, line, cells[0], {})
     if not may_be_empty and not cells[-1].strip():
-      raise strict_io.bad(
-        path, 'a line must have a text behind its id', strict_io.quoted(text),
-        'remove it', line
-      )  # fmt: skip
-    yield line, cells
-
-
-def _first(folder, names):
-  """Returns the path of the first of some files that exists, or None."""
-  return next(
-    filter(None, (records.find(folder, name) for name in names)), None
-  )
+      raise strict_io.refusal(
+        path, f'{cells[0]!r} has no text behind its id', 'remove it', line
+      )
+    yield line, *cells
 
 
 def _needed(settings, folder, name):
@@ -226,7 +196,11 @@ def _needed(settings, folder, name):
 
 def _splits_found(folder, splits):
   """Returns the existing splits, for error messages."""
-  there = [name for name in splits if _first(folder, splits[name].judgements)]
+  there = [
+    name
+    for name, files in splits.items()
+    if records.first(folder, files.judgements)
+  ]
   missing = splits['train'].judgements[0]
   found = ', '.join(there) or f'none, not even {missing}'
   return f'{folder}, where there is {found}'

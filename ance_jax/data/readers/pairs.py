@@ -5,7 +5,6 @@ reads and writes, and that `--job=mine` writes: texts without ids, with or
 without negatives. Equal queries are merged, and so are equal passages.
 """
 
-import array
 import collections
 import pathlib
 
@@ -24,9 +23,10 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
   path = records.existing(folder, 'pairs.jsonl', 'a folder of pairs')
   queries, passages, judged, any_negative = _read_pairs(path)
   if settings.negatives and any_negative:
-    raise errors.BadInput(
+    raise errors.refusal(
       f'{path} has negatives, and --negatives={settings.negatives} gives '
-      'others; leave --negatives out, or remove those of the pairs.'
+      'others',
+      'leave --negatives out, or remove those of the pairs',
     )
   ids = [f'q{row}' for row in range(len(queries))]
   if settings.negatives:
@@ -59,17 +59,22 @@ def _read_pairs(path):
     if not (record.query or '').strip() or not all(
       passage.text for passage in record.positives
     ):
-      raise strict_io.bad(
-        path, 'a query and a positive must have a text',
-        strict_io.quoted(record.query or ''), 'remove the line', record.line
-      )  # fmt: skip
-    if not record.positives and not record.negatives:
-      raise strict_io.bad(
-        path, 'a line must have a positive', 'none',
-        f'give each as {given_formats.FORM}', record.line
-      )  # fmt: skip
-    query = queries.setdefault(record.query, len(queries))
+      shown = strict_io.quoted(record.query or '')
+      raise strict_io.refusal(
+        path,
+        f'the query {shown} or its positive has no text',
+        'remove the line',
+        record.line,
+      )
     found = record.positives + record.negatives
+    if not found:
+      raise strict_io.refusal(
+        path,
+        'the line has no positive',
+        f'give each as {given_formats.FORM}',
+        record.line,
+      )
+    query = queries.setdefault(record.query, len(queries))
     _add(passages, found, 'pairs', record.line)
     any_negative |= bool(record.negatives)
     for positive in record.positives:
@@ -111,19 +116,21 @@ def _read_corpus(folder, path, passages):
   it. A passage of the pairs is in it if it equals a text there, or a title, a
   space and a text.
   """
-  writer, lines, rows = corpus_lib.CorpusWriter(), array.array('q'), {}
-  counts = collections.Counter()
-  there = records.find(folder, 'corpus.jsonl')
-  for line, an_id, title, text in beir.passages(there, counts) if there else ():
-    for whole in (text, f'{title} {text}'):
-      if whole in passages:
-        rows.setdefault(whole, len(writer))
-    writer.add(an_id, title, text)
-    lines.append(line)
-  for whole, (*row, line) in passages.items():
-    if whole not in rows:
-      rows[whole] = len(writer)
-      writer.add(*row)
-      lines.append(line)
-  records.say_counts(there, counts)
-  return records.corpus(there or path, writer, lines), rows
+  there, rows = records.find(folder, 'corpus.jsonl'), {}
+
+  def in_order():
+    number = 0
+    for found in beir.passages(there) if there else ():
+      _, _, title, text = found
+      for whole in (text, f'{title} {text}'):
+        if whole in passages:
+          rows.setdefault(whole, number)
+      number += 1
+      yield found
+    for whole, (*row, line) in passages.items():
+      if whole not in rows:
+        rows[whole] = number
+        number += 1
+        yield line, *row
+
+  return records.corpus(there or path, in_order()), rows

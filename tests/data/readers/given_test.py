@@ -254,7 +254,7 @@ def test_each_form_with_texts_is_a_file_of_pairs(found, expected, beir):
     beir, dataset='pairs', data_dir=str(folder), negatives=''
   )
   if 'ids' in json.dumps(found) or '_id' in found[0]:
-    with pytest.raises(errors.BadInput, match='must have a text'):
+    with pytest.raises(errors.BadInput, match='has no text'):
       loaded(config)
     return
   corpus, split = loaded(config)
@@ -517,24 +517,24 @@ def test_a_line_for_each_negative_is_no_pair_that_stands_twice(beir, capsys):
 
 
 BAD = {
-  'no query': ({'negative': 'a b'}, 'a line must name its query'),
-  'query of numbers': ({'query': 1, 'neg': ['a b']}, 'must be a string'),
+  'no query': ({'negative': 'a b'}, 'no query among the keys'),
+  'query of numbers': ({'query': 1, 'neg': ['a b']}, 'the query 1 is no string'),
   'typo': ({'query': 'a', 'negativ': 'b'}, "'negativ' is none of the keys"),
   'negatives by miner': (
-    {'query': 'a', 'neg': {'bm25': 1}}, "in 'neg' must have a 'text'"
+    {'query': 'a', 'neg': {'bm25': 1}}, "in 'neg' has no 'text'"
   ),
   'title alone': (
-    {'query': 'a', 'neg': [{'title': 'b'}]}, "in 'neg' must have a 'text' or an"
+    {'query': 'a', 'neg': [{'title': 'b'}]}, "in 'neg' has no 'text' and no id"
   ),
-  'fraction as text': ({'query': 'a', 'neg': [1.5]}, "'neg' must have texts"),
+  'fraction as text': ({'query': 'a', 'neg': [1.5]}, "'neg' has 1.5"),
   'too few scores': (
     {'query': 'a', 'neg': ['b', 'c'], 'neg_scores': [1]}, 'list of 2 scores'
   ),
   'word as score': (
-    {'query': 'a', 'neg': ['b'], 'neg_scores': ['x']}, 'must be a number'
+    {'query': 'a', 'neg': ['b'], 'neg_scores': ['x']}, "the score 'x' is no"
   ),
   'label of a half': (
-    {'query': 'a', 'passage': 'b', 'label': 0.5}, 'must be 1 or 0'
+    {'query': 'a', 'passage': 'b', 'label': 0.5}, 'is not 1 or 0'
   ),
   'score of a pair': (
     {'query': 'a', 'passage': 'b', 'score': 0.5}, 'whether it is positive'
@@ -543,9 +543,9 @@ BAD = {
     {'query': 'a', 'Negative': 'b'}, "'Negative' is none of the keys"
   ),
   'two positives': (
-    {'query': 'a', 'passage': 'b', 'answer': 'c'}, 'one of'
+    {'query': 'a', 'passage': 'b', 'answer': 'c'}, "than one of 'answer', 'passage'"
   ),
-  'id of a list': ({'query_id': 'a', 'negative_ids': [[1]]}, 'a list of ids'),
+  'id of a list': ({'query_id': 'a', 'negative_ids': [[1]]}, 'no list of ids'),
 }  # fmt: skip
 
 
