@@ -31,13 +31,9 @@ def existing(
   Raises:
     BadInput: The file is missing or cannot be downloaded.
   """
-  if (
-    not records.find(folder, name)
-    and settings.download
-    and name in registry.DOWNLOADS
-  ):
-    fetch(name, folder)
   found = registry.DOWNLOADS.get(name)
+  if found and settings.download and not records.find(folder, name):
+    fetch(name, folder)
   return records.existing(folder, name, what, how(found) if found else '')
 
 

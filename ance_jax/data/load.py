@@ -50,8 +50,7 @@ def load(
   for name in split_names:
     alone = settings.dev_split not in split_names
     judged = _judged(source, name, settings, alone)
-    if settings.protocol:
-      judged = judged._replace(protocol=settings.protocol)
+    judged = judged._replace(protocol=settings.protocol or judged.protocol)
     if judged.protocol == 'answers' and not judged.answers:
       raise errors.refusal(
         f'--protocol=answers is given, but split {name!r} has no answers',
@@ -105,9 +104,8 @@ def _say_equal_texts(splits, train):
 
 def protocol(settings: records.Settings) -> str | None:
   """Returns `--protocol`, which defaults to BEIR's for a set of BEIR."""
-  if settings.dataset == 'beir' and settings.beir_set:
-    return settings.protocol or 'beir'
-  return settings.protocol
+  of_beir = settings.dataset == 'beir' and settings.beir_set
+  return settings.protocol or ('beir' if of_beir else None)
 
 
 def _has_dev(source, settings):

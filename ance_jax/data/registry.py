@@ -115,11 +115,12 @@ DOWNLOADS = {
   'trivia-dev.qa.csv': Download(f'{_DPR}data/retriever/trivia-dev.qa.csv.gz'),
 }
 for _set in QUESTIONS[2:]:
-  _file = f'{_set}-test.qa.csv'
-  DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}')
-  for _split in ('train', 'dev'):
-    _file = f'biencoder-{_set}-{_split}.json'
-    DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}.gz')
+  for _file, _ending in (
+    (f'{_set}-test.qa.csv', ''),
+    (f'biencoder-{_set}-train.json', '.gz'),
+    (f'biencoder-{_set}-dev.json', '.gz'),
+  ):
+    DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}{_ending}')
 
 
 # Rows of the original files, without headers, from papers and registries; other

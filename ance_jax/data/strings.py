@@ -78,7 +78,7 @@ class Strings:
 
 
 class Rows:
-  """Maps many ids to rows like a dict, in two arrays.
+  """Maps many ids to rows, in two arrays; has `get` and `in` of a dict.
 
   Args:
     ids: All ids, in row order.
@@ -115,12 +115,6 @@ class Rows:
 
   def __contains__(self, an_id):
     return self.get(an_id) is not None
-
-  def __getitem__(self, an_id):
-    row = self.get(an_id)
-    if row is None:
-      raise KeyError(an_id)
-    return row
 
   def repeated(self) -> tuple[int, int] | None:
     """Returns the first two rows with the same id, or None."""

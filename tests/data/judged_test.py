@@ -27,9 +27,15 @@ NUM_PASSAGES, NUM_QUERIES = 160, 24
 
 
 def write(folder, passages, queries, **judged):
-  """Writes a BEIR folder of {id: text} twice, and {split: judgements}."""
+  """Writes a BEIR folder of {id: text} twice, and {split: judgements}.
+
+  A number stands for so many texts, with ids p0, ... and q0, ...
+  """
   (folder / 'qrels').mkdir(parents=True)
   for name, texts in (('corpus', passages), ('queries', queries)):
+    if isinstance(texts, int):
+      kind = 'q' if name == 'queries' else 'p'
+      texts = {f'{kind}{n}': f'text {n}' for n in range(texts)}
     lines = [json.dumps({'_id': i, 'text': t}) for i, t in texts.items()]
     (folder / f'{name}.jsonl').write_text('\n'.join(lines))
   for name, pairs in judged.items():
@@ -175,11 +181,9 @@ def test_compare_scores_as_evaluate_does(arguments, tmp_path):
 def test_more_than_one_in_ten_is_a_warning_with_three_ids(
   lacking, warns, tmp_path, capsys
 ):
-  passages = {f'p{number}': f'text {number}' for number in range(10)}
-  queries = {f'q{number}': f'text {number}' for number in range(4)}
   judged = {(f'q{n % 4}', f'p{n}'): 1 for n in range(9)}
   judged |= {('q0', f'x{number}'): 1 for number in range(lacking)}
-  folder = write(tmp_path / 'data', passages, queries, test=judged)
+  folder = write(tmp_path / 'data', 10, 4, test=judged)
   bm25(folder, tmp_path / 'bm25')
   said = capsys.readouterr().out
   ids = ', '.join(f"'x{number}'" for number in range(lacking))
@@ -191,8 +195,7 @@ def test_more_than_one_in_ten_is_a_warning_with_three_ids(
 
 def test_three_ids_are_shown_each_once_and_in_order(tmp_path, capsys):
   judged = {(f'q{n}', f'x{n // 2}'): 1 for n in range(9)} | {('q9', 'p0'): 1}
-  queries = {f'q{number}': 'text' for number in range(10)}
-  folder = write(tmp_path / 'data', {'p0': 'text'}, queries, test=judged)
+  folder = write(tmp_path / 'data', 1, 10, test=judged)
   scores, _ = bm25(folder, tmp_path / 'bm25')
   assert "such as 'x0', 'x1', 'x2'; check" in capsys.readouterr().out
   assert scores['recall@100'] == 0.1
@@ -206,13 +209,11 @@ def load(folder, *splits, **changes):
 def test_training_leaves_out_pairs_and_queries_that_the_corpus_lacks(
   tmp_path, capsys
 ):
-  passages = {f'p{number}': f'text {number}' for number in range(4)}
-  queries = {f'q{number}': f'text {number}' for number in range(4)}
   judged = {
     ('q0', 'p0'): 1, ('q0', 'x'): 1, ('q1', 'x'): 1, ('q2', 'p2'): 1,
     ('q2', 'p1'): 0, ('q3', 'p3'): 0, ('q3', 'y'): 2,
   }  # fmt: skip
-  folder = write(tmp_path / 'data', passages, queries, train=judged, dev=judged)
+  folder = write(tmp_path / 'data', 4, 4, train=judged, dev=judged)
   splits = load(folder, 'train', 'dev', dataset='beir').splits
   said = capsys.readouterr().out
   assert (
@@ -225,68 +226,63 @@ def test_training_leaves_out_pairs_and_queries_that_the_corpus_lacks(
   assert list(train.ids) == ['q0', 'q2']
   assert [column.tolist() for column in train.positives()] == [[0, 1], [0, 2]]
   assert train.missing == [[1], []]
-  assert list(dev.ids) == list(queries)
+  assert list(dev.ids) == ['q0', 'q1', 'q2', 'q3']
   assert dev.missing == [[1], [1], [], [2]]
 
 
 def test_a_query_that_is_held_out_brings_what_the_corpus_lacks(tmp_path):
-  passages = {f'p{number}': f'text {number}' for number in range(60)}
-  queries = {f'q{number}': f'text {number}' for number in range(60)}
   judged = {(f'q{n}', f'p{n}' if n % 3 else f'x{n}'): 1 for n in range(60)}
-  folder = write(tmp_path / 'data', passages, queries, train=judged)
+  folder = write(tmp_path / 'data', 60, 60, train=judged)
   splits = load(folder, 'train', 'dev', dataset='beir', dev_fraction=0.5).splits
-  held_out = set(splits['dev'].ids)
-  trained = set(splits['train'].ids)
+  held_out, trained = (set(splits[name].ids) for name in ('dev', 'train'))
+  queries = {query for query, _ in judged}
   lacking = {f'q{n}' for n in range(0, 60, 3)}
   assert not held_out & trained
-  assert held_out | trained == set(queries) - (lacking - held_out)
+  assert held_out | trained == queries - (lacking - held_out)
   assert sum(map(len, splits['dev'].missing)) == len(held_out & lacking) > 0
   # The whole of both is the same hash of ids as without missing ones.
   whole = {(query, 'p1'): 1 for query in queries}
-  folder = write(tmp_path / 'whole', passages, queries, train=whole)
+  folder = write(tmp_path / 'whole', 60, 60, train=whole)
   again = load(folder, 'dev', dataset='beir', dev_fraction=0.5).splits['dev']
   assert set(again.ids) == held_out
 
 
 def test_queries_that_nobody_judged_are_no_dev_split(tmp_path):
-  passages = {f'p{number}': f'text {number}' for number in range(20)}
-  queries = {f'q{number}': f'text {number}' for number in range(20)}
   every = {(f'q{n}', f'p{n}'): 1 for n in range(20)}
   config = config_lib.Config(
-    dataset='beir', data_dir=write(tmp_path / 'all', passages, queries,
-    train=every), dev_fraction=0.5
+    dataset='beir', data_dir=write(tmp_path / 'all', 20, 20, train=every),
+    dev_fraction=0.5
   )  # fmt: skip
   splits = experiment.load_texts(config, None).splits
   assert sorted(splits) == ['dev', 'train']
   above = {pair: 1 for pair in every if pair[0] in set(splits['train'].ids)}
-  folder = write(tmp_path / 'some', passages, queries, train=above)
+  folder = write(tmp_path / 'some', 20, 20, train=above)
   some = dataclasses.replace(config, data_dir=folder)
   assert list(experiment.load_texts(some, None).splits) == ['train']
 
 
-def test_a_share_that_the_message_names_leaves_both_sides_a_query(tmp_path):
-  queries = {f'q{number}': 'text' for number in range(3)}
-  judged = {(query, 'p'): 1 for query in queries}
-  folder = write(tmp_path / 'data', {'p': 'text'}, queries, train=judged)
-  for share, way in ((0.0001, 'raise'), (0.9999, 'lower')):
-    with pytest.raises(errors.BadInput, match='leaves no query') as found:
-      load(folder, 'train', 'dev', dataset='beir', dev_fraction=share)
-    text = str(found.value)
-    assert 'the 3 judged queries' in text
-    named = float(re.search(rf'{way} it to ([\d.]+\d)', text)[1])
-    splits = load(
-      folder, 'train', 'dev', dataset='beir', dev_fraction=named
-    ).splits
-    assert sorted(len(split.ids) for split in splits.values()) == [1, 2]
+@pytest.mark.parametrize(
+  ('share', 'way'), [(0.0001, 'raise'), (0.9999, 'lower')]
+)
+def test_a_share_that_the_message_names_leaves_both_sides_a_query(
+  share, way, tmp_path
+):
+  judged = {(f'q{number}', 'p0'): 1 for number in range(3)}
+  folder = write(tmp_path / 'data', 1, 3, train=judged)
+  with pytest.raises(errors.BadInput, match='3 judged queries') as found:
+    load(folder, 'train', 'dev', dataset='beir', dev_fraction=share)
+  named = float(re.search(rf'{way} it to ([\d.]+\d)', str(found.value))[1])
+  dataset = load(folder, 'train', 'dev', dataset='beir', dev_fraction=named)
+  sizes = [len(split.ids) for split in dataset.splits.values()]
+  assert sorted(sizes) == [1, 2]
 
 
-def test_one_judged_query_alone_is_no_two_splits_whatever_the_share(tmp_path):
-  queries, judged = {'q': 'text'}, {('q', 'p'): 1}
-  folder = write(tmp_path / 'data', {'p': 'text'}, queries, train=judged)
-  for share in (0.0001, 0.5, 0.9999):
-    with pytest.raises(errors.BadInput, match='; add queries, add') as found:
-      load(folder, 'train', 'dev', dataset='beir', dev_fraction=share)
-    assert not re.search('(raise|lower) it to', str(found.value))
+@pytest.mark.parametrize('share', [0.0001, 0.5, 0.9999])
+def test_one_judged_query_alone_is_no_two_splits(share, tmp_path):
+  folder = write(tmp_path / 'data', 1, 1, train={('q0', 'p0'): 1})
+  with pytest.raises(errors.BadInput, match='; add queries, add') as found:
+    load(folder, 'train', 'dev', dataset='beir', dev_fraction=share)
+  assert not re.search('(raise|lower) it to', str(found.value))
 
 
 def test_trecs_own_files_may_judge_what_the_corpus_lacks(tmp_path, capsys):

@@ -55,18 +55,23 @@ def test_a_builder_gives_the_rows_of_the_reader(
     config.Config(dataset=dataset, data_dir=str(folder)), (split,)
   )
   corpus, judged = read.corpus, read.splits[split]
-  passages = [text(r) for r in build(builder, folder, 'corpus', out)['corpus']]
-  assert [p['id'] for p in passages] == list(corpus.ids)
-  assert [p['title'] for p in passages] == list(corpus.titles)
-  assert [p['text'] for p in passages] == list(corpus.texts)
-  queries = [text(r) for r in build(builder, folder, 'queries', out)[split]]
-  assert [q['id'] for q in queries] == list(judged.ids)
-  assert [q['text'] for q in queries] == list(judged.texts)
+
+  def rows(table):
+    made = build(builder, folder, table, out)
+    return [text(row) for row in made['corpus' if table == 'corpus' else split]]
+
+  columns = zip(corpus.ids, corpus.titles, corpus.texts, strict=True)
+  assert rows('corpus') == [
+    {'id': an_id, 'title': title, 'text': found}
+    for an_id, title, found in columns
+  ]
+  queries = rows('queries')
+  columns = zip(judged.ids, judged.texts, strict=True)
+  assert [(q['id'], q['text']) for q in queries] == list(columns)
   if judged.answers:
     found = [[a.decode() for a in q['answers']] for q in queries]
     assert found == judged.answers
-  rows = [text(r) for r in build(builder, folder, 'judgements', out)[split]]
-  assert [r['passage'] for r in rows] == [
-    corpus.ids[int(p)] for p in judged.passages
-  ]
-  assert [r['grade'] for r in rows] == judged.grades.tolist()
+  passages = [corpus.ids[int(row)] for row in judged.passages]
+  columns = zip(passages, judged.grades.tolist(), strict=True)
+  judgements = rows('judgements')
+  assert [(r['passage'], r['grade']) for r in judgements] == list(columns)

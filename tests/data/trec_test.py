@@ -3,7 +3,6 @@
 import numpy as np
 
 from ance_jax.data import corpus
-from ance_jax.data import strings
 from ance_jax.data import trec
 
 
@@ -29,12 +28,3 @@ def test_lines_in_any_order_become_rankings_by_score(
   out = capsys.readouterr().out
   assert 'left out 1 lines of other queries' in out
   assert 'left out 1 lines of a passage that its query has' in out
-
-
-def test_many_ids_are_found_as_one_by_one(monkeypatch):
-  monkeypatch.setattr(strings, 'hashed', lambda text: len(text))
-  ids = ['aa', 'b', 'bb', 'ccc', 'c', 'aa']
-  rows = corpus.make_corpus(ids, [''] * 6, ids).rows
-  wanted = [*ids, '', 'dd', 'dddd']
-  assert rows.many(wanted).tolist() == [0, 1, 2, 3, 4, 0, -1, -1, -1]
-  assert rows.many([]).tolist() == []

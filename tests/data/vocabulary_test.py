@@ -254,10 +254,7 @@ with logs.stop_signals():
 """
 
 
-@pytest.mark.parametrize(
-  ('reads', 'number'), [(1, signal.SIGINT), (2, signal.SIGTERM)]
-)
-def test_a_stop_signal_ends_training_within_seconds(reads, number):
+def test_a_stop_signal_ends_training_within_seconds():
   process = subprocess.Popen(
     [sys.executable, '-c', _TRAINS],
     stdout=subprocess.PIPE,
@@ -265,12 +262,13 @@ def test_a_stop_signal_ends_training_within_seconds(reads, number):
     text=True,
   )
   with process:
+    reads = 2  # Letters are counted, and the trainer has all texts.
     while reads:  # Between them may be lines of how far it is.
       line = process.stdout.readline()
       assert line, 'it ended'
       reads -= line == 'read\n'
     start = time.monotonic()
-    process.send_signal(number)  # What is left takes minutes.
+    process.send_signal(signal.SIGTERM)  # What is left takes minutes.
     _, said = process.communicate(timeout=90)
   assert time.monotonic() - start < 45  # On a machine that does much else.
   assert process.returncode == 1

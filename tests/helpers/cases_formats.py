@@ -117,7 +117,7 @@ CASES = {
   ),
   'no passages': Refused(put(PASSAGES, ''), 'has no entries', PASSAGES),
   'passages missing': Refused(
-    remove(PASSAGES), f'neither {PASSAGES} nor {PASSAGES}.gz'
+    remove(PASSAGES), f'{PASSAGES}.gz (4,694.5 MB), or set --download'
   ),
   # Questions with contexts.
   'questions cut off': Refused(

@@ -72,11 +72,11 @@ def test_no_negative_is_a_positive_or_has_its_text(on_shortage, bm25, capsys):
   assert len(lines) == report['written'] > 0
   of_query, positives = split.positives()
   for line in lines:
-    rows = [corpus.rows[an_id] for an_id in line['negative_ids']]
+    rows = [corpus.rows.get(an_id) for an_id in line['negative_ids']]
     query = list(split.ids).index(line['query_id'])
     own = positives[of_query == query]
     assert [
-      corpus.rows[an_id] for an_id in line['positive_ids']
+      corpus.rows.get(an_id) for an_id in line['positive_ids']
     ] == own.tolist()
     assert not np.isin(corpus.groups[rows], corpus.groups[own]).any()
     assert len(set(rows)) == len(rows) <= 12

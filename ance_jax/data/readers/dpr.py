@@ -107,7 +107,7 @@ def _read_contexts(path, name, passage_rows):
       )
     gold = ids['positive_ctxs'][0]
     if gold in passage_rows:
-      found.judgements[row, passage_rows[gold]] = 1
+      found.judgements[row, passage_rows.get(gold)] = 1
     else:
       found.missing[row, gold] = 1
     hard = list(map(passage_rows.get, ids['hard_negative_ctxs']))

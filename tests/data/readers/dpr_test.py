@@ -35,7 +35,14 @@ def test_passages_are_read_with_their_quotes_undone(folder):
 def test_the_first_positive_context_is_the_positive_and_bm25s_the_negatives(
   folder, capsys
 ):
+  path = folder / 'biencoder-nq-train.json'
+  # A question may span any lines.
+  path.write_text(json.dumps(json.loads(path.read_text())))
   split = load(folder, 'train').splits['train']
+  # Apostrophes are plain, as in DPR.
+  texts = ''.join(split.texts)
+  assert "w1's" in texts
+  assert '\u2019' not in texts
   wanted = [row for n, _, row in formats.queries('train') if n != 3]
   assert split.passages.tolist() == wanted
   assert split.positives()[1].tolist() == wanted
@@ -45,12 +52,9 @@ def test_the_first_positive_context_is_the_positive_and_bm25s_the_negatives(
   out = capsys.readouterr().out
   assert 'left out 1 questions without a positive' in out
   assert '1 questions without a negative of BM25' in out
-
-
-def test_questions_have_plain_apostrophes_as_in_dpr(folder):
-  texts = list(load(folder, 'train').splits['train'].texts)
-  assert any("w1's" in text for text in texts)
-  assert not any('\u2019' in text for text in texts)
+  # Files of another size than the source's.
+  assert "psgs_w100.tsv: 120 rows; the source's has 21,015,324" in out
+  assert "biencoder-nq-train.json: 32 rows; the source's has 58,880" in out
 
 
 def test_questions_with_answers_alone_all_count(folder):
@@ -77,10 +81,8 @@ def test_trivia_names_its_contexts_otherwise_and_gzip_makes_no_difference(
   assert again.splits['train'].hash == before.splits['train'].hash
 
 
-def test_two_sets_of_questions_need_a_flag(folder):
+def test_of_two_sets_of_questions_a_flag_chooses(folder):
   formats.write_dpr(folder, 'trivia')
-  with pytest.raises(errors.BadInput, match='are nq, trivia; set it'):
-    load(folder, 'test')
   nq = load(folder, 'test', questions='nq').splits['test']
   assert nq.ids[0] == 'nq-test-1'
 
@@ -95,24 +97,3 @@ def test_answers_of_curatedtrec_are_patterns(tmp_path):
   path.write_text("who\t['Lin(da']\n")
   with pytest.raises(errors.BadInput, match='no regular expression'):
     load(tmp_path, 'test')
-
-
-def test_a_question_may_span_any_lines_of_its_json(folder):
-  path = folder / 'biencoder-nq-train.json'
-  before = load(folder, 'train').splits['train'].hash
-  path.write_text(json.dumps(json.loads(path.read_text())))
-  assert load(folder, 'train').splits['train'].hash == before
-
-
-def test_files_of_another_size_than_the_sources_are_told_of(folder, capsys):
-  load(folder, 'train')
-  out = capsys.readouterr().out
-  assert "psgs_w100.tsv: 120 rows; the source's has 21,015,324" in out
-  assert "biencoder-nq-train.json: 32 rows; the source's has 58,880" in out
-
-
-def test_a_missing_file_says_where_it_is_and_how_large(folder):
-  (folder / 'psgs_w100.tsv').unlink()
-  with pytest.raises(errors.BadInput) as caught:
-    load(folder, 'train')
-  assert 'psgs_w100.tsv.gz (4,694.5 MB)' in str(caught.value)

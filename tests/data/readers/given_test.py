@@ -64,6 +64,27 @@ def beir(tmp_path):
   )  # fmt: skip
 
 
+@pytest.fixture
+def pairs(beir, tmp_path):
+  """pairs(*lines) -> settings of a folder of these pairs."""
+  folder = tmp_path / 'pairs'
+  folder.mkdir()
+
+  def write(*found):
+    lines(folder / 'pairs.jsonl', found)
+    return dataclasses.replace(
+      beir, dataset='pairs', data_dir=str(folder), negatives=''
+    )
+
+  return write
+
+
+def give(config, *found):
+  """Writes lines to the file of given negatives; returns the settings."""
+  lines(pathlib.Path(config.negatives), found)
+  return config
+
+
 def lines(path, found):
   path.write_text(''.join(json.dumps(line) + '\n' for line in found))
   return path
@@ -240,19 +261,13 @@ DPR = [
 
 @pytest.mark.parametrize(('found', 'expected'), FILES.values(), ids=FILES)
 def test_each_form_is_read(found, expected, beir):
-  lines(pathlib.Path(beir.negatives), found)
-  assert given_of(beir) == expected
+  assert given_of(give(beir, *found)) == expected
 
 
 @pytest.mark.parametrize(('found', 'expected'), FILES.values(), ids=FILES)
-def test_each_form_with_texts_is_a_file_of_pairs(found, expected, beir):
+def test_each_form_with_texts_is_a_file_of_pairs(found, expected, pairs):
   """The same texts, by the file alone: with ids of its own, and no more."""
-  folder = pathlib.Path(beir.workdir).parent / 'pairs'
-  folder.mkdir()
-  lines(folder / 'pairs.jsonl', found)
-  config = dataclasses.replace(
-    beir, dataset='pairs', data_dir=str(folder), negatives=''
-  )
+  config = pairs(*found)
   if 'ids' in json.dumps(found) or '_id' in found[0]:
     with pytest.raises(errors.BadInput, match='has no text'):
       loaded(config)
@@ -261,7 +276,7 @@ def test_each_form_with_texts_is_a_file_of_pairs(found, expected, beir):
   texts = [corpus_lib.whole_text(corpus, row) for row in range(len(corpus.ids))]
   assert sorted(texts) == sorted(whole(n) for n in range(5))
   ids = {an_id: whole(n) for n, (an_id, _, _) in enumerate(CORPUS)}
-  by_text = {i: texts[corpus.rows[i]] for i in corpus.ids}
+  by_text = {i: texts[corpus.rows.get(i)] for i in corpus.ids}
   assert {
     query: [(by_text[an_id], score) for an_id, score in pairs]
     for query, pairs in given_of(config).items()
@@ -269,35 +284,58 @@ def test_each_form_with_texts_is_a_file_of_pairs(found, expected, beir):
     query: [(ids[an_id], score) for an_id, score in pairs]
     for query, pairs in expected.items()
   }
-  queries, passages = split.positives()
   assert [
     (split.texts[int(q)], texts[p])
-    for q, p in zip(queries, passages, strict=True)
+    for q, p in zip(*split.positives(), strict=True)
   ] == [(Q0, whole(0)), (Q1, whole(1))]
 
 
-def test_negatives_by_system_are_those_of_all_systems(tmp_path):
-  """As in sentence-transformers/msmarco-hard-negatives: numbers are ids."""
-  line = {
-    'qid': 571018, 'pos': [7349777], 'neg': {'bm25': [12, 5], 'mpnet': [5, 7]}
-  }  # fmt: skip
-  (record,) = given_formats.read(
-    lines(tmp_path / 'f.jsonl', [line]), collections.Counter()
-  )
-  assert record.query_id == '571018'
-  assert [p.id for p in record.positives] == ['7349777']
-  assert [p.id for p in record.negatives] == ['12', '5', '5', '7']
-  assert {p.text for p in record.positives + record.negatives} == {None}
+def named(*ids):
+  return [(an_id, None) for an_id in ids]
 
 
-def test_what_cannot_be_an_id_is_a_text(tmp_path):
-  line = {'query': 'q', 'negatives': ['p2', '紫禁城在哪里', 'a b', 'naïve', 7]}
-  path = lines(tmp_path / 'f.jsonl', [line])
+def written(*texts):
+  return [(None, text) for text in texts]
+
+
+@pytest.mark.parametrize(
+  ('line', 'query_id', 'positives', 'negatives'),
+  [
+    # sentence-transformers/msmarco-hard-negatives: by system; numbers are ids.
+    (
+      {'qid': 571018, 'pos': [73], 'neg': {'bm25': [12, 5], 'mpnet': [5, 7]}},
+      '571018',
+      named('73'),
+      named('12', '5', '5', '7'),
+    ),
+    # What cannot be an id is a text.
+    (
+      {'query': 'q', 'negatives': ['p2', '紫禁城在哪里', 'a b', 'naïve', 7]},
+      None,
+      [],
+      [
+        *named('p2'),
+        *written('紫禁城在哪里', 'a b', 'naïve'),
+        *named('7'),
+      ],
+    ),
+    # An id of a query may be 0, and goes before that of the line.
+    ({'query_id': 0, 'id': 17, 'neg': ['a']}, '0', [], written('a')),
+  ],
+)
+def test_ids_and_texts_are_told_apart(
+  line, query_id, positives, negatives, tmp_path
+):
+  record = record_of(line, tmp_path)
+  assert record.query_id == query_id
+  assert [(p.id, p.text) for p in record.positives] == positives
+  assert [(p.id, p.text) for p in record.negatives] == negatives
+
+
+def record_of(line, folder):
+  path = lines(folder / 'given.jsonl', [line])
   (record,) = given_formats.read(path, collections.Counter())
-  assert [(p.id, p.text) for p in record.negatives] == [
-    ('p2', None), (None, '紫禁城在哪里'), (None, 'a b'), (None, 'naïve'),
-    ('7', None),
-  ]  # fmt: skip
+  return record
 
 
 @pytest.mark.parametrize('indent', [None, 2])
@@ -309,8 +347,7 @@ def test_an_array_of_dpr_is_read_also_zipped(indent, beir, tmp_path):
 
 
 def test_scores_of_positives_are_kept_beside_the_judgements(beir):
-  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
-  _, split = loaded(beir)
+  _, split = loaded(give(beir, *FILES['FlagEmbedding'][0]))
   np.testing.assert_array_equal(split.scores, [9, 4, NAN])
 
 
@@ -375,8 +412,9 @@ def test_positives_their_texts_and_the_query_itself_are_not_drawn(beir, capsys):
 def test_who_waits_for_another_process_takes_what_that_made(
   take, made, waited, beir, monkeypatch, capsys
 ):
-  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
-  run, _ = experiment.create(small(beir), ('train',))
+  run, _ = experiment.create(
+    small(give(beir, *FILES['triplets'][0])), ('train',)
+  )
   real, others = atomic.exclusive, []
 
   @contextlib.contextmanager
@@ -396,24 +434,22 @@ def test_who_waits_for_another_process_takes_what_that_made(
 
 @pytest.mark.parametrize('method', ['given', 'given_in_batch'])
 def test_a_run_trains_on_given_negatives_and_on_no_others(method, beir):
-  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  give(beir, *FILES['triplets'][0])
   config = dataclasses.replace(small(beir), method=method)
   train.run(config)
   assert logs.series(config.workdir, 'train/loss')[2] > 0
   assert logs.series(config.workdir, 'probe/grad_norm_given')
   # Another file in its place: what was begun on the first does not go on.
-  lines(pathlib.Path(beir.negatives), FILES['triplets'][0][1:])
+  give(beir, *FILES['triplets'][0][1:])
   with pytest.raises(errors.BadInput, match="split 'train'"):
     train.run(dataclasses.replace(config, max_steps=4))
 
 
 def test_a_score_that_changes_changes_the_split(beir):
   hashes = set()
+  line = {'query_id': 'q0', 'negatives': ['p2', 'p3']}
   for scores in ([0.5, -2], [0.5, -3]):
-    lines(
-      pathlib.Path(beir.negatives),
-      [{'query_id': 'q0', 'negatives': ['p2', 'p3'], 'neg_scores': scores}],
-    )
+    give(beir, {**line, 'neg_scores': scores})
     hashes.add(loaded(beir)[1].hash)
   hashes.add(loaded(dataclasses.replace(beir, negatives=''))[1].hash)
   assert len(hashes) == 3
@@ -431,60 +467,100 @@ def test_rows_of_given_negatives_want_some(beir):
     negatives.check(run._replace(config=warm))
 
 
-def test_a_file_of_other_data_is_refused(beir):
-  lines(
-    pathlib.Path(beir.negatives),
-    [
-      {'query': 'of others', 'pos': ['a b'], 'neg': ['c d']},
-      {'query_id': 'q0', 'query': 'of others', 'negatives': ['p2']},
-      {'query_id': 'q0', 'negatives': ['no such id']},
-    ],
-  )
+@pytest.mark.parametrize(
+  'line',
+  [
+    {'query': 'of others', 'pos': ['a b'], 'neg': ['c d']},
+    {'query_id': 'q0', 'query': 'of others', 'negatives': ['p2']},
+    {'query_id': 'q0', 'negatives': ['no such id']},
+    {'query': Q0, 'neg': []},
+  ],
+)
+def test_a_file_of_other_data_or_without_a_passage_is_refused(line, beir):
   with pytest.raises(errors.BadInput, match='gives no training query a'):
-    loaded(beir)
+    loaded(give(beir, line))
 
 
-def test_an_id_counts_alone_or_with_its_own_text(beir, capsys):
-  """Ids of other data that are the same, and passages by their text alone."""
-  lines(
-    pathlib.Path(beir.negatives),
-    [
-      {
-        'query_id': 'q1', 'query': '  What  RUSTS ',
-        'negative_passages': [
-          {'docid': 'p1', 'title': 'Gold', 'text': 'It does not.'},
-          {'docid': 'p3', 'title': '', 'text': 'Something else.'},
-          {'docid': 'p3', 'text': 'rain falls.'},
-          {'docid': 'p4'},
-        ],
-      }
-    ],
-  )  # fmt: skip
-  expected = {Q0: [('p2', None), ('p3', None), ('p4', None)]}
-  assert given_of(beir) == expected
-  assert 'left out 1 that the corpus lacks' in capsys.readouterr().out
+BOTH = {'negative_1': whole(3), 'negative_2': whole(4)}
+
+
+@pytest.mark.parametrize(
+  ('found', 'expected', 'says'),
+  [
+    # An id counts alone or with its own text; other data may have the same
+    # ids. Else a passage is found by its text.
+    (
+      [
+        {
+          'query_id': 'q1', 'query': '  What  RUSTS ',
+          'negative_passages': [
+            {'docid': 'p1', 'title': 'Gold', 'text': 'It does not.'},
+            {'docid': 'p3', 'title': '', 'text': 'Something else.'},
+            {'docid': 'p3', 'text': 'rain falls.'},
+            {'docid': 'p4'},
+          ],
+        }
+      ],
+      {Q0: [('p2', None), ('p3', None), ('p4', None)]},
+      'left out 1 that the corpus lacks',
+    ),
+    # As MarginMSE has them: of the positive and each negative one number.
+    (
+      [
+        {'query': Q0, 'positive': whole(0), 'negative': whole(2), 'score': 3.5},
+        {'query': Q1, 'positive': whole(1), **BOTH, 'label': [2.5, 1.0]},
+      ],
+      {Q0: [('p2', None)], Q1: [('p3', None), ('p4', None)]},
+      ': 3 margins, which are not read: only scores are\n',
+    ),
+    # A passage that is named twice is given once, with its first score.
+    (
+      [
+        {'query': Q0, 'neg': [whole(3), whole(2)], 'neg_scores': [1, 2]},
+        {'query': Q0, 'neg': [whole(2), whole(3)], 'neg_scores': [3, 4]},
+      ],
+      {Q0: [('p3', 1.0), ('p2', 2.0)]},
+      ': 2 negatives of 1 of 3 training queries; 2 with a score',
+    ),
+    # What the corpus lacks is counted by mention, and no positive.
+    (
+      [
+        {'query': Q0, 'pos': ['nor this'], 'neg': [whole(2), 'nobody has it']},
+        {'query': Q1, 'pos': ['nor this'], 'neg': ['nobody has it']},
+      ],
+      {Q0: [('p2', None)]},
+      'left out 2 that the corpus lacks',
+    ),
+    (
+      [{'query': Q0, 'pos': ['nor this'], 'neg': [whole(2)]}],
+      {Q0: [('p2', None)]},
+      ': 1 negatives of 1 of 3 training queries; 0 with a score',
+    ),
+  ],
+)  # fmt: skip
+def test_what_is_given_is_matched_and_counted(
+  found, expected, says, beir, capsys
+):
+  assert given_of(give(beir, *found)) == expected
+  assert says in capsys.readouterr().out
 
 
 def test_queries_of_one_text_all_get_what_is_given_by_text(beir):
   queries = [*QUERIES[:2], ('q2', Q0.upper())]
   folder = pathlib.Path(beir.data_dir)
   lines(folder / 'queries.jsonl', [{'_id': i, 'text': t} for i, t in queries])
-  lines(pathlib.Path(beir.negatives), [{'query': Q0, 'neg': [whole(2)]}])
-  assert given_of(beir) == {Q0: [('p2', None)], Q0.upper(): [('p2', None)]}
+  assert given_of(give(beir, {'query': Q0, 'neg': [whole(2)]})) == {
+    Q0: [('p2', None)],
+    Q0.upper(): [('p2', None)],
+  }
 
 
-def test_pairs_say_how_many_queries_have_no_positive(beir, capsys):
-  folder = pathlib.Path(beir.workdir).parent / 'pairs'
-  folder.mkdir()
+def test_pairs_say_how_many_queries_have_no_positive(pairs, capsys):
   found = [
     {'query': 'first', 'pos': ['a b', 'c d'], 'neg': ['e f']},
     {'query': 'second', 'neg': ['a b']},
   ]
-  lines(folder / 'pairs.jsonl', found)
-  config = dataclasses.replace(
-    beir, dataset='pairs', data_dir=str(folder), negatives=''
-  )
-  _, split = loaded(config)
+  _, split = loaded(pairs(*found))
   assert list(split.texts) == ['first']
   assert ': 1 queries without a positive, left out' in capsys.readouterr().out
 
@@ -498,27 +574,26 @@ def test_a_title_that_the_corpus_repeats_in_the_text_is_found_apart(beir):
     + [{'_id': 'p4', 'text': 'else'}],
   )
   negative = {'title': 'Iron', 'text': 'It rusts.'}
-  lines(pathlib.Path(beir.negatives), [{'query': Q0, 'neg': [negative]}])
-  assert given_of(beir) == {Q0: [('p1', None)]}
+  assert given_of(give(beir, {'query': Q0, 'neg': [negative]})) == {
+    Q0: [('p1', None)]
+  }
 
 
-def test_a_line_for_each_negative_is_no_pair_that_stands_twice(beir, capsys):
-  folder = pathlib.Path(beir.workdir).parent / 'pairs'
-  folder.mkdir()
-  config = dataclasses.replace(
-    beir, dataset='pairs', data_dir=str(folder), negatives=''
-  )
-  for each, twice in (([['c'], ['d'], ['e']], False), ([[], []], True)):
-    found = [{'query': 'a', 'pos': ['b'], 'neg': some} for some in each]
-    lines(folder / 'pairs.jsonl', [*found, {'query': 'f', 'pos': ['g']}])
-    loaded(config)
-    out = capsys.readouterr().out
-    assert ('pairs that stand twice, read once' in out) == twice
+@pytest.mark.parametrize(
+  ('each', 'twice'), [(['c', 'd', 'e'], False), ([[], []], True)]
+)
+def test_a_line_for_each_negative_is_no_pair_that_stands_twice(
+  each, twice, pairs, capsys
+):
+  found = [{'query': 'a', 'pos': ['b'], 'neg': some} for some in each]
+  loaded(pairs(*found, {'query': 'f', 'pos': ['g']}))
+  out = capsys.readouterr().out
+  assert ('pairs that stand twice, read once' in out) == twice
 
 
 BAD = {
   'no query': ({'negative': 'a b'}, 'no query among the keys'),
-  'query of numbers': ({'query': 1, 'neg': ['a b']}, 'the query 1 is no string'),
+  'query of numbers': ({'query': 1, 'neg': ['a b']}, 'query 1 is no string'),
   'typo': ({'query': 'a', 'negativ': 'b'}, "'negativ' is none of the keys"),
   'negatives by miner': (
     {'query': 'a', 'neg': {'bm25': 1}}, "in 'neg' has no 'text'"
@@ -543,7 +618,7 @@ BAD = {
     {'query': 'a', 'Negative': 'b'}, "'Negative' is none of the keys"
   ),
   'two positives': (
-    {'query': 'a', 'passage': 'b', 'answer': 'c'}, "than one of 'answer', 'passage'"
+    {'query': 'a', 'passage': 'b', 'answer': 'c'}, "one of 'answer', 'passage'"
   ),
   'id of a list': ({'query_id': 'a', 'negative_ids': [[1]]}, 'no list of ids'),
 }  # fmt: skip
@@ -551,9 +626,8 @@ BAD = {
 
 @pytest.mark.parametrize(('line', 'says'), BAD.values(), ids=BAD)
 def test_what_can_be_meant_in_two_ways_is_refused(line, says, beir):
-  lines(pathlib.Path(beir.negatives), [FILES['triplets'][0][0], line])
   with pytest.raises(errors.BadInput, match=says) as refused:
-    loaded(beir)
+    loaded(give(beir, FILES['triplets'][0][0], line))
   assert 'given.jsonl, line 2' in str(refused.value)
 
 
@@ -595,9 +669,17 @@ def test_given_negatives_are_audited_by_rank_and_by_the_files_scores(
   }  # fmt: skip
 
 
+def all_scores(run):
+  """Returns the (3, 6) scores of all training queries and passages."""
+  watch = logs.Stopwatch()
+  rows = np.tile(np.arange(6, dtype=np.int32), (3, 1))
+  queries = run.encode_queries('train', watch)
+  return run.index_corpus(watch).scores(queries, rows)
+
+
 def test_with_a_model_given_negatives_are_audited_by_its_scores(beir, tmp_path):
   """A model that scores by one word's vector: the title's."""
-  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
+  give(beir, *FILES['triplets'][0])
   config = small(beir, pooling='mean')
   run, params = experiment.create(config, ('train',))
   model = jax.device_get(params)
@@ -610,13 +692,7 @@ def test_with_a_model_given_negatives_are_audited_by_its_scores(beir, tmp_path):
     workdir=str(tmp_path / 'audit'), similarity='dot',
   )  # fmt: skip
   shares = audit.run(config)
-  this, _ = experiment.open(config, ('train',))
-  watch = logs.Stopwatch()
-  indexed = this.index_corpus(watch)
-  queries = this.encode_queries('train', watch)
-  scores = indexed.scores(
-    queries, np.tile(np.arange(6, dtype=np.int32), (3, 1))
-  )
+  scores = all_scores(experiment.open(config, ('train',))[0])
   above = [scores[0, 2] >= scores[0, 0], scores[0, 3] >= scores[0, 0]]
   above.append(scores[1, 4] >= scores[1, 1])
   assert shares['above the positive'][0] == np.mean(above)
@@ -627,12 +703,7 @@ def test_the_best_of_a_querys_positives_counts_by_a_models_scores(beir):
     file.writelines(f'q{q}\tp{p}\t1\n' for q, p in ((0, 2), (0, 3), (1, 2)))
   this, params = experiment.create(small(beir, negatives=''), ('train',))
   this = this.with_params(params)
-  watch = logs.Stopwatch()
-  indexed = this.index_corpus(watch)
-  queries = this.encode_queries('train', watch)
-  scores = indexed.scores(
-    queries, np.tile(np.arange(6, dtype=np.int32), (3, 1))
-  )
+  scores = all_scores(this)
   positives = [[0, 2, 3], [1, 2], [4]]
   for chosen in ([0, 1, 2], [0, 2], [1]):
     rows = np.array([[5]] * len(chosen), np.int32)
@@ -653,17 +724,15 @@ def test_queries_of_one_text_have_one_best_positive_by_a_models_scores(beir):
   this = this.with_params(params)
   rows = np.array([[5]] * 3, np.int32)
   _, best = audit._model_scores(this, np.arange(3), rows)
-  indexed = this.index_corpus(logs.Stopwatch())
-  queries = this.encode_queries('train', logs.Stopwatch())
   positives = this.dataset.splits['train'].positives()[1]
   assert len(set(positives.tolist())) == 3
-  scores = indexed.scores(queries[:1], positives[None])
+  scores = all_scores(this)[0, positives]
   assert np.ptp(scores) > 1e-3
   np.testing.assert_allclose(best, [scores.max()] * 3, rtol=1e-6)
 
 
 def test_in_the_folder_of_a_run_the_files_scores_count(beir, monkeypatch):
-  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
+  give(beir, *FILES['FlagEmbedding'][0])
   folder = pathlib.Path(beir.workdir)
   folder.mkdir()
   (folder / 'run.flags').touch()
@@ -787,31 +856,11 @@ def test_what_the_installed_sentence_transformers_mines_is_read(beir, tmp_path):
       assert known == [scores] * 4
 
 
-def test_an_id_of_a_query_may_be_0_and_goes_before_that_of_the_line(tmp_path):
-  path = lines(
-    tmp_path / 'given.jsonl', [{'query_id': 0, 'id': 17, 'neg': ['a']}]
-  )
-  (record,) = given_formats.read(path, collections.Counter())
-  assert record.query_id == '0'
-
-
 def test_a_list_of_scores_is_of_all_positives_and_then_of_negatives(tmp_path):
   line = {'query': 'q', 'pos': ['a', 'b'], 'neg': ['c'], 'scores': [3, 2, 1]}
-  path = lines(tmp_path / 'given.jsonl', [line])
-  (record,) = given_formats.read(path, collections.Counter())
+  record = record_of(line, tmp_path)
   assert [(p.text, p.score) for p in record.positives] == [('a', 3), ('b', 2)]
   assert [(p.text, p.score) for p in record.negatives] == [('c', 1)]
-
-
-def test_a_passage_that_is_named_twice_is_given_once_with_its_first_score(beir):
-  lines(
-    pathlib.Path(beir.negatives),
-    [
-      {'query': Q0, 'neg': [whole(3), whole(2)], 'neg_scores': [1, 2]},
-      {'query': Q0, 'neg': [whole(2), whole(3)], 'neg_scores': [3, 4]},
-    ],
-  )
-  assert given_of(beir) == {Q0: [('p3', 1.0), ('p2', 2.0)]}
 
 
 def test_what_is_left_out_is_counted(beir, capsys):
@@ -856,22 +905,6 @@ def test_a_table_of_given_negatives_has_the_first_of_each_query():
   np.testing.assert_array_equal(scores, np.where(rows < 0, np.nan, rows / 2))
 
 
-def test_margins_are_counted_and_are_no_scores(beir, capsys):
-  """As MarginMSE has them: of the positive and each negative one number."""
-  both = {'negative_1': whole(3), 'negative_2': whole(4)}
-  lines(
-    pathlib.Path(beir.negatives),
-    [
-      {'query': Q0, 'positive': whole(0), 'negative': whole(2), 'score': 3.5},
-      {'query': Q1, 'positive': whole(1), **both, 'label': [2.5, 1.0]},
-    ],
-  )
-  expected = {Q0: [('p2', None)], Q1: [('p3', None), ('p4', None)]}
-  assert given_of(beir) == expected
-  says = ': 3 margins, which are not read: only scores are\n'
-  assert says in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
   ('query', 'negatives'),
   [
@@ -888,40 +921,28 @@ def test_half_a_surrogate_pair_is_a_question_mark(
   lines(folder / 'corpus.jsonl', [{'_id': 'p0', 'text': 'It ? rusts.'}])
   lines(folder / 'queries.jsonl', [{'_id': 'q0', 'text': 'what ?'}])
   (folder / 'qrels' / 'train.tsv').write_text('q0\tp0\t1\n')
-  lines(pathlib.Path(beir.negatives), [{'query': query, **negatives}])
-  assert given_of(beir) == {'what ?': [('p0', None)]}
+  assert given_of(give(beir, {'query': query, **negatives})) == {
+    'what ?': [('p0', None)]
+  }
   says = 'given.jsonl: 1 texts with half a surrogate pair, read as ?\n'
   assert says in capsys.readouterr().out
 
 
-def test_a_file_without_a_passage_gives_nothing(beir):
-  lines(pathlib.Path(beir.negatives), [{'query': Q0, 'neg': []}])
-  with pytest.raises(errors.BadInput, match='gives no training query a'):
-    loaded(beir)
-
-
-def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(
-  beir, tmp_path
-):
+def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(beir, pairs):
   """Negatives of known queries; p2 is there with a title, p3 by its id."""
-  folder = tmp_path / 'pairs'
-  folder.mkdir()
   pair = {'query': Q0, 'positive': whole(0)}
-  lines(folder / 'pairs.jsonl', [pair])
-  shutil.copy(pathlib.Path(beir.data_dir) / 'corpus.jsonl', folder)
-  lines(
-    pathlib.Path(beir.negatives),
-    [
-      {
-        'query': Q0,
-        'pos': ['nobody judged it'],
-        'neg': [whole(2), 'new'],
-        'negatives': ['p3', 'newer one'],
-      },
-      {'query': 'unknown', 'neg': ['newest']},
-    ],
+  config = dataclasses.replace(pairs(pair), negatives=beir.negatives)
+  shutil.copy(pathlib.Path(beir.data_dir) / 'corpus.jsonl', config.data_dir)
+  give(
+    config,
+    {
+      'query': Q0,
+      'pos': ['nobody judged it'],
+      'neg': [whole(2), 'new'],
+      'negatives': ['p3', 'newer one'],
+    },
+    {'query': 'unknown', 'neg': ['newest']},
   )
-  config = dataclasses.replace(beir, dataset='pairs', data_dir=str(folder))
   corpus, split = loaded(config)
   assert list(corpus.ids) == [i for i, _, _ in CORPUS] + [
     'given-1-1',
@@ -929,28 +950,18 @@ def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(
   ]
   assert split.passages.tolist() == [0]
   assert split.given.of(0).tolist() == [2, 6, 3, 7]
-  lines(folder / 'pairs.jsonl', [{**pair, 'negative': 'another'}])
+  pairs({**pair, 'negative': 'another'})
   with pytest.raises(errors.BadInput, match='leave --negatives out'):
     loaded(config)
 
 
-def test_negatives_of_pairs_may_be_ids_of_the_corpus_beside_them(
-  beir, tmp_path
-):
-  folder = tmp_path / 'pairs'
-  folder.mkdir()
-  shutil.copy(pathlib.Path(beir.data_dir) / 'corpus.jsonl', folder)
-  lines(
-    folder / 'pairs.jsonl',
-    [
-      {'query': Q0, 'positive': whole(0), 'negatives': ['p2']},
-      {'query': 'lost', 'passage': 'b', 'label': 0},
-      {'query': Q1, 'positive': whole(1)},
-    ],
+def test_negatives_of_pairs_may_be_ids_of_the_corpus_beside_them(beir, pairs):
+  config = pairs(
+    {'query': Q0, 'positive': whole(0), 'negatives': ['p2']},
+    {'query': 'lost', 'passage': 'b', 'label': 0},
+    {'query': Q1, 'positive': whole(1)},
   )
-  config = dataclasses.replace(
-    beir, dataset='pairs', data_dir=str(folder), negatives=''
-  )
+  shutil.copy(pathlib.Path(beir.data_dir) / 'corpus.jsonl', config.data_dir)
   corpus, split = loaded(config)
   assert list(split.texts) == [Q0, Q1]
   assert split.given.of(0).tolist() == [2]
@@ -958,8 +969,7 @@ def test_negatives_of_pairs_may_be_ids_of_the_corpus_beside_them(
 
 
 def test_the_best_score_of_a_query_is_that_of_its_positives_alone(beir):
-  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
-  _, split = loaded(beir)
+  _, split = loaded(give(beir, *FILES['FlagEmbedding'][0]))
   split = split._replace(
     offsets=np.array([0, 3, 5, 6]),
     passages=np.arange(6, dtype=np.int32),
@@ -980,8 +990,9 @@ def test_the_best_score_of_a_query_is_that_of_its_positives_alone(beir):
   ],
 )
 def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
-  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
-  run, _ = experiment.create(small(beir), ('train',))
+  run, _ = experiment.create(
+    small(give(beir, *FILES['triplets'][0])), ('train',)
+  )
   run = run._replace(config=dataclasses.replace(run.config, **changes))
   if says:
     with pytest.raises(errors.BadInput, match=says):
@@ -998,32 +1009,27 @@ def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
 
 
 def test_given_negatives_are_in_the_report_on_a_dataset(beir):
-  lines(pathlib.Path(beir.negatives), FILES['FlagEmbedding'][0])
-  _, split = loaded(beir)
-  facts = inspect.split_facts(split)
-  assert {k: v for k, v in facts.items() if 'given' in k} == {
-    'given negatives': 3,
-    'given negatives of a query, mean': 1.0,
-    'given negatives of a query, most': 2,
-    'queries without a given negative': 1,
-    'given negatives with a score': 3,
-  }
-
-
-def test_negatives_that_questions_bring_are_in_the_report_on_a_dataset(beir):
-  _, split = loaded(dataclasses.replace(beir, negatives=''))
-  facts = inspect.split_facts(split._replace(negatives=[[4, 5], [], [0]]))
-  assert {k: v for k, v in facts.items() if 'given' in k} == {
+  """Those of a file, and those that questions bring."""
+  _, split = loaded(give(beir, *FILES['FlagEmbedding'][0]))
+  brought = split._replace(given=None, negatives=[[4, 5], [], [0]])
+  expected = {
     'given negatives': 3,
     'given negatives of a query, mean': 1.0,
     'given negatives of a query, most': 2,
     'queries without a given negative': 1,
   }
+  for each, scores in (
+    (split, {'given negatives with a score': 3}),
+    (brought, {}),
+  ):
+    facts = inspect.split_facts(each).items()
+    assert {k: v for k, v in facts if 'given' in k} == expected | scores
 
 
 def test_a_row_that_takes_none_of_them_says_so(beir, capsys):
-  lines(pathlib.Path(beir.negatives), FILES['triplets'][0])
-  run, _ = experiment.create(small(beir), ('train',))
+  run, _ = experiment.create(
+    small(give(beir, *FILES['triplets'][0])), ('train',)
+  )
   said = 'takes none of the given negatives'
   negatives.check(run)
   assert said not in capsys.readouterr().out
@@ -1037,27 +1043,6 @@ def test_a_row_that_takes_none_of_them_says_so(beir, capsys):
   data = run.dataset._replace(splits={'train': brought})
   negatives.check(others._replace(dataset=data))
   assert said not in capsys.readouterr().out
-
-
-def test_what_the_corpus_lacks_is_counted_by_mention_and_no_positive(
-  beir, capsys
-):
-  lacked = 'nobody has this'
-  lines(
-    pathlib.Path(beir.negatives),
-    [
-      {'query': Q0, 'pos': ['nor this'], 'neg': [whole(2), lacked]},
-      {'query': Q1, 'pos': ['nor this'], 'neg': [lacked]},
-    ],
-  )
-  loaded(beir)
-  assert 'left out 2 that the corpus lacks' in capsys.readouterr().out
-  lines(
-    pathlib.Path(beir.negatives),
-    [{'query': Q0, 'pos': ['nor this'], 'neg': [whole(2)]}],
-  )
-  loaded(beir)
-  assert 'left out' not in capsys.readouterr().out
 
 
 def test_the_query_itself_is_not_above_the_positive_by_the_files_scores(beir):

@@ -1,13 +1,10 @@
 """MS MARCO's files as they are."""
 
-import gzip
-
 import formats
 import numpy as np
 import pytest
 
 from ance_jax import config
-from ance_jax import errors
 from ance_jax.data import downloads
 from ance_jax.data import registry
 from ance_jax.data import tokens
@@ -23,12 +20,6 @@ def load(folder, dataset, *splits):
 @pytest.fixture
 def passages(tmp_path):
   formats.write_msmarco(tmp_path)
-  return tmp_path
-
-
-@pytest.fixture
-def documents(tmp_path):
-  formats.write_documents(tmp_path)
   return tmp_path
 
 
@@ -58,17 +49,6 @@ def test_each_split_has_its_files_and_its_protocol(passages):
   assert found['dl19'].grades.tolist() == [3, 1] * formats.NUM_TEST
 
 
-def test_gzipped_files_give_the_same_rows(passages):
-  before = load(passages, 'msmarco', 'train')
-  for name in ('collection.tsv', 'queries.train.tsv', 'qrels.train.tsv'):
-    path = passages / name
-    (passages / f'{name}.gz').write_bytes(gzip.compress(path.read_bytes()))
-    path.unlink()
-  again = load(passages, 'msmarco', 'train')
-  assert again.corpus.hash == before.corpus.hash
-  assert again.splits['train'].hash == before.splits['train'].hash
-
-
 def test_titled_passages_are_another_corpus_and_say_so(passages, capsys):
   plain = load(passages, 'msmarco', 'dev').corpus
   titled = load(passages, 'msmarco_titled', 'dev').corpus
@@ -82,8 +62,12 @@ def test_titled_passages_are_another_corpus_and_say_so(passages, capsys):
   assert '60 passages without a title' in out
 
 
-def test_a_document_is_address_title_and_body_cut_as_in_ance(documents, capsys):
-  corpus = load(documents, 'msmarco_doc', 'train').corpus
+def test_a_document_is_address_title_and_body_cut_as_in_ance(tmp_path, capsys):
+  formats.write_documents(tmp_path)
+  dataset = load(tmp_path, 'msmarco_doc', 'dev', 'dl19')
+  protocols = {name: split.protocol for name, split in dataset.splits.items()}
+  assert protocols == {'dev': 'msmarco_doc', 'dl19': 'trec_dl_doc'}
+  corpus = dataset.corpus
   texts = list(tokens.passage_texts(corpus, '</s>'))
   body = formats.passage_text(7)
   assert texts[7] == f'http://site.org/7?a=b</s>Title 7</s>{body}'
@@ -95,20 +79,6 @@ def test_a_document_is_address_title_and_body_cut_as_in_ance(documents, capsys):
   )
   assert texts[4] == 'http://site.org/4?a=b</s>Title 4'
   assert '1 documents cut at 10,000 characters' in capsys.readouterr().out
-
-
-def test_documents_are_scored_by_mrr_at_100_and_grades_from_1(documents):
-  found = load(documents, 'msmarco_doc', 'dev', 'dl19').splits
-  assert found['dev'].protocol == 'msmarco_doc'
-  assert found['dl19'].protocol == 'trec_dl_doc'
-
-
-def test_a_missing_file_says_where_it_is_and_how_large(passages):
-  (passages / 'qrels.train.tsv').unlink()
-  with pytest.raises(errors.BadInput) as caught:
-    load(passages, 'msmarco', 'train')
-  assert 'neither qrels.train.tsv nor' in str(caught.value)
-  assert 'collectionandqueries.tar.gz (1,057.7 MB)' in str(caught.value)
 
 
 def test_all_files_of_the_splits_have_an_address():
