@@ -151,6 +151,6 @@ def test_data_that_is_not_there_ends_in_a_sentence_that_names_it(tmp_path):
     train.run(settings)
   (tmp_path / 'data').mkdir()
   settings = dataclasses.replace(settings, data_dir=str(tmp_path / 'data'))
-  says = r'hold psgs_w100.tsv .*; fetch https://dl.*4,694.5 MB'
+  says = r'neither psgs_w100.tsv .*; fetch https://dl.*4,694.5 MB'
   with pytest.raises(errors.BadInput, match=says):
     train.run(settings)

@@ -76,7 +76,7 @@ def open_folder(settings: Settings, first: str) -> pathlib.Path:
     atomic.make_folder(path)
   if (found := strict_io.kind(path)) != 'a folder':
     raise errors.refusal(
-      f'there is {found} at --data_dir={path}, where a folder is needed',
+      f'--data_dir={path} names {found}, and a folder is needed',
       f'set it to the folder that holds {first}',
     )
   return pathlib.Path(path)
@@ -127,8 +127,8 @@ def existing(
     cure = f'set --data_dir={below[0]}' if below else cure
     names = ', '.join(sorted(os.listdir(folder))[:8]) or 'nothing'
     raise errors.refusal(
-      f'{folder} holds {names}, but neither {name} nor {name}.gz, which {what} '
-      'needs',
+      f'{folder} has neither {name} nor {name}.gz, which {what} needs (it '
+      f'holds {names})',
       cure,
     )
   return path

@@ -136,16 +136,10 @@ NO_BYTES = b'{"_id": "x", "text": "a\0b"}\n'
 CASES = {
   # The folder.
   'no folder named': Refused(settings(data_dir=''), '--data_dir is not given'),
-  'no such folder': Refused(
-    _as_data_dir('none'), 'there is nothing at --data_dir='
-  ),
-  'file as folder': Refused(
-    _as_data_dir(CORPUS), 'there is a file at --data_dir='
-  ),
+  'no such folder': Refused(_as_data_dir('none'), 'none names nothing, and'),
+  'file as folder': Refused(_as_data_dir(CORPUS), 'corpus.jsonl names a file'),
   'folder above': Refused(_moved, '/nq.'),
-  'folder below': Refused(
-    _as_data_dir('qrels'), 'holds dev.tsv, train.tsv, but'
-  ),
+  'folder below': Refused(_as_data_dir('qrels'), 'holds dev.tsv, train.tsv)'),
   'no corpus': Refused(remove(CORPUS), 'neither corpus.jsonl nor'),
   'no queries': Refused(remove(QUERIES), 'neither queries.jsonl nor'),
   'corpus in CSV': Refused(rename(CORPUS, 'corpus.csv'), 'holds corpus.csv, q'),

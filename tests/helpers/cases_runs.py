@@ -256,7 +256,7 @@ CASES = {
   'another judgement': going_on(
     append('data/qrels/train.tsv', 'q2\tp4\t1\n'), "found split 'train' of hash"
   ),
-  'data gone': going_on(remove('data'), 'there is nothing at --data_dir='),
+  'data gone': going_on(remove('data'), '/data names nothing, and'),
   # The model.
   'no model': going_on(remove(f'{RECORD}/model'), 'is missing or was changed'),
   'tokenizer cut': going_on(
