@@ -81,7 +81,7 @@ def test_rows_are_made_once_for_the_same_text_length_and_tokenizer(
 def test_a_kill_between_parts_costs_the_part_and_changes_no_byte(
   tokenizer, tmp_path, monkeypatch
 ):
-  texts = [f'{text} {number}' for number in range(9) for text in TEXTS]
+  texts = [f'{text} {number}' for number in range(2) for text in TEXTS]
   before = make(tokenizer, tmp_path / 'whole', texts)
   monkeypatch.setattr(tokens, '_ROWS_AT_ONCE', 2)
   monkeypatch.setattr(tokens, '_BATCHES_A_PART', 3)
