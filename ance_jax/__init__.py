@@ -47,7 +47,7 @@ def _set_xla_flags():
     os.environ['XLA_FLAGS'] = _WITHOUT_YNN
 
 
-def _set_openblas_kernels(cpu_file=pathlib.Path('/proc/cpuinfo')):
+def _set_openblas_kernels():
   """Names the kernels of OpenBLAS where nobody did, on Intel's processors.
 
   The wheel of FAISS brings OpenBLAS 0.3.15, of 2021: a processor that came
@@ -56,7 +56,8 @@ def _set_openblas_kernels(cpu_file=pathlib.Path('/proc/cpuinfo')):
   """
   if 'faiss' in sys.modules or 'OPENBLAS_CORETYPE' in os.environ:
     return
-  text = cpu_file.read_text() if cpu_file.exists() else ''
+  file = pathlib.Path('/proc/cpuinfo')
+  text = file.read_text() if file.exists() else ''
   found = re.search(r'^flags\s*:(.*)', text, re.MULTILINE)
   features = set(found[1].split()) if found else set()
   if not re.search(r'^vendor_id\s*: GenuineIntel', text, re.MULTILINE):

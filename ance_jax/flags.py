@@ -209,7 +209,12 @@ def _parse_flagfile(path, flag_values, above=(), place=''):
   if above[-1] in above[:-1]:
     cure = 'leave that out'
     raise errors.refusal(f'flagfile {path} names itself', cure, place)
-  lines = [_stripped(line) for line in _flagfile_lines(path, place)]
+  lines = [line.lstrip().rstrip('\r') for line in _flagfile_lines(path, place)]
+  # Spaces at the end of a prompt count.
+  lines = [
+    line if line.partition('=')[0].endswith('_prompt') else line.rstrip()
+    for line in lines
+  ]
   if os.path.basename(path) == config_lib.FLAGS_FILE:
     # Flags of an older release must still repeat the run.
     lines = [line or '' for line in config_lib.of_a_run(lines)]
@@ -227,13 +232,6 @@ def _parse_flagfile(path, flag_values, above=(), place=''):
         config_checks.check(_FIELDS[name], flag_values[name].value, place)
 
 
-def _stripped(line):
-  """Strips a line, except for the trailing spaces of a prompt."""
-  line = line.lstrip().rstrip('\r')
-  is_prompt = line.partition('=')[0].endswith('_prompt')
-  return line if is_prompt else line.rstrip()
-
-
 def _flagfile_lines(path, place):
   if not os.path.isfile(path):
     raise errors.refusal(
@@ -245,8 +243,11 @@ def _flagfile_lines(path, place):
     with open(path, 'rb') as file:
       data = file.read(_MAX_FLAGFILE + 1)
   except OSError as error:
-    fact = f'flagfile {path} cannot be read ({error.strerror})'
-    raise errors.refusal(fact, 'check its rights', place) from error
+    raise errors.refusal(
+      f'flagfile {path} cannot be read ({error.strerror})',
+      'check its rights',
+      place,
+    ) from error
   if len(data) > _MAX_FLAGFILE or b'\0' in data:
     raise errors.refusal(
       f'{path}: is not a text of at most {_MAX_FLAGFILE:,} bytes, and begins '

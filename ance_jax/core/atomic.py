@@ -44,7 +44,7 @@ def writing(path: str | pathlib.Path) -> Iterator[BinaryIO]:
     file.flush()
     os.fsync(file.fileno())
     os.replace(unfinished, path)
-  _sync_folder(path.parent)
+  _sync_path(path.parent)
 
 
 def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
@@ -64,7 +64,7 @@ def make_folder(path: str | pathlib.Path) -> None:
   if not path.is_dir():
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    _sync_folder(path.parent)
+    _sync_path(path.parent)
 
 
 @contextlib.contextmanager
@@ -117,9 +117,8 @@ def receive(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
       shutil.rmtree(unfinished)
       _lock_of(unfinished).unlink()
       raise
-    _sync(unfinished)
     # Otherwise a power cut could leave a folder of this name without its files.
-    _sync_folder(unfinished)
+    _sync(unfinished)
 
 
 @contextlib.contextmanager
@@ -135,7 +134,7 @@ def _replacing(folder):
     if folder.exists():
       os.rename(folder, old)
     os.rename(unfinished, folder)
-    _sync_folder(folder.parent)
+    _sync_path(folder.parent)
     _lock_of(unfinished).unlink()
   remove_folder(old)
 
@@ -157,7 +156,7 @@ def commit(folder: str | pathlib.Path, manifest: dict[str, Any]) -> None:
 def uncommit(folder: str | pathlib.Path) -> None:
   """Removes the manifest of a folder to be removed, so that readers skip it."""
   (pathlib.Path(folder) / MANIFEST).unlink(missing_ok=True)
-  _sync_folder(folder)
+  _sync_path(folder)
 
 
 def is_committed(folder: str | pathlib.Path) -> bool:
@@ -244,8 +243,8 @@ def set_aside(
     number += 1
     free = pathlib.Path(f'{stem}-{number}')
   os.rename(path, free)
-  _sync_folder(free.parent)
-  _sync_folder(path.parent)
+  _sync_path(free.parent)
+  _sync_path(path.parent)
   return free
 
 
@@ -296,14 +295,10 @@ def remove_unfinished(folder: str | pathlib.Path) -> None:
   """
   for path in sorted(pathlib.Path(folder).rglob(f'*{_UNFINISHED}')):
     # Removing a parent may already have removed it. A file is its own lock.
-    if path.is_dir():
-      with _locked(_lock_of(path)) as alone:
+    if path.exists():
+      with _locked(_lock_of(path) if path.is_dir() else path) as alone:
         if alone:
           _remove_left_over(path)
-    elif path.exists():
-      with _locked(path) as alone:
-        if alone:
-          path.unlink()
   for path in pathlib.Path(folder).rglob(f'*{_UNFINISHED}{_LOCK}'):
     with _locked(path) as alone:
       if alone:
@@ -312,9 +307,11 @@ def remove_unfinished(folder: str | pathlib.Path) -> None:
 
 def _remove_left_over(path):
   name, _, part = path.name.removesuffix(_UNFINISHED).rpartition('.')
-  if part.startswith(_OLD) and not path.with_name(name).exists():
+  if path.is_file():
+    path.unlink()
+  elif part.startswith(_OLD) and not path.with_name(name).exists():
     os.rename(path, path.with_name(name))
-    _sync_folder(path.parent)
+    _sync_path(path.parent)
   else:
     shutil.rmtree(path)
 
@@ -417,11 +414,11 @@ def _lock_of(folder):
 
 
 @contextlib.contextmanager
-def _locked(path, how=fcntl.LOCK_EX):
+def _locked(path):
   """Yields whether it got the lock of a file, which it makes if missing."""
   descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
   try:
-    yield lock(descriptor, how)
+    yield lock(descriptor)
   finally:
     os.close(descriptor)
 
@@ -432,25 +429,16 @@ def _hashed_json(value):
 
 
 def _damaged(path):
-  return errors.Damaged(
-    f'a file must stay as it was written; found that {path} is missing or was '
-    'changed.'
-  )
+  return errors.Damaged(f'{path} is missing or was changed.')
 
 
 def _sync(folder):
   """Waits until a folder and all its contents are on disk."""
-  paths = sorted(folder.rglob('*'))
-  for path in paths:
-    if path.is_file():
-      with open(path, 'rb') as file:
-        os.fsync(file.fileno())
-  for path in (folder.parent, *paths):
-    if path.is_dir():
-      _sync_folder(path)
+  for path in (folder.parent, folder, *sorted(folder.rglob('*'))):
+    _sync_path(path)
 
 
-def _sync_folder(path):
+def _sync_path(path):
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

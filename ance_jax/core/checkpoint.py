@@ -43,15 +43,18 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str | pathlib.Path):
+    folder = _folder(workdir)
     if distributed.is_first():
-      atomic.make_folder(_folder(workdir))
-      remove_uncommitted(workdir)
+      atomic.make_folder(folder)
+      for step in set(_orbax_steps(folder)) - set(committed_steps(workdir)):
+        logs.log(f'removed what was left of an uncommitted save of step {step}')
+        atomic.remove_folder(folder / str(step))
     distributed.barrier('checkpoints')
     self._workdir = workdir
     self._background = futures.ThreadPoolExecutor(1)
     self._saving, self._removing = None, []
     self._manager = ocp.CheckpointManager(
-      _folder(workdir),
+      folder,
       options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
     )
 
@@ -244,7 +247,16 @@ def fetch(
   folder, before = _folder(workdir), committed_steps(workdir)
   there, taken = remote.numbers(folder), []
   if before and there:
-    _check_same(folder / str(before[-1]), folder / str(there[-1]))
+    path = folder / str(before[-1]) / atomic.MANIFEST
+    ours = atomic.read_json(path).get('run')
+    content = remote.read(folder / str(there[-1]) / atomic.MANIFEST)
+    theirs = json.loads(content or '{}').get('run', ours)
+    if theirs != ours:
+      raise errors.refusal(
+        f'--remote_dir has checkpoints of run {theirs}, and --workdir of run '
+        f'{ours}',
+        'name another of the two',
+      )
   for step in reversed(there):
     if wanted(step) and remote.pull(folder / str(step)):
       taken.append(step)
@@ -274,17 +286,6 @@ def _delete(folder):
   atomic.uncommit(folder)
   # Not with Orbax, which ignores files that it could not remove.
   atomic.remove_folder(folder)
-
-
-def _check_same(here, there):
-  """Raises `BadInput` if a checkpoint and a copy belong to different runs."""
-  ours = atomic.read_json(here / atomic.MANIFEST).get('run')
-  theirs = json.loads(remote.read(there / atomic.MANIFEST) or '{}')
-  if theirs.get('run', ours) != ours:
-    raise errors.BadInput(
-      '--remote_dir must be of the run in --workdir; found checkpoints of run '
-      f'{theirs["run"]} there and of run {ours} here; name another of the two.'
-    )
 
 
 def identity(workdir: str | pathlib.Path, step: int) -> str | None:
@@ -336,19 +337,11 @@ def newest_whole(
       damaged_ones = damaged
   if committed:
     raise errors.Damaged(
-      f'a run must have a whole checkpoint to go on from; all {len(committed)} '
-      f'of {workdir} are damaged ({damaged_ones}); give back a copy, or name '
-      'another --workdir to begin anew.'
+      f'all {len(committed)} checkpoints in {workdir} are damaged '
+      f'({damaged_ones}); give back a copy, or name another --workdir to begin '
+      'anew.'
     )
   return None, None
-
-
-def remove_uncommitted(workdir: str | pathlib.Path) -> None:
-  """Deletes unfinished saves of a killed process."""
-  folder = _folder(workdir)
-  for step in set(_orbax_steps(folder)) - set(committed_steps(workdir)):
-    logs.log(f'removed what was left of an uncommitted save of step {step}')
-    atomic.remove_folder(folder / str(step))
 
 
 def _orbax_steps(folder):
@@ -356,9 +349,10 @@ def _orbax_steps(folder):
 
 
 def _not_committed(workdir, step):
-  return errors.BadInput(
-    'a checkpoint that is read must be committed; found steps '
-    f'{committed_steps(workdir)} in {workdir}, not {step}; choose one of them.'
+  return errors.refusal(
+    f'step {step} has no committed checkpoint in {workdir}, unlike steps '
+    f'{committed_steps(workdir)}',
+    'choose one of them',
   )
 
 
@@ -373,9 +367,8 @@ def choose(workdir: str | pathlib.Path, which: str) -> int:
   """Returns the step that `--checkpoint` names: 'last', 'best' or a number."""
   committed = committed_steps(workdir)
   if not committed:
-    raise errors.BadInput(
-      f'a run must have a checkpoint for this; found none in {workdir}; train '
-      'first, or check --workdir.'
+    raise errors.refusal(
+      f'there is no checkpoint in {workdir}', 'train first, or check --workdir'
     )
   if which == 'last':
     return committed[-1]
@@ -385,9 +378,9 @@ def choose(workdir: str | pathlib.Path, which: str) -> int:
     return best(workdir, committed)
   if which in map(str, committed):
     return int(which)
-  raise errors.BadInput(
-    '--checkpoint must be last, best or the step of a checkpoint; found '
-    f'{which[:20]!r} where there are {committed}; set it to one of them.'
+  raise errors.refusal(
+    f'--checkpoint={which[:20]} is not last, best or one of {committed}',
+    'set it to one of them',
   )
 
 
@@ -429,10 +422,11 @@ def check_format(
   """Raises `BadInput` if training cannot go on from a checkpoint's format."""
   found = manifest.get('format', 1)
   if found != FORMAT:
-    raise errors.BadInput(
+    raise errors.refusal(
       f'the checkpoint of step {step} in {workdir} has format {found}, and '
-      f'training resumes from format {FORMAT} alone; evaluate or export it, '
-      f'or train a new --workdir from its weights with --init_from={workdir}.'
+      f'training resumes from format {FORMAT} alone',
+      'evaluate or export it, or train a new --workdir from its weights with '
+      f'--init_from={workdir}',
     )
 
 

@@ -41,7 +41,7 @@ def enable_cache(
   present = jax.config.jax_compilation_cache_dir
   if folder is None and present:
     return
-  path = None if folder == '' else _subfolder(folder or _default(), devices)
+  path = None if folder == '' else _subfolder(folder, devices)
   if path != present:
     compilation_cache.reset_cache()  # jax reads the setting only once.
     jax.config.update('jax_compilation_cache_dir', path)
@@ -71,16 +71,14 @@ def count_compilations() -> Iterator[collections.Counter]:
     monitoring.unregister_event_duration_listener(heard)
 
 
-def _default():
-  cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(cache, 'ance_jax', 'compiled')
-
-
 def _subfolder(folder, devices):
   """Returns the path, a str, of these devices' folder; None if unusable."""
   about = json.dumps(devices_lib.describe(devices), sort_keys=True)
-  path = pathlib.Path(folder, hashlib.sha256(about.encode()).hexdigest()[:12])
   try:
+    if folder is None:
+      cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+      folder = pathlib.Path(cache, 'ance_jax', 'compiled')
+    path = pathlib.Path(folder, hashlib.sha256(about.encode()).hexdigest()[:12])
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     # jax executes the files in it, so only this user may write there.
     others = stat.S_IWGRP | stat.S_IWOTH

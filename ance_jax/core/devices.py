@@ -40,16 +40,16 @@ def local_parts(
   """
   found = jax.local_devices()
   if num_devices > len(found):
-    raise errors.BadInput(
-      f'--num_devices must be at most the {len(found)} devices that are here; '
-      f'found {num_devices}; lower it.'
+    raise errors.refusal(
+      f'--num_devices={num_devices} is more than the {len(found)} here',
+      'lower it',
     )
   first = num_devices or len(found) - num_others
   if first < 1 or first + num_others > len(found):
-    raise errors.BadInput(
-      '--refresh_devices and those that train must together be at most the '
-      f'{len(found)} devices that are here; found {num_others} and '
-      f'{num_devices or "one at least"}; lower it.'
+    raise errors.refusal(
+      f'--refresh_devices={num_others} leaves less than '
+      f'{num_devices or 1} of the {len(found)} devices here to train',
+      'lower it',
     )
   return tuple(found[:first]), tuple(found[first : first + num_others])
 
@@ -98,7 +98,12 @@ def describe(devices: Sequence[jax.Device]) -> dict[str, str]:
   return {
     'devices': f'{len(devices)} {devices[0].device_kind}',
     'processor': cpu[1] if cpu else platform.machine(),
-    'processor cores': str(_num_cores()),
+    # Those that this process, and so XLA, may use.
+    'processor cores': str(
+      len(os.sched_getaffinity(0))
+      if hasattr(os, 'sched_getaffinity')
+      else os.cpu_count()
+    ),
     'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
     'OPENBLAS_CORETYPE': os.environ.get('OPENBLAS_CORETYPE', ''),
     'python': platform.python_version(),
@@ -146,13 +151,6 @@ def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(parts, here)
 
   return jax.tree.map(place, batch)
-
-
-def _num_cores():
-  """Returns the number of cores that this process, and so XLA, may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count()
 
 
 def _mesh(devices):

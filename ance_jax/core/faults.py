@@ -58,7 +58,8 @@ def sentence(error: BaseException) -> str:
   if isinstance(error, BrokenPipeError):
     return 'nobody reads the output any more.'
   if isinstance(error, ConnectionError | TimeoutError):
-    return f'the network failed ({_text(error)}); try again once it works.'
+    error_text = ' '.join(str(error).split())[:200]
+    return f'the network failed ({error_text}); try again once it works.'
   return ''
 
 
@@ -105,7 +106,3 @@ def _number_in(text):
     return int(found[1])
   words = [number for number in _WORDS if os.strerror(number) in text]
   return words[0] if words else None
-
-
-def _text(error):
-  return ' '.join(str(error).split())[:200]

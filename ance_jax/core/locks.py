@@ -58,17 +58,18 @@ class Lock:
       BadInput: Another process holds it; the message names its host and id.
     """
     self._path = pathlib.Path(workdir) / name
-    self._holder = json.dumps(
-      {
-        'host': socket.gethostname(),
-        'process': os.getpid(),
-        'kernel': _kernel(),
-      }
-    ).encode()
+    holder = {
+      'host': socket.gethostname(),
+      'process': os.getpid(),
+      'kernel': _kernel(),
+    }
+    self._holder = json.dumps(holder).encode()
     with atomic.named(self._path):
       self._descriptor = _take(self._path, self._holder)
+    self._there = None
     try:
-      self._there = _There(self._path, json.loads(self._holder))
+      if remote.is_connected(workdir):
+        self._there = _There(self._path, holder)
     except BaseException:
       self._path.unlink()
       os.close(self._descriptor)
@@ -84,9 +85,8 @@ class Lock:
     because its machine slept or was migrated.
     """
     if self._lost:
-      raise errors.BadInput(
-        f'a folder must have one {_HOLDERS[self._path.name]}; found that '
-        f"{self._path} is another process's now; leave the folder to it."
+      raise errors.refusal(
+        f"{self._path} is another process's now", 'leave the folder to it'
       )
 
   def close(self) -> None:
@@ -96,7 +96,8 @@ class Lock:
     try:
       if self._is_ours():
         self._path.unlink()
-      self._there.close()
+      if self._there:
+        self._there.close()
     finally:
       os.close(self._descriptor)
 
@@ -106,7 +107,8 @@ class Lock:
       # If the disk fails for a moment, the next heartbeat makes up for it.
       with contextlib.suppress(Exception):
         os.utime(self._descriptor)
-        self._lost = not (self._is_ours() and self._there.beat())
+        alive = self._is_ours() and (not self._there or self._there.beat())
+        self._lost = not alive
 
   def _is_ours(self):
     try:
@@ -116,7 +118,7 @@ class Lock:
 
 
 class _There:
-  """The same lock in `--remote_dir`, if there is one, for all machines.
+  """The same lock in `--remote_dir`, for all machines.
 
   Machines that share a bucket share no clock, so whether another holder is
   alive is found out by watching for its heartbeat until the deadline.
@@ -124,8 +126,6 @@ class _There:
 
   def __init__(self, path, holder):
     self._path, self._holder, self._beats = path, holder, 0
-    if not remote.is_connected(path.parent):
-      return
     found = remote.read(path)
     if found and not self._is_dead(found):
       tqdm.tqdm.write(
@@ -143,8 +143,6 @@ class _There:
 
   def beat(self):
     """Sends a heartbeat; returns whether the lock is still held."""
-    if not remote.is_connected(self._path.parent):
-      return True
     if not self._is_ours():
       return False
     self._write()
@@ -152,7 +150,7 @@ class _There:
 
   def close(self):
     """Releases the lock."""
-    if remote.is_connected(self._path.parent) and self._is_ours():
+    if self._is_ours():
       remote.unlink(self._path)
 
   def _write(self):
@@ -178,9 +176,10 @@ class _There:
 
   def _held(self, found):
     holder = _holder_of(found)
-    return errors.BadInput(
-      f'a --remote_dir must have one {_HOLDERS[self._path.name]}; found '
-      f'process {holder.get("process")} on {holder.get("host")}; stop it first.'
+    return errors.refusal(
+      f'process {holder.get("process")} on {holder.get("host")} is the '
+      f'{_HOLDERS[self._path.name]} of --remote_dir',
+      'stop it first',
     )
 
 
@@ -226,10 +225,10 @@ def _check_holder(path, descriptor, locked):
     cure = 'stop it first'
     if locked:
       cure += f', or, if it is dead, wait until {_DEAD_SECS} s have passed'
-    raise errors.BadInput(
-      f'a folder must have one {_HOLDERS[path.name]}; found process {process} '
-      f'on {host} in {path.parent}, with its last sign of life {age:.0f} s '
-      f'ago; {cure}.'
+    raise errors.refusal(
+      f'process {process} on {host} is the {_HOLDERS[path.name]} of '
+      f'{path.parent}, with its last sign of life {age:.0f} s ago',
+      cure,
     )
 
 

@@ -299,14 +299,15 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     if number > whole:
       break  # The process was killed while writing it.
     line = strict_io.json_value(text, path, number)
-    rule = None
+    fact = None
     if not isinstance(line, dict) or type(line.get('step')) is not int:
-      rule = "a line must be a JSON object with a whole number 'step'"
+      fact = "not a JSON object with a whole number 'step'"
     elif not all(type(value) in (int, float) for value in line.values()):
-      rule = 'a metric must be a number'
-    if rule:
+      fact = 'a metric is not a number'
+    if fact:
+      fact = f'{fact}: {strict_io.quoted(text)}'
       cure = 'remove it, or train on: that gives back what the checkpoint holds'
-      raise strict_io.bad(path, rule, strict_io.quoted(text), cure, number)
+      raise strict_io.refusal(path, fact, cure, number)
     found.append(line)
   return found
 

@@ -82,9 +82,8 @@ def _naming_way_round(config):
     inside = path.startswith(os.path.abspath(config.workdir) + os.sep)
     if not (inside and faults.is_denied(error) and _is_run(config.workdir)):
       raise
-    fact = faults.sentence(error).partition(';')[0]
-    raise errors.BadInput(
-      f'{fact}; use a run that is not yours with {way_round(config.workdir)}.'
+    raise errors.refusal(
+      faults.sentence(error).partition(';')[0], _read_only_cure(config.workdir)
     ) from error
 
 
@@ -97,15 +96,15 @@ def check(config: config_lib.Config) -> None:
     if found := problem(path):
       cure = f'name another --{flag}'
       if flag == 'workdir' and _is_run(path):
-        cure = f'use a run that is not yours with {way_round(path)}'
-      raise errors.BadInput(f'--{flag}: {found}; {cure}.')
+        cure = _read_only_cure(path)
+      raise errors.refusal(found, cure, f'--{flag}: ')
   reads = config.dataset != 'pydocs' and config.job not in ('report', 'export')
   if reads and config.data_dir and not config.download:
     found = strict_io.kind(config.data_dir)
     if found != 'a folder':
-      raise errors.BadInput(
-        f'--data_dir must be a folder; found {found} at {config.data_dir}; set '
-        'it to the folder of the data.'
+      raise errors.refusal(
+        f'--data_dir={config.data_dir} names {found}, and a folder is needed',
+        'set it to the folder of the data',
       )
 
 
@@ -138,6 +137,10 @@ def way_round(workdir: str | os.PathLike) -> str:
   return f'--init_from={workdir} --workdir=FOLDER_OF_YOUR_OWN'
 
 
+def _read_only_cure(workdir):
+  return f'use a run that is not yours with {way_round(workdir)}'
+
+
 def _is_run(folder):
   try:
     return bool(folder) and checkpoint.are_in(folder)
@@ -156,12 +159,9 @@ def _written(config):
   if config.output and config.job in ('mine', 'export'):
     yield 'output', pathlib.Path(config.output).absolute().parent
   # Existing token rows are only read.
-  if config.tokens_dir and not _is_filled(config.tokens_dir):
-    yield 'tokens_dir', config.tokens_dir
+  tokens = config.tokens_dir
+  if tokens and not (os.path.isdir(tokens) and os.listdir(tokens)):
+    yield 'tokens_dir', tokens
   remote = config.remote_dir
   if remote and '://' not in remote and config.job in ('train', 'refresh'):
     yield 'remote_dir', remote
-
-
-def _is_filled(folder):
-  return os.path.isdir(folder) and bool(os.listdir(folder))

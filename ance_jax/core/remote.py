@@ -38,40 +38,35 @@ def connect(workdir: str | os.PathLike, address: str) -> None:
   Raises:
     BadInput: The address cannot be read, or overlaps with the folder.
   """
-  _places.pop(_absolute(workdir), None)
+  here = pathlib.Path(workdir)
+  _places.pop(here.absolute(), None)
   if not address:
     return
   if '://' not in address:
-    _check_apart(
-      pathlib.Path(workdir).resolve(), pathlib.Path(address).resolve()
-    )
+    real, other = here.resolve(), pathlib.Path(address).resolve()
+    if real.is_relative_to(other) or other.is_relative_to(real):
+      raise errors.refusal(
+        f'--remote_dir={other} is in --workdir={real}, or holds it',
+        'name a --remote_dir apart from it',
+      )
   place = epath.Path(address)
   try:
     is_file = place.exists() and not place.is_dir()
   except Exception as error:
-    raise errors.BadInput(
-      '--remote_dir must be a place that can be reached; found '
-      f'{address} ({type(error).__name__}: {str(error)[:200]}); check its name '
-      'and your rights there; gs:// wants `pip install gcsfs`, s3:// s3fs.'
+    raise errors.refusal(
+      f'--remote_dir={address} cannot be reached ({type(error).__name__}: '
+      f'{str(error)[:200]})',
+      'check its name and your rights there; gs:// wants `pip install gcsfs`, '
+      's3:// s3fs',
     ) from error
   if is_file:
-    raise errors.BadInput(
-      f'--remote_dir must be a folder; found a file at {address}; name another.'
-    )
-  _places[_absolute(workdir)] = place
-
-
-def _check_apart(here, elsewhere):
-  if here.is_relative_to(elsewhere) or elsewhere.is_relative_to(here):
-    raise errors.BadInput(
-      '--remote_dir must be another folder than --workdir, and neither may lie '
-      f'in the other; found {elsewhere} with {here}; name another.'
-    )
+    raise errors.refusal(f'--remote_dir={address} is a file', 'name a folder')
+  _places[here.absolute()] = place
 
 
 def is_connected(workdir: str | os.PathLike) -> bool:
   """Returns whether a folder is mirrored."""
-  return _absolute(workdir) in _places
+  return pathlib.Path(workdir).absolute() in _places
 
 
 def push(path: str | os.PathLike) -> None:
@@ -89,7 +84,7 @@ def push(path: str | os.PathLike) -> None:
   content = (path / atomic.MANIFEST).read_bytes()
   if read(path / atomic.MANIFEST) == content:
     return
-  _unlink(there / atomic.MANIFEST)
+  (there / atomic.MANIFEST).unlink(missing_ok=True)
   for name in (*json.loads(content)['files'], atomic.MANIFEST):
     _write(there / name, path / name)
 
@@ -98,7 +93,7 @@ def remove(path: str | os.PathLike) -> None:
   """Removes the copy of a published folder, manifest first."""
   there = _there(path)
   if there is not None and there.exists():
-    _unlink(there / atomic.MANIFEST)
+    (there / atomic.MANIFEST).unlink(missing_ok=True)
     there.rmtree(missing_ok=True)
 
 
@@ -135,7 +130,7 @@ def write(path: str | os.PathLike, content: bytes) -> None:
 
 def unlink(path: str | os.PathLike) -> None:
   """Removes the copy of a file."""
-  _unlink(_there(path))
+  _there(path).unlink(missing_ok=True)
 
 
 def pull_file(path: str | os.PathLike) -> None:
@@ -211,15 +206,11 @@ def _numbered(folder):
 
 
 def _there(path):
-  path = _absolute(path)
+  path = pathlib.Path(path).absolute()
   for folder, place in _places.items():
     if path.is_relative_to(folder):
       return place / path.relative_to(folder).as_posix()
   return None
-
-
-def _absolute(path):
-  return pathlib.Path(path).absolute()
 
 
 def _write(there, path):
@@ -227,7 +218,3 @@ def _write(there, path):
   there.parent.mkdir(parents=True, exist_ok=True)
   with open(path, 'rb') as source, there.open('wb') as target:
     shutil.copyfileobj(source, target)
-
-
-def _unlink(there):
-  there.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ _KINDS = {dict: 'object', list: 'list'}
 
 
 class _Refused(ValueError):
-  """Rule, value and cure of a JSON text that is rejected."""
+  """Fact and cure of a JSON text that is rejected."""
 
 
 def refusal(
@@ -79,7 +79,9 @@ def regular(path: str | os.PathLike) -> pathlib.Path:
   """
   found = kind(path)
   if found != 'a file':
-    raise bad(path, 'what is read must be a file', found, 'give one there')
+    raise refusal(
+      path, f'there is {found}, and a file is needed', 'give one there'
+    )
   return pathlib.Path(path)
 
 
@@ -118,11 +120,10 @@ def inside(
   usable = isinstance(name, str) and '\0' not in name and '\\' not in name
   parts = pathlib.PurePosixPath(name).parts if usable else ('/',)
   if '..' in parts or parts[:1] == ('/',):
-    raise bad(
+    raise refusal(
       named_by,
-      'a file that is named must lie in the same folder',
-      quoted(name),
-      'put it there, and name it without / in front and without ..',
+      f'{quoted(name)} is not a path within the same folder',
+      'put the file there, and name it without / in front and without ..',
     )
   return pathlib.Path(folder).joinpath(*parts)
 
@@ -150,10 +151,9 @@ def opened(
       _check_zipped(path, raw.peek(2)[:2] == _GZIP)
       yield raw, gzip.open(raw) if path.suffix == '.gz' else raw
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise bad(
-      path, 'a gzipped file must be whole', f'it damaged ({error})',
-      'fetch it again', line()
-    ) from error  # fmt: skip
+    raise refusal(
+      path, f'the gzipped data is damaged ({error})', 'fetch it again', line()
+    ) from error
 
 
 def bytes_since(raw: BinaryIO) -> Callable[[Any], int]:
@@ -210,11 +210,12 @@ def unquoted(path: str | os.PathLike, number: int, text: str) -> list[str]:
   try:
     (cells,) = csv.reader([text], delimiter='\t', strict=True)
   except csv.Error as error:
-    raise bad(
-      path, 'a cell that begins with a quote must end with one in its line, '
-      'and have those inside it twice', f'{quoted(text)} ({error})',
-      'fetch the file again', number
-    ) from error  # fmt: skip
+    raise refusal(
+      path,
+      f'a quoted cell does not end with its quote in {quoted(text)} ({error})',
+      'fetch the file again, or write quotes inside a quoted cell twice',
+      number,
+    ) from error
   return cells
 
 
@@ -235,18 +236,21 @@ def json_value(
   try:
     return _DECODER.decode(text)
   except json.JSONDecodeError as error:
-    found = quoted(text) if line else error.msg
-    raise bad(
-      path, f'a {"line" if line else "file"} must be one JSON value', found,
-      'mend it', line or error.lineno
-    ) from error  # fmt: skip
+    raise refusal(
+      path,
+      f'not one JSON value ({quoted(text) if line else error.msg})',
+      'mend it',
+      line or error.lineno,
+    ) from error
   except _Refused as error:
-    raise bad(path, *error.args, line) from error
+    raise refusal(path, *error.args, line) from error
   except RecursionError as error:
-    raise bad(
-      path, 'JSON must be nested less than a thousand deep',
-      quoted(text[:40]), 'make it flat', line
-    ) from error  # fmt: skip
+    raise refusal(
+      path,
+      f'JSON is nested a thousand deep or more: {quoted(text[:40])}',
+      'make it flat',
+      line,
+    ) from error
 
 
 def json_file(path: str | os.PathLike, kind: type = dict) -> Any:
@@ -263,39 +267,40 @@ def json_file(path: str | os.PathLike, kind: type = dict) -> Any:
   with open(path, 'rb') as file:
     data = file.read(MAX_FILE + 1)
   if len(data) > MAX_FILE:
-    raise bad(
-      path, f'a JSON file must have at most {MAX_FILE:,} bytes', 'more',
-      'give the right file'
-    )  # fmt: skip
+    raise refusal(
+      path, f'the file has more than {MAX_FILE:,} bytes', 'give the right file'
+    )
   if data.startswith(_BOM):
-    raise bad(
-      path, 'a JSON file must have no byte order mark', 'one',
-      'save it as plain UTF-8'
-    )  # fmt: skip
+    raise refusal(
+      path, 'the file begins with a byte order mark', 'save it as plain UTF-8'
+    )
   value = json_value(_decoded(data, path), path)
   if not isinstance(value, kind):
-    raise bad(
-      path, f'a file must be a JSON {_KINDS[kind]}',
-      f'{type(value).__name__} {quoted(value)}', 'give the right file'
-    )  # fmt: skip
+    raise refusal(
+      path,
+      f'{quoted(value)} is not a JSON {_KINDS[kind]}',
+      'give the right file',
+    )
   return value
 
 
 def _check_zipped(path, is_zipped):
   if is_zipped != (path.suffix == '.gz'):
-    raise bad(
-      path, 'a gzipped file, and no other, must have a name in .gz',
-      'a gzipped one' if is_zipped else 'one that is not gzipped', 'rename it'
-    )  # fmt: skip
+    fact = 'gzipped, and its name does not end in .gz'
+    if not is_zipped:
+      fact = 'not gzipped, and its name ends in .gz'
+    raise refusal(path, fact, 'rename it')
 
 
 def _line(chunk, path, number, counts):
   """Returns the text of a line, '' for a blank one; counts corrections."""
   if len(chunk) > MAX_LINE:
-    raise bad(
-      path, f'a line must have at most {MAX_LINE:,} bytes',
-      f'more, beginning {quoted(chunk[:40])}', 'split it', number
-    )  # fmt: skip
+    raise refusal(
+      path,
+      f'more than {MAX_LINE:,} bytes, beginning {quoted(chunk[:40])}',
+      'split the line',
+      number,
+    )
   if number == 1 and chunk.startswith(_BOM):
     chunk = chunk[len(_BOM) :]
     counts['byte order mark removed'] += 1
@@ -305,10 +310,9 @@ def _line(chunk, path, number, counts):
     counts['line ends of Windows (CRLF) read as LF'] += 1
   for character, name in (('\0', 'NUL'), ('\r', 'carriage return')):
     if character in text:
-      raise bad(
-        path, f'a line must have no {name} in it', quoted(text[:60]),
-        'write the file as UTF-8 text with an LF behind each line', number
-      )  # fmt: skip
+      fact = f'a {name} is in {quoted(text[:60])}'
+      cure = 'write the file as UTF-8 text with an LF behind each line'
+      raise refusal(path, fact, cure, number)
   if not text or text.isspace():
     counts['empty lines left out'] += 1
     return ''
@@ -316,28 +320,25 @@ def _line(chunk, path, number, counts):
 
 
 def _decoded(data, path, line=None):
-  cure = 'convert the file'
-  if path.suffix == '.gz':
-    cure = 'fetch it again, or convert it'
   try:
     return data.decode()
   except UnicodeDecodeError as error:
     place = error.start
     wrong, before = data[place : place + 4], data[max(place - 30, 0) : place]
-    raise bad(
-      path, 'text must be UTF-8', f'{wrong!r} behind {before!r}',
-      cure, line or data.count(b'\n', 0, place) + 1
-    ) from error  # fmt: skip
+    fact = f'{wrong!r} behind {before!r} is not UTF-8'
+    cure = 'convert the file'
+    if path.suffix == '.gz':
+      cure = 'fetch it again, or convert it'
+    line = line or data.count(b'\n', 0, place) + 1
+    raise refusal(path, fact, cure, line) from error
 
 
 def _once(pairs):
   value = dict(pairs)
   if len(value) < len(pairs):
-    keys = collections.Counter(key for key, _ in pairs)
+    ((key, number),) = collections.Counter(k for k, _ in pairs).most_common(1)
     raise _Refused(
-      'a key must stand once in a JSON object',
-      quoted(keys.most_common(1)[0][0]),
-      'remove one',
+      f'the key {quoted(key)} is {number} times in a JSON object', 'keep one'
     )
   return value
 
@@ -345,8 +346,7 @@ def _once(pairs):
 def _whole_number(digits):
   if len(digits) > _MAX_DIGITS:
     raise _Refused(
-      f'a number must have at most {_MAX_DIGITS} digits',
-      f'{len(digits):,}',
+      f'a number has {len(digits):,} digits, more than {_MAX_DIGITS}',
       'quote it if it is a text',
     )
   return int(digits)
@@ -354,24 +354,16 @@ def _whole_number(digits):
 
 def _number(digits):
   value = float(digits)
-  if math.isinf(value):
-    raise _not_finite(digits)
+  if not math.isfinite(value):
+    raise _Refused(
+      f'{quoted(digits)} is not a finite number', 'quote it, or mend it'
+    )
   return value
-
-
-def _constant(name):
-  raise _not_finite(name)
-
-
-def _not_finite(name):
-  return _Refused(
-    'a number must be finite', quoted(name), 'quote it, or mend it'
-  )
 
 
 _DECODER = json.JSONDecoder(
   object_pairs_hook=_once,
   parse_int=_whole_number,
   parse_float=_number,
-  parse_constant=_constant,
+  parse_constant=_number,
 )

@@ -19,20 +19,16 @@ def require(config: config_lib.Config) -> None:
     BadInput: One of the two cannot be used.
   """
   if not config.workdir:
-    raise errors.BadInput(
-      f'--job={config.job} must be told where to write; found no --workdir; '
-      'set it to a folder, new or that of the run.'
+    raise errors.refusal(
+      f'--job={config.job} is given without --workdir, where to write',
+      'set it to a folder, new or that of the run',
     )
   path = pathlib.Path(config.workdir)
-  if path.exists() and not path.is_dir():
-    raise errors.BadInput(
-      f'--workdir must be a folder; found a file at {path}; name another.'
-    )
   try:
     atomic.make_folder(path)
   except (NotADirectoryError, FileExistsError) as error:
-    raise errors.BadInput(
-      f'--workdir must be a folder; found that it cannot be made ({error}); '
-      'name another.'
+    raise errors.refusal(
+      f'--workdir={path} is no folder, nor can it be made ({error})',
+      'name another',
     ) from error
   remote.connect(path, config.remote_dir)

@@ -147,34 +147,36 @@ CASES = {
   'json as ending': Refused(rename(CORPUS, 'corpus.json'), 'neither corpus.'),
   'plain and zipped': Accepted(_both, '1 of 2 files is read'),
   'linked corpus': Accepted(_linked),
-  'folder as corpus': Refused(folder_as(CORPUS), 'found a folder', CORPUS),
-  'pipe as corpus': Refused(pipe(CORPUS), 'found a pipe, socket or', CORPUS),
+  'folder as corpus': Refused(folder_as(CORPUS), 'there is a folder', CORPUS),
+  'pipe as corpus': Refused(pipe(CORPUS), 'there is a pipe, socket', CORPUS),
   'device as corpus': Refused(
-    link(CORPUS, '/dev/zero'), 'found a pipe, socket or device', CORPUS
+    link(CORPUS, '/dev/zero'), 'there is a pipe, socket or device', CORPUS
   ),
   'link to nothing': Refused(
-    link(CORPUS, 'gone'), 'found nothing; give one there', CORPUS
+    link(CORPUS, 'gone'), 'there is nothing, and a file', CORPUS
   ),
   'link to itself': Refused(
-    link(CORPUS, CORPUS), 'found a link to itself', CORPUS
+    link(CORPUS, CORPUS), 'there is a link to itself', CORPUS
   ),
-  'pipe as judgements': Refused(pipe(DEV), 'found a pipe', DEV),
+  'pipe as judgements': Refused(pipe(DEV), 'there is a pipe', DEV),
   # Bytes.
   'Latin-1': sixth(
-    '{"_id": "x", "text": "caf\xe9"}\n'.encode('latin-1'), 'text must be UTF-8'
+    '{"_id": "x", "text": "caf\xe9"}\n'.encode('latin-1'), 'is not UTF-8'
   ),
-  'cut in a letter': sixth('{"_id": "x", "text": "é'.encode()[:-1], 'be UTF-8'),
-  'UTF-16': Refused(edit(CORPUS, _utf16), 'text must be UTF-8', CORPUS, 1),
+  'cut in a letter': sixth(
+    '{"_id": "x", "text": "é'.encode()[:-1], 'is not UTF-8'
+  ),
+  'UTF-16': Refused(edit(CORPUS, _utf16), 'is not UTF-8', CORPUS, 1),
   'UTF-16 without BOM': Refused(
     edit(CORPUS, lambda data: data.decode().encode('utf-16-le')),
-    'must have no NUL',
+    'a NUL is in',
     CORPUS,
     1,
   ),
-  'NUL': sixth(NO_BYTES, 'must have no NUL in it'),
+  'NUL': sixth(NO_BYTES, 'a NUL is in'),
   'old Mac line ends': Refused(
     edit(CORPUS, lambda data: data.replace(b'\n', b'\r')),
-    'must have no carriage return',
+    'a carriage return is in',
     CORPUS,
     1,
   ),
@@ -196,15 +198,15 @@ CASES = {
     put(QUERIES, ''), 'has no entries', QUERIES
   ),
   'huge line': sixth(
-    b'{"_id": "x", "text": "' + b'a' * 2**24 + b'"}\n', 'at most 16,777,216'
+    b'{"_id": "x", "text": "' + b'a' * 2**24 + b'"}\n', 'more than 16,777,216'
   ),
   # Gzip.
   'zipped': Accepted(zipped(CORPUS)),
   'cut gzip': Refused(
-    zipped(CORPUS, lambda d: d[: len(d) // 2]), 'must be whole', CORPUS
+    zipped(CORPUS, lambda d: d[: len(d) // 2]), 'data is damaged', CORPUS
   ),
   'gzip without its end': Refused(
-    zipped(CORPUS, lambda d: d[:-8]), 'must be whole', f'{CORPUS}.gz', 6
+    zipped(CORPUS, lambda d: d[:-8]), 'data is damaged', f'{CORPUS}.gz', 6
   ),
   'gzip of another sum': Refused(
     zipped(CORPUS, lambda d: d[:-8] + bytes(8)), 'CRC check failed', CORPUS
@@ -213,41 +215,43 @@ CASES = {
     zipped(CORPUS, lambda d: d[:20] + b'\xff' * 9 + d[29:]), 'fetch it again'
   ),
   'something behind a gzip': Refused(
-    zipped(CORPUS, lambda d: d + b'garbage'), 'must be whole'
+    zipped(CORPUS, lambda d: d + b'garbage'), 'data is damaged'
   ),
   'plain file in .gz': Refused(
-    rename(CORPUS, f'{CORPUS}.gz'), 'found one that is not gzipped', CORPUS
+    rename(CORPUS, f'{CORPUS}.gz'), 'not gzipped, and its name', CORPUS
   ),
   'empty file in .gz': Refused(
-    together(remove(CORPUS), put(f'{CORPUS}.gz', '')), 'no other, must', CORPUS
+    together(remove(CORPUS), put(f'{CORPUS}.gz', '')),
+    'not gzipped, and',
+    CORPUS,
   ),
   'gzip without .gz': Refused(
-    edit(CORPUS, gzip.compress), 'found a gzipped one', CORPUS
+    edit(CORPUS, gzip.compress), 'gzipped, and its name does not', CORPUS
   ),
-  'gzip bomb': Refused(_bomb, 'a line must have at most', f'{CORPUS}.gz', 1),
+  'gzip bomb': Refused(_bomb, 'more than 16,777,216 bytes', f'{CORPUS}.gz', 1),
   # JSON.
-  'no JSON': sixth('{"_id": \n', 'must be one JSON value'),
+  'no JSON': sixth('{"_id": \n', 'not one JSON value'),
   'CSV inside': corpus_as('id,text\np0,hello\n', 'one JSON value', 1),
-  'TSV inside': corpus_as('p0\thello\n', "found 'p0\\thello'", 1),
-  'two objects in a line': sixth('{} {}\n', 'must be one JSON value'),
-  'object over lines': corpus_as('{\n"_id": "p0"}', 'must be one JSON', 1),
-  'single quotes': sixth("{'_id': 'x'}\n", 'must be one JSON value'),
+  'TSV inside': corpus_as('p0\thello\n', "('p0\\thello')", 1),
+  'two objects in a line': sixth('{} {}\n', 'not one JSON value'),
+  'object over lines': corpus_as('{\n"_id": "p0"}', 'not one JSON', 1),
+  'single quotes': sixth("{'_id': 'x'}\n", 'not one JSON value'),
   'a list of all': corpus_as(
     '[{"_id": "p0", "text": "a"}]', 'is no JSON object', 1
   ),
   'no object': sixth('[1]\n', 'is no JSON object'),
   'null': sixth('null\n', 'is no JSON object'),
   'tab in a string': sixth('{"_id": "x", "text": "a\tb"}\n', 'one JSON value'),
-  'nested deep': sixth(DEEP, 'must be nested less than a thousand deep'),
+  'nested deep': sixth(DEEP, 'nested a thousand deep or more'),
   'nested deep below a key': sixth(
-    '{"_id": "x", "text": "a", "m": ' + '{"a":' * 50_000, 'must be nested less'
+    '{"_id": "x", "text": "a", "m": ' + '{"a":' * 50_000, 'nested a thousand'
   ),
-  'NaN': sixth(RAW % 'NaN', "a number must be finite; found 'NaN'"),
-  'infinity': sixth(RAW % '-Infinity', 'a number must be finite'),
-  'number beyond floats': sixth(RAW % '1e999', 'a number must be finite'),
-  '10,000 digits': sixth(RAW % ('9' * 10_000), 'must have at most 300 digits'),
+  'NaN': sixth(RAW % 'NaN', "'NaN' is not a finite number"),
+  'infinity': sixth(RAW % '-Infinity', 'is not a finite number'),
+  'number beyond floats': sixth(RAW % '1e999', 'is not a finite number'),
+  '10,000 digits': sixth(RAW % ('9' * 10_000), '10,000 digits, more than 300'),
   'key twice': sixth(
-    '{"_id": "x", "text": "a", "text": "b"}\n', 'must stand once in a JSON'
+    '{"_id": "x", "text": "a", "text": "b"}\n', "the key 'text' is 2 times in"
   ),
   'more keys': Accepted(append(CORPUS, record(_id='x', text='a', metadata={}))),
   # Passages.
@@ -358,7 +362,7 @@ CASES = {
   ),
   'query, not text': fourth(record(_id='q9', query='a'), 'name it text'),
   'space in a query id': fourth(record(_id='q 9', text='a'), 'has a space'),
-  'Latin-1 in a query': fourth(b'{"_id": "\xe9"}', 'must be UTF-8'),
+  'Latin-1 in a query': fourth(b'{"_id": "\xe9"}', 'is not UTF-8'),
   # Judgements.
   'no header': Accepted(put(DEV, 'q2\tp2\t1\n')),
   'other header': Accepted(put(DEV, 'qid\tdocid\trelevance\nq2\tp2\t1\n')),
@@ -480,9 +484,9 @@ CASES = {
   'same judgement twice': Accepted(
     append(DEV, 'q2\tp2\t1\n'), '1 judgements that stand twice, read once'
   ),
-  'huge judgement': judged('a' * 2**24, 'at most 16,777,216 bytes'),
+  'huge judgement': judged('a' * 2**24, 'more than 16,777,216 bytes'),
   'Latin-1 in a judgement': Refused(
-    append(DEV, b'q2\tp\xe9\t1\n'), 'text must be UTF-8', DEV, 4
+    append(DEV, b'q2\tp\xe9\t1\n'), 'is not UTF-8', DEV, 4
   ),
   'no judgements to train on': Refused(
     remove(TRAIN), "no judged queries of split 'train' are in"

@@ -89,16 +89,22 @@ CASES = {
   ),
   'gzipped passages': Accepted(zipped(PASSAGES)),
   'passages cut off': Refused(
-    zipped(PASSAGES, lambda data: data[:-9]), 'a gzipped file must be whole'
+    zipped(PASSAGES, lambda data: data[:-9]), 'the gzipped data is damaged'
   ),
   'gzip under a plain name': Refused(
-    put(PASSAGES, b'\x1f\x8b\x08'), 'must have a name in .gz', PASSAGES
+    put(PASSAGES, b'\x1f\x8b\x08'), 'does not end in .gz', PASSAGES
   ),
   'quote that does not end': Refused(
-    append(PASSAGES, '4\t"text 4\ttitle\n'), 'must end with one', PASSAGES, 5
+    append(PASSAGES, '4\t"text 4\ttitle\n'),
+    'not end with its quote',
+    PASSAGES,
+    5,
   ),
   'quote that ends early': Refused(
-    append(PASSAGES, '4\t"text" 4\ttitle\n'), 'must end with one', PASSAGES, 5
+    append(PASSAGES, '4\t"text" 4\ttitle\n'),
+    'not end with its quote',
+    PASSAGES,
+    5,
   ),
   'quotes as they should be': Accepted(
     append(PASSAGES, '4\t"a ""text"" 4"\ttitle "4"\n')
@@ -215,7 +221,7 @@ CASES = {
   'passage of MS MARCO twice': Refused(
     marco(append(COLLECTION, '2\ttext\n')), "'2' is in lines 3 and 4"
   ),
-  'carriage return inside': columns('3\ta\rb\n', 'no carriage return'),
+  'carriage return inside': columns('3\ta\rb\n', 'a carriage return is in'),
   'judgement of three columns': judged(
     '7\t1\t1', 'is not query id, 0, passage id'
   ),

@@ -219,10 +219,10 @@ CASES = {
   'output in no folder': flags('found no folder /no', output='/no/file'),
   'folder as output': flags('found a folder for /tmp', output='/tmp'),
   'mined before': Refused(_mined_before, 'its report must be new files'),
-  'no workdir': flags('found no --workdir', workdir=''),
+  'no workdir': flags('without --workdir', workdir=''),
   'nothing that ranks': unscored('found no run in', ranking=''),
   'ranking nowhere': unscored(
-    'what is read must be a file', ranking='/no/file'
+    'there is nothing, and a file is needed', ranking='/no/file'
   ),
   'filled beyond the corpus': unscored(
     'up to 2; the corpus has 5', on_shortage='fill', num_negatives=5

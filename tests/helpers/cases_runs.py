@@ -193,27 +193,29 @@ CASES = {
   # metrics.jsonl.
   'sound': Accepted(settings(), 'curves: '),
   'last line torn': Accepted(append(METRICS, '{"step": 3, "tra'), 'curves: '),
-  'metric cut in the middle': metric('{"step"', 'must be one JSON value'),
-  'metric of no JSON': metric('step 3', "found 'step 3'; mend it"),
-  'metric of NaN': metric('{"step": 3, "train/loss": NaN}', 'must be finite'),
+  'metric cut in the middle': metric('{"step"', 'not one JSON value'),
+  'metric of no JSON': metric('step 3', "('step 3'); mend it"),
+  'metric of NaN': metric(
+    '{"step": 3, "train/loss": NaN}', 'not a finite number'
+  ),
   'metric a list': metric('[3, 0.5]', "JSON object with a whole number 'step'"),
   'metric without a step': metric('{"train/loss": 1}', "whole number 'step'"),
   'step a fraction': metric('{"step": 3.5}', "a whole number 'step'"),
   'step a text': metric('{"step": "3"}', "a whole number 'step'"),
-  'value a text': metric('{"step": 3, "a": "b"}', 'metric must be a number'),
-  'value null': metric('{"step": 3, "a": null}', 'metric must be a number'),
-  'step twice in a line': metric('{"step": 3, "step": 4}', 'must stand once'),
+  'value a text': metric('{"step": 3, "a": "b"}', 'a metric is not a number'),
+  'value null': metric('{"step": 3, "a": null}', 'a metric is not a number'),
+  'step twice in a line': metric('{"step": 3, "step": 4}', 'is 2 times in'),
   'one measure of dev': metric('{"step": 3, "dev/mrr@10": 1}', 'be there toge'),
-  'metric nested': metric('[' * 100_000, 'nested less than a thousand'),
+  'metric nested': metric('[' * 100_000, 'nested a thousand deep'),
   'metric of 10,000 digits': metric('{"step": %s}' % ('9' * 10_000), 'digits'),
-  'NUL in metrics': metric('\0', 'must have no NUL'),
+  'NUL in metrics': metric('\0', 'a NUL is in'),
   'Latin-1 in metrics': Refused(
     append(METRICS, b'\xe9\n'), 'UTF-8', METRICS, 3
   ),
   'picture as metrics': Refused(
     put(METRICS, b'\x89PNG\n'), 'UTF-8', METRICS, 1
   ),
-  'pipe as metrics': Refused(pipe(METRICS), 'found a pipe', METRICS),
+  'pipe as metrics': Refused(pipe(METRICS), 'there is a pipe', METRICS),
   'no metrics': Refused(remove(METRICS), 'found no metrics.jsonl in'),
   'empty metrics': Refused(put(METRICS, ''), 'found no metrics.jsonl in'),
   # Flags of a report.
@@ -224,7 +226,7 @@ CASES = {
   # Runs that are compared.
   'one run compared': job('compare', 'two runs or more', runs='/no/run'),
   'a run with itself': job('compare', 'name different runs', runs='/a,/b,/a'),
-  'run files nowhere': job('compare', 'must be a file', runs='/no/a,/no/b'),
+  'run files nowhere': job('compare', 'a file is needed', runs='/no/a,/no/b'),
   'runs on one query': Refused(two_run_files, 'two judged queries or more'),
   # run.flags.
   'run.flags cut': flags(edit(FLAGS, lambda d: d[:-8]), 'run.flags is missing'),
@@ -304,23 +306,31 @@ CASES = {
   'no type of numbers': stored(WRITTEN, lambda _, a: a.update(dtype='word')),
   'no type at all': stored(WRITTEN, lambda _, about: about.pop('dtype')),
   # Checkpoints.
-  'no such checkpoint': job('choose', "found '9' where there", checkpoint='9'),
-  'newest': job('choose', 'be last, best or the step', checkpoint='newest'),
-  'checkpoint of 10,000 digits': job(
-    'choose', 'be last, best or the step', checkpoint='9' * 10_000
+  'no such checkpoint': job(
+    'choose', '--checkpoint=9 is not last', checkpoint='9'
   ),
-  'no checkpoint named': job('choose', "found '' where", checkpoint=''),
-  'negative checkpoint': job('choose', "found '-1' where", checkpoint='-1'),
+  'newest': job(
+    'choose', 'is not last, best or one of [2]', checkpoint='newest'
+  ),
+  'checkpoint of 10,000 digits': job(
+    'choose', 'is not last, best or one of [2]', checkpoint='9' * 10_000
+  ),
+  'no checkpoint named': job(
+    'choose', '--checkpoint= is not last', checkpoint=''
+  ),
+  'negative checkpoint': job(
+    'choose', '--checkpoint=-1 is not last', checkpoint='-1'
+  ),
   'no checkpoints': Refused(
     together(remove('run/checkpoints'), settings(call='choose')),
-    'must have a checkpoint for this; found none',
+    'there is no checkpoint in',
   ),
   # Folders.
   'workdir below a file': Refused(
-    _below_a_file, '--workdir must be a folder; found that it cannot be made'
+    _below_a_file, 'is no folder, nor can it be made'
   ),
-  'no workdir': job('check', 'found no --workdir', workdir=''),
-  'file as workdir': Refused(_file_as_workdir, 'found a file at'),
+  'no workdir': job('check', 'without --workdir', workdir=''),
+  'file as workdir': Refused(_file_as_workdir, 'is no folder, nor'),
   'seed of another run': job('begin', '--seed must stay as the run', seed=1),
   'method of another run': job('begin', '--method must stay', method='random'),
   'no run to read': Refused(_without_run('read'), 'must be given a run or a'),
@@ -328,7 +338,7 @@ CASES = {
   'no run to export': Refused(_without_run('export'), 'given a run or a check'),
   'BM25 in a run': job('evaluate', 'of BM25 must have a', retriever='bm25'),
   # Settings that do not fit the data or the machine.
-  'more devices': job('check', 'must be at most the 8', num_devices=9),
+  'more devices': job('check', '=9 is more than the 8', num_devices=9),
   'batch over devices': job('check', 'must divide over the', batch_size=3),
   'batch in pieces': job(
     'check', '--micro_batch_size must', micro_batch_size=3
@@ -373,7 +383,7 @@ CASES = {
   ),
   'run with no score': misranked('q0 Q0 p1 1 nan x\n', "the score 'nan' is no"),
   'run file that is not there': job(
-    'mine with BM25', 'what is read must be a file', bm25_run='/nowhere/run'
+    'mine with BM25', 'there is nothing, and a file', bm25_run='/nowhere/run'
   ),
   'no index': job('check a refresh', 'a FAISS factory string', index='Flatt'),
   'no parameter': job(

@@ -256,11 +256,11 @@ def test_a_run_of_data_with_the_same_ids_is_refused_by_its_hash(
 @pytest.mark.parametrize(
   ('changes', 'says'),
   [
-    ({'workdir': ''}, '--job=compare must be told where to write'),
+    ({'workdir': ''}, '--job=compare is given without --workdir'),
     ({'runs': ''}, 'must name two runs or more.* found 0'),
     ({'runs': '/nowhere'}, 'must name two runs or more.* found 1'),
     ({'runs': 'a,b,a'}, 'must name different runs; found a,b,a'),
-    ({'runs': '/nowhere,/neither'}, '/nowhere: what is read must be a file'),
+    ({'runs': '/nowhere,/neither'}, '/nowhere: there is nothing, and a file'),
     ({'split': 'dev'}, "must have one run file of 'dev'; found none; make it"),
   ],
 )

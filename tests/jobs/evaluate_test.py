@@ -291,8 +291,12 @@ def test_the_report_draws_the_runs_and_prints_their_tables(
 @pytest.mark.parametrize(
   ('job', 'changes', 'expected'),
   [
-    (evaluate.run, {'workdir': ''}, 'found no --workdir'),
-    (evaluate.run, {'checkpoint': '5'}, "found '5' where there are"),
+    (evaluate.run, {'workdir': ''}, 'without --workdir'),
+    (
+      evaluate.run,
+      {'checkpoint': '5'},
+      '--checkpoint=5 is not last, best or one of',
+    ),
     (evaluate.run, {'retriever': 'bm25'}, 'a folder of their own; found a run'),
     (evaluate.run, {'split': 'nope'}, "no judged queries of split 'nope'"),
     (evaluate.run, {'hidden_size': 32}, '--hidden_size must stay'),

@@ -324,7 +324,7 @@ def test_a_second_refresher_is_refused(finished):
   with contextlib.closing(
     locks.Lock(finished.workdir, locks.REFRESH_LOCK_FILE)
   ):
-    with pytest.raises(errors.BadInput, match='must have one refresher'):
+    with pytest.raises(errors.BadInput, match='is the refresher of'):
       refresh.run(
         dataclasses.replace(finished.config, job='refresh', watch=True)
       )
