@@ -35,23 +35,20 @@ NOT_GIVEN = (
 ).split()
 
 
-@pytest.mark.parametrize('name', [field.name for field in FIELDS])
-def test_every_flag_is_read_somewhere(name):
-  sources = [
-    path.read_text()
-    for path in (REPOSITORY / 'ance_jax').rglob('*.py')
-    if path.stem not in ('config', 'config_checks')
-  ]
-  # In pretrained.py settings are looked up by name.
-  pattern = rf"(config|settings|FLAGS)\.{name}\b|'{name}': "
-  assert any(re.search(pattern, text) for text in sources)
+SOURCES = '\n'.join(
+  path.read_text()
+  for path in (REPOSITORY / 'ance_jax').rglob('*.py')
+  if path.stem not in ('config', 'config_checks')
+)
 
 
 @pytest.mark.parametrize('field', FIELDS, ids=lambda field: field.name)
-def test_every_flag_is_explained_in_a_sentence(field):
-  text = field.metadata['help']
-  assert len(text) > 20
-  assert text.endswith('.')
+def test_every_flag_is_read_somewhere_and_explained_in_a_sentence(field):
+  # In pretrained.py settings are looked up by name.
+  name = field.name
+  pattern = rf"(config|settings|FLAGS)\.{name}\b|'{name}': "
+  assert re.search(pattern, SOURCES)
+  assert re.fullmatch(r'.{20,}\.', field.metadata['help'])
 
 
 def test_every_choice_is_made_somewhere():
@@ -139,7 +136,7 @@ def test_a_path_is_the_same_setting_as_its_text():
   )
 
 
-def test_a_flagfile_that_was_written_names_defaults_too(tmp_path):
+def test_a_flagfile_that_was_written_names_defaults_too():
   """Those of another release may be others."""
   text = config.Config().to_flagfile()
   assert '--top_k=200\n' in text
@@ -276,6 +273,41 @@ def test_a_person_is_told_the_new_name_of_a_flag(
   ('settings', 'fact', 'cure'),
   [
     ({'watch': True}, 'is for --job=refresh alone', 'leave it out'),
+    ({'beam_runner': 'x'}, 'is for --job=prepare alone', 'leave it out'),
+    ({'dry_run': True, 'job': 'search'}, 'for --job=train alone', 'leave it'),
+    (
+      {'index': 'device', 'index_params': 'nprobe=1'},
+      'is for indexes of FAISS, and --index is device',
+      'leave it out',
+    ),
+    (
+      {'max_staleness': 4, 'refresh_schedule': '0-9:3,9-:5'},
+      'is less than the 5 steps',
+      'raise it',
+    ),
+    ({'num_processes': 2}, '= is missing with --num_processes=2', 'HOST:PORT'),
+    ({'coordinator': 'a:1'}, 'is not needed with --num_pr', 'leave it out'),
+    (
+      {'num_processes': 2, 'process_id': 2, 'coordinator': 'a:1'},
+      'process_id=2 is no process',
+      'number them from 0 to 1',
+    ),
+    ({'process_id': 1}, 'is no process with --num_processes=1', 'leave it out'),
+    (
+      {'num_processes': 0, 'job': 'evaluate'},
+      'num_processes=0 is for --job=train alone',
+      'leave it out',
+    ),
+    (
+      {'num_processes': 0, 'remote_dir': '/a'},
+      'remote_dir=/a cannot be used with --num_processes=0',
+      'leave it out',
+    ),
+    (
+      {'num_processes': 0, 'refresh_mode': 'async'},
+      'refresh_mode=async cannot be used with --num_processes=0',
+      'choose sync, delayed or external',
+    ),
     ({'download': True, 'dataset': 'beir'}, 'which set of BEIR', 'name it'),
     ({'max_staleness': 5}, 'is less than the 10000 steps', 'raise it'),
     ({'refresh_schedule': '5-:2'}, 'without a gap', '0-2000:500,2000-:5000'),

@@ -1,5 +1,7 @@
 """Checkpoints: whole states back, parameters alone, only what is committed."""
 
+import functools
+import shutil
 import time
 
 import jax
@@ -29,14 +31,19 @@ def shapes_of(state):
   return jax.eval_shape(lambda: state.params)
 
 
+@pytest.fixture(scope='module')
+def saved_once(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('saved')
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(make_state(float(step)), step)
+  return folder
+
+
 @pytest.fixture
-def saved(tmp_path):
+def saved(saved_once, tmp_path):
   """A folder with checkpoints of the steps 1, 2 and 3."""
-  checkpoints = checkpoint.Checkpoints(tmp_path)
-  for step in (1, 2, 3):
-    checkpoints.save(make_state(float(step)), step)
-  checkpoints.close()
-  return tmp_path
+  return shutil.copytree(saved_once, tmp_path / 'run')
 
 
 @pytest.mark.parametrize('num_devices', [1, 2, 8])
@@ -45,15 +52,14 @@ def test_a_state_comes_back_on_any_number_of_devices(saved, num_devices):
   like = steps.state_shapes(
     shapes_of(expected), ('tied',), OPTIMIZER, devices_lib.local(num_devices)
   )
-  checkpoints = checkpoint.Checkpoints(saved)
-  found = checkpoints.restore(3, like)
-  checkpoints.close()
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  for leaf, other in zip(
-    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-  ):
-    np.testing.assert_array_equal(leaf, other)
-    assert leaf.dtype == other.dtype
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    found = checkpoints.restore(3, like)
+  jax.tree.map(
+    functools.partial(np.testing.assert_array_equal, strict=True),
+    found,
+    expected,
+  )
+  for leaf in jax.tree.leaves(found):
     assert len(leaf.devices()) == num_devices
 
 
@@ -75,10 +81,12 @@ def test_a_step_that_was_not_committed_is_never_chosen(saved):
   )
   assert checkpoint.committed_steps(saved) == [1, 2]
   assert checkpoint.choose(saved, 'last') == 2
-  with pytest.raises(errors.BadInput, match=r'found steps \[1, 2\]'):
+  with pytest.raises(errors.BadInput, match=r'step 3 has no .* \[1, 2\]'):
     checkpoint.read_params(
       saved, 3, shapes_of(make_state(0.0)), devices_lib.local(1)
     )
+  with pytest.raises(errors.BadInput, match=r'step 3 has no .* \[1, 2\]'):
+    checkpoint.read_record(saved, 3)
 
 
 def test_a_bit_flipped_in_any_file_of_a_checkpoint_is_found(saved):
@@ -103,10 +111,9 @@ def test_a_bit_flipped_in_any_file_of_a_checkpoint_is_found(saved):
 def test_a_save_that_was_killed_before_its_manifest_is_not_there(saved):
   (saved / 'checkpoints' / '3' / atomic.MANIFEST).unlink()
   assert checkpoint.committed_steps(saved) == [1, 2]
-  checkpoints = checkpoint.Checkpoints(saved)
-  assert not (saved / 'checkpoints' / '3').exists()
-  checkpoints.save(make_state(3.0), 3)
-  checkpoints.close()
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    assert not (saved / 'checkpoints' / '3').exists()
+    checkpoints.save(make_state(3.0), 3)
   assert checkpoint.committed_steps(saved) == [1, 2, 3]
 
 
@@ -140,22 +147,19 @@ def test_the_best_is_that_of_the_highest_dev_metric(saved):
   assert checkpoint.choose(saved, 'last') == 3
   assert checkpoint.choose(saved, '1') == 1
   assert checkpoint.best(saved, [1, 3]) == 3
-  with pytest.raises(
-    errors.BadInput, match=r"found '7' where there are \[1, 2"
-  ):
+  with pytest.raises(errors.BadInput, match=r'--checkpoint=7 is not .* \[1, 2'):
     checkpoint.choose(saved, '7')
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
-  with pytest.raises(errors.BadInput, match='found none in'):
+  with pytest.raises(errors.BadInput, match='there is no checkpoint in'):
     checkpoint.choose(tmp_path, 'last')
 
 
 def test_a_save_that_orbax_does_not_take_is_an_error(saved):
-  checkpoints = checkpoint.Checkpoints(saved)
-  with pytest.raises(errors.SaveFailed, match='step 2 could not be'):
-    checkpoints.save(make_state(2.0), 2)
-  checkpoints.close()
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    with pytest.raises(errors.SaveFailed, match='step 2 could not be'):
+      checkpoints.save(make_state(2.0), 2)
 
 
 def test_a_checkpoint_holds_the_record_that_it_was_saved_with(saved):
@@ -196,15 +200,9 @@ def test_a_step_that_is_damaged_twice_is_set_aside_twice(saved, capsys):
     assert len(list(saved.glob('damaged-checkpoint-3*'))) == number
 
 
-def test_a_record_of_no_checkpoint_is_refused(saved):
-  with pytest.raises(errors.BadInput, match=r'found steps \[1, 2, 3\]'):
-    checkpoint.read_record(saved, 7)
-
-
 def test_keep_deletes_the_others(saved):
-  checkpoints = checkpoint.Checkpoints(saved)
-  checkpoints.keep([1, 3])
-  checkpoints.close()
+  with checkpoint.Checkpoints(saved) as checkpoints:
+    checkpoints.keep([1, 3])
   assert checkpoint.committed_steps(saved) == [1, 3]
 
 

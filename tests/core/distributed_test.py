@@ -204,38 +204,6 @@ def test_the_parts_of_an_index_find_what_the_whole_one_does(
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-  ('settings', 'message'),
-  [
-    (
-      {'num_processes': 2},
-      '--coordinator= is missing with --num_processes=2; set it to HOST:PORT',
-    ),
-    (
-      {'coordinator': 'a:1'},
-      '--coordinator=a:1 is not needed .*; leave it out',
-    ),
-    (
-      {'num_processes': 2, 'process_id': 2, 'coordinator': 'a:1'},
-      '--process_id=2 is no process .*; number them from 0 to 1',
-    ),
-    (
-      {'num_processes': 0, 'job': 'evaluate'},
-      '--num_processes=0 is for --job=train alone',
-    ),
-    (
-      {'num_processes': 0, 'refresh_mode': 'async'},
-      '--refresh_mode=async cannot be used with --num_processes=0',
-    ),
-  ],
-)
-def test_processes_that_could_not_find_each_other_are_refused(
-  config, settings, message
-):
-  with pytest.raises(errors_lib.BadInput, match=message):
-    dataclasses.replace(config, **settings)
-
-
 def test_a_process_without_a_block_is_refused(config, monkeypatch):
   run = experiment.create(config, ('train', 'dev'))[0]
   monkeypatch.setattr(distributed, 'count', lambda: 11)

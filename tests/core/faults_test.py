@@ -117,8 +117,14 @@ def _publish(path, what):
     what()
 
 
+def _lock(path, what):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(os, 'pwrite', what)
+    locks.Lock(path.parent, path.name)
+
+
 @pytest.mark.parametrize('what', [_full, _cut])
-@pytest.mark.parametrize('how', [_write, _publish])
+@pytest.mark.parametrize('how', [_write, _publish, _lock])
 def test_a_full_disk_is_told_with_the_path_that_was_written(
   how, what, tmp_path
 ):
@@ -127,14 +133,6 @@ def test_a_full_disk_is_told_with_the_path_that_was_written(
   found, code = launch.explain(raised.value)
   assert found.startswith(f'No space left on device: {tmp_path}/made; {DISK}')
   assert code == 1
-
-
-def test_a_full_disk_is_told_with_the_path_of_a_lock(tmp_path, monkeypatch):
-  monkeypatch.setattr(os, 'pwrite', _full)
-  with pytest.raises(OSError, match=r'.') as raised:
-    locks.Lock(tmp_path)
-  expected = f'No space left on device: {tmp_path}/lock;'
-  assert launch.explain(raised.value)[0].startswith(expected)
 
 
 def test_an_error_keeps_the_path_that_it_brings(tmp_path):

@@ -44,7 +44,7 @@ def test_the_second_is_refused_at_once_with_host_and_process(tmp_path, holder):
   start = time.perf_counter()
   with pytest.raises(
     errors.BadInput,
-    match=f'found process {holder.pid} on {os.uname().nodename}',
+    match=f'process {holder.pid} on {os.uname().nodename} is the trainer',
   ):
     locks.Lock(tmp_path)
   assert time.perf_counter() - start < 1
@@ -61,7 +61,7 @@ def test_a_killed_holder_is_not_in_the_way(tmp_path, holder):
 def test_a_living_holder_on_another_host_is_refused(tmp_path):
   write_holder(tmp_path)
   with pytest.raises(
-    errors.BadInput, match='found process 4711 on far-away .* 0 s ago'
+    errors.BadInput, match='process 4711 on far-away .* 0 s ago'
   ):
     locks.Lock(tmp_path)
 
@@ -77,32 +77,15 @@ def test_a_silent_holder_on_another_host_counts_as_dead(tmp_path):
   locks.Lock(tmp_path).close()
 
 
-def test_an_earlier_start_of_this_host_counts_as_dead_at_once(tmp_path):
-  write_holder(tmp_path, kernel=locks._kernel())
-  locks.Lock(tmp_path).close()
-
-
 @pytest.mark.parametrize('text', ['', '\0' * 40, '{"host": "a"', '[]'])
 def test_a_torn_file_is_not_in_the_way(tmp_path, text):
   (tmp_path / locks.LOCK_FILE).write_text(text)
   locks.Lock(tmp_path).close()
 
 
-def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):
-  monkeypatch.setattr(locks, '_BEAT_SECS', 0.01)
-  lock = locks.Lock(tmp_path)
-  path = tmp_path / locks.LOCK_FILE
-  os.utime(path, (0, 0))
-  for _ in range(500):
-    time.sleep(0.01)
-    if path.stat().st_mtime > 0:
-      break
-  assert path.stat().st_mtime > time.time() - 60
-  lock.check()
-  lock.close()
-
-
-def test_a_beat_that_fails_is_not_taken_for_the_end(tmp_path, monkeypatch):
+def test_a_holder_gives_signs_of_life_and_may_fail_to_for_a_moment(
+  tmp_path, monkeypatch
+):
   monkeypatch.setattr(locks, '_BEAT_SECS', 0.01)
   lock, real, failed = locks.Lock(tmp_path), os.utime, []
 
@@ -121,7 +104,7 @@ def test_a_beat_that_fails_is_not_taken_for_the_end(tmp_path, monkeypatch):
     if path.stat().st_mtime > 0:
       break
   assert len(failed) == 3
-  assert path.stat().st_mtime > 0
+  assert path.stat().st_mtime > time.time() - 60
   lock.close()
 
 

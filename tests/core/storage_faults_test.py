@@ -7,6 +7,7 @@ is started again.
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -158,45 +159,34 @@ def check_promises(folder, promises, number):
     assert state_of(folder / path) in allowed, (path, number)
 
 
+ERROR = 'error'
+
+
+# Before an operation is after the one before.
 @pytest.mark.parametrize(
-  'how', [faulty_disk.BEFORE, faulty_disk.HALF_WAY, faulty_disk.AFTER]
+  'how', [faulty_disk.HALF_WAY, faulty_disk.AFTER, ERROR]
 )
-def test_stopped_at_any_operation_it_ends_with_the_same_files(
+def test_stopped_or_refused_at_any_operation_it_ends_with_the_same_files(
   how, reference, tokenizer, tmp_path, capsys
 ):
   operations, promises, files = reference
+  kwargs, expected = {'how': how}, faulty_disk.Killed
+  if how == ERROR:
+    kwargs, expected = {'error': errno.ENOSPC}, OSError
   for number, operation in enumerate(operations):
     if how == faulty_disk.HALF_WAY and operation.kind != 'write':
       continue
     folder = tmp_path / str(number)
     folder.mkdir()
-    disk = faulty_disk.FaultyDisk(folder, at=number, how=how)
-    with disk, pytest.raises(faulty_disk.Killed):
+    disk = faulty_disk.FaultyDisk(folder, at=number, **kwargs)
+    with disk, pytest.raises(expected) as raised:
       list(drive(folder, tokenizer))
     done = number + (how == faulty_disk.AFTER)
-    assert disk.operations == operations[:done]
+    if how == ERROR:
+      assert raised.value.errno == errno.ENOSPC
+    else:
+      assert disk.operations == operations[:done]
     check_promises(folder, promises, done)
-    list(drive(folder, tokenizer))
-    assert tree_of(folder) == files, (number, operation)
-    shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize('error', faulty_disk.ERRORS)
-def test_an_error_at_any_operation_is_raised_and_loses_nothing(
-  error, reference, tokenizer, tmp_path, capsys
-):
-  operations, promises, files = reference
-  for number, operation in enumerate(operations):
-    folder = tmp_path / str(number)
-    folder.mkdir()
-    disk = faulty_disk.FaultyDisk(
-      folder, at=number, error=faulty_disk.ERRORS[error]
-    )
-    # Its number is checked below.
-    with disk, pytest.raises(OSError) as raised:  # noqa: PT011
-      list(drive(folder, tokenizer))
-    assert raised.value.errno == faulty_disk.ERRORS[error]
-    check_promises(folder, promises, number)
     list(drive(folder, tokenizer))
     assert tree_of(folder) == files, (number, operation)
     shutil.rmtree(folder)

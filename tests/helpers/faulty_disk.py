@@ -95,7 +95,6 @@ class FaultyDisk:
     """Returns a path relative to the folder, or None if it is outside."""
     if isinstance(path, int):
       return self._paths.get(path)
-    path = os.fspath(path)
     path = os.fsdecode(path)
     if dir_fd is not None and not os.path.isabs(path):
       path = os.path.join(os.readlink(f'/proc/self/fd/{dir_fd}'), path)
@@ -253,10 +252,13 @@ def counts(kind, path):
 
 
 class _Inode:
-  """A file or folder: its synced state and the changes since."""
+  """A file or folder: its synced state and the changes since.
 
-  def __init__(self):
-    self.synced, self.since = None, []
+  Those of a folder are (name that goes, name that comes, inode that it gets).
+  """
+
+  def __init__(self, synced):
+    self.synced, self.since = synced, []
 
 
 def after_power_loss(operations, folder, random, before=()):
@@ -271,7 +273,7 @@ def after_power_loss(operations, folder, random, before=()):
     random: numpy Generator.
     before: Folders that existed, synced, before the first operation.
   """
-  root = _Inode()
+  root = _Inode({})
   tree = _Tree(root)
   for path in before:
     tree.make_synced(path)
@@ -289,10 +291,7 @@ class _Tree:
 
   def make_synced(self, path):
     self._entry(path, 'mkdir')
-    self._parent(path).synced = dict(
-      _applied(self._parent(path), len(self._parent(path).since))
-    )
-    self._parent(path).since = []
+    self._sync(os.path.dirname(path) or '.', None)
 
   def apply(self, operation):
     kind, path, detail = operation
@@ -318,18 +317,11 @@ class _Tree:
     parent = os.path.dirname(path) or '.'
     if parent not in self._now:
       self._entry(parent, 'mkdir')
-    inode = self._now[path] = _Inode()
-    if kind == 'mkdir':
-      inode.synced = {}
-    else:
-      inode.synced = b''
-    self._parent(path).since.append(('set', os.path.basename(path), inode))
+    inode = self._now[path] = _Inode({} if kind == 'mkdir' else b'')
+    self._now[parent].since.append((None, os.path.basename(path), inode))
 
   def _parent(self, path):
-    inode = self._now[os.path.dirname(path) or '.']
-    if inode.synced is None:
-      inode.synced = {}
-    return inode
+    return self._now[os.path.dirname(path) or '.']
 
   def _sync(self, path, content):
     self._entry(path, 'mkdir' if content is None else 'open')
@@ -342,7 +334,7 @@ class _Tree:
 
   def _remove(self, path):
     if path in self._now:
-      self._parent(path).since.append(('delete', os.path.basename(path)))
+      self._parent(path).since.append((os.path.basename(path), None, None))
       self._forget(path)
 
   def _forget(self, path):
@@ -365,26 +357,21 @@ class _Tree:
     self._now.update(moved)
     # Our renames stay within one folder, where they are atomic.
     self._parent(new).since.append(
-      ('move', os.path.basename(path), os.path.basename(new), inode)
+      (os.path.basename(path), os.path.basename(new), inode)
     )
 
 
 def _applied(inode, number):
   """Returns a folder's entries after the first `number` unsynced changes."""
   entries = dict(inode.synced)
-  for change in inode.since[:number]:
-    if change[0] == 'set':
-      entries[change[1]] = change[2]
-    elif change[0] == 'delete':
-      entries.pop(change[1], None)
-    else:
-      entries.pop(change[1], None)
-      entries[change[2]] = change[3]
+  for old, new, inner in inode.since[:number]:
+    entries.pop(old, None)
+    if new:
+      entries[new] = inner
   return entries.items()
 
 
 def _write_folder(inode, folder, random):
-  inode.synced = inode.synced or {}
   number = int(random.integers(len(inode.since) + 1))
   for name, inner in _applied(inode, number):
     if isinstance(inner.synced, bytes):
