@@ -502,7 +502,7 @@ def test_a_job_that_begins_while_its_checkpoint_goes_takes_another(
   assert gone == [24]
   assert step == 20
   assert 'the checkpoint of step 24 is gone' in capsys.readouterr().out
-  with pytest.raises(ValueError, match='must be last, best or the step'):
+  with pytest.raises(ValueError, match='is not last, best or one of'):
     experiment.open(
       dataclasses.replace(finished.config, checkpoint='24'), ('train', 'dev')
     )
