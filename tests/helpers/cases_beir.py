@@ -476,7 +476,7 @@ CASES = {
     put(DEV, '"query-id"\t"corpus-id"\t"score"\n"q2"\t"p2"\t"1"\n'),
     'dev: 1 queries, 1 judged passages',
   ),
-  'quote without an end': judged('"q2\tp2\t1', 'must end with one in its line'),
+  'quote without an end': judged('"q2\tp2\t1', 'not end with its quote'),
   'two grades': judged('q2\tp2\t2', 'the pair has the grades 1 and 2'),
   'two grades, the lower one last': judged(
     'q2\tp2\t0', 'pair has the grades 1 and 0'
