@@ -36,26 +36,25 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def alarm():
-  """Fails a case that hangs."""
+  """alarm() fails a case that hangs from then on."""
 
   def late(*_):
     raise TimeoutError('the case hangs')
 
   before = signal.signal(signal.SIGALRM, late)
-  signal.alarm(MAX_SECS)
-  yield
+  yield lambda: signal.alarm(MAX_SECS)
   signal.alarm(0)
   signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.usefixtures('alarm')
 @pytest.mark.parametrize(('group', 'name'), CASES)
 def test_each_case_ends_in_a_sentence_or_a_line(
-  group, name, sound, tmp_path, capsys
+  group, name, sound, alarm, tmp_path, capsys
 ):
   module, case = GROUPS[group], GROUPS[group].CASES[name]
   module.make_sound(tmp_path, sound(group))
   changes = case.make(tmp_path)
+  alarm()
   capsys.readouterr()
   if not isinstance(case, Refused):
     module.use(tmp_path, changes)

@@ -82,9 +82,9 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
   RELEASE_NOTES = {'1.0.0': 'First release.'}
 
   def _info(self):
-    versions = {'python': platform.python_version()}
-    for name in PACKAGES.values():
-      versions[name] = importlib.metadata.version(name)
+    names = PACKAGES.values()
+    versions = {name: importlib.metadata.version(name) for name in names}
+    versions = {'python': platform.python_version(), **versions}
     return tfds.core.DatasetInfo(
       builder=self,
       description=__doc__,

@@ -165,14 +165,17 @@ def cells(
 
 def json_lines(
   path: pathlib.Path, form: str, what: str | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (line number, object) of a JSON lines file.
+) -> Iterator[tuple[int, dict[str, Any], collections.Counter]]:
+  """Yields (line number, object, corrections) of a JSON lines file.
+
+  The corrections are one Counter, which is printed after the last line.
 
   Args:
     path: Path of the file.
     form: Example of a line, for error messages.
     what: Name of the phase for a progress bar, or None for no bar.
   """
+  counts = collections.Counter()
   progress = functools.partial(logs.progress, what=what, unit='bytes')
   for number, line in strict_io.lines(path, progress if what else None):
     record = strict_io.json_value(line, path, number)
@@ -183,7 +186,8 @@ def json_lines(
         f'give each line as {form}',
         number,
       )
-    yield number, record
+    yield number, record, counts
+  say_counts(path, counts)
 
 
 def json_array(
@@ -226,7 +230,8 @@ def objects(
   with strict_io.opened(path) as (_, file):
     is_array = re.match(rb'(\xef\xbb\xbf)?\s*\[\s*\{', file.read(_PEEKED))
   if not is_array:
-    yield from json_lines(path, form, f'read {path.name}')
+    for number, record, _ in json_lines(path, form, f'read {path.name}'):
+      yield number, record
     return
   for number, item in json_array(path, 'objects'):
     if not isinstance(item, dict):
@@ -322,34 +327,6 @@ def keys_of(record: dict[str, Any]) -> str:
   return f'the keys {shown or "none"}'
 
 
-def check_id(
-  path: pathlib.Path, line: int, an_id: str, ids: Mapping[str, int]
-) -> None:
-  """Raises `BadInput` if an id is invalid or repeated.
-
-  Args:
-    path: The file.
-    line: Line number of the id.
-    an_id: The id.
-    ids: {id: line} of earlier ids; not modified.
-  """
-  if len(an_id) > _LONGEST_ID:
-    raise strict_io.refusal(
-      path, f'an id of {len(an_id):,} characters, beginning {an_id[:20]!r}, is '
-      f'longer than {_LONGEST_ID}', 'shorten it', line
-    )  # fmt: skip
-  if not an_id or not an_id.isprintable() or an_id != ''.join(an_id.split()):
-    raise strict_io.refusal(
-      path,
-      f'the id {strict_io.quoted(an_id)} is empty, has a space (where run '
-      'files are split) or an invisible character',
-      'rename it in every file, with _ for a space',
-      line,
-    )
-  if an_id in ids:
-    raise _repeated(path, an_id, ids[an_id], line)
-
-
 def corpus(
   path: pathlib.Path,
   passages: Iterable[tuple[int, str, str, str]],
@@ -363,12 +340,13 @@ def corpus(
     expected: As for `say_rows`.
 
   Raises:
-    BadInput: There are no passages, or an id occurs twice.
+    BadInput: There are no passages, or an id is invalid or occurs twice.
   """
   lines = array.array('q')
 
   def rows():
     for line, *row in passages:
+      _check_id(path, line, row[0])
       lines.append(line)
       yield row
 
@@ -392,12 +370,31 @@ def queries(
   """
   lines, texts = {}, []
   for line, an_id, text in found:
-    check_id(path, line, an_id, lines)
+    _check_id(path, line, an_id)
+    if an_id in lines:
+      raise _repeated(path, an_id, lines[an_id], line)
     lines[an_id] = line
     texts.append(text)
   check_any(path, texts)
   say_rows(path, len(texts))
   return list(lines), texts
+
+
+def _check_id(path, line, an_id):
+  """Raises `BadInput` if an id is invalid."""
+  if len(an_id) > _LONGEST_ID:
+    raise strict_io.refusal(
+      path, f'an id of {len(an_id):,} characters, beginning {an_id[:20]!r}, is '
+      f'longer than {_LONGEST_ID}', 'shorten it', line
+    )  # fmt: skip
+  if not an_id or not an_id.isprintable() or an_id != ''.join(an_id.split()):
+    raise strict_io.refusal(
+      path,
+      f'the id {strict_io.quoted(an_id)} is empty, has a space (where run '
+      'files are split) or an invisible character',
+      'rename it in every file, with _ for a space',
+      line,
+    )
 
 
 def _repeated(path, an_id, first, second):

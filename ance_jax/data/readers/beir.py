@@ -4,7 +4,6 @@ It may also hold answers.jsonl, which is not part of BEIR's format. Files may be
 gzipped. Invalid input is rejected with file and line.
 """
 
-import collections
 from collections.abc import Iterator
 import os
 import pathlib
@@ -68,10 +67,10 @@ def passages(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
   A passage with only a title gets it as its text; an empty one is kept. A line
   at the end counts both.
   """
-  counts = collections.Counter()
-  for line, record in records.json_lines(path, _LINE, 'read the corpus'):
+  for line, record, counts in records.json_lines(
+    path, _LINE, 'read the corpus'
+  ):
     an_id = records.an_id(path, line, record, counts)
-    records.check_id(path, line, an_id, {})
     title = ''
     if record.get('title'):
       title = records.string(path, line, record, 'title')
@@ -83,13 +82,11 @@ def passages(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
       # Cranfield has two; ranking them last is part of its figures.
       counts['passages without a title and a text, kept empty'] += 1
     yield line, an_id, title, text
-  records.say_counts(path, counts)
 
 
 def _queries(path):
   """Yields (line number, id, text) of a queries.jsonl."""
-  counts = collections.Counter()
-  for line, record in records.json_lines(path, _LINE):
+  for line, record, counts in records.json_lines(path, _LINE):
     an_id = records.an_id(path, line, record, counts)
     text = records.text(path, line, record, counts)
     if not text.strip():
@@ -100,7 +97,6 @@ def _queries(path):
         line,
       )
     yield line, an_id, text
-  records.say_counts(path, counts)
 
 
 def read_qrels(
@@ -157,14 +153,12 @@ def _rows(path, query_rows, passage_rows):
 
 def _json_rows(path):
   """Yields the same as `_rows` from JSON lines, MTEB's format."""
-  counts = collections.Counter()
-  for number, record in records.json_lines(path, _JUDGEMENT):
+  for number, record, counts in records.json_lines(path, _JUDGEMENT):
     ids = [
       records.an_id(path, number, record, counts, key)
       for key in ('query-id', 'corpus-id')
     ]
     yield number, *ids, str(records.value(path, number, record, 'score'))
-  records.say_counts(path, counts)
 
 
 def read_answers(
@@ -181,8 +175,8 @@ def read_answers(
   path = records.find(folder, 'answers.jsonl')
   if path is None:
     return None
-  answers, counts = {}, collections.Counter()
-  for line, record in records.json_lines(path, _LINE):
+  answers = {}
+  for line, record, counts in records.json_lines(path, _LINE):
     query_id = records.an_id(path, line, record, counts)
     row = records.row(path, line, 'answered query', query_rows, query_id)
     texts = record.get('answers')
@@ -201,7 +195,6 @@ def read_answers(
         line,
       )
     answers[row] = texts
-  records.say_counts(path, counts)
   return answers
 
 

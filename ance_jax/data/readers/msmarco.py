@@ -182,7 +182,6 @@ def _corpus(path, row, names, *, may_be_empty=False):
 def _lines(path, names, may_be_empty=False):
   """Yields the line number and the cells, the first of which is an id."""
   for line, cells in records.cells(path, names):
-    records.check_id(path, line, cells[0], {})
     if not may_be_empty and not cells[-1].strip():
       raise strict_io.refusal(
         path, f'{cells[0]!r} has no text behind its id', 'remove it', line
