@@ -147,16 +147,20 @@ def run(tmp_path_factory):
   ('flags', 'num_processes', 'says'),
   [
     ({'top_k': 4}, 1, None),
-    ({'top_k': 5}, 1, '--top_k and the positives of a query .* 5 and up to 1'),
+    ({'top_k': 5}, 1, '--top_k=5 and up to 1 positives of a query'),
     ({'num_hard_negatives': 4}, 1, None),
-    ({'num_hard_negatives': 5}, 1, '--num_hard_negatives, .* found 5 and 4'),
+    (
+      {'num_hard_negatives': 5},
+      1,
+      '--num_hard_negatives=5 is more than --top_k=4',
+    ),
     ({'query_slices': 5}, 1, None),
-    ({'query_slices': 6}, 1, '--query_slices must be at most the 5'),
+    ({'query_slices': 6}, 1, '--query_slices=6 is more than the 5'),
     ({'rows_per_block': 9}, 2, None),
-    ({'rows_per_block': 10}, 2, 'found 10; lower it to 5'),
+    ({'rows_per_block': 10}, 2, '=10 leaves .* set it to at most 5'),
     ({'rows_per_block': 5}, 2, None),
     ({'rows_per_block': 3}, 4, None),
-    ({'rows_per_block': 4}, 4, 'found 4; lower it to 2'),
+    ({'rows_per_block': 4}, 4, '=4 leaves .* set it to at most 2'),
     ({'index': 'IVF10,Flat'}, 1, None),
     ({'index': 'IVF11,Flat'}, 1, '--index must have at most as many lists'),
   ],
@@ -186,7 +190,7 @@ def test_a_copy_of_a_positive_takes_a_rank_only_if_it_is_dropped(
   if not dropped:
     negatives.check(run)
     return
-  with pytest.raises(errors.BadInput, match='found 4 and up to 2'):
+  with pytest.raises(errors.BadInput, match='--top_k=4 and up to 2'):
     negatives.check(run)
 
 
@@ -340,7 +344,7 @@ def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
   monkeypatch.setattr(resume, '_restore_history', lambda *_: b'')
   config = config_lib.Config(workdir='/nowhere', max_steps=7)
   assert resume.begin(config).step == 7
-  with pytest.raises(errors.BadInput, match='at least the 7 steps'):
+  with pytest.raises(errors.BadInput, match='--max_steps=6 is less than the 7'):
     resume.begin(dataclasses.replace(config, max_steps=6))
 
 

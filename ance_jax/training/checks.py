@@ -31,16 +31,18 @@ def before_reading(config: config_lib.Config) -> None:
   workdirs.require(config)
   num_devices = len(devices_lib.training_devices(config)[0])
   if config.batch_size % num_devices:
-    raise errors.BadInput(
-      f'--batch_size must divide over the {num_devices} devices; found '
-      f'{config.batch_size}; set it to a multiple of {num_devices}.'
+    raise errors.refusal(
+      f'--batch_size={config.batch_size} does not divide over {num_devices} '
+      'devices',
+      f'set it to a multiple of {num_devices}',
     )
   per_device = config.batch_size // num_devices
   if config.micro_batch_size and per_device % config.micro_batch_size:
-    raise errors.BadInput(
-      f'--micro_batch_size must divide the {per_device} queries of a device, '
-      f'--batch_size={config.batch_size} over {num_devices}; found '
-      f'{config.micro_batch_size}; set it to a divisor of {per_device}.'
+    raise errors.refusal(
+      f'--micro_batch_size={config.micro_batch_size} does not divide the '
+      f'{per_device} queries of a device (--batch_size={config.batch_size} '
+      f'over {num_devices})',
+      f'set it to a divisor of {per_device}',
     )
   of_flags(config)
 
@@ -54,9 +56,10 @@ def of_flags(config: config_lib.Config) -> None:
   for flag, row in schedule.rows(config).items():
     name = f'--{flag}={getattr(config, flag)}'
     if config.batch_size == 1 and row.in_batch and row.negatives == 'none':
-      raise errors.BadInput(
+      raise errors.refusal(
         f'--batch_size=1 leaves {name} no other query in the batch to take '
-        'negatives from, and the loss would always be 0; raise it.'
+        'negatives from, and the loss would always be 0',
+        'raise it',
       )
   if config.max_steps:
     for line in (*_of_learning_rate(config), *_of_refreshes(config)):
@@ -73,20 +76,21 @@ def of_run(run: experiment.Experiment) -> None:
   for flag, row in schedule.rows(config).items():
     name = f'--{flag}={getattr(config, flag)}'
     if len(row.trains) == 1 and run.retriever.config.tied:
-      raise errors.BadInput(
+      raise errors.refusal(
         f'{name} trains the {row.trains[0]} tower alone, and the encoders '
-        'share one; set --notie_encoders.'
+        'share one',
+        'set --notie_encoders',
       )
     number = schedule.num_negatives(config, row)
     data = experiment.training_data(run, row)
     shares = idle_shares(data, row, config.batch_size, number)
     never = int((shares == 1).sum())
     if never == len(shares):
-      raise errors.BadInput(
+      raise errors.refusal(
         f'{name} finds no negative for any query of {split!r} ({never:,} in '
         'all), and the loss would always be 0: each passage that it takes for '
-        'a query is a positive of it, or has the text of one; add queries or '
-        'passages, or choose another row.'
+        'a query is a positive of it, or has the text of one',
+        'add queries or passages, or choose another row',
       )
     if shares.mean() >= _IDLE:
       logs.log(

@@ -273,10 +273,10 @@ def _restore(config, split_names, began, model):
     compared[f'split {name!r}'] = split.hash, old
   for what, (new, old) in compared.items():
     if new != old:
-      raise errors.BadInput(
-        f'the data must stay as the run in {config.workdir} began; found {what}'
-        f' of hash {new[:12]} instead of {old[:12]}; give back the data, or '
-        f'name another --workdir, with --init_from={config.workdir}.'
+      raise _other_data(
+        config,
+        f'{what} is not the one with which the run in {config.workdir} began '
+        f'(hash {new[:12]} instead of {old[:12]})',
       )
   return _experiment(began['run'], config, texts, model)
 
@@ -289,11 +289,16 @@ def _check_dev(config, split_names, texts, began):
   asked = (dev, config.train_split) if split_names is None else split_names
   if has != had and {dev, config.train_split} <= set(asked):
     found, instead = ('a', 'none') if has else ('no', 'one')
-    raise errors.BadInput(
+    raise _other_data(
+      config,
       f'the data has {found} split {dev!r} where the run in {config.workdir} '
-      f'began with {instead}; give back the data, or name another --workdir, '
-      f'with --init_from={config.workdir}.'
+      f'began with {instead}',
     )
+
+
+def _other_data(config, fact):
+  cure = 'give back the data, or name another --workdir, with --init_from='
+  return errors.refusal(fact, cure + config.workdir)
 
 
 def open(
@@ -327,9 +332,10 @@ def open(
       config = _with_protocol(config, before)
     return _restore(config, split_names, began, model), step
   if not config.init_from:
-    raise errors.BadInput(
-      f'--job={config.job} must be given a run or a checkpoint; found no run '
-      f'in {config.workdir} and no --init_from; set one of the two.'
+    raise errors.refusal(
+      f'there is no run in {config.workdir} and no --init_from, and --job='
+      f'{config.job} needs a run or a checkpoint',
+      'set one of the two',
     )
   config, step = pinned(config)
   texts, model = _texts_and_model(config, split_names)
@@ -471,9 +477,10 @@ def check_same_run(config: config_lib.Config, step: int) -> None:
   ):
     if name == 'init_from' and snapshots.is_pin(old, new):
       continue
-    raise errors.BadInput(
-      f'--{name} must stay as the run in {config.workdir} began; found {new!r} '
-      f'instead of {old!r}; set it back, or name another --workdir.'
+    raise errors.refusal(
+      f'--{name} is {new!r}, and the run in {config.workdir} began with '
+      f'{old!r}',
+      'set it back, or name another --workdir',
     )
 
 

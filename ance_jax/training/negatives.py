@@ -67,7 +67,11 @@ def select_negatives(
     )
     held = holds_answer(np.arange(*rows), found.rows)
     counts['answers'] = int(held.sum())
-    found = _without(found, held)
+    kept, number = (found.rows >= 0) & ~held, found.rows.shape[1]
+    found = found._replace(
+      rows=filters.compact(found.rows, kept, number, -1),
+      scores=filters.compact(found.scores, kept, number, np.nan),
+    )
   if method.without_answers or task.settings.on_shortage != 'fill':
     counts['no_negatives'] = int((found.rows[:, 0] < 0).sum())
   return found, counts
@@ -148,15 +152,6 @@ def _metric(name):
   return name.replace(' ', '_')
 
 
-def _without(found, held):
-  """Returns a `miner.Table` with the negatives in `held` removed."""
-  kept, number = (found.rows >= 0) & ~held, found.rows.shape[1]
-  return found._replace(
-    rows=filters.compact(found.rows, kept, number, -1),
-    scores=filters.compact(found.scores, kept, number, np.nan),
-  )
-
-
 def rules_of(config: config_lib.Config, num_scores: int) -> filters.Rules:
   """Returns the rules in the settings; `num_scores` is as for `Rules`."""
   return filters.Rules(
@@ -225,18 +220,50 @@ def by_bm25(run: experiment.Experiment) -> np.ndarray:
     # Also present if empty, so that a manifest with a run file does not match.
     'bm25_run': given and atomic.file_hash(strict_io.regular(given)),
   }
-  folder = run.workdir / 'bm25'
+  return _once(
+    run,
+    'bm25',
+    about,
+    _mine_bm25,
+    'waiting for the BM25 negatives of another process',
+  )
 
-  def waiting():
-    logs.log('waiting for the BM25 negatives of another process')
 
-  with atomic.exclusive(run.workdir, waiting):
+def by_given(run: experiment.Experiment) -> np.ndarray:
+  """Returns the (Q, K) int32 negatives given by the data, padded with -1.
+
+  A query keeps at most its first --top_k. If it has fewer than
+  --num_hard_negatives, random passages fill it up to that number.
+  """
+  return _once(
+    run,
+    'given',
+    sources(run),
+    _mine_given,
+    'waiting for another process to take the given negatives',
+  )
+
+
+def _once(run, name, about, mine, waiting):
+  """Returns negatives that one process mines once per run.
+
+  Args:
+    run: `experiment.Experiment`.
+    name: Name of their folder.
+    about: All inputs to them.
+    mine: mine(run) -> (negatives, counts by name of metric).
+    waiting: Line to log while another process mines them.
+  """
+  folder = run.workdir / name
+  with atomic.exclusive(run.workdir, lambda: logs.log(waiting)):
     if not find(folder, about):
-      _publish_bm25(run, folder, about)
+      negatives, counts = mine(run)
+      with atomic.publish(folder, {**about, 'metrics': counts}) as unfinished:
+        np.save(unfinished / 'negatives.npy', negatives)
   return atomic.load_array(folder / 'negatives.npy')
 
 
-def _publish_bm25(run, folder, about):
+def _mine_bm25(run):
   split = run.dataset.splits[run.config.train_split]
   source = _bm25_source(run, split)
   found, counts = select_negatives(
@@ -253,28 +280,10 @@ def _publish_bm25(run, folder, about):
       'fewer than --top_k'
     )
   logs.log(f'BM25 negatives of {source.name}: {text}')
-  with atomic.publish(folder, {**about, 'metrics': counts}) as unfinished:
-    np.save(unfinished / 'negatives.npy', found.rows)
+  return found.rows, counts
 
 
-def by_given(run: experiment.Experiment) -> np.ndarray:
-  """Returns the (Q, K) int32 negatives given by the data, padded with -1.
-
-  A query keeps at most its first --top_k. If it has fewer than
-  --num_hard_negatives, random passages fill it up to that number.
-  """
-  folder, about = run.workdir / 'given', sources(run)
-
-  def waiting():
-    logs.log('waiting for another process to take the given negatives')
-
-  with atomic.exclusive(run.workdir, waiting):
-    if not find(folder, about):
-      _publish_given(run, folder, about)
-  return atomic.load_array(folder / 'negatives.npy')
-
-
-def _publish_given(run, folder, about):
+def _mine_given(run):
   config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
   sizes = np.array([len(given(row)) for row in range(len(split.ids))])
@@ -287,8 +296,7 @@ def _publish_given(run, folder, about):
   if cut := int(np.maximum(sizes - config.top_k, 0).sum()):
     line += f'; {cut:,} behind the first --top_k={config.top_k} of a query'
   logs.log(line)
-  with atomic.publish(folder, {**about, 'metrics': counts}) as unfinished:
-    np.save(unfinished / 'negatives.npy', negatives)
+  return negatives, counts
 
 
 def take_given(
@@ -322,21 +330,28 @@ def given_to(split: corpus_lib.Split) -> Callable[[int], np.ndarray] | None:
 
 def check(run: experiment.Experiment) -> None:
   """Raises `BadInput` for settings that would make the run fail later."""
-  config = run.config
+  config, count = run.config, distributed.count()
   num_rows = len(run.dataset.passages.pieces())
-  most = num_rows // distributed.count()
-  if -(-num_rows // config.rows_per_block) < distributed.count():
-    raise errors.BadInput(
-      f'--rows_per_block must leave each of {distributed.count()} processes a '
-      f'block of the {num_rows:,} passages; found {config.rows_per_block}; '
-      f'lower it to {most} at most.'
+  if -(-num_rows // config.rows_per_block) < count:
+    raise errors.refusal(
+      f'--rows_per_block={config.rows_per_block} leaves some of the {count} '
+      f'processes without a block ({num_rows:,} passages)',
+      f'set it to at most {num_rows // count}',
     )
   experiment.check_index(config, run.retriever.config.embedding_size, num_rows)
-  rows = schedule.rows(config).values()
-  mined = any(row.negatives in ('bm25', 'index') for row in rows)
-  if mined or config.job == 'refresh':
-    _check_depth(run)
-  _check_given(run, any(row.negatives == 'given' for row in rows))
+  used = {row.negatives for row in schedule.rows(config).values()}
+  is_mined = config.job == 'refresh' or not used.isdisjoint(('bm25', 'index'))
+  if is_mined:
+    # The row of the warm-up may have more positives.
+    _check_room(run, 'top_k', schedule.rows(config).values())
+  _check_given(run, 'given' in used)
+  drawn, top_k = config.num_hard_negatives, config.top_k
+  if drawn > top_k and (is_mined or 'given' in used):
+    raise errors.refusal(
+      f'--num_hard_negatives={drawn} is more than --top_k={top_k}, from which '
+      'they are drawn',
+      'change one',
+    )
   _check_rules(run)
   _check_queries(run)
 
@@ -427,43 +442,48 @@ def _bm25_source(run, split):
 def _check_queries(run):
   """Raises `BadInput` if the splits lack what the settings need."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
-  if config.warmup_until_plateau and config.dev_split not in run.dataset.splits:
-    raise errors.BadInput(
+  row, method = methods.METHODS[config.method], f'--method={config.method}'
+  number, slices = len(split.ids), config.query_slices
+  answered = sum(map(bool, split.answers or ()))
+  for is_wrong, fact, cure in (
+    (
+      config.warmup_until_plateau
+      and config.dev_split not in run.dataset.splits,
       f'--warmup_until_plateau={config.warmup_until_plateau} needs dev to end '
-      'the warm-up by, and there is none; leave it out, or raise '
-      '--dev_fraction.'
-    )
-  if config.query_slices > len(split.ids):
-    raise errors.BadInput(
-      f'--query_slices must be at most the {len(split.ids):,} training '
-      f'queries; found {config.query_slices}; lower it.'
-    )
-  row = methods.METHODS[config.method]
-  if config.refresh_trigger and (row.triplets or not row.refreshes):
-    raise errors.BadInput(
-      '--refresh_trigger must be 0 for rows that do not mine from the index, '
-      'or that train on triplets; found '
-      f'{config.refresh_trigger} with --method={config.method}; leave it out.'
-    )
-  if config.query_slices > 1 and not row.refreshes:
-    raise errors.BadInput(
-      '--query_slices must be 1 for rows that do not mine from the index; '
-      f'found {config.query_slices} with --method={config.method}; leave it '
-      'out.'
-    )
-  given = split.answers or [[] for _ in range(len(split.ids))]
-  without = sum(not texts for texts in given)
-  if methods.METHODS[config.method].without_answers and without:
-    raise errors.BadInput(
-      f'--method={config.method} must have answers to each training query, '
-      f'in answers.jsonl; found {without:,} queries without; add them, or '
-      'use another row.'
-    )
-  if config.drop_answers and not split.answers:
-    raise errors.BadInput(
-      '--drop_answers must be with data that has answers; found none to the '
-      'training queries; leave it out.'
-    )
+      'the warm-up by, and there is none',
+      'leave it out, or raise --dev_fraction',
+    ),
+    (
+      slices > number,
+      f'--query_slices={slices} is more than the {number:,} training queries',
+      'lower it',
+    ),
+    (
+      config.refresh_trigger and (row.triplets or not row.refreshes),
+      f'--refresh_trigger={config.refresh_trigger} cannot be used with '
+      f'{method}, which mines no index or trains on triplets',
+      'leave it out',
+    ),
+    (
+      slices > 1 and not row.refreshes,
+      f'--query_slices={slices} cannot be used with {method}, which mines no '
+      'index',
+      'leave it out',
+    ),
+    (
+      row.without_answers and answered < number,
+      f'{method} needs answers, and {number - answered:,} training queries '
+      'have none in answers.jsonl',
+      'add them, or use another row',
+    ),
+    (
+      config.drop_answers and not split.answers,
+      '--drop_answers needs answers, and the training queries have none',
+      'leave it out',
+    ),
+  ):
+    if is_wrong:
+      raise errors.refusal(fact, cure)
 
 
 def _check_given(run, wanted):
@@ -477,21 +497,41 @@ def _check_given(run, wanted):
       )
     return
   if not given_to(split):
-    raise errors.BadInput(
+    raise errors.refusal(
       'the data gives no negatives, on which the rows given and given_in_batch '
-      'train; set --negatives to a file of them, or use another row.'
+      'train',
+      'set --negatives to a file of them, or use another row',
     )
-  most = _most_excluded(run, methods.METHODS['given'])
-  if config.num_hard_negatives + most > len(run.dataset.passages):
-    raise errors.BadInput(
-      f'--num_hard_negatives={config.num_hard_negatives} and up to {most} '
-      f'positives of a query are more than the {len(run.dataset.passages):,} '
-      'passages of the corpus; lower --num_hard_negatives.'
+  _check_room(run, 'num_hard_negatives', [methods.METHODS['given']])
+
+
+def _check_room(run, name, rows):
+  """Raises `BadInput` if the corpus has too few passages that may be negatives.
+
+  Args:
+    run: `experiment.Experiment`.
+    name: Flag of the number of negatives.
+    rows: Rows of the method table that take them.
+  """
+  config, split = run.config, run.dataset.splits[run.config.train_split]
+  corpus, number = run.dataset.corpus, len(run.dataset.passages)
+  most = max(
+    int(excluded(split, corpus, row, config.drop_same_text).num_excluded.max())
+    for row in rows
+  )
+  if most == number:
+    raise errors.refusal(
+      f'all {most:,} passages of the corpus are positives of one training '
+      'query, have the text of one, or are the query itself, and no negative '
+      'can be mined for it',
+      'add passages, or leave the query out',
     )
-  if config.num_hard_negatives > config.top_k:
-    raise errors.BadInput(
-      '--num_hard_negatives, drawn from the first --top_k, must be at most '
-      f'that; found {config.num_hard_negatives} and {config.top_k}; change one.'
+  asked = getattr(config, name)
+  if asked + most > number:
+    raise errors.refusal(
+      f'--{name}={asked} and up to {most} positives of a query are more than '
+      f'the {number:,} passages of the corpus',
+      f'lower --{name}',
     )
 
 
@@ -500,52 +540,19 @@ def _check_rules(run):
   config, split = run.config, run.dataset.splits[run.config.train_split]
   last = config.max_rank
   if last is not None and config.top_k > last - config.skip_ranks:
-    raise errors.BadInput(
+    raise errors.refusal(
       f'--top_k={config.top_k} does not fit between --skip_ranks='
-      f'{config.skip_ranks} and --max_rank={last}; change one of the three.'
+      f'{config.skip_ranks} and --max_rank={last}',
+      'change one of the three',
     )
-  source = methods.METHODS[config.method].negatives
-  unscored = source == 'given' or (
-    source == 'bm25' and split.negatives and not config.bm25_run
+  row = methods.METHODS[config.method]
+  scored = _settings(config, row, config.top_k, None).rules.scored()
+  unscored = row.negatives == 'given' or (
+    row.negatives == 'bm25' and split.negatives and not config.bm25_run
   )
-  if (
-    names := unscored
-    and _settings(
-      config, methods.METHODS[config.method], config.top_k, None
-    ).rules.scored()
-  ):
-    raise errors.BadInput(
-      f'--{names[0]} needs scores, and the negatives that the data gives to '
-      f'--method={config.method} have none; leave it out.'
-    )
-
-
-def _most_excluded(run, method):
-  """Returns the largest number of excluded passages of any query."""
-  config, split = run.config, run.dataset.splits[run.config.train_split]
-  found = excluded(split, run.dataset.corpus, method, config.drop_same_text)
-  return int(found.num_excluded.max())
-
-
-def _check_depth(run):
-  config = run.config
-  # The row of the warm-up may have more positives.
-  rows = schedule.rows(config).values()
-  most = max(_most_excluded(run, row) for row in rows)
-  if most == len(run.dataset.passages):
-    raise errors.BadInput(
-      f'all {most:,} passages of the corpus are positives of one training '
-      'query, have the text of one, or are the query itself, and no negative '
-      'can be mined for it; add passages, or leave the query out.'
-    )
-  if config.top_k + most > len(run.dataset.passages):
-    raise errors.BadInput(
-      '--top_k and the positives of a query must together be at most the '
-      f'{len(run.dataset.passages):,} passages of the corpus; found '
-      f'{config.top_k} and up to {most}; lower --top_k.'
-    )
-  if config.num_hard_negatives > config.top_k:
-    raise errors.BadInput(
-      '--num_hard_negatives, drawn from the top k, must be at most --top_k; '
-      f'found {config.num_hard_negatives} and {config.top_k}; change one.'
+  if scored and unscored:
+    raise errors.refusal(
+      f'--{scored[0]} needs scores, and the negatives that the data gives to '
+      f'--method={config.method} have none',
+      'leave it out',
     )

@@ -293,9 +293,8 @@ def adopt(run: experiment.Experiment, other: str, step: int) -> dict[str, Any]:
   ours = {'run': run.id, 'checkpoint': whose}
   wrong = refusal(run, {**manifest, **ours}) if manifest else 'it is not there'
   if wrong:
-    raise errors.BadInput(
-      'a refresh that is replayed must be whole and of the same data and '
-      f'settings; found that of {there} {wrong}; replay another run.'
+    raise errors.refusal(
+      f'the refresh {there} cannot be replayed: {wrong}', 'replay another run'
     )
   if distributed.is_first():
     with atomic.publish(folder(run, step), {**manifest, **ours}) as unfinished:
@@ -335,10 +334,10 @@ def _of_table(run, start, passages, since):
   whole = len(run.dataset.queries[run.config.train_split])
   any_left = passages[:, 0] >= 0
   if not any_left.any():
-    raise errors.BadInput(
+    raise errors.refusal(
       f'mining left none of {len(rows):,} training queries a negative of its '
-      f'top {run.config.top_k}, as the line of its counts says; loosen the '
-      'filter that rejected most, or raise --top_k.'
+      f'top {run.config.top_k}, as the line of its counts says',
+      'loosen the filter that rejected most, or raise --top_k',
     )
   if not any_left.all():
     rows, passages = rows[any_left], passages[any_left]

@@ -63,9 +63,9 @@ def begin(config: config_lib.Config) -> Begun:
   checkpoint.check_format(config.workdir, step, saved)
   experiment.check_same_run(config, step)
   if step > config.max_steps:
-    raise errors.BadInput(
-      f'--max_steps must be at least the {step} steps made; found '
-      f'{config.max_steps}; raise it, or evaluate a checkpoint.'
+    raise errors.refusal(
+      f'--max_steps={config.max_steps} is less than the {step} steps made',
+      'raise it, or evaluate a checkpoint',
     )
   this = experiment.restore(config, splits, step)
   logs.log(
@@ -150,11 +150,10 @@ def _check_never_trained(workdir):
   damaged = list(pathlib.Path(workdir).glob(f'{checkpoint.DAMAGED}-*'))
   if steps or damaged:
     last = max(steps, default=0)
-    raise errors.BadInput(
-      f'a run that was trained must have a checkpoint; found none in {workdir} '
-      f'that is whole, {len(damaged)} damaged ones, and metrics up to step '
-      f'{last}; give back a copy of checkpoints, or name another --workdir to '
-      'begin anew.'
+    raise errors.refusal(
+      f'the run in {workdir} has no whole checkpoint, {len(damaged)} damaged '
+      f'ones, and metrics up to step {last}',
+      'give back a copy of checkpoints, or name another --workdir',
     )
 
 

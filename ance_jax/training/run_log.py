@@ -82,10 +82,9 @@ class RunLog:
     # A gradient that is not finite has already corrupted the parameters.
     if not math.isfinite(values['train/loss'] + values['train/grad_norm']):
       raise FloatingPointError(
-        f'a loss must be finite, and its gradient; found '
-        f'{values["train/loss"]} and {values["train/grad_norm"]} at step '
-        f'{step}; the last checkpoint is whole: lower --learning_rate, or '
-        'check the data.'
+        f'step {step} has a loss of {values["train/loss"]} and a gradient norm '
+        f'of {values["train/grad_norm"]}, which must be finite; lower '
+        '--learning_rate, or check the data: the last checkpoint is whole.'
       )
     self._pace.seen(step)
     refresh = active_refresh.refresh if active_refresh else None

@@ -207,7 +207,7 @@ def test_the_parts_of_an_index_find_what_the_whole_one_does(
 def test_a_process_without_a_block_is_refused(config, monkeypatch):
   run = experiment.create(config, ('train', 'dev'))[0]
   monkeypatch.setattr(distributed, 'count', lambda: 11)
-  with pytest.raises(errors_lib.BadInput, match='lower it to 13 at most'):
+  with pytest.raises(errors_lib.BadInput, match='set it to at most 13'):
     negatives.check(run)
 
 

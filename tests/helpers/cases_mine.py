@@ -220,7 +220,7 @@ CASES = {
   'folder as output': flags('found a folder for /tmp', output='/tmp'),
   'mined before': Refused(_mined_before, 'its report must be new files'),
   'no workdir': flags('without --workdir', workdir=''),
-  'nothing that ranks': unscored('found no run in', ranking=''),
+  'nothing that ranks': unscored('there is no run in', ranking=''),
   'ranking nowhere': unscored(
     'there is nothing, and a file is needed', ranking='/no/file'
   ),

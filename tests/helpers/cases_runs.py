@@ -253,10 +253,11 @@ CASES = {
   'data.json in Latin-1': going_on(put(DATA, b'"\xe9"'), 'missing or was'),
   'another corpus': going_on(
     append('data/corpus.jsonl', cases_beir.record(_id='x', text='new')),
-    'the data must stay as the run in',
+    'is not the one with which the run in',
   ),
   'another judgement': going_on(
-    append('data/qrels/train.tsv', 'q2\tp4\t1\n'), "found split 'train' of hash"
+    append('data/qrels/train.tsv', 'q2\tp4\t1\n'),
+    "split 'train' is not the one",
   ),
   'data gone': going_on(remove('data'), '/data names nothing, and'),
   # The model.
@@ -331,38 +332,42 @@ CASES = {
   ),
   'no workdir': job('check', 'without --workdir', workdir=''),
   'file as workdir': Refused(_file_as_workdir, 'is no folder, nor'),
-  'seed of another run': job('begin', '--seed must stay as the run', seed=1),
-  'method of another run': job('begin', '--method must stay', method='random'),
-  'no run to read': Refused(_without_run('read'), 'must be given a run or a'),
-  'no run to encode': Refused(_without_run('encode'), 'given a run or a check'),
+  'seed of another run': job('begin', '--seed is 1, and the run in', seed=1),
+  'method of another run': job(
+    'begin', "--method is 'random', and the run", method='random'
+  ),
+  'no run to read': Refused(
+    _without_run('read'), 'needs a run or a checkpoint'
+  ),
+  'no run to encode': Refused(_without_run('encode'), 'needs a run or a check'),
   'no run to export': Refused(_without_run('export'), 'given a run or a check'),
   'BM25 in a run': job('evaluate', 'of BM25 must have a', retriever='bm25'),
   # Settings that do not fit the data or the machine.
   'more devices': job('check', '=9 is more than the 8', num_devices=9),
-  'batch over devices': job('check', 'must divide over the', batch_size=3),
+  'batch over devices': job('check', '=3 does not divide over', batch_size=3),
   'batch in pieces': job(
-    'check', '--micro_batch_size must', micro_batch_size=3
+    'check', '--micro_batch_size=3 does', micro_batch_size=3
   ),
   'mined beyond the corpus': job(
-    'check a refresh', 'must together be at most the 5 passages', top_k=5
+    'check a refresh', 'are more than the 5 passages', top_k=5
   ),
   'drawn beyond the mined': job(
-    'check a refresh', 'must be at most --top_k; found 3', num_hard_negatives=3
+    'check a refresh', '=3 is more than --top_k=', num_hard_negatives=3
   ),
   'more slices than queries': job(
-    'check a refresh', 'at most the 2 training queries', query_slices=3
+    'check a refresh', '=3 is more than the 2 training queries', query_slices=3
   ),
   'slices of a row that does not mine': job(
     'check a refresh',
-    'must be 1 for rows that do not mine',
+    'which mines no index',
     query_slices=2,
     method='in_batch',
   ),
   'no answers': job(
-    'check a refresh', 'found 2 queries without', method='ance_code_qa'
+    'check a refresh', '2 training queries have none', method='ance_code_qa'
   ),
   'answers dropped where there are none': job(
-    'check a refresh', 'must be with data that has answers', drop_answers=True
+    'check a refresh', '--drop_answers needs answers', drop_answers=True
   ),
   # Run files of BM25.
   'run of BM25': Accepted(

@@ -232,7 +232,7 @@ def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
     max_steps=8,
     num_devices=1,
   )
-  with pytest.raises(errors.BadInput, match='found 48 queries without'):
+  with pytest.raises(errors.BadInput, match='48 training queries have none'):
     train.run(config)
   shutil.rmtree(config.workdir)
   queries = [
@@ -390,7 +390,7 @@ def test_what_is_not_finite_stops_and_keeps_the_last_checkpoint(
 
   monkeypatch.setattr(steps, 'make_train_step', poison)
   config = dataclasses.replace(tiny, num_devices=1)
-  with pytest.raises(FloatingPointError, match='found .*nan.* at step 7'):
+  with pytest.raises(FloatingPointError, match='step 7 has .*nan'):
     train.run(config)
   assert checkpoint.committed_steps(config.workdir)[-1] == 4
   assert max(logs.series(config.workdir, 'train/loss')) == 6
@@ -446,12 +446,15 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
 @pytest.mark.parametrize(
   ('change', 'expected'),
   [
-    ({'batch_size': 9}, '--batch_size must divide over the 8 devices; found 9'),
-    ({'micro_batch_size': 3}, 'must divide the 1 queries of a device'),
+    ({'batch_size': 9}, '--batch_size=9 does not divide over 8 devices'),
+    ({'micro_batch_size': 3}, '=3 does not divide the 1 queries'),
     ({'num_devices': 9}, '--num_devices=9 is more than the 8 here'),
     ({'workdir': ''}, 'without --workdir'),
-    ({'top_k': 149}, '--top_k and the positives of a query .* found 149'),
-    ({'num_hard_negatives': 11}, '--num_hard_negatives, .* found 11 and 10'),
+    ({'top_k': 149}, '--top_k=149 and up to .* are more than the 150'),
+    (
+      {'num_hard_negatives': 11},
+      '--num_hard_negatives=11 is more than --top_k=10',
+    ),
     ({'index': 'Nothing'}, '--index must be a FAISS factory string'),
     ({'index': 'IVF256,Flat'}, '--index must have at most as many lists'),
     (
@@ -643,7 +646,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(tiny):
   shutil.rmtree(pathlib.Path(config.workdir, 'checkpoints'))
   before = logs.read(config.workdir)
   with pytest.raises(
-    errors.BadInput, match='found none in .* and metrics up to step 12'
+    errors.BadInput, match='has no whole .* and metrics up to step 12'
   ):
     train.run(config)
   assert logs.read(config.workdir) == before
@@ -687,7 +690,7 @@ def test_data_that_changed_under_a_run_is_refused(tiny, tmp_path):
   train.run(config)
   path = data / 'corpus.jsonl'
   path.write_text(path.read_text().replace('w1 ', 'w2 ', 1))
-  with pytest.raises(errors.BadInput, match='data must stay .* the corpus'):
+  with pytest.raises(errors.BadInput, match='the corpus is not the one'):
     train.run(dataclasses.replace(config, max_steps=2))
 
 
@@ -760,11 +763,11 @@ def test_the_folder_of_another_run_is_refused(tiny):
     p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')
   }
   with pytest.raises(
-    errors.BadInput, match='--seed must stay as the run .* found 1 instead'
+    errors.BadInput, match='--seed is 1, and the run .* began with 0'
   ):
     train.run(dataclasses.replace(config, seed=1))
   with pytest.raises(
-    errors.BadInput, match='--max_steps must be at least the 1'
+    errors.BadInput, match='--max_steps=.* is less than the 1'
   ):
     train.run(dataclasses.replace(config, max_steps=0))
   after = {

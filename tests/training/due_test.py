@@ -144,8 +144,8 @@ def test_level_is_no_better_than_the_best_so_often(scores, evaluations, end):
       '=0.5 cannot be used with --refresh_mode=delayed',
     ),
     ({'query_slices': 2}, '=0.5 needs all queries .* --query_slices is 2'),
-    ({'method': 'ance_code'}, ' must be 0 for rows'),
-    ({'method': 'dpr'}, ' must be 0 for rows'),
+    ({'method': 'ance_code'}, '=0.5 cannot be used with --method'),
+    ({'method': 'dpr'}, '=0.5 cannot be used with --method'),
   ],
 )
 def test_a_trigger_that_cannot_be_looked_at_is_refused(

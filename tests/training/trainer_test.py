@@ -57,12 +57,16 @@ def test_nothing_is_logged_before_the_first_checkpoint_is_on_disk(
   ('metrics', 'damaged', 'expected'),
   [
     ('', [], None),
-    ('', [4], 'whole, 1 damaged ones, and metrics up to step 0'),
-    ('{"step": 7}\n', [], 'whole, 0 damaged ones, and metrics up to step 7'),
+    ('', [4], 'no whole checkpoint, 1 damaged ones, and metrics up to step 0'),
+    (
+      '{"step": 7}\n',
+      [],
+      'no whole checkpoint, 0 damaged ones, and metrics up to step 7',
+    ),
     (
       '{"step": 0}\n',
       [0, 3],
-      'whole, 2 damaged ones, and metrics up to step 0',
+      'no whole checkpoint, 2 damaged ones, and metrics up to step 0',
     ),
   ],
 )
