@@ -6,8 +6,6 @@ built.
 """
 
 from collections.abc import Callable
-import functools
-import operator
 from typing import NamedTuple
 
 import jax
@@ -246,8 +244,8 @@ def _cone(run, indexed):
   )
   first, second = _embeddings(indexed, rows)
   norms = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
-  products = functools.reduce(operator.mul, norms)
-  cosines = np.einsum('pe,pe->p', first, second) / np.maximum(products, 1e-30)
+  products = np.maximum(norms[0] * norms[1], 1e-30)
+  cosines = np.einsum('pe,pe->p', first, second) / products
   return {
     'norm': float(np.concatenate(norms).mean()),
     'cosine': float(cosines.mean()),

@@ -210,8 +210,7 @@ def by_bm25(run: experiment.Experiment) -> np.ndarray:
 
   The ranking comes from `--bm25_run`, else from the data, else from bm25s.
   """
-  config = run.config
-  given = config.bm25_run
+  config, given = run.config, run.config.bm25_run
   about = {
     **sources(run),
     'k1': config.bm25_k1,

@@ -50,7 +50,10 @@ def begin(config: config_lib.Config) -> Begun:
   splits = (config.train_split, config.dev_split)
   if distributed.is_first():
     atomic.remove_unfinished(config.workdir)
-    _fetch(config)
+    # Copies newer files of the run from its `--remote_dir`, if any.
+    if experiment.fetch(config, every=True):
+      logs.log(f'{config.workdir} is brought up to {config.remote_dir}')
+      remote.pull_file(f'{config.workdir}/{PICK_UPS_FILE}')
   step, saved = distributed.broadcast(
     lambda: checkpoint.newest_whole(config.workdir)
   )
@@ -77,13 +80,6 @@ def begin(config: config_lib.Config) -> Begun:
     history = _restore_history(config, step)
   distributed.barrier('restored')
   return Begun(this, None, step, history)
-
-
-def _fetch(config):
-  """Copies newer files of a run from its `--remote_dir`, if any."""
-  if experiment.fetch(config, every=True):
-    logs.log(f'{config.workdir} is brought up to {config.remote_dir}')
-    remote.pull_file(f'{config.workdir}/{PICK_UPS_FILE}')
 
 
 def begin_pick_ups(run: experiment.Experiment) -> None:

@@ -1,11 +1,16 @@
 """Cases of bad input, and functions that corrupt files."""
 
 from collections.abc import Callable
+import contextlib
 import gzip
 import json
 import os
 import shutil
 from typing import NamedTuple
+
+import pytest
+
+from ance_jax import errors
 
 
 class Refused(NamedTuple):
@@ -155,3 +160,10 @@ def together(*makes):
 
 def _bytes(data):
   return data if isinstance(data, bytes) else data.encode()
+
+
+def refused(says):
+  """Expects a refusal that says so; none if `says` is empty or None."""
+  if not says:
+    return contextlib.nullcontext()
+  return pytest.raises(errors.BadInput, match=says)

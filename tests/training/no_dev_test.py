@@ -56,7 +56,7 @@ def test_a_run_without_dev_is_that_with_it_but_for_what_dev_says(
   train.run(eventful)
   with_dev = crash_test.outcome(eventful)
   capsys.readouterr()
-  due_test.stopped_now_and_then(config, monkeypatch, (2, 9, 13))
+  due_test.stopped_now_and_then(config, monkeypatch, (9,))
   said = capsys.readouterr().out
 
   found = crash_test.outcome(config)
@@ -139,19 +139,3 @@ def test_other_ways_to_refresh_do_without_dev_too(settings, config):
   assert ({4, 10} if in_step else {10}) <= set(ranks)
   assert all(np.isfinite(list(ranks.values())))
   assert logs.dev_measures(config.workdir) == []
-
-
-def test_a_dev_split_that_is_gone_is_told_of(config, beir_folder):
-  qrels = pathlib.Path(config.data_dir) / 'qrels'
-  shutil.copy(beir_folder / 'qrels' / 'dev.tsv', qrels)
-  config = dataclasses.replace(config, method='in_batch', max_steps=1)
-  train.run(config)
-  (qrels / 'dev.tsv').unlink()
-  with pytest.raises(errors.BadInput, match="has no split 'dev' where"):
-    train.run(dataclasses.replace(config, max_steps=2))
-
-
-def test_a_plateau_of_dev_is_refused_without_dev(config):
-  config = dataclasses.replace(config, warmup_until_plateau=2)
-  with pytest.raises(errors.BadInput, match='needs dev to end the warm-up'):
-    train.run(config)

@@ -14,7 +14,6 @@ from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import trec
 from ance_jax.mining import candidates
 from ance_jax.retrieval import index
-from ance_jax.training import batches
 from ance_jax.training import methods
 from ance_jax.training import negatives
 from ance_jax.training import refreshes as refreshes_lib
@@ -161,33 +160,6 @@ def test_what_fills_up_a_short_ranking_holds_no_answer_and_is_no_positive():
     drawn += TOP_K - len(kept)
   assert counts['random'] == drawn
   assert counts['for_want_of_others'] == 0
-
-
-@pytest.mark.parametrize('name', ['ance_in_batch', 'ance_code'])
-@pytest.mark.parametrize('same_text', [True, False])
-def test_columns_that_are_no_negatives_are_those_of_slow_rules(name, same_text):
-  corpus, texts, split, judged, _ = world(1, False, False)
-  method = methods.METHODS[name]
-  rows = SimpleNamespace(first=None)
-  retriever = SimpleNamespace(query_length=8, passage_length=8)
-  made = batches.training_data(
-    split, corpus, range(NUM_QUERIES), rows, retriever, method, same_text
-  )
-  for query in range(NUM_QUERIES):
-    positives, _, banned = slow_banned(
-      query, texts, judged, method.last_positive, same_text
-    )
-    own = made.positives[made.offsets[query] : made.offsets[query + 1]]
-    if method.last_positive:
-      # The query's own, the last one judged; its twin's is none to draw.
-      assert (
-        own.tolist()
-        == [p for q, p in judged if q == query and judged[q, p]][-1:]
-      )
-    else:
-      assert sorted(own.tolist()) == sorted(positives)
-    masked = np.isin(made.groups, made.positive_groups[query])
-    assert set(np.nonzero(masked)[0].tolist()) == banned
 
 
 @pytest.mark.parametrize('pieces', [False, True])

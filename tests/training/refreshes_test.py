@@ -15,7 +15,6 @@ from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
-from ance_jax.data import strings
 from ance_jax.jobs import evaluate
 from ance_jax.jobs import train
 from ance_jax.mining import miner
@@ -54,6 +53,17 @@ def open_run(trained, tmp_path):
     return experiment.restore(config, ('train', 'dev'), 6)
 
   return open_run
+
+
+def with_settings(run, **changes):
+  return run._replace(config=dataclasses.replace(run.config, **changes))
+
+
+def with_split(run, **changes):
+  """The run with other training queries."""
+  split = run.dataset.splits['train']._replace(**changes)
+  splits = {**run.dataset.splits, 'train': split}
+  return run._replace(dataset=run.dataset._replace(splits=splits))
 
 
 def slow_refresh(run, step):
@@ -149,62 +159,42 @@ def test_a_published_refresh_is_taken_and_made_again_for_other_settings(
   stamp = (folder / atomic.MANIFEST).stat().st_mtime_ns
   assert refreshes.refresh(run, 6) == first
   assert (folder / atomic.MANIFEST).stat().st_mtime_ns == stamp
-  deeper = run._replace(config=dataclasses.replace(run.config, top_k=12))
+  deeper = with_settings(run, top_k=12)
   refreshes.refresh(deeper, 6)
   assert refreshes.load(deeper, 6).shape[1] == 12
 
 
-def test_a_refresh_made_twice_is_the_same(open_run):
-  runs_of_it = [open_run(name) for name in 'ab']
-  for run in runs_of_it:
-    refreshes.refresh(run, 6)
-  first, second = (refreshes.load(run, 6) for run in runs_of_it)
-  np.testing.assert_array_equal(first, second)
+def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(open_run):
+  run = open_run()
+  refreshes.refresh(run, 6)
+  exact = np.array(refreshes.load(run, 6))
+  for index, params, least in (
+    ('IVF8,Flat', 'nprobe=4', 0.6),
+    ('SQ8', '', 0.8),
+    ('SQfp16', '', 0.95),
+  ):
+    other = with_settings(run, index=index, index_params=params)
+    assert refreshes.refresh(other, 6)['index'] == index
+    assert agreement(refreshes.load(other, 6), exact) > least
 
 
-@pytest.mark.parametrize(
-  ('index', 'params', 'least'),
-  [('IVF8,Flat', 'nprobe=4', 0.6), ('SQ8', '', 0.8), ('SQfp16', '', 0.95)],
-)
-def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(
-  open_run, index, params, least
-):
-  exact = open_run('flat')
-  refreshes.refresh(exact, 6)
-  run = open_run('other', index=index, index_params=params)
-  manifest = refreshes.refresh(run, 6)
-  recall = agreement(refreshes.load(run, 6), refreshes.load(exact, 6))
-  print(
-    f'{index} {params}: recall of the flat top {run.config.top_k}: {recall:.3f}'
-  )
-  assert least < recall
-  assert manifest['index'] == index
-
-
-def test_a_whole_run_searched_on_its_devices_has_the_negatives_of_flat(tiny):
-  tables, curves = [], []
+def test_an_index_on_the_devices_finds_what_flat_finds(open_run):
+  run = open_run(num_devices=2, search_memory_mb=1)
+  manifests, tables = [], []
   for where in ('Flat', 'device'):
-    workdir = f'{tiny.workdir}-{where}'
-    config = dataclasses.replace(
-      tiny, workdir=workdir, num_devices=2, index=where, search_memory_mb=1
-    )
-    train.run(config)
-    run = experiment.open(config, ('train', 'dev'))[0]
-    tables.append([np.array(refreshes.load(run, step)) for step in (4, 8)])
-    curves.append(logs.series(workdir, 'dev/mrr@10'))
-    manifest = atomic.read_manifest(run.workdir / 'refresh' / '00000008')
-    assert manifest['index'] == where
+    manifests.append(refreshes.refresh(with_settings(run, index=where), 6))
+    tables.append(np.array(refreshes.load(with_settings(run, index=where), 6)))
   np.testing.assert_array_equal(*tables)
-  assert curves[0] == curves[1]
+  assert [found['index'] for found in manifests] == ['Flat', 'device']
+  dev = [found['metrics']['dev/mrr@10'] for found in manifests]
+  assert dev[0] == dev[1]
 
 
 def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
   run = open_run()
   refreshes.refresh(run, 6)
   plain = np.array(refreshes.load(run, 6))
-  centered = run._replace(
-    config=dataclasses.replace(run.config, center_passages=True)
-  )
+  centered = with_settings(run, center_passages=True)
   assert refreshes.refresh(centered, 6)['center_passages']
   # The same order, but for scores that rounding can tell apart or not.
   assert agreement(refreshes.load(centered, 6), plain) > 0.995
@@ -276,8 +266,8 @@ def test_bm25_negatives_are_made_again_in_another_language(open_run, capsys):
   run, manifests, kept = open_run(), [], []
   folder = run.workdir / 'bm25'
   for language in ('english', 'none', 'auto'):
-    config = dataclasses.replace(run.config, bm25_language=language)
-    kept.append(np.array(negatives_lib.by_bm25(run._replace(config=config))))
+    other = with_settings(run, bm25_language=language)
+    kept.append(np.array(negatives_lib.by_bm25(other)))
     manifests.append(atomic.read_manifest(folder))
     shown = 'english (auto' if language == 'auto' else f'{language}\n'
     assert f'--bm25_language={shown}' in capsys.readouterr().out
@@ -311,11 +301,7 @@ def test_queries_that_bm25_finds_nothing_for_are_told_or_refused(
   split = run.dataset.splits['train']
   for lost, is_refused in ((24, False), (25, True)):  # Of 48.
     texts = ['zebra'] * lost + list(split.texts)[lost:]
-    splits = {**run.dataset.splits, 'train': split._replace(texts=texts)}
-    config = dataclasses.replace(run.config, seed=lost)
-    other = run._replace(
-      dataset=run.dataset._replace(splits=splits), config=config
-    )
+    other = with_settings(with_split(run, texts=texts), seed=lost)
     if is_refused:
       with pytest.raises(errors.BadInput, match='for 25 of 48 queries'):
         negatives_lib.by_bm25(other)
@@ -324,113 +310,12 @@ def test_queries_that_bm25_finds_nothing_for_are_told_or_refused(
       assert 'no passage for 24 of 48 queries' in capsys.readouterr().out
 
 
-def planted(run, rows):
-  """The run with an answer of each query in some of its passages' texts."""
-  texts = list(run.dataset.corpus.texts)
-  for row in rows:
-    texts[row] += ' The Answer'
-  corpus = run.dataset.corpus._replace(texts=strings.make(texts))
-  split = run.dataset.splits['train']
-  split = split._replace(answers=[['the answer']] * len(split.ids))
-  splits = {**run.dataset.splits, 'train': split}
-  return run._replace(
-    dataset=run.dataset._replace(corpus=corpus, splits=splits)
-  )
-
-
-def test_passages_with_an_answer_are_no_negatives_of_bm25_or_the_index(
-  open_run, capsys
-):
-  run = open_run(method='ance_in_batch')
-  step = checkpoint.committed_steps(run.workdir)[-1]
-  before = refreshes.refresh(run, step)
-  frequent = np.bincount(refreshes.load(run, step).ravel()).argsort()[-30:]
-  run = planted(run, frequent.tolist())
-  manifest = refreshes.refresh(run, step)
-  assert manifest['metrics']['refresh/answers'] > 0
-  assert 'with an answer left out' in refreshes.summary(manifest)
-  assert 'refresh/answers' not in before['metrics']
-  for table in (refreshes.load(run, step), negatives_lib.by_bm25(run)):
-    assert not np.isin(table, frequent).any()
-    assert (table >= 0).all()
-  allowed = dataclasses.replace(run.config, drop_answers=False)
-  run = run._replace(config=allowed)
-  assert np.isin(negatives_lib.by_bm25(run), frequent).any()
-
-
-def test_a_query_that_is_a_passage_has_negatives_mined_anew_without_it(
-  open_run,
-):
-  run = open_run(method='ance_in_batch')
-  step = checkpoint.committed_steps(run.workdir)[-1]
-  before = refreshes.refresh(run, step)
-  assert before['own'] is False
-  assert before['metrics']['refresh/own_text'] == 0
-  assert refreshes.refresh(run, step) == before
-  split, table = (
-    run.dataset.splits['train'],
-    np.array(refreshes.load(run, step)),
-  )
-  # Each query's first negative is the query itself; 0 and 1 have one text.
-  own = np.stack([np.arange(len(table)), table[:, 0]]).astype(np.int32)
-  groups = np.maximum(np.arange(len(table)), 1).astype(np.int32)
-  for changes in ({'same_text': own}, {'groups': groups}):
-    changed = split._replace(**changes)
-    planted = run._replace(
-      dataset=run.dataset._replace(
-        splits={**run.dataset.splits, 'train': changed}
-      )
-    )
-    assert refreshes.refusal(planted, before).startswith('it is of another set')
-    manifest = refreshes.refresh(planted, step)
-    assert manifest['own']
-    found, queries = refreshes.load(planted, step), np.arange(len(table))
-    assert (manifest['metrics']['refresh/own_text'] > 0) == (own is not None)
-    if 'same_text' in changes:
-      alike = (
-        run.dataset.corpus.groups[found]
-        == run.dataset.corpus.groups[own[1]][:, None]
-      )
-      assert not alike.any()
-      text = f'{manifest["metrics"]["refresh/own_text"]:,} of the query'
-      assert text in refreshes.summary(manifest)
-      own = None  # The other change has none.
-    else:
-      np.testing.assert_array_equal(found[queries > 1], table[queries > 1])
-      of_query, positives = split.positives()
-      shared = run.dataset.corpus.groups[positives[of_query < 2]]
-      assert not np.isin(run.dataset.corpus.groups[found[:2]], shared).any()
-
-
 def test_same_texts_can_be_let_in(open_run):
   run = open_run(method='ance_in_batch', drop_same_text=False)
   step = checkpoint.committed_steps(run.workdir)[-1]
   assert refreshes.refresh(run, step)['metrics']['refresh/same_text'] == 0
   of_rows = experiment.training_data(run, methods.METHODS['ance_in_batch'])
   assert len(set(of_rows.groups.tolist())) == len(run.dataset.passages)
-
-
-def test_negatives_that_the_data_brings_are_those_of_bm25(open_run, capsys):
-  run = open_run(method='bm25', top_k=2, num_hard_negatives=1)
-  split = run.dataset.splits['train']
-  queries, positives = split.positives()
-  given = [[] for _ in split.ids]
-  for query, row in zip(queries.tolist(), positives.tolist(), strict=True):
-    # Its positive is among them, and has no place in the table.
-    given[query] = [(row + 51) % 150, row, (row + 53) % 150, (row + 55) % 150]
-  given[3] = []
-  split = split._replace(negatives=given)
-  run = run._replace(
-    dataset=run.dataset._replace(splits={**run.dataset.splits, 'train': split})
-  )
-  table = negatives_lib.by_bm25(run)
-  groups = run.dataset.corpus.groups
-  for query, row in enumerate(table.tolist()):
-    banned = {int(groups[p]) for q, p in zip(queries, positives, strict=True)
-              if q == query}  # fmt: skip
-    wanted = [p for p in given[query] if int(groups[p]) not in banned][:2]
-    assert row[: len(wanted)] == wanted
-  assert 'BM25 negatives of the data: dropped' in capsys.readouterr().out
 
 
 def test_a_run_file_is_taken_for_the_ranking_of_bm25(open_run, tmp_path):
@@ -450,11 +335,8 @@ def test_a_run_file_is_taken_for_the_ranking_of_bm25(open_run, tmp_path):
   lines = path.read_text().splitlines()
   lines.sort(key=lambda line: float(line.split()[4]))
   path.write_text('\n'.join(lines) + '\nother Q0 p1 1 2.5 x\n')
-  of_file = run._replace(
-    config=dataclasses.replace(run.config, bm25_run=str(path), top_k=5)
-  )
-  small = run._replace(config=dataclasses.replace(run.config, top_k=5))
-  expected = np.array(negatives_lib.by_bm25(small))
+  of_file = with_settings(run, bm25_run=str(path), top_k=5)
+  expected = np.array(negatives_lib.by_bm25(with_settings(run, top_k=5)))
   found = np.array(negatives_lib.by_bm25(of_file))
   np.testing.assert_array_equal(found, expected)
   path.write_text('\n'.join(lines[:50]) + '\n')
@@ -511,38 +393,30 @@ def arrays_of(run, step):
 
 @pytest.mark.parametrize(
   'changes',
-  [{}, {'index': 'SQ8'}, {'center_passages': True}, {'method': 'ance_code'}],
+  [
+    {'index': 'SQ8'},
+    {'center_passages': True},
+    {'method': 'ance_code'},
+    {'query_slices': 3},
+  ],
 )
 def test_scores_are_published_of_negatives_and_positives(changes, open_run):
   """Those of the embeddings, whatever an index does with them."""
   run = open_run(method='ance_in_batch', num_hard_negatives=3)
-  run = run._replace(config=dataclasses.replace(run.config, **changes))
-  refreshes.refresh(run, 6)
+  run = with_settings(run, **changes)
+  start, end = refreshes.refresh(run, 6)['query_slice']
+  assert (start, end) == ((16, 32) if 'query_slices' in changes else (0, 48))
   negatives, scores, positive_scores = arrays_of(run, 6)
   expected, _ = scores_of(run, 6)
   assert scores.dtype == positive_scores.dtype == np.float32
   assert scores.shape == negatives.shape
-  of_negatives = np.take_along_axis(expected, negatives, 1)
+  of_negatives = np.take_along_axis(expected[start:end], negatives, 1)
   np.testing.assert_allclose(scores, of_negatives, atol=1e-5)
   last = changes.get('method') == 'ance_code'
-  pairs = run.dataset.splits['train'].shared_positives(last=last)
-  np.testing.assert_allclose(positive_scores, expected[pairs], atol=1e-5)
-
-
-def test_scores_of_a_slice_are_those_of_its_queries(open_run):
-  run = open_run(method='ance_in_batch', query_slices=3)
-  for step, start in ((0, 0), (6, 16)):
-    rows = slice(start, start + 16)
-    refreshes.refresh(run, step)
-    negatives, scores, positive_scores = arrays_of(run, step)
-    expected, _ = scores_of(run, step)
-    of_negatives = np.take_along_axis(expected[rows], negatives, 1)
-    np.testing.assert_allclose(scores, of_negatives, atol=1e-5)
-    queries, passages = run.dataset.splits['train'].shared_positives()
-    here = (queries >= rows.start) & (queries < rows.stop)
-    np.testing.assert_allclose(
-      positive_scores, expected[queries[here], passages[here]], atol=1e-5
-    )
+  pairs = np.stack(run.dataset.splits['train'].shared_positives(last=last))
+  queries, passages = pairs[:, (pairs[0] >= start) & (pairs[0] < end)]
+  of_positives = expected[queries, passages]
+  np.testing.assert_allclose(positive_scores, of_positives, atol=1e-5)
 
 
 @pytest.mark.parametrize('on_shortage', ['keep', 'drop', 'fill', None])
@@ -586,10 +460,8 @@ def test_a_refresh_follows_the_rules_of_its_run(on_shortage, open_run):
   text = f'absolute_margin {counts["absolute_margin"]:,}'
   assert text in refreshes.summary(manifest)
   assert np.isfinite(scores[table >= 0]).all()
-  plain = run._replace(
-    config=dataclasses.replace(
-      run.config, **{name: config_lib.Config.__dict__[name] for name in rules}
-    )
+  plain = with_settings(
+    run, **{name: getattr(config_lib.Config, name) for name in rules}
   )
   assert 'set of rules' in refreshes.refusal(plain, manifest)
 
@@ -618,9 +490,7 @@ def test_a_file_of_scores_says_what_is_no_negative(open_run, tmp_path):
     )
   )
   rules = {'score_run': str(path), 'rerank_max_score': 0.5}
-  run = run._replace(
-    config=dataclasses.replace(run.config, on_shortage='keep', **rules)
-  )
+  run = with_settings(run, on_shortage='keep', **rules)
   manifest = refreshes.refresh(run, 6)
   table = refreshes.load(run, 6)
   np.testing.assert_array_equal(table[:, :5], before[:, ::2])
@@ -634,8 +504,7 @@ def test_a_rule_of_scores_is_for_the_first_top_k_candidates(open_run):
   refreshes.refresh(run, 6)
   before, scores, _ = arrays_of(run, 6)
   most = float(np.median(scores))
-  changes = {'max_score': most, 'on_shortage': 'keep'}
-  run = run._replace(config=dataclasses.replace(run.config, **changes))
+  run = with_settings(run, max_score=most, on_shortage='keep')
   refreshes.refresh(run, 6)
   for found, rows, row in zip(
     arrays_of(run, 6)[0], before, scores, strict=True
@@ -645,21 +514,13 @@ def test_a_rule_of_scores_is_for_the_first_top_k_candidates(open_run):
 
 def test_rules_that_a_run_cannot_follow_are_refused(open_run):
   run = open_run(method='given', min_score=0.5)
-  given = [[1, 2, 3] for _ in run.dataset.splits['train'].ids]
-  split = run.dataset.splits['train']._replace(negatives=given)
-  splits = {**run.dataset.splits, 'train': split}
-  run = run._replace(dataset=run.dataset._replace(splits=splits))
+  run = with_split(run, negatives=[[1, 2, 3]] * conftest.NUM_TRAIN)
   with pytest.raises(errors.BadInput, match='^--min_score needs scores'):
     negatives_lib.check(run)
-  run = run._replace(
-    config=dataclasses.replace(
-      run.config, method='ance', skip_ranks=6, max_rank=15
-    )
-  )
+  run = with_settings(run, method='ance', skip_ranks=6, max_rank=15)
   with pytest.raises(errors.BadInput, match='^--top_k=10 does not fit'):
     negatives_lib.check(run)
-  fits = dataclasses.replace(run.config, max_rank=16)
-  negatives_lib.check(run._replace(config=fits))
+  negatives_lib.check(with_settings(run, max_rank=16))
 
 
 @pytest.mark.parametrize('method', ['ance_code', 'ance_in_batch'])

@@ -39,28 +39,6 @@ def test_refreshes_end_at_their_number(settings):
   assert due(schedule.refresh_due, never) == []
 
 
-def test_checkpoints_are_saved_at_refreshes_between_them_and_at_both_ends(
-  settings,
-):
-  expected = [0, 70, 100, 140, 190, 210, 280, 350, 370, 400]
-  assert due(schedule.save_due, settings) == expected
-
-
-def test_every_step_with_something_due_is_a_boundary(settings):
-  for method in ('ance', 'in_batch'):
-    for max_refreshes in (0, 2):
-      config = dataclasses.replace(
-        settings, method=method, max_refreshes=max_refreshes
-      )
-      things = (schedule.refresh_due, schedule.save_due, schedule.eval_due)
-      expected = {s for thing in things for s in due(thing, config)}
-      found, step = {0}, 0
-      while step < config.max_steps:
-        step = schedule.next_boundary(config, step)
-        found.add(step)
-      assert expected <= found
-
-
 def test_the_warm_up_row_is_used_up_to_the_first_refresh(settings):
   active = schedule.ActiveRefresh(5, 4)
   rows = [schedule.method(settings, active, step).negatives for step in (4, 5)]
@@ -86,20 +64,6 @@ def test_a_query_has_the_negatives_of_its_row_and_one_where_triplets_are_made():
   assert numbers('ance_code', 20) == [1, 1, 0]
 
 
-def test_intervals_have_steps_of_their_own(settings):
-  config = dataclasses.replace(
-    settings, refresh_schedule='0-200:40,200-:100', warmup_steps=90
-  )
-  assert due(schedule.refresh_due, config) == [90, 130, 170, 210, 310]
-  assert schedule.num_refreshes(config) == 5
-  assert schedule.refreshes_between(config, 90, 310) == [130, 170, 210]
-  sliced = dataclasses.replace(config, query_slices=3)
-  slices = [
-    schedule.query_slice(sliced, s) for s in (0, 90, 130, 169, 170, 310)
-  ]
-  assert slices == [0, 0, 1, 1, 2, 1]
-
-
 @pytest.mark.parametrize(
   'text',
   [
@@ -110,20 +74,3 @@ def test_intervals_have_steps_of_their_own(settings):
 def test_intervals_that_leave_out_steps_are_refused(settings, text):
   with pytest.raises(errors.BadInput, match='without a gap'):
     dataclasses.replace(settings, refresh_schedule=text)
-
-
-def test_each_pick_up_is_a_boundary_and_has_its_refresh_before_it(settings):
-  delayed = dataclasses.replace(
-    settings, refresh_mode='delayed', refresh_delay=25
-  )
-  used = {
-    s: schedule.comes_into_use(delayed, s)
-    for s in range(401)
-    if schedule.comes_into_use(delayed, s) is not None
-  }
-  assert used == {125: 100, 215: 190, 305: 280, 395: 370}
-  found, step = {0}, 0
-  while step < 400:
-    step = schedule.next_boundary(delayed, step)
-    found.add(step)
-  assert used.keys() | used.values() <= found
