@@ -132,17 +132,13 @@ def load_model(
   config: config_lib.Config, texts: Iterable[str] = ()
 ) -> pretrained.Model:
   """Returns the model of `--init_from`; see `pretrained.load`."""
-  return pretrained.load(
-    settings_lib.model(config), settings_lib.sizes(config), texts
-  )
+  return pretrained.load(*settings_lib.model(config), texts)
 
 
 def planned_model(config: config_lib.Config) -> pretrained.Model:
   """Returns the model of `load_model`, without weights or tokenizer."""
-  config = pretrained.planned(
-    settings_lib.model(config), settings_lib.sizes(config)
-  )
-  return pretrained.Model(config, None, None)
+  retriever = pretrained.planned(*settings_lib.model(config))
+  return pretrained.Model(retriever, None, None)
 
 
 def rank_by_bm25(

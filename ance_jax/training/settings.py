@@ -28,14 +28,11 @@ def data(config: config_lib.Config) -> records.Settings:
   )
 
 
-def model(config: config_lib.Config) -> pretrained.Settings:
-  """Returns the settings of the retriever."""
-  return _part(pretrained.Settings, config)
-
-
-def sizes(config: config_lib.Config) -> sources.Sizes:
-  """Returns the sizes of a randomly initialized encoder."""
-  return _part(sources.Sizes, config)
+def model(
+  config: config_lib.Config,
+) -> tuple[pretrained.Settings, sources.Sizes]:
+  """Returns the settings of the retriever, and the sizes of a random one."""
+  return _part(pretrained.Settings, config), _part(sources.Sizes, config)
 
 
 def encoding(config: config_lib.Config) -> encoding_lib.Settings:
