@@ -1,6 +1,5 @@
 """Refreshes beside training: none is waited for or lost, all are repeated."""
 
-from concurrent import futures
 import contextlib
 import dataclasses
 import pathlib
@@ -26,7 +25,6 @@ from ance_jax.retrieval import encoding
 from ance_jax.training import background
 from ance_jax.training import experiment
 from ance_jax.training import refreshes
-from ance_jax.training import resume
 from ance_jax.training import run_log
 from ance_jax.training import schedule
 from ance_jax.training import steps
@@ -150,10 +148,8 @@ def finished(config, in_step):
 
 @pytest.fixture
 def delayed(config, kept):
-  return kept(
-    'delayed',
-    dataclasses.replace(config, refresh_mode='delayed', refresh_delay=6),
-  )
+  changes = {'refresh_mode': 'delayed', 'refresh_delay': 6, 'max_refreshes': 4}
+  return kept('delayed', dataclasses.replace(config, **changes))
 
 
 def test_delayed_negatives_come_into_use_so_many_steps_later(delayed, in_step):
@@ -161,7 +157,7 @@ def test_delayed_negatives_come_into_use_so_many_steps_later(delayed, in_step):
   ages = logs.series(delayed.workdir, 'train/negatives_age')
   assert ages == {s: 7 + (s - 11) % 4 for s in range(11, 25)}
   dev = logs.series(delayed.workdir, 'dev/mrr@10')
-  assert set(dev) == {4, 8, 12, 16, 20, 24}
+  assert set(dev) == {4, 8, 12, 16, 24}
   replayed(delayed)
   params = [
     jax.tree.leaves(crash_test.outcome(one)[1]) for one in (delayed, in_step)
@@ -191,7 +187,7 @@ def test_what_is_damaged_before_it_comes_into_use_is_made_again(
   config = dataclasses.replace(
     delayed,
     workdir=config.workdir,
-    steps_per_checkpoint=1,
+    steps_per_checkpoint=3,
     checkpoints_to_keep=1,
   )
   path = pathlib.Path(config.workdir, 'refresh', '00000004', 'negatives.npy')
@@ -270,47 +266,28 @@ def only_late(real):
 def test_a_run_killed_beside_a_refresh_repeats_its_pick_ups(
   config, monkeypatch
 ):
-  config = dataclasses.replace(config, refresh_mode='async', max_steps=40)
-  while not pathlib.Path(config.workdir, 'pickups.json').exists() or not (
-    pick_ups(config)
-  ):
-    with monkeypatch.context() as patch:
-      ending = threading.Event()
+  config = dataclasses.replace(config, refresh_mode='async', max_staleness=8)
 
-      def pick_up(*arguments, ending=ending, real=resume.pick_up):
-        real(*arguments)
-        ending.set()
+  def kill():
+    raise OSError('killed')
 
-      def log_step(
-        self, step, *others, ending=ending, real=run_log.RunLog.log_step
-      ):
-        real(self, step, *others)
-        if ending.is_set() and step % 4 == 3:
-          raise OSError('killed')
-
-      patch.setattr(resume, 'pick_up', pick_up)
-      patch.setattr(run_log.RunLog, 'log_step', log_step)
-      with contextlib.suppress(OSError):
-        train.run(config)
+  with monkeypatch.context() as patch:
+    # One has to be picked up after 12 steps.
+    set_at(patch, 15, threading.Event(), kill)
+    with pytest.raises(OSError, match='killed'):
+      train.run(config)
   before = pick_ups(config)
-  assert checkpoint.committed_steps(config.workdir)[-1] < 40
+  assert before
+  assert checkpoint.committed_steps(config.workdir)[-1] < 15
   train.run(config)
   assert pick_ups(config)[: len(before)] == before
   replayed(config)
 
 
-@pytest.mark.parametrize('trainer_first', [True, False])
-def test_two_jobs_share_a_folder_and_nothing_else(config, trainer_first):
+def test_two_jobs_share_a_folder_and_nothing_else(config):
   config = dataclasses.replace(config, refresh_mode='external', max_staleness=8)
-  with contextlib.ExitStack() as stack:
-    if not trainer_first:
-      ended = stack.enter_context(refresher(config))
-      train.run(config)
-    else:
-      pool = stack.enter_context(futures.ThreadPoolExecutor(1))
-      training = pool.submit(train.run, config)
-      ended = stack.enter_context(refresher(config))
-      training.result()
+  with refresher(config) as ended:
+    train.run(config)
   assert not ended
   assert len(pick_ups(config)) > 1
   assert logs.series(config.workdir, 'dev/mrr@10').keys() > {
@@ -563,10 +540,9 @@ def test_what_ends_the_refresher_ends_the_training_within_a_step(
 
 def test_replaying_other_data_is_refused(finished, tmp_path):
   config = dataclasses.replace(
-    finished.config,
-    workdir=str(tmp_path / 'other'),
-    refresh_replay=finished.config.workdir,
-    top_k=11,
+    finished.config, workdir=str(tmp_path / 'other'), top_k=11
   )
-  with pytest.raises(errors.BadInput, match='another --top_k'):
-    train.run(config)
+  other = finished._replace(config=config)
+  for step, says in ((8, 'it is of another --top_k'), (9, 'it is not there')):
+    with pytest.raises(errors.BadInput, match=f'replayed: {says}'):
+      refreshes.adopt(other, finished.config.workdir, step)

@@ -256,7 +256,11 @@ def test_killed_and_started_again_a_run_ends_bit_equal(
   )
   assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
   committed = checkpoint.committed_steps(config.workdir)
+  # Its settings are those of the checkpoint, not of a file that was edited.
+  path = pathlib.Path(config.workdir, 'run.flags')
+  path.write_text(path.read_text().replace('--seed=0', '--seed=1'))
   train.run(config)
+  assert '--seed=0\n' in path.read_text()
   out = capsys.readouterr().out
   resumed = [
     step for step in range(17) if f'checkpoint of step {step}\n' in out

@@ -23,7 +23,6 @@ from ance_jax import launch
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
-from ance_jax.core import workdirs
 from ance_jax.jobs import report
 from ance_jax.jobs import train
 from ance_jax.training import resume
@@ -398,11 +397,3 @@ def test_two_hundred_refreshes_leave_memory_files_and_threads_flat(
   assert abs(slopes[1]) < 0.01
   # Orbax's and XLA's pools grow and shrink by one or two.
   assert abs(slopes[2]) < 0.03
-
-
-def test_flags_of_the_checkpoint_count_not_a_file_that_was_edited(config):
-  here = stopped_run(config)
-  path = pathlib.Path(here.workdir, workdirs.FLAGS_FILE)
-  path.write_text(path.read_text().replace('--seed=0', '--seed=1'))
-  train.run(here)
-  assert '--seed=0\n' in path.read_text()
