@@ -75,14 +75,11 @@ def compare_examples(
 
 def examples(workdir: pathlib.Path) -> list[tuple[int, list[dict]]]:
   """Returns step and examples of all undamaged evaluations, in order."""
-  shown = []
-  for path in sorted((workdir / workdirs_lib.EXAMPLES_FOLDER).glob('*.json')):
-    try:
-      examples = atomic.read_json(path)['examples']
-      shown.append((int(path.stem), examples))
-    except errors.Damaged as damaged:
-      logs.log(f'{damaged} These examples are left out.')
-  return shown
+  paths = (workdir / workdirs_lib.EXAMPLES_FOLDER).glob('*.json')
+  return [
+    (int(path.stem), found['examples'])
+    for path, found in sections.undamaged(paths, 'These examples are')
+  ]
 
 
 def write_page(workdir: str | os.PathLike, path: str | pathlib.Path) -> None:
@@ -93,8 +90,30 @@ def write_page(workdir: str | os.PathLike, path: str | pathlib.Path) -> None:
     path: HTML file, written atomically.
   """
   workdir = pathlib.Path(workdir)
-  lines = logs.read(workdir)
-  atomic.write_text(path, _page(workdir, lines))
+  lines, name = logs.read(workdir), workdir.absolute().name
+  others = [n for n in (_AGE, _OVERLAP) if any(n in line for line in lines)]
+  curves = list(dict.fromkeys([_LOSS, *_curves([lines]), *others]))
+  names = _measures(lines)
+  dev = pages.paragraph(_why_no_dev(lines))
+  if names:
+    dev = pages.table(_evaluations(lines, names), numbers=True)
+  parts = [
+    pages.paragraph(f'Folder: {workdir}'),
+    *map(pages.paragraph, _gain(lines)),
+    pages.image(
+      _png([(name, lines)], curves, 3), 'curves of: ' + ', '.join(curves)
+    ),
+    pages.heading('Dev by evaluation'),
+    dev,
+    *sections.refreshes(lines),
+    *sections.probes(lines),
+    *sections.costs(lines),
+    *sections.seconds(lines),
+    *sections.audits(workdir),
+    *_example_parts(workdir, lines),
+    *sections.flags(workdir),
+  ]
+  atomic.write_text(path, pages.page(f'Run {name}', parts))
 
 
 def show_end(workdir: pathlib.Path) -> None:
@@ -112,8 +131,7 @@ def run(config: config_lib.Config) -> None:
 
   A single run also gets its page, in the same folder.
   """
-  workdirs = [path for path in config.runs.split(',') if path]
-  workdirs = workdirs or [config.workdir]
+  workdirs = list(filter(None, config.runs.split(','))) or [config.workdir]
   for workdir in workdirs:
     _check(workdir)
   path = config.picture or str(pathlib.Path(workdirs[0]) / 'curves.png')
@@ -144,7 +162,7 @@ def _check(workdir):
       '--runs must name folders of runs, separated by commas; found no '
       f'metrics.jsonl in {workdir or "an empty name"}; check the path.'
     )
-  measures = set(logs.dev_measures(workdir))
+  measures = set(_measures(lines))
   for number, line in enumerate(lines, 1):
     missing = measures - line.keys()
     if measures & line.keys() and missing:
@@ -176,8 +194,9 @@ def _curves(runs):
 
 def _why_no_dev(lines):
   """Returns the reason why there are no dev metrics."""
-  evaluated = any(_EVALUATED in line for line in lines)
-  return 'no dev split' if evaluated else 'not evaluated yet'
+  if any(_EVALUATED in line for line in lines):
+    return 'no dev split'
+  return 'not evaluated yet'
 
 
 def _measures(lines):
@@ -200,46 +219,13 @@ def _evaluations(lines, names):
 
 def _gain(lines):
   """Returns a line on the gain since the first refresh, in a list, or []."""
-  refreshes, names = (
-    sorted(_series(lines, sections.REFRESHED)),
-    _measures(lines),
-  )
-  scores = _series(lines, names[0]) if names else {}
+  refreshes = sorted(_series(lines, sections.REFRESHED))
+  name = next(iter(_measures(lines)), '')
+  scores = _series(lines, name)
   if not refreshes or not scores or max(scores) <= refreshes[0]:
     return []
   gain = scores[max(scores)] - scores[refreshes[0]]
-  return [f'dev {names[0][4:]} since the first refresh: {gain:+.4f}']
-
-
-def _page(workdir, lines):
-  """Returns the page of a run."""
-  name = workdir.absolute().name
-  curves = [_LOSS, *_curves([lines])]
-  others = [n for n in (_AGE, _OVERLAP) if any(n in line for line in lines)]
-  curves += [name for name in others if name not in curves]
-  png = _png([(name, lines)], curves, 3)
-  parts = [
-    pages.paragraph(f'Folder: {workdir}'),
-    *map(pages.paragraph, _gain(lines)),
-    pages.image(png, 'curves of: ' + ', '.join(curves)),
-    pages.heading('Dev by evaluation'),
-    _dev_table(lines),
-    *sections.refreshes(lines),
-    *sections.probes(lines),
-    *sections.costs(lines),
-    *sections.seconds(lines),
-    *sections.audits(workdir),
-    *_example_parts(workdir, lines),
-    *sections.flags(workdir),
-  ]
-  return pages.page(f'Run {name}', parts)
-
-
-def _dev_table(lines):
-  """Returns the HTML of the dev metrics, or the reason why there are none."""
-  if names := _measures(lines):
-    return pages.table(_evaluations(lines, names), numbers=True)
-  return pages.paragraph(_why_no_dev(lines))
+  return [f'dev {name[4:]} since the first refresh: {gain:+.4f}']
 
 
 def _example_parts(workdir, lines):
@@ -248,17 +234,13 @@ def _example_parts(workdir, lines):
   if not shown and not _measures(lines):
     return [title, pages.paragraph(_why_no_dev(lines))]
   rows = [['query', 'step', 'first relevant at', 'results']]
-  for both in zip(*(found for _, found in _ends(shown)), strict=True):
-    for (step, _), found in zip(_ends(shown), both, strict=True):
+  ends = shown[:1] + shown[1:][-1:]
+  for both in zip(*(found for _, found in ends), strict=True):
+    for (step, _), found in zip(ends, both, strict=True):
       place = str(found['place'] or 'beyond the ranking')
       results = ' | '.join(found['results'])
       rows.append([found['query'], str(step), place, results])
   return [title, pages.table(rows)]
-
-
-def _ends(items):
-  """Returns the first and last items of a list, without repetition."""
-  return items[:1] + items[1:][-1:]
 
 
 def _png(runs, panels, columns):
@@ -278,10 +260,11 @@ def _png(runs, panels, columns):
     wspace=0.15
   )  # fmt: skip
   places = figure.subplots(2, columns).flat
-  for axes, name in zip(places, panels, strict=False):
-    _draw_panel(axes, name, runs)
-  for axes in itertools.islice(places, len(panels)):
-    axes.set_visible(False)
+  for axes, name in itertools.zip_longest(places, panels):
+    if name:
+      _draw_panel(axes, name, runs)
+    else:
+      axes.set_visible(False)
   figure.suptitle('Dotted lines: refreshes of the run of that colour')
   file = io.BytesIO()
   figure.savefig(file, format='png', dpi=90)
@@ -292,16 +275,15 @@ def _draw_panel(axes, name, runs):
   """Plots one metric of some runs, and their refreshes as dotted lines."""
   late = []
   for number, (label, lines) in enumerate(runs):
-    series, style = _series(lines, name), {'ms': 4, 'marker': 'o'}
+    series = _series(lines, name)
     refreshes = _series(lines, sections.REFRESHED)
     late += [v for s, v in series.items() if refreshes and s >= min(refreshes)]
     if name == _LOSS:
       series = _smoothed(series)
-    if name in (_LOSS, _AGE):
-      style = {}
     axes.plot(
-      series.keys(), series.values(), color=f'C{number}', label=label, **style
-    )
+      series.keys(), series.values(), color=f'C{number}', label=label, ms=4,
+      marker='' if name in (_LOSS, _AGE) else 'o'
+    )  # fmt: skip
     axes.vlines(
       list(refreshes), 0, 1, transform=axes.get_xaxis_transform(),
       color=f'C{number}', alpha=0.3, lw=0.8, ls=':'

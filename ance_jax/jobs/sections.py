@@ -1,9 +1,13 @@
 """Sections of a run's page: refreshes, probes, costs, audits and flags.
 
-Each function returns HTML parts; `lines` are the dicts of metrics.jsonl.
+The functions named after a section return its HTML parts; `lines` are the dicts
+of metrics.jsonl.
 """
 
 import bisect
+from collections.abc import Iterable
+from collections.abc import Iterator
+import itertools
 import pathlib
 from typing import Any
 
@@ -49,15 +53,12 @@ _SECS_LEGEND = (
 def refreshes(lines: list[dict[str, Any]]) -> list[str]:
   """Returns a table of the metrics of each refresh."""
   made = [line for line in lines if REFRESHED in line]
-  names = list(dict.fromkeys(n for m in made for n in _named(m, 'refresh/')))
-  rows = [['refresh', 'step', *(_words(name) for name in names)]]
-  for number, line in enumerate(made, 1):
-    cells = (_number(line[name]) if name in line else '' for name in names)
-    rows.append([str(number), str(line['step']), *cells])
+  numbers = ['refresh', *map(str, range(1, len(made) + 1))]
+  rows = zip(numbers, _by_step(made, 'refresh/'), strict=True)
   return [
     pages.heading('Refreshes'),
     pages.paragraph(_REFRESH_LEGEND),
-    pages.table(rows, numbers=True),
+    pages.table([[number, *row] for number, row in rows], numbers=True),
   ]
 
 
@@ -67,20 +68,15 @@ def seconds(lines: list[dict[str, Any]]) -> list[str]:
   The row of a refresh includes the refresh and the time since the previous one.
   """
   steps = sorted(line['step'] for line in lines if REFRESHED in line)
-  totals, by_refresh = {}, [{} for _ in range(len(steps) + 1)]
+  parts = [[] for _ in range(len(steps) + 1)]
   for line in lines:
-    here = by_refresh[bisect.bisect_left(steps, line['step'])]
-    for name in _named(line, 'time/'):
-      for sums in (totals, here):
-        sums[name] = sums.get(name, 0.0) + line[name]
-  rows = [['', *(_words(name.removesuffix('_secs')) for name in totals)]]
+    parts[bisect.bisect_left(steps, line['step'])].append(line)
   labels = [f'to refresh {n} at step {s}' for n, s in enumerate(steps, 1)]
-  for label, sums in zip(
-    ['all', *labels, 'after the last'],
-    [totals, *by_refresh],
-    strict=True,
-  ):
-    if sums:
+  labels = ['all', *labels, 'after the last']
+  totals = _total(lines, 'time/')
+  rows = [['', *(_words(name.removesuffix('_secs')) for name in totals)]]
+  for label, part in zip(labels, [lines, *parts], strict=True):
+    if sums := _total(part, 'time/'):
       rows.append([label, *(_amount(n, sums.get(n, 0.0)) for n in totals)])
   return [
     pages.heading('Seconds by stage'),
@@ -91,16 +87,11 @@ def seconds(lines: list[dict[str, Any]]) -> list[str]:
 
 def probes(lines: list[dict[str, Any]]) -> list[str]:
   """Returns a table of the results of `diagnostics.look`, by evaluation."""
-  looked = [line for line in lines if any(_named(line, 'probe/'))]
-  names = list(dict.fromkeys(n for m in looked for n in _named(m, 'probe/')))
-  rows = [['step', *(_words(name) for name in names)]]
-  for line in looked:
-    cells = (_number(line[name]) if name in line else '' for name in names)
-    rows.append([str(line['step']), *cells])
+  looked = [line for line in lines if _named(line, 'probe/')]
   return [
     pages.heading('Negatives and embeddings'),
     pages.paragraph(_PROBE_LEGEND),
-    pages.table(rows, numbers=True),
+    pages.table(_by_step(looked, 'probe/'), numbers=True),
   ]
 
 
@@ -108,21 +99,17 @@ def costs(lines: list[dict[str, Any]]) -> list[str]:
   """Returns a table of the seconds and operations of each stage."""
   secs, flops = _total(lines, 'time/'), _total(lines, 'flops/')
   # flops/train is cumulative.
-  flops['train'] = max((v for v in _values(lines, 'flops/train')), default=0)
+  flops['train'] = max((n.get('flops/train', 0) for n in lines), default=0)
   secs = {
     name.removesuffix('_secs'): value
     for name, value in secs.items()
     if name not in ('compiles', 'compile_secs')
   }
   whole = sum(secs.values())
-  beside = {n: v for n, v in secs.items() if n != 'train'}
-  every = [
-    *secs.items(),
-    ('all but train', sum(beside.values())),
-  ]
-  flops['all but train'] = sum(v for n, v in flops.items() if n != 'train')
+  for sums in (secs, flops):
+    sums['all but train'] = sum(v for n, v in sums.items() if n != 'train')
   rows = [['stage', 'seconds', 'of all', 'TFLOP', 'TFLOP/s']]
-  for name, value in every:
+  for name, value in secs.items():
     work = flops.get(name, 0) / 1e12
     share = f'{value / whole:.1%}' if whole else ''
     speed = f'{work / value:,.2f}' if work and value else ''
@@ -139,12 +126,7 @@ def costs(lines: list[dict[str, Any]]) -> list[str]:
 def audits(workdir: pathlib.Path) -> list[str]:
   """Returns a section for each undamaged audit in the folder of a run."""
   parts = []
-  for path in sorted(workdir.glob('audit-*.json')):
-    try:
-      found = atomic.read_json(path)
-    except errors.Damaged as damaged:
-      logs.log(f'{damaged} This audit is left out.')
-      continue
+  for path, found in undamaged(workdir.glob('audit-*.json'), 'This audit is'):
     ends = found['ranks up to']
     bands = zip([1, *(end + 1 for end in ends)], ends, strict=False)
     head = ['share that is', *(f'ranks {s}-{end}' for s, end in bands)]
@@ -186,12 +168,44 @@ def flags(workdir: pathlib.Path) -> list[str]:
   ]
 
 
+def undamaged(
+  paths: Iterable[pathlib.Path], what: str
+) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
+  """Yields path and content of the undamaged ones of some JSON files, by name.
+
+  Args:
+    paths: Files of `atomic.write_json`.
+    what: Beginning of the sentence that one of them is left out.
+  """
+  for path in sorted(paths):
+    try:
+      yield path, atomic.read_json(path)
+    except errors.Damaged as damaged:
+      logs.log(f'{damaged} {what} left out.')
+
+
+def _by_step(lines, start):
+  """Returns a table of the metrics that begin with `start`, a row per line."""
+  found = [_named(line, start) for line in lines]
+  names = list(dict.fromkeys(itertools.chain(*found)))
+  rows = [['step', *map(_words, names)]]
+  for line, values in zip(lines, found, strict=True):
+    cells = (_number(values[n]) if n in values else '' for n in names)
+    rows.append([str(line['step']), *cells])
+  return rows
+
+
 def _named(line, start):
-  return [name for name in line if name.startswith(start)]
+  """Returns {name without `start`: value} of metrics that begin with it."""
+  return {
+    name.removeprefix(start): value
+    for name, value in line.items()
+    if name.startswith(start)
+  }
 
 
 def _words(name):
-  return name.partition('/')[2].replace('_', ' ')
+  return name.replace('_', ' ')
 
 
 def _amount(name, value):
@@ -204,15 +218,10 @@ def _number(value):
   return f'{value:,.0f}' if value == int(value) else f'{value:.4f}'
 
 
-def _values(lines, name):
-  return [line[name] for line in lines if name in line]
-
-
 def _total(lines, start):
   """Returns {name without `start`: sum} of metrics that begin with `start`."""
   found = {}
   for line in lines:
-    for name in _named(line, start):
-      short = name.removeprefix(start)
-      found[short] = found.get(short, 0.0) + line[name]
+    for name, value in _named(line, start).items():
+      found[name] = found.get(name, 0.0) + value
   return found
