@@ -258,7 +258,7 @@ def test_filling_up_needs_as_many_passages_as_it_writes(on_shortage, run):
   )
   mine._check_data(job)
   job.config = dataclasses.replace(config, num_negatives=5)
-  with refused(on_shortage == 'fill' and 'needs 5 .* up to 1; .* has 5'):
+  with refused(on_shortage == 'fill' and 'needs 5 .* up to 1, .* has 5'):
     mine._check_data(job)
 
 

@@ -6,6 +6,7 @@ text, nearly its text, an answer, or a rank above the first positive; with
 examples.
 """
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -69,13 +70,13 @@ def _of_given(config, scored):
     dataset = this.dataset
   else:
     dataset = experiment.load_texts(config, None)
-  split, random = (
-    dataset.splits[config.train_split], np.random.default_rng(config.seed)
-  )  # fmt: skip
+  split = dataset.splits[config.train_split]
+  random = np.random.default_rng(config.seed)
   if split.given is None:
-    raise errors.BadInput(
+    raise errors.refusal(
       f'nothing to audit: no run in {config.workdir}, and no --init_from and '
-      'no --negatives; set one of the three.'
+      'no --negatives',
+      'set one of the three',
     )
   queries = _drawn(np.unique(split.given.queries), random)
   rows, scores = split.given.table(queries, _DEPTH)
@@ -170,9 +171,10 @@ def marked(
   """
   marks = {
     name: np.zeros(rows.shape, bool)
-    for name in ('judged', 'same text', 'near-duplicate', 'above the positive')
-  }
-  own_text = np.zeros(rows.shape, bool)
+    for name in (
+      'judged', 'same text', 'near-duplicate', 'above the positive', 'own text'
+    )
+  }  # fmt: skip
   of_query, positives = split.shared_positives()
   own_of, own_passages = split.own_passages()
   for place, query in enumerate(
@@ -196,12 +198,10 @@ def marked(
       )
     marks['judged'][place] = judged
     marks['same text'][place] = same & ~judged
-    own_text[place] = own
+    marks['own text'][place] = own
     marks['above the positive'][place] = (
       there & ~judged & ~own & (np.arange(len(ranking)) < first)
     )
-  if own_of.size:
-    marks['own text'] = own_text
   if split.answers:
     held = answers.held(
       rows,
@@ -209,7 +209,9 @@ def marked(
       corpus.texts,
       split.answers_are_patterns,
     )
-    marks['with an answer'] = held & ~marks['judged'] & ~own_text
+    marks['with an answer'] = held & ~marks['judged'] & ~marks['own text']
+  if not own_of.size:
+    del marks['own text']
   return marks
 
 
@@ -217,12 +219,10 @@ def by_band(
   marks: dict[str, np.ndarray], rows: np.ndarray
 ) -> dict[str, list[float]]:
   """Returns the share of marked passages in each band of ranks, by rule."""
-  starts = (0, *_BANDS[:-1])
-  shares = {}
-  for name, mark in marks.items():
-    shares[name] = []
-    for start, end in zip(starts, _BANDS, strict=True):
-      there = (rows[:, start:end] >= 0).sum()
+  shares = {name: [] for name in marks}
+  for start, end in itertools.pairwise((0, *_BANDS)):
+    there = (rows[:, start:end] >= 0).sum()
+    for name, mark in marks.items():
       number = mark[:, start:end].sum()
       shares[name].append(float(number / there) if there else float('nan'))
   return shares
@@ -237,13 +237,11 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 def jaccard(first: set, second: set) -> float:
   """Returns the Jaccard similarity of two sets, at least one not empty."""
-  common = len(first & second)
-  return common / (len(first) + len(second) - common)
+  return len(first & second) / len(first | second)
 
 
 def _table(shares, size, name):
-  starts = (1, *(end + 1 for end in _BANDS[:-1]))
-  head = [f'{s}-{e}' for s, e in zip(starts, _BANDS, strict=True)]
+  head = [f'{s + 1}-{e}' for s, e in itertools.pairwise((0, *_BANDS))]
   what = 'given negatives' if name == 'given' else f'ranks at step {name}'
   lines = [
     f'{what} of {size:,} training queries: share that is',

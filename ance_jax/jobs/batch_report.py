@@ -71,10 +71,12 @@ def lines(run: experiment.Experiment) -> list[str]:
   for place in range(min(_QUERIES, len(rows))):
     found = columns(drawn_from, method, rows, passages, place)
     text = run.dataset.splits[config.train_split].texts[int(rows[place])]
-    shown_lines.append(f'  query {place + 1}: {_short(text)}')
     positive = shown(run.dataset.corpus, int(passages[place, 0]))
-    shown_lines.append(f'    positive: {positive}')
-    shown_lines.append(f'    {_never_text(drawn_from, int(rows[place]))}')
+    shown_lines += [
+      f'  query {place + 1}: {_short(text)}',
+      f'    positive: {positive}',
+      f'    {_never_text(drawn_from, int(rows[place]))}',
+    ]
     if found:
       shown_lines += _column_lines(run.dataset.corpus, found, place)
   return shown_lines

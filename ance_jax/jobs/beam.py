@@ -30,10 +30,10 @@ def on_beam(
     BadInput: Beam is not installed or rejects the runner or its options.
   """
   if beam is None:
-    raise errors.BadInput(
-      '--beam_runner must be with Apache Beam installed; found that it is not; '
+    raise errors.refusal(
+      '--beam_runner needs Apache Beam, which is not installed',
       "run python -m pip install 'ance_jax[beam]', in an environment of its "
-      'own.'
+      'own',
     )
   given = pipeline_options.PipelineOptions(
     [f'--runner={runner}', *shlex.split(options)]
@@ -41,9 +41,10 @@ def on_beam(
   try:
     pipeline = beam.Pipeline(options=given)
   except ValueError as error:
-    raise errors.BadInput(
-      f'--beam_runner must be a runner that Beam knows; found {runner!r} '
-      f'({" ".join(str(error).split())[:120]}); see its documentation.'
+    raise errors.refusal(
+      f'--beam_runner={runner} is no runner that Beam knows '
+      f'({" ".join(str(error).split())[:120]})',
+      'see its documentation',
     ) from error
 
   def spread(function, tasks):

@@ -108,7 +108,7 @@ def _examples(first, other, corpus, split):
 def _passage(corpus, row):
   if row < 0:
     return None
-  title = corpus.titles[int(row)].replace(corpus_lib.TITLE_PART, ' ')
+  title = corpus_lib.whole_title(corpus, int(row))
   parts = (corpus.ids[int(row)], title, corpus.texts[int(row)])
   return ' | '.join(filter(None, parts))[:_PASSAGE_CHARS]
 

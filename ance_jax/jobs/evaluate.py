@@ -20,9 +20,10 @@ def run(config: config_lib.Config) -> dict[str, float]:
   """
   if config.retriever == 'bm25':
     if experiment.is_run(config.workdir):
-      raise errors.BadInput(
-        'the scores of BM25 must have a folder of their own; found a run in '
-        f'{config.workdir}; name another --workdir, and the data.'
+      raise errors.refusal(
+        f'{config.workdir} is the folder of a run, and scores of BM25 need one '
+        'of their own',
+        'name another --workdir, and the data',
       )
     find, corpus, splits = experiment.rank_by_bm25(config, (config.split,))
     split, step = splits[config.split], 0

@@ -47,8 +47,7 @@ def run(config: config_lib.Config) -> pathlib.Path:
   folder = pathlib.Path(config.output or f'{config.workdir}/export-{step}')
   _check_free(folder, config)
   logs.log(f'exporting step {step} to {folder}')
-  about = {'step': step}
-  with atomic.publish(folder, about) as unfinished:
+  with atomic.publish(folder, {'step': step}) as unfinished:
     write(unfinished, model.config, model.params, model.tokenizer)
     retriever = json.dumps(model.config.to_dict(), indent=1)
     (unfinished / bi_encoder.FILE).write_text(retriever)
@@ -154,10 +153,10 @@ def write(
       kinds = _write_tower(
         folder / name, retriever, params[name], tokenizer, length
       )
-      paths = {str(pathlib.PurePath(name, part)): k for part, k in kinds}
-      types |= {path: _TYPES + kind for path, kind in paths.items()}
-      structure[route] = list(paths)
-    _write_json(folder / 'modules.json', [_entry(0, '', 'Router')])
+      paths = [str(pathlib.PurePath(name, part)) for part in kinds]
+      types |= dict(zip(paths, kinds.values(), strict=True))
+      structure[route] = paths
+    _write_json(folder / 'modules.json', [_entry(0, '', f'{_TYPES}Router')])
     routes = {
       'types': types,
       'structure': structure,
@@ -188,9 +187,9 @@ def _model(config):
         experiment.settings(config.init_from, step), workdir=config.init_from
       )
   else:
-    raise errors.BadInput(
-      '--job=export must be given a run or a checkpoint; found no run in '
-      f'{config.workdir} and no --init_from; set one of the two.'
+    raise errors.refusal(
+      f'nothing to export: no run in {config.workdir}, and no --init_from',
+      'set one of the two',
     )
   return model._replace(params=jax.device_get(model.params)), step, settings
 
@@ -199,23 +198,23 @@ def _check_free(folder, config):
   """Raises `BadInput` if the folder cannot be made or must not be replaced."""
   there = os.path.lexists(folder)
   if there and not config.overwrite:
-    raise errors.BadInput(
-      f'--output must be a folder that is not there yet; found {folder}; name '
-      'another, or set --overwrite.'
+    raise errors.refusal(
+      f'{folder} is there already', 'name another --output, or set --overwrite'
     )
   # Each checkpoint of a run also has a manifest.
   ours = atomic.is_committed(folder) and (folder / bi_encoder.FILE).is_file()
   if there and (not ours or folder.is_symlink()):
-    raise errors.BadInput(
-      '--overwrite must be for what an export wrote; found something else at '
-      f'{folder}; name another --output.'
+    raise errors.refusal(
+      f'{folder} is not what an export wrote, and --overwrite replaces nothing '
+      'else',
+      'name another --output',
     )
   try:
     atomic.make_folder(folder.parent)
   except (NotADirectoryError, FileExistsError) as error:
-    raise errors.BadInput(
-      f'--output must be in a folder; found that it cannot be made ({error}); '
-      'name another.'
+    raise errors.refusal(
+      f'the folder of --output={folder} cannot be made ({error})',
+      'name another',
     ) from error
 
 
@@ -257,7 +256,7 @@ def _write_corpus(folder, config):
 
 
 def _write_tower(folder, retriever, params, tokenizer, length):
-  """Writes a tower as one model; returns the path and kind of each module."""
+  """Writes a tower as one model; returns {path: type} of its modules."""
   body = retriever.body
   huggingface.write_config(folder, body, tokenizer.pad_token_id)
   tensors = bert_weights.body_to_tensors(params['body'], body)
@@ -267,22 +266,24 @@ def _write_tower(folder, retriever, params, tokenizer, length):
   tokenizer_lib.save(
     tokenizer, folder, max_length=length, token_types=bool(body.num_types)
   )
-  sizes = {'max_seq_length': length, 'do_lower_case': False}
-  _write_json(folder / 'sentence_bert_config.json', sizes)
+  _write_json(
+    folder / 'sentence_bert_config.json',
+    {'max_seq_length': length, 'do_lower_case': False},
+  )
   parts = sbert_modules.written(retriever, params)
-  kinds = [('', 'Transformer')]
+  types = {'': f'{_TYPES}Transformer'}
   for number, (kind, settings, tensors) in enumerate(parts, 1):
     path = f'{number}_{kind}'
-    kinds.append((path, kind))
+    types[path] = _TYPES + kind
     (folder / path).mkdir()
     _write_json(folder / path / 'config.json', settings)
     if tensors:
       arrays = {n: np.ascontiguousarray(a) for n, a in tensors.items()}
       safetensors_numpy.save_file(arrays, folder / path / 'model.safetensors')
-  entries = [_entry(i, path, kind) for i, (path, kind) in enumerate(kinds)]
+  entries = [_entry(i, *item) for i, item in enumerate(types.items())]
   _write_json(folder / 'modules.json', entries)
   _write_settings(folder, retriever)
-  return kinds
+  return types
 
 
 def _write_settings(folder, retriever):
@@ -301,9 +302,7 @@ def _write_settings(folder, retriever):
 
 
 def _entry(number, path, kind):
-  return {
-    'idx': number, 'name': str(number), 'path': path, 'type': _TYPES + kind
-  }  # fmt: skip
+  return {'idx': number, 'name': str(number), 'path': path, 'type': kind}
 
 
 def _write_json(path, value):

@@ -5,8 +5,6 @@ second week. The needs are lower bounds: texts and token rows already exist at
 that point, and activations are not counted.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
 import pathlib
 import shutil
 from typing import NamedTuple
@@ -55,35 +53,26 @@ class Need(NamedTuple):
 
 def check(run: experiment.Experiment) -> None:
   """Raises `BadInput` if a run cannot fit; prints all needs for `--dry_run`."""
-  needs, room = _needs(run), _room(run)
   if run.config.dry_run:
-    logs.log(table(needs, room))
-  for place, free in room.items():
+    logs.log(table(run))
+  needs = _needs(run)
+  for place, free in _room(run).items():
     here = [need for need in needs if need.place == place]
     total = sum(need.size for need in here)
     if free is not None and total > free:
       largest = max(here, key=lambda need: need.size)
-      raise errors.BadInput(
-        f'a run must have room for all that it keeps; found {_text(free)} of '
-        f'{place} for at least {_text(total)}, {_text(largest.size)} of them '
-        f'{largest.what} ({largest.arithmetic}); {_CURES[place]}.'
+      raise errors.refusal(
+        f'{_text(free)} of {place} is too little for a run that keeps at least '
+        f'{_text(total)}, {_text(largest.size)} of them {largest.what} '
+        f'({largest.arithmetic})',
+        _CURES[place],
       )
 
 
-def needs(run: experiment.Experiment) -> str:
+def table(run: experiment.Experiment) -> str:
   """Returns a table of a run's needs and of the free space."""
-  return table(_needs(run), _room(run))
-
-
-def table(needs: Sequence[Need], room: Mapping[str, int | None]) -> str:
-  """Returns a table of the needs and of the free space.
-
-  Args:
-    needs: Needs of a run.
-    room: Free bytes by place, None if unknown.
-  """
-  lines = []
-  for place, free in room.items():
+  lines, needs = [], _needs(run)
+  for place, free in _room(run).items():
     here = [need for need in needs if need.place == place]
     total = sum(need.size for need in here)
     there = 'not known' if free is None else _text(free)
@@ -123,8 +112,7 @@ def _needs(run):
       'host memory', 'a checkpoint in writing', state, 4 * _STATE * num_params
     ),
   ]
-  tables = _num_tables(config)
-  if tables:
+  if tables := _num_tables(config):
     arithmetic = f'{queries:,} queries x {config.top_k} x 4 bytes'
     size = queries * config.top_k * 4
     needs += [
@@ -177,10 +165,12 @@ def _room(run):
 
   Files that the run has written count as free, because its needs include them.
   """
-  own = 0
-  for folder in ('checkpoints', 'embeddings', 'refresh', 'bm25', 'given'):
-    files = (run.workdir / folder).rglob('*')
-    own += sum(path.stat().st_size for path in files if path.is_file())
+  own = sum(
+    path.stat().st_size
+    for folder in ('checkpoints', 'embeddings', 'refresh', 'bm25', 'given')
+    for path in (run.workdir / folder).rglob('*')
+    if path.is_file()
+  )
   room = {
     'disk': shutil.disk_usage(run.workdir).free + own,
     'host memory': _free_memory(),

@@ -81,13 +81,11 @@ def _inspect(config):
   passages = _passage_texts(this, chosen.tolist())
   unit = 'tokens' if this.retriever.tokenizer else 'words'
   found[unit], lengths = _length_report(this, passages, train, unit)
-  logs.log('\nexamples of train')
-  for line in _examples(this, train, random):
-    logs.log(line)
+  lines = _examples(this, train, random)
+  logs.log('\n'.join(['\nexamples of train', *lines]))
   found['batch'] = batch_report.lines(this)
-  logs.log('\na batch\n' + '\n'.join(found['batch']))
-  logs.log('\na run on it needs, at least')
-  logs.log(footprint.needs(this))
+  logs.log('\n'.join(['\na batch', *found['batch']]))
+  logs.log(f'\na run on it needs, at least\n{footprint.table(this)}')
   if this.retriever.params is None:
     logs.log(
       'what encoding takes is not timed without weights: name them with '
@@ -236,25 +234,22 @@ def _passage_texts(run, rows):
 
 def _length_report(run, passages, train, unit):
   """Prints text lengths; returns {side: facts}, and lengths of passages."""
-  r, found, of_passages = run.retriever.config, {}, None
+  r, found, lengths = run.retriever.config, {}, {}
   number = min(_SAMPLE, len(train.texts))
   queries = [r.query_prompt + train.texts[row] for row in range(number)]
   for side, texts, limit in (
     ('passages', passages, r.passage_length),
     ('queries', queries, r.query_length),
   ):
-    lengths = token_lengths(run.retriever.tokenizer, texts)
+    lengths[side] = token_lengths(run.retriever.tokenizer, texts)
     limits = [limit] if unit == 'tokens' else []
-    found[side] = length_facts(lengths, *limits)
-    _say_facts(f'{unit} of {len(texts):,} {side}', {})
-    logs.log(histogram(lengths, *limits))
-    for what, value in found[side].items():
-      logs.log(f'  {what:40}{_text(value):>14}')
-    if side == 'passages':
-      of_passages = lengths
+    found[side] = length_facts(lengths[side], *limits)
+    title = f'{unit} of {len(texts):,} {side}'
+    chart = histogram(lengths[side], *limits)
+    _say_facts(f'{title}\n{chart}', found[side])
   if unit == 'words':
     logs.log('  in tokens, and what is cut: name a checkpoint, --init_from')
-  return found, of_passages
+  return found, lengths['passages']
 
 
 def _examples(run, split, random):

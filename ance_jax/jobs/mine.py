@@ -76,9 +76,10 @@ def run(config: config_lib.Config) -> dict[str, Any]:
         file.write(piece)
       logs.log(found.table())
       if not found.written:
-        raise errors.BadInput(
+        raise errors.refusal(
           f'none of the {len(job.split.ids):,} training queries can be '
-          f'written, as the lines above say; {_cure(config)}.'
+          'written, as the lines above say',
+          _cure(config),
         )
     except BaseException:
       # Leave nothing behind, since the folder may not be a run's.
@@ -219,17 +220,13 @@ def _paths(config):
   name = f'hard_negatives.{config.format}.{ending}'
   path = pathlib.Path(config.output or pathlib.Path(config.workdir, name))
   if path.is_dir() or not path.parent.is_dir():
-    found = 'a folder' if path.is_dir() else f'no folder {path.parent}'
-    raise errors.BadInput(
-      f'--output must be a file in a folder that is there; found {found} for '
-      f'{path}; name another.'
-    )
+    what = 'a folder' if path.is_dir() else 'in a folder that does not exist'
+    raise errors.refusal(f'{path} is {what}', 'name a file as --output')
   paths = path, path.with_suffix('.report.json')
   for there in paths:
     if there.exists() and not config.overwrite:
-      raise errors.BadInput(
-        f'--output and its report must be new files; found {there}; name '
-        'another, or give --overwrite.'
+      raise errors.refusal(
+        f'{there} is there already', 'name another --output, or set --overwrite'
       )
   return paths
 
@@ -237,14 +234,14 @@ def _paths(config):
 def _check_flags(config):
   """Raises `BadInput` for flags that contradict each other."""
   if config.num_negatives > config.max_rank - config.skip_ranks:
-    raise errors.BadInput(
+    raise errors.refusal(
       f'--num_negatives={config.num_negatives} does not fit between '
-      f'--skip_ranks={config.skip_ranks} and --max_rank={config.max_rank}; '
-      'change one of the three.'
+      f'--skip_ranks={config.skip_ranks} and --max_rank={config.max_rank}',
+      'change one of the three',
     )
   if config.ranking and config.retriever == 'bm25':
-    raise errors.BadInput(
-      '--ranking must be without --retriever=bm25; found both; leave one out.'
+    raise errors.refusal(
+      '--ranking and --retriever=bm25 both rank', 'leave one out'
     )
 
 
@@ -252,14 +249,15 @@ def _check_data(job):
   """Raises `BadInput` for flags that do not fit the data."""
   config, size = job.config, len(job.corpus.texts)
   if config.drop_answers and not job.split.answers:
-    raise errors.BadInput(
-      '--drop_answers must be with data that has answers; found none to the '
-      'training queries; leave it out.'
+    raise errors.refusal(
+      '--drop_answers needs answers, and the training queries have none',
+      'leave it out',
     )
   most = int(job.task.excluded.num_excluded.max())
   if config.on_shortage == 'fill' and config.num_negatives + most > size:
-    raise errors.BadInput(
+    raise errors.refusal(
       f'--on_shortage=fill needs {config.num_negatives} passages besides those '
       'that are no negatives of a query (its positives, its own text), up to '
-      f'{most}; the corpus has {size:,}; lower --num_negatives.'
+      f'{most}, and the corpus has {size:,}',
+      'lower --num_negatives',
     )

@@ -40,13 +40,8 @@ def triplets(
   example: Example, corpus: corpus_lib.Corpus
 ) -> Iterator[dict[str, Any]]:
   """Yields sentence-transformers' triplets, one per positive and negative."""
-  for positive, _ in example.positives:
-    for negative, _ in example.negatives:
-      yield {
-        'anchor': example.query,
-        'positive': corpus_lib.whole_text(corpus, positive),
-        'negative': corpus_lib.whole_text(corpus, negative),
-      }
+  for line in triplets_scored(example, corpus):
+    yield {name: line[name] for name in ('anchor', 'positive', 'negative')}
 
 
 def n_tuples(
@@ -69,13 +64,16 @@ def triplets_scored(
   example: Example, corpus: corpus_lib.Corpus
 ) -> Iterator[dict[str, Any]]:
   """Yields `triplets` with their two scores, for MarginMSELoss."""
-  for positive in example.positives:
-    for negative in example.negatives:
-      pair = example._replace(positives=[positive], negatives=[negative])
-      (line,) = triplets(pair, corpus)
-      # `mine_hard_negatives` names it scores in release 6 and score in 5.1; the
-      # trainers of both releases accept only score as a label.
-      yield {**line, 'score': [positive[1], negative[1]]}
+  for positive, its_score in example.positives:
+    for negative, score in example.negatives:
+      yield {
+        'anchor': example.query,
+        'positive': corpus_lib.whole_text(corpus, positive),
+        'negative': corpus_lib.whole_text(corpus, negative),
+        # `mine_hard_negatives` names it scores in release 6 and score in 5.1;
+        # the trainers of both releases accept only score as a label.
+        'score': [its_score, score],
+      }
 
 
 def n_tuples_scored(

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from ance_jax import config as config_lib
+from ance_jax.data import corpus as corpus_lib
 from ance_jax.jobs import forms
 from ance_jax.mining import filters
 from ance_jax.mining import miner
-from ance_jax.retrieval import corpus_index
 from ance_jax.training import negatives as negatives_lib
 
 _EXAMPLES = 5
@@ -19,10 +19,9 @@ _NAMES = (*filters.FILTERS, 'passed', 'candidates')
 
 def only_full(config: config_lib.Config) -> bool:
   """Returns whether to omit queries with fewer than `--num_negatives`."""
-  one_width = (
-    forms.FORMS[config.format].one_width and config.on_shortage == 'keep'
-  )
-  return config.on_shortage == 'drop' or one_width
+  if config.on_shortage == 'keep':
+    return forms.FORMS[config.format].one_width
+  return config.on_shortage == 'drop'
 
 
 def unscored(mined: miner.Mined) -> np.ndarray:
@@ -47,13 +46,7 @@ class Tally:
   def __init__(self, job):
     self._job, self.written = job, 0
     self._rejected = np.zeros((len(_NAMES), 2), np.int64)
-    self._counts = dict.fromkeys(
-      (
-        'fewer', 'none', 'drawn', 'forced', 'unranked', 'unscored',
-        'negatives'
-      ),
-      0,
-    )  # fmt: skip
+    self._counts = {}
     random = np.random.default_rng(job.config.seed)
     size = len(job.split.ids)
     self._chosen = random.choice(size, min(_EXAMPLES, size), replace=False)
@@ -79,7 +72,7 @@ class Tally:
       ('unscored', unscored(mined)),
       ('negatives', there[written]),
     ):
-      self._counts[name] += int(np.sum(more))
+      self._counts[name] = self._counts.get(name, 0) + int(np.sum(more))
     for place in np.nonzero(np.isin(mined.queries, self._chosen))[0].tolist():
       self._examples.append(self._example(mined, place))
 
@@ -103,11 +96,10 @@ class Tally:
 
   def table(self) -> str:
     """Formats the number of candidates per filter, and the outcome."""
-    config = self._job.config
-    size = len(self._job.split.ids)
+    job = self._job
     lines = [
-      f'candidates of {size:,} training queries by '
-      f'{self._job.task.source.name}, up to rank {config.max_rank}, and what '
+      f'candidates of {len(job.split.ids):,} training queries by '
+      f'{job.task.source.name}, up to rank {job.config.max_rank}, and what '
       'each filter rejected of them:',
       f'  {"":22}{"candidates":>12}{"share":>9}{"queries":>12}',
     ]
@@ -162,53 +154,40 @@ class Tally:
       f'{counts["fewer"]:,} queries have fewer than {config.num_negatives} '
       f'negatives, {counts["none"]:,} of them none: {done}'
     )
-    yield from self._unscored()
+    # FlagEmbedding's lines may lack all scores.
+    scored = forms.FORMS[config.format].scored
+    if counts['unscored'] and (scored or config.format == 'flag_embedding'):
+      yield (
+        f'{counts["unscored"]:,} queries have a passage whose score is not '
+        f'known: {"left out" if scored else "written without scores"}'
+      )
     yield (
       f'written: {self.written:,} queries with {counts["negatives"]:,} '
       'negatives'
     )
-
-  def _unscored(self):
-    """Yields a line on queries that lack a score that the format needs."""
-    config, number = self._job.config, self._counts['unscored']
-    scored = [name for name, form in forms.FORMS.items() if form.scored]
-    done = dict.fromkeys(scored, 'left out')
-    done['flag_embedding'] = 'written without scores'
-    if number and config.format in done:
-      yield (
-        f'{number:,} queries have a passage whose score is not known: '
-        f'{done[config.format]}'
-      )
 
   def _example(self, mined, place):
     """Returns a query with its positives, negatives and rejected candidates.
 
     It shows only the best candidate that each filter rejected.
     """
-    split, ranking = self._job.split, mined.ranking
     of_query = slice(*np.searchsorted(mined.of_query, (place, place + 1)))
-    rows = mined.negatives[place]
+    there = mined.negatives[place] >= 0
     dropped = []
     for number, name in enumerate(filters.FILTERS):
       for column in np.nonzero(mined.rejected[place] == number)[0][:1].tolist():
-        row = int(ranking.rows[place, column])
+        row = int(mined.ranking.rows[place, column])
         why = self._why(name, mined, place, column)
         dropped.append(f'{name}, as it {why}: {self._passage(row)}')
     return {
-      'query': split.texts[int(mined.queries[place])],
-      'positive': [
-        self._scored(*pair)
-        for pair in zip(
-          mined.positives[of_query].tolist(),
-          mined.positive_scores[of_query].tolist(),
-          strict=True,
-        )
-      ],
-      'kept': [
-        self._scored(int(row), float(score))
-        for row, score in zip(rows, mined.scores[place], strict=True)
-        if row >= 0
-      ][:_SHOWN],
+      'query': self._job.split.texts[int(mined.queries[place])],
+      'positive': self._scored(
+        mined.positives[of_query], mined.positive_scores[of_query]
+      ),
+      'kept': self._scored(
+        mined.negatives[place][there][:_SHOWN],
+        mined.scores[place][there][:_SHOWN],
+      ),
       'dropped': dropped,
     }
 
@@ -236,13 +215,16 @@ class Tally:
       'rerank_max_score': f'is scored {given:.4f} again, above {bound}',
     }[name]
 
-  def _scored(self, row, score):
-    value = f'{score:.4f}' if np.isfinite(score) else 'not ranked'
-    return f'{value} {self._passage(row)}'
+  def _scored(self, rows, scores):
+    """Returns passages with their scores as texts."""
+    return [
+      f'{f"{score:.4f}" if np.isfinite(score) else "not ranked"} '
+      f'{self._passage(row)}'
+      for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+    ]
 
   def _passage(self, row):
     corpus = self._job.corpus
-    name = f'{corpus_index.passage_name(corpus, row)[:60]} | '
-    title = name if corpus.titles[row] else ''
+    title = corpus_lib.whole_title(corpus, row)[:60]
     text = ' '.join(corpus.texts[row][:_CHARACTERS].split())
-    return f'{corpus.ids[row]} | {title}{text}'
+    return f'{corpus.ids[row]} | {title and f"{title} | "}{text}'

@@ -22,9 +22,9 @@ def run(config: config_lib.Config) -> None:
   splits = (config.train_split, config.dev_split)
   this, step = experiment.open(config, splits, for_training=True)
   if not experiment.is_run(config.workdir):
-    raise errors.BadInput(
-      '--job=refresh must be given a run; found none in '
-      f'{config.workdir}; train one there first, or --watch.'
+    raise errors.refusal(
+      f'no run in {config.workdir} to refresh',
+      'train one there first, or --watch',
     )
   negatives.check(this)
   if not config.watch:

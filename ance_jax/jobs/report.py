@@ -6,6 +6,8 @@ import itertools
 import os
 import pathlib
 
+import numpy as np
+
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
@@ -45,10 +47,7 @@ def table(workdir: str | os.PathLike) -> str:
     return _why_no_dev(lines)
   rows = _evaluations(lines, names)
   widths = [8, 9, *(14 for _ in names)]
-  text = [
-    ''.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-    for row in rows
-  ]
+  text = [''.join(map(str.rjust, row, widths)) for row in rows]
   return '\n'.join([*text, *_gain(lines)])
 
 
@@ -135,15 +134,10 @@ def run(config: config_lib.Config) -> None:
   for workdir in workdirs:
     _check(workdir)
   path = config.picture or str(pathlib.Path(workdirs[0]) / 'curves.png')
-  if not pathlib.Path(path).absolute().parent.is_dir():
-    raise errors.BadInput(
-      f'--picture must lie in a folder that exists; found {path}; make the '
-      'folder, or name another.'
-    )
-  if pathlib.Path(path).is_dir():
-    raise errors.BadInput(
-      f'--picture must be a file; found the folder {path}; name a file in it.'
-    )
+  is_folder = pathlib.Path(path).is_dir()
+  if is_folder or not pathlib.Path(path).absolute().parent.is_dir():
+    what = 'a folder' if is_folder else 'in a folder that does not exist'
+    raise errors.refusal(f'--picture={path} is {what}', 'name a file')
   draw(workdirs, path)
   for workdir in workdirs:
     logs.log(f'{workdir}\n{table(workdir)}')
@@ -158,19 +152,17 @@ def _check(workdir):
   """Raises `BadInput` for a folder whose metrics cannot be shown."""
   lines = logs.read(workdir)
   if not lines:
-    raise errors.BadInput(
-      '--runs must name folders of runs, separated by commas; found no '
-      f'metrics.jsonl in {workdir or "an empty name"}; check the path.'
+    raise errors.refusal(
+      f'no metrics.jsonl in {workdir or "an empty name"}, so it is no run',
+      'name folders of runs in --runs, separated by commas',
     )
   measures = set(_measures(lines))
   for number, line in enumerate(lines, 1):
     missing = measures - line.keys()
     if measures & line.keys() and missing:
       path = pathlib.Path(workdir) / logs.METRICS_FILE
-      raise strict_io.bad(
-        path, 'the measures of dev must be there together',
-        f'no {min(missing)}', 'remove the line', number
-      )  # fmt: skip
+      fact = f'no {min(missing)} beside the other measures of dev'
+      raise strict_io.refusal(path, fact, 'remove the line', number)
 
 
 def _columns(lines, most):
@@ -306,10 +298,8 @@ def _series(lines, name):
 
 def _smoothed(series):
   """Returns {step: mean of the latest values}, a fiftieth of all values."""
-  sums = [0.0, *itertools.accumulate(series.values())]
-  width = max(len(series) // 50, 1)
-  means = {}
-  for place, step in enumerate(series):
-    start = max(0, place - width + 1)
-    means[step] = (sums[place + 1] - sums[start]) / (place + 1 - start)
-  return means
+  sums = np.cumsum([0.0, *series.values()])
+  ends = np.arange(1, len(sums))
+  starts = np.maximum(ends - max(len(series) // 50, 1), 0)
+  means = (sums[ends] - sums[starts]) / (ends - starts)
+  return dict(zip(series, means, strict=True))

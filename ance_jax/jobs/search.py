@@ -1,7 +1,10 @@
 """Searches from the terminal: `--job=search`."""
 
+from collections.abc import Callable
+
 from ance_jax import config as config_lib
 from ance_jax.core import logs
+from ance_jax.data import trec
 from ance_jax.jobs import prompt
 from ance_jax.training import experiment
 
@@ -11,7 +14,9 @@ def run(config: config_lib.Config) -> None:
   if config.retriever == 'bm25':
     find, corpus, _ = experiment.rank_by_bm25(config, ())
   else:
-    find, corpus = _model_finder(config)
+    this, step = experiment.open(config, ())
+    find, corpus = finder(this), this.dataset.corpus
+    logs.log(f'searching {len(corpus.ids):,} passages with step {step}')
   depth = min(config.num_results, len(corpus.texts))
   for query in [config.query] if config.query else prompt.queries():
     ranking = find([query], depth)
@@ -27,13 +32,13 @@ def run(config: config_lib.Config) -> None:
       logs.log('nothing found')
 
 
-def _model_finder(config):
-  this, step = experiment.open(config, ())
-  indexed = this.index_corpus(logs.Stopwatch())
-  corpus = this.dataset.corpus
-  logs.log(f'searching {len(corpus.ids):,} passages with step {step}')
+def finder(
+  run: experiment.Experiment,
+) -> Callable[[list[str], int], trec.Ranking]:
+  """Indexes the corpus; returns find(queries, depth), its ranking."""
+  indexed = run.index_corpus(logs.Stopwatch())
 
   def find(queries, depth):
-    return indexed.search(this.retriever.encode_queries(queries), depth)
+    return indexed.search(run.retriever.encode_queries(queries), depth)
 
-  return find, corpus
+  return find

@@ -10,7 +10,6 @@ import functools
 from http import server
 import itertools
 import pathlib
-from typing import NamedTuple
 import urllib.parse
 
 import numpy as np
@@ -22,29 +21,14 @@ from ance_jax.core import checkpoint
 from ance_jax.core import logs
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.jobs import pages
+from ance_jax.jobs import search
 from ance_jax.models import bi_encoder
-from ance_jax.retrieval import corpus_index
-from ance_jax.retrieval import retriever as retriever_lib
 from ance_jax.training import experiment
 
 # Loopback only, so that no other machine can connect.
 _HOST = '127.0.0.1'
 _MOST_CHARS, _PASSAGE_CHARS, _NUM_SAMPLES = 1000, 300, 5
 _HINT = 'Keys: / query, j and k or arrows up and down, Tab across, Enter opens.'
-
-
-class Snapshot(NamedTuple):
-  """A checkpoint to search with.
-
-  Attributes:
-    step: Step of the checkpoint.
-    retriever: Retriever with its parameters.
-    indexed: Corpus indexed with its parameters.
-  """
-
-  step: int
-  retriever: retriever_lib.Retriever
-  indexed: corpus_index.IndexedCorpus
 
 
 def run(config: config_lib.Config) -> None:
@@ -87,15 +71,15 @@ def _listen(port):
       errno.EACCES: 'is one that only root may open, as all below 1024 are',
     }
     fact = facts.get(error.errno, f'cannot be opened ({error.strerror})')
-    raise errors.BadInput(
-      f'--port={port} {fact}; choose another, or 0 for any that is free.'
+    raise errors.refusal(
+      f'--port={port} {fact}', 'choose another, or 0 for any that is free'
     ) from error
 
 
 def _shower(config):
   """Returns show(query) -> HTML page."""
   this, step = experiment.open(config, (config.train_split,))
-  shots = [_snapshot(this, step)]
+  finders = {step: search.finder(this)}
   source = experiment.source(config)
   committed = checkpoint.committed_steps(source) if source else ()
   oldest = min(committed, default=step)
@@ -103,15 +87,11 @@ def _shower(config):
     old = checkpoint.read_params(
       source, oldest, bi_encoder.shapes(this.retriever.config), this.devices
     )
-    shots.insert(0, _snapshot(this.with_params(old), oldest))
+    finders = {oldest: search.finder(this.with_params(old)), **finders}
   split = this.dataset.splits[config.train_split]
   rows = {text: row for row, text in enumerate(split.texts)}
   # `HTTPServer` serves in one thread; threads do not share compiled code.
-  return functools.partial(_page, this, shots, rows)
-
-
-def _snapshot(run, step):
-  return Snapshot(step, run.retriever, run.index_corpus(logs.Stopwatch()))
+  return functools.partial(_page, this, finders, rows)
 
 
 def _handler(show):
@@ -141,19 +121,17 @@ def _handler(show):
   return Handler
 
 
-def _page(run, shots, rows, query):
+def _page(run, finders, rows, query):
   """Returns the page of a query, or the start page for ''."""
   split = run.dataset.splits[run.config.train_split]
   parts = [pages.search_form(query), pages.paragraph(_HINT)]
   if query:
-    row = rows.get(query)
-    judged = set()
-    if row is not None:
-      of_query, positives = split.shared_positives()
-      judged = set(positives[of_query == row].tolist())
-    results = _results(run, shots, query, judged)
+    row = rows.get(query, -1)
+    of_query, positives = split.shared_positives()
+    judged = set(positives[of_query == row].tolist())
+    results = _results(run, finders, query, judged)
     parts.append(pages.results(results, _PASSAGE_CHARS))
-    parts += _mined(run, row) if row is not None else []
+    parts += _mined(run, row) if row >= 0 else []
   else:
     random = np.random.default_rng(run.config.seed)
     size = min(_NUM_SAMPLES, len(split.texts))
@@ -164,12 +142,19 @@ def _page(run, shots, rows, query):
   return pages.page(title, parts, pages.KEYS)
 
 
-def _results(run, shots, query, judged):
-  """Returns the rows of a table with the results of each snapshot."""
+def _results(run, finders, query, judged):
+  """Returns the rows of a table with the results of each checkpoint.
+
+  Args:
+    run: `experiment.Experiment`.
+    finders: {step: `search.finder`} of each checkpoint.
+    query: Text of the query.
+    judged: Set of the rows of its positives.
+  """
   depth = min(run.config.num_results, len(run.dataset.corpus.ids))
   columns = []
-  for shot in shots:
-    ranking = shot.indexed.search(shot.retriever.encode_queries([query]), depth)
+  for find in finders.values():
+    ranking = find([query], depth)
     columns.append(
       [
         f'{score:.3f}{" (judged right)" * (row in judged)} '
@@ -180,9 +165,8 @@ def _results(run, shots, query, judged):
         if row >= 0
       ]
     )
-  head = ['', *(f'step {shot.step:,}' for shot in shots)]
   return [
-    head,
+    ['', *(f'step {step:,}' for step in finders)],
     *(
       [str(place), *cells]
       for place, cells in enumerate(
@@ -213,15 +197,8 @@ def _mined(run, row):
   size = min(run.config.num_results, *(len(rows) for _, rows in shown))
   table = [['', *(f'refresh at step {step:,}' for step, _ in shown)]]
   for place in range(size):
-    cells = (int(rows[place]) for _, rows in shown)
-    table.append(
-      [
-        str(place + 1),
-        *(
-          _passage(run.dataset.corpus, row) if row >= 0 else '' for row in cells
-        ),
-      ]
-    )
+    cells = (_passage(run.dataset.corpus, int(n[place])) for _, n in shown)
+    table.append([str(place + 1), *cells])
   return [
     pages.heading('Mined for this training query'),
     pages.results(table, _PASSAGE_CHARS),
@@ -229,6 +206,9 @@ def _mined(run, row):
 
 
 def _passage(corpus, row):
-  title = corpus.titles[row].replace(corpus_lib.TITLE_PART, ' ')
+  """Returns a passage as text, '' for row -1."""
+  if row < 0:
+    return ''
+  title = corpus_lib.whole_title(corpus, row)
   text = f'{title} | {corpus.texts[row]}' if title else corpus.texts[row]
   return f'[{corpus.ids[row]}] {text}'

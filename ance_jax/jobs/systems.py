@@ -54,14 +54,13 @@ def read(
   """
   names = _names(config)
   if len(names) < 2:
-    raise errors.BadInput(
-      '--runs must name two runs or more, separated by commas; found '
-      f'{len(names)}; give folders or TREC run files, the baseline first.'
+    raise errors.refusal(
+      f'--runs={config.runs} names fewer than two runs',
+      'give folders or TREC run files, separated by commas, the baseline first',
     )
   if len(set(names)) < len(names):
-    raise errors.BadInput(
-      f'--runs must name different runs; found {config.runs}; leave out what '
-      'stands twice.'
+    raise errors.refusal(
+      f'--runs={config.runs} names a run twice', 'leave one out'
     )
   paths = [_run_file(name, config.split) for name in names]
   # pydocs is in the folder of the run that it was built for.
@@ -71,9 +70,9 @@ def read(
   )
   corpus, split = dataset.corpus, dataset.splits[config.split]
   if len(split.ids) < 2:
-    raise errors.BadInput(
-      f'split {config.split!r} must have two judged queries or more to compare '
-      'runs on; found 1; name another --split.'
+    raise errors.refusal(
+      f'split {config.split!r} has one judged query, and two are needed',
+      'name another --split',
     )
   return (
     corpus,
@@ -103,16 +102,15 @@ def _run_file(name, split_name):
   found = sorted(path.glob(f'{split_name}-model-*.trec'))
   found += path.glob(f'{split_name}-bm25-0.trec')
   if len(found) != 1:
-    there = ', '.join(file.name for file in found) or 'none'
+    fact = f'no run file of {split_name!r}'
     cure = f'make it with --job=evaluate --split={split_name}'
     if places.problem(path):
       cure += f' {places.way_round(path)}, and name that folder'
     if found:
+      there = ', '.join(file.name for file in found)
+      fact = f'more than one run file of {split_name!r} ({there})'
       cure = 'name the file itself'
-    raise strict_io.bad(
-      name, f'a run that is compared must have one run file of {split_name!r}',
-      there, cure
-    )  # fmt: skip
+    raise strict_io.refusal(name, fact, cure)
   return found[0]
 
 
@@ -123,11 +121,12 @@ def _system(label, path, corpus, split):
   ranked = trec.read_run(path, query_rows, corpus.rows)
   sizes = np.diff(ranked.offsets)
   if not sizes.any():
-    raise strict_io.bad(
-      path, 'a run must rank queries of the split that is compared',
-      f'none of its {len(query_rows):,}, such as {split.ids[0]!r}',
-      'name a run of this data, or another --split'
-    )  # fmt: skip
+    raise strict_io.refusal(
+      path,
+      f'none of the {len(query_rows):,} queries of the split, such as '
+      f'{split.ids[0]!r}, is in it',
+      'name a run of this data, or another --split',
+    )
   depth = metrics.depth(split, len(corpus.texts))
   rows = np.full((len(query_rows), depth), -1, np.int32)
   for query in np.nonzero(sizes)[0]:
@@ -150,8 +149,8 @@ def _check_same_data(path, corpus, split):
   noted = atomic.read_json(noted)
   for key, here in (('corpus', corpus.hash), ('judgements', split.hash)):
     if noted.get(key, here) != here:
-      raise strict_io.bad(
-        path, 'runs that are compared must be of one corpus and one split',
-        f'{key} of hash {noted[key][:12]} instead of {here[:12]}',
-        'leave the run out, or score it on this data'
-      )  # fmt: skip
+      raise strict_io.refusal(
+        path,
+        f'scored on {key} of hash {noted[key][:12]} instead of {here[:12]}',
+        'leave the run out, or score it on this data',
+      )

@@ -829,28 +829,28 @@ CASES = {
   'export again': Accepted(
     exported(_export_before, overwrite=True), 'exported: '
   ),
-  'export twice': Refused(exported(_export_before), 'that is not there yet'),
-  'export onto a file': Refused(exported(put('out', '')), 'is not there yet'),
+  'export twice': Refused(exported(_export_before), 'is there already'),
+  'export onto a file': Refused(exported(put('out', '')), 'is there already'),
   'export onto a link to nowhere': Refused(
-    exported(link('out', '/no/such')), 'that is not there yet'
+    exported(link('out', '/no/such')), 'is there already'
   ),
   'export over a file': Refused(
-    exported(put('out', ''), overwrite=True), 'be for what an export wrote'
+    exported(put('out', ''), overwrite=True), 'is not what an export wrote'
   ),
   'export over its own source': Refused(
-    exported(output='', overwrite=True), 'be for what an export wrote'
+    exported(output='', overwrite=True), 'is not what an export wrote'
   ),
   'export over a manifest of another': Refused(
     exported(put_json('out/manifest.json', {}), overwrite=True),
-    'be for what an export wrote',
+    'is not what an export wrote',
   ),
   'export over a link': Refused(
     exported(
       _export_before, rename('out', 'old'), link('out', 'old'), overwrite=True
     ),
-    'be for what an export wrote',
+    'is not what an export wrote',
   ),
   'export below a file': Refused(
-    exported(output=f'{CONFIG}/out'), '--output must be in a folder'
+    exported(output=f'{CONFIG}/out'), 'cannot be made'
   ),
 }

@@ -215,20 +215,20 @@ CASES = {
   'two scorers': flags(
     '--score_run=/no/run cannot be used with --cross_', score_run='/no/run'
   ),
-  'ranking and BM25': flags('--ranking must be without', retriever='bm25'),
-  'output in no folder': flags('found no folder /no', output='/no/file'),
-  'folder as output': flags('found a folder for /tmp', output='/tmp'),
-  'mined before': Refused(_mined_before, 'its report must be new files'),
+  'ranking and BM25': flags('=bm25 both rank', retriever='bm25'),
+  'output in no folder': flags('a folder that does not', output='/no/file'),
+  'folder as output': flags('/tmp is a folder', output='/tmp'),
+  'mined before': Refused(_mined_before, 'is there already'),
   'no workdir': flags('without --workdir', workdir=''),
   'nothing that ranks': unscored('there is no run in', ranking=''),
   'ranking nowhere': unscored(
     'there is nothing, and a file is needed', ranking='/no/file'
   ),
   'filled beyond the corpus': unscored(
-    'up to 2; the corpus has 5', on_shortage='fill', num_negatives=5
+    'up to 2, and the corpus has 5', on_shortage='fill', num_negatives=5
   ),
   'answers where there are none': unscored(
-    '--drop_answers must be with data', drop_answers=True
+    '--drop_answers needs answers', drop_answers=True
   ),
   'nothing left': unscored('training queries can be written', max_score=-9.0),
   'ranking of other passages': Refused(

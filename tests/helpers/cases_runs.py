@@ -205,7 +205,7 @@ CASES = {
   'value a text': metric('{"step": 3, "a": "b"}', 'a metric is not a number'),
   'value null': metric('{"step": 3, "a": null}', 'a metric is not a number'),
   'step twice in a line': metric('{"step": 3, "step": 4}', 'is 2 times in'),
-  'one measure of dev': metric('{"step": 3, "dev/mrr@10": 1}', 'be there toge'),
+  'one measure of dev': metric('{"step": 3, "dev/mrr@10": 1}', 'no dev/'),
   'metric nested': metric('[' * 100_000, 'nested a thousand deep'),
   'metric of 10,000 digits': metric('{"step": %s}' % ('9' * 10_000), 'digits'),
   'NUL in metrics': metric('\0', 'a NUL is in'),
@@ -216,18 +216,18 @@ CASES = {
     put(METRICS, b'\x89PNG\n'), 'UTF-8', METRICS, 1
   ),
   'pipe as metrics': Refused(pipe(METRICS), 'there is a pipe', METRICS),
-  'no metrics': Refused(remove(METRICS), 'found no metrics.jsonl in'),
-  'empty metrics': Refused(put(METRICS, ''), 'found no metrics.jsonl in'),
+  'no metrics': Refused(remove(METRICS), 'no metrics.jsonl in'),
+  'empty metrics': Refused(put(METRICS, ''), 'no metrics.jsonl in'),
   # Flags of a report.
-  'run that is not there': job('report', '--runs must name', runs='/no/run'),
-  'runs by semicolon': job('report', '--runs must name', runs='/no/a;/no/b'),
-  'picture nowhere': job('report', 'in a folder that exi', picture='/no/a.png'),
-  'picture a folder': job('report', '--picture must be a file', picture='/tmp'),
+  'run that is not there': job('report', 'in /no/run, so', runs='/no/run'),
+  'runs by semicolon': job('report', 'in /no/a;/no/b, so', runs='/no/a;/no/b'),
+  'picture nowhere': job('report', 'in a folder that does', picture='/no/a.png'),
+  'picture a folder': job('report', '--picture=/tmp is a', picture='/tmp'),
   # Runs that are compared.
-  'one run compared': job('compare', 'two runs or more', runs='/no/run'),
-  'a run with itself': job('compare', 'name different runs', runs='/a,/b,/a'),
+  'one run compared': job('compare', 'fewer than two runs', runs='/no/run'),
+  'a run with itself': job('compare', 'names a run twice', runs='/a,/b,/a'),
   'run files nowhere': job('compare', 'a file is needed', runs='/no/a,/no/b'),
-  'runs on one query': Refused(two_run_files, 'two judged queries or more'),
+  'runs on one query': Refused(two_run_files, 'has one judged query'),
   # run.flags.
   'run.flags cut': flags(edit(FLAGS, lambda d: d[:-8]), 'run.flags is missing'),
   'no run.flags': flags(remove(FLAGS), 'run.flags is missing or was changed'),
@@ -340,8 +340,8 @@ CASES = {
     _without_run('read'), 'needs a run or a checkpoint'
   ),
   'no run to encode': Refused(_without_run('encode'), 'needs a run or a check'),
-  'no run to export': Refused(_without_run('export'), 'given a run or a check'),
-  'BM25 in a run': job('evaluate', 'of BM25 must have a', retriever='bm25'),
+  'no run to export': Refused(_without_run('export'), 'nothing to export'),
+  'BM25 in a run': job('evaluate', 'and scores of BM25 need', retriever='bm25'),
   # Settings that do not fit the data or the machine.
   'more devices': job('check', '=9 is more than the 8', num_devices=9),
   'batch over devices': job('check', '=3 does not divide over', batch_size=3),

@@ -142,5 +142,5 @@ def test_beam_gives_the_same_bytes(tiny, tmp_path, small_parts):
 
 @pytest.mark.beam
 def test_a_runner_that_beam_does_not_know_is_refused():
-  with pytest.raises(errors.BadInput, match='--beam_runner must be a runner'):
+  with pytest.raises(errors.BadInput, match='--beam_runner=NoRunner is no'):
     beam_lib.on_beam('NoRunner', '')

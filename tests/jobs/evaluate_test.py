@@ -297,11 +297,11 @@ def test_the_report_draws_the_runs_and_prints_their_tables(
       {'checkpoint': '5'},
       '--checkpoint=5 is not last, best or one of',
     ),
-    (evaluate.run, {'retriever': 'bm25'}, 'a folder of their own; found a run'),
+    (evaluate.run, {'retriever': 'bm25'}, 'folder of a run, and scores'),
     (evaluate.run, {'split': 'nope'}, "no judged queries of split 'nope'"),
     (evaluate.run, {'hidden_size': 32}, '--hidden_size is 32'),
-    (report.run, {'runs': '/nowhere'}, 'found no metrics.jsonl in /nowhere'),
-    (report.run, {'picture': '/nowhere/a.png'}, '--picture must lie in a'),
+    (report.run, {'runs': '/nowhere'}, 'no metrics.jsonl in /nowhere'),
+    (report.run, {'picture': '/nowhere/a.png'}, 'a.png is in a folder'),
   ],
 )
 def test_what_a_job_cannot_use_is_refused(finished, job, changes, expected):

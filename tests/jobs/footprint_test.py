@@ -112,7 +112,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(
   config = dataclasses.replace(tiny, num_devices=1)
   with pytest.raises(
     errors.BadInput,
-    match=f'found 1.0 kB of {place} for at least .* of them {largest}',
+    match=f'1.0 kB of {place} is too little .* of them {largest}',
   ):
     train.run(config)
   assert not pathlib.Path(tiny.workdir, 'checkpoints').exists()

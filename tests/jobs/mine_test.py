@@ -423,7 +423,7 @@ def test_nothing_is_replaced_unasked_and_nothing_half_is_left(two, monkeypatch):
   mine.run(config)
   path = pathlib.Path(two.workdir, 'hard_negatives.ids.jsonl')
   before, there = path.read_text(), sorted(path.parent.iterdir())
-  with pytest.raises(errors.BadInput, match='must be new files; found'):
+  with pytest.raises(errors.BadInput, match='is there already'):
     mine.run(config)
   with pytest.raises(errors.BadInput, match='none of the 2 training'):
     mine.run(change(config, max_score=-9.0, overwrite=True))

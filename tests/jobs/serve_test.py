@@ -132,14 +132,9 @@ def test_nothing_but_the_page_is_served_and_only_here(
 
 
 def test_checkpoints_that_find_different_numbers_share_a_table():
-  def shot(step, rows):
+  def finder(rows):
     rows = np.array([rows])
-    ranking = trec.Ranking(rows, np.where(rows < 0, -np.inf, 0.5))
-    return serve.Snapshot(
-      step,
-      types.SimpleNamespace(encode_queries=list),
-      types.SimpleNamespace(search=lambda *_: ranking),
-    )
+    return lambda *_: trec.Ranking(rows, np.where(rows < 0, -np.inf, 0.5))
 
   texts = [f'text{row}' for row in range(4)]
   corpus = types.SimpleNamespace(ids='abcd', titles=[''] * 4, texts=texts)
@@ -147,8 +142,8 @@ def test_checkpoints_that_find_different_numbers_share_a_table():
     config=config_lib.Config(num_results=3),
     dataset=types.SimpleNamespace(corpus=corpus),
   )
-  shots = [shot(1, [3, -1, -1]), shot(2, [2, 3, 0])]
-  assert serve._results(run, shots, 'q', {3}) == [
+  finders = {1: finder([3, -1, -1]), 2: finder([2, 3, 0])}
+  assert serve._results(run, finders, 'q', {3}) == [
     ['', 'step 1', 'step 2'],
     ['1', '0.500 (judged right) [d] text3', '0.500 [c] text2'],
     ['2', '', '0.500 (judged right) [d] text3'],
