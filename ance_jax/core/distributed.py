@@ -3,16 +3,14 @@
 All processes do the same work in the same order. Process 0 makes decisions that
 could differ between processes, such as when to stop or which refresh to pick
 up, and broadcasts them. It alone writes the files that a run has only once.
-With one process, every function here is free.
+With one process, every function here is free. jax is imported only where it is
+used, so that a reader of metrics does not wait for it.
 """
 
 from collections.abc import Callable
 import json
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
 import numpy as np
 
 from ance_jax import config as config_lib
@@ -38,6 +36,8 @@ def start(config: config_lib.Config) -> None:
   """
   if config.num_processes == 1 or _State.count > 1:
     return
+  import jax
+
   known = config.num_processes > 1
   jax.distributed.initialize(
     config.coordinator or None,
@@ -72,10 +72,10 @@ def broadcast(decide: Callable[[], Any]) -> Any:
   if count() == 1:
     return decide()
   text = json.dumps(decide()).encode() if is_first() else b''
-  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+  size = int(_utils().broadcast_one_to_all(np.int32(len(text))))
   message = np.zeros(-(-size // _MESSAGE) * _MESSAGE, np.uint8)
   message[: len(text)] = np.frombuffer(text, np.uint8)
-  message = multihost_utils.broadcast_one_to_all(message)
+  message = _utils().broadcast_one_to_all(message)
   return json.loads(np.asarray(message)[:size].tobytes())
 
 
@@ -90,39 +90,45 @@ def all_gather(array: np.ndarray) -> np.ndarray:
   array = np.ascontiguousarray(array)
   # As bytes, because jax would truncate 64 bits to 32.
   words = np.frombuffer(array.tobytes(), np.uint8)
-  words = np.asarray(multihost_utils.process_allgather(words))
+  words = np.asarray(_utils().process_allgather(words))
   return words.reshape(-1).view(array.dtype).reshape(count(), *array.shape)
 
 
 def barrier(what: str) -> None:
   """Waits for all processes at the barrier `what`."""
   if count() > 1:
-    multihost_utils.sync_global_devices(what)
+    _utils().sync_global_devices(what)
 
 
-def to_global(tree: Any, sharding: NamedSharding) -> Any:
+def to_global(tree: Any, sharding: Any) -> Any:
   """Returns arrays that each process holds whole as global arrays.
 
   Args:
     tree: Tree of arrays, the same in each process.
-    sharding: A global sharding that replicates over all devices.
+    sharding: A global `NamedSharding` that replicates over all devices.
   """
   if count() == 1:
     return tree
-  return multihost_utils.host_local_array_to_global_array(
+  return _utils().host_local_array_to_global_array(
     tree, sharding.mesh, sharding.spec
   )
 
 
-def to_local(tree: Any, sharding: NamedSharding) -> Any:
+def to_local(tree: Any, sharding: Any) -> Any:
   """Returns global arrays as arrays local to this process.
 
   Args:
     tree: Tree of arrays.
-    sharding: Sharding of the arrays, as for `to_global`.
+    sharding: `NamedSharding` of the arrays, as for `to_global`.
   """
   if count() == 1:
     return tree
-  return multihost_utils.global_array_to_host_local_array(
+  return _utils().global_array_to_host_local_array(
     tree, sharding.mesh, sharding.spec
   )
+
+
+def _utils():
+  from jax.experimental import multihost_utils
+
+  return multihost_utils
