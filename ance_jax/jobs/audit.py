@@ -194,7 +194,8 @@ def marked(
     for rank in np.nonzero(there & ~same & ~own)[0]:
       found = shingles(corpus.texts[int(ranking[rank])])
       marks['near-duplicate'][place, rank] = any(
-        jaccard(found, other) >= pydocs.NEAR_DUPLICATE for other in sets
+        len(found & other) / len(found | other) >= pydocs.NEAR_DUPLICATE
+        for other in sets
       )
     marks['judged'][place] = judged
     marks['same text'][place] = same & ~judged
@@ -233,11 +234,6 @@ def shingles(text: str) -> set[tuple[str, ...]]:
   words = text.lower().split()
   last = max(1, len(words) - pydocs.SHINGLE_WORDS + 1)
   return {tuple(words[i : i + pydocs.SHINGLE_WORDS]) for i in range(last)}
-
-
-def jaccard(first: set, second: set) -> float:
-  """Returns the Jaccard similarity of two sets, at least one not empty."""
-  return len(first & second) / len(first | second)
 
 
 def _table(shares, size, name):

@@ -49,8 +49,9 @@ def run(config: config_lib.Config) -> pathlib.Path:
   logs.log(f'exporting step {step} to {folder}')
   with atomic.publish(folder, {'step': step}) as unfinished:
     write(unfinished, model.config, model.params, model.tokenizer)
-    retriever = json.dumps(model.config.to_dict(), indent=1)
-    (unfinished / bi_encoder.FILE).write_text(retriever)
+    (unfinished / bi_encoder.FILE).write_text(
+      json.dumps(model.config.to_dict(), indent=1)
+    )
     facts = _facts(settings, model, step)
     _write_json(unfinished / 'run.json', facts)
     (unfinished / 'README.md').write_text(card(settings, model, facts))
@@ -116,8 +117,10 @@ def card(
     else 'Licence: that of the data.',
   ]
   if trained:
-    lines += ['', '## Dev', '', '```', report.table(config.workdir), '```']
-    lines += ['', '![curves](curves.png)']
+    lines += [
+      '', '## Dev', '', '```', report.table(config.workdir), '```', '',
+      '![curves](curves.png)'
+    ]  # fmt: skip
   flags = [f'--{name}={value}' for name, value in facts['flags'].items()]
   lines += ['', '## Flags', '', '```', *flags, '```', '']
   return '\n'.join(lines)

@@ -32,8 +32,6 @@ from ance_jax.training import negatives as negatives_lib
 
 # Default of --max_rank; sentence-transformers also searches for 100.
 _MAX_RANK = 100
-# A method that uses all judged positives.
-_METHOD = methods.METHODS['ance']
 
 
 class Job(NamedTuple):
@@ -168,7 +166,10 @@ def _job(config):
   task = miner.Task(
     source,
     split.shared_positives(),
-    negatives_lib.excluded(split, corpus, _METHOD, config.drop_same_text),
+    # As for a method that uses all judged positives.
+    negatives_lib.excluded(
+      split, corpus, methods.METHODS['ance'], config.drop_same_text
+    ),
     _settings(config),
     holds_answer,
     rerank,

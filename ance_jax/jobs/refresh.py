@@ -30,8 +30,10 @@ def run(config: config_lib.Config) -> None:
   if not config.watch:
     logs.log(refreshes.summary(refreshes.refresh(this, step)))
     return
-  lock = locks.Lock(config.workdir, locks.REFRESH_LOCK_FILE)
-  with contextlib.closing(lock), logs.stop_signals():
+  with (
+    contextlib.closing(locks.Lock(config.workdir, locks.REFRESH_LOCK_FILE)),
+    logs.stop_signals(),
+  ):
     atomic.remove_unfinished(this.workdir / 'refresh')
     background.watch(this)
   logs.log('training is over, and with it refreshing')
