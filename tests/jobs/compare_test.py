@@ -3,10 +3,8 @@
 import dataclasses
 import pathlib
 import shutil
-import subprocess
-import sys
 
-import numpy as np
+import old_run_test
 from pages_test import HOSTILE
 from pages_test import check
 import pytest
@@ -19,8 +17,6 @@ from ance_jax.jobs import compare
 from ance_jax.jobs import evaluate
 from ance_jax.jobs import systems
 from ance_jax.retrieval import metrics
-
-REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -228,13 +224,6 @@ def test_a_run_of_other_queries_or_passages_is_refused(
   assert str(raised.value).startswith(f'{tmp_path}/copy.trec')
 
 
-def test_a_passage_that_stands_twice_counts_once(settings, tmp_path, capsys):
-  config = with_copy(settings, tmp_path, lambda lines: [lines[0], *lines])
-  (found,) = compare.run(config).values()
-  assert (found.mean, found.wins, found.losses) == (0, 0, 0)
-  assert 'left out 1 lines of a passage' in capsys.readouterr().out
-
-
 @pytest.mark.parametrize('name', ['corpus.jsonl', 'qrels/train.tsv'])
 def test_a_run_of_data_with_the_same_ids_is_refused_by_its_hash(
   name, settings, beir_folder, tmp_path
@@ -284,15 +273,6 @@ def test_a_folder_with_two_run_files_must_be_told_which(settings, tmp_path):
     compare.run(config)
 
 
-def test_the_passage_of_the_query_itself_is_taken_out(settings):
-  corpus, split, _ = systems.read(settings)
-  path = run_file(settings, 'usual')
-  first = systems._system('a', path, corpus, split).rows
-  own = split._replace(own=first[:, 0].copy())
-  rows = systems._system('a', path, corpus, own).rows
-  np.testing.assert_array_equal(rows[:, :99], first[:, 1:])
-
-
 def test_from_the_shell_the_first_folder_of_a_run_brings_the_data(
   tiny, settings, scored, tmp_path
 ):
@@ -305,18 +285,10 @@ def test_from_the_shell_the_first_folder_of_a_run_brings_the_data(
   for ending in ('trec', 'json'):
     source = run_file(settings, 'flat').with_suffix(f'.{ending}')
     shutil.copy(source, folder / f'train-model-2.{ending}')
-  arguments = [
+  old_run_test.command(
     '--job=compare', '--split=train', f'--workdir={tmp_path}/out',
     f'--runs={bm25},{folder}',
-  ]  # fmt: skip
-  done = subprocess.run(
-    [sys.executable, '-m', 'ance_jax.main', *arguments],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-  assert done.returncode == 0, done.stderr[-2000:]
+  )  # fmt: skip
   written = atomic.read_json(tmp_path / 'out/compare-train.json')
   assert written['metrics']['run'] == scored[1]['flat']
   assert 'seed 5' in written['about']['p']

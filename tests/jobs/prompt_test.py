@@ -2,9 +2,7 @@
 
 import io
 import os
-import signal
 import sys
-import threading
 
 import pytest
 
@@ -81,29 +79,3 @@ def test_nothing_is_read_that_would_wait(typed, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     next(prompt.queries())
   assert max(looks) <= 0.2
-
-
-def test_ctrl_c_at_any_moment_ends_the_prompt(typed, monkeypatch):
-  me, lost = threading.main_thread().ident, []
-  for number in range(40):
-    end, (read, write) = typed(b''), os.pipe()
-    done = threading.Event()
-
-    def interrupt(end=end, read=read, number=number, done=done):
-      os.read(read, 1)  # The prompt is there.
-      done.wait(number * 1e-6)
-      signal.pthread_kill(me, signal.SIGINT)
-      if not done.wait(20):
-        lost.append(number)
-      end.close()
-
-    with os.fdopen(write, 'w') as out, monkeypatch.context() as patch:
-      patch.setattr(sys, 'stdout', out)
-      thread = threading.Thread(target=interrupt)
-      thread.start()
-      with pytest.raises(KeyboardInterrupt):
-        next(prompt.queries(), None)
-      done.set()
-      thread.join()
-    os.close(read)
-  assert not lost
