@@ -52,6 +52,9 @@ def test_each_mark_is_on_what_was_planted():
   shares = audit.by_band(marks, rows)
   assert shares['above the positive'][0] == 3 / 11
   assert np.isnan(shares['judged'][1])
+  # Where no positive was ranked, all is above it.
+  none = audit.marked(np.array([[4, 3, 2]]), np.array([0]), split, corpus)
+  assert none['above the positive'].all()
 
 
 def test_a_query_that_is_a_passage_is_no_false_negative():
@@ -78,13 +81,6 @@ def test_a_query_that_is_a_passage_is_no_false_negative():
   marks = audit.marked(rows, np.array([0]), twins, corpus)
   assert np.argwhere(marks['judged']).tolist() == [[0, 0], [0, 2]]
   assert not marks['above the positive'].any()
-
-
-def test_where_no_positive_was_ranked_all_is_above_it():
-  corpus, split = corpus_and_split()
-  rows = np.array([[4, 3, 2]], np.int32)
-  marks = audit.marked(rows, np.array([0]), split, corpus)
-  assert marks['above the positive'].all()
 
 
 def test_a_run_is_audited_by_rank_with_examples(tiny, capsys):

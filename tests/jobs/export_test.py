@@ -90,17 +90,22 @@ FORMS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope='module', params=FORMS.values(), ids=FORMS)
+def exported(request, tmp_path_factory):
+  """Kind of body, model, and folder of its export."""
+  kind, settings = request.param
+  folder = tmp_path_factory.mktemp('exported')
+  model = make(kind, folder / 'body', title_separator='token', **settings)
+  (folder / 'out').mkdir()
+  export.write(folder / 'out', model.config, model.params, model.tokenizer)
+  return kind, model, folder / 'out'
+
+
 @bert_weights_test.needs_torch
-@pytest.mark.parametrize(('kind', 'settings'), FORMS.values(), ids=FORMS)
-def test_sentence_transformers_gives_the_same_embeddings(
-  kind, settings, texts, tmp_path
-):
+def test_sentence_transformers_gives_the_same_embeddings(exported, texts):
   import sentence_transformers
 
-  model = make(kind, tmp_path / 'body', **settings)
-  out = tmp_path / 'out'
-  out.mkdir()
-  export.write(out, model.config, model.params, model.tokenizer)
+  _, model, out = exported
   theirs = sentence_transformers.SentenceTransformer(str(out), device='cpu')
   assert theirs.similarity_fn_name == model.config.similarity
   for side, encode_them in (
@@ -122,9 +127,8 @@ def test_sentence_transformers_gives_the_same_embeddings(
 
 
 @bert_weights_test.needs_torch
-@pytest.mark.parametrize(('kind', 'settings'), FORMS.values(), ids=FORMS)
-def test_what_was_exported_comes_back_bit_for_bit(kind, settings, tmp_path):
-  model = make(kind, tmp_path / 'body', title_separator='token', **settings)
+def test_what_was_exported_comes_back_bit_for_bit(exported, tmp_path):
+  _, model, _ = exported
   retriever = dataclasses.replace(model.config, query_length=9)
   (tmp_path / 'out').mkdir()
   export.write(tmp_path / 'out', retriever, model.params, model.tokenizer)
@@ -162,17 +166,11 @@ ODD = [
 
 
 @bert_weights_test.needs_torch
-@pytest.mark.parametrize(('kind', 'settings'), FORMS.values(), ids=FORMS)
-def test_a_tokenizer_is_written_for_old_and_new_transformers(
-  kind, settings, tmp_path
-):
+def test_a_tokenizer_is_written_for_old_and_new_transformers(exported):
   """Of tests/elsewhere.py, what can be seen without the old ones."""
   import sentence_transformers
 
-  model = make(kind, tmp_path / 'body', **settings)
-  out = tmp_path / 'out'
-  out.mkdir()
-  export.write(out, model.config, model.params, model.tokenizer)
+  kind, model, out = exported
   towers = {'': LENGTH} if model.config.tied else {'query': 11, 'passage': 16}
   for tower, length in towers.items():
     said = json.loads((out / tower / 'tokenizer_config.json').read_text())
