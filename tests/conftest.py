@@ -194,10 +194,14 @@ def beir_folder(tmp_path_factory):
 @pytest.fixture
 def tiny(beir_folder, tmp_path):
   """Settings of a run of seconds: warm-up, two refreshes, eight devices."""
+  return make_tiny(beir_folder, tmp_path / 'run')
+
+
+def make_tiny(data_dir, workdir):
   return config.Config(
-    workdir=str(tmp_path / 'run'),
+    workdir=str(workdir),
     dataset='beir',
-    data_dir=str(beir_folder),
+    data_dir=str(data_dir),
     method='ance_in_batch',
     warmup_method='in_batch',
     warmup_steps=4,

@@ -356,13 +356,6 @@ def test_an_index_on_devices_is_refused_as_early(finished):
     experiment.check_index(config, 4096, 10**6)
 
 
-@pytest.mark.parametrize('job', [evaluate.run, encode.run])
-def test_a_folder_without_a_run_or_weights_is_refused(job, finished, tmp_path):
-  config = dataclasses.replace(finished, workdir=str(tmp_path))
-  with pytest.raises(errors.BadInput, match='there is no run in'):
-    job(config)
-
-
 def test_a_set_of_beir_brings_its_protocol_but_to_no_run_that_began_otherwise(
   finished, tmp_path, monkeypatch
 ):

@@ -24,29 +24,12 @@ def sizes(run, **changes):
   return {(need.place, need.what): need.size for need in needs}
 
 
-def test_the_arithmetic_is_that_of_what_is_written(run, tiny):
+def test_settings_count(run):
+  """train_test.py compares them with the files of a run."""
   found = sizes(run)
   # Refreshes after steps 4 and 8 of 12; 10 negatives a query, and scores.
   assert found['disk', 'negatives'] == 2 * 2 * 48 * 10 * 4
   assert found['disk', 'embeddings, old and new'] == 2 * 150 * 16 * 4
-  train.run(dataclasses.replace(tiny, num_devices=1))
-  workdir = pathlib.Path(tiny.workdir)
-  written = sum(
-    path.stat().st_size
-    for name in ('negatives', 'scores')
-    for path in workdir.glob(f'refresh/*/{name}.npy')
-  )
-  assert written == pytest.approx(2 * 2 * 48 * 10 * 4, rel=0.1)
-  # Orbax compresses a little; all four that this run saves are kept.
-  params = found['host memory', 'parameters, gradients, optimizer'] / 16
-  assert found['disk', 'checkpoints'] == 4 * 3 * 4 * params
-  newest = sum(
-    p.stat().st_size for p in workdir.glob('checkpoints/12/*_state/**/*')
-  ) + sum(p.stat().st_size for p in workdir.glob('checkpoints/12/params/**/*'))
-  assert newest > 0.5 * 3 * 4 * params
-
-
-def test_settings_count(run):
   assert sizes(run, max_refreshes=1)['disk', 'negatives'] == 2 * 48 * 10 * 4
   for once in ('bm25', 'given'):
     found = sizes(run, warmup_method=once)

@@ -233,10 +233,3 @@ def test_a_start_that_fails_gives_its_port_back(tiny, monkeypatch):
     serve.make_server(config)
   with http.server.HTTPServer(('127.0.0.1', number), None):
     assert raised.tb  # Which holds what was not closed.
-
-
-def test_a_port_must_be_one():
-  with pytest.raises(
-    errors.BadInput, match='--port=70000 is out of range; .* from 0 to 65,535'
-  ):
-    config_lib.Config(port=70_000)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 
+import conftest
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -20,6 +21,9 @@ from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 from ance_jax.core import pace
 from ance_jax.core import workdirs
+from ance_jax.jobs import footprint
+from ance_jax.jobs import report
+from ance_jax.jobs import sections
 from ance_jax.jobs import train
 from ance_jax.mining import miner
 from ance_jax.models import bi_encoder
@@ -35,6 +39,23 @@ from ance_jax.training import trainer
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
+@pytest.fixture(scope='module')
+def _finished(beir_folder, tmp_path_factory, compiled_once):
+  folder = tmp_path_factory.mktemp('finished') / 'run'
+  config = dataclasses.replace(
+    conftest.make_tiny(beir_folder, folder), num_devices=1
+  )
+  train.run(config)
+  return config
+
+
+@pytest.fixture
+def finished(_finished, tmp_path):
+  """Settings of a run that ended at step 12, in a copy of its folder."""
+  folder = shutil.copytree(_finished.workdir, tmp_path / 'run')
+  return dataclasses.replace(_finished, workdir=str(folder))
+
+
 def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(
   tiny, capsys, monkeypatch
 ):
@@ -44,6 +65,13 @@ def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(
   monkeypatch.setattr(
     pace.Pace, 'begin', lambda self: (began.append(self), begin(self))
   )
+  tables, write_page = [], report.write_page
+
+  def written(workdir, path):
+    write_page(workdir, path)
+    tables.append(rows_of(path.read_text(), 'Refreshes')[1:])
+
+  monkeypatch.setattr(report, 'write_page', written)
   scores = train.run(tiny)
   # The rate is of steps alone: each stretch between refreshes begins anew.
   assert len(began) == 4
@@ -67,6 +95,11 @@ def test_a_run_trains_mines_evaluates_and_leaves_what_it_says(
   page = (workdir / workdirs.PAGE_FILE).read_text()
   shown = rows_of(page, 'Examples of dev')[1:]
   assert [row[1] for row in shown] == ['4', '16'] * 3
+  # The page is written again at each refresh and at the end.
+  assert [len(rows) for rows in tables] == [1, 2, 3, 3]
+  assert [row[1] for row in tables[-1]] == ['4', '8', '12']
+  assert len(rows_of(page, 'Dev by evaluation')) == 5
+  assert sections.REFRESHED not in page
   out = capsys.readouterr().out
   assert 'refresh at step 8: dev mrr@10' in out
   assert 'negatives_age 4 | overlap with the last' in out
@@ -344,31 +377,19 @@ def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
     return mined
 
   monkeypatch.setattr(miner, 'mine_block', plant)
-  seen = []
-  real_shard = trainer.devices_lib.shard
-
-  def spy(batch, devices):
-    seen.append(batch)
-    return real_shard(batch, devices)
-
-  monkeypatch.setattr(trainer.devices_lib, 'shard', spy)
+  seen, shard = [], devices_lib.shard
+  monkeypatch.setattr(
+    devices_lib, 'shard', lambda *a: (seen.append(a[0]), shard(*a))[1]
+  )
   train.run(config)
-  run = experiment.open(config, ('train', 'dev'))[0]
-  allowed = {
-    tuple(
-      run.dataset.passages.padded([row], run.retriever.config.passage_length)[
-        0
-      ][0]
-    )
-    for row in range(config.top_k)
-  }
+  passages = experiment.open(config, ('train', 'dev'))[0].dataset.passages
+  planted = {text_of(passages, row) for row in range(config.top_k)}
   mined = [b for b in seen if b.passage_ids.shape[1] == 3]
   assert len(mined) == 2
   for batch in mined:
-    for row in batch.passage_ids[:, 1:].reshape(
-      -1, run.retriever.config.passage_length
-    ):
-      assert tuple(row) in allowed
+    ids, lengths = batch.passage_ids[:, 1:], batch.passage_lengths[:, 1:]
+    pairs = zip(ids.reshape(-1, ids.shape[-1]), lengths.ravel(), strict=True)
+    assert {tuple(row[:length].tolist()) for row, length in pairs} <= planted
 
 
 @pytest.mark.parametrize('name', ['loss', 'grad_norm'])
@@ -476,10 +497,11 @@ def test_settings_that_cannot_be_used_leave_nothing_half_made(
 
 
 def test_a_row_that_never_mines_may_have_a_corpus_below_its_top_k(tiny):
-  config = dataclasses.replace(
-    tiny, method='in_batch', top_k=200, max_steps=1, num_devices=1
-  )
-  assert train.run(config)['mrr@10'] >= 0
+  """It trains in a folder where a start with a row that mines was refused."""
+  config = dataclasses.replace(tiny, top_k=200, max_steps=1, num_devices=1)
+  with pytest.raises(errors.BadInput, match='--top_k'):
+    train.run(config)
+  assert train.run(dataclasses.replace(config, method='in_batch'))
 
 
 @pytest.mark.parametrize(
@@ -557,13 +579,11 @@ def test_other_devices_go_on_with_the_same_batches_and_losses(
   assert losses_of[then[-1]] != losses_of[1]
 
 
-def test_other_devices_mine_the_same_lists_but_for_close_scores(tiny):
-  config = dataclasses.replace(tiny, num_devices=1, max_steps=5)
-  train.run(config)
+def test_other_devices_mine_the_same_lists_but_for_close_scores(finished):
   tables = {}
   for number in (1, 2, 4, 8):
     run = experiment.open(
-      dataclasses.replace(config, num_devices=number), ('train', 'dev')
+      dataclasses.replace(finished, num_devices=number), ('train', 'dev')
     )[0]
     shutil.rmtree(run.workdir / 'refresh')
     refreshes.refresh(run, 4)
@@ -640,38 +660,34 @@ def test_a_second_trainer_is_refused_while_the_first_one_works(
   )
 
 
-def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(tiny):
-  config = dataclasses.replace(tiny, num_devices=1)
-  train.run(config)
-  shutil.rmtree(pathlib.Path(config.workdir, 'checkpoints'))
-  before = logs.read(config.workdir)
+def test_a_run_that_lost_its_checkpoints_is_not_begun_anew(finished):
+  shutil.rmtree(pathlib.Path(finished.workdir, 'checkpoints'))
+  before = logs.read(finished.workdir)
   with pytest.raises(
     errors.BadInput, match='has no whole .* and metrics up to step 12'
   ):
-    train.run(config)
-  assert logs.read(config.workdir) == before
+    train.run(finished)
+  assert logs.read(finished.workdir) == before
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'pickups.json'])
 @pytest.mark.parametrize('damage', ['change', 'cut', 'remove'])
 def test_a_damaged_history_is_given_back_by_the_checkpoint(
-  name, damage, tiny, capsys
+  name, damage, finished, capsys
 ):
-  config = dataclasses.replace(tiny, num_devices=1)
-  train.run(config)
-  path = pathlib.Path(config.workdir, name)
-  whole, lines = path.read_bytes(), logs.read(config.workdir)
+  path = pathlib.Path(finished.workdir, name)
+  whole, lines = path.read_bytes(), logs.read(finished.workdir)
   if damage == 'change':
     path.write_bytes(whole.replace(b'1', b'2', 1))
   elif damage == 'cut':
     path.write_bytes(whole[:30])
   else:
     path.unlink()
-  train.run(config)
+  train.run(finished)
   assert f'{name} is missing or was changed' in capsys.readouterr().out
   if name == 'pickups.json':
     assert path.read_bytes() == whole
-  again = logs.read(config.workdir)
+  again = logs.read(finished.workdir)
   assert [without_times(line) for line in again] == [
     without_times(line) for line in lines
   ]
@@ -681,28 +697,21 @@ def without_times(line):
   return {k: v for k, v in line.items() if not k.startswith('time/')}
 
 
-def test_data_that_changed_under_a_run_is_refused(tiny, tmp_path):
-  data = tmp_path / 'data'
-  shutil.copytree(tiny.data_dir, data)
-  config = dataclasses.replace(
-    tiny, data_dir=str(data), max_steps=1, num_devices=1
-  )
-  train.run(config)
+def test_data_that_changed_under_a_run_is_refused(finished, tmp_path):
+  data = shutil.copytree(finished.data_dir, tmp_path / 'data')
   path = data / 'corpus.jsonl'
   path.write_text(path.read_text().replace('w1 ', 'w2 ', 1))
   with pytest.raises(errors.BadInput, match='the corpus is not the one'):
-    train.run(dataclasses.replace(config, max_steps=2))
+    train.run(dataclasses.replace(finished, data_dir=str(data), max_steps=13))
 
 
 def test_a_damaged_table_of_negatives_is_made_again_of_its_checkpoint(
-  tiny, capsys
+  finished, capsys
 ):
-  config = dataclasses.replace(tiny, max_steps=5, num_devices=1)
-  train.run(config)
-  (path,) = pathlib.Path(tiny.workdir).glob('refresh/*/negatives.npy')
+  path = pathlib.Path(finished.workdir, 'refresh/00000004/negatives.npy')
   whole = path.read_bytes()
   path.write_bytes(whole[:-1])
-  run = experiment.open(config, ('train', 'dev'))[0]
+  run = experiment.open(finished, ('train', 'dev'))[0]
   assert refreshes.load(run, 4).shape == (48, 10)
   assert path.read_bytes() == whole
   out = capsys.readouterr().out
@@ -711,32 +720,28 @@ def test_a_damaged_table_of_negatives_is_made_again_of_its_checkpoint(
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(
-  tiny, capsys
+  finished, capsys
 ):
-  config = dataclasses.replace(tiny, num_devices=1, steps_per_checkpoint=2)
-  train.run(config)
-  expected = logs.series(config.workdir, 'train/loss')
-  checkpoints = pathlib.Path(config.workdir, 'checkpoints')
-  _flip_a_bit(max((checkpoints / '12').rglob('*'), key=_size))
-  train.run(config)
+  expected = logs.series(finished.workdir, 'train/loss')
+  folder = pathlib.Path(finished.workdir)
+  _flip_a_bit(max((folder / 'checkpoints/12').rglob('*'), key=_size))
+  train.run(finished)
   out = capsys.readouterr().out
   assert 'is missing or was changed' in out
   assert 'The checkpoint of step 12 is now' in out
-  assert 'goes on from the checkpoint of step 10' in out
-  assert logs.series(config.workdir, 'train/loss') == expected
-  assert pathlib.Path(config.workdir, 'damaged-checkpoint-12').is_dir()
+  assert 'goes on from the checkpoint of step 8' in out
+  assert logs.series(folder, 'train/loss') == expected
+  assert (folder / 'damaged-checkpoint-12').is_dir()
 
 
-def test_a_run_without_a_whole_checkpoint_never_begins_anew(tiny):
-  config = dataclasses.replace(tiny, num_devices=1, checkpoints_to_keep=1)
-  train.run(config)
-  for folder in pathlib.Path(config.workdir, 'checkpoints').iterdir():
+def test_a_run_without_a_whole_checkpoint_never_begins_anew(finished):
+  for folder in pathlib.Path(finished.workdir, 'checkpoints').iterdir():
     _flip_a_bit(folder / 'manifest.json')
-  before = logs.read(config.workdir)
+  before = logs.read(finished.workdir)
   for expected in ('checkpoints in', 'that is whole, . damaged'):
     with pytest.raises(errors.BadInput, match=expected):
-      train.run(config)
-  assert logs.read(config.workdir) == before
+      train.run(finished)
+  assert logs.read(finished.workdir) == before
 
 
 def _size(path):
@@ -749,31 +754,19 @@ def _flip_a_bit(path):
   path.write_bytes(content)
 
 
-def test_settings_can_be_mended_after_a_start_that_failed(tiny):
-  config = dataclasses.replace(tiny, max_steps=1, num_devices=1)
-  with pytest.raises(errors.BadInput):
-    train.run(dataclasses.replace(config, index='Nothing'))
-  train.run(config)
+@pytest.mark.parametrize(
+  ('change', 'says'),
+  [({'seed': 1}, '--seed.* 1 '), ({'max_steps': 11}, '--max_steps.* 12')],
+)
+def test_the_folder_of_another_run_is_refused(change, says, finished):
+  def stamps():
+    paths = pathlib.Path(finished.workdir).rglob('*')
+    return {path: path.stat().st_mtime_ns for path in paths}
 
-
-def test_the_folder_of_another_run_is_refused(tiny):
-  config = dataclasses.replace(tiny, max_steps=1, num_devices=1)
-  train.run(config)
-  before = {
-    p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')
-  }
-  with pytest.raises(
-    errors.BadInput, match='--seed is 1, and the run .* began with 0'
-  ):
-    train.run(dataclasses.replace(config, seed=1))
-  with pytest.raises(
-    errors.BadInput, match='--max_steps=.* is less than the 1'
-  ):
-    train.run(dataclasses.replace(config, max_steps=0))
-  after = {
-    p: p.stat().st_mtime_ns for p in pathlib.Path(tiny.workdir).rglob('*')
-  }
-  assert after == before
+  before = stamps()
+  with pytest.raises(errors.BadInput, match=says):
+    train.run(dataclasses.replace(finished, **change))
+  assert stamps() == before
 
 
 def test_a_finished_run_goes_on_with_more_steps(tiny, capsys):
@@ -794,19 +787,35 @@ def test_a_finished_run_goes_on_with_more_steps(tiny, capsys):
   assert list(logs.series(config.workdir, 'refresh/judged')) == [4, 8]
 
 
-def test_refreshes_of_a_run_hold_no_positive_and_no_text_of_one(tiny):
-  config = dataclasses.replace(tiny, max_steps=5, num_devices=1)
-  train.run(config)
-  run = experiment.open(config, ('train', 'dev'))[0]
+def test_refreshes_of_a_run_hold_no_positive_and_no_text_of_one(finished):
+  run = experiment.open(finished, ('train', 'dev'))[0]
   negatives = refreshes.load(run, 4)
-  assert negatives.shape == (len(run.dataset.queries['train']), config.top_k)
+  assert negatives.shape == (len(run.dataset.queries['train']), finished.top_k)
   queries, passages = run.dataset.splits['train'].positives()
   for query in range(len(negatives)):
     banned = set(run.dataset.corpus.groups[passages[queries == query]].tolist())
     assert not banned & set(
       run.dataset.corpus.groups[negatives[query]].tolist()
     )
-    assert len(set(negatives[query].tolist())) == config.top_k
+    assert len(set(negatives[query].tolist())) == finished.top_k
+
+
+def test_the_room_that_a_run_is_said_to_need_is_that_of_its_files(finished):
+  run = experiment.open(finished, ('train', 'dev'))[0]
+  needs = {(need.place, need.what): need.size for need in footprint._needs(run)}
+
+  def written(pattern):
+    paths = run.workdir.glob(pattern)
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+  tables = written('refresh/*/negatives.npy') + written('refresh/*/scores.npy')
+  assert tables == pytest.approx(needs['disk', 'negatives'], rel=0.1)
+  # Orbax compresses a little; all four that this run saves are kept.
+  one = needs['disk', 'checkpoints'] / 4
+  params = needs['host memory', 'parameters, gradients, optimizer'] / 16
+  assert one == 3 * 4 * params
+  newest = 'checkpoints/12/*_state/**/*', 'checkpoints/12/params/**/*'
+  assert sum(map(written, newest)) > 0.5 * one
 
 
 def test_a_row_may_train_one_tower_alone(tiny, monkeypatch):
