@@ -1,14 +1,10 @@
 """The audit of what a model ranks high, on planted false negatives."""
 
-import dataclasses
-
 import numpy as np
 
-from ance_jax.core import atomic
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import strings
 from ance_jax.jobs import audit
-from ance_jax.jobs import train
 
 TEXTS = [
   'the one right passage of this very query here',  # 0: judged
@@ -81,26 +77,3 @@ def test_a_query_that_is_a_passage_is_no_false_negative():
   marks = audit.marked(rows, np.array([0]), twins, corpus)
   assert np.argwhere(marks['judged']).tolist() == [[0, 0], [0, 2]]
   assert not marks['above the positive'].any()
-
-
-def test_a_run_is_audited_by_rank_with_examples(tiny, capsys):
-  settings = dataclasses.replace(tiny, num_devices=1, max_steps=6)
-  train.run(settings)
-  job = dataclasses.replace(settings, job='audit')
-  shares = audit.run(job)
-  written = atomic.read_json(f'{tiny.workdir}/audit-6.json')
-  assert written['shares'].keys() == shares.keys()
-  assert written['shares']['judged'][0] == shares['judged'][0]
-  for what, number in (
-    ('training queries that are passages, too', 0),
-    ('training queries of the same text as another', 0),
-    ('training queries that other splits have, too', {'dev': 0, 'test': 0}),
-  ):
-    assert written[what] == number
-  # All 48 training queries; 150 passages, so that the last band is short.
-  assert written['queries'] == 48
-  assert sum(shares['same text']) > 0
-  assert 0 < len(written['examples']) <= 20
-  out = capsys.readouterr().out
-  assert 'share that is' in out
-  assert 'above the positive' in out

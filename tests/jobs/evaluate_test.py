@@ -271,23 +271,6 @@ def test_the_refresh_job_mines_with_the_chosen_checkpoint(finished, capsys):
   assert refreshes.load(run, 3).shape == (48, 10)
 
 
-def test_the_report_draws_the_runs_and_prints_their_tables(
-  finished, tmp_path, capsys
-):
-  picture = tmp_path / 'curves.png'
-  report.run(
-    dataclasses.replace(
-      finished,
-      runs=f'{finished.workdir},{finished.workdir}',
-      picture=str(picture),
-    )
-  )
-  assert picture.read_bytes()[:4] == b'\x89PNG'
-  out = capsys.readouterr().out
-  value = logs.series(finished.workdir, 'dev/mrr@10')[6]
-  assert out.count(f'{value:12.4f}') >= 2
-
-
 @pytest.mark.parametrize(
   ('job', 'changes', 'expected'),
   [

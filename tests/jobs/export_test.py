@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import bert_weights_test
+import conftest
 import faiss
 import jax
 import numpy as np
@@ -209,14 +210,20 @@ def test_pooling_has_the_keys_that_servers_read(tmp_path):
   assert said['model_max_length'] == LENGTH
 
 
-@pytest.mark.usefixtures('compiled_once')
-def test_a_run_is_exported_with_its_card_and_corpus(tiny, tmp_path, capsys):
-  tiny = dataclasses.replace(tiny, num_devices=1)
-  train.run(tiny)
+@pytest.fixture(scope='module')
+def trained(beir_folder, tmp_path_factory):
+  """Settings of a run of 12 steps."""
+  folder = tmp_path_factory.mktemp('trained')
+  config = conftest.make_tiny(beir_folder, folder)
+  config = dataclasses.replace(config, num_devices=1)
+  train.run(config)
+  return config
+
+
+def test_a_run_is_exported_with_its_card_and_corpus(trained, tmp_path):
   # What the card says is looked for where the run is now.
-  tiny = dataclasses.replace(
-    tiny, workdir=shutil.move(tiny.workdir, tmp_path / 'moved')
-  )
+  moved = shutil.copytree(trained.workdir, tmp_path / 'moved')
+  tiny = dataclasses.replace(trained, workdir=str(moved))
   config = dataclasses.replace(
     tiny, job='export', export_corpus=True, checkpoint='8'
   )
@@ -257,11 +264,10 @@ def test_a_run_is_exported_with_its_card_and_corpus(tiny, tmp_path, capsys):
     assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.usefixtures('compiled_once')
-def test_the_index_of_a_run_searched_on_devices_is_exported_as_flat(tiny):
-  tiny = dataclasses.replace(tiny, num_devices=1, index='device', max_steps=4)
-  train.run(tiny)
-  config = dataclasses.replace(tiny, job='export', export_corpus=True)
+def test_an_index_on_devices_is_exported_as_flat(trained):
+  config = dataclasses.replace(
+    trained, job='export', export_corpus=True, index='device'
+  )
   corpus = export.run(config) / 'corpus'
   alone = faiss.read_index(str(corpus / 'index.faiss'))
   assert isinstance(alone, faiss.IndexFlatIP)

@@ -378,7 +378,9 @@ def test_export(old):
 
 
 def test_audit(old):
-  old.read('--job=audit')
+  text = old.read('--job=audit')
+  assert 'share that is' in text
+  assert text.count('\n  query: ') == EXPECTED['audit']['examples']
   found = read_json(old.run / f'audit-{LAST}.json')
   found['examples'] = len(found['examples'])
   check('audit', found)

@@ -241,7 +241,7 @@ def test_the_report_job_writes_the_page_of_one_run_beside_its_picture(
 ):
   config = config_lib.Config(job='report', runs=str(folder))
   report.run(config)
-  assert (folder / 'curves.png').exists()
+  assert (folder / 'curves.png').read_bytes()[:4] == b'\x89PNG'
   check((folder / 'report.html').read_text())
   assert f'page: {folder}/report.html' in capsys.readouterr().out
   elsewhere = tmp_path / 'out'
@@ -249,4 +249,5 @@ def test_the_report_job_writes_the_page_of_one_run_beside_its_picture(
   picture = str(elsewhere / 'both.png')
   both = dataclasses.replace(config, runs=f'{folder},{folder}', picture=picture)
   report.run(both)
+  assert capsys.readouterr().out.count('0.4375') == 2  # In each run's table.
   assert [path.name for path in elsewhere.iterdir()] == ['both.png']
