@@ -165,6 +165,7 @@ def compiled_once():
       max_staleness=0, refresh_replay='', checkpoints_to_keep=1,
       refresh_trigger=0.0, warmup_until_plateau=0,
       steps_per_eval=None, steps_per_checkpoint=None, steps_per_refresh=1,
+      max_refreshes=0, top_k=1,
     )  # fmt: skip
     key = alike, method, retriever, devices
     if key not in kept:

@@ -57,14 +57,14 @@ def test_a_pipe_has_each_line_at_once(tmp_path):
 
 
 def test_train_evaluate_and_search_from_the_shell(tiny, tmp_path):
-  config = dataclasses.replace(tiny, num_devices=2, max_steps=9)
+  config = dataclasses.replace(tiny, num_devices=1)
   flagfile = tmp_path / 'tiny.flags'
   flagfile.write_text('# A tiny run.\n' + config.to_flagfile())
   trained = run_main(f'--flagfile={flagfile}')
   assert trained.returncode == 0, trained.stderr[-2000:]
   assert 'refresh at step 8: dev mrr@10' in trained.stdout
   # No terminal, no bars.
-  assert 'step 9 of 9 | loss ' in trained.stdout
+  assert 'step 12 of 12 | loss ' in trained.stdout
   assert ' steps/s, 00:00 left' in trained.stdout
   assert 'it/s' not in trained.stderr
   assert 'steps/s' not in trained.stderr
@@ -73,10 +73,10 @@ def test_train_evaluate_and_search_from_the_shell(tiny, tmp_path):
   workdir = f'--workdir={config.workdir}'
   scored = run_main('--job=evaluate', workdir, '--split=test')
   assert scored.returncode == 0, scored.stderr[-2000:]
-  written = atomic.read_json(f'{config.workdir}/test-model-9.json')
+  written = atomic.read_json(f'{config.workdir}/test-model-12.json')
   value = written['metrics']['mrr@10']
-  assert f'test at step 9, 12 queries: mrr@10 {value:.4f}' in scored.stdout
-  run_file = pathlib.Path(config.workdir, 'test-model-9.trec').read_text()
+  assert f'test at step 12, 12 queries: mrr@10 {value:.4f}' in scored.stdout
+  run_file = pathlib.Path(config.workdir, 'test-model-12.trec').read_text()
   assert len({line.split()[0] for line in run_file.splitlines()}) == 12
 
   found = run_main('--job=search', workdir, typed='t3w5 t3w7\n\n')

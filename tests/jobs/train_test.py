@@ -368,7 +368,7 @@ def read_params(config, step):
 
 def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
   """The table that a refresh publishes is what the step is given."""
-  config = dataclasses.replace(tiny, max_steps=6, num_devices=1)
+  config = dataclasses.replace(tiny, num_devices=1)
   real_mining = miner.mine_block
 
   def plant(task, queries, ranking):
@@ -385,7 +385,7 @@ def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
   passages = experiment.open(config, ('train', 'dev'))[0].dataset.passages
   planted = {text_of(passages, row) for row in range(config.top_k)}
   mined = [b for b in seen if b.passage_ids.shape[1] == 3]
-  assert len(mined) == 2
+  assert len(mined) == 8
   for batch in mined:
     ids, lengths = batch.passage_ids[:, 1:], batch.passage_lengths[:, 1:]
     pairs = zip(ids.reshape(-1, ids.shape[-1]), lengths.ravel(), strict=True)
@@ -498,7 +498,7 @@ def test_settings_that_cannot_be_used_leave_nothing_half_made(
 
 def test_a_row_that_never_mines_may_have_a_corpus_below_its_top_k(tiny):
   """It trains in a folder where a start with a row that mines was refused."""
-  config = dataclasses.replace(tiny, top_k=200, max_steps=1, num_devices=1)
+  config = dataclasses.replace(tiny, top_k=200, num_devices=1)
   with pytest.raises(errors.BadInput, match='--top_k'):
     train.run(config)
   assert train.run(dataclasses.replace(config, method='in_batch'))
@@ -534,7 +534,7 @@ def test_the_newest_checkpoints_are_kept_and_the_best_and_that_in_use(
 
 @pytest.mark.parametrize(
   ('first', 'then'),
-  [(8, (1, 4)), pytest.param(1, (1, 2, 4, 8), marks=pytest.mark.soak)],
+  [(2, (1, 2)), pytest.param(1, (1, 2, 4, 8), marks=pytest.mark.soak)],
 )
 def test_other_devices_go_on_with_the_same_batches_and_losses(
   first, then, tiny, tmp_path, monkeypatch, capsys
@@ -581,7 +581,7 @@ def test_other_devices_go_on_with_the_same_batches_and_losses(
 
 def test_other_devices_mine_the_same_lists_but_for_close_scores(finished):
   tables = {}
-  for number in (1, 2, 4, 8):
+  for number in (1, 2, 4):
     run = experiment.open(
       dataclasses.replace(finished, num_devices=number), ('train', 'dev')
     )[0]
@@ -589,7 +589,7 @@ def test_other_devices_mine_the_same_lists_but_for_close_scores(finished):
     refreshes.refresh(run, 4)
     tables[number] = np.array(refreshes.load(run, 4))
   scores = _scores_of(run, 4)
-  for number in (2, 4, 8):
+  for number in (2, 4):
     for query in range(len(scores)):
       first, second = tables[1][query], tables[number][query]
       np.testing.assert_allclose(
@@ -643,7 +643,7 @@ def test_flags_that_may_change_are_chosen_by_hand():
 def test_a_second_trainer_is_refused_while_the_first_one_works(
   tiny, monkeypatch
 ):
-  config = dataclasses.replace(tiny, num_devices=1, max_steps=1)
+  config = dataclasses.replace(tiny, num_devices=1)
   real, refused = trainer.Trainer.save, []
 
   def save(self):
@@ -824,11 +824,12 @@ def test_a_row_may_train_one_tower_alone(tiny, monkeypatch):
   monkeypatch.setitem(methods.METHODS, 'in_batch', row)
   config = dataclasses.replace(
     tiny, method='in_batch', warmup_steps=0, tie_encoders=False,
-    num_devices=1, max_steps=2, steps_per_checkpoint=2, checkpoints_to_keep=9,
+    num_devices=1, max_steps=4, steps_per_checkpoint=2, checkpoints_to_keep=9,
   )  # fmt: skip
   train.run(config)
-  train.run(dataclasses.replace(config, max_steps=4))
   folder = pathlib.Path(config.workdir).absolute() / 'checkpoints'
+  shutil.rmtree(folder / '4')
+  train.run(config)
   with ocp.StandardCheckpointer() as checkpointer:
     first, last = (
       checkpointer.restore(folder / step / 'params') for step in ('0', '4')
