@@ -221,7 +221,9 @@ CASES = {
   # Flags of a report.
   'run that is not there': job('report', 'in /no/run, so', runs='/no/run'),
   'runs by semicolon': job('report', 'in /no/a;/no/b, so', runs='/no/a;/no/b'),
-  'picture nowhere': job('report', 'in a folder that does', picture='/no/a.png'),
+  'picture nowhere': job(
+    'report', 'in a folder that does', picture='/no/a.png'
+  ),
   'picture a folder': job('report', '--picture=/tmp is a', picture='/tmp'),
   # Runs that are compared.
   'one run compared': job('compare', 'fewer than two runs', runs='/no/run'),
