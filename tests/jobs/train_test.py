@@ -756,7 +756,7 @@ def _flip_a_bit(path):
 
 @pytest.mark.parametrize(
   ('change', 'says'),
-  [({'seed': 1}, '--seed.* 1 '), ({'max_steps': 11}, '--max_steps.* 12')],
+  [({'seed': 1}, '--seed is 1'), ({'max_steps': 11}, '--max_steps.* 12')],
 )
 def test_the_folder_of_another_run_is_refused(change, says, finished):
   def stamps():
