@@ -738,7 +738,7 @@ def test_a_run_without_a_whole_checkpoint_never_begins_anew(finished):
   for folder in pathlib.Path(finished.workdir, 'checkpoints').iterdir():
     _flip_a_bit(folder / 'manifest.json')
   before = logs.read(finished.workdir)
-  for expected in ('checkpoints in', 'that is whole, . damaged'):
+  for expected in ('checkpoints in', 'no whole checkpoint, . damaged'):
     with pytest.raises(errors.BadInput, match=expected):
       train.run(finished)
   assert logs.read(finished.workdir) == before
