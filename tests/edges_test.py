@@ -167,7 +167,7 @@ def run(tmp_path_factory):
     ({'rows_per_block': 3}, 4, None),
     ({'rows_per_block': 4}, 4, '=4 leaves .* set it to at most 2'),
     ({'index': 'IVF10,Flat'}, 1, None),
-    ({'index': 'IVF11,Flat'}, 1, '--index must have at most as many lists'),
+    ({'index': 'IVF11,Flat'}, 1, 'has 11 lists for 10 passages'),
   ],
 )
 def test_what_a_corpus_allows_is_allowed_to_the_last(

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ance_jax.retrieval import index
+
 _QUERIES_AT_ONCE = 1024
 # Attempts to draw passages that `drop` does not name.
 _TRIES = 20
@@ -105,7 +107,7 @@ def fill(
     filled[empty] = np.concatenate(
       [random.integers(size, size=number) for random, number in numbers]
     )
-    filled[_repeated(filled)] = -1
+    filled[index.repeated(filled)] = -1
     groups = keys[:, None] + excluded.groups[filled]
     filled[(filled >= 0) & empty & is_in(groups, excluded.grouped)] = -1
     if drop and tries < _TRIES:
@@ -153,16 +155,6 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
   return float(
     np.isin((first + keys)[there], (second + keys)[second >= 0]).mean()
   )
-
-
-def _repeated(block):
-  """Returns a (q, K) mask of entries that repeat one to their left."""
-  order = block.argsort(1, kind='stable')
-  ordered = np.take_along_axis(block, order, 1)
-  repeated = np.zeros(block.shape, bool)
-  again = ordered[:, 1:] == ordered[:, :-1]
-  np.put_along_axis(repeated, order[:, 1:], again, 1)
-  return repeated
 
 
 def is_in(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:

@@ -68,9 +68,10 @@ def make_rank(
     )
   )
   if not any(found.ids):
-    raise errors.BadInput(
-      'BM25 must have words to index; found stop words and marks alone in '
-      f'{len(texts):,} passages; choose rows without bm25.'
+    raise errors.refusal(
+      f'the {len(texts):,} passages have no words for BM25 to index, only stop '
+      'words and marks',
+      'choose rows without bm25',
     )
   with logs.working('index with BM25'):
     bm25.index(found, show_progress=logs.has_bars(), leave_progress=False)
@@ -85,21 +86,8 @@ def make_rank(
       )
       return scores, np.where(scores > 0, rows, -1)
 
-    starts = range(0, len(queries), _QUERIES_AT_ONCE)
-    if what:
-      starts = logs.progress(starts, what, total=len(starts), unit='batches')
-    parts = [
-      index.top_k(
-        find,
-        np.arange(start, min(start + _QUERIES_AT_ONCE, len(queries))),
-        k,
-        len(texts),
-      )
-      for start in starts
-    ]
-    return trec.Ranking(
-      *(np.concatenate(part) for part in zip(*parts, strict=True))
-    )
+    numbers = np.arange(len(queries))
+    return index.top_k(find, numbers, k, len(texts), what, _QUERIES_AT_ONCE)
 
   return rank
 
@@ -144,8 +132,9 @@ def _check(queries, tokenize, vocabulary, language):
     f'--bm25_language={language}'
   )
   if _REFUSED * len(lost) > len(found):
-    raise errors.BadInput(
-      f'{said}; set it to what the texts are in, or leave BM25 out if queries '
-      'and passages are in different languages.'
+    raise errors.refusal(
+      said,
+      'set it to what the texts are in, or leave BM25 out if queries and '
+      'passages are in different languages',
     )
   logs.log(said)

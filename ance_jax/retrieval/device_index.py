@@ -89,10 +89,10 @@ def plan(num_rows: int, width: int, num_devices: int, memory: int) -> Plan:
   most = min(most, half // (2 * row))
   if most < min(_LEAST_ROWS, share):
     needed = _LEAST_ROWS * max(2 * row, _LEAST_QUERIES * _SCORE_BYTES)
-    raise errors.BadInput(
-      f'--search_memory_mb must hold two blocks of {_LEAST_ROWS} passages, '
-      f'{-(-2 * needed // _MIB)} MiB for embeddings of width {width}; found '
-      f'{memory}; raise it.'
+    raise errors.refusal(
+      f'--search_memory_mb={memory} does not hold two blocks of {_LEAST_ROWS} '
+      f'passages of width {width}',
+      f'raise it to {-(-2 * needed // _MIB)} at least',
     )
   return Plan(*_even(share, most), False)
 
@@ -120,9 +120,10 @@ def queries_at_once(
   a_query = plan.rows * _SCORE_BYTES + candidates * _CANDIDATE_BYTES + 8 * width
   number = min(memory * _MIB // 2 // a_query, _MOST_QUERIES)
   if not number:
-    raise errors.BadInput(
-      f'--search_memory_mb must hold the {k:,} candidates of a query, '
-      f'{-(-2 * a_query // _MIB)} MiB; found {memory}; raise it.'
+    raise errors.refusal(
+      f'--search_memory_mb={memory} does not hold the {k:,} candidates of a '
+      'query',
+      f'raise it to {-(-2 * a_query // _MIB)} at least',
     )
   return 1 << (number.bit_length() - 1)
 

@@ -8,20 +8,22 @@ import re
 
 import faiss
 
+from ance_jax import errors
+
 # Codewords of the product quantizer that OPQ trains.
 _OPQ_VECTORS = 256
 # Minimum number of vectors for which FAISS builds an NSG graph.
 _LEAST_NSG = 101
 
 
-def problem(
+def check(
   made: faiss.Index,
   factory: str,
   num_vectors: int,
   num_trained: int,
   rows_per_block: int,
-) -> str:
-  """Returns an error message if an index cannot hold the vectors, else ''.
+) -> None:
+  """Raises `BadInput` if an index cannot hold the vectors.
 
   Args:
     made: Empty index.
@@ -31,65 +33,65 @@ def problem(
     rows_per_block: Vectors added per call.
   """
   for part in _parts(made):
-    found = _problem_of(part, factory, num_vectors, rows_per_block)
-    if found:
-      return found
+    _check_part(part, factory, num_vectors, rows_per_block)
   least = max(map(_least_trained, _parts(made)))
   if least > num_trained:
-    return (
+    raise errors.refusal(
       f'--index={factory} is trained on {least:,} vectors at least, and there '
-      f'are {num_trained:,}; choose a smaller one, or Flat.'
+      f'are {num_trained:,}',
+      'choose a smaller one, or Flat',
     )
-  return ''
 
 
-def problem_of_params(params: str) -> str:
-  """Returns an error message for invalid search parameters, else ''.
+def check_params(params: str) -> None:
+  """Raises `BadInput` for invalid search parameters.
 
   Args:
     params: Comma-separated name=number pairs that FAISS has accepted.
   """
   if any(float(value) <= 0 for value in re.findall(r'=([^,; ]+)', params)):
-    return f'--index_params must be above 0; found {params!r}; raise it.'
-  return ''
+    raise errors.refusal(
+      f'--index_params={params} has a number that is not above 0', 'raise it'
+    )
 
 
-def _problem_of(part, factory, num_vectors, rows_per_block):
-  """Returns `problem` of one part of an index."""
+def _check_part(part, factory, num_vectors, rows_per_block):
   lists = getattr(part, 'nlist', 1)
-  if not 1 <= lists <= num_vectors:
-    return (
-      '--index must have at most as many lists as the corpus has passages, '
-      f'{num_vectors:,}, and one at least; found {lists:,} in {factory!r}; '
-      'change it.'
-    )
-  if isinstance(part, faiss.IndexIDMap):
-    return (
-      f'--index={factory} wants ids of its own, and the row of a passage is '
-      'its id already; leave out IDMap.'
-    )
-  if hasattr(part, 'hnsw') and _links(part.hnsw) < 2:
-    return f'--index={factory} has a graph of fewer than 2 links; write HNSW32.'
-  if isinstance(part, faiss.IndexNSG) and not (
-    _LEAST_NSG <= num_vectors <= rows_per_block
-  ):
-    return (
-      f'--index={factory} takes from {_LEAST_NSG} passages to those of one '
-      f'--rows_per_block, {rows_per_block:,}, and there are {num_vectors:,}; '
-      'choose HNSW32.'
-    )
-  return _problem_of_transforms(part, factory)
-
-
-def _problem_of_transforms(part, factory):
-  for transform in _transforms(part):
-    turned = isinstance(transform, faiss.PCAMatrix | faiss.ITQTransform)
-    if turned and not 1 <= transform.d_out <= transform.d_in:
-      return (
-        f'--index={factory} makes {transform.d_out} dimensions of the '
-        f"embeddings' {transform.d_in}; lower that to {transform.d_in} at most."
+  of_nsg = isinstance(part, faiss.IndexNSG)
+  for wrong, fact, cure in (
+    (
+      not 1 <= lists <= num_vectors,
+      f'has {lists:,} lists for {num_vectors:,} passages',
+      f'use from 1 to {num_vectors:,} lists',
+    ),
+    (
+      isinstance(part, faiss.IndexIDMap),
+      'wants ids of its own, and the row of a passage is its id already',
+      'leave out IDMap',
+    ),
+    (
+      hasattr(part, 'hnsw') and _links(part.hnsw) < 2,
+      'has a graph of fewer than 2 links',
+      'write HNSW32',
+    ),
+    (
+      of_nsg and not _LEAST_NSG <= num_vectors <= rows_per_block,
+      f'takes from {_LEAST_NSG} passages to those of one --rows_per_block, '
+      f'{rows_per_block:,}, and there are {num_vectors:,}',
+      'choose HNSW32',
+    ),
+    *(
+      (
+        isinstance(turn, faiss.PCAMatrix | faiss.ITQTransform)
+        and not 1 <= turn.d_out <= turn.d_in,
+        f"makes {turn.d_out} dimensions of the embeddings' {turn.d_in}",
+        f'lower that to {turn.d_in} at most',
       )
-  return ''
+      for turn in _transforms(part)
+    ),
+  ):
+    if wrong:
+      raise errors.refusal(f'--index={factory} {fact}', cure)
 
 
 def _links(hnsw):

@@ -91,13 +91,12 @@ def make(factory: str, params: str, width: int) -> faiss.Index:
     if params:
       faiss.ParameterSpace().set_index_parameters(index, params)
   except RuntimeError as error:
-    raise errors.BadInput(
-      f'--index must be a FAISS factory string for {width} dimensions, and '
-      f'--index_params parameters of it; found {factory!r} and {params!r} '
-      f'({_reason(error)}); see the FAISS wiki.'
+    raise errors.refusal(
+      f'FAISS cannot make --index={factory} of {width} dimensions with '
+      f'--index_params={params!r} ({_reason(error)})',
+      'see the FAISS wiki for factory strings and their parameters',
     ) from error
-  if wrong := factories.problem_of_params(params):
-    raise errors.BadInput(wrong)
+  factories.check_params(params)
   return index
 
 
@@ -122,7 +121,7 @@ def check(
     num_vectors: N, vectors to index.
     rows_per_block: Vectors added per call; None for all.
   """
-  wrong = factories.problem(
+  factories.check(
     make(factory, params, width),
     factory,
     num_vectors,
@@ -130,8 +129,6 @@ def check(
     num_vectors // max(num_vectors // _TRAINING_VECTORS, 1),
     rows_per_block or num_vectors,
   )
-  if wrong:
-    raise errors.BadInput(wrong)
 
 
 def build(
@@ -163,10 +160,10 @@ def build(
     try:
       index.train(sample)
     except RuntimeError as error:
-      raise errors.BadInput(
-        '--index must be one that the corpus is large enough to train; found '
-        f'{factory!r} with {len(sample):,} vectors ({_reason(error)}); '
-        'choose a smaller one, or Flat.'
+      raise errors.refusal(
+        f'FAISS cannot train --index={factory} on {len(sample):,} vectors '
+        f'({_reason(error)})',
+        'choose a smaller one, or Flat',
       ) from error
   for block in logs.progress(blocks, 'index', total=len(blocks), unit='blocks'):
     index.add(np.ascontiguousarray(block - mean))
@@ -229,18 +226,7 @@ def search(
   if isinstance(index, device_index.DeviceIndex):
     scores, rows = device_index.search(index, queries, k, what)
     return trec.Ranking(rows, scores)
-  starts = range(0, len(queries), _QUERIES_AT_ONCE)
-  if what:
-    starts = logs.progress(starts, what, total=len(starts), unit='batches')
-  parts = [
-    top_k(
-      index.search, queries[start : start + _QUERIES_AT_ONCE], k, index.ntotal
-    )
-    for start in starts
-  ]
-  return trec.Ranking(
-    *(np.concatenate(part) for part in zip(*parts, strict=True))
-  )
+  return top_k(index.search, queries, k, index.ntotal, what, _QUERIES_AT_ONCE)
 
 
 def search_pieces(
@@ -265,17 +251,22 @@ def search_pieces(
   depth = min(k * int(np.bincount(texts_of).max()), len(texts_of))
   found = search(index, queries, depth, what)
   rows = np.where(found.rows < 0, -1, texts_of[found.rows])
+  gone = repeated(rows) | (rows < 0)
+  first = gone.argsort(1, kind='stable')[:, :k]
+  rows, scores = (
+    np.take_along_axis(np.where(gone, missing, values), first, 1)
+    for values, missing in ((rows, -1), (found.scores, -np.inf))
+  )
+  return trec.Ranking(rows.astype(np.int32), scores.astype(np.float32))
+
+
+def repeated(rows: np.ndarray) -> np.ndarray:
+  """Returns a (q, K) mask of entries that repeat one to their left."""
   order = rows.argsort(1, kind='stable')
   ordered = np.take_along_axis(rows, order, 1)
   again = np.zeros(rows.shape, bool)
   np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
-  last = (again | (rows < 0)).argsort(1, kind='stable')[:, :k]
-  gone = np.take_along_axis(again | (rows < 0), last, 1)
-  rows = np.where(gone, -1, np.take_along_axis(rows, last, 1))
-  scores = np.take_along_axis(found.scores, last, 1)
-  return trec.Ranking(
-    rows.astype(np.int32), np.where(gone, -np.inf, scores).astype(np.float32)
-  )
+  return again
 
 
 def exact_scores(
@@ -338,14 +329,11 @@ def flops(index: Index, width: int) -> int:
     index: Index of passages.
     width: E.
   """
-  part = index.part if isinstance(index, Shared) else index
-  if isinstance(part, device_index.DeviceIndex):
-    number = sum(map(len, part.embeddings))
-  else:
-    number = part.ntotal if isinstance(part, faiss.IndexFlat) else 0
-  if isinstance(index, Shared) and number:
-    number = index.ntotal
-  return 2 * number * width
+  if not is_exact(index):
+    return 0
+  if isinstance(index, device_index.DeviceIndex):
+    return 2 * sum(map(len, index.embeddings)) * width
+  return 2 * index.ntotal * width
 
 
 def top_k(
@@ -353,6 +341,8 @@ def top_k(
   queries: np.ndarray,
   k: int,
   num_passages: int,
+  what: str | None,
+  queries_at_once: int,
 ) -> trec.Ranking:
   """Returns the ranking that `find` gives, with ties in row order.
 
@@ -366,9 +356,23 @@ def top_k(
     queries: (Q, ...), anything that `find` takes.
     k: Passages per query, at most `num_passages`.
     num_passages: Passages in the index.
+    what: Label of a progress bar; None for no bar.
+    queries_at_once: Queries to find passages for at once.
   """
   scores = np.empty((len(queries), k), np.float32)
   rows = np.empty((len(queries), k), np.int32)
+  starts = range(0, len(queries), queries_at_once)
+  if what:
+    starts = logs.progress(starts, what, total=len(starts), unit='batches')
+  for start in starts:
+    part = slice(start, start + queries_at_once)
+    _find_top_k(find, queries[part], num_passages, scores[part], rows[part])
+  return trec.Ranking(rows, scores)
+
+
+def _find_top_k(find, queries, num_passages, scores, rows):
+  """Fills (Q, k) scores and rows as `top_k` does."""
+  k = scores.shape[1]
   depth, most = min(k + 1, num_passages), min(k + _MAX_TIES, num_passages)
   open_ended = np.arange(len(queries))
   while len(open_ended):
@@ -380,7 +384,6 @@ def top_k(
     if depth == most:
       break
     depth = min(2 * depth, most)
-  return trec.Ranking(rows, scores)
 
 
 def _reason(error):

@@ -174,23 +174,23 @@ def _check_tokenizer(tokenizer, body, length, name):
   last = max(tokenizer.get_vocab().values(), default=0)
   types = max(pair.type_ids) + 1 if _gives_types(tokenizer) else 1
   least = backend.num_special_tokens_to_add(True) + 2
-  for found, rule, what in (
+  for wrong, fact in (
     (
       last >= body.vocab_size,
-      f'fit the {body.vocab_size:,} rows of the word embedding',
-      f'the id {last:,}',
+      f'has the id {last:,}, but the word embedding {body.vocab_size:,} rows',
     ),
     (
       1 <= body.num_types < types,
-      f'fit the {body.num_types} rows of the token types',
-      f'{types} types',
+      f'gives {types} token types, but the model has {body.num_types}',
     ),
-    (length < least, f'leave room for {least} tokens of a pair', length),
+    (
+      length < least,
+      f'takes {length} tokens, and the shortest pair has {least}',
+    ),
   ):
-    if found:
-      raise errors.BadInput(
-        f"a cross-encoder's tokenizer must {rule}; found {what} at {name}; use "
-        "the checkpoint's own."
+    if wrong:
+      raise errors.refusal(
+        f'the tokenizer of {name} {fact}', "use the checkpoint's own"
       )
 
 

@@ -144,13 +144,14 @@ def make(
 def check_chunks(config: bi_encoder.RetrieverConfig, chunks: int) -> None:
   """Raises `BadInput` if only some pieces start with the unpooled prompt."""
   if chunks > 1 and config.passage_prompt and not config.include_prompt:
-    raise errors.BadInput(
-      'the retriever leaves its prompt out of the pooling, and with --chunks '
-      'only the first piece of a passage has one; use --chunks=1.'
+    raise errors.refusal(
+      'the retriever leaves its prompt out of the pooling, and with '
+      f'--chunks={chunks} only the first piece of a passage has one',
+      'use --chunks=1',
     )
 
 
 def _refuse_string(texts):
   """Raises `TypeError` for a string, whose letters would be the texts."""
   if isinstance(texts, str):
-    raise TypeError(f'texts must be a list; found {texts[:50]!r}; use [text]')
+    raise TypeError(f'{texts[:50]!r} is a text, not a list; use [text]')

@@ -125,9 +125,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
   The i-th smallest of n is multiplied by n - i + 1, which bounds the chance of
   any false discovery.
   """
-  order = np.argsort(p_values, kind='stable')
-  adjusted, highest = [0.0] * len(p_values), 0.0
-  for place, number in enumerate(order.tolist()):
-    highest = max(highest, p_values[number] * (len(p_values) - place))
-    adjusted[number] = min(highest, 1.0)
-  return adjusted
+  order, adjusted = np.argsort(p_values), np.empty(len(p_values))
+  factors = np.arange(len(p_values), 0, -1)
+  highest = np.maximum.accumulate(np.take(p_values, order) * factors)
+  adjusted[order] = np.minimum(highest, 1)
+  return adjusted.tolist()

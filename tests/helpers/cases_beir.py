@@ -343,7 +343,7 @@ CASES = {
   'id of a megabyte': sixth_id('a' * 2**20, 'is longer than 500; shorten it'),
   'only stop words': Refused(
     put(CORPUS, ''.join(record(_id=f'p{i}', text='the') for i in range(5))),
-    'BM25 must have words to index',
+    'no words for BM25 to index',
   ),
   # Queries.
   'duplicate query': Refused(

@@ -392,11 +392,13 @@ CASES = {
   'run file that is not there': job(
     'mine with BM25', 'there is nothing, and a file', bm25_run='/nowhere/run'
   ),
-  'no index': job('check a refresh', 'a FAISS factory string', index='Flatt'),
+  'no index': job(
+    'check a refresh', 'FAISS cannot make --index=Flatt', index='Flatt'
+  ),
   'no parameter': job(
-    'check a refresh', 'and --index_params', index_params='x'
+    'check a refresh', "--index_params='x'", index_params='x'
   ),
   'more lists than passages': job(
-    'check a refresh', 'as many lists as the corpus', index='IVF64,Flat'
+    'check a refresh', 'has 64 lists for', index='IVF64,Flat'
   ),
 }

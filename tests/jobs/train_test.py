@@ -476,13 +476,13 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
       {'num_hard_negatives': 11},
       '--num_hard_negatives=11 is more than --top_k=10',
     ),
-    ({'index': 'Nothing'}, '--index must be a FAISS factory string'),
-    ({'index': 'IVF256,Flat'}, '--index must have at most as many lists'),
+    ({'index': 'Nothing'}, 'FAISS cannot make --index=Nothing'),
+    ({'index': 'IVF256,Flat'}, '--index=IVF256,Flat has 256 lists'),
     (
       {'index': 'device', 'index_params': 'nprobe=1'},
       '--index_params=nprobe=1 is for indexes of FAISS',
     ),
-    ({'num_heads': 3}, '--num_heads must divide --hidden_size'),
+    ({'num_heads': 3}, 'does not divide over --num_heads=3'),
     ({'init_from': '/nowhere'}, 'no file or folder'),
   ],
 )

@@ -99,17 +99,6 @@ def test_negatives_are_the_best_that_are_neither_positive_nor_of_its_text(seed):
   assert (np.concatenate([one.found for one in found]) == k).all()
 
 
-def test_a_planted_positive_at_the_top_is_rejected_and_counted():
-  task = make_task(
-    by_row, [(0, 0), (0, 1), (1, 5)], [0, 1, 2, 0, 4, 5, 6, 7], 2, number=3
-  )
-  negatives, _, counts, _ = mined(task)
-  assert negatives.tolist() == [[2, 4, 5], [0, 1, 2]]
-  # Passage 3 has the text of 0; query 1's positive is within its depth or not.
-  assert counts['positive'] in (2, 3)
-  assert counts['same text'] == 1
-
-
 def test_queries_of_many_duplicates_do_not_deepen_the_others(monkeypatch):
   monkeypatch.setattr(miner, '_QUERIES_AT_ONCE', 2)
   groups = [0] * 50 + list(range(1, 51))

@@ -1,11 +1,11 @@
 """FAISS against plain numpy: the same rows, the same order, ties included."""
 
 import faiss
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ance_jax import errors
+from ance_jax.core import devices
 from ance_jax.retrieval import index
 
 
@@ -71,22 +71,6 @@ def test_search_parameters_reach_the_index():
 
 
 @pytest.mark.parametrize(
-  ('factory', 'params'),
-  [('Flatt', ''), ('Flat', 'nprobe=3'), ('IVF4,Flat', 'x')],
-)
-def test_what_faiss_cannot_read_is_refused_in_a_sentence(factory, params):
-  with pytest.raises(errors.BadInput, match='FAISS factory string'):
-    index.build(factory, params, [integers(100)])
-
-
-def test_an_index_of_more_lists_than_vectors_is_refused_before_it_is_built():
-  with pytest.raises(errors.BadInput, match='at most as many lists .* 64'):
-    index.check('IVF64,Flat', '', 4, 63)
-  index.check('IVF64,Flat', '', 4, 64)
-  index.check('Flat', '', 4, 1)
-
-
-@pytest.mark.parametrize(
   ('factory', 'params', 'expected'),
   [
     ('PQ7', '', 'multiple of the number of subquantizers'),
@@ -99,15 +83,16 @@ def test_an_index_of_more_lists_than_vectors_is_refused_before_it_is_built():
     ('HNSW8_PQ4', '', '256 vectors at least'),
     ('IDMap,Flat', '', 'leave out IDMap'),
     ('IVF8,Flat,IDMap2', '', 'leave out IDMap'),
-    ('IVF0,Flat', '', 'one at least; found 0'),
-    ('IVF151,Flat', '', 'at most as many lists'),
+    ('IVF0,Flat', '', '0 lists for 150 passages; use from 1 to 150'),
+    ('IVF151,Flat', '', '151 lists for 150'),
     ('HNSW1', '', 'fewer than 2 links'),  # FAISS would end the process.
     ('IVF8_HNSW0,Flat', '', 'fewer than 2 links'),
     ('NSG8', '', 'choose HNSW32'),
     ('PCA17,Flat', '', "17 dimensions of the embeddings' 16"),
-    ('BFlat', '', 'could not parse index string BFlat'),
-    ('IVF8,Flat', 'nprobe=0', 'must be above 0'),
-    ('IVF8,Flat', 'nprobe=3,max_codes=-1', 'must be above 0'),
+    ('BFlat', '', '--index=BFlat .* could not parse index string BFlat'),
+    ('IVF8,Flat', 'x', "--index_params='x'"),
+    ('IVF8,Flat', 'nprobe=0', 'is not above 0'),
+    ('IVF8,Flat', 'nprobe=3,max_codes=-1', 'is not above 0'),
     ('IVF8,Flat', 'efSearch=3', 'could not set parameter'),
   ],
 )
@@ -125,7 +110,7 @@ def test_what_an_index_cannot_do_is_said_before_there_are_vectors(
     ('IVF150,Flat', 'nprobe=150'),
     ('IVF8_HNSW4,PQ4x4', 'nprobe=8'),
     ('PQ4x7', ''),
-    ('LSQ4x8', ''),
+    ('LSQ1x8', ''),
     ('HNSW2', 'efSearch=1'),
     ('PCA16,SQ8', ''),
     ('PQ4x4,RFlat', ''),
@@ -140,7 +125,7 @@ def test_an_index_that_is_let_pass_can_be_built_and_searched(factory, params):
 
 
 def test_an_index_that_cannot_be_trained_on_so_little_is_refused():
-  with pytest.raises(errors.BadInput, match="found 'PQ2' with 100 vectors"):
+  with pytest.raises(errors.BadInput, match='train --index=PQ2 on 100 vectors'):
     index.build('PQ2', '', [integers(100)])
 
 
@@ -178,7 +163,7 @@ def cone(rows, random, width=768):
 
 def test_low_precision_keeps_the_top_200_of_a_narrow_cone_if_centered():
   random = np.random.default_rng(2)
-  passages, queries = cone(20_000, random), cone(16, random)
+  passages, queries = cone(5000, random), cone(16, random)
   exact = queries.astype(float) @ passages.T.astype(float)
   assert 730 < exact.mean() < 760
   assert exact.std(1).mean() < 6
@@ -188,35 +173,14 @@ def test_low_precision_keeps_the_top_200_of_a_narrow_cone_if_centered():
     pairs = zip(rows.tolist(), best.tolist(), strict=True)
     return np.mean([len(set(a) & set(b)) / 200 for a, b in pairs])
 
-  def rounded(x):
-    return np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float32)
-
-  kept = {}
+  kept, blocks = {}, np.array_split(passages, 3)
   for center in (False, True):
-    blocks = np.array_split(passages, 3)
-    stored = passages - passages.mean(0) if center else passages
-    products = rounded(queries) @ rounded(stored).T
-    for name, scores in (
-      ('bfloat16 in, float32 out', products),
-      ('bfloat16 in and out', rounded(products)),
-    ):
-      rows = np.argsort(-scores, 1, kind='stable')[:, :200]
-      kept[name, center] = overlap(rows)
-    for factory in ('Flat', 'SQfp16', 'SQbf16', 'SQ8'):
+    for factory in ('Flat', 'SQfp16', 'SQbf16'):
       built = index.build(factory, '', blocks, center=center)
-      rows = index.search(built, queries, 200).rows
-      kept[factory, center] = overlap(rows)
-  for (name, center), share in kept.items():
-    print(f'{name:26} centered {center!s:5}  top-200 overlap {share:.3f}')
-  for center in (False, True):
-    assert kept['Flat', center] > 0.995
-  # Scores have three digits in bfloat16: hundreds of passages share one.
-  assert kept['bfloat16 in and out', False] < 0.6
-  assert kept['bfloat16 in, float32 out', False] > 0.9
-  low = 'bfloat16 in and out', 'bfloat16 in, float32 out', 'SQbf16', 'SQfp16'
-  for name in low:
-    assert kept[name, True] > kept[name, False]
-    assert kept[name, True] > 0.95
+      kept[factory, center] = overlap(index.search(built, queries, 200).rows)
+  assert min(kept['Flat', False], kept['Flat', True]) > 0.995
+  for factory in ('SQfp16', 'SQbf16'):
+    assert kept[factory, True] > max(kept[factory, False], 0.95)
 
 
 def test_centered_scores_are_less_by_one_number_a_query():
@@ -233,15 +197,23 @@ def test_centered_scores_are_less_by_one_number_a_query():
   )
 
 
-@pytest.mark.parametrize('seed', range(3))
-def test_texts_are_ranked_by_their_best_piece_and_cut_behind_k_of_them(seed):
+@pytest.mark.parametrize(
+  ('seed', 'on_devices'), [(0, False), (1, False), (2, True)]
+)
+def test_texts_are_ranked_by_their_best_piece_and_cut_behind_k_of_them(
+  seed, on_devices
+):
   random = np.random.default_rng(seed)
   numbers = random.integers(1, 5, 40)
   texts_of = np.repeat(np.arange(40, dtype=np.int32), numbers)
   # Few values, so that pieces of one text and of others tie.
   pieces = random.integers(-2, 3, (len(texts_of), 4)).astype(np.float32)
   queries = random.integers(-2, 3, (9, 4)).astype(np.float32)
-  built = index.build('Flat', '', [pieces])
+  built = (
+    index.place([pieces], devices.local(2), 1)
+    if on_devices
+    else index.build('Flat', '', [pieces])
+  )
   found = index.search_pieces(built, texts_of, queries, 7)
   scores = queries @ pieces.T
   for query in range(9):

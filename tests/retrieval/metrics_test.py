@@ -25,41 +25,6 @@ def make_split(judgements, num_queries):
   )
 
 
-def slow_scores(rows, judgements):
-  """Every measure for one query after another, by its definition."""
-  totals = dict.fromkeys(protocols.PROTOCOLS['usual'].measures, 0.0)
-  for query, ranking in enumerate(rows.tolist()):
-    grades = {p: g for (q, p), g in judgements.items() if q == query}
-    relevant = {p for p, g in grades.items() if g > 0}
-    places = [i for i, p in enumerate(ranking[:10]) if p in relevant]
-    totals['mrr@10'] += 1 / (places[0] + 1) if places else 0
-    gain = [
-      grades.get(p, 0) / np.log2(i + 2) for i, p in enumerate(ranking[:10])
-    ]
-    best = sorted(grades.values(), reverse=True)[:10]
-    ideal = sum(g / np.log2(i + 2) for i, g in enumerate(best))
-    totals['ndcg@10'] += sum(gain) / ideal if ideal else 0
-    for k in (1, 5, 20, 100):
-      hits = len(relevant & set(ranking[:k]))
-      totals[f'recall@{k}'] += hits / len(relevant) if relevant else 0
-  return {name: total / len(rows) for name, total in totals.items()}
-
-
-@pytest.mark.parametrize('seed', range(3))
-def test_measures_are_those_of_their_definitions(seed):
-  random = np.random.default_rng(seed)
-  rows = np.array([random.permutation(130)[:100] for _ in range(25)], np.int32)
-  rows[3, 40:] = -1
-  rows[4] = -1
-  judgements = {
-    (q, int(p)): int(random.integers(4))
-    for q in range(25)
-    for p in random.permutation(130)[: random.integers(1, 9)]
-  }
-  found = metrics.score(rows, make_split(judgements, 25), None)
-  assert found == pytest.approx(slow_scores(rows, judgements), abs=1e-6)
-
-
 def test_a_query_without_a_hit_counts_in_the_denominator():
   rows = np.array([[0, 1], [0, 1], [0, 1]], np.int32)
   split = make_split({(0, 0): 1, (1, 5): 1, (2, 7): 0}, 3)
@@ -158,41 +123,6 @@ def test_each_protocol_follows_the_rule_of_its_script(name):
   depth = protocols.PROTOCOLS[name].depth
   slow = slow_protocol(name, rows[:, :depth], judgements)
   assert found == pytest.approx(slow, abs=1e-6)
-
-
-def test_capped_recall_is_of_what_k_passages_can_have():
-  judged = {(0, row): 1 for row in range(150)}
-  rows = np.arange(100, dtype=np.int32)[None]
-  split = make_split(judged, 1)._replace(protocol='beir')
-  found = metrics.score(rows, split, None)
-  assert found['recall@100'] == pytest.approx(100 / 150)
-  assert found['capped_recall@100'] == pytest.approx(1)
-
-
-def test_trec_eval_agrees_where_the_order_is_by_score():
-  rows, judgements = random_run(20, 1500, 1000)
-  split = make_split(judgements, 20)._replace(protocol='trec_dl')
-  found = metrics.score(rows, split, None)
-  qrels = {str(q): {} for q in range(20)}
-  for (query, passage), grade in judgements.items():
-    qrels[str(query)][f'{passage:05d}'] = grade
-  run = {
-    str(q): {f'{p:05d}': -float(i) for i, p in enumerate(r) if p >= 0}
-    for q, r in enumerate(rows)
-  }
-  graded = pytrec_eval.RelevanceEvaluator(qrels, {'ndcg_cut.10'})
-  binary = pytrec_eval.RelevanceEvaluator(
-    qrels, {'map_cut.1000', 'recall.1000'}, relevance_level=2
-  )
-  values = {q: {**graded.evaluate(run).get(q, {}), **m}
-            for q, m in binary.evaluate(run).items()}  # fmt: skip
-  for ours, theirs in {
-    'ndcg@10': 'ndcg_cut_10',
-    'map@1000': 'map_cut_1000',
-    'recall@1000': 'recall_1000',
-  }.items():
-    mean = sum(v.get(theirs, 0) for v in values.values()) / 20
-    assert found[ours] == pytest.approx(mean, abs=1e-6)
 
 
 def test_the_passage_with_the_id_of_a_query_is_no_result_for_it():

@@ -70,7 +70,9 @@ def load(folder, num_devices=1):
 def test_scores_are_those_of_torch(kind, activation, tmp_path, monkeypatch):
   theirs = make(kind, tmp_path, activation)
   monkeypatch.setattr(rerank, '_PAIRS_AT_ONCE', 20)
-  scores = load(tmp_path, 0)(iter(PAIRS))
+  score = load(tmp_path, 0)
+  assert score([]).shape == (0,)
+  scores = score(iter(PAIRS))
   expected = theirs.predict(PAIRS)
   assert scores.shape == (36,)
   assert np.ptp(expected) > 0.1
@@ -91,11 +93,6 @@ def test_older_folders_name_their_activation_elsewhere(of_4, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   scores = load(tmp_path)(PAIRS)
   np.testing.assert_allclose(scores, theirs.predict(PAIRS), rtol=0, atol=1e-5)
-
-
-def test_no_pairs_have_no_scores(tmp_path):
-  make('bert', tmp_path)
-  assert load(tmp_path)([]).shape == (0,)
 
 
 def test_a_cross_encoder_scores_what_other_filters_left(
