@@ -184,9 +184,9 @@ def test_arguments_of_mine_that_cannot_be_used_are_refused(
 def test_no_passages_and_one_text_for_a_list_are_refused(index):
   with pytest.raises(errors.BadInput, match='no passages to index'):
     api.index(index.retriever, [])
-  with pytest.raises(TypeError, match='must be a list'):
+  with pytest.raises(TypeError, match='is a text, not a list'):
     index.search('one query')
-  with pytest.raises(TypeError, match='must be a list'):
+  with pytest.raises(TypeError, match='is a text, not a list'):
     api.index(index.retriever, 'one passage')
 
 

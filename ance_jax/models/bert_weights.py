@@ -7,6 +7,7 @@ besides those that `_DROPPED` ignores; the error names the offending tensor.
 import re
 from typing import NamedTuple
 
+from flax import traverse_util
 import numpy as np
 
 from ance_jax import errors
@@ -103,58 +104,60 @@ def body_from_tensors(
   Raises:
     BadInput: A tensor is missing, unexpected, not finite or of the wrong shape.
   """
-  found = {}
-  for name, array in tensors.items():
-    if not is_dropped(name):
-      found[_our_name(name)] = array
-  table = _table(body)
+  found = {
+    _our_name(name): array
+    for name, array in tensors.items()
+    if not is_dropped(name)
+  }
+  table, place = _table(body), f'{where}: '
   for problem, names in (
-    ('is missing', sorted(set(table) - set(found))),
-    ('is not expected', sorted(set(found) - set(table))),
+    ('is missing from', sorted(set(table) - set(found))),
+    ('does not belong to', sorted(set(found) - set(table))),
   ):
     if names:
-      raise errors.BadInput(
-        f'a checkpoint of {body.model_type} must have exactly the tensors of '
-        f'its architecture; found that {names[0][:80]} {problem} ({len(names)} '
-        f'such) in {where}; use a complete checkpoint of that architecture.'
+      raise errors.refusal(
+        f'tensor {names[0][:80]} {problem} a checkpoint of {body.model_type} '
+        f'({len(names)} such)',
+        'use a complete checkpoint of that architecture',
+        place,
       )
   params = {}
   for name, (path, shape) in table.items():
     array = np.asarray(found[name], np.float32)
     array = array.T if path[-1] == 'kernel' else array
     if array.shape != shape:
-      raise errors.BadInput(
-        f'tensor {name} must have the shape that config.json implies, {shape} '
-        f'in our layout; found {array.shape} in {where}; use a checkpoint that '
-        'belongs to its config.json.'
+      raise errors.refusal(
+        f'tensor {name} has the shape {array.shape} in our layout, but '
+        f'config.json implies {shape}',
+        'use a checkpoint that belongs to its config.json',
+        place,
       )
-    if not np.isfinite(array).all():
-      raise errors.BadInput(
-        f'tensor {name} must be finite; found '
-        f'{np.sum(~np.isfinite(array)):,} of {array.size:,} values that are '
-        f'not in {where}; use a checkpoint from before the run diverged.'
-      )
-    inner = params
-    for key in path[:-1]:
-      inner = inner.setdefault(key, {})
-    inner[path[-1]] = np.ascontiguousarray(array)
-  return params
+    check_finite(name, array, where)
+    params[path] = np.ascontiguousarray(array)
+  return traverse_util.unflatten_dict(params)
 
 
 def body_to_tensors(
   params: dict, body: bert.BodyConfig
 ) -> dict[str, np.ndarray]:
   """Returns the float32 tensors in Hugging Face's names and layout."""
-  tensors = {}
+  tensors, params = {}, traverse_util.flatten_dict(params)
   for name, (path, _) in _table(body).items():
-    array = params
-    for key in path:
-      array = array[key]
-    array = np.asarray(array)
+    array = np.asarray(params[path])
     tensors[name] = np.ascontiguousarray(
       array.T if path[-1] == 'kernel' else array
     )
   return tensors
+
+
+def check_finite(name: str, array: np.ndarray, where: object) -> None:
+  """Raises `BadInput` if values of a tensor are infinite or NaN."""
+  if number := np.sum(~np.isfinite(array)):
+    raise errors.refusal(
+      f'{number:,} of {array.size:,} values of tensor {name} are not finite',
+      'use a checkpoint from before the run diverged',
+      f'{where}: ',
+    )
 
 
 def is_dropped(name: str) -> bool:

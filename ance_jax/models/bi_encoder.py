@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from ance_jax import errors
 from ance_jax.core import devices
 from ance_jax.core import strict_io
 from ance_jax.models import bert
@@ -138,8 +139,7 @@ class Tower(nn.Module):
     """
     r = self.retriever
     body = bert.Body(r.body, self.dtype, self.remat, self.kernel, name='body')
-    x = body(ids, lengths, dropout)
-    x = x.astype(jnp.float32)
+    x = body(ids, lengths, dropout).astype(jnp.float32)
     x = pooling.pool(x, lengths, r.modes, self.skipped)
     x = pooling.apply(r.chain, x)
     if r.truncate_dim:
@@ -155,11 +155,10 @@ def read(path: pathlib.Path) -> RetrieverConfig:
   try:
     return RetrieverConfig.from_dict(values)
   except (TypeError, KeyError) as error:
-    raise strict_io.bad(
-      path,
-      'a retriever must have the settings that this version knows',
-      f'others ({error})',
+    raise errors.refusal(
+      f'this version does not know its settings ({error})',
       'use the version that wrote it',
+      f'{path}: ',
     ) from error
 
 
@@ -171,8 +170,7 @@ def init(retriever: RetrieverConfig, seed: int) -> dict[str, dict]:
   # Compiling for the host takes one second; for a GPU it took over 30 seconds
   # (BERT-base) and gave different bits.
   with jax.default_device(devices.host()):
-    params = jax.jit(_init, static_argnums=0)(retriever, seed)
-  params = jax.device_get(params)
+    params = jax.device_get(jax.jit(_init, static_argnums=0)(retriever, seed))
   return {name: jax.tree.map(jnp.array, params) for name in retriever.towers}
 
 

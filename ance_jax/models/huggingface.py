@@ -28,22 +28,27 @@ _BODIES = {
   'mpnet': 'mpnet',
 }
 
-# Field of `bert.BodyConfig` -> key of config.json; DistilBERT's differ.
-_BERT_KEYS = {
+_MPNET_KEYS = {
   'vocab_size': 'vocab_size',
   'hidden_size': 'hidden_size',
   'num_layers': 'num_hidden_layers',
   'num_heads': 'num_attention_heads',
   'intermediate_size': 'intermediate_size',
   'max_positions': 'max_position_embeddings',
-  'num_types': 'type_vocab_size',
 }
-
-_DISTILBERT_KEYS = {
-  'hidden_size': 'dim',
-  'num_layers': 'n_layers',
-  'num_heads': 'n_heads',
-  'intermediate_size': 'hidden_dim',
+_BERT_KEYS = {**_MPNET_KEYS, 'num_types': 'type_vocab_size'}
+# Our model_type -> {field of `bert.BodyConfig`: key of config.json}.
+_KEYS = {
+  'bert': _BERT_KEYS,
+  'roberta': _BERT_KEYS,
+  'distilbert': {
+    **_MPNET_KEYS,
+    'hidden_size': 'dim',
+    'num_layers': 'n_layers',
+    'num_heads': 'n_heads',
+    'intermediate_size': 'hidden_dim',
+  },
+  'mpnet': _MPNET_KEYS,
 }
 
 # Files of weights in order of preference; each may be sharded with an index.
@@ -65,35 +70,31 @@ def read_config(name: str) -> bert.BodyConfig:
     BadInput: config.json is missing or invalid, or we lack its architecture.
   """
   if _file(name, 'adapter_config.json'):
-    raise errors.BadInput(
+    raise errors.refusal(
       f'{name} is an adapter (LoRA and the like), which is nothing without its '
-      'base model; merge the two with merge_and_unload() of peft, and name the '
-      'folder that is saved then.'
+      'base model',
+      'merge the two with merge_and_unload() of peft, and name the folder that '
+      'is saved then',
     )
   path = _file(name, 'config.json')
   if path is None:
-    raise errors.BadInput(
-      'a model must be a folder with a config.json or a name on the hub; found '
-      f'no config.json in {name}; check the path.'
+    raise errors.refusal(
+      f'there is no config.json in {name}',
+      'give the folder of a model, or its name on the hub',
     )
   given = strict_io.json_file(path)
   kind = _kind(given, name)
-  keys = dict(_BERT_KEYS)
-  if kind == 'distilbert':
-    keys |= _DISTILBERT_KEYS
-  if kind in ('distilbert', 'mpnet'):
-    del keys['num_types']
+  keys = _KEYS[kind]
   _check_sizes(given, keys, path)
   try:
     theirs = transformers.AutoConfig.from_pretrained(
       name, trust_remote_code=False
     )
   except Exception as error:  # transformers raises many types.
-    raise strict_io.bad(
-      path,
-      'a config.json must be one that transformers takes',
-      f'one that it does not ({" ".join(str(error).split())[:200]})',
+    raise errors.refusal(
+      f'transformers cannot read it ({" ".join(str(error).split())[:200]})',
       'save the model again',
+      f'{path}: ',
     ) from error
   # Again, because transformers fills in defaults and resolves aliases.
   _check_sizes(theirs.to_dict(), keys, path)
@@ -113,16 +114,11 @@ def write_config(
   folder: pathlib.Path, body: bert.BodyConfig, pad_token_id: int
 ) -> None:
   """Writes a config.json that transformers can read."""
-  keys = dict(_BERT_KEYS)
-  if body.model_type == 'distilbert':
-    keys |= _DISTILBERT_KEYS
-  sizes = {key: getattr(body, ours) for ours, key in keys.items()}
-  if not body.num_types:
-    del sizes['type_vocab_size']
+  kind = body.model_type
   made = transformers.AutoConfig.for_model(
-    body.model_type,
-    **sizes,
-    **{_activation_key(body.model_type): body.activation},
+    kind,
+    **{key: getattr(body, ours) for ours, key in _KEYS[kind].items()},
+    **{_activation_key(kind): body.activation},
     layer_norm_eps=body.layer_norm_epsilon,
     pad_token_id=pad_token_id,
   )
@@ -146,36 +142,23 @@ def read_tensors(
   """
   if os.path.isfile(name):
     return _read_file(pathlib.Path(name), without)
-  files = _WEIGHTS[:1]
-  for whole in _WEIGHTS:
-    index = _file(name, f'{whole}.index.json')
-    if index or _file(name, whole):
-      files = _shards(index, whole) if index else [whole]
-      break
   tensors = {}
-  for file in files:
+  for file in _files(name):
     path = _file(name, file)
     if path is None:
-      raise errors.BadInput(
-        'a checkpoint must have its weights in a whole model.safetensors; '
-        f'found no {file[:80]} at {name}; convert it with transformers, or '
-        'fetch it.'
+      raise errors.refusal(
+        f'there is no {file[:80]} in {name}',
+        'convert the weights with transformers, or fetch them',
       )
     for key, array in _read_file(path, without).items():
       if key in tensors:
-        raise strict_io.bad(
-          path, 'a tensor must be in one file', f'{key[:80]} in two',
-          'save the model again'
-        )  # fmt: skip
+        raise errors.refusal(
+          f'tensor {key[:80]} is in another file too',
+          'save the model again',
+          f'{path}: ',
+        )
       tensors[key] = array
   return tensors
-
-
-def _read_file(path, without):
-  """Returns {name: float32 array} of a file; its suffix tells the format."""
-  if path.suffix == '.safetensors':
-    return _read_shard(path, without)
-  return torch_files.read(strict_io.regular(path), without)
 
 
 def _kind(given, name):
@@ -210,10 +193,10 @@ def _kind(given, name):
     ),
   ):
     if found:
-      raise errors.BadInput(
-        f'an encoder must be one of {", ".join(_BODIES)}, with absolute '
-        f'positions and one of {", ".join(bert.ACTIVATIONS)}; found '
-        f'{what[:120]} at {name}; use another.'
+      raise errors.refusal(
+        f'{name} has {what[:120]}',
+        f'use an encoder of {", ".join(_BODIES)}, with absolute positions and '
+        f'one of {", ".join(bert.ACTIVATIONS)}',
       )
   return kind
 
@@ -228,60 +211,74 @@ def _check_sizes(given, keys, path):
     size = given.get(key, 1)
     most = _MAX_LAYERS if ours == 'num_layers' else _MAX_SIZE
     if type(size) is not int or not 1 <= size <= most:
-      raise strict_io.bad(
+      raise _bad_size(
         path,
-        f'{key} must be a whole number from 1 to {most:,}',
-        strict_io.quoted(size),
-        "give the checkpoint's own",
+        f'{key} is {strict_io.quoted(size)}, not a whole number from 1 to '
+        f'{most:,}',
       )
   epsilon = given.get('layer_norm_eps', 1e-12)
   if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
-    raise strict_io.bad(
+    raise _bad_size(
       path,
-      'layer_norm_eps must be a number above 0 and below 1',
-      strict_io.quoted(epsilon),
-      "give the checkpoint's own",
+      f'layer_norm_eps is {strict_io.quoted(epsilon)}, not a number above 0 '
+      'and below 1',
     )
 
 
 def _check_body(body, keys, path):
   """Raises `BadInput` for inconsistent sizes."""
   if body.hidden_size % body.num_heads:
-    raise strict_io.bad(
+    raise _bad_size(
       path,
-      f'{keys["num_heads"]} must divide {keys["hidden_size"]}',
-      f'{body.num_heads} and {body.hidden_size}',
-      "give the checkpoint's own",
+      f'{keys["hidden_size"]}={body.hidden_size} does not divide over '
+      f'{keys["num_heads"]}={body.num_heads}',
     )
   if body.max_length < 3:
-    raise strict_io.bad(
+    raise _bad_size(
       path,
-      'max_position_embeddings must leave room for 3 tokens',
-      body.max_positions,
-      "give the checkpoint's own",
+      f'max_position_embeddings={body.max_positions} leaves no room for 3 '
+      'tokens',
     )
 
 
-def _read_shard(path, without):
-  """Returns {name: float32 array} of one safetensors file."""
+def _bad_size(path, fact):
+  return errors.refusal(fact, "give the checkpoint's own", f'{path}: ')
+
+
+def _files(folder):
+  """Returns the names of a folder's files of weights, which may be missing."""
+  for whole in _WEIGHTS:
+    index = _file(folder, f'{whole}.index.json')
+    if index:
+      return _shards(index, whole)
+    if _file(folder, whole):
+      return [whole]
+  return _WEIGHTS[:1]
+
+
+def _read_file(path, without):
+  """Returns {name: float32 array} of a file; its suffix tells the format."""
   path, tensors = strict_io.regular(path), {}
+  if path.suffix != '.safetensors':
+    return torch_files.read(path, without)
   with open(path, 'rb') as file:
     if file.read(20).startswith(b'version https://git-'):
-      raise strict_io.bad(
-        path, 'a checkpoint must have its weights in a whole '
-        'model.safetensors', 'a pointer of Git LFS', 'run git lfs pull'
-      )  # fmt: skip
+      raise errors.refusal(
+        'it is a pointer of Git LFS, without the weights',
+        'run git lfs pull',
+        f'{path}: ',
+      )
   try:
     with safetensors.safe_open(path, 'numpy') as opened:
       for key in opened.keys():
         if not without(key):
           tensors[key] = _float32(opened, key, path)
   except safetensors.SafetensorError as error:
-    raise strict_io.bad(
-      path, 'a checkpoint must have its weights in a whole model.safetensors',
-      f'one that cannot be read ({str(error).splitlines()[0]})',
-      'convert or fetch it'
-    ) from error  # fmt: skip
+    raise errors.refusal(
+      f'safetensors cannot read it ({str(error).splitlines()[0]})',
+      'convert or fetch it',
+      f'{path}: ',
+    ) from error
   return tensors
 
 
@@ -289,10 +286,11 @@ def _float32(opened, key, path):
   """Returns one tensor of an open safetensors file."""
   dtype = opened.get_slice(key).get_dtype()
   if dtype not in _FLOATS:
-    raise strict_io.bad(
-      path, f'a tensor must be one of {", ".join(_FLOATS)}',
-      f'{dtype} in {key[:80]}', 'use weights that are not quantized'
-    )  # fmt: skip
+    raise errors.refusal(
+      f'tensor {key[:80]} is of {dtype}, which is none of {", ".join(_FLOATS)}',
+      'use weights that are not quantized',
+      f'{path}: ',
+    )
   # Overflow gives infinity, which `bert_weights` rejects by the tensor's name.
   with np.errstate(over='ignore'):
     return np.asarray(opened.get_tensor(key), np.float32)
@@ -308,17 +306,19 @@ def _shards(index, whole):
   ending = pathlib.PurePath(whole).suffix
   weight_map = strict_io.json_file(index).get('weight_map')
   if not isinstance(weight_map, dict) or not weight_map:
-    raise strict_io.bad(
-      index, "an index must have a 'weight_map' of tensors to files",
-      strict_io.quoted(weight_map), 'fetch it again'
-    )  # fmt: skip
+    raise errors.refusal(
+      f'its weight_map, {strict_io.quoted(weight_map)}, names no files',
+      'fetch it again',
+      f'{index}: ',
+    )
   for file in weight_map.values():
     strict_io.inside('', file, index)
     if not file.endswith(ending):
-      raise strict_io.bad(
-        index, f'a file of weights must have a name in {ending}',
-        strict_io.quoted(file), 'convert it with transformers'
-      )  # fmt: skip
+      raise errors.refusal(
+        f'it names {strict_io.quoted(file)}, which does not end in {ending}',
+        'convert it with transformers',
+        f'{index}: ',
+      )
   return sorted(set(weight_map.values()))
 
 

@@ -177,32 +177,36 @@ def _retriever_config(asked, source):
     'title_separator': tokenizer_lib.SPACE,
     'query_prompt': '',
     'passage_prompt': '',
+    # No flags set these.
+    'include_prompt': True,
+    'layers': (),
+    'truncate_dim': 0,
   }
-  given = {name: getattr(asked, name) for name in defaults}
+  given = {name: getattr(asked, name, None) for name in defaults}
   given = {name: value for name, value in given.items() if value is not None}
   if 'title_separator' in given:
     given['title_separator'] = tokenizer_lib.title_separator(
       source.tokenizer, asked.title_separator
     )
-  brought = {'include_prompt': True, 'layers': (), 'truncate_dim': 0}
-  chosen = {**defaults, **brought, **source.settings, **given}
+  chosen = {**defaults, **source.settings, **given}
   if asked.head_size and chosen['layers']:
-    raise errors.BadInput(
+    raise errors.refusal(
       f'{asked.init_from} has layers of its own behind the pooling '
-      f'({pooling.described(chosen["layers"])}), so --head_size adds none; '
-      'leave it out.'
+      f'({pooling.described(chosen["layers"])}), so --head_size adds none',
+      'leave it out',
     )
   for name in ('query_length', 'passage_length'):
     if chosen[name] > longest:
-      raise errors.BadInput(
-        f'--{name} must be at most the {longest} tokens that the model can '
-        f'take; found {chosen[name]}; lower it.'
+      raise errors.refusal(
+        f'--{name}={chosen[name]} is more than the {longest} tokens that the '
+        'model can take',
+        'lower it',
       )
   if asked.head_norm is not None and not chosen['head_size']:
-    raise errors.BadInput(
-      '--head_norm must be with a projection; found it '
-      f'{str(asked.head_norm).lower()} without one; set --head_size too, or '
-      'leave it out.'
+    raise errors.refusal(
+      f'--head_norm={str(asked.head_norm).lower()} is given without a '
+      'projection',
+      'set --head_size too, or leave it out',
     )
   tied = chosen.pop('tie_encoders')
   unpooled = _prompt_tokens(source.tokenizer, chosen)
@@ -227,20 +231,21 @@ def _fitted(source, retriever, asked):
   """Returns the retriever's parameters by tower, filled from the source."""
   given = source.params
   if retriever.tied and len(given) > 1:
-    raise errors.BadInput(
-      '--tie_encoders must be false for a checkpoint of two encoders; found it '
-      f'true with {asked.init_from}; leave it out.'
+    raise errors.refusal(
+      f'--tie_encoders=true is given with {asked.init_from}, a checkpoint of '
+      'two encoders',
+      'leave it out',
     )
   params = bi_encoder.init(retriever, asked.seed)
   for name in retriever.towers:
     tower = given.get(name) or next(iter(given.values()), {})
     expected = {part: params[name].get(part) for part in tower}
     if jax.tree.map(jnp.shape, tower) != jax.tree.map(jnp.shape, expected):
-      raise errors.BadInput(
-        '--head_size, --head_norm and --pooling must be those of the '
-        f'checkpoint, where it has a head; found {retriever.head_size}, '
-        f'{retriever.head_norm} and {retriever.pooling} with '
-        f'{asked.init_from}; leave them out.'
+      raise errors.refusal(
+        f'the head of {asked.init_from} does not fit '
+        f'--head_size={retriever.head_size}, --pooling={retriever.pooling} and '
+        f'--head_norm={str(retriever.head_norm).lower()}',
+        'leave them out',
       )
     # Copies: a donated state may not hold one array twice.
     params[name] = {**params[name], **jax.tree.map(jnp.array, tower)}

@@ -137,43 +137,19 @@ def towers_from_tensors(
     return {
       'tied': {'body': bert_weights.body_from_tensors(tensors, body, where)}
     }, {}
-  towers = {}
   left = {
     name: array
     for name, array in tensors.items()
     if not re.fullmatch(form.dropped, name)
   }
-  for tower in form.towers:
-    params = towers[tower.name] = {}
-    for part, module, leaves in (
-      ('head', tower.head, {'kernel': 'weight', 'bias': 'bias'}),
-      ('head_norm', tower.head_norm, {'scale': 'weight', 'bias': 'bias'}),
-    ):
-      theirs = {ours: f'{module}.{name}' for ours, name in leaves.items()}
-      # ANCE's class always has the norm; DPR's projection is optional.
-      if part == 'head_norm' and module or set(theirs.values()) & set(left):
-        params[part] = _part(left, theirs, where)
-    of_body = {
-      name.removeprefix(tower.prefix): left.pop(name)
-      for name in list(left)
-      if name.startswith(tower.prefix)
-    }
-    params['body'] = bert_weights.body_from_tensors(of_body, body, where)
-    _check_head(params, body, where)
+  towers = {t.name: _take_tower(left, t, body, where) for t in form.towers}
   if left:
-    raise errors.BadInput(
-      'a checkpoint of a retriever must have exactly the tensors of its '
-      f'layout; found that {sorted(left)[0][:80]} is not expected ({len(left)} '
-      f'such) in {where}; use a complete checkpoint.'
-    )
+    odd = f'{sorted(left)[0][:80]}, which its layout lacks ({len(left)} such)'
+    raise _incomplete(f'a tensor {odd}', where)
   settings, (first, *others) = dict(form.settings), towers.values()
   for other in others:
     if set(other) != set(first):
-      odd = sorted(set(other) ^ set(first))[0]
-      raise errors.BadInput(
-        'two encoders of a checkpoint must both have a projection, or none; '
-        f'found a {odd} in one alone in {where}; use a complete checkpoint.'
-      )
+      raise _incomplete('a projection in one of its two encoders alone', where)
   if 'head' in first:
     settings['head_size'] = len(first['head']['bias'])
     settings['head_norm'] = 'head_norm' in first
@@ -202,20 +178,39 @@ def cross_encoder_from_tensors(
     params[part] = _part(left, leaves, where)
   wide, outputs = body.hidden_size, params['classifier']['bias'].size
   if outputs != 1:
-    raise errors.BadInput(
-      f'a cross-encoder must have one output, the score; found {outputs} in '
-      f'{where}; use a cross-encoder that was trained to rank.'
+    raise errors.refusal(
+      f'the cross-encoder has {outputs} outputs instead of one, the score',
+      'use a cross-encoder that was trained to rank',
+      f'{where}: ',
     )
   for part, size in (('pooler', wide), ('classifier', 1)):
-    shapes = {name: array.shape for name, array in params[part].items()}
-    if shapes != {'kernel': (wide, size), 'bias': (size,)}:
-      raise errors.BadInput(
-        f'a {part} must take the {wide} numbers of its body and give {size}; '
-        f'found shapes {list(shapes.values())} in {where}; use a complete '
-        'checkpoint.'
-      )
-    _check_finite(params[part], where)
+    _check_shapes({part: params[part]}, (wide, size), where)
   return {'body': bert_weights.body_from_tensors(left, body, where), **params}
+
+
+def _take_tower(left, tower, body, where):
+  """Removes a tower's tensors from `left`; returns its parameters."""
+  params = {}
+  for part, module, leaves in (
+    ('head', tower.head, {'kernel': 'weight', 'bias': 'bias'}),
+    ('head_norm', tower.head_norm, {'scale': 'weight', 'bias': 'bias'}),
+  ):
+    theirs = {ours: f'{module}.{name}' for ours, name in leaves.items()}
+    # ANCE's class always has the norm; DPR's projection is optional.
+    if part == 'head_norm' and module or set(theirs.values()) & set(left):
+      params[part] = _part(left, theirs, where)
+  if 'head' in params:
+    sizes = body.hidden_size, params['head']['bias'].size
+    _check_shapes(params, sizes, where)
+  elif params:
+    raise _incomplete('a norm without a projection', where)
+  of_body = {
+    name.removeprefix(tower.prefix): left.pop(name)
+    for name in list(left)
+    if name.startswith(tower.prefix)
+  }
+  params['body'] = bert_weights.body_from_tensors(of_body, body, where)
+  return params
 
 
 def _part(tensors, theirs, where):
@@ -223,42 +218,24 @@ def _part(tensors, theirs, where):
   found = {}
   for ours, name in theirs.items():
     if name not in tensors:
-      raise errors.BadInput(
-        'a checkpoint must have exactly the tensors of its layout; found that '
-        f'{name} is missing in {where}; use a complete one.'
-      )
+      raise _incomplete(f'no tensor {name}', where)
     array = np.asarray(tensors.pop(name), np.float32)
+    bert_weights.check_finite(name, array, where)
     found[ours] = np.ascontiguousarray(array.T if ours == 'kernel' else array)
   return found
 
 
-def _check_head(params, body, where):
-  """Raises `BadInput` for a projection that does not fit the body."""
-  head, norm = params.get('head'), params.get('head_norm')
-  if norm and not head:
-    raise errors.BadInput(
-      'a checkpoint of a retriever must have a projection before its norm; '
-      f'found the norm alone in {where}; use a complete checkpoint.'
-    )
-  if head:
-    size = (body.hidden_size, *head['bias'].shape)
-    shapes = [head['kernel'].shape]
-    shapes += [
-      (body.hidden_size, *leaf.shape) for leaf in (norm or {}).values()
-    ]
-    if any(shape != size for shape in shapes):
-      raise errors.BadInput(
-        f'a projection must take the {body.hidden_size} numbers of its body; '
-        f'found shapes {shapes} in {where}; use a complete checkpoint.'
-      )
-  for part in (head or {}), (norm or {}):
-    _check_finite(part, where)
+def _check_shapes(parts, sizes, where):
+  """Raises `BadInput` unless parts project vectors of one size to another."""
+  shapes = {'kernel': sizes, 'bias': sizes[1:], 'scale': sizes[1:]}
+  for part, leaves in parts.items():
+    found = [leaf.shape for leaf in leaves.values()]
+    expected = [shapes[name] for name in leaves]
+    if found != expected:
+      raise _incomplete(f'a {part} of shapes {found}, not {expected}', where)
 
 
-def _check_finite(part, where):
-  for name, array in part.items():
-    if not np.isfinite(array).all():
-      raise errors.BadInput(
-        f'a projection must be finite; found values in its {name} that are '
-        f'not in {where}; use a checkpoint from before the run diverged.'
-      )
+def _incomplete(found, where):
+  return errors.refusal(
+    f'the checkpoint has {found}', 'use a complete one', f'{where}: '
+  )

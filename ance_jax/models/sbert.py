@@ -3,6 +3,7 @@
 Unsupported modules and settings are rejected by name.
 """
 
+import dataclasses
 import os
 import pathlib
 from typing import NamedTuple
@@ -38,32 +39,20 @@ _HARMLESS = {
 
 
 class SentenceTransformer(NamedTuple):
-  """Settings of one tower in a sentence-transformers folder.
+  """One tower in a sentence-transformers folder.
 
   Attributes:
     body_folder: Folder of the transformer.
-    lengths: Maximum number of tokens of a text, or None, by side.
-    pooling: As `bi_encoder.RetrieverConfig` has it.
-    include_prompt: Whether to pool the tokens of prompts.
-    similarity: 'dot' or 'cosine'.
     lower_case: Whether to lower-case texts before the tokenizer.
-    layers: `pooling.Layer`s after the pooling, without a last `UNIT` layer if
-      `similarity` implies it.
-    head: Parameters of `layers`.
-    truncate_dim: Leading numbers of an embedding to keep; 0 keeps all.
-    prompts: Prefix of texts, by side.
+    settings: Settings by name of the `Config` field or retriever setting; a
+      length that the folder does not say is None.
+    head: Parameters of the layers after the pooling.
   """
 
   body_folder: str
-  lengths: dict
-  pooling: str
-  include_prompt: bool
-  similarity: str
   lower_case: bool
-  layers: tuple
+  settings: dict
   head: dict
-  truncate_dim: int
-  prompts: dict
 
 
 class CrossEncoder(NamedTuple):
@@ -93,12 +82,10 @@ def read(folder: str | pathlib.Path) -> dict[str, SentenceTransformer]:
   """
   folder = pathlib.Path(folder)
   path = folder / 'modules.json'
-  modules = []
-  for module in strict_io.json_file(path, list):
-    kind = _module_kind(module, path)
-    modules.append(
-      (kind, strict_io.inside(folder, module.get('path', ''), path))
-    )
+  modules = [
+    (_module_kind(m, path), strict_io.inside(folder, m.get('path', ''), path))
+    for m in strict_io.json_file(path, list)
+  ]
   if modules and modules[0][0] == 'Router':
     routes = _routes(modules[0][1])
     return {
@@ -115,15 +102,14 @@ def read_cross_encoder(folder: str | pathlib.Path) -> CrossEncoder:
     BadInput: The model is damaged or uses an unsupported feature.
   """
   if not os.path.isdir(folder):
-    raise errors.BadInput(
-      '--cross_encoder must be the folder of a cross-encoder; found a file at '
-      f'{folder}; name its folder.'
+    raise errors.refusal(
+      f'--cross_encoder={folder} is a file', 'name its folder'
     )
   folder = pathlib.Path(folder)
   path = folder / 'modules.json'
-  modules = strict_io.json_file(path, list) if os.path.lexists(path) else []
-  settings = _optional_json(folder / SETTINGS_FILE)
-  older = _optional_json(folder / 'config.json')
+  modules = sbert_modules.optional_json(path, list)
+  settings = sbert_modules.optional_json(folder / SETTINGS_FILE)
+  older = sbert_modules.optional_json(folder / 'config.json')
   of_4 = older.get('sentence_transformers')
   activation = (
     settings.get('activation_fn')
@@ -146,11 +132,12 @@ def read_cross_encoder(folder: str | pathlib.Path) -> CrossEncoder:
     (type(lower_case) is not bool, f'do_lower_case {lower_case}'),
   ):
     if found:
-      raise errors.BadInput(
-        'a cross-encoder must be a Transformer alone, with Sigmoid or Identity '
-        f'and no prompt; found {what[:120]} in {folder}; use another model.'
+      raise errors.refusal(
+        f'{folder} has {what[:120]}',
+        'use a cross-encoder that is a Transformer alone, with Sigmoid or '
+        'Identity and no prompt',
       )
-  length = _length(sizes, 'max_seq_length', folder)
+  length = _number(sizes, 'max_seq_length', 3, folder / _SIZES_FILES[0])
   return CrossEncoder(length, activation == SIGMOID, lower_case)
 
 
@@ -161,44 +148,59 @@ def _tower(folder, modules):
     found = f'modules {", ".join(kinds)}' if kinds else 'no modules'
     raise sbert_modules.not_ours(found, folder)
   body_folder = modules[0][1]
-  settings = _optional_json(folder / SETTINGS_FILE)
-  sizes = _sizes(body_folder)
+  given = sbert_modules.optional_json(folder / SETTINGS_FILE)
+  sizes, path = _sizes(body_folder), body_folder / _SIZES_FILES[0]
   _check_body(sizes, body_folder)
   pooled, include_prompt = sbert_modules.read_pooling(modules[1][1])
   width = huggingface.read_config(str(body_folder)).hidden_size
   width *= len(pooled.split('+'))
   layers, head = sbert_modules.read_layers(modules[2:], width)
   width = [width, *(layer.size for layer in layers if layer.size)][-1]
-  truncate_dim = _truncate_dim(settings, width, folder)
-  similarity = settings.get('similarity_fn_name') or 'cosine'
+  kept = _number(given, 'truncate_dim', 1, folder / SETTINGS_FILE) or width
+  similarity = given.get('similarity_fn_name') or 'cosine'
   if similarity not in choices.SIMILARITIES:
     raise sbert_modules.not_ours(f'similarity {similarity}', folder)
   # The dot product of normalized embeddings is their cosine, unless they are
   # truncated after the normalization.
   if layers and layers[-1].kind == pooling.UNIT:
-    if similarity == 'cosine' or not truncate_dim:
+    if similarity == 'cosine' or kept >= width:
       layers, similarity = layers[:-1], 'cosine'
+  settings = {'pooling': pooled, 'similarity': similarity}
+  for route, side in ROUTES.items():
+    settings[f'{side}_length'] = _number(
+      sizes, f'{route}_length', 3, path
+    ) or _number(sizes, 'max_seq_length', 3, path)
+  settings |= _prompts(given, folder)
+  if not include_prompt:
+    settings['include_prompt'] = False
+  if kept < width:
+    settings['truncate_dim'] = kept
   return SentenceTransformer(
     str(body_folder),
-    {
-      side: _length(sizes, f'{route}_length', body_folder)
-      or _length(sizes, 'max_seq_length', body_folder)
-      for route, side in ROUTES.items()
-    },
-    pooled,
-    include_prompt,
-    similarity,
     sizes.get('do_lower_case', False),
-    layers,
+    {**settings, **_head_settings(layers)},
     head,
-    truncate_dim,
-    _prompts(settings, folder),
   )
+
+
+def _head_settings(layers):
+  """Returns the settings of the layers after the pooling."""
+  if not layers:
+    return {}
+  projection = pooling.Layer(pooling.DENSE, layers[0].size)
+  # A projection without a bias is one whose bias is 0.
+  first = dataclasses.replace(layers[0], bias=True)
+  if first != projection or layers[1:] not in (
+    (),
+    (pooling.Layer(pooling.NORM),),
+  ):
+    return {'layers': layers}
+  return {'head_size': projection.size, 'head_norm': len(layers) == 2}
 
 
 def _sizes(folder):
   """Returns the Transformer's settings file as a dict."""
-  found = (_optional_json(folder / name) for name in _SIZES_FILES)
+  found = (sbert_modules.optional_json(folder / n) for n in _SIZES_FILES)
   return next(filter(None, found), {})
 
 
@@ -230,21 +232,6 @@ def _check_body(sizes, folder):
         raise sbert_modules.not_ours(f'{name} {", ".join(others)}', folder)
 
 
-def _truncate_dim(settings, width, folder):
-  """Returns how many of `width` numbers to keep; 0 keeps all."""
-  given = settings.get('truncate_dim')
-  if given is None:
-    return 0
-  if type(given) is not int or given < 1:
-    raise strict_io.bad(
-      folder / SETTINGS_FILE,
-      'truncate_dim must be a whole number, at least 1',
-      strict_io.quoted(given),
-      'mend it',
-    )
-  return given if given < width else 0
-
-
 def _routes(folder):
   """Returns [(class name, path)] of the modules of each tower's route."""
   path = folder / 'router_config.json'
@@ -252,48 +239,41 @@ def _routes(folder):
   types, structure = given.get('types'), given.get('structure')
   if not isinstance(types, dict) or not isinstance(structure, dict):
     raise sbert_modules.not_ours('a Router without types and structure', folder)
+  if not all(isinstance(parts, list) for parts in structure.values()):
+    raise sbert_modules.not_ours(f'a Router of {structure}', folder)
   if (given.get('parameters') or {}).get('route_mappings'):
     raise sbert_modules.not_ours('a Router with route_mappings', folder)
   if set(structure) != set(ROUTES):
     raise sbert_modules.not_ours(
       f'a Router of {", ".join(map(str, structure))}', folder
     )
-  routes = {}
-  for route, name in ROUTES.items():
-    routes[name] = []
-    for part in structure[route] if isinstance(structure[route], list) else [0]:
-      kind = _module_kind({'type': types.get(str(part))}, path)
-      routes[name].append((kind, strict_io.inside(folder, part, path)))
-  return routes
-
-
-def _optional_json(path):
-  """Returns the dict in a JSON file, {} if there is no such file."""
-  return strict_io.json_file(path) if os.path.lexists(path) else {}
+  return {
+    name: [
+      (
+        _module_kind({'type': types.get(str(part))}, path),
+        strict_io.inside(folder, part, path),
+      )
+      for part in structure[route]
+    ]
+    for route, name in ROUTES.items()
+  }
 
 
 def _module_kind(module, path):
   """Returns the class name, without package, of an entry of modules.json."""
   kind = module.get('type') if isinstance(module, dict) else None
-  if not isinstance(kind, str):
-    raise strict_io.bad(
-      path,
-      "a module must be an object with a string 'type'",
-      strict_io.quoted(module),
-      'save the model again',
-    )
-  if not kind.startswith('sentence_transformers.'):
-    raise strict_io.bad(
-      path,
-      'a module must be one of sentence_transformers',
-      strict_io.quoted(kind),
+  if not str(kind).startswith('sentence_transformers.'):
+    raise errors.refusal(
+      f"the module {strict_io.quoted(module)} has no 'type' of "
+      'sentence_transformers',
       'use a model without code of its own',
+      f'{path}: ',
     )
   return kind.rpartition('.')[2]
 
 
 def _prompts(settings, folder):
-  """Returns the prefixes of queries and passages, by side.
+  """Returns the settings of the prefixes of queries and passages.
 
   Passages get the first non-empty prompt of those that encode_document tries.
   encode_document itself accepts an empty 'document', which every file saved by
@@ -319,19 +299,18 @@ def _prompts(settings, folder):
     names = ', '.join(sorted(others))
     logs.log(f'{folder}: prompts for other tasks are left out: {names}')
   return {
-    bi_encoder.QUERY: given.get('query', ''),
-    bi_encoder.PASSAGE: given[passage[0]] if passage else '',
+    'query_prompt': given.get('query', ''),
+    'passage_prompt': given[passage[0]] if passage else '',
   }
 
 
-def _length(sizes, key, folder):
-  """Returns a number of tokens from the Transformer's settings, or None."""
-  length = sizes.get(key)
-  if length is not None and (type(length) is not int or length < 3):
-    raise strict_io.bad(
-      folder / _SIZES_FILES[0],
-      f'{key} must be a whole number, at least 3',
-      strict_io.quoted(length),
-      'mend it',
+def _number(settings, key, least, path):
+  """Returns a whole number from settings, None if they do not have it."""
+  number = settings.get(key)
+  if number is not None and (type(number) is not int or number < least):
+    raise errors.refusal(
+      f'{key} is {strict_io.quoted(number)}',
+      f'set it to a whole number of at least {least}',
+      f'{path}: ',
     )
-  return length
+  return number

@@ -13,6 +13,7 @@ import numpy as np
 from ance_jax import errors
 from ance_jax.core import logs
 from ance_jax.core import strict_io
+from ance_jax.models import bert_weights
 from ance_jax.models import bi_encoder
 from ance_jax.models import choices
 from ance_jax.models import huggingface
@@ -32,7 +33,6 @@ _OLD_MODES = {
 }
 # Prefixes of the class names of activations.
 _TORCH = 'torch.nn.'
-_IDENTITY = 'torch.nn.modules.linear.Identity'
 _ACTIVATION = 'torch.nn.modules.activation.'
 # The only supported input and output of a module.
 _EMBEDDING = 'sentence_embedding'
@@ -40,11 +40,11 @@ _EMBEDDING = 'sentence_embedding'
 
 def not_ours(what: str, folder: pathlib.Path) -> errors.BadInput:
   """Returns the error for a folder with an unsupported feature, `what`."""
-  return errors.BadInput(
-    'a sentence-transformers folder must be Transformer, Pooling and any of '
+  return errors.refusal(
+    f'{folder} has {str(what)[:120]}',
+    'use a sentence-transformers model of Transformer, Pooling and any of '
     'Dense, LayerNorm and Normalize, or a Router of a query and a document, '
-    f'for cosine or dot; found {str(what)[:120]} in {folder}; use another '
-    'model.'
+    'for cosine or dot',
   )
 
 
@@ -61,9 +61,10 @@ def read_pooling(folder: pathlib.Path) -> tuple[str, bool]:
     or not modes
     or not all(mode in choices.POOLINGS for mode in modes)
   ):
-    raise errors.BadInput(
-      f'pooling must be of {", ".join(choices.POOLINGS)}; found {modes} in '
-      f'{path}; use another model.'
+    raise errors.refusal(
+      f'the pooling is {modes}',
+      f'use a model with one of {", ".join(choices.POOLINGS)}',
+      f'{path}: ',
     )
   include_prompt = settings.get('include_prompt', True)
   if type(include_prompt) is not bool:
@@ -93,7 +94,7 @@ def read_layers(
       layer, found = pooling.Layer(pooling.NORM), _tensors(folder, shapes)
       found = {'': {'scale': found['norm.weight'], 'bias': found['norm.bias']}}
     elif kind == 'Normalize':
-      _check_names(_settings(folder), kind, folder)
+      _check_names(optional_json(folder / 'config.json'), kind, folder)
       layer, found = pooling.Layer(pooling.UNIT), {}
     elif kind == 'Dropout':
       logs.log(f"{folder}: Dropout is left out; --dropout_rate is the body's")
@@ -116,11 +117,11 @@ def _dense(folder, width):
   _check_names(settings, 'Dense', folder)
   size, takes = settings.get('out_features'), settings.get('in_features')
   if takes != width:
-    raise strict_io.bad(
-      folder / 'config.json',
-      f'a Dense must take the {width} numbers that come before it',
-      strict_io.quoted(takes),
+    raise errors.refusal(
+      f'the Dense takes {strict_io.quoted(takes)} numbers, but {width} come '
+      'before it',
       'save the model again',
+      f'{folder / "config.json"}: ',
     )
   residual = bool(settings.get('use_residual', False))
   has_bias = bool(settings.get('bias', True))
@@ -153,35 +154,29 @@ def _activation(settings, folder):
 def _check_names(settings, kind, folder):
   """Raises `BadInput` if a module does not map embeddings to embeddings."""
   for key in ('module_input_name', 'module_output_name'):
-    name = settings.get(key) or _EMBEDDING
-    if name != _EMBEDDING:
-      raise not_ours(f'{kind} with {key} {name}', folder)
+    if (settings.get(key) or _EMBEDDING) != _EMBEDDING:
+      raise not_ours(f'{kind} with {key} {settings[key]}', folder)
 
 
-def _settings(folder):
-  """Returns a module's config.json, {} if there is none."""
-  path = folder / 'config.json'
-  return strict_io.json_file(path) if os.path.lexists(path) else {}
+def optional_json(path: pathlib.Path, kind: type = dict) -> dict | list:
+  """Returns the content of a JSON file, empty if there is no such file."""
+  return strict_io.json_file(path, kind) if os.path.lexists(path) else kind()
 
 
 def _tensors(folder, shapes):
   """Returns {name: float32 array} of a module with exactly these tensors."""
   found = huggingface.read_tensors(str(folder), lambda name: False)
+  path = folder / 'model.safetensors'
   if {name: array.shape for name, array in found.items()} != shapes:
-    raise strict_io.bad(
-      folder / 'model.safetensors',
-      f'a module must have the tensors {", ".join(shapes)} in the shapes of '
-      'its config.json',
-      ', '.join(f'{n[:40]} {a.shape}' for n, a in list(found.items())[:4])
-      or 'none',
+    given = [f'{n[:40]} {a.shape}' for n, a in list(found.items())[:4]]
+    raise errors.refusal(
+      f'the module has {", ".join(given) or "no tensors"}, but its config.json '
+      f'implies {", ".join(f"{n} {shape}" for n, shape in shapes.items())}',
       'save the model again',
+      f'{path}: ',
     )
   for name, array in found.items():
-    if not np.isfinite(array).all():
-      raise strict_io.bad(
-        folder / 'model.safetensors', 'a module must be finite',
-        f'other values in {name}', 'use a checkpoint from before it diverged'
-      )  # fmt: skip
+    bert_weights.check_finite(name, array, path)
   return found
 
 

@@ -61,7 +61,9 @@ def folder(name: str) -> str:
     raise _refusal(f'{name} is no folder here, and not in {_cache()}', problem)
   if lacks:
     raise _refusal(f'{_cache()} has only a part of {name}, no {lacks}', problem)
-  if not (cached / 'modules.json').exists() and not _known_absent(cached):
+  # The cache notes files that the hub lacks.
+  noted = cached.parents[1] / '.no_exist' / cached.name / 'modules.json'
+  if not (cached / 'modules.json').exists() and not noted.exists():
     logs.log(
       f'{name}: read as a plain body, as the cache has no modules.json of it; '
       'the hub, which may have one, was not asked'
@@ -108,10 +110,10 @@ def _parts(name):
   """Returns (repository, revision or None) of a name."""
   found = _NAME.fullmatch(name)
   if not found:
-    raise errors_lib.BadInput(
+    raise errors_lib.refusal(
       f'there is no file or folder {name!r}, and no model on the hub can have '
-      'that name; give a folder, a file of weights, OWNER/NAME or '
-      'OWNER/NAME@REVISION.'
+      'that name',
+      'give a folder, a file of weights, OWNER/NAME or OWNER/NAME@REVISION',
     )
   return found.groups()
 
@@ -140,34 +142,42 @@ def _problem(repository, revision):
 
 def _explained(error, repository, revision):
   """Returns (fact, cure) for an error of the hub's client."""
-  if isinstance(error, errors.GatedRepoError):
-    return f'{repository} is gated on the hub', (
-      f'ask for access at {constants.ENDPOINT}/{repository}, then log in with '
-      '`hf auth login` or set HF_TOKEN'
-    )
-  if isinstance(error, errors.RepositoryNotFoundError):
-    owner = '' if '/' in repository else ', with its owner'
-    return f'the hub has no model {repository}, or it is private', (
-      f'check the name{owner}, or log in with `hf auth login`'
-    )
-  if isinstance(error, errors.RevisionNotFoundError):
-    return f'{repository} has no revision {revision} on the hub', (
-      'name a branch, a tag or all 40 digits of a commit'
-    )
-  if isinstance(error, errors.OfflineModeIsEnabled):
-    return 'the hub is not asked in offline mode (HF_HUB_OFFLINE)', (
-      'unset that, or fetch the model first'
-    )
+  owner = '' if '/' in repository else ', with its owner'
   text = ' '.join(str(error).split())[:150].rstrip('.')
-  if isinstance(error, ValueError):
-    return f'the hub takes no such name ({text})', 'check it'
-  return f'the hub cannot be reached ({type(error).__name__}: {text})', (
-    'check the network, or copy the folder here'
+  table = (
+    (
+      errors.GatedRepoError,
+      f'{repository} is gated on the hub',
+      f'ask for access at {constants.ENDPOINT}/{repository}, then log in with '
+      '`hf auth login` or set HF_TOKEN',
+    ),
+    (
+      errors.RepositoryNotFoundError,
+      f'the hub has no model {repository}, or it is private',
+      f'check the name{owner}, or log in with `hf auth login`',
+    ),
+    (
+      errors.RevisionNotFoundError,
+      f'{repository} has no revision {revision} on the hub',
+      'name a branch, a tag or all 40 digits of a commit',
+    ),
+    (
+      errors.OfflineModeIsEnabled,
+      'the hub is not asked in offline mode (HF_HUB_OFFLINE)',
+      'unset that, or fetch the model first',
+    ),
+    (ValueError, f'the hub takes no such name ({text})', 'check it'),
+    (
+      Exception,
+      f'the hub cannot be reached ({type(error).__name__}: {text})',
+      'check the network, or copy the folder here',
+    ),
   )
+  return next(row[1:] for row in table if isinstance(error, row[0]))
 
 
 def _refusal(fact, problem):
-  return errors_lib.BadInput(f'{fact}, and {problem[0]}; {problem[1]}.')
+  return errors_lib.refusal(f'{fact}, and {problem[0]}', problem[1])
 
 
 def _cache():
@@ -207,7 +217,9 @@ def _modules(folder):
   named = [(e.get('path'), e.get('type')) for e in entries if type(e) is dict]
   if not named:
     named = [('', 'Transformer')]
-  for part, kind in [pair for pair in named if all(map(_is_text, pair))]:
+  for part, kind in named:
+    if not isinstance(part, str) or not isinstance(kind, str):
+      continue
     yield part, kind.rpartition('.')[2]
     router = folder / part / 'router_config.json'
     types = strict_io.json_file(router).get('types') if router.exists() else {}
@@ -218,21 +230,13 @@ def _modules(folder):
       )
 
 
-def _is_text(value):
-  return isinstance(value, str)
-
-
 def _files_of(folder, part, weights):
   """Returns the files, in a snapshot, of a module's weights in one format."""
-  part = pathlib.PurePosixPath(part)
   index = folder / part / f'{weights}.index.json'
-  named = (
-    strict_io.json_file(index).get('weight_map') if index.exists() else None
-  )
-  files = (
-    set(map(str, named.values())) if isinstance(named, dict) else {weights}
-  )
-  return [str(part / file) for file in sorted(files)]
+  given = strict_io.json_file(index) if index.exists() else {}
+  named = given.get('weight_map')
+  files = set(map(str, named.values())) if type(named) is dict else {weights}
+  return [str(pathlib.PurePosixPath(part, file)) for file in sorted(files)]
 
 
 def _are_whole(folder, part, weights):
@@ -255,9 +259,3 @@ def _missing(folder):
       found = any(p.exists() for n in _VOCABULARIES for p in here.glob(n))
       wanted.append((f'{part}/{_VOCABULARIES[0]}', found))
   return next((file.strip('/') for file, found in wanted if not found), None)
-
-
-def _known_absent(snapshot):
-  """Returns whether the cache records that the hub has no modules.json."""
-  noted = snapshot.parents[1] / '.no_exist' / snapshot.name / 'modules.json'
-  return noted.exists()

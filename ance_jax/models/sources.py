@@ -70,9 +70,10 @@ def random(
 def planned_body(sizes: Sizes, max_positions: int) -> bert.BodyConfig:
   """Returns the body that `random` makes if the vocabulary fills up."""
   if sizes.hidden_size % sizes.num_heads:
-    raise errors.BadInput(
-      f'--num_heads must divide --hidden_size; found {sizes.num_heads} and '
-      f'{sizes.hidden_size}; change one of them.'
+    raise errors.refusal(
+      f'--hidden_size={sizes.hidden_size} does not divide over '
+      f'--num_heads={sizes.num_heads}',
+      'change one of them',
     )
   return bert.BodyConfig(
     model_type='bert',
@@ -97,21 +98,19 @@ def read(name: str, lower_case: bool | None) -> Pretrained:
   """
   names = name.split(',')
   if len(names) > 2 or not all(names):
-    raise errors.BadInput(
-      '--init_from must name one checkpoint, or two with a comma between, of '
-      f'queries and of passages; found {name!r}; name them so.'
+    raise errors.refusal(
+      f'--init_from={name!r} names neither one checkpoint nor two',
+      'name one, or that of queries and that of passages with a comma between',
     )
   name = snapshots.pinned(name)
-  found = [
+  source, *others = (
     _read_one(snapshots.folder(one), lower_case) for one in name.split(',')
-  ]
-  if len(found) == 2:
-    source = _both(*found, name)
-  else:
-    (source,) = found
-    if len(source.params) == 1:
-      (params,) = source.params.values()
-      source = source._replace(params={bi_encoder.TIED: params})
+  )
+  if others:
+    source = _both(source, *others, name)
+  elif len(source.params) == 1:
+    (params,) = source.params.values()
+    source = source._replace(params={bi_encoder.TIED: params})
   settings = {'tie_encoders': len(source.params) == 1, **source.settings}
   shown = ', '.join(
     f'{key} {pooling.described(value) if key == "layers" else repr(value)}'
@@ -136,24 +135,22 @@ def _both(query, passage, name):
     (bi_encoder.QUERY, query),
     (bi_encoder.PASSAGE, passage),
   ):
-    if len(source.params) > 1 or not {side, bi_encoder.TIED} & set(
-      source.params
-    ):
-      raise errors.BadInput(
-        '--init_from must name the encoder of queries, then that of passages; '
-        f'found {" and ".join(source.params)} as the one of {side} in {name}; '
-        'name them so.'
+    if list(source.params) not in ([side], [bi_encoder.TIED]):
+      raise errors.refusal(
+        f'--init_from={name} has a checkpoint of '
+        f'{" and ".join(source.params)} as the one of {side}',
+        'name the encoder of queries, then that of passages',
       )
     (params[side],) = source.params.values()
-  of_one_side = {
-    f'{bi_encoder.PASSAGE}_{what}' for what in ('length', 'prompt')
+  of_passages = {
+    key: value
+    for key, value in passage.settings.items()
+    if key in ('passage_length', 'passage_prompt')
   }
-  settings = dict(query.settings)
-  for key, value in passage.settings.items():
-    if key in of_one_side:
-      settings[key] = value
   _check_alike(query, passage, name)
-  return query._replace(params=params, settings=settings)
+  return query._replace(
+    params=params, settings={**query.settings, **of_passages}
+  )
 
 
 def _check_alike(first, second, name):
@@ -170,10 +167,9 @@ def _check_alike(first, second, name):
     ('pooling, similarity or heads', len(set(map(tuple, chosen))) > 1),
   ):
     if differs:
-      raise errors.BadInput(
-        'two encoders must be of one size, tokenizer, pooling, similarity and '
-        f'head; found other {what} in {name}; use encoders that were trained '
-        'together.'
+      raise errors.refusal(
+        f'the two encoders of {name} differ in their {what}',
+        'use encoders that were trained together',
       )
 
 
@@ -197,11 +193,10 @@ def _hugging_face(name, lower_case, file=None, check_case=True):
   )
   settings = dict(settings)
   trained_with = settings.pop('lower_case', None)
+  lower_case = trained_with if lower_case is None else lower_case
   tokenizer = tokenizer_lib.load(name)
-  if check_case and lower_case is None and trained_with is None:
+  if check_case and lower_case is None:
     tokenizer_lib.check_case(tokenizer, name)
-  if lower_case is None:
-    lower_case = trained_with
   tokenizer_lib.set_flavour(tokenizer, lower_case=lower_case, prefix_space=None)
   if lower_case:
     logs.log(f'{name}: texts are lower-cased')
@@ -214,9 +209,10 @@ def _hugging_face(name, lower_case, file=None, check_case=True):
       settings[key] = min(settings[key], body.max_length)
   last = max(tokenizer.get_vocab().values(), default=0)
   if last >= body.vocab_size:
-    raise errors.BadInput(
-      f'a tokenizer must fit the {body.vocab_size:,} rows of the word '
-      f"embedding; found the id {last:,} at {name}; use the checkpoint's own."
+    raise errors.refusal(
+      f'the tokenizer of {name} has the id {last:,}, but the word embedding '
+      f'has {body.vocab_size:,} rows',
+      "use the checkpoint's own",
     )
   return Pretrained(body, tokenizer, params, settings)
 
@@ -228,58 +224,26 @@ def _sentence_transformers(folder, lower_case):
     lowers = lower_case is None and found.lower_case
     source = _hugging_face(found.body_folder, lower_case, check_case=not lowers)
     if list(source.params) != [bi_encoder.TIED]:
-      raise errors.BadInput(
-        'the Transformer of a sentence-transformers folder must be a body '
-        f'alone; found {", ".join(source.params)} in {found.body_folder}; use '
-        'another model.'
+      raise errors.refusal(
+        f'the Transformer {found.body_folder} is not a body but an encoder of '
+        f'{" and ".join(source.params)}',
+        'use another model',
       )
     if lowers:
       tokenizer_lib.lower_case(source.tokenizer)
       logs.log(f'{found.body_folder}: texts are lower-cased')
-    settings, head = _settings_of(found, source)
+    settings, head = dict(found.settings), dict(found.head)
+    for key in ('query_length', 'passage_length'):
+      length = settings[key] or source.tokenizer.model_max_length
+      settings[key] = min(length, source.body.max_length)
+    if size := settings.get('head_size'):
+      head['head'] = {'bias': np.zeros(size, np.float32), **head['head']}
     params = {**source.params[bi_encoder.TIED], **head}
     sources[name] = source._replace(params={name: params}, settings=settings)
-  if len(sources) == 1:
-    (source,) = sources.values()
-  else:
-    source = _both(*sources.values(), folder)
+  source, *others = sources.values()
+  if others:
+    source = _both(source, *others, folder)
   return source._replace(settings={**source.settings, **_exported(folder)})
-
-
-def _settings_of(found, source):
-  """Returns a tower's settings, and its parameters after the body.
-
-  Args:
-    found: `sbert.SentenceTransformer`.
-    source: `Pretrained`, the body.
-  """
-  settings = {'pooling': found.pooling, 'similarity': found.similarity}
-  for side, length in found.lengths.items():
-    length = length or source.tokenizer.model_max_length
-    settings[f'{side}_length'] = min(length, source.body.max_length)
-  for side, text in found.prompts.items():
-    settings[f'{side}_prompt'] = text
-  if not found.include_prompt:
-    settings['include_prompt'] = False
-  if found.truncate_dim:
-    settings['truncate_dim'] = found.truncate_dim
-  if not _is_projection(found.layers):
-    if found.layers:
-      settings['layers'] = found.layers
-    return settings, found.head
-  size, head = found.layers[0].size, found.head['head']
-  settings['head_size'] = size
-  settings['head_norm'] = len(found.layers) == 2
-  head = {'bias': np.zeros(size, np.float32), **head}
-  return settings, {**found.head, 'head': head}
-
-
-def _is_projection(layers):
-  """Returns whether --head_size and --head_norm can express the layers."""
-  kinds = [layer.kind for layer in layers]
-  if kinds not in ([pooling.DENSE], [pooling.DENSE, pooling.NORM]):
-    return False
-  return layers[0].activation == pooling.IDENTITY and not layers[0].residual
 
 
 def _exported(folder):

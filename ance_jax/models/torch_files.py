@@ -6,7 +6,6 @@ import pathlib
 import numpy as np
 
 from ance_jax import errors
-from ance_jax.core import strict_io
 
 # Keys of the weights in files that hold more, DPR's and ANCE's first.
 _STATES = ('model_dict', 'state_dict', 'model_state_dict')
@@ -28,9 +27,9 @@ def read(
     # Imported here because it takes seconds and is an optional dependency.
     import torch
   except ImportError as error:
-    raise errors.BadInput(
-      'weights must be safetensors where torch is not installed; found a file '
-      f'of torch, {path}; install torch, or convert it with transformers.'
+    raise errors.refusal(
+      f'{path} is a file of torch, but torch is not installed',
+      'install torch, or convert the file to safetensors with transformers',
     ) from error
   try:
     found = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
@@ -50,10 +49,8 @@ def read(
 
 
 def _not_weights(path, found):
-  return strict_io.bad(
-    path,
-    'a file of torch must hold tensors by name, and nothing that has to be run '
-    'to be read',
-    found,
+  return errors.refusal(
+    f'it is not a file of torch with float tensors alone ({found})',
     'convert it with transformers where you trust it',
+    f'{path}: ',
   )

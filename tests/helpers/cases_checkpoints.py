@@ -268,7 +268,9 @@ def _other_version(*without, **values):
     atomic.commit(folder, {})
 
   return Refused(
-    _run_of_ours(change), 'that this version knows', 'retriever.json'
+    _run_of_ours(change),
+    'this version does not know its settings',
+    'retriever.json',
   )
 
 
@@ -289,11 +291,11 @@ def _export_before(folder):
 
 HIDDEN = 'last_hidden_state'
 HEADER = b'{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, %s]}}'
-NOT_OURS = 'must be Transformer, Pooling and any of Dense'
+NOT_OURS = 'model of Transformer, Pooling and any of Dense'
 LFS = 'version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n'
 
 
-def raw(header, says='one that cannot be read'):
+def raw(header, says='safetensors cannot read it'):
   """Returns the case of a safetensors file with a bad header."""
   data = len(header).to_bytes(8, 'little') + header
   return Refused(put(WEIGHTS, data), says, WEIGHTS)
@@ -308,14 +310,14 @@ CASES = {
     together(
       remove(CONFIG), lambda folder: {'init_from': str(folder / WEIGHTS)}
     ),
-    'must be a folder with a config.json',
+    'there is no config.json in FOLDER',
   ),
   'empty folder': Refused(
-    remove(WEIGHTS, CONFIG, TOKENS, TOKENS_CONFIG), 'with a config.json'
+    remove(WEIGHTS, CONFIG, TOKENS, TOKENS_CONFIG), 'no config.json in FOLDER'
   ),
   'sound': Accepted(settings()),
   # config.json.
-  'no config': Refused(remove(CONFIG), 'must be a folder with a config.json'),
+  'no config': Refused(remove(CONFIG), 'there is no config.json in FOLDER'),
   'pipe as config': Refused(pipe(CONFIG), 'there is a pipe', CONFIG),
   'folder as config': Refused(folder_as(CONFIG), 'there is a folder', CONFIG),
   'device as config': Refused(link(CONFIG, '/dev/zero'), 'or device', CONFIG),
@@ -346,19 +348,27 @@ CASES = {
   'huge config': Refused(
     lambda folder: os.truncate(folder / CONFIG, 2**27), 'more than', CONFIG
   ),
-  'size as text': number('hidden_size', '8', 'hidden_size must be a whole'),
-  'size a fraction': number('hidden_size', 8.5, 'hidden_size must be a whole'),
+  'size as text': number('hidden_size', '8', "hidden_size is '8', not a whole"),
+  'size a fraction': number('hidden_size', 8.5, "is '8.5', not a whole number"),
   'size a bool': number('type_vocab_size', True, 'a whole number from 1 to'),
-  'size null': number('vocab_size', None, 'vocab_size must be a whole number'),
+  'size null': number('vocab_size', None, "vocab_size is 'None', not a"),
   'no size': number('intermediate_size', 0, 'a whole number from 1 to'),
   'negative size': number('num_attention_heads', -2, 'a whole number from 1'),
   'a billion layers': number('num_hidden_layers', 10**9, 'from 1 to 1,000'),
-  'heads that do not divide': number('num_attention_heads', 3, 'must divide h'),
-  'no positions': number('max_position_embeddings', 2, 'leave room for 3'),
-  'epsilon of nothing': number('layer_norm_eps', 0, 'layer_norm_eps must be'),
-  'epsilon as text': number('layer_norm_eps', '1e-12', 'layer_norm_eps must'),
+  'heads that do not divide': number(
+    'num_attention_heads', 3, '=8 does not divide over'
+  ),
+  'no positions': number(
+    'max_position_embeddings', 2, '=2 leaves no room for 3'
+  ),
+  'epsilon of nothing': number(
+    'layer_norm_eps', 0, "layer_norm_eps is '0', not"
+  ),
+  'epsilon as text': number(
+    'layer_norm_eps', '1e-12', "layer_norm_eps is '1e-12'"
+  ),
   'nonsense elsewhere': number(
-    'hidden_dropout_prob', 'much', 'be one that transformers takes'
+    'hidden_dropout_prob', 'much', 'transformers cannot read it ('
   ),
   'another model': other('model_type electra', model_type='electra'),
   'unknown model': other('model_type my-bert', model_type='my-bert'),
@@ -366,17 +376,17 @@ CASES = {
   'no model type': Refused(
     change_json(CONFIG, 'model_type'), 'model_type None'
   ),
-  'a decoder': other('found a decoder', is_decoder=True),
+  'a decoder': other('FOLDER has a decoder', is_decoder=True),
   'relative positions': other(
     'positions relative_key', position_embedding_type='relative_key'
   ),
   'unknown activation': other('hidden_act silu', hidden_act='silu'),
   'list as activation': other("hidden_act ['gelu']", hidden_act=['gelu']),
   'RoBERTa with other padding': other(
-    'found roberta with pad_token_id 0', model_type='roberta', pad_token_id=0
+    'has roberta with pad_token_id 0', model_type='roberta', pad_token_id=0
   ),
   'MPNet with other padding': other(
-    'found mpnet with pad_token_id 2', model_type='mpnet', pad_token_id=2
+    'has mpnet with pad_token_id 2', model_type='mpnet', pad_token_id=2
   ),
   'MPNet with other distances': other(
     '16 buckets of', model_type='mpnet', relative_attention_num_buckets=16
@@ -385,39 +395,39 @@ CASES = {
     'activation silu', model_type='distilbert', activation='silu'
   ),
   'DistilBERT of a text as size': Refused(
-    change_json(CONFIG, model_type='distilbert', dim='8'), 'dim must be', CONFIG
+    change_json(CONFIG, model_type='distilbert', dim='8'), "dim is '8'", CONFIG
   ),
   'DistilBERT by names of BERT': Refused(
     change_json(CONFIG, model_type='distilbert', num_hidden_layers=10**9),
-    'n_layers must be a whole number from 1 to 1,000',
+    "n_layers is '1000000000', not a whole number from 1 to 1,000",
     CONFIG,
   ),
   'BERT under another name': other(
-    'a checkpoint of distilbert must have exactly', model_type='distilbert'
+    'is missing from a checkpoint of distilbert', model_type='distilbert'
   ),
   'code of its own': other('code of its own', auto_map={'AutoModel': 'evil.M'}),
   # Weights.
-  'no weights': Refused(remove(WEIGHTS), 'found no model.safetensors'),
+  'no weights': Refused(remove(WEIGHTS), 'there is no model.safetensors in'),
   'pickle alone': Refused(
     together(remove(WEIGHTS), put('pytorch_model.bin', b'\x80\x04.')),
     'a file of torch',
   ),
   'pickle under another name': Refused(
-    put(WEIGHTS, b'\x80\x04\x95' * 40), 'one that cannot be read', WEIGHTS
+    put(WEIGHTS, b'\x80\x04\x95' * 40), 'safetensors cannot read it', WEIGHTS
   ),
   'pointer of Git LFS': Refused(put(WEIGHTS, LFS), 'git lfs pull', WEIGHTS),
   'web page as weights': Refused(
-    put(WEIGHTS, '<!DOCTYPE html><html></html>'), 'cannot be read', WEIGHTS
+    put(WEIGHTS, '<!DOCTYPE html><html></html>'), 'cannot read it', WEIGHTS
   ),
   'empty weights': Refused(put(WEIGHTS, ''), 'header too small', WEIGHTS),
   'weights cut': Refused(
-    edit(WEIGHTS, lambda d: d[:-9]), 'one that cannot be read', WEIGHTS
+    edit(WEIGHTS, lambda d: d[:-9]), 'safetensors cannot read it', WEIGHTS
   ),
   'weights cut in the header': Refused(
-    edit(WEIGHTS, lambda d: d[:50]), 'one that cannot be read', WEIGHTS
+    edit(WEIGHTS, lambda d: d[:50]), 'safetensors cannot read it', WEIGHTS
   ),
   'weights with a tail': Refused(
-    append(WEIGHTS, 'x'), 'one that cannot be read', WEIGHTS
+    append(WEIGHTS, 'x'), 'safetensors cannot read it', WEIGHTS
   ),
   'header of 2**64 bytes': Refused(
     put(WEIGHTS, b'\xff' * 8 + b'{}'), 'header too large', WEIGHTS
@@ -439,40 +449,43 @@ CASES = {
   'tensor missing': Refused(tensors(lambda t: t.pop(BIAS)), f'{BIAS} is miss'),
   'tensor too many': Refused(
     tensors(lambda t: t.update(head=np.ones(3, np.float32))),
-    'head is not expected (1 such)',
+    'tensor head does not belong to a checkpoint of bert (1 such)',
   ),
   'tensor with an odd name': Refused(
     tensors(lambda t: t.update({'a\n\x1b[2J': np.ones(3, np.float32)})),
-    'is not expected',
+    'does not belong to',
   ),
   'another width': Refused(
     tensors(lambda t: t.update({BIAS: np.zeros(3, np.float32)})),
-    'must have the shape that config.json implies, (8,)',
+    'the shape (3,) in our layout, but config.json implies (8,)',
   ),
   'more layers in config': Refused(
-    change_json(CONFIG, num_hidden_layers=2), 'is missing (16 such)'
+    change_json(CONFIG, num_hidden_layers=2),
+    'is missing from a checkpoint of bert (16 such)',
   ),
   'larger vocabulary in config': Refused(
-    change_json(CONFIG, vocab_size=61), 'must have the shape'
+    change_json(CONFIG, vocab_size=61), 'but config.json implies (61, 8)'
   ),
-  'NaN weight': Refused(spoilt(np.nan), 'must be finite; found 1 of'),
-  'infinite weight': Refused(spoilt(np.inf), 'must be finite; found 1 of'),
+  'NaN weight': Refused(spoilt(np.nan), '1 of 480 values of tensor embed'),
+  'infinite weight': Refused(spoilt(np.inf), '1 of 480 values of tensor embed'),
   'too large for float32': Refused(
     tensors(lambda t: t.update({BIAS: np.full(8, 1e300)})),
-    'must be finite; found 8 of 8',
+    f'8 of 8 values of tensor {BIAS} are not finite',
   ),
-  'quantized': Refused(all_as(np.int8), 'found I8 in', WEIGHTS),
-  'whole numbers': Refused(all_as(np.int64), 'found I64 in', WEIGHTS),
-  'bools': Refused(all_as(bool), 'found BOOL in', WEIGHTS),
+  'quantized': Refused(all_as(np.int8), 'is of I8, which', WEIGHTS),
+  'whole numbers': Refused(all_as(np.int64), 'is of I64, which', WEIGHTS),
+  'bools': Refused(all_as(bool), 'is of BOOL, which', WEIGHTS),
   'bfloat16': Accepted(all_as(ml_dtypes.bfloat16)),
   'double': Accepted(all_as(np.float64)),
   # Weights in several files.
   'two files': Accepted(shards()),
   'index no JSON': Refused(put(INDEX, '{'), 'not one JSON value', INDEX),
   'index a list': Refused(put(INDEX, '[]'), 'is not a JSON object', INDEX),
-  'no weight map': Refused(put_json(INDEX, {}), "have a 'weight_map'", INDEX),
+  'no weight map': Refused(
+    put_json(INDEX, {}), "its weight_map, 'None', names", INDEX
+  ),
   'weight map a list': Refused(
-    put_json(INDEX, {'weight_map': ['a']}), "a 'weight_map' of tensors", INDEX
+    put_json(INDEX, {'weight_map': ['a']}), 'names no files', INDEX
   ),
   'weight map of numbers': Refused(shards(x=3), 'is not a path within', INDEX),
   'file outside': Refused(
@@ -488,15 +501,15 @@ CASES = {
     shards(x='..\\b.safetensors'), 'is not a path within', INDEX
   ),
   'pickle in the index': Refused(
-    shards(x='pytorch_model.bin'), 'a name in .safetensors', INDEX
+    shards(x='pytorch_model.bin'), 'does not end in .safetensors', INDEX
   ),
   'file gone': Refused(
-    together(shards(), remove('b.safetensors')), 'found no b.safetensors'
+    together(shards(), remove('b.safetensors')), 'there is no b.safetensors'
   ),
   'file named that never was': Refused(
-    shards(x='c.safetensors'), 'found no c.safetensors'
+    shards(x='c.safetensors'), 'there is no c.safetensors'
   ),
-  'tensor in two files': Refused(_shards_twice, 'must be in one file'),
+  'tensor in two files': Refused(_shards_twice, 'is in another file too'),
   # The tokenizer.
   'no tokenizer': Refused(remove(TOKENS), 'no tokenizer loads at'),
   'no file of a tokenizer': Refused(
@@ -556,14 +569,14 @@ CASES = {
       ).save_pretrained(folder)
       and None
     ),
-    'must fit the 60 rows of the word embedding; found the id',
+    'but the word embedding has 60 rows',
   ),
   # Settings that do not fit the model.
   'query beyond the positions': Refused(
-    settings(query_length=17), '--query_length must be at most the 16 tokens'
+    settings(query_length=17), '--query_length=17 is more than the 16 tokens'
   ),
   'passage beyond the positions': Refused(
-    settings(passage_length=512), '--passage_length must be at most the 16'
+    settings(passage_length=512), '--passage_length=512 is more than the 16'
   ),
   'capitals from nowhere': Refused(
     settings(lower_case=False), '--lower_case=false is given with a tokeni'
@@ -581,10 +594,10 @@ CASES = {
     '--title_separator=token is given',
   ),
   'norm without a projection': Refused(
-    settings(head_norm=False), '--head_norm must be with a projection'
+    settings(head_norm=False), '--head_norm=false is given without a proj'
   ),
   'heads of new weights': Refused(
-    settings(init_from='', num_heads=5), '--num_heads must divide --hidden'
+    settings(init_from='', num_heads=5), 'does not divide over --num_heads=5'
   ),
   'vocabulary of new weights': Refused(
     settings(init_from='', vocab_size=5),
@@ -600,12 +613,14 @@ CASES = {
   ),
   'no modules': Refused(sentences(put(MODULES, '[]')), NOT_OURS),
   'module a text': Refused(
-    sentences(put(MODULES, '["Transformer"]')), 'must be an object', MODULES
+    sentences(put(MODULES, '["Transformer"]')),
+    "module 'Transformer' has no",
+    MODULES,
   ),
   'module without a type': Refused(
-    sentences(put(MODULES, '[{"path": ""}]')), "with a string 'type'", MODULES
+    sentences(put(MODULES, '[{"path": ""}]')), "has no 'type' of sent", MODULES
   ),
-  'type a number': Refused(module(0, type=3), "a string 'type'", MODULES),
+  'type a number': Refused(module(0, type=3), "has no 'type' of", MODULES),
   'modules linked to nothing': Refused(
     sentences(link(MODULES, 'gone')), 'there is nothing, and', MODULES
   ),
@@ -626,20 +641,20 @@ CASES = {
   'output of the Transformer unsaid': Accepted(modality(None)),
   'another output of the Transformer': Refused(
     modality(output('logits')),
-    "'method_output_name': 'logits'}} in FOLDER; use",
+    "'method_output_name': 'logits'}}; use",
   ),
   'output of the Transformer a list': Refused(
-    modality(['text']), "found modality_config ['text'] in FOLDER"
+    modality(['text']), "FOLDER has modality_config ['text']; use"
   ),
   'output of the Transformer a text': Refused(
     modality({'text': HIDDEN}), "modality_config {'text': 'last_hidden_state'}"
   ),
   'keywords of the Transformer a number': Refused(
-    sentences(change_json(LENGTH, model_args=3)), 'found model_args 3 in FOLDER'
+    sentences(change_json(LENGTH, model_args=3)), 'FOLDER has model_args 3; use'
   ),
   'include_prompt a number': Refused(
     sentences(change_json(POOLING, include_prompt=0)),
-    'found include_prompt 0 in FOLDER/1_Pooling; use another',
+    'FOLDER/1_Pooling has include_prompt 0; use',
   ),
   'dropout behind the pooling': Accepted(
     sentences(
@@ -655,7 +670,7 @@ CASES = {
   ),
   'dense with parameters of its activation': Refused(
     dense({'activation_function': 'torch.nn.modules.activation.PReLU'}),
-    'found Dense with torch.nn.modules.activation.PReLU',
+    'has Dense with torch.nn.modules.activation.PReLU',
   ),
   'dense that says no activation': Accepted(
     dense(
@@ -664,42 +679,46 @@ CASES = {
     'layers projection to 4 (Tanh)',
   ),
   'dense without a file': Refused(
-    dense(None, None, remove(DENSE)), 'found no model.safetensors'
+    dense(None, None, remove(DENSE)), 'there is no model.safetensors in'
   ),
   'dense without a bias': Refused(
-    dense(None, {'linear.bias': None}), 'must have the tensors', DENSE
+    dense(None, {'linear.bias': None}), 'but its config.json implies', DENSE
   ),
   'dense that needs no bias': Accepted(
     dense({'bias': False}, {'linear.bias': None}), 'head_size 4'
   ),
   'dense with one tensor more': Refused(
-    dense(None, {'more': (3,)}), 'must have the tensors', DENSE
+    dense(None, {'more': (3,)}), 'but its config.json implies', DENSE
   ),
   'dense of another shape': Refused(
-    dense({'out_features': 5}), 'in the shapes of its config.json', DENSE
+    dense({'out_features': 5}),
+    'config.json implies linear.weight (5, 8), linear.bias (5,)',
+    DENSE,
   ),
   'dense of NaN': Refused(
     dense(None, None, spoilt_dense(np.nan)),
-    'a module must be finite; found other values in linear.bias; use',
+    '1 of 4 values of tensor linear.bias are not finite; use',
     DENSE,
   ),
   'infinite dense': Refused(
-    dense(None, None, spoilt_dense(-np.inf)), 'a module must be finite', DENSE
+    dense(None, None, spoilt_dense(-np.inf)),
+    'linear.bias are not finite',
+    DENSE,
   ),
   'dense of another width': Refused(
     dense({'in_features': 9}, {'linear.weight': (4, 9)}),
-    'must take the 8 numbers that come before it',
+    "takes '9' numbers, but 8 come before it",
   ),
   'a norm without a file': Refused(
     sentences(kinds=('Transformer', 'Pooling', 'LayerNorm')),
-    'found no model.safetensors',
+    'there is no model.safetensors in',
   ),
   'a module we have not': Refused(
     sentences(kinds=('Transformer', 'Pooling', 'LSTM')), 'a LSTM behind Pool'
   ),
   'router': Accepted(router(), 'tie_encoders False'),
   'router of other routes': Refused(
-    router(structure={'a': [], 'b': []}), 'found a Router of a, b'
+    router(structure={'a': [], 'b': []}), 'has a Router of a, b'
   ),
   'router without types': Refused(
     router(types=[]), 'a Router without types and structure'
@@ -713,14 +732,14 @@ CASES = {
     ROUTER,
   ),
   'router of no list': Refused(
-    router(structure={'query': 3, 'document': 4}), "a string 'type'", ROUTER
+    router(structure={'query': 3, 'document': 4}), "Router of {'query': 3,"
   ),
   'no pooling': Refused(sentences(kinds=('Transformer',)), NOT_OURS),
   'modules in another order': Refused(
     sentences(kinds=('Pooling', 'Transformer')), 'modules Pooling, Transformer'
   ),
   'class of its own': Refused(
-    module(0, type='evil.Mine'), 'one of sentence_transformers; found', MODULES
+    module(0, type='evil.Mine'), "has no 'type' of sentence_transf", MODULES
   ),
   'pooling no JSON': Refused(
     sentences(put(POOLING, '{')), 'not one JSON value', POOLING
@@ -729,15 +748,18 @@ CASES = {
     sentences(put_json(POOLING, {'pooling_mode': 'max'})), "pooling 'max'"
   ),
   'pooling of minima': Refused(
-    sentences(put_json(POOLING, {'pooling_mode': 'min'})), "found ['min']"
+    sentences(put_json(POOLING, {'pooling_mode': 'min'})),
+    "the pooling is ['min']",
   ),
   'two poolings': Accepted(
     sentences(change_json(POOLING, pooling_mode_cls_token=True)),
     "pooling 'cls+mean'",
   ),
-  'no mode of pooling': Refused(sentences(put(POOLING, '{}')), 'found [] in'),
+  'no mode of pooling': Refused(
+    sentences(put(POOLING, '{}')), 'the pooling is []'
+  ),
   'mode a number': Refused(
-    sentences(put_json(POOLING, {'pooling_mode': 3})), 'found 3 in'
+    sentences(put_json(POOLING, {'pooling_mode': 3})), 'the pooling is 3'
   ),
   'prompts': Accepted(
     sentences(
@@ -767,7 +789,7 @@ CASES = {
   ),
   'an export of another version': Refused(
     sentences(put_json('retriever.json', {'tied': True})),
-    'that this version knows',
+    'this version does not know its settings',
     'retriever.json',
   ),
   'prompts a text': Refused(
@@ -792,11 +814,13 @@ CASES = {
   ),
   'length as text': Refused(
     sentences(put_json(LENGTH, {'max_seq_length': '12'})),
-    'max_seq_length must be a whole number, at least 3',
+    "max_seq_length is '12'; set it to a whole number of at least 3",
     LENGTH,
   ),
   'negative length': Refused(
-    sentences(put_json(LENGTH, {'max_seq_length': -1})), "found '-1'", LENGTH
+    sentences(put_json(LENGTH, {'max_seq_length': -1})),
+    "is '-1'; set it",
+    LENGTH,
   ),
   'length beyond the positions': Accepted(
     sentences(put_json(LENGTH, {'max_seq_length': 99})), 'passage_length 16'

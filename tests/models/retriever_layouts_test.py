@@ -142,18 +142,24 @@ def test_ance_without_a_tensor_is_refused(names, says, tmp_path):
   for name in names:
     del tensors[name]
   save_file(tensors, path)
-  with pytest.raises(errors.BadInput, match=f'{says} is missing'):
+  with pytest.raises(errors.BadInput, match=f'{says}( is missing|;)'):
     load(init_from=tmp_path)
 
 
 @pytest.mark.parametrize(
   ('change', 'says'),
   [
-    ({'more': np.zeros(3)}, 'more is not expected'),
-    ({'roberta.more': np.zeros(3)}, 'more is not expected'),
-    ({'norm.weight': np.zeros(3)}, 'must take the 32 numbers of its body'),
-    ({'embeddingHead.weight': np.zeros((20, 9))}, 'must take the 32 numbers'),
-    ({'norm.bias': np.full(20, np.nan)}, 'must be finite'),
+    ({'more': np.zeros(3)}, 'tensor more, which its layout'),
+    ({'roberta.more': np.zeros(3)}, 'tensor more does not belong'),
+    (
+      {'norm.weight': np.zeros(3)},
+      r'head_norm of shapes .* not .\(20,\), \(20,\)',
+    ),
+    (
+      {'embeddingHead.weight': np.zeros((20, 9))},
+      r'a head of shapes .*, not .\(32, 20\)',
+    ),
+    ({'norm.bias': np.full(20, np.nan)}, '20 of 20 values of tensor norm.bias'),
   ],
 )
 def test_ance_with_another_tensor_is_refused(change, says, tmp_path):
@@ -177,7 +183,9 @@ def test_two_encoders_of_dpr_are_read_in_their_order(tmp_path):
   assert r.title_separator == model.tokenizer.sep_token
   for side in SIDES:
     check(model, side, made[side], 'bert')
-  with pytest.raises(errors.BadInput, match='queries, then that of pass'):
+  with pytest.raises(
+    errors.BadInput, match='as the one of query; name the enc'
+  ):
     load(init_from=f'{passage},{query}')
   alone = load(init_from=query)
   assert alone.config.tied
@@ -218,7 +226,9 @@ def test_a_checkpoint_of_dprs_own_code_is_a_file_beside_a_config(tmp_path):
     load(init_from=path)
   del states['ctx_model.encode_proj.bias']
   torch.save({'model_dict': states}, path)
-  with pytest.raises(errors.BadInput, match='both have a projection'):
+  with pytest.raises(
+    errors.BadInput, match='projection in one of its two encoders'
+  ):
     load(init_from=path)
 
 
@@ -236,7 +246,7 @@ def test_a_body_in_a_file_of_torch_is_read(tmp_path):
     'distilbert',
   )
   torch.save({'a': 3}, tmp_path / 'pytorch_model.bin')
-  with pytest.raises(errors.BadInput, match="found int 'a'"):
+  with pytest.raises(errors.BadInput, match=r"float tensors alone \(int 'a'\)"):
     load(init_from=tmp_path)
 
 
@@ -312,8 +322,8 @@ def check_texts(model, side, body, folder, pooling, length):
 @pytest.mark.parametrize(
   ('changes', 'says'),
   [
-    ({'hidden_act': 'relu'}, 'found other sizes'),
-    ({'tokenizer': 'another'}, 'found other tokenizers'),
+    ({'hidden_act': 'relu'}, 'differ in their sizes'),
+    ({'tokenizer': 'another'}, 'differ in their tokenizers'),
   ],
 )
 def test_two_encoders_must_go_together(changes, says, tmp_path):
@@ -333,7 +343,7 @@ def test_two_encoders_must_go_together(changes, says, tmp_path):
 
 @pytest.mark.parametrize('name', ['a,b,c', 'a,', ','])
 def test_more_than_two_names_are_refused(name):
-  with pytest.raises(errors.BadInput, match='one checkpoint, or two'):
+  with pytest.raises(errors.BadInput, match='neither one checkpoint nor two'):
     load(init_from=name)
 
 

