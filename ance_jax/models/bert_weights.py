@@ -10,7 +10,7 @@ from typing import NamedTuple
 from flax import traverse_util
 import numpy as np
 
-from ance_jax import errors
+from ance_jax.core import strict_io
 from ance_jax.models import bert
 
 # Pattern of tensors to ignore -> what they are.
@@ -109,28 +109,28 @@ def body_from_tensors(
     for name, array in tensors.items()
     if not is_dropped(name)
   }
-  table, place = _table(body), f'{where}: '
+  table = _table(body)
   for problem, names in (
     ('is missing from', sorted(set(table) - set(found))),
     ('does not belong to', sorted(set(found) - set(table))),
   ):
     if names:
-      raise errors.refusal(
+      raise strict_io.refusal(
+        where,
         f'tensor {names[0][:80]} {problem} a checkpoint of {body.model_type} '
         f'({len(names)} such)',
         'use a complete checkpoint of that architecture',
-        place,
       )
   params = {}
   for name, (path, shape) in table.items():
     array = np.asarray(found[name], np.float32)
     array = array.T if path[-1] == 'kernel' else array
     if array.shape != shape:
-      raise errors.refusal(
+      raise strict_io.refusal(
+        where,
         f'tensor {name} has the shape {array.shape} in our layout, but '
         f'config.json implies {shape}',
         'use a checkpoint that belongs to its config.json',
-        place,
       )
     check_finite(name, array, where)
     params[path] = np.ascontiguousarray(array)
@@ -153,10 +153,10 @@ def body_to_tensors(
 def check_finite(name: str, array: np.ndarray, where: object) -> None:
   """Raises `BadInput` if values of a tensor are infinite or NaN."""
   if number := np.sum(~np.isfinite(array)):
-    raise errors.refusal(
+    raise strict_io.refusal(
+      where,
       f'{number:,} of {array.size:,} values of tensor {name} are not finite',
       'use a checkpoint from before the run diverged',
-      f'{where}: ',
     )
 
 

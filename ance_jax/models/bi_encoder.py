@@ -8,7 +8,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ance_jax import errors
 from ance_jax.core import devices
 from ance_jax.core import strict_io
 from ance_jax.models import bert
@@ -155,10 +154,10 @@ def read(path: pathlib.Path) -> RetrieverConfig:
   try:
     return RetrieverConfig.from_dict(values)
   except (TypeError, KeyError) as error:
-    raise errors.refusal(
+    raise strict_io.refusal(
+      path,
       f'this version does not know its settings ({error})',
       'use the version that wrote it',
-      f'{path}: ',
     ) from error
 
 

@@ -91,10 +91,10 @@ def read_config(name: str) -> bert.BodyConfig:
       name, trust_remote_code=False
     )
   except Exception as error:  # transformers raises many types.
-    raise errors.refusal(
+    raise strict_io.refusal(
+      path,
       f'transformers cannot read it ({" ".join(str(error).split())[:200]})',
       'save the model again',
-      f'{path}: ',
     ) from error
   # Again, because transformers fills in defaults and resolves aliases.
   _check_sizes(theirs.to_dict(), keys, path)
@@ -152,10 +152,10 @@ def read_tensors(
       )
     for key, array in _read_file(path, without).items():
       if key in tensors:
-        raise errors.refusal(
+        raise strict_io.refusal(
+          path,
           f'tensor {key[:80]} is in another file too',
           'save the model again',
-          f'{path}: ',
         )
       tensors[key] = array
   return tensors
@@ -242,7 +242,7 @@ def _check_body(body, keys, path):
 
 
 def _bad_size(path, fact):
-  return errors.refusal(fact, "give the checkpoint's own", f'{path}: ')
+  return strict_io.refusal(path, fact, "give the checkpoint's own")
 
 
 def _files(folder):
@@ -263,10 +263,10 @@ def _read_file(path, without):
     return torch_files.read(path, without)
   with open(path, 'rb') as file:
     if file.read(20).startswith(b'version https://git-'):
-      raise errors.refusal(
+      raise strict_io.refusal(
+        path,
         'it is a pointer of Git LFS, without the weights',
         'run git lfs pull',
-        f'{path}: ',
       )
   try:
     with safetensors.safe_open(path, 'numpy') as opened:
@@ -274,10 +274,10 @@ def _read_file(path, without):
         if not without(key):
           tensors[key] = _float32(opened, key, path)
   except safetensors.SafetensorError as error:
-    raise errors.refusal(
+    raise strict_io.refusal(
+      path,
       f'safetensors cannot read it ({str(error).splitlines()[0]})',
       'convert or fetch it',
-      f'{path}: ',
     ) from error
   return tensors
 
@@ -286,10 +286,10 @@ def _float32(opened, key, path):
   """Returns one tensor of an open safetensors file."""
   dtype = opened.get_slice(key).get_dtype()
   if dtype not in _FLOATS:
-    raise errors.refusal(
+    raise strict_io.refusal(
+      path,
       f'tensor {key[:80]} is of {dtype}, which is none of {", ".join(_FLOATS)}',
       'use weights that are not quantized',
-      f'{path}: ',
     )
   # Overflow gives infinity, which `bert_weights` rejects by the tensor's name.
   with np.errstate(over='ignore'):
@@ -306,18 +306,18 @@ def _shards(index, whole):
   ending = pathlib.PurePath(whole).suffix
   weight_map = strict_io.json_file(index).get('weight_map')
   if not isinstance(weight_map, dict) or not weight_map:
-    raise errors.refusal(
+    raise strict_io.refusal(
+      index,
       f'its weight_map, {strict_io.quoted(weight_map)}, names no files',
       'fetch it again',
-      f'{index}: ',
     )
   for file in weight_map.values():
     strict_io.inside('', file, index)
     if not file.endswith(ending):
-      raise errors.refusal(
+      raise strict_io.refusal(
+        index,
         f'it names {strict_io.quoted(file)}, which does not end in {ending}',
         'convert it with transformers',
-        f'{index}: ',
       )
   return sorted(set(weight_map.values()))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ance_jax import errors
+from ance_jax.core import strict_io
 from ance_jax.models import bert
 from ance_jax.models import bert_weights
 
@@ -178,10 +178,10 @@ def cross_encoder_from_tensors(
     params[part] = _part(left, leaves, where)
   wide, outputs = body.hidden_size, params['classifier']['bias'].size
   if outputs != 1:
-    raise errors.refusal(
+    raise strict_io.refusal(
+      where,
       f'the cross-encoder has {outputs} outputs instead of one, the score',
       'use a cross-encoder that was trained to rank',
-      f'{where}: ',
     )
   for part, size in (('pooler', wide), ('classifier', 1)):
     _check_shapes({part: params[part]}, (wide, size), where)
@@ -236,6 +236,6 @@ def _check_shapes(parts, sizes, where):
 
 
 def _incomplete(found, where):
-  return errors.refusal(
-    f'the checkpoint has {found}', 'use a complete one', f'{where}: '
+  return strict_io.refusal(
+    where, f'the checkpoint has {found}', 'use a complete one'
   )

@@ -263,11 +263,11 @@ def _module_kind(module, path):
   """Returns the class name, without package, of an entry of modules.json."""
   kind = module.get('type') if isinstance(module, dict) else None
   if not str(kind).startswith('sentence_transformers.'):
-    raise errors.refusal(
+    raise strict_io.refusal(
+      path,
       f"the module {strict_io.quoted(module)} has no 'type' of "
       'sentence_transformers',
       'use a model without code of its own',
-      f'{path}: ',
     )
   return kind.rpartition('.')[2]
 
@@ -308,9 +308,9 @@ def _number(settings, key, least, path):
   """Returns a whole number from settings, None if they do not have it."""
   number = settings.get(key)
   if number is not None and (type(number) is not int or number < least):
-    raise errors.refusal(
+    raise strict_io.refusal(
+      path,
       f'{key} is {strict_io.quoted(number)}',
       f'set it to a whole number of at least {least}',
-      f'{path}: ',
     )
   return number

@@ -61,10 +61,10 @@ def read_pooling(folder: pathlib.Path) -> tuple[str, bool]:
     or not modes
     or not all(mode in choices.POOLINGS for mode in modes)
   ):
-    raise errors.refusal(
+    raise strict_io.refusal(
+      path,
       f'the pooling is {modes}',
       f'use a model with one of {", ".join(choices.POOLINGS)}',
-      f'{path}: ',
     )
   include_prompt = settings.get('include_prompt', True)
   if type(include_prompt) is not bool:
@@ -117,11 +117,11 @@ def _dense(folder, width):
   _check_names(settings, 'Dense', folder)
   size, takes = settings.get('out_features'), settings.get('in_features')
   if takes != width:
-    raise errors.refusal(
+    raise strict_io.refusal(
+      folder / 'config.json',
       f'the Dense takes {strict_io.quoted(takes)} numbers, but {width} come '
       'before it',
       'save the model again',
-      f'{folder / "config.json"}: ',
     )
   residual = bool(settings.get('use_residual', False))
   has_bias = bool(settings.get('bias', True))
@@ -169,11 +169,11 @@ def _tensors(folder, shapes):
   path = folder / 'model.safetensors'
   if {name: array.shape for name, array in found.items()} != shapes:
     given = [f'{n[:40]} {a.shape}' for n, a in list(found.items())[:4]]
-    raise errors.refusal(
+    raise strict_io.refusal(
+      path,
       f'the module has {", ".join(given) or "no tensors"}, but its config.json '
       f'implies {", ".join(f"{n} {shape}" for n, shape in shapes.items())}',
       'save the model again',
-      f'{path}: ',
     )
   for name, array in found.items():
     bert_weights.check_finite(name, array, path)

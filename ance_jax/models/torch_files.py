@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from ance_jax import errors
+from ance_jax.core import strict_io
 
 # Keys of the weights in files that hold more, DPR's and ANCE's first.
 _STATES = ('model_dict', 'state_dict', 'model_state_dict')
@@ -49,8 +50,8 @@ def read(
 
 
 def _not_weights(path, found):
-  return errors.refusal(
+  return strict_io.refusal(
+    path,
     f'it is not a file of torch with float tensors alone ({found})',
     'convert it with transformers where you trust it',
-    f'{path}: ',
   )
