@@ -154,19 +154,12 @@ def index_corpus(
     with watch.phase('encode'):
       blocks, real_tokens = encode_corpus(retriever, passages, settings, kept)
     with watch.phase('index'):
-      passage_index = _index(blocks, settings, retriever.devices)
+      indexed = _indexed(blocks, settings, retriever.devices, passages)
   work = encoding.flops(
     encoder, retriever.config.body, pieces.lengths(), settings.rows_per_block
   )
   watch.add_flops('encode', work)
-  return IndexedCorpus(
-    passage_index,
-    passage_hash,
-    real_tokens,
-    passages.texts_of_pieces(),
-    blocks,
-    _is_exact(passage_index, settings),
-  )
+  return indexed._replace(passage_hash=passage_hash, real_tokens=real_tokens)
 
 
 def index_rows(
@@ -183,11 +176,7 @@ def index_rows(
   )
   size = settings.rows_per_block
   blocks = [embeddings[i : i + size] for i in range(0, len(pieces), size)]
-  made = _index(blocks, settings, devices)
-  return IndexedCorpus(
-    made, '', None, passages.texts_of_pieces(), blocks,
-    _is_exact(made, settings)
-  )  # fmt: skip
+  return _indexed(blocks, settings, devices, passages)
 
 
 def encode_corpus(
@@ -389,12 +378,8 @@ def bm25(
   )
 
 
-def _is_exact(made, settings):
-  return index.is_exact(made) and not settings.center
-
-
-def _index(blocks, settings, devices):
-  """Returns the index of all blocks, which the processes share."""
+def _indexed(blocks, settings, devices, passages):
+  """Returns the `IndexedCorpus` of all blocks, which the processes share."""
   own = blocks[distributed.index() :: distributed.count()]
   if settings.factory == ON_DEVICES:
     made = index.place(
@@ -407,4 +392,9 @@ def _index(blocks, settings, devices):
     made = index.build(
       settings.factory, settings.params, own, center=settings.center
     )
-  return index.shared(made, blocks) if distributed.count() > 1 else made
+  if distributed.count() > 1:
+    made = index.shared(made, blocks)
+  exact = index.is_exact(made) and not settings.center
+  return IndexedCorpus(
+    made, '', None, passages.texts_of_pieces(), blocks, exact
+  )

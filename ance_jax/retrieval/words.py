@@ -1,5 +1,6 @@
 """Splits texts of any script into words for BM25."""
 
+import collections
 from collections.abc import Sequence
 from collections.abc import Set
 import itertools
@@ -53,17 +54,19 @@ def choose(texts: Sequence[str], stop_words: Set[str]) -> tuple[str, str]:
     texts: N passages, of which a sample is read.
     stop_words: English stop words.
   """
-  counts = dict.fromkeys(('pairs', 'others', 'english', 'foreign', 'plain'), 0)
-  for text in texts[:: max(1, len(texts) // _SAMPLE)]:
-    for kind in _kinds(normalized(text[:_LENGTH]), stop_words):
-      counts[kind] += 1
-  number = max(sum(counts.values()), 1)
-  share = {kind: count / number for kind, count in counts.items()}
-  if share['pairs'] >= _ENOUGH:
-    return BIGRAMS, f'{share["pairs"]:.1%} of it is in scripts without spaces'
-  if share['others'] >= _ENOUGH:
-    return NONE, f'{share["others"]:.1%} of words are in other alphabets'
-  english, foreign = share['english'], share['foreign']
+  counts = collections.Counter(
+    kind
+    for text in texts[:: max(1, len(texts) // _SAMPLE)]
+    for kind in _kinds(normalized(text[:_LENGTH]), stop_words)
+  )
+  number = max(counts.total(), 1)
+  pairs, others, english, foreign = (
+    counts[kind] / number for kind in ('pairs', 'others', 'english', 'foreign')
+  )
+  if pairs >= _ENOUGH:
+    return BIGRAMS, f'{pairs:.1%} of it is in scripts without spaces'
+  if others >= _ENOUGH:
+    return NONE, f'{others:.1%} of words are in other alphabets'
   seen = f'{english:.1%} of words are English stop words, {foreign:.1%} foreign'
   is_foreign = foreign >= _ENOUGH and foreign > english
   return NONE if is_foreign else ENGLISH, seen
