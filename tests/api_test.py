@@ -1,6 +1,7 @@
 """The Python API finds what the jobs find."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -52,11 +53,16 @@ def texts_of(config, split):
   return corpus, splits[split], queries, positives
 
 
+@functools.cache
+def index_of(config):
+  corpus, *_ = texts_of(config, 'dev')
+  retriever = api.load(config.workdir, num_devices=1)
+  return api.index(retriever, list(corpus.texts), list(corpus.titles))
+
+
 @pytest.fixture
 def index(trained):
-  corpus, *_ = texts_of(trained, 'dev')
-  retriever = api.load(trained.workdir, num_devices=1)
-  return api.index(retriever, list(corpus.texts), list(corpus.titles))
+  return index_of(trained)
 
 
 def test_a_search_ranks_as_the_job_evaluate_does(trained, index):

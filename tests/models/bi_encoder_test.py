@@ -1,6 +1,7 @@
 """The encoder: padding has no part in it, dropout is that of the global row."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,17 @@ def texts():
   return ids, lengths
 
 
-def encode(retriever, ids, lengths, dropout=None, seed=0):
-  params = jax.tree.map(lambda p: 3 * p, bi_encoder.init(retriever, seed))
+@functools.cache
+def made(retriever):
+  """Returns parameters, and encode as `make_encode` makes it, compiled."""
+  params = jax.tree.map(lambda p: 3 * p, bi_encoder.init(retriever, 0))
   function = bi_encoder.make_encode(retriever, 'float32', bi_encoder.PASSAGE)
-  return np.asarray(jax.jit(function)(params, ids, lengths, dropout))
+  return params, jax.jit(function)
+
+
+def encode(retriever, ids, lengths, dropout=None):
+  params, function = made(retriever)
+  return np.asarray(function(params, ids, lengths, dropout))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,7 @@ def test_cosine_gives_embeddings_of_length_one(texts):
 def test_the_head_is_a_projection_and_perhaps_a_layer_norm(texts, norm):
   retriever = dataclasses.replace(RETRIEVER, head_size=5, head_norm=norm)
   plain = encode(RETRIEVER, *texts)
-  params = jax.tree.map(lambda p: 3 * p, bi_encoder.init(retriever, 0))['tied']
+  params = made(retriever)[0]['tied']
   x = plain @ params['head']['kernel'] + params['head']['bias']
   if norm:
     x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
@@ -144,21 +152,20 @@ def test_the_kernel_of_a_gpu_is_asked_for_the_same_attention(
     asked.append(implementation)
     return attend(*args, implementation='xla', **kwargs)
 
+  def run(*dropout, kernel=True):
+    return bi_encoder.make_encode(
+      RETRIEVER, 'float32', bi_encoder.PASSAGE, kernel=kernel
+    )(made(RETRIEVER)[0], *texts, *dropout)
+
   attend = jax.nn.dot_product_attention
   monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
-  written = encode(RETRIEVER, *texts)
+  written = run()
   assert not asked
   monkeypatch.setattr(bert, '_has_kernel', lambda query: True)
-  np.testing.assert_allclose(encode(RETRIEVER, *texts), written, atol=1e-5)
+  np.testing.assert_allclose(run(), written, atol=1e-5)
   assert asked == ['cudnn'] * 2
-  dropout = bert.Dropout(jnp.float32(0.1), jnp.uint32(0), jnp.arange(6))
-  encode(RETRIEVER, *texts, dropout)
-  assert len(asked) == 2
-  plain = bi_encoder.make_encode(
-    RETRIEVER, 'float32', bi_encoder.PASSAGE, kernel=False
-  )
-  params = jax.tree.map(lambda p: 3 * p, bi_encoder.init(RETRIEVER, 0))
-  np.testing.assert_allclose(plain(params, *texts), written, atol=1e-5)
+  run(bert.Dropout(jnp.float32(0.1), jnp.uint32(0), jnp.arange(6)))
+  np.testing.assert_allclose(run(kernel=False), written, atol=1e-5)
   assert len(asked) == 2
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import index_test
 import jax
 import numpy as np
 import pytest
@@ -11,19 +12,6 @@ from ance_jax.core import compiled
 from ance_jax.core import devices
 from ance_jax.retrieval import device_index
 from ance_jax.retrieval import index
-
-
-def slow_top_k(queries, passages, k):
-  """The k best by falling score and rising row."""
-  scores = queries @ passages.T
-  rows = np.array([np.lexsort((np.arange(len(s)), -s))[:k] for s in scores])
-  return rows, np.take_along_axis(scores, rows, 1)
-
-
-def integers(rows, width=4, seed=0):
-  """Embeddings of small integers: exact scores, many ties, and -0."""
-  random = np.random.default_rng(seed)
-  return random.integers(-3, 3, (rows, width)).astype(np.float32)
 
 
 @pytest.fixture
@@ -56,7 +44,10 @@ def placed(request, monkeypatch):
 def test_rows_and_scores_are_those_of_numpy_ties_in_row_order(
   num_devices, num_rows, k, placed
 ):
-  passages, queries = integers(num_rows), integers(21, seed=1)
+  passages, queries = (
+    index_test.integers(num_rows),
+    index_test.integers(21, seed=1),
+  )
   built = placed(passages, num_devices)
   if num_rows == 300:
     # Ranges, blocks and batches of queries that do not divide.
@@ -64,7 +55,7 @@ def test_rows_and_scores_are_those_of_numpy_ties_in_row_order(
     assert built.plan.blocks == -(-share // 16)
     assert bool(built.placed) == built.plan.resident
   ranking = index.search(built, queries, k)
-  rows, scores = slow_top_k(queries, passages, k)
+  rows, scores = index_test.slow_top_k(queries, passages, k)
   np.testing.assert_array_equal(ranking.rows, rows)
   np.testing.assert_array_equal(ranking.scores, scores)
   assert ranking.rows.dtype == np.int32
@@ -118,10 +109,10 @@ def test_a_score_that_is_no_number_finds_nothing():
 
 @pytest.mark.usefixtures('small_blocks')
 def test_another_refresh_and_a_last_batch_compile_nothing(placed):
-  queries = integers(40, seed=1)
-  index.search(placed(integers(300), 4), queries, 9)
+  queries = index_test.integers(40, seed=1)
+  index.search(placed(index_test.integers(300), 4), queries, 9)
   with compiled.count_compilations() as counts:
-    again = placed(integers(300, seed=2), 4)
+    again = placed(index_test.integers(300, seed=2), 4)
     for number, k in ((40, 9), (37, 9), (5, 16)):
       index.search(again, queries[:number], k)
   assert not counts['compiles']
@@ -213,10 +204,10 @@ def test_no_more_blocks_are_on_the_devices_than_two(monkeypatch):
 
   monkeypatch.setattr(device_index, '_block', block)
   monkeypatch.setattr(jax, 'block_until_ready', wait)
-  passages = integers(4000, width=512)
+  passages = index_test.integers(4000, width=512)
   built = index.place([passages], devices.local(1), 1)
   assert not built.plan.resident
-  index.search(built, integers(100, width=512, seed=1), 10)
+  index.search(built, index_test.integers(100, width=512, seed=1), 10)
   assert len(alive) >= 2 * built.plan.blocks > 10
   assert max(alive) == 2
 
