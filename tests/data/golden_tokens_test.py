@@ -11,7 +11,6 @@ Not shown: that the released weights give their published figures with these
 ids, and the tokenizer of STAR (transformers 2.8), which puts a space in front.
 """
 
-import json
 import pathlib
 
 import bert_weights_test
@@ -27,6 +26,7 @@ from ance_jax.data import tokens
 from ance_jax.models import bert
 from ance_jax.models import bert_weights
 from ance_jax.models import bi_encoder
+from ance_jax.models import huggingface
 from ance_jax.training import experiment
 
 ROWS = """
@@ -113,17 +113,7 @@ def folder(tmp_path_factory):
   }
   arrays = {name: np.array(a, order='C') for name, a in tensors.items()}
   save_file(arrays, folder / 'model.safetensors')
-  sizes = {
-    'model_type': 'roberta',
-    'vocab_size': 50265,
-    'num_hidden_layers': 1,
-    'max_position_embeddings': 98,
-    'type_vocab_size': 1,
-    'layer_norm_eps': 1e-5,
-  }
-  (folder / 'config.json').write_text(
-    json.dumps({**bert_weights_test.CONFIG, **sizes})
-  )
+  huggingface.write_config(folder, body, pad_token_id=1)
   return folder
 
 

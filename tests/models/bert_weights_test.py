@@ -252,40 +252,34 @@ def embeddings_of(model, texts):
 
 
 BODY = bert.BodyConfig('bert', 60, 16, 2, 2, 32, 24, 2, 1e-12, 'gelu')
-CONFIG = {
-  'model_type': 'bert',
-  'vocab_size': 60,
-  'hidden_size': 16,
-  'num_hidden_layers': 2,
-  'num_attention_heads': 2,
-  'intermediate_size': 32,
-  'max_position_embeddings': 24,
-  'type_vocab_size': 2,
-  'layer_norm_eps': 1e-12,
-  'hidden_act': 'gelu',
-}
+
+
+def write_body(folder, body, tokenizer):
+  """Saves random weights as Hugging Face does, and returns their tensors."""
+  random = np.random.default_rng(0)
+  retriever = bi_encoder.RetrieverConfig(
+    body, True, 'cls', 0, True, 'dot', 8, 8, ' '
+  )
+  params = jax.tree.map(
+    lambda leaf: random.normal(size=leaf.shape).astype(np.float32),
+    bi_encoder.shapes(retriever)['tied']['body'],
+  )
+  folder.mkdir()
+  tensors = bert_weights.body_to_tensors(params, body)
+  save_file(tensors, folder / 'model.safetensors')
+  huggingface.write_config(folder, body, tokenizer.pad_token_id)
+  tokenizer.save_pretrained(folder)
+  return tensors
 
 
 @pytest.fixture
 def saved(tmp_path):
   """(folder, tensors) of a small BERT."""
-  folder = tmp_path / 'bert'
-  folder.mkdir()
-  random = np.random.default_rng(0)
-  tensors = {
-    name: random.normal(size=shape[::-1]).astype(np.float32)
-    for name, (_, shape) in bert_weights._table(BODY).items()
-  }
-  tensors['embeddings.word_embeddings.weight'] = tensors[
-    'embeddings.word_embeddings.weight'
-  ].T.copy()
-  for name in ('position', 'token_type'):
-    key = f'embeddings.{name}_embeddings.weight'
-    tensors[key] = tensors[key].T.copy()
-  save_file(tensors, folder / 'model.safetensors')
-  (folder / 'config.json').write_text(json.dumps(CONFIG))
-  tokenizer_lib.train_vocabulary(TEXTS, 60).save_pretrained(folder)
-  return folder, tensors
+  folder, tokenizer = (
+    tmp_path / 'bert',
+    tokenizer_lib.train_vocabulary(TEXTS, 60),
+  )
+  return folder, write_body(folder, BODY, tokenizer)
 
 
 def test_tensors_come_back_as_they_went_in(saved):
@@ -368,26 +362,8 @@ def test_random_weights_follow_the_seed(tiny):
 def roberta(tmp_path):
   """Folder of a small RoBERTa, and its byte-level tokenizer."""
   body = bert.BodyConfig('roberta', 300, 16, 1, 2, 32, 26, 1, 1e-5, 'gelu')
-  plain = bi_encoder.RetrieverConfig(
-    body, True, 'cls', 0, True, 'dot', 8, 8, ' '
-  )
-  params = bi_encoder.init(plain, 0)['tied']['body']
-  folder = tmp_path / 'roberta'
-  folder.mkdir()
-  save_file(
-    bert_weights.body_to_tensors(params, body), folder / 'model.safetensors'
-  )
-  sizes = {
-    'model_type': 'roberta',
-    'vocab_size': 300,
-    'num_hidden_layers': 1,
-    'max_position_embeddings': 26,
-    'type_vocab_size': 1,
-    'layer_norm_eps': 1e-5,
-  }
-  (folder / 'config.json').write_text(json.dumps({**CONFIG, **sizes}))
-  tokenizer = byte_level()
-  tokenizer.save_pretrained(folder)
+  folder, tokenizer = tmp_path / 'roberta', byte_level()
+  write_body(folder, body, tokenizer)
   return folder, tokenizer
 
 
