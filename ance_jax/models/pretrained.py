@@ -182,8 +182,11 @@ def _retriever_config(asked, source):
     'layers': (),
     'truncate_dim': 0,
   }
-  given = {name: getattr(asked, name, None) for name in defaults}
-  given = {name: value for name, value in given.items() if value is not None}
+  given = {
+    name: value
+    for name, value in asked._asdict().items()
+    if name in defaults and value is not None
+  }
   if 'title_separator' in given:
     given['title_separator'] = tokenizer_lib.title_separator(
       source.tokenizer, asked.title_separator

@@ -187,15 +187,13 @@ def _head_settings(layers):
   """Returns the settings of the layers after the pooling."""
   if not layers:
     return {}
-  projection = pooling.Layer(pooling.DENSE, layers[0].size)
+  size = layers[0].size
+  head, norm = pooling.Layer(pooling.DENSE, size), pooling.Layer(pooling.NORM)
   # A projection without a bias is one whose bias is 0.
-  first = dataclasses.replace(layers[0], bias=True)
-  if first != projection or layers[1:] not in (
-    (),
-    (pooling.Layer(pooling.NORM),),
-  ):
-    return {'layers': layers}
-  return {'head_size': projection.size, 'head_norm': len(layers) == 2}
+  chain = (dataclasses.replace(layers[0], bias=True), *layers[1:])
+  if chain in ((head,), (head, norm)):
+    return {'head_size': size, 'head_norm': len(layers) == 2}
+  return {'layers': layers}
 
 
 def _sizes(folder):
