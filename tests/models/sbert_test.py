@@ -394,7 +394,7 @@ def test_prompts_are_those_that_each_side_looks_for(
       {'module_output_name': 'other'},
       'Dense with module_output_name other',
     ),
-    ('2_Dense/config.json', {'use_residual': True}, 'residual.weight (8, 32)'),
+    ('2_Dense/config.json', {'use_residual': True}, 'residual.weight .8, 32.'),
     (
       'config_sentence_transformers.json',
       {'truncate_dim': 0},
