@@ -215,7 +215,7 @@ def test_an_index_of_a_new_run_is_looked_at_before_its_data(
 def test_an_index_may_have_a_list_for_each_chunk_of_the_corpus(tmp_path):
   run = fingerprint_test.make_run(tmp_path / 'most', index='IVF10,Flat')
   assert len(run.dataset.passages.pieces()) == 10
-  with pytest.raises(errors.BadInput, match='at most as many lists as'):
+  with pytest.raises(errors.BadInput, match='has 11 lists for 10 passages'):
     fingerprint_test.make_run(tmp_path / 'more', index='IVF11,Flat')
 
 
