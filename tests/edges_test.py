@@ -225,7 +225,7 @@ def test_a_length_may_be_all_that_the_model_can_take(name):
   source = SimpleNamespace(body=body, settings={}, tokenizer=None)
   asked = pretrained.Settings('', **{name: 32})
   assert getattr(pretrained._retriever_config(asked, source), name) == 32
-  with pytest.raises(errors.BadInput, match=f'--{name} must be at most'):
+  with pytest.raises(errors.BadInput, match=f'--{name}=33 is more than the 32'):
     pretrained._retriever_config(asked._replace(**{name: 33}), source)
 
 
