@@ -464,7 +464,7 @@ def test_a_tokenizer_whose_files_say_another_case_needs_a_flag(roberta, tiny):
   changed = json.loads(backend.read_text())
   changed['normalizer'] = {'type': 'Lowercase'}
   backend.write_text(json.dumps(changed))
-  with pytest.raises(errors.BadInput, match='files of one that lower-case'):
+  with pytest.raises(errors.BadInput, match='files say that it lower-cases'):
     load(tiny, init_from=str(folder))
 
 

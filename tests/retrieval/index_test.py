@@ -89,7 +89,7 @@ def test_search_parameters_reach_the_index():
     ('IVF8_HNSW0,Flat', '', 'fewer than 2 links'),
     ('NSG8', '', 'choose HNSW32'),
     ('PCA17,Flat', '', "17 dimensions of the embeddings' 16"),
-    ('BFlat', '', '--index=BFlat .* could not parse index string BFlat'),
+    ('BFlat', '', '--index=BFlat .*could not parse index string BFlat'),
     ('IVF8,Flat', 'x', "--index_params='x'"),
     ('IVF8,Flat', 'nprobe=0', 'is not above 0'),
     ('IVF8,Flat', 'nprobe=3,max_codes=-1', 'is not above 0'),
