@@ -137,7 +137,7 @@ def test_the_bomb_works(tmp_path):
 @pytest.mark.parametrize(
   ('name', 'says'),
   [
-    ('model.safetensors', 'whole model.safetensors'),
+    ('model.safetensors', 'safetensors cannot read it'),
     ('pytorch_model.bin', 'file of torch'),
   ],
 )
@@ -160,7 +160,7 @@ EVIL = [{'path': '', 'type': 'evil.Transformer'}, {'type': 'evil.Pooling'}]
       {'auto_map': {'AutoTokenizer': 'evil.Evil'}, 'trust_remote_code': True},
       'code of its own',
     ),
-    ('modules.json', EVIL, 'one of sentence_transformers'),
+    ('modules.json', EVIL, "no 'type' of sentence_transformers"),
   ],
 )
 def test_code_beside_a_model_is_not_run(name, values, says, model, proof):
