@@ -63,6 +63,7 @@ def pytest_addoption(parser):
     default=0,
     help='Cases that each soak test tries, drawn by a seed; 0: its own number.',
   )
+  parser.addoption('--write_unchanged', action='store_true')
 
 
 def pytest_configure(config):
