@@ -34,6 +34,9 @@ OF_MACHINE = re.compile(
 OF_TIMES = re.compile('Costs|Seconds|<summary>')
 # Files of a run that its jobs have written.
 FILES = (
+  'run/export-6/**/*.json',
+  'exported/*.json',
+  'other/*.json',
   'run/*.jsonl',
   'run/*.json',
   'run/*.trec',
@@ -83,6 +86,14 @@ TRAIN = {
     '--pooling=lasttoken', '--similarity=dot', '--center_scores',
     '--relative_margin=0.01', '--on_shortage=drop',
   ],
+  'given': [
+    '--dataset=pairs', '--data_dir={pairs}', '--dev_fraction=0.3',
+    '--method=ance_in_batch', '--warmup_method=given_in_batch',
+    '--warmup_steps=3', '--num_hard_negatives=2', '--similarity=cosine',
+    '--temperature=0.05', '--head_size=12', '--pooling=mean_sqrt_len_tokens',
+    '--query_prompt=q: ', '--num_devices=1', '--max_refreshes=1',
+    '--bm25_language=bigrams', '--steps_per_eval=4',
+  ],
 }  # fmt: skip
 # Jobs on the run, a line each.
 READ = {
@@ -119,6 +130,20 @@ READ = {
   'answers': """
     evaluate --split=test --protocol=answers
     report
+  """,
+  'given': """
+    evaluate --num_devices=1
+    evaluate --num_devices=2 --checkpoint=best --index=IVF4,Flat
+      --index_params=nprobe=2 --workdir={tmp}/other --init_from={run}
+    export --similarity=dot
+    evaluate --init_from={run}/export-6 --workdir={tmp}/exported
+    search --init_from={run}/export-6 --workdir={tmp}/exported --query=ab1
+      --query_length=5
+    audit --split=train
+    mine --num_negatives=2 --format=ids --output={run}/a.jsonl --retriever=bm25
+      --bm25_b=0.1
+    encode --workdir={tmp}/encoded --init_from={run}
+    inspect
   """,
 }
 
@@ -170,11 +195,33 @@ def write_set(folder):
     (folder / 'qrels' / f'{name}.tsv').write_text('\n'.join(judged) + '\n')
 
 
+def write_pairs(folder, of):
+  """Writes queries of another set with positives, negatives and scores."""
+  random = np.random.default_rng(6)
+  lines = (of / 'corpus.jsonl').read_text().splitlines()
+  texts = [json.loads(line)['text'] for line in lines]
+  rows = []
+  for n in range(40):
+    others = random.choice(70, 5, replace=False)
+    rows.append(
+      {
+        'query': ' '.join(random.choice(texts[n].split(), 3)),
+        'pos': [texts[n], texts[others[0]]][: 1 + n % 2],
+        'neg': [texts[other] for other in others[1 : 2 + n % 4]],
+        'pos_scores': [0.9, 0.7][: 1 + n % 2],
+        'neg_scores': random.random(1 + n % 4).round(2).tolist(),
+      }
+    )
+  path = folder / 'pairs.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('data')
-  write_set(folder)
-  return folder
+def places(tmp_path_factory):
+  folders = {name: tmp_path_factory.mktemp(name) for name in ('data', 'pairs')}
+  write_set(folders['data'])
+  write_pairs(folders['pairs'], folders['data'])
+  return {f'{{{name}}}': folder for name, folder in folders.items()}
 
 
 def shown(text, places):
@@ -222,9 +269,10 @@ def without_times(value):
 
 @pytest.mark.parametrize('name', TRAIN)
 def test_rare_settings_together_give_what_they_gave(
-  name, data, tmp_path, request
+  name, places, tmp_path, request
 ):
-  places = {'{run}': tmp_path / 'run', '{data}': data, '{tmp}': tmp_path}
+  places = {'{run}': tmp_path / 'run', **places, '{tmp}': tmp_path}
+  data = [flag for flag in (*SMALL, *TRAIN[name]) if flag.startswith('--data')]
 
   def run(*flags):
     for place, path in places.items():
@@ -235,9 +283,8 @@ def test_rare_settings_together_give_what_they_gave(
   common = ['--workdir={run}', *SMALL, *TRAIN[name]]
   found = {'train': run(*common)}
   for line in re.sub(r'\n +(?=--)', ' ', READ[name]).strip().splitlines():
-    found[line.strip()] = run(
-      '--workdir={run}', *SMALL[:2], *f'--job={line.strip()}'.split()
-    )
+    flags = f'--job={line.strip()}'.split()
+    found[line.strip()] = run('--workdir={run}', *data, *flags)
   for path in sorted(path for form in FILES for path in tmp_path.glob(form)):
     found[str(path.relative_to(tmp_path))] = read_file(path, places)
   found = json.loads(
