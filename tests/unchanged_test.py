@@ -229,8 +229,7 @@ def shown(text, places):
 
   The numbers, in order, are its second value.
   """
-  for name, path in places.items():
-    text = text.replace(str(path), name)
+  text = without_paths(text, places)
   lines = [line for line in text.splitlines() if not SLOW.search(line)]
   text = MACHINE.sub('', '\n'.join(lines))
   numbers = [float(number) for number in NUMBER.findall(text)]
@@ -249,9 +248,15 @@ def read_file(path, places):
     page = re.sub('<(style|script|svg).*?</\\1>', '', page, flags=re.DOTALL)
     return shown(re.sub('(<[^>]+>\\s*)+', '\n', page), places)
   if path.suffix == '.jsonl':
-    lines = path.read_text().splitlines()
+    lines = without_paths(path.read_text(), places).splitlines()
     return [without_times(json.loads(line)) for line in lines]
-  return without_times(json.loads(path.read_text()))
+  return without_times(json.loads(without_paths(path.read_text(), places)))
+
+
+def without_paths(text, places):
+  for name, path in places.items():
+    text = text.replace(str(path), name)
+  return text
 
 
 def without_times(value):
