@@ -294,11 +294,11 @@ def test_a_run_may_need_all_that_there_is(free, says, monkeypatch):
 
 
 def test_a_refresh_is_due_below_its_trigger(monkeypatch):
-  monkeypatch.setattr(refreshes, '_table_of', lambda *_: None)
+  last = SimpleNamespace(table=None)
   monkeypatch.setattr(refreshes.diagnostics, 'stale_overlap', lambda *_: 0.5)
   for trigger, fresh in ((0, False), (0.5, True), (0.51, False), (0.49, True)):
     run = SimpleNamespace(config=SimpleNamespace(refresh_trigger=trigger))
-    assert refreshes._is_fresh(run, None, 4) == fresh
+    assert refreshes._is_fresh(run, None, last) == fresh
 
 
 def test_what_is_due_begins_and_ends_at_its_step():

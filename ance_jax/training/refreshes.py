@@ -9,6 +9,7 @@ resume. It publishes its folder atomically. It is a deterministic function of
 import pathlib
 import shutil
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,6 +53,13 @@ _NOUNS = {
 }
 
 
+class Published(NamedTuple):
+  """What later refreshes and evaluations compare with."""
+
+  table: diagnostics.Table
+  seen: diagnostics.Seen
+
+
 def refresh(
   run: experiment.Experiment, step: int, *, before: int | None = None
 ) -> dict[str, Any]:
@@ -89,19 +97,20 @@ def refresh(
     return found
   indexed = run.index_corpus(watch, passage_hash)
   seen = diagnostics.probe(run, indexed, watch)
-  if before is not None and _is_fresh(run, seen, before):
-    found, _ = assess(run, indexed, seen, before, watch)
+  last = None if before is None else read(run, before)
+  if last and _is_fresh(run, seen, last):
+    found, _ = assess(run, indexed, seen, last, watch)
     return {**about, **found, 'mined': False}
   mined, counts = _mine(run, step, indexed, watch)
-  if before is not None and _is_whole(run):
+  if last and _is_whole(run):
     probe = seen.rows
     counts['overlap'] = selection.overlap(
-      mined.rows[probe], load(run, before)[probe]
+      mined.rows[probe], last.table.passages[probe]
     )
   if indexed.real_tokens is not None:
     counts['real_tokens'] = indexed.real_tokens
   table = diagnostics.Table(_query_slice(run, step)[0], mined.rows)
-  found, now = assess(run, indexed, seen, before, watch, table)
+  found, now = assess(run, indexed, seen, last, watch, table)
   found['metrics'] |= {f'refresh/{name}': n for name, n in counts.items()}
   encoder = run.retriever.config
   made = {
@@ -124,14 +133,15 @@ def refresh(
         np.save(unfinished / f'{name}.npy', array)
     remote.push(folder(run, step))
   distributed.barrier('published')
-  return atomic.read_manifest(folder(run, step))
+  # Those who read its files check them.
+  return atomic.read_json(folder(run, step) / atomic.MANIFEST)
 
 
 def assess(
   run: experiment.Experiment,
   indexed: corpus_index.IndexedCorpus,
   seen: diagnostics.Probe,
-  in_use: int | None,
+  in_use: Published | None,
   watch: logs.Stopwatch,
   mined: diagnostics.Table | None = None,
 ) -> tuple[dict[str, Any], diagnostics.Seen]:
@@ -141,7 +151,7 @@ def assess(
     run: The run, with parameters.
     indexed: The corpus, indexed with the same parameters.
     seen: Probe of the same parameters.
-    in_use: Step of the active refresh, if any.
+    in_use: The active refresh, if any.
     watch: Times the phases.
     mined: Negatives mined by this refresh, if any.
 
@@ -155,21 +165,17 @@ def assess(
     examples = corpus_index.examples(
       ranking, run.dataset.splits[split], run.dataset.corpus, run.config.seed
     )
-  tables, last = {}, None
+  tables = {}
   if in_use is not None:
-    tables['in_use'] = _table_of(run, in_use)
-    last = diagnostics.Seen(
-      *(
-        atomic.load_array(folder(run, in_use) / f'{name}.npy')
-        for name in diagnostics.Seen._fields
-      )
-    )
+    tables['in_use'] = in_use.table
   elif (source := schedule.method(run.config, None, 0).negatives) in _ONCE:
     tables[source] = diagnostics.Table(0, _ONCE[source](run))
   if mined is not None:
     tables['mined'] = mined
   with watch.phase('probe'):
-    found, now = diagnostics.look(run, seen, indexed, ranking, tables, last)
+    found, now = diagnostics.look(
+      run, seen, indexed, ranking, tables, in_use.seen if in_use else None
+    )
   values = {f'dev/{name}': value for name, value in scores.items()}
   values |= {f'probe/{name}': value for name, value in found.items()}
   return {
@@ -207,6 +213,16 @@ def load(run: experiment.Experiment, step: int) -> np.ndarray:
   """
   manifest(run, step)
   return atomic.load_array(folder(run, step) / 'negatives.npy')
+
+
+def read(run: experiment.Experiment, step: int) -> Published:
+  """Returns a refresh for comparison; raises as `load` does."""
+  table = diagnostics.Table(_query_slice(run, step)[0], load(run, step))
+  arrays = (
+    atomic.load_array(folder(run, step) / f'{name}.npy')
+    for name in diagnostics.Seen._fields
+  )
+  return Published(table, diagnostics.Seen(*arrays))
 
 
 def _find(run, step, about):
@@ -418,17 +434,12 @@ def _mine(run, step, indexed, watch):
   return mined, counts
 
 
-def _is_fresh(run, seen, before):
-  """Returns whether the negatives of `before` are still hard enough."""
+def _is_fresh(run, seen, last):
+  """Returns whether the negatives of `last` are still hard enough."""
   trigger = run.config.refresh_trigger
   if not trigger:
     return False
-  return diagnostics.stale_overlap(seen, _table_of(run, before)) >= trigger
-
-
-def _table_of(run, step):
-  """Returns the `diagnostics.Table` of a refresh; raises as `load` does."""
-  return diagnostics.Table(_query_slice(run, step)[0], load(run, step))
+  return diagnostics.stale_overlap(seen, last.table) >= trigger
 
 
 def _row(run):

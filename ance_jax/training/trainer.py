@@ -279,8 +279,9 @@ class Trainer:
     run, watch = self.run.with_params(self.state.params), logs.Stopwatch()
     indexed = run.index_corpus(watch)
     seen = diagnostics.probe(run, indexed, watch)
-    active = self.active_refresh.refresh if self.active_refresh else None
-    made, _ = refreshes.assess(run, indexed, seen, active, watch)
+    active = self.active_refresh
+    last = refreshes.read(run, active.refresh) if active else None
+    made, _ = refreshes.assess(run, indexed, seen, last, watch)
     self._log.log_evaluation(self.step, made)
     self._prune_embeddings(made)
 
