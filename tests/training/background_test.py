@@ -500,6 +500,10 @@ def test_a_refresh_of_another_is_refused_by_name(finished, capsys):
     assert reader.newest(None, 24) == 16
     assert ('another --top_k' in capsys.readouterr().out) == is_said
     reader._looked = -1
+  # What a refresher that was begun again publishes in its place is another.
+  with atomic.publish(folder, manifest) as new:
+    shutil.copyfile(folder / 'negatives.npy', new / 'negatives.npy')
+  assert reader.newest(None, 24) == 20
 
 
 def test_all_that_was_mined_after_what_is_in_use_is_copied_in(

@@ -217,6 +217,18 @@ def test_ahead_gives_what_was_made_before_an_error():
     next(given)
 
 
+def test_parts_of_a_batch_are_the_whole_in_order(data):
+  table = np.arange(40).reshape(10, 4)
+  whole, *parts = (
+    make(data, 3, table, batch_size=6, part=part)
+    for part in ((0, 1), (0, 3), (1, 3), (2, 3))
+  )
+  assert whole.rows.tolist() == list(range(6))
+  for name, field in whole._asdict().items():
+    joined = np.concatenate([getattr(part, name) for part in parts])
+    np.testing.assert_array_equal(joined, field)
+
+
 def test_no_two_streams_of_random_numbers_are_the_same(data):
   streams = {
     (seed, purpose, number): batches._random(seed, purpose, number).random()

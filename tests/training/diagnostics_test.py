@@ -79,6 +79,39 @@ def test_stale_overlap_is_the_share_of_negatives_still_among_the_first():
   assert np.isnan(diagnostics.stale_overlap(seen, elsewhere))
 
 
+@pytest.mark.parametrize(
+  ('top_k', 'num_passages', 'depth'),
+  [(10, 500, 100), (150, 500, 150), (150, 120, 120), (10, 60, 60)],
+)
+@pytest.mark.parametrize(
+  ('num_queries', 'every'), [(2048, 1), (2049, 2), (4097, 3)]
+)
+def test_a_probe_looks_as_deep_as_what_is_mined(
+  top_k, num_passages, depth, num_queries, every
+):
+  run = SimpleNamespace(
+    config=SimpleNamespace(top_k=top_k, train_split='train'),
+    dataset=SimpleNamespace(
+      queries={'train': range(num_queries)}, passages=range(num_passages)
+    ),
+    encode_queries=lambda split, watch, rows: rows,
+  )
+  indexed = SimpleNamespace(
+    search=lambda queries, k: SimpleNamespace(rows=(queries, k))
+  )
+  seen = diagnostics.probe(run, indexed, logs.Stopwatch())
+  assert seen.rows.tolist() == list(range(0, num_queries, every))
+  assert seen.found == (seen.queries, depth)
+
+
+def test_a_passage_in_pieces_is_looked_at_by_its_first():
+  blocks = [np.float32([[1, 1], [2, 2]]), np.float32([[3, 3], [4, 4], [5, 5]])]
+  texts_of = np.array([0, 1, 1, 2, 2])
+  indexed = corpus_index.IndexedCorpus(None, '', None, texts_of, blocks)
+  found = diagnostics._embeddings(indexed, np.array([[2], [1], [0]]))
+  assert found.tolist() == [[[4, 4]], [[2, 2]], [[1, 1]]]
+
+
 @pytest.fixture
 def small():
   """A run of three training and three dev queries over ten passages."""

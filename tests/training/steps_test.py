@@ -277,6 +277,12 @@ def test_accuracy_is_the_share_of_positives_above_all_negatives(
     counted = ~np.isin(batch.passage_groups[i], batch.positive_groups[i])
     right.append(all(s < scores[0] for s in scores[1:][counted[1:]]))
   assert accuracy == pytest.approx(np.mean(right))
+  # Where all texts have one embedding, a positive is above no negative.
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  _, accuracy, _ = loss_and_grads(config, method, zeros, batch, 4)
+  others = batch.passage_groups[:, 1:, None]
+  none = (others == batch.positive_groups[:, None]).any(-1).all(-1)
+  assert accuracy == none.mean() < 1
 
 
 def test_step_is_one_step_of_adamw_on_the_clipped_gradient(tiny, params, batch):
@@ -445,9 +451,11 @@ def test_a_piece_that_is_missing_is_never_the_best():
 def test_each_text_of_a_batch_has_dropout_of_its_own(
   pieces, tiny, batch, monkeypatch
 ):
-  seen = []
+  seen, asked = [], []
 
-  def make_encode(*_):
+  def make_encode(*given):
+    asked.append(given)
+
     def encode(_, ids, lengths, dropout):
       seen.extend(dropout.rows.tolist())
       return jnp.zeros((len(ids), 16))
@@ -456,8 +464,12 @@ def test_each_text_of_a_batch_has_dropout_of_its_own(
 
   monkeypatch.setattr(bi_encoder, 'make_encode', make_encode)
   batch = in_pieces(batch, pieces, np.random.default_rng(1))
-  config = dataclasses.replace(tiny, dropout_rate=0.1)
+  config = dataclasses.replace(
+    tiny, dropout_rate=0.1, dtype='bfloat16', remat=True
+  )
   steps._make_embed(config, RETRIEVER)(None, batch, jnp.int32(3))
+  sides = bi_encoder.QUERY, bi_encoder.PASSAGE
+  assert asked == [(RETRIEVER, 'bfloat16', side, True) for side in sides]
   assert len(seen) == BATCH * (1 + pieces * (1 + NEGATIVES))
   assert len(set(seen)) == len(seen)
 

@@ -1,5 +1,6 @@
 """What is on disk before what, and what a restart will not begin over."""
 
+import contextlib
 from types import SimpleNamespace
 
 from bad_input_tools import refused
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import devices
@@ -301,3 +303,109 @@ def test_a_refresher_takes_what_was_begun_or_the_newest_that_is_due(
   said = capsys.readouterr().out
   line = f'refreshes of step {left_out} are left out: the checkpoint of step '
   assert said == (f'{line}{expected} is newer\n' if left_out else '')
+
+
+def test_pick_ups_are_kept_once_each_and_copied_as_they_are_now(
+  tmp_path, monkeypatch
+):
+  run, pushed = SimpleNamespace(workdir=tmp_path), []
+  monkeypatch.setattr(
+    resume.remote, 'push', lambda path: pushed.append(path.read_bytes())
+  )
+  resume.begin_pick_ups(run)
+  for step, refresh in ((4, 4), (9, 8), (4, 4), (13, 12)):
+    resume.pick_up(run, schedule.ActiveRefresh(step, refresh))
+  found = [resume.active_at(run, n) for n in (3, 4, 8, 9, 12, 13, 99)]
+  assert found == [None, (4, 4), (4, 4), (9, 8), (9, 8), (13, 12), (13, 12)]
+  assert len(pushed) == 4  # Once more where none was there.
+  assert pushed[-1] == (tmp_path / resume.PICK_UPS_FILE).read_bytes()
+
+
+@pytest.mark.parametrize(
+  ('active', 'keep', 'expected'),
+  [
+    # That of the refresh in use, though not those of its step and before.
+    ((11, 8), 1, [16, 4, 8, 12, 2]),
+    ((11, 8), 2, [12, 16, 4, 8, 12, 2]),
+    (None, 1, [16, 4, 0, 4, 8, 12, 2]),
+  ],
+)
+def test_a_checkpoint_stays_that_a_refresh_may_be_made_of_again(
+  active, keep, expected, tmp_path, monkeypatch
+):
+  kept, asked = [], []
+  for module, name, value in (
+    (checkpoint, 'committed_steps', [0, 2, 4, 8, 11, 12, 16]),
+    (checkpoint, 'best', 4),
+    (refreshes, 'published', [0, 4, 8, 12]),
+    (background, 'claimed', 2),
+  ):
+    monkeypatch.setattr(module, name, lambda *_, value=value: value)
+  active = schedule.ActiveRefresh(*active) if active else None
+  monkeypatch.setattr(
+    resume, 'active_at', lambda _, step: asked.append(step) or active
+  )
+  config = config_lib.Config(workdir=str(tmp_path), checkpoints_to_keep=keep)
+  make_trainer(
+    run=SimpleNamespace(config=config),
+    checkpoints=SimpleNamespace(keep=kept.extend),
+  )._prune()
+  assert kept == expected
+  assert asked == [16]  # What a restart would have in use.
+
+
+@pytest.mark.parametrize(
+  ('settings', 'others', 'seen'),
+  [
+    ({'refresh_mode': 'async'}, (), ['thread', 'run', 'poller']),
+    ({'refresh_mode': 'async'}, ('b',), ['thread', ('b',), 'poller']),
+    ({'refresh_mode': 'external'}, ('b',), ['poller']),
+    ({'refresh_mode': 'async', 'refresh_replay': '/other'}, (), []),
+    ({'refresh_mode': 'async', 'method': 'dpr'}, (), []),
+    ({'refresh_mode': 'async', 'warmup_steps': 20}, (), []),
+    ({'refresh_mode': 'async', 'warmup_steps': 19}, (), ['thread', 'run',
+      'poller']),
+    ({}, (), []),
+  ],
+)  # fmt: skip
+def test_a_refresher_beside_training_has_the_devices_that_it_was_given(
+  settings, others, seen, monkeypatch
+):
+  config = config_lib.Config(**{'max_steps': 20, **settings})
+  run = SimpleNamespace(config=config, on_devices=lambda devices: devices)
+  found, ended = [], []
+
+  def thread(there):
+    found.extend(['thread', 'run' if there is run else there])
+    return SimpleNamespace(close=lambda: ended.append('thread'))
+
+  def poller(here, its_thread):
+    assert here is run
+    assert (its_thread is None) == (config.refresh_mode == 'external')
+    found.append('poller')
+    return SimpleNamespace(close=lambda: ended.append('poller'))
+
+  monkeypatch.setattr(devices, 'training_devices', lambda _: (('a',), others))
+  monkeypatch.setattr(background, 'RefreshThread', thread)
+  monkeypatch.setattr(background, 'RefreshPoller', poller)
+  with contextlib.ExitStack() as stack:
+    is_there = background.open_poller(stack, run) is not None
+  assert found == seen
+  assert is_there == bool(seen)
+  assert ended == [name for name in ('poller', 'thread') if name in seen]
+
+
+def test_training_waits_until_a_refresh_is_new_enough_or_it_is_stopped(
+  monkeypatch,
+):
+  monkeypatch.setattr(background, 'LOOK_SECS', 0)
+  poller = background.RefreshPoller(None)
+  newest = iter([None, 3, 4, 5, 9])
+  monkeypatch.setattr(poller, 'newest', lambda *_: next(newest))
+  assert poller.wait(None, 9, 5) == 5
+  newest = iter([5, 4])
+  monkeypatch.setattr(background.logs, 'stop_requested', lambda: True)
+  assert poller.wait(None, 9, 5) == 5
+  with pytest.raises(errors.Stopped, match='at step 9'):
+    poller.wait(None, 9, 5)
+  poller.close()
