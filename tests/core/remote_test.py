@@ -286,15 +286,16 @@ def test_a_folder_that_goes_while_it_is_copied_leaves_nothing(two, monkeypatch):
 
 
 def test_a_copy_that_was_changed_is_not_taken(two, capsys):
-  for number in (1, 2):
+  for number in (9, 10, 11):
     publish(two / 'a' / str(number))
     remote.push(two / 'a' / str(number))
-  (epath.Path(ADDRESS) / '2' / 'two').write_bytes(b'abd')
-  assert remote.pull_newest(two / 'b') == 1
-  assert remote.pull_newest(two / 'b', after=1) is None
+  (epath.Path(ADDRESS) / '11' / 'two').write_bytes(b'abd')
+  assert remote.numbers(two / 'b') == [9, 10, 11]
+  assert remote.pull_newest(two / 'b') == 10
+  assert remote.pull_newest(two / 'b', after=10) is None
   said = capsys.readouterr().out
-  assert said.count('gs://bucket/run/2 is not whole, and not taken') == 1
-  assert [path.name for path in (two / 'b').iterdir()] == ['1']
+  assert said.count('gs://bucket/run/11 is not whole, and not taken') == 1
+  assert [path.name for path in (two / 'b').iterdir()] == ['10']
 
 
 @pytest.mark.parametrize(
@@ -353,6 +354,49 @@ def test_the_lock_of_a_dead_trainer_is_taken_over(config, monkeypatch):
     lock.check()
   lock.close()
   assert remote.read(path)
+
+
+NOBODY = 4_194_305  # Above all process ids.
+
+
+@pytest.mark.parametrize(
+  ('kernel', 'process', 'meanwhile', 'waits', 'is_free'),
+  [
+    # On another machine, where a process that ends removes its lock.
+    ('other', NOBODY, 'nothing', [0.5, 0.01], True),
+    ('other', NOBODY, 'ends', [0.5, 0.01], True),
+    ('other', NOBODY, 'beats', [0.5], False),
+    ('other', NOBODY, 'ends, and another begins', [0.5, 0.01], False),
+    # On this one.
+    (None, NOBODY, 'nothing', [0.01], True),
+    (None, 1, 'nothing', [0.5, 0.01], True),
+    (None, 1, 'beats', [0.5], False),
+  ],
+)
+def test_a_lock_is_waited_for_until_its_holder_is_known_to_live_or_not(
+  kernel, process, meanwhile, waits, is_free, tmp_path, monkeypatch
+):
+  remote.connect(tmp_path, ADDRESS)
+  path, waited = tmp_path / 'lock', []
+  kernel = kernel or locks._kernel()
+  left = {'host': 'a', 'process': process, 'kernel': kernel, 'beats': 1}
+
+  def sleep(secs):
+    waited.append(secs)
+    if 'ends' in meanwhile and secs == locks._DEAD_SECS:
+      remote.unlink(path)
+    elif meanwhile not in ('nothing', 'ends'):
+      remote.write(path, json.dumps({**left, 'beats': 2}).encode())
+
+  monkeypatch.setattr(locks.time, 'sleep', sleep)
+  remote.write(path, json.dumps(left).encode())
+  says = f'process {process} on a is'
+  refused = pytest.raises(errors.BadInput, match=says)
+  with contextlib.nullcontext() if is_free else refused:
+    locks.Lock(tmp_path).close()
+  assert waited == waits
+  # What is another's stays.
+  assert (remote.read(path) is None) == is_free
 
 
 def test_the_checkpoints_of_another_run_are_refused(config, monkeypatch):
