@@ -27,6 +27,12 @@ def make_state(value, num_devices=2):
   return state._replace(step=state.step + int(value))
 
 
+def damage(folder):
+  """Changes the last byte of a file in a folder."""
+  *_, path = (path for path in folder.rglob('*') if path.is_file())
+  path.write_bytes(path.read_bytes()[:-1] + b'?')
+
+
 def shapes_of(state):
   return jax.eval_shape(lambda: state.params)
 
@@ -65,8 +71,13 @@ def test_a_state_comes_back_on_any_number_of_devices(saved, num_devices):
 
 def test_parameters_are_read_alone(saved):
   shapes = shapes_of(make_state(0.0))
+  # What else is damaged is nothing to them.
+  damage(saved / 'checkpoints' / '2' / 'opt_state')
   found = checkpoint.read_params(saved, 2, shapes, devices_lib.local(1))
   np.testing.assert_array_equal(found['tied']['kernel'], np.full((8, 4), 2.0))
+  damage(saved / 'checkpoints' / '2' / 'params')
+  with pytest.raises(errors.Damaged, match='params/.* is missing or was'):
+    checkpoint.read_params(saved, 2, shapes, devices_lib.local(1))
 
 
 def test_parameters_of_another_shape_are_not_read(saved):
@@ -140,13 +151,16 @@ def test_a_save_that_fails_in_the_background_is_seen(saved, monkeypatch):
 
 def test_the_best_is_that_of_the_highest_dev_metric(saved):
   metrics = logs.Metrics(saved)
-  for step, value in ((1, 0.3), (2, 0.5), (3, 0.4)):
+  for step, value in ((0, 0.5), (1, 0.3), (2, 0.5), (3, 0.4)):
     metrics.write(step, {'dev/mrr@10': value})
   metrics.close()
   assert checkpoint.choose(saved, 'best') == 2
   assert checkpoint.choose(saved, 'last') == 3
   assert checkpoint.choose(saved, '1') == 1
   assert checkpoint.best(saved, [1, 3]) == 3
+  # The later of equals; what was not evaluated is worse than any.
+  assert checkpoint.best(saved, [0, 2]) == 2
+  assert checkpoint.best(saved, [1, 9]) == 1
   with pytest.raises(errors.BadInput, match=r'--checkpoint=7 is not .* \[1, 2'):
     checkpoint.choose(saved, '7')
 
