@@ -106,6 +106,18 @@ def test_a_rule_that_is_not_given_takes_nothing():
   assert set(rejected.ravel().tolist()) == {filters.KEPT, filters.NONE}
   assert ((rejected == filters.KEPT) == (rows >= 0)).all()
   assert filters.Rules().filters() == []
+  # What is at a bound is allowed.
+  rules = filters.Rules(max_score=0.5, min_score=0.25)
+  rejected = filters.rejected_by(
+    np.arange(4)[None],
+    np.array([[0.51, 0.5, 0.25, 0.24]]),
+    {},
+    least[:1],
+    rules,
+  )
+  assert (rejected == filters.KEPT).tolist() == [[False, True, True, False]]
+  filters.reject_reranked(rejected, np.array([[0, 0.3, 0.31, 0]]), 0.3)
+  assert (rejected == filters.KEPT).tolist() == [[False, True, False, False]]
   # In the order of FILTERS; a bound of 0 is one.
   rules = filters.Rules(2, 9, 0.0, z_margin=0.0, rerank_max_score=0.0)
   names = ['skip_ranks', 'max_score', 'z_margin', *filters.FILTERS[-2:]]

@@ -1,0 +1,46 @@
+"""Candidates have the scores of their own query, exact ones of embeddings."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ance_jax.core import devices
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.mining import candidates
+from ance_jax.retrieval import corpus_index
+
+
+def test_a_second_run_file_scores_pairs_of_any_queries(tmp_path):
+  texts = list('wxyz')
+  corpus = corpus_lib.make_corpus(list('abcd'), [''] * 4, list('abcd'))
+  split = corpus_lib.make_split(
+    corpus_lib.RawSplit(texts, texts, {(query, 0): 1 for query in range(4)})
+  )
+  (tmp_path / 'run').write_text(
+    'z Q0 c 1 9.5 t\nz Q0 b 2 8.5 t\nx Q0 c 1 0.5 t\nx Q0 a 2 0.25 t\n'
+  )
+  score = candidates.reranker(corpus, split, score_run=str(tmp_path / 'run'))
+  # Query 2 is not in the file, and 0 is not asked about.
+  found = score(np.array([1, 1, 2, 3, 3, 1]), np.array([0, 2, 2, 2, 0, 1]))
+  nan = np.nan
+  np.testing.assert_array_equal(found, [0.25, 0.5, nan, 9.5, nan, nan])
+
+
+@pytest.mark.parametrize('center', [False, True])
+@pytest.mark.parametrize('factory', ['Flat', 'SQ8', corpus_index.ON_DEVICES])
+def test_candidates_have_the_scores_of_the_embeddings_whatever_the_index(
+  factory, center
+):
+  random = np.random.default_rng(0)
+  rows = random.normal(3, 1, size=(90, 8)).astype(np.float32)
+  queries = random.normal(size=(5, 8)).astype(np.float32)
+  settings = corpus_index.Settings(factory, center=center)
+  passages = SimpleNamespace(texts_of_pieces=lambda: None)
+  indexed = corpus_index._indexed(
+    [rows[:40], rows[40:]], settings, devices.local(1), passages
+  )
+  source = candidates.of_index(indexed, queries, 'the index', first=3)
+  found = source.rank(np.arange(3, 8), 6)
+  expected = np.take_along_axis(queries @ rows.T, found.rows, 1)
+  np.testing.assert_allclose(found.scores, expected, atol=1e-4)
