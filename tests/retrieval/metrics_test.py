@@ -214,10 +214,43 @@ def test_passages_that_the_corpus_lacks_count_as_pytrec_eval_has_them(name):
 
 
 def test_capped_recall_counts_what_the_corpus_lacks():
-  # BEIR's recall_cap: 30 found of at most 100, and of 50.
+  # BEIR's recall_cap: 30 found of at most 100, and of 50; 70 are judged 0.
   judged = {(q, row): 1 for q in range(2) for row in range(30)}
-  split = with_missing(make_split(judged, 2), {0: [1] * 90, 1: [2] * 20})
+  split = with_missing(
+    make_split(judged, 2), {0: [1] * 90, 1: [2] * 20 + [0] * 70}
+  )
   rows = np.tile(np.arange(100, dtype=np.int32), (2, 1))
   found = metrics.by_query(rows, split._replace(protocol='beir'), None)
   assert found['capped_recall@100'] == pytest.approx([0.3, 0.6])
   assert metrics.first_relevant(rows[:, 30:], split, None, [0, 1]) == [None] * 2
+
+
+@pytest.mark.parametrize(
+  ('name', 'first', 'depth'),
+  [
+    ('usual', 'mrr@10', 100),
+    ('beir', 'ndcg@10', 100),
+    ('msmarco', 'mrr@10', 1000),
+    ('trec_dl', 'ndcg@10', 1000),
+    ('msmarco_doc', 'mrr@100', 100),
+    ('trec_dl_doc', 'ndcg@10', 100),
+    ('answers', 'accuracy@20', 100),
+  ],
+)
+def test_the_official_measure_is_first_and_all_are_of_whole_rankings(
+  name, first, depth
+):
+  assert next(iter(protocols.PROTOCOLS[name].measures)) == first
+  split = make_split({(0, 1): 1}, 1)._replace(protocol=name)
+  found = [metrics.depth(split, size) for size in (depth - 1, depth + 1)]
+  assert found == [depth - 1, depth]
+
+
+def test_the_first_relevant_passages_are_of_the_queries_asked_for():
+  rows = np.array([[4, 2, 7], [1, 4, 0], [5, 6, 7]], np.int32)
+  split = make_split({(0, 7): 1, (1, 1): 1, (1, 4): 0, (2, 6): 2}, 3)
+  assert metrics.first_relevant(rows, split, None, [2, 1, 0]) == [2, 1, 3]
+  assert metrics.first_relevant(rows, split, None, [0, 2]) == [3, 2]
+  split = split._replace(protocol='answers', answers=[['c'], ['e'], ['h']])
+  found = metrics.first_relevant(rows, split, list('abcdefgh'), [2, 1, 0])
+  assert found == [3, 2, 2]
