@@ -43,7 +43,11 @@ def test_passages_without_a_word_of_the_query_are_not_found():
   assert rank(['zebra', ''], 3).rows.tolist() == [[-1] * 3] * 2
 
 
-def test_equal_passages_are_ranked_by_row():
+@pytest.mark.parametrize('at_once', [1, 2, 256])
+def test_equal_passages_are_ranked_by_row(at_once, monkeypatch):
+  monkeypatch.setattr(bm25, '_QUERIES_AT_ONCE', at_once)
   rank = bm25.make_rank(TEXTS, k1=0.9, b=0.4)
   for k in (1, 2):
-    assert rank(['sleeping cat'], k).rows[0].tolist() == [0, 4][:k]
+    rows = rank(['birds', 'dog run', 'sleeping cat'], k).rows
+    assert rows[:, 0].tolist() == [2, 1, 0]
+    assert rows[2].tolist() == [0, 4][:k]

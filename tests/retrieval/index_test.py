@@ -152,6 +152,15 @@ def test_lists_are_trained_on_a_sample_and_are_no_more_than_that(monkeypatch):
     index.check('IVF65,Flat', '', 16, 640)
 
 
+@pytest.mark.parametrize(
+  ('factory', 'least'), [('NSG8', 101), ('PQ4', 256), ('OPQ4,Flat', 256)]
+)
+def test_as_few_vectors_as_an_index_can_take_are_let_pass(factory, least):
+  index.check(factory, '', 16, least)
+  with pytest.raises(errors.BadInput, match=f'--index={factory} .*{least}'):
+    index.check(factory, '', 16, least - 1)
+
+
 def cone(rows, random, width=768):
   """Embeddings like ANCE's: cosine .97 between any two, scores around 745."""
   base = np.random.default_rng(0).normal(size=width)
@@ -175,10 +184,12 @@ def test_low_precision_keeps_the_top_200_of_a_narrow_cone_if_centered():
 
   kept, blocks = {}, np.array_split(passages, 3)
   for center in (False, True):
-    for factory in ('Flat', 'SQfp16', 'SQbf16'):
+    for factory in ('Flat', 'SQfp16', 'SQbf16', 'SQ8'):
       built = index.build(factory, '', blocks, center=center)
       kept[factory, center] = overlap(index.search(built, queries, 200).rows)
   assert min(kept['Flat', False], kept['Flat', True]) > 0.995
+  # Its range is that of the vectors it is trained on.
+  assert kept['SQ8', True] > 0.9
   for factory in ('SQfp16', 'SQbf16'):
     assert kept[factory, True] > max(kept[factory, False], 0.95)
 

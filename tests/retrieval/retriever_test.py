@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ance_jax import errors
 from ance_jax.core import devices
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import tokenized
@@ -88,14 +89,40 @@ def test_a_prompt_a_title_and_the_side_make_a_difference(model):
   )
 
 
-def test_on_other_devices_it_encodes_the_same_with_their_parameters(model):
-  retriever = retriever_lib.make(model, devices.local(1))
+def test_on_other_devices_it_encodes_the_same_with_their_parameters(
+  model, monkeypatch
+):
+  settings = encoding.Settings('bfloat16', 64, chunks=2, kernel=False)
+  made, real = [], encoding.bi_encoder.make_encode
+
+  def make_encode(config, dtype, side, kernel):
+    made.append((dtype, kernel))
+    return real(config, dtype, side, kernel=kernel)
+
+  monkeypatch.setattr(encoding.bi_encoder, 'make_encode', make_encode)
+  retriever = retriever_lib.make(model, devices.local(1), settings)
   there = retriever.on_devices(devices.local(2))
   assert there.params is None
+  assert there.settings == settings
+  assert there.passage_encoder.tokens_per_batch == 64
+  assert made == [('bfloat16', False)] * 4
   there = there.with_params(devices.replicate(model.params, there.devices))
   np.testing.assert_allclose(
     there.encode_queries(QUERIES), retriever.encode_queries(QUERIES), atol=1e-6
   )
+
+
+def test_pieces_without_the_prompt_that_is_not_pooled_are_refused(model):
+  config = dataclasses.replace(model.config, include_prompt=False)
+  retriever_lib.check_chunks(config, 1)
+  retriever_lib.check_chunks(model.config, 2)
+  retriever_lib.check_chunks(dataclasses.replace(config, passage_prompt=''), 2)
+  with pytest.raises(errors.BadInput, match='--chunks=2 only the first piece'):
+    retriever_lib.make(
+      model._replace(config=config),
+      devices.local(1),
+      encoding.Settings(chunks=2),
+    )
 
 
 def test_no_text_has_no_embedding(model):
