@@ -18,6 +18,9 @@ from ance_jax.jobs import export
 from ance_jax.jobs import mine
 from ance_jax.jobs import train
 from ance_jax.mining import filters
+from ance_jax.retrieval import corpus_index
+from ance_jax.retrieval import device_index
+from ance_jax.retrieval import encoding as encoding_lib
 from ance_jax.training import experiment
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
@@ -126,6 +129,39 @@ def test_margins_are_of_as_many_scores_as_are_asked_for(trained, index):
   )
   z_margin = filters.FILTERS.index('z_margin')
   assert of_all.rejected[z_margin] > of_some.rejected[z_margin]
+
+
+def test_candidates_are_drawn_and_copies_of_positives_taken_if_asked_for(
+  trained, index
+):
+  _, _, queries, positives = texts_of(trained, 'train')
+  top, drawn = (
+    api.mine(index, queries, positives, choose=name).rows
+    for name in ('top', 'random')
+  )
+  assert (top != drawn).any(1).mean() > 0.9
+  few = api.index(
+    index.retriever, ['t1w1', 'T1W1 ', 't2w2', 't3w3'],
+    settings=corpus_index.Settings(corpus_index.ON_DEVICES),
+  )  # fmt: skip
+  assert isinstance(few.indexed.passage_index, device_index.DeviceIndex)
+  found = [
+    sorted(api.mine(few, ['t1w2'], [[0]], same_text=same).rows[0].tolist())
+    for same in (True, False)
+  ]
+  assert found == [[-1, -1, 2, 3], [-1, 1, 2, 3]]
+
+
+def test_what_is_given_goes_before_what_the_run_has(trained):
+  given = {
+    'query_prompt': 'a ', 'passage_prompt': 'b ', 'query_length': 5,
+    'passage_length': 7, 'pooling': 'cls', 'similarity': 'dot',
+  }  # fmt: skip
+  encoding = encoding_lib.Settings(tokens_per_batch=96)
+  found = api.load(trained.workdir, **given, encoding=encoding, num_devices=2)
+  assert {name: getattr(found.config, name) for name in given} == given
+  assert (found.settings, len(found.devices)) == (encoding, 2)
+  assert api.load(trained.workdir).settings.chunks == 2
 
 
 def test_an_exported_folder_encodes_as_its_run(trained, index, tmp_path):
