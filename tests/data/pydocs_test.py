@@ -65,10 +65,11 @@ def test_a_name_is_in_the_same_split_on_every_machine():
       assert pydocs.SPLITS[pydocs._place(f'any.{name}')] == split
 
 
+# The last ones are next to an edge: at 0.79999, 0.80017, 0.89976, 0.90029.
 GOLDEN = {
-  'train': ['mean', 'open', 'read', 'write', 'close', 'fit', 'norm'],
-  'dev': ['sum'],
-  'test': [],
+  'train': ['mean', 'open', 'read', 'write', 'close', 'fit', 'norm', 'f1766'],
+  'dev': ['sum', 'clip', 'f3134', 'f978'],
+  'test': ['dot', 'angle', 'f6639'],
 }
 
 
@@ -84,14 +85,11 @@ def test_what_is_related_across_splits_stays_only_in_the_last(shared):
   train, dev, test = (names_of(split)[0] for split in pydocs.SPLITS)
   other = names_of('train')[1]
   one_query = shared == 'query'
-  rows = [
-    (
-      name,
-      'One query.' if one_query and name != other else f'Query {name}.',
-      '',
-    )
-    for name in (train, dev, test, other)
-  ]
+  names = (train, dev, test, other)
+  queries = ['One  Query.', 'one query.', 'One query.', 'Another.']
+  if not one_query:
+    queries = [f'Query {name}.' for name in names]
+  rows = [(name, query, '') for name, query in zip(names, queries, strict=True)]
   groups = np.array([0, 1, 2, 3] if one_query else [7, 7, 7, 3])
   assert pydocs.query_splits(rows, groups) == ['', '', 'test', 'train']
   assert pydocs.query_splits(rows[:2], groups[:2]) == ['', 'dev']
@@ -125,6 +123,14 @@ def test_what_is_related_across_splits_stays_only_in_the_last(shared):
       [('Returns the sum.', 'word ' * 10 + 'End.')],
     ),
     ('Returns the sum.\n\nToo short.', []),
+    # A query of 3 to 30 words, and a passage of 10 words or more.
+    ('Too short.\n\n' + 'word ' * 20, []),
+    (
+      'no ' * 29 + 'more.\n\n' + 'word ' * 10,
+      [('no ' * 29 + 'more.', ('word ' * 10).strip())],
+    ),
+    ('no ' * 30 + 'more.\n\n' + 'word ' * 20, []),
+    ('Returns the sum.\n\n' + 'word ' * 9, []),
     ('Sum.\n\n' + 'word ' * 20, []),
     ('No sentence here\n\n' + 'word ' * 20, []),
     ('Parameters\n----------\nx : int. ' + 'word ' * 20, []),
@@ -157,14 +163,15 @@ def test_tests_are_left_out(tmp_path, monkeypatch):
   text = f'"Returns the sum.\\n\\n{"word " * 20}"\n'
   for name in (
     'kept.py', 'testing_kept.py', 'latest.py', 'test_a.py', 'a_test.py',
-    'conftest.py', 'tests/a.py', 'test/a.py',
+    'conftest.py', 'tests/a.py', 'test/a.py', 'site-packages/a.py',
+    'pack/__init__.py', 'pack/b.py',
   ):  # fmt: skip
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
   monkeypatch.setattr(pydocs, 'PACKAGES', {})
   monkeypatch.setattr(pydocs.sysconfig, 'get_path', lambda _: str(tmp_path))
   names = [name for name, _, _ in pydocs.docstrings()]
-  assert names == ['kept', 'latest', 'testing_kept']
+  assert names == ['kept', 'latest', 'pack', 'pack.b', 'testing_kept']
 
 
 def test_one_summary_is_one_query_with_all_its_passages_as_positives():
@@ -189,11 +196,16 @@ def test_a_damaged_set_is_set_aside_and_built_again(
   def docstrings():
     for number in range(40):
       text = ' '.join(f'word{number}x{place}' for place in range(12))
-      yield f'module.name{number}', f'Returns number {number}.', text
+      # A property and its setter share a name.
+      yield f'module.name{number // 2}', f'Returns number {number}.', text
 
   monkeypatch.setattr(pydocs, 'docstrings', docstrings)
-  settings = config.Config(workdir=str(tmp_path))
-  first = experiment.load_texts(settings, ('train',)).corpus.hash
+  settings = config.Config(workdir=str(tmp_path), protocol='beir')
+  corpus, splits = experiment.load_texts(settings, ('train',))
+  first, ids = corpus.hash, list(corpus.ids)
+  # A query's id is of its own passage, which is no result to leave out.
+  assert splits['train'].own is None
+  assert ids[:3] == ['module.name0', 'module.name0#2', 'module.name1']
   capsys.readouterr()
   assert experiment.load_texts(settings, ('train',)).corpus.hash == first
   assert 'reading the docstrings' not in capsys.readouterr().out
@@ -203,5 +215,5 @@ def test_a_damaged_set_is_set_aside_and_built_again(
   path.write_bytes(content)
   assert experiment.load_texts(settings, ('train',)).corpus.hash == first
   out = capsys.readouterr().out
-  assert f'found that {path} is missing or was changed' in out
+  assert f'{path} is missing or was changed' in out
   assert 'reading the docstrings' in out
