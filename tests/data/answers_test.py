@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ance_jax import errors
 from ance_jax.data import answers
 
 
@@ -59,3 +60,9 @@ def test_patterns_and_texts_meet_in_one_unicode_form(pattern, text, expected):
   rows = np.array([[-1, 0]], np.int32)
   found = answers.held(rows, [[pattern]], [text], True)
   assert found.tolist() == [[False, expected]]
+
+
+def test_a_pattern_that_takes_too_long_is_refused(monkeypatch):
+  monkeypatch.setattr(answers, '_MAX_SECS', 0.1)
+  with pytest.raises(errors.BadInput, match='timed out'):
+    answers.is_in('(a|aa)+$', 'a' * 60 + 'b')

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import shutil
 import tarfile
 import threading
 import types
@@ -115,6 +116,32 @@ def test_a_set_of_beir_that_another_archive_holds_is_refused(
     errors.BadInput, match='does not hold scifact/corpus.jsonl'
   ):
     read(tmp_path / 'new', dataset='beir', beir_set='scifact')
+
+
+def test_a_set_of_beir_that_is_not_unpacked_to_its_end_is_unpacked_again(
+  served, beir_folder, tmp_path, monkeypatch
+):
+  data = zipped(beir_folder, 'scifact')
+  served('scifact.zip', data)
+  found = len(data), hashlib.md5(data).hexdigest()
+  monkeypatch.setitem(registry._BEIR_ARCHIVES, 'scifact', found)
+  monkeypatch.setattr(registry, '_BEIR', served.address)
+  real, files = shutil.copyfileobj, []
+
+  def killed_at_third(*args):
+    files.append(args)
+    if len(files) == 3:
+      raise KeyboardInterrupt
+    real(*args)
+
+  copier = types.SimpleNamespace(copyfileobj=killed_at_third)
+  monkeypatch.setattr(downloads, 'shutil', copier)
+  with pytest.raises(KeyboardInterrupt):
+    downloads.fetch_beir('scifact', tmp_path)
+  downloads.fetch_beir('scifact', tmp_path)
+  for path in beir_folder.rglob('*.*'):
+    there = tmp_path / path.relative_to(beir_folder)
+    assert there.read_bytes() == path.read_bytes()
 
 
 def test_where_a_set_of_beir_can_be_had_is_said(tmp_path):

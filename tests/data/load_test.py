@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from ance_jax import errors
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import strings as strings_lib
 from ance_jax.training import experiment
@@ -144,7 +145,7 @@ def test_missing_titles_no_header_and_windows_line_ends_are_read(load, folder):
   assert load('dev').corpus.hash != before.corpus.hash
 
 
-def test_without_dev_a_share_of_train_is_held_out_by_hash(load, folder):
+def test_without_dev_a_share_of_train_is_held_out_by_hash(load, folder, capsys):
   whole = set(load('train').splits['train'].ids)
   (folder / 'qrels' / 'dev.tsv').unlink()
   dataset = load('train', 'dev', dev_fraction=0.3)
@@ -152,7 +153,13 @@ def test_without_dev_a_share_of_train_is_held_out_by_hash(load, folder):
   assert train | dev == whole
   assert not train & dev
   assert 0.1 * len(whole) < len(dev) < 0.5 * len(whole)
+  capsys.readouterr()
   assert set(load('train', dev_fraction=0.3).splits['train'].ids) == train
+  assert "30% of 'train', by hash of the query id, is held out for it" in (
+    capsys.readouterr().out
+  )
+  with pytest.raises(errors.BadInput, match='dev_fraction=0 holds none out of'):
+    load('dev', dev_fraction=0.0)
 
 
 def test_train_queries_without_a_positive_are_left_out_and_counted(

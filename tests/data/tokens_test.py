@@ -245,7 +245,15 @@ def test_pieces_have_special_tokens_of_their_own_and_are_no_more_than_asked(
 ):
   texts = ['word1', TEXTS[0] * 3, TEXTS[1]]
   rows = make(tokenizer, tmp_path, texts, pieces=3)
-  assert 'of them cut at 24' in capsys.readouterr().out
+  make(tokenizer, tmp_path, texts, pieces=2)
+  said = capsys.readouterr().out
+  assert (
+    '3 rows in 6 pieces of 6.5 tokens in the mean, 1 of them cut at 24' in said
+  )
+  # The last has two pieces, all of it.
+  assert (
+    '3 rows in 5 pieces of 6.2 tokens in the mean, 1 of them cut at 16' in said
+  )
   pieces, texts_of = rows.pieces(), rows.texts_of_pieces()
   assert len(rows) == 3
   assert len(pieces) == len(texts_of) == rows.first[-1]
@@ -260,6 +268,9 @@ def test_pieces_have_special_tokens_of_their_own_and_are_no_more_than_asked(
     assert found == [[cls, *ids, sep] for ids in expected]
   again = make(tokenizer, tmp_path, texts, pieces=3)
   np.testing.assert_array_equal(again.first, rows.first)
+  in_memory = tokens.memory_rows(tokenizer, texts, 8, 3)
+  np.testing.assert_array_equal(in_memory.ids, rows.ids)
+  np.testing.assert_array_equal(in_memory.first, rows.first)
   ids, lengths = rows.padded_pieces([0, 1], 8, 3)
   assert ids.shape == (2, 3, 8)
   assert lengths[0].tolist() == [rows.lengths()[0], 0, 0]
@@ -276,6 +287,9 @@ def test_whole_pieces_are_cut_as_in_ance_and_only_the_first_has_a_first_token(
   assert rows.ids[: rows.offsets[3]].tolist() == expected
   assert rows.first.tolist() == [0, 3, 4]
   assert rows.lengths()[:3].tolist() == [8, 8, 8]
+  in_memory = tokens.memory_rows(tokenizer, [text, 'word1'], 8, 3, whole=True)
+  np.testing.assert_array_equal(in_memory.ids, rows.ids)
+  np.testing.assert_array_equal(in_memory.first, rows.first)
 
 
 @pytest.mark.parametrize(

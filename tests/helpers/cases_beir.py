@@ -341,6 +341,8 @@ CASES = {
     '\ud83d', 'an invisible character'
   ),
   'id of a megabyte': sixth_id('a' * 2**20, 'is longer than 500; shorten it'),
+  'id of 501': sixth_id('a' * 501, 'an id of 501 characters, beginning'),
+  'id of 500': Accepted(append(CORPUS, record(_id='a' * 500, text='a'))),
   'only stop words': Refused(
     put(CORPUS, ''.join(record(_id=f'p{i}', text='the') for i in range(5))),
     'no words for BM25 to index',
@@ -437,6 +439,11 @@ CASES = {
   'NaN as grade': judged('q2\tp2\tnan', "grade 'nan' is no whole number"),
   'grade of a billion': judged(
     'q2\tp2\t1000000000', 'number from -1000 to 1000'
+  ),
+  'grade of 1,001': judged('q2\tp2\t1001', 'number from -1000 to 1000'),
+  'grade of -1,001': judged('q2\tp2\t-1001', 'number from -1000 to 1000'),
+  'grade of 1,000 and -1,000': Accepted(
+    append(DEV, 'q2\tp4\t1000\nq2\tp1\t-1000\n')
   ),
   'grade of 10,000 digits': judged(
     f'q2\tp2\t{"9" * 10_000}', 'number from -1000'

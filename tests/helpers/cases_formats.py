@@ -87,7 +87,9 @@ CASES = {
   'passages without a header': Accepted(
     edit(PASSAGES, lambda data: data.split(b'\n', 1)[1])
   ),
-  'gzipped passages': Accepted(zipped(PASSAGES)),
+  'gzipped passages': Accepted(
+    zipped(PASSAGES), "psgs_w100.tsv.gz: 3 rows; the source's has 21,015,324"
+  ),
   'passages cut off': Refused(
     zipped(PASSAGES, lambda data: data[:-9]), 'the gzipped data is damaged'
   ),

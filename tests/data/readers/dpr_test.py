@@ -90,9 +90,10 @@ def test_of_two_sets_of_questions_a_flag_chooses(folder):
 def test_answers_of_curatedtrec_are_patterns(tmp_path):
   formats.write_dpr(tmp_path, 'curatedtrec')
   path = tmp_path / 'curatedtrec-test.qa.csv'
-  path.write_text("who\t['Lin(da|coln)']\nwhen\t['\\\\d{4}']\n")
+  path.write_text("who\u2019s\t['Lin(da|coln)']\nwhen\t['\\\\d{4}']\n")
   split = load(tmp_path, 'test').splits['test']
   assert split.answers_are_patterns
+  assert list(split.texts) == ["who's", 'when']
   assert split.answers == [['Lin(da|coln)'], [r'\d{4}']]
   path.write_text("who\t['Lin(da']\n")
   with pytest.raises(errors.BadInput, match='no regular expression'):

@@ -33,12 +33,16 @@ def test_passages_are_taken_as_they_stand_quotes_and_mojibake(passages):
 
 
 def test_each_split_has_its_files_and_its_protocol(passages):
-  found = load(passages, 'msmarco', 'train', 'dev', 'dl19').splits
+  (passages / 'queries.mine.tsv').write_text('7\ta query of my own\n')
+  (passages / 'qrels.mine.tsv').write_text(f'7 0 {formats.pid(3)} 1\n')
+  found = load(passages, 'msmarco', 'train', 'dev', 'dl19', 'mine').splits
   assert {name: split.protocol for name, split in found.items()} == {
     'train': 'msmarco',
     'dev': 'msmarco',
     'dl19': 'trec_dl',
+    'mine': 'msmarco',
   }
+  assert found['mine'].passages.tolist() == [3]
   for name, formatted in (('train', 'train'), ('dl19', 'test')):
     wanted = list(formats.queries(formatted))
     split = found[name]
@@ -88,6 +92,16 @@ def test_all_files_of_the_splits_have_an_address():
         assert downloads.how(registry.DOWNLOADS[name]).startswith(
           ('fetch https://', 'unpack https')
         )
+  # Each is in the file of its name, and a track's files are of its year.
+  for name, found in registry.DOWNLOADS.items():
+    file = found.url.rpartition('/')[2].removesuffix('.gz')
+    assert file == name or file == 'collectionandqueries.tar'
+  for splits in (msmarco._PASSAGE_SPLITS, msmarco._DOCUMENT_SPLITS):
+    for year in ('19', '20'):
+      files = splits[f'dl{year}']
+      names = (*files.queries, *files.judgements)
+      assert all(f'20{year}' in n or f'dl{year}' in n for n in names)
+      assert files.protocol == splits['dl19'].protocol
   sizes = [d.size for d in registry.DOWNLOADS.values() if d.size]
   assert np.min(sizes) > 1000
   assert all(
