@@ -21,6 +21,7 @@ from ance_jax.jobs import mine
 from ance_jax.jobs import systems
 from ance_jax.mining import filters
 from ance_jax.models import pretrained
+from ance_jax.models import sources
 from ance_jax.training import checks
 from ance_jax.training import experiment
 from ance_jax.training import negatives
@@ -227,6 +228,22 @@ def test_a_length_may_be_all_that_the_model_can_take(name):
   assert getattr(pretrained._retriever_config(asked, source), name) == 32
   with pytest.raises(errors.BadInput, match=f'--{name}=33 is more than the 32'):
     pretrained._retriever_config(asked._replace(**{name: 33}), source)
+
+
+@pytest.mark.parametrize(
+  ('lengths', 'most'),
+  [((64, 32), 64), ((None, 32), 64), ((8, 700), 700), ((None, None), 512)],
+)
+def test_a_random_model_takes_the_longest_text_that_it_may_be_given(
+  lengths, most
+):
+  asked = pretrained.Settings(
+    '', query_length=lengths[0], passage_length=lengths[1]
+  )
+  r = pretrained.planned(asked, sources.Sizes(60, 1, 8, 2, 8))
+  assert r.body.max_length == most
+  assert r.query_length == (lengths[0] or 64)
+  assert r.passage_length == (lengths[1] or 512)
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,18 @@ def module(number, **values):
   return sentences(make)
 
 
+def _with_last_id(number):
+  """Returns a `make` that gives the tokenizer words up to an id."""
+
+  def make(folder):
+    tokenizer = tokenizer_lib.load(str(folder))
+    words = range(len(tokenizer), number + 1)
+    tokenizer.add_tokens([f'word{word}' for word in words])
+    tokenizer.save_pretrained(folder)
+
+  return make
+
+
 def _run_of_ours(change):
   def make(folder):
     retriever = bi_encoder.RetrieverConfig(
@@ -472,6 +484,11 @@ CASES = {
     tensors(lambda t: t.update({BIAS: np.full(8, 1e300)})),
     f'8 of 8 values of tensor {BIAS} are not finite',
   ),
+  'positions as whole numbers': Accepted(
+    tensors(
+      lambda found: found.update({'embeddings.position_ids': np.arange(16)})
+    )
+  ),
   'quantized': Refused(all_as(np.int8), 'is of I8, which', WEIGHTS),
   'whole numbers': Refused(all_as(np.int64), 'is of I64, which', WEIGHTS),
   'bools': Refused(all_as(bool), 'is of BOOL, which', WEIGHTS),
@@ -571,6 +588,10 @@ CASES = {
     ),
     'but the word embedding has 60 rows',
   ),
+  'tokenizer of one word more': Refused(
+    _with_last_id(60), 'has the id 60, but the word embedding has 60 rows'
+  ),
+  'tokenizer of all words': Accepted(_with_last_id(59)),
   # Settings that do not fit the model.
   'query beyond the positions': Refused(
     settings(query_length=17), '--query_length=17 is more than the 16 tokens'
@@ -664,6 +685,11 @@ CASES = {
     "2_Dropout: Dropout is left out; --dropout_rate is the body's",
   ),
   'dense on top': Accepted(dense(), 'head_size 4, head_norm False'),
+  'dense under a head of another width': Refused(
+    together(dense(), settings(head_size=5)),
+    'the head of FOLDER does not fit --head_size=5, --pooling=mean and',
+  ),
+  'dense under a norm': Accepted(together(dense(), settings(head_norm=True))),
   'dense with an activation': Accepted(
     dense({'activation_function': 'torch.nn.modules.activation.GELU'}),
     'layers projection to 4 (GELU)',
@@ -717,6 +743,10 @@ CASES = {
     sentences(kinds=('Transformer', 'Pooling', 'LSTM')), 'a LSTM behind Pool'
   ),
   'router': Accepted(router(), 'tie_encoders False'),
+  'one tower of two': Refused(
+    together(router(), settings(tie_encoders=True)),
+    'tie_encoders=true is given with FOLDER, a checkpoint of two encoders',
+  ),
   'router of other routes': Refused(
     router(structure={'a': [], 'b': []}), 'has a Router of a, b'
   ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
+from ance_jax.models import pooling
 
 BODY = bert.BodyConfig('bert', 60, 16, 2, 2, 32, 24, 2, 1e-12, 'gelu')
 RETRIEVER = bi_encoder.RetrieverConfig(
@@ -213,6 +215,38 @@ def test_masks_of_other_steps_sites_rows_and_places_are_independent():
     assert agreement == pytest.approx(0.5, abs=0.014)
 
 
+def test_each_place_of_a_body_that_drops_has_a_mask_of_its_own(
+  texts, monkeypatch
+):
+  """Behind the embedding, and three of each layer."""
+  sites, drop = [], bert.drop
+
+  def seen(x, dropout, site):
+    sites.extend([site] * (dropout is not None))
+    return drop(x, dropout, site)
+
+  monkeypatch.setattr(bert, 'drop', seen)
+  rows = np.arange(6, dtype=np.uint32)
+  dropout = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows)
+  run = bi_encoder.make_encode(RETRIEVER, 'float32', bi_encoder.PASSAGE)
+  jax.eval_shape(run, bi_encoder.shapes(RETRIEVER), *texts, dropout)
+  assert len(set(sites)) == len(sites) == 1 + 3 * BODY.num_layers
+
+
+def test_float32_is_multiplied_as_float32_on_accelerators_too(texts):
+  """By default they round it, which no test on a CPU sees."""
+  layers = (pooling.Layer('dense', 6, residual=True), pooling.Layer('unit'))
+  body = dataclasses.replace(BODY, model_type='mpnet')
+  retriever = dataclasses.replace(
+    RETRIEVER, body=body, pooling='mean+weightedmean', layers=layers
+  )
+  run = bi_encoder.make_encode(retriever, 'float32', bi_encoder.QUERY)
+  text = str(jax.make_jaxpr(run)(bi_encoder.shapes(retriever), *texts))
+  highest = 'precision=(Precision.HIGHEST, Precision.HIGHEST)'
+  # Eight of each layer, two poolings, and the projection and its residual.
+  assert text.count('dot_general[') == text.count(highest) == 8 * 2 + 2 + 2
+
+
 @pytest.mark.parametrize('biased', [True, False])
 def test_attention_is_softmax_attention(biased):
   random = np.random.default_rng(0)
@@ -231,5 +265,29 @@ def test_attention_is_softmax_attention(biased):
       )
 
 
+def test_attention_in_bfloat16_adds_up_in_float32():
+  random = np.random.default_rng(0)
+  arrays = [random.normal(size=(2, 64, 3, 16)) * scale for scale in (3, 3, 1)]
+  arrays = [jnp.array(array, jnp.bfloat16) for array in arrays]
+  found = bert.attention(*arrays, np.ones((2, 64), bool), None, None, 0)
+  query, key, value = (np.asarray(array, np.float64) for array in arrays)
+  scores = np.einsum('bqhd,bkhd->bhqk', query, key) / 4
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  expected = np.einsum('bhqk,bkhd->bqhd', weights, value)
+  # Weights and results are rounded to 8 bits; scores, around 40, are not.
+  difference = np.abs(np.asarray(found, np.float64) - expected).max()
+  assert difference < 0.005 * np.abs(expected).max()
+
+
 def test_settings_survive_json():
-  assert bi_encoder.RetrieverConfig.from_dict(RETRIEVER.to_dict()) == RETRIEVER
+  layers = (
+    pooling.Layer('dense', 6, False, 'Tanh', True),
+    pooling.Layer('unit'),
+  )
+  retriever = bi_encoder.RetrieverConfig(
+    BODY, False, 'max+cls', 6, False, 'cosine', 7, 9, '[SEP]', 'q: ', 'p: ',
+    False, 3, 4, layers, 5,
+  )  # fmt: skip
+  values = json.loads(json.dumps(retriever.to_dict()))
+  assert bi_encoder.RetrieverConfig.from_dict(values) == retriever

@@ -234,7 +234,9 @@ def test_a_body_in_a_file_of_torch_is_read(tmp_path):
 
   body = bert_weights_test.make_torch('distilbert', tmp_path)
   (tmp_path / 'model.safetensors').unlink()
-  torch.save(body.state_dict(), tmp_path / 'pytorch_model.bin')
+  # As older releases wrote them, and trainers do.
+  states = {**body.state_dict(), 'embeddings.position_ids': torch.arange(160)}
+  torch.save({'state_dict': states, 'step': 3}, tmp_path / 'pytorch_model.bin')
   model = load(init_from=tmp_path)
   check(
     model,

@@ -461,6 +461,7 @@ def test_flags_do_not_add_to_the_layers_of_a_checkpoint(plain_folder):
   ('file', 'values'),
   [
     ('config_sentence_transformers.json', {'truncate_dim': 4}),
+    ('config_sentence_transformers.json', {'similarity_fn_name': 'dot'}),
     ('1_Pooling/config.json', {'pooling_mode': 'max'}),
     ('1_Pooling/config.json', {'include_prompt': False}),
     (
@@ -475,8 +476,10 @@ def test_two_encoders_are_pooled_and_cut_alike(
   other = shutil.copytree(plain_folder, tmp_path / 'saved')
   prompts = {'query': 'its own ', 'document': 'its '}
   change(other, 'config_sentence_transformers.json', prompts=prompts)
+  change(other, 'sentence_bert_config.json', max_seq_length=24)
   r = load(f'{plain_folder},{other}').config
   assert (r.query_prompt, r.passage_prompt) == (PROMPTS['query'], 'its ')
+  assert (r.query_length, r.passage_length) == (40, 24)
   assert not r.tied
   change(other, file, **values)
   with pytest.raises(errors.BadInput, match='differ in their pooling'):
