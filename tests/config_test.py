@@ -64,6 +64,44 @@ def test_every_choice_is_made_somewhere():
     optimizers.make(config.Config(optimizer=name))
 
 
+def test_the_table_of_methods_is_that_of_the_readme():
+  lines = re.findall(
+    r'^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$',
+    (REPOSITORY / 'README.md').read_text(),
+    re.MULTILINE,
+  )
+  assert [name for name, *_ in lines] == list(methods.METHODS)
+  words = {
+    'bm25': 'bm25 dpr', 'given': 'given given_in_batch', 'none': 'in_batch',
+    'corpus': 'random', 'index': 'ance ance_code ance_code_qa ance_in_batch',
+  }  # fmt: skip
+  for name, source, refreshed, loss in lines:
+    row = methods.METHODS[name]
+    assert name in words[row.negatives].split()
+    assert row.in_batch == bool(re.search('in-batch|other queries', source))
+    assert row.refreshes == (refreshed != 'never')
+    assert row.loss == loss.lower().replace(' ', '_')
+    assert row.without_answers == ('without an answer' in source)
+    assert row.triplets == ('triplets in a row' in source)
+    assert row.last_positive == ('code' in source)
+    assert row.trains == ('query', 'passage')
+
+
+def test_a_default_is_the_papers_where_its_help_has_one():
+  others = {
+    'head_size', 'query_length', 'passage_length', 'chunks', 'warmup_steps',
+    'micro_batch_size',
+  }  # fmt: skip
+  pattern = r'(?:ANCE|Anserini)\b[^.:;]*: ([\d,]*\d(?:\.\d+)?(?:e-\d)?)\b'
+  said = {
+    field: float(found[1].replace(',', ''))
+    for field in FIELDS
+    if (found := re.search(pattern, field.metadata['help']))
+  }
+  assert {f.name for f, value in said.items() if f.default != value} == others
+  assert len(said) == 20
+
+
 @pytest.fixture
 def added(monkeypatch):
   """A method that somebody adds: a row, and a loss."""
@@ -123,7 +161,8 @@ def test_a_flagfile_that_was_written_gives_the_same_settings(tmp_path):
 @pytest.mark.parametrize(
   'name',
   'workdir compilation_cache_dir data_dir init_from runs picture negatives '
-  'bm25_run tokens_dir ranking output refresh_replay'.split(),
+  'bm25_run tokens_dir ranking output refresh_replay cross_encoder '
+  'score_run'.split(),
 )
 def test_a_path_is_written_out(name):
   with pytest.raises(errors.BadInput, match=rf'^--{name}\b.*~'):
@@ -310,6 +349,21 @@ def test_a_person_is_told_the_new_name_of_a_flag(
     ),
     ({'download': True, 'dataset': 'beir'}, 'which set of BEIR', 'name it'),
     ({'max_staleness': 5}, 'is less than the 10000 steps', 'raise it'),
+    (
+      {'max_staleness': 10_000},
+      'max_staleness=10000 cannot be used with --refresh_mode=sync',
+      'leave it',
+    ),
+    (
+      {
+        'warmup_until_plateau': 1,
+        'warmup_steps': 9,
+        'steps_per_eval': 3,
+        'refresh_mode': 'external',
+      },
+      'plateau=1 cannot be used with --refresh_mode=external',
+      'leave it',
+    ),
     ({'refresh_schedule': '5-:2'}, 'without a gap', '0-2000:500,2000-:5000'),
     (
       {'refresh_delay': 2},

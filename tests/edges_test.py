@@ -162,6 +162,13 @@ def run(tmp_path_factory):
     ),
     ({'refresh_trigger': 0.5, 'method': 'ance_code'}, 1, '=0.5 cannot be used'),
     ({'refresh_trigger': 0.5, 'method': 'dpr'}, 1, '=0.5 cannot be used with'),
+    # What a row does not draw from it has no bounds.
+    ({'method': 'dpr', 'top_k': 5}, 1, '--top_k=5 and up to 1 positives of'),
+    ({'method': 'in_batch', 'top_k': 5}, 1, None),
+    ({'method': 'in_batch', 'top_k': 5, 'job': 'refresh'}, 1, 'up to 1 posit'),
+    ({'method': 'random', 'num_hard_negatives': 9}, 1, None),
+    ({'method': 'dpr', 'query_slices': 2}, 1, '=2 cannot be used with --meth'),
+    ({'method': 'ance_code_qa'}, 1, 'needs answers, and 5 training queries'),
     ({'rows_per_block': 9}, 2, None),
     ({'rows_per_block': 10}, 2, '=10 leaves .* set it to at most 5'),
     ({'rows_per_block': 5}, 2, None),
@@ -179,6 +186,37 @@ def test_what_a_corpus_allows_is_allowed_to_the_last(
   run = fingerprint_test.changed(run, **flags)
   with refused(says):
     negatives.check(run)
+
+
+NEGATIVES, ANSWERS = [[1]] * 5, [['a']] * 5
+
+
+@pytest.mark.parametrize(
+  ('flags', 'split', 'says'),
+  [
+    ({'method': 'bm25'}, {'negatives': NEGATIVES}, '^--min_score needs scores'),
+    ({'method': 'bm25', 'bm25_run': 'x'}, {'negatives': NEGATIVES}, None),
+    ({'method': 'bm25'}, {}, None),
+    ({'method': 'given'}, {'negatives': NEGATIVES}, '^--min_score needs score'),
+    ({'method': 'given'}, {}, 'the data gives no negatives'),
+    ({'method': 'ance'}, {'negatives': NEGATIVES}, None),
+    ({'method': 'ance_code_qa'}, {'answers': ANSWERS}, None),
+    (
+      {'method': 'ance_code_qa'},
+      {'answers': [*ANSWERS[1:], []]},
+      'needs answers, and 1 training queries have none',
+    ),
+    ({'drop_answers': True}, {'answers': ANSWERS}, None),
+    ({'drop_answers': True}, {}, '^--drop_answers needs answers'),
+  ],
+)
+def test_what_a_row_needs_of_the_data_is_asked_of_the_data(
+  flags, split, says, run
+):
+  run = fingerprint_test.changed(run, min_score=0.5, **flags)
+  changed = run.dataset.splits['train']._replace(**split)
+  with refused(says):
+    negatives.check(fingerprint_test.with_data(run, splits={'train': changed}))
 
 
 @pytest.mark.parametrize(

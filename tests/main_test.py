@@ -363,6 +363,68 @@ def test_a_flagfile_that_an_older_release_left_repeats_its_run(tmp_path):
     flags_lib.from_flagfile(other)
 
 
+OF_DATA = {
+  'data_dir': '/held', 'protocol': 'answers', 'train_split': 'learn',
+  'dev_split': 'held', 'dev_fraction': 0.4, 'bm25_run': '/x.trec',
+  'beir_set': 'nq', 'questions': 'nq',
+}  # fmt: skip
+OF_PLACES = {
+  'tokens_dir': '/t', 'compilation_cache_dir': '/c', 'output': '/o',
+  'picture': '/p', 'remote_dir': '/r',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('is_named', [False, True])
+def test_the_data_of_a_run_is_read_unless_another_is_named(
+  is_named, tiny, tmp_path, monkeypatch
+):
+  write_run(tmp_path, dataclasses.replace(tiny, seed=3, **OF_DATA, **OF_PLACES))
+  default = config_lib.Config()
+  config = settings_of(
+    monkeypatch, '--job=evaluate', f'--init_from={tmp_path}',
+    *['--dataset=pairs'][:is_named],
+  )  # fmt: skip
+  for name, value in OF_DATA.items():
+    found = getattr(config, name)
+    assert found == (getattr(default, name) if is_named else value), name
+  for name in OF_PLACES:
+    assert getattr(config, name) == getattr(default, name)
+  assert (config.seed, config.workdir) == (3, '')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    ([], ('IVF8,Flat', 'nprobe=4')),
+    (['--index_params=nprobe=2'], ('IVF8,Flat', 'nprobe=2')),
+    (['--index=Flat'], ('Flat', '')),
+    (
+      ['--index=IVF9,Flat', '--index_params=nprobe=3'],
+      ('IVF9,Flat', 'nprobe=3'),
+    ),
+  ],
+)
+def test_parameters_of_an_index_are_not_those_of_another(
+  arguments, expected, tiny, tmp_path, monkeypatch
+):
+  index = {'index': 'IVF8,Flat', 'index_params': 'nprobe=4'}
+  write_run(tmp_path, dataclasses.replace(tiny, **index))
+  config = settings_of(
+    monkeypatch, '--job=evaluate', f'--workdir={tmp_path}', *arguments
+  )
+  assert (config.index, config.index_params) == expected
+
+
+@pytest.mark.parametrize('job', config_lib.JOBS)
+def test_a_job_that_can_be_of_another_run_takes_its_settings(
+  job, tiny, tmp_path, monkeypatch
+):
+  write_run(tmp_path, dataclasses.replace(tiny, top_k=7))
+  config = settings_of(monkeypatch, f'--job={job}', f'--init_from={tmp_path}')
+  jobs = 'evaluate search audit mine export encode compare'.split()
+  assert config.top_k == (7 if job in jobs else 200)
+
+
 @pytest.mark.parametrize('job', ['evaluate', 'train'])
 def test_a_job_takes_the_settings_of_a_run_that_went_on_elsewhere(
   job, tiny, tmp_path, monkeypatch

@@ -90,9 +90,9 @@ def test_a_probe_looks_as_deep_as_what_is_mined(
   top_k, num_passages, depth, num_queries, every
 ):
   run = SimpleNamespace(
-    config=SimpleNamespace(top_k=top_k, train_split='train'),
+    config=SimpleNamespace(top_k=top_k, train_split='learn'),
     dataset=SimpleNamespace(
-      queries={'train': range(num_queries)}, passages=range(num_passages)
+      queries={'learn': range(num_queries)}, passages=range(num_passages)
     ),
     encode_queries=lambda split, watch, rows: rows,
   )
@@ -134,10 +134,10 @@ def small():
   run = SimpleNamespace(
     config=SimpleNamespace(
       method='ance', temperature=0.5, seed=0, num_hard_negatives=1,
-      train_split='train', dev_split='dev',
+      train_split='learn', dev_split='held',
     ),
     dataset=SimpleNamespace(
-      passages=range(10), splits={'train': train_split, 'dev': dev}
+      passages=range(10), splits={'learn': train_split, 'held': dev}
     ),
   )  # fmt: skip
   indexed = corpus_index.IndexedCorpus(
@@ -175,8 +175,8 @@ def test_ranks_and_what_was_lost_and_won(small):
 
 def test_queries_of_one_text_share_positives_in_training_but_not_on_dev(small):
   run, indexed, queries = small
-  run.dataset.splits['train'].groups = np.array([0, 1, 0])
-  run.dataset.splits['dev'].groups = np.array([0, 1, 1])
+  run.dataset.splits['learn'].groups = np.array([0, 1, 0])
+  run.dataset.splits['held'].groups = np.array([0, 1, 1])
   found = np.array([[1, 9, 4, 2], [5, 9, 8, 2], [9, 1, 2, 3]])
   seen = diagnostics.Probe(np.arange(3), queries, found)
   ranking = trec.Ranking(np.array([[3, 1], [2, 6], [2, 0]]), None)

@@ -13,6 +13,8 @@ from ance_jax.core import devices
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import trec
 from ance_jax.mining import candidates
+from ance_jax.mining import filters
+from ance_jax.mining import miner
 from ance_jax.retrieval import index
 from ance_jax.training import methods
 from ance_jax.training import negatives
@@ -68,9 +70,9 @@ def slow_banned(query, texts, judged, last, same_text):
 
 
 def of_rows(rows):
-  """A ranking without scores that tell anything."""
+  """A ranking whose scores tell of which passage they are."""
   rows = np.array(rows, np.int32)
-  return trec.Ranking(rows, np.zeros(rows.shape, np.float32))
+  return trec.Ranking(rows, rows.astype(np.float32))
 
 
 def select(run, method, rank, rows):
@@ -127,6 +129,8 @@ def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
         kept = [p for p in kept if p not in held]
       assert row == kept[:TOP_K], (query, start)
     assert counts['random'] == 0
+    scores = np.where(table < 0, np.nan, table)
+    np.testing.assert_array_equal(selected.scores, scores)
     names = ['judged', 'same_text', 'own_text', *(['answers'] if drops else [])]
     sums = np.sum(taken, 0).tolist()
     assert [counts[name] for name in names] == sums[: len(names)]
@@ -337,3 +341,42 @@ def test_a_text_of_many_good_pieces_leaves_room_for_the_others(where):
   found = index.search_pieces(made, texts_of, queries, 5)
   assert found.rows.tolist() == [[0, 1, 2, 3, 4]] * 3
   assert found.scores.tolist() == [[18, 10, 8, 6, 4]] * 3
+
+
+EVERY_RULE = {
+  'skip_ranks': 2, 'max_rank': 30, 'max_score': 0.9, 'min_score': 0.1,
+  'absolute_margin': 0.2, 'relative_margin': 0.3, 'z_margin': 0.4,
+  'center_scores': True, 'rerank_max_score': 0.8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('flags', 'rules', 'on_shortage'),
+  [
+    ({}, {}, 'fill'),
+    # Any lower rank may take the place of one that is left out, until a score
+    # or a draw has to choose among so many.
+    ({'skip_ranks': 3}, {}, 'fill'),
+    ({'skip_ranks': 3, 'choose': 'random'}, {'max_rank': 11}, 'fill'),
+    ({'z_margin': 0.0, 'on_shortage': 'keep'}, {'max_rank': 8}, 'keep'),
+    (
+      {'rerank_max_score': 0.0, 'skip_ranks': 1, 'score_run': '/x'},
+      {'max_rank': 9},
+      'fill',
+    ),
+    ({'score_run': '/x', 'choose': 'random', **EVERY_RULE}, {}, 'fill'),
+  ],
+)
+def test_a_run_mines_by_each_of_its_rules_but_in_its_warm_up(
+  flags, rules, on_shortage
+):
+  config = config_lib.Config(method='ance', top_k=6, seed=5, **flags)
+  asked = {n: v for n, v in flags.items() if n in filters.Rules._fields}
+  expected = filters.Rules(**{**asked, **rules, 'num_scores': 6})
+  choose = 'random' if 'choose' in flags else 'top'
+  found = negatives._settings(config, methods.METHODS['ance_in_batch'], 8, 2)
+  assert found == miner.Settings(8, expected, choose, on_shortage, 2, 5)
+  warming_up = negatives._settings(config, methods.METHODS['dpr'], 8, None)
+  assert warming_up == miner.Settings(
+    8, filters.Rules(), 'top', 'fill', None, 5
+  )

@@ -370,6 +370,36 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
   assert len({rows.tobytes() for rows in drawn.values()}) == 4
 
 
+def test_a_search_in_blocks_costs_as_much_as_in_one(monkeypatch):
+  """And its seconds, those before it aside, are not of the mining."""
+  config = config_lib.Config(
+    method='ance', query_slices=2, steps_per_refresh=4, max_steps=9
+  )
+  run = SimpleNamespace(
+    config=config,
+    dataset=SimpleNamespace(queries={'train': range(6)}),
+    encode_queries=lambda split, watch, rows: rows,
+  )
+  indexed = SimpleNamespace(
+    search_flops=lambda number: 10 * number,
+    rank=lambda queries, depth: (queries.tolist(), depth),
+  )
+  watch, searched = logs.Stopwatch(), []
+  watch.secs['search'] = 50.0
+
+  def select_negatives(run, method, source, rows, what):
+    blocks = np.array([3, 4]), np.array([5])
+    searched.extend(source.rank(block, 7) for block in blocks)
+    watch.secs['search'] += 100
+    return None, {}
+
+  monkeypatch.setattr(negatives_lib, 'select_negatives', select_negatives)
+  refreshes._mine(run, 4, indexed, watch)
+  assert searched == [([3, 4], 7), ([5], 7)]
+  assert watch.flops == {'search': 30}
+  assert watch.secs['mine'] == pytest.approx(-100, abs=9)
+
+
 def scores_of(run, step):
   """All (Q, N) scores of training queries, and the least of their positives."""
   shapes = bi_encoder.shapes(run.retriever.config)

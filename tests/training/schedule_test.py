@@ -74,3 +74,16 @@ def test_a_query_has_the_negatives_of_its_row_and_one_where_triplets_are_made():
 def test_intervals_that_leave_out_steps_are_refused(settings, text):
   with pytest.raises(errors.BadInput, match='without a gap'):
     dataclasses.replace(settings, refresh_schedule=text)
+
+
+@pytest.mark.parametrize(
+  ('every', 'saves'), [(None, [0, 3, 6, 8]), (5, [0, 5, 8]), (9, [0, 8])]
+)
+def test_checkpoints_are_as_far_apart_as_refreshes_would_be(every, saves):
+  config = config_lib.Config(
+    method='dpr', max_steps=8, steps_per_refresh=3, steps_per_checkpoint=every
+  )
+  assert due(schedule.save_due, config) == saves
+  assert schedule.num_saves(config) == len(saves)
+  nexts = [schedule.next_boundary(config, step) for step in range(8)]
+  assert nexts == [min(n for n in saves if n > step) for step in range(8)]
