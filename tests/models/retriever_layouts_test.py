@@ -79,11 +79,11 @@ def make_ance(folder):
   return theirs
 
 
-def make_dpr(folder, side, seed):
+def make_dpr(folder, side, seed, projection=12):
   """An encoder of DPR's as the hub has it, and its embeddings of ids."""
-  bert_weights_test.make_torch('bert', folder)
+  bert_weights_test.make_torch('bert', folder, positions=300)
   config = transformers.DPRConfig.from_json_file(folder / 'config.json')
-  config.projection_dim = 12
+  config.projection_dim = projection
   classes = {
     bi_encoder.QUERY: transformers.DPRQuestionEncoder,
     bi_encoder.PASSAGE: transformers.DPRContextEncoder,
@@ -184,6 +184,11 @@ def test_two_encoders_of_dpr_are_read_in_their_order(tmp_path):
     errors.BadInput, match='as the one of query; name the enc'
   ):
     load(init_from=f'{passage},{query}')
+  # That of the papers has no projection.
+  theirs = make_dpr(tmp_path / 'plain', bi_encoder.PASSAGE, 3, projection=0)[1]
+  plain = load(init_from=tmp_path / 'plain')
+  assert (plain.config.query_length, plain.config.passage_length) == (256, 256)
+  check(plain, bi_encoder.QUERY, theirs, 'bert')
   alone = load(init_from=query)
   assert alone.config.tied
   check(alone, bi_encoder.PASSAGE, made[bi_encoder.QUERY], 'bert')
