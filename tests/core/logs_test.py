@@ -10,6 +10,7 @@ import sys
 import types
 
 import pytest
+from tensorboardX import event_file_writer
 
 from ance_jax import errors
 from ance_jax.core import distributed
@@ -92,6 +93,24 @@ def test_a_second_interrupt_leaves_at_once():
   left = []
   interrupt(lambda: left.append('left'))
   assert left == ['left']
+
+
+def test_tensorboard_hides_what_was_written_behind_the_checkpoint(
+  tmp_path, monkeypatch
+):
+  written = []
+  monkeypatch.setattr(
+    event_file_writer.EventsWriter,
+    'write_event',
+    lambda _, event: written.append(event),
+  )
+  write(tmp_path, 4, [(5, {'train/loss': 2})])
+  # START hides earlier points of its step and all after it.
+  _, first, second = written
+  assert (first.step, first.session_log.status) == (5, 1)
+  (value,) = second.summary.value
+  assert (second.step, value.simple_value) == (5, 2)
+  assert 'train/loss' in value.tag
 
 
 def test_tensorboard_meeting_a_full_disk_is_an_error_and_no_hang(
