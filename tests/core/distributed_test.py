@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ance_jax.core import devices
 from ance_jax.core import distributed
 from ance_jax.core import logs
 from ance_jax.jobs import train
+from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import experiment
 from ance_jax.training import negatives
@@ -202,6 +204,30 @@ def test_the_parts_of_an_index_find_what_the_whole_one_does(
   for found in threads.run(search):
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize('count', [1, 3, 5])
+def test_queries_of_a_slice_are_encoded_by_all_processes(count, monkeypatch):
+  rows, threads = np.array([3, 9, 4, 7, 1, 0, 5]), Threads(count)
+  for name in ('index', 'count', 'all_gather'):
+    monkeypatch.setattr(distributed, name, getattr(threads, name))
+  encoded = SimpleNamespace(
+    encode_rows=lambda *args: (args[-1][:, None].astype(np.float32), 0),
+    flops=lambda encoder, body, lengths: lengths.sum(),
+  )
+  monkeypatch.setattr(corpus_index, 'encoding', encoded)
+  model = SimpleNamespace(
+    query_encoder=None, params=None, config=SimpleNamespace(body=None)
+  )
+  queries = SimpleNamespace(lengths=lambda: np.arange(20))
+
+  def encode():
+    watch = logs.Stopwatch()
+    found = corpus_index.encode_queries(model, queries, 'train', watch, rows)
+    return found[:, 0].tolist(), watch.flops['encode']
+
+  # With five processes the last has none.
+  assert threads.run(encode) == [(rows.tolist(), rows.sum())] * count
 
 
 def test_a_process_without_a_block_is_refused(config, monkeypatch):

@@ -321,6 +321,9 @@ def test_embeddings_have_all_that_their_bits_hang_on_in_their_key(run):
     with_data(run, passages=run.dataset.passages._replace(hash='other'))
   )
   others.append(run.on_devices(tuple(experiment.devices_lib.local(2))))
+  device = SimpleNamespace(process_index=0, device_kind='other')
+  with_it = run.retriever._replace(devices=(device,))
+  others.append(run._replace(retriever=with_it))
   body = dataclasses.replace(BODY, activation='relu')
   for change in (
     {'pooling': 'cls'}, {'similarity': 'cosine'}, {'head_norm': False},
