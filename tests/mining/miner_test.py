@@ -346,6 +346,8 @@ def test_so_many_passages_are_excluded_as_are_of_any_text_that_is():
     np.array([0, 1]), np.array([0, 2]), groups, 3, own
   )
   assert excluded.num_excluded.tolist() == [4, 2, 2]
+  # Query row x 6 + group, of what is no positive.
+  assert excluded.own.tolist() == [0 + 2, 6 + 3, 12 + 0]
 
 
 def test_a_second_scorer_is_asked_about_what_the_others_left():
