@@ -56,11 +56,11 @@ def make(kind, folder, activation='Sigmoid'):
   return theirs
 
 
-def load(folder, num_devices=1):
+def load(folder, num_devices=1, dtype='float32'):
   return rerank.load(
     str(folder),
     devices=devices.local(num_devices),
-    dtype='float32',
+    dtype=dtype,
     tokens_per_batch=512,
   )
 
@@ -98,6 +98,8 @@ def test_older_folders_name_their_activation_elsewhere(of_4, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   scores = load(tmp_path)(PAIRS)
   np.testing.assert_allclose(scores, theirs.predict(PAIRS), rtol=0, atol=1e-5)
+  coarse = load(tmp_path, dtype='bfloat16')(PAIRS)
+  assert 1e-4 < np.abs(coarse - scores).max() < 0.1
 
 
 def test_a_cross_encoder_scores_what_other_filters_left(
