@@ -165,7 +165,7 @@ def test_a_flagfile_that_was_written_gives_the_same_settings(tmp_path):
   'score_run'.split(),
 )
 def test_a_path_is_written_out(name):
-  with pytest.raises(errors.BadInput, match=rf'^--{name}\b.*~'):
+  with pytest.raises(errors.BadInput, match=f'^--{name}=~/path has a ~'):
     config.Config(**{name: '~/path'})
 
 

@@ -104,14 +104,6 @@ def test_a_probe_looks_as_deep_as_what_is_mined(
   assert seen.found == (seen.queries, depth)
 
 
-def test_a_passage_in_pieces_is_looked_at_by_its_first():
-  blocks = [np.float32([[1, 1], [2, 2]]), np.float32([[3, 3], [4, 4], [5, 5]])]
-  texts_of = np.array([0, 1, 1, 2, 2])
-  indexed = corpus_index.IndexedCorpus(None, '', None, texts_of, blocks)
-  found = diagnostics._embeddings(indexed, np.array([[2], [1], [0]]))
-  assert found.tolist() == [[[4, 4]], [[2, 2]], [[1, 1]]]
-
-
 @pytest.fixture
 def small():
   """A run of three training and three dev queries over ten passages."""

@@ -13,6 +13,7 @@ from ance_jax.core import logs
 from ance_jax.data import tokens
 from ance_jax.models import bert
 from ance_jax.retrieval import encoding
+from ance_jax.training import negatives
 from ance_jax.training import run_log
 from ance_jax.training import schedule
 
@@ -75,6 +76,53 @@ def test_what_is_logged_of_a_step_is_of_that_step():
     assert values == {
       'train/loss': step / 8, 'train/accuracy': 0.5, 'train/grad_norm': 2, **age
     }  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ['loss', 'grad_norm'])
+@pytest.mark.parametrize('value', [np.inf, np.nan])
+def test_a_step_that_went_beyond_all_numbers_ends_the_run(name, value):
+  log = run_log.RunLog(
+    SimpleNamespace(config=config_lib.Config(steps_per_log=1)),
+    SimpleNamespace(write=lambda *_: pytest.fail('it is written')),
+    collections.Counter(),
+    None,
+  )
+  metrics = {'loss': 1.0, 'accuracy': 0.5, 'grad_norm': 2.0, name: value}
+  with pytest.raises(FloatingPointError, match=f'step 3 has .*{value}'):
+    log.log_step(3, metrics, None)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'given', 'source'),
+  [
+    ({'bm25_run': '/x'}, [[1]], 'file'),
+    ({'bm25_run': '/x'}, None, 'file'),
+    ({}, [[1]], 'lists'),
+    ({}, None, 'bm25s'),
+  ],
+)
+def test_bm25_is_the_file_that_is_named_then_the_data_then_our_own(
+  settings, given, source, monkeypatch
+):
+  config = config_lib.Config(
+    bm25_k1=0.5, bm25_b=0.25, bm25_language='none', **settings
+  )
+  run = SimpleNamespace(config=config, dataset=SimpleNamespace(corpus=None))
+  split = SimpleNamespace(negatives=given, texts=['q'])
+  made = []
+  for name, what in (('of_run_file', 'file'), ('of_lists', 'lists')):
+    monkeypatch.setattr(
+      negatives.candidates,
+      name,
+      lambda *_, what=what: SimpleNamespace(name=what),
+    )
+  monkeypatch.setattr(negatives.tokens, 'passage_texts', lambda *_: ['p'])
+  monkeypatch.setattr(
+    negatives.bm25, 'make_rank', lambda *texts, **kw: made.append((texts, kw))
+  )
+  assert negatives._bm25_source(run, split).name == source
+  flags = {'k1': 0.5, 'b': 0.25, 'language': 'none', 'queries': ['q']}
+  assert made == [((['p'],), flags)] * (source == 'bm25s')
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from ance_jax import config as config_lib
-from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import devices
 from ance_jax.training import background
+from ance_jax.training import experiment
+from ance_jax.training import methods
 from ance_jax.training import refreshes
 from ance_jax.training import resume
 from ance_jax.training import schedule
@@ -357,55 +358,114 @@ def test_a_checkpoint_stays_that_a_refresh_may_be_made_of_again(
 @pytest.mark.parametrize(
   ('settings', 'others', 'seen'),
   [
-    ({'refresh_mode': 'async'}, (), ['thread', 'run', 'poller']),
-    ({'refresh_mode': 'async'}, ('b',), ['thread', ('b',), 'poller']),
-    ({'refresh_mode': 'external'}, ('b',), ['poller']),
-    ({'refresh_mode': 'async', 'refresh_replay': '/other'}, (), []),
-    ({'refresh_mode': 'async', 'method': 'dpr'}, (), []),
-    ({'refresh_mode': 'async', 'warmup_steps': 20}, (), []),
-    ({'refresh_mode': 'async', 'warmup_steps': 19}, (), ['thread', 'run',
-      'poller']),
-    ({}, (), []),
+    ({'refresh_mode': 'async'}, (), 'both'),
+    ({'refresh_mode': 'async'}, ('b',), 'both'),
+    ({'refresh_mode': 'external'}, ('b',), 'poller'),
+    ({'refresh_mode': 'async', 'refresh_replay': '/other'}, (), 'none'),
+    ({'refresh_mode': 'async', 'method': 'dpr'}, (), 'none'),
+    ({'refresh_mode': 'async', 'warmup_steps': 20}, (), 'none'),
+    ({'refresh_mode': 'async', 'warmup_steps': 19}, (), 'both'),
+    ({}, (), 'none'),
   ],
-)  # fmt: skip
+)
 def test_a_refresher_beside_training_has_the_devices_that_it_was_given(
   settings, others, seen, monkeypatch
 ):
   config = config_lib.Config(**{'max_steps': 20, **settings})
   run = SimpleNamespace(config=config, on_devices=lambda devices: devices)
-  found, ended = [], []
+  found, made = [], SimpleNamespace(close=lambda: None)
 
-  def thread(there):
-    found.extend(['thread', 'run' if there is run else there])
-    return SimpleNamespace(close=lambda: ended.append('thread'))
-
-  def poller(here, its_thread):
-    assert here is run
-    assert (its_thread is None) == (config.refresh_mode == 'external')
-    found.append('poller')
-    return SimpleNamespace(close=lambda: ended.append('poller'))
+  def opened(name):
+    return lambda *given: found.append((name, *given)) or made
 
   monkeypatch.setattr(devices, 'training_devices', lambda _: (('a',), others))
-  monkeypatch.setattr(background, 'RefreshThread', thread)
-  monkeypatch.setattr(background, 'RefreshPoller', poller)
+  monkeypatch.setattr(background, 'RefreshThread', opened('thread'))
+  monkeypatch.setattr(background, 'RefreshPoller', opened('poller'))
   with contextlib.ExitStack() as stack:
-    is_there = background.open_poller(stack, run) is not None
-  assert found == seen
-  assert is_there == bool(seen)
-  assert ended == [name for name in ('poller', 'thread') if name in seen]
+    background.open_poller(stack, run)
+  there = others or run
+  assert (
+    found
+    == {
+      'both': [('thread', there), ('poller', run, made)],
+      'poller': [('poller', run, None)],
+      'none': [],
+    }[seen]
+  )
 
 
-def test_training_waits_until_a_refresh_is_new_enough_or_it_is_stopped(
-  monkeypatch,
-):
+def test_training_waits_for_a_refresh_that_is_just_new_enough(monkeypatch):
   monkeypatch.setattr(background, 'LOOK_SECS', 0)
   poller = background.RefreshPoller(None)
   newest = iter([None, 3, 4, 5, 9])
   monkeypatch.setattr(poller, 'newest', lambda *_: next(newest))
   assert poller.wait(None, 9, 5) == 5
-  newest = iter([5, 4])
-  monkeypatch.setattr(background.logs, 'stop_requested', lambda: True)
-  assert poller.wait(None, 9, 5) == 5
-  with pytest.raises(errors.Stopped, match='at step 9'):
-    poller.wait(None, 9, 5)
   poller.close()
+
+
+@pytest.mark.parametrize(
+  ('staleness', 'plan', 'active', 'step', 'expected'),
+  [
+    (0, [], None, 0, 30),
+    (0, [(8, 6), (12, 9)], None, 0, 8),
+    (0, [(8, 6), (12, 9)], (8, 6), 8, 12),
+    (0, [(8, 6), (12, 9)], (12, 9), 12, 30),
+    # Up to where training may have to wait, and on from there step by step.
+    (16, [], None, 0, 20),
+    (16, [], (8, 6), 8, 22),
+    (16, [], (8, 6), 21, 22),
+    (16, [], (8, 6), 22, 23),
+    (16, [], (8, 6), 23, 24),
+    (16, [(9, 7)], (8, 6), 8, 9),
+  ],
+)
+def test_a_stretch_ends_where_a_refresh_may_come_into_use(
+  staleness, plan, active, step, expected, monkeypatch
+):
+  monkeypatch.setattr(
+    resume, 'to_replay', lambda _: [schedule.ActiveRefresh(*n) for n in plan]
+  )
+  config = config_lib.Config(
+    method='ance', refresh_mode='external', max_staleness=staleness,
+    warmup_steps=4, max_steps=30, steps_per_refresh=16,
+  )  # fmt: skip
+  monkeypatch.setattr(schedule, 'next_boundary', lambda *_: 30)
+  training = make_trainer(
+    run=SimpleNamespace(config=config),
+    step=step,
+    active_refresh=schedule.ActiveRefresh(*active) if active else None,
+    poller='poller',
+  )
+  assert training._end_of_stretch() == expected
+
+
+def test_a_step_has_the_batch_of_its_seed_and_of_its_process(monkeypatch):
+  asked = []
+  monkeypatch.setattr(experiment, 'training_data', lambda *given: given)
+  monkeypatch.setattr(trainer.steps, 'make_train_step', lambda *given: given)
+  monkeypatch.setattr(
+    trainer.batches,
+    'make_batch',
+    lambda *given, **kw: asked.append((given, kw)),
+  )
+  monkeypatch.setattr(devices, 'shard', lambda *_: None)
+  monkeypatch.setattr(trainer.distributed, 'index', lambda: 1)
+  monkeypatch.setattr(trainer.distributed, 'count', lambda: 3)
+  config = config_lib.Config(
+    method='ance_code', num_hard_negatives=20, seed=5, batch_size=6
+  )
+  run = SimpleNamespace(
+    config=config, retriever=SimpleNamespace(config='R'), devices='D'
+  )
+  training = make_trainer(run=run, optimizer='O')
+  of_step = {'seed': 5, 'batch_size': 6, 'negatives': 'N', 'part': (1, 3)}
+  for name, number, triplets in (
+    ('ance_code', 1, True),
+    ('in_batch', 0, False),
+  ):
+    row = methods.METHODS[name]
+    train_step, make_batch = training._make_step(row)
+    assert train_step == (config, row, 'R', 'O', 'D')
+    make_batch(7, 'N')
+    expected = {**of_step, 'num_negatives': number, 'triplets': triplets}
+    assert asked.pop() == (((run, row), 7), expected)
