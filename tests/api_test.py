@@ -206,6 +206,7 @@ def test_pieces_of_passages_have_a_row_each(trained, index):
     ({'positives': [[0], [-1]]}, 'found -1 to 0'),
     ({'positives': [[0], [10**6]]}, 'found 0 to 1000000'),
     ({'num_negatives': 101}, 'num_negatives=101 does not fit'),
+    ({'rules': filters.Rules(6, 9)}, 'between skip_ranks=6 and max_rank=9'),
     ({'choose': 'best'}, "choose='best' is unknown; use one of top, random"),
     ({'on_shortage': 'cry'}, "on_shortage='cry' is unknown"),
     (

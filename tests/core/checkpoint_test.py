@@ -242,4 +242,6 @@ def test_the_hash_tells_values_and_names():
   same = {'b': jnp.zeros(3), 'a': jnp.ones(3)}
   swapped = {'a': jnp.zeros(3), 'b': jnp.ones(3)}
   assert checkpoint.weights_hash(params) == checkpoint.weights_hash(same)
-  assert checkpoint.weights_hash(params) != checkpoint.weights_hash(swapped)
+  renamed = {'a': jnp.ones(3), 'c': jnp.zeros(3)}
+  for other in (swapped, renamed):
+    assert checkpoint.weights_hash(params) != checkpoint.weights_hash(other)

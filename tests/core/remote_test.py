@@ -440,6 +440,8 @@ def test_a_file_is_no_place_for_a_copy(scheme, tmp_path):
   for name in ('b', 'none'):
     remote.connect(tmp_path / 'run', f'{above}/{name}')
     assert remote.is_connected(tmp_path / 'run')
+  remote.connect(tmp_path / 'run', '')
+  assert not remote.is_connected(tmp_path / 'run')
 
 
 def test_a_place_that_cannot_be_reached_is_refused(tmp_path, monkeypatch):

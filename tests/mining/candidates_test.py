@@ -44,3 +44,10 @@ def test_candidates_have_the_scores_of_the_embeddings_whatever_the_index(
   found = source.rank(np.arange(3, 8), 6)
   expected = np.take_along_axis(queries @ rows.T, found.rows, 1)
   np.testing.assert_allclose(found.scores, expected, atol=1e-4)
+
+
+def test_of_a_list_are_ranked_as_many_as_are_asked_for():
+  lists = [[], [4, 7], [], [0, 1, 3]]
+  source = candidates.of_lists(lambda row: np.array(lists[row]), 'the lists')
+  rows = source.rank(np.array([3, 1, 0]), 2).rows
+  assert rows.tolist() == [[0, 1], [4, 7], [-1, -1]]

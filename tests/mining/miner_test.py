@@ -223,10 +223,15 @@ def test_all_passages_that_may_be_drawn_are_drawn_once_where_few_are_left():
 def test_a_block_has_so_many_queries_that_their_rankings_fit(monkeypatch):
   monkeypatch.setattr(miner, '_PLACES_AT_ONCE', 60)
   pairs = [(query, query) for query in range(11)]
-  task = make_task(by_row, pairs, range(99), 11, number=19)
-  found = list(miner.blocks(task, np.arange(11)[::-1]))
-  assert max(map(len, found)) == 2
-  np.testing.assert_array_equal(np.concatenate(found), np.arange(11)[::-1])
+  # The positive of the last has 40 passages of its text, so its depth is 59.
+  groups = [*range(60), *[10] * 39]
+  task = make_task(by_row, pairs, groups, 11, number=19)
+  for order in (np.arange(11)[::-1], np.arange(1, 11)):
+    found = list(miner.blocks(task, order))
+    assert max(map(len, found)) == 2
+    sizes = [len(part) * miner.depths(task)[part].max() for part in found]
+    assert max(sizes) <= 60
+    np.testing.assert_array_equal(np.concatenate(found), order)
 
 
 @pytest.mark.parametrize('seed', range(3))

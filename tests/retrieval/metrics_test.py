@@ -131,7 +131,7 @@ def test_the_passage_with_the_id_of_a_query_is_no_result_for_it():
   split = make_split(judged, 3)._replace(
     protocol='beir', own=np.array([4, -1, 7], np.int32)
   )
-  assert metrics.depth(split, 5000) == 101
+  assert [metrics.depth(split, size) for size in (5000, 60)] == [101, 60]
   scores = np.array([[3, 2, 1], [3, 2, -np.inf], [3, 2, 1]], np.float32)
   found = metrics.without_own(trec.Ranking(rows, scores), split)
   assert found.rows.tolist() == [[2, 7, -1], [1, 4, -1], [5, 6, -1]]
