@@ -27,7 +27,7 @@ _MAX_SECS = 10
 
 
 class BadPattern(errors.BadInput):
-  """An answer is not a usable regular expression."""
+  """An answer is no regular expression."""
 
 
 def tokens(text: str) -> str:
@@ -48,14 +48,21 @@ def is_in(pattern: str, text: str) -> bool:
     text: The text, in Unicode form NFD.
 
   Raises:
-    BadPattern: The expression is invalid or takes too long.
+    BadPattern: The expression is invalid.
+    BadInput: It takes too long on this text.
   """
   flags = regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
   pattern = unicodedata.normalize('NFD', pattern)
   try:
     return regex.search(pattern, text, flags, timeout=_MAX_SECS) is not None
-  except (regex.error, TimeoutError) as error:
-    raise BadPattern(str(error) or 'too slow') from error
+  except regex.error as error:
+    raise BadPattern(str(error)) from error
+  except TimeoutError as error:
+    raise errors.refusal(
+      f'the answer {pattern!r} is still being matched after {_MAX_SECS} s in '
+      f'the passage that begins {text[:60]!r}',
+      'write a simpler regular expression',
+    ) from error
 
 
 def held(
