@@ -292,15 +292,18 @@ def test_a_query_short_of_negatives_keeps_them_or_not_or_is_filled_up(
   def rank(rows, depth):
     found = by_row(rows, depth)
     found[rows == 1, 3:] = -1
+    found[rows == 2, 5:] = -1
     return found
 
   task = make_task(
-    rank, [(0, 0), (1, 1)], range(30), 2, number=5, least=4,
+    rank, [(0, 0), (1, 1), (2, 0)], range(30), 3, number=5, least=4,
     on_shortage=on_shortage,
   )  # fmt: skip
   negatives, scores, _, (one,) = mined(task)
   assert negatives[0].tolist() == [1, 2, 3, 4, 5]
-  assert one.found.tolist() == [5, 2]
+  # As many as are needed are enough.
+  assert negatives[2].tolist() == [1, 2, 3, 4, -1]
+  assert one.found.tolist() == [5, 2, 4]
   expected = {'keep': [0, 2], 'drop': [], 'fill': [0, 2]}[on_shortage]
   assert negatives[1, : len(expected)].tolist() == expected
   filled = 2 * (on_shortage == 'fill')
