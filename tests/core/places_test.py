@@ -405,7 +405,7 @@ def test_what_a_run_of_others_cannot_take_is_refused_with_the_way_round(
 def test_to_compare_a_run_of_others_its_ranking_is_made_elsewhere(name, shut):
   pathlib.Path('mine').mkdir()
   config = config_lib.Config(job='compare', runs=f'{name},other', split='dev')
-  with pytest.raises(errors.BadInput, match='found none; make it with') as says:
+  with pytest.raises(errors.BadInput, match='; make it with') as says:
     systems.read(config)
   way = f'--init_from={name} --workdir=FOLDER_OF_YOUR_OWN, and name that folder'
   assert (f' --split=dev {way}.' in str(says.value)) == (name == 'theirs')

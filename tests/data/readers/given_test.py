@@ -985,7 +985,7 @@ def test_the_best_score_of_a_query_is_that_of_its_positives_alone(beir):
     # Six passages; a query has one positive, and p1 the text of p5: four left.
     ({'num_hard_negatives': 4, 'top_k': 4}, ''),
     ({'num_hard_negatives': 5, 'top_k': 5}, 'lower --num_hard_negatives'),
-    ({'num_hard_negatives': 3, 'top_k': 2}, 'the first --top_k'),
+    ({'num_hard_negatives': 3, 'top_k': 2}, 'more than --top_k=2'),
     ({'num_hard_negatives': 3, 'top_k': 3}, ''),
   ],
 )
