@@ -174,27 +174,21 @@ def mine(
     seed: Seed of all random draws.
 
   Returns:
-    `rows` (Q, K) int32, best first, -1 behind the last of a query; `scores`
+    `rows` (Q, K) int32, best first, padded with -1; `scores`
     (Q, K) float32, NaN there; and counts.
 
   Raises:
     BadInput: The arguments do not go together, or with the passages.
   """
   rules = rules or filters.Rules(max_rank=_MAX_RANK)
-  for name, value, known in (
-    ('choose', choose, ('top', 'random')),
-    ('on_shortage', on_shortage, ('keep', 'drop', 'fill')),
-  ):
-    if value not in known:
-      raise errors.refusal(
-        f'{name}={value!r} is unknown', f'use one of {", ".join(known)}'
-      )
-  if num_negatives > (rules.max_rank or np.inf) - rules.skip_ranks:
-    raise errors.refusal(
-      f'num_negatives={num_negatives} does not fit between '
-      f'skip_ranks={rules.skip_ranks} and max_rank={rules.max_rank}',
-      'change one of the three',
-    )
+  settings = miner.Settings(
+    num_negatives,
+    rules._replace(num_scores=rules.num_scores or rules.max_rank),
+    choose,
+    on_shortage,
+    seed=seed,
+  )
+  _check(settings)
   split = _split(index.corpus, queries, positives)
   excluded = negatives_lib.excluded(split, index.corpus, _METHOD, same_text)
   most, size = int(excluded.num_excluded.max()), len(index.corpus.ids)
@@ -210,15 +204,29 @@ def mine(
     ),
     split.shared_positives(),
     excluded,
-    miner.Settings(
-      num_negatives,
-      rules._replace(num_scores=rules.num_scores or rules.max_rank),
-      choose,
-      on_shortage,
-      seed=seed,
-    ),
+    settings,
   )
   return miner.mine_table(task, 0, len(queries), 'mine')
+
+
+def _check(settings):
+  """Raises `BadInput` for `miner.Settings` that no mining can follow."""
+  for name, known in (
+    ('choose', ('top', 'random')),
+    ('on_shortage', ('keep', 'drop', 'fill')),
+  ):
+    value = getattr(settings, name)
+    if value not in known:
+      raise errors.refusal(
+        f'{name}={value!r} is unknown', f'use one of {", ".join(known)}'
+      )
+  number, rules = settings.number, settings.rules
+  if number > (rules.max_rank or np.inf) - rules.skip_ranks:
+    raise errors.refusal(
+      f'num_negatives={number} does not fit between '
+      f'skip_ranks={rules.skip_ranks} and max_rank={rules.max_rank}',
+      'change one of the three',
+    )
 
 
 def _split(corpus, queries, positives):

@@ -927,7 +927,7 @@ def refuse_left_over(arguments: list[str], place: str = '') -> None:
     raise errors.refusal(
       f'{arguments[0][:80]!r} is not a flag',
       'write --name=value with two dashes, without spaces, and without a '
-      'comment behind it',
+      'comment after it',
       place,
     )
 

@@ -69,7 +69,7 @@ _SPLITS = ('train_split', 'dev_split', 'split')
 TEST_SPLITS = ('test', 'dl19', 'dl20')
 # Patterns that are errors in a path because no shell expands it, and the cure.
 _NO_PATHS = (
-  (r'\s#', 'has a comment behind it', 'put it on a line of its own'),
+  (r'\s#', 'has a comment after it', 'put it on a line of its own'),
   (r'://', 'is an address, not a path', 'download or mount the data'),
   (
     r'^[A-Za-z]:[\\/]|\\',

@@ -6,6 +6,7 @@ import functools
 import bert_weights_test
 import conftest
 import formats
+import needs
 import pytest
 import retriever_layouts_test
 
@@ -119,7 +120,7 @@ RELEASED = {
 }  # fmt: skip
 
 
-@bert_weights_test.needs_torch
+@needs.torch
 @pytest.mark.parametrize('name', RELEASED)
 def test_a_released_checkpoint_is_scored_as_its_flagfile_says(name, tmp_path):
   write, make, measure = RELEASED[name]

@@ -305,21 +305,4 @@ def test_rare_settings_together_give_what_they_gave(
     lines = (f'{json.dumps(key)}: {json.dumps(kept[key])}' for key in kept)
     EXPECTED.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
   expected = {key: kept[key] for key in kept if key.startswith(f'{name}: ')}
-  assert_close(found, expected, name)
-
-
-def assert_close(found, expected, where):
-  """Compares JSON, with numbers to ACCURACY."""
-  if isinstance(expected, dict):
-    assert sorted(found) == sorted(expected), where
-    for key in expected:
-      assert_close(found[key], expected[key], f'{where}: {key}')
-  elif isinstance(expected, list):
-    assert len(found) == len(expected), where
-    for place, pair in enumerate(zip(found, expected, strict=True)):
-      assert_close(*pair, f'{where}: {place}')
-  elif isinstance(expected, float):
-    close = pytest.approx(expected, rel=ACCURACY, abs=ACCURACY, nan_ok=True)
-    assert found == close, where
-  else:
-    assert found == expected, where
+  old_run_test.assert_same(found, expected, name, ACCURACY)

@@ -338,8 +338,8 @@ def newest_whole(
   if committed:
     raise errors.Damaged(
       f'all {len(committed)} checkpoints in {workdir} are damaged '
-      f'({damaged_ones}); give back a copy, or name another --workdir to begin '
-      'anew.'
+      f'({damaged_ones}); restore a copy of one, or start a new run in another '
+      '--workdir.'
     )
   return None, None
 

@@ -55,17 +55,6 @@ def refusal(
   return errors.refusal(fact, cure, place)
 
 
-def bad(
-  path: str | os.PathLike,
-  rule: str,
-  found: str,
-  cure: str,
-  line: int | None = None,
-) -> errors.BadInput:
-  """Returns `refusal` of a rule, the beginning of a sentence, and a value."""
-  return refusal(path, f'{rule}; found {found}', cure, line)
-
-
 def quoted(value: Any) -> str:
   """Returns the beginning of a value, quoted, on one line."""
   return repr(value if isinstance(value, bytes) else str(value)[:80])[:120]
@@ -239,7 +228,7 @@ def json_value(
     raise refusal(
       path,
       f'not one JSON value ({quoted(text) if line else error.msg})',
-      'mend it',
+      'correct it',
       line or error.lineno,
     ) from error
   except _Refused as error:
@@ -311,7 +300,7 @@ def _line(chunk, path, number, counts):
   for character, name in (('\0', 'NUL'), ('\r', 'carriage return')):
     if character in text:
       fact = f'a {name} is in {quoted(text[:60])}'
-      cure = 'write the file as UTF-8 text with an LF behind each line'
+      cure = 'write the file as UTF-8 text with an LF at the end of each line'
       raise refusal(path, fact, cure, number)
   if not text or text.isspace():
     counts['empty lines left out'] += 1
@@ -325,7 +314,7 @@ def _decoded(data, path, line=None):
   except UnicodeDecodeError as error:
     place = error.start
     wrong, before = data[place : place + 4], data[max(place - 30, 0) : place]
-    fact = f'{wrong!r} behind {before!r} is not UTF-8'
+    fact = f'{wrong!r} after {before!r} is not UTF-8'
     cure = 'convert the file'
     if path.suffix == '.gz':
       cure = 'fetch it again, or convert it'
@@ -356,7 +345,7 @@ def _number(digits):
   value = float(digits)
   if not math.isfinite(value):
     raise _Refused(
-      f'{quoted(digits)} is not a finite number', 'quote it, or mend it'
+      f'{quoted(digits)} is not a finite number', 'quote it, or correct it'
     )
   return value
 

@@ -90,7 +90,7 @@ def padded(
     column: (n,), of any type.
     starts: (q,) int, index of the first item of each slice.
     sizes: (q,) int, length of each slice.
-    empty: Value behind the end of shorter slices.
+    empty: Value that pads shorter slices.
   """
   there = np.arange(sizes.max(initial=0)) < sizes[:, None]
   rows = np.full(there.shape, empty, column.dtype)

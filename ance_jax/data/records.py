@@ -472,7 +472,7 @@ def judgements(
     if passage is None and passage_id.strip() in passage_rows:
       row(path, line, 'judged passage', passage_rows, passage_id)
     pair = query, passage_id if passage is None else passage
-    counts['judgements that stand twice, read once'] += pair in grades
+    counts['repeated judgements, read once'] += pair in grades
     before = grades.setdefault(pair, number)
     if before != number:
       raise strict_io.refusal(

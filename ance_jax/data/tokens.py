@@ -341,7 +341,7 @@ def _enable_truncation(backend, cut):
 
 
 def _offsets(lengths):
-  """Returns the (n + 1,) int64 offsets of n parts, one behind the other."""
+  """Returns the (n + 1,) int64 offsets of n consecutive parts."""
   return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 

@@ -161,7 +161,7 @@ def _check(workdir):
     missing = measures - line.keys()
     if measures & line.keys() and missing:
       path = pathlib.Path(workdir) / logs.METRICS_FILE
-      fact = f'no {min(missing)} beside the other measures of dev'
+      fact = f'{min(missing)} is missing among the measures of dev'
       raise strict_io.refusal(path, fact, 'remove the line', number)
 
 

@@ -194,7 +194,7 @@ def _retriever_config(asked, source):
   chosen = {**defaults, **source.settings, **given}
   if asked.head_size and chosen['layers']:
     raise errors.refusal(
-      f'{asked.init_from} has layers of its own behind the pooling '
+      f'{asked.init_from} has layers of its own after the pooling '
       f'({pooling.described(chosen["layers"])}), so --head_size adds none',
       'leave it out',
     )

@@ -100,7 +100,7 @@ def read_layers(
       logs.log(f"{folder}: Dropout is left out; --dropout_rate is the body's")
       continue
     else:
-      raise not_ours(f'a {kind} behind Pooling', folder)
+      raise not_ours(f'a {kind} after Pooling', folder)
     layers.append(layer)
     arrays.append(found)
   names = pooling.names(layers)

@@ -76,8 +76,8 @@ def _check_part(part, factory, num_vectors, rows_per_block):
     ),
     (
       of_nsg and not _LEAST_NSG <= num_vectors <= rows_per_block,
-      f'takes from {_LEAST_NSG} passages to those of one --rows_per_block, '
-      f'{rows_per_block:,}, and there are {num_vectors:,}',
+      f'needs between {_LEAST_NSG} passages and --rows_per_block='
+      f'{rows_per_block}, and there are {num_vectors:,}',
       'choose HNSW32',
     ),
     *(

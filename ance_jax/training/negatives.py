@@ -293,7 +293,7 @@ def _mine_given(run):
   if none := int((sizes == 0).sum()):
     line += f' ({none:,} queries have none)'
   if cut := int(np.maximum(sizes - config.top_k, 0).sum()):
-    line += f'; {cut:,} behind the first --top_k={config.top_k} of a query'
+    line += f'; {cut:,} after the first --top_k={config.top_k} of a query'
   logs.log(line)
   return negatives, counts
 

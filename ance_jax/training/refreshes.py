@@ -121,19 +121,24 @@ def refresh(
     'lengths': [encoder.query_length, encoder.passage_length],
     'made_with': devices_lib.describe(run.devices),
   }
+  arrays = {
+    'negatives': mined.rows,
+    'scores': mined.scores,
+    'positive_scores': mined.positive_scores,
+    **now._asdict(),
+  }
+  return _publish(run, step, made, arrays)
+
+
+def _publish(run, step, made, arrays):
+  """Publishes {name: array} with a manifest, and returns the manifest."""
   if distributed.is_first():
     with atomic.publish(folder(run, step), made) as unfinished:
-      arrays = {
-        'negatives': mined.rows,
-        'scores': mined.scores,
-        'positive_scores': mined.positive_scores,
-        **now._asdict(),
-      }
       for name, array in arrays.items():
         np.save(unfinished / f'{name}.npy', array)
     remote.push(folder(run, step))
   distributed.barrier('published')
-  # Those who read its files check them.
+  # Checking the files is left to `load`, so that they are hashed once per use.
   return atomic.read_json(folder(run, step) / atomic.MANIFEST)
 
 

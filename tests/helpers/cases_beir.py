@@ -454,7 +454,7 @@ CASES = {
     "warning: dev: the corpus lacks 1 of 3 judged passages, such as 'nope'; ch",
   ),
   'unknown passage twice': Accepted(
-    append(DEV, 2 * 'q2\tnope\t1\n'), '1 judgements that stand twice, read once'
+    append(DEV, 2 * 'q2\tnope\t1\n'), '1 repeated judgements, read once'
   ),
   'unknown passage of two grades': Refused(
     append(DEV, 'q2\tnope\t1\nq2\tnope\t2\n'), 'has the grades 1 and 2', DEV, 5
@@ -477,7 +477,7 @@ CASES = {
   ),
   'space behind a judged id': judged('q2\tp2 \t1', 'remove the spaces around'),
   'quoted ids': Accepted(
-    append(DEV, '"q2"\t"p2"\t1\n'), '1 judgements that stand twice, read once'
+    append(DEV, '"q2"\t"p2"\t1\n'), '1 repeated judgements, read once'
   ),
   'all in quotes': Accepted(
     put(DEV, '"query-id"\t"corpus-id"\t"score"\n"q2"\t"p2"\t"1"\n'),
@@ -489,7 +489,7 @@ CASES = {
     'q2\tp2\t0', 'pair has the grades 1 and 0'
   ),
   'same judgement twice': Accepted(
-    append(DEV, 'q2\tp2\t1\n'), '1 judgements that stand twice, read once'
+    append(DEV, 'q2\tp2\t1\n'), '1 repeated judgements, read once'
   ),
   'huge judgement': judged('a' * 2**24, 'more than 16,777,216 bytes'),
   'Latin-1 in a judgement': Refused(

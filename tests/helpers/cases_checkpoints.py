@@ -740,7 +740,7 @@ CASES = {
     'there is no model.safetensors in',
   ),
   'a module we have not': Refused(
-    sentences(kinds=('Transformer', 'Pooling', 'LSTM')), 'a LSTM behind Pool'
+    sentences(kinds=('Transformer', 'Pooling', 'LSTM')), 'a LSTM after Pool'
   ),
   'router': Accepted(router(), 'tie_encoders False'),
   'one tower of two': Refused(

@@ -253,7 +253,7 @@ CASES = {
     '--data_dir=data\\nq', 'write it with / between its parts'
   ),
   'comment behind a path': value(
-    '--workdir=/tmp/a # b', 'has a comment behind it'
+    '--workdir=/tmp/a # b', 'has a comment after it'
   ),
   'bell in a path': value(
     '--workdir=/tmp/\a', 'has line breaks or other control'

@@ -218,7 +218,7 @@ CASES = {
   'passage without a tab': columns('3 text\n', '1 columns, not 2 with tabs'),
   'quotes of MS MARCO stay': Accepted(marco(append(COLLECTION, '3\t"a\n'))),
   'empty passage of MS MARCO': columns(
-    '3\t \n', "'3' has no text behind its id"
+    '3\t \n', "'3' has no text after its id"
   ),
   'passage of MS MARCO twice': Refused(
     marco(append(COLLECTION, '2\ttext\n')), "'2' is in lines 3 and 4"

@@ -242,7 +242,7 @@ CASES = {
   ),
   # Pairs.
   'pairs': Accepted(_pairs(GOOD), 'pairs: 3 passages'),
-  'pairs twice': Accepted(_pairs(GOOD, GOOD), '3 pairs that stand twice'),
+  'pairs twice': Accepted(_pairs(GOOD, GOOD), '3 repeated pairs'),
   'pairs beside a corpus': Accepted(
     _pairs(GOOD, corpus=cases_beir.passage(1)), 'pairs: 3 passages, 0'
   ),

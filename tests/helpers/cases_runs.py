@@ -194,7 +194,7 @@ CASES = {
   'sound': Accepted(settings(), 'curves: '),
   'last line torn': Accepted(append(METRICS, '{"step": 3, "tra'), 'curves: '),
   'metric cut in the middle': metric('{"step"', 'not one JSON value'),
-  'metric of no JSON': metric('step 3', "('step 3'); mend it"),
+  'metric of no JSON': metric('step 3', "('step 3'); correct it"),
   'metric of NaN': metric(
     '{"step": 3, "train/loss": NaN}', 'not a finite number'
   ),
@@ -205,7 +205,9 @@ CASES = {
   'value a text': metric('{"step": 3, "a": "b"}', 'a metric is not a number'),
   'value null': metric('{"step": 3, "a": null}', 'a metric is not a number'),
   'step twice in a line': metric('{"step": 3, "step": 4}', 'is 2 times in'),
-  'one measure of dev': metric('{"step": 3, "dev/mrr@10": 1}', 'no dev/'),
+  'one measure of dev': metric(
+    '{"step": 3, "dev/mrr@10": 1}', 'is missing among'
+  ),
   'metric nested': metric('[' * 100_000, 'nested a thousand deep'),
   'metric of 10,000 digits': metric('{"step": %s}' % ('9' * 10_000), 'digits'),
   'NUL in metrics': metric('\0', 'a NUL is in'),

@@ -9,6 +9,7 @@ import bert_weights_test
 import conftest
 import faiss
 import jax
+import needs
 import numpy as np
 import pytest
 
@@ -102,7 +103,7 @@ def exported(request, tmp_path_factory):
   return kind, model, folder / 'out'
 
 
-@bert_weights_test.needs_torch
+@needs.torch
 def test_sentence_transformers_gives_the_same_embeddings(exported, texts):
   import sentence_transformers
 
@@ -127,7 +128,7 @@ def test_sentence_transformers_gives_the_same_embeddings(exported, texts):
       np.testing.assert_allclose(ours[:9] / scale, found / scale, atol=1e-5)
 
 
-@bert_weights_test.needs_torch
+@needs.torch
 def test_what_was_exported_comes_back_bit_for_bit(exported, tmp_path):
   _, model, _ = exported
   retriever = dataclasses.replace(model.config, query_length=9)
@@ -166,7 +167,7 @@ ODD = [
 ]  # fmt: skip
 
 
-@bert_weights_test.needs_torch
+@needs.torch
 def test_a_tokenizer_is_written_for_old_and_new_transformers(exported):
   """Of tests/elsewhere.py, what can be seen without the old ones."""
   import sentence_transformers
@@ -279,7 +280,7 @@ def test_an_index_on_devices_is_exported_as_flat(trained):
   )
 
 
-@bert_weights_test.needs_torch
+@needs.torch
 def test_what_is_there_is_replaced_only_if_that_is_asked_for(tmp_path):
   bert_weights_test.make_torch('bert', tmp_path / 'body')
   config = config_lib.Config(

@@ -9,9 +9,9 @@ import importlib
 import inspect
 import json
 import pathlib
-import sys
 import types
 
+import needs
 import numpy as np
 import pytest
 
@@ -26,10 +26,6 @@ from ance_jax.jobs import mine_formats
 from ance_jax.mining import miner
 from ance_jax.training import experiment
 
-# The test extra installs torch below 3.12 only; there these tests must run.
-needs_torch = pytest.mark.skipif(
-  sys.version_info >= (3, 12), reason='torch is a test extra below Python 3.12'
-)
 pytestmark = pytest.mark.usefixtures('compiled_once')
 MODULES = 'collections inspect os pathlib shutil statistics string'
 
@@ -541,7 +537,7 @@ def renamed(flags):
 
 # `max_rank` is more than all passages where scores are filtered, too: see the
 # next test for what ranks are then.
-@needs_torch
+@needs.torch
 @pytest.mark.parametrize(
   'flags',
   [
@@ -567,7 +563,7 @@ def test_negatives_are_those_of_sentence_transformers(flags, both):
   assert sum(map(len, found.values())) > 100
 
 
-@needs_torch
+@needs.torch
 def test_ranks_are_skipped_before_scores_are_looked_at(both):
   """Theirs skips `range_min` of what the filters of scores left; ours, ranks.
 
@@ -586,7 +582,7 @@ def test_ranks_are_skipped_before_scores_are_looked_at(both):
   assert found != other
 
 
-@needs_torch
+@needs.torch
 def test_a_run_file_of_the_model_gives_what_the_model_gives(docs, tmp_path):
   scored = change(docs, job='evaluate', split='train')
   evaluate.run(scored)

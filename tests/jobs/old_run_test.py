@@ -163,17 +163,17 @@ def check(name, found):
   assert_same(found, EXPECTED[name], name)
 
 
-def assert_same(found, expected, where):
+def assert_same(found, expected, where, accuracy=ACCURACY):
   if isinstance(expected, dict):
     assert list(found) == list(expected), where
     for key in expected:
-      assert_same(found[key], expected[key], f'{where}: {key}')
+      assert_same(found[key], expected[key], f'{where}: {key}', accuracy)
   elif isinstance(expected, list):
     assert len(found) == len(expected), where
     for place, pair in enumerate(zip(found, expected, strict=True)):
-      assert_same(*pair, f'{where}: {place}')
+      assert_same(*pair, f'{where}: {place}', accuracy)
   elif isinstance(expected, float):
-    close = pytest.approx(expected, rel=ACCURACY, abs=ACCURACY, nan_ok=True)
+    close = pytest.approx(expected, rel=accuracy, abs=accuracy, nan_ok=True)
     assert found == close, where
   else:
     assert found == expected, where

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import sys
 
 import jax
+import needs
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -25,10 +25,6 @@ from ance_jax.models import pretrained
 from ance_jax.retrieval import retriever as retriever_lib
 from ance_jax.training import experiment
 
-# The test extra installs torch below 3.12 only; there these tests must run.
-needs_torch = pytest.mark.skipif(
-  sys.version_info >= (3, 12), reason='torch is a test extra below Python 3.12'
-)
 TEXTS = [
   'How is a list sorted in place?',
   'The quick brown fox, jumping over 13 lazy dogs: again and again, until it '
@@ -118,7 +114,7 @@ def torch_inputs(ids, real):
   }
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.parametrize('kind', KINDS)
 def test_body_equals_torch_on_ragged_input(kind, tmp_path):
   import torch
@@ -141,7 +137,7 @@ def test_body_equals_torch_on_ragged_input(kind, tmp_path):
     )
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.parametrize(
   ('kind', 'head'),
   [
@@ -220,7 +216,7 @@ def test_embeddings_and_gradients_of_each_head_equal_torch(
   )
 
 
-@needs_torch
+@needs.torch
 def test_buckets_are_those_of_mpnet_at_each_distance():
   import torch
   from transformers.models.mpnet import modeling_mpnet

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import bert_weights_test
+import needs
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -20,7 +21,7 @@ from ance_jax.models import pretrained
 from ance_jax.models import torch_files
 from ance_jax.training import experiment
 
-pytestmark = bert_weights_test.needs_torch
+pytestmark = needs.torch
 SIDES = (bi_encoder.QUERY, bi_encoder.PASSAGE)
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import bert_weights_test
 import jax
+import needs
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from ance_jax.models import sbert
 from ance_jax.retrieval import retriever
 from ance_jax.training import experiment
 
-pytestmark = bert_weights_test.needs_torch
+pytestmark = needs.torch
 SIDES = {'query': bi_encoder.QUERY, 'document': bi_encoder.PASSAGE}
 TEXTS = [
   'How is a list sorted in place?',

