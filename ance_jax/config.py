@@ -985,7 +985,7 @@ def why_unread(config: Config, name: str) -> str | None:
     return f'on --job={config.job}'
   of_index = ('warmup_method', 'warmup_steps', 'max_refreshes')
   if name in of_index and not methods.METHODS[config.method].refreshes:
-    return f'on --method={config.method}, which mines no index'
+    return f'on --method={config.method}, which does not mine from the index'
   if name == 'warmup_method' and not config.warmup_steps:
     return 'without --warmup_steps'
   if name == 'whole_chunks' and config.chunks == 1:

@@ -269,7 +269,7 @@ def test_help_takes_less_than_a_second():
     (['--whole_chunks', '--chunks=2'], []),
     (
       ['--method=bm25', '--warmup_steps=9'],
-      ['--warmup_steps has no effect on --method=bm25, which mines no index'],
+      ['--warmup_steps has no effect on --method=bm25, which does'],
     ),
     (['--job=mine', '--num_results', '3', '--num_results=4'], ['--num_resu']),
   ],

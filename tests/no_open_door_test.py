@@ -138,7 +138,7 @@ def test_the_bomb_works(tmp_path):
   ('name', 'says'),
   [
     ('model.safetensors', 'safetensors cannot read it'),
-    ('pytorch_model.bin', 'file of torch'),
+    ('pytorch_model.bin', 'PyTorch file'),
   ],
 )
 def test_pickled_weights_are_not_run(name, says, model, proof):

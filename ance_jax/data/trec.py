@@ -35,6 +35,15 @@ class Ranking(NamedTuple):
   scores: np.ndarray
 
 
+def repeated(rows: np.ndarray) -> np.ndarray:
+  """Returns a (q, K) mask of entries that repeat one to their left."""
+  order = rows.argsort(1, kind='stable')
+  ordered = np.take_along_axis(rows, order, 1)
+  again = np.zeros(rows.shape, bool)
+  np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+  return again
+
+
 class Ranked(NamedTuple):
   """Rankings of some of Q queries, as read from a file.
 

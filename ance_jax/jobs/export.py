@@ -216,8 +216,8 @@ def _check_free(folder, config):
     atomic.make_folder(folder.parent)
   except (NotADirectoryError, FileExistsError) as error:
     raise errors.refusal(
-      f'the folder of --output={folder} cannot be made ({error})',
-      'name another',
+      f'the folder of {folder} cannot be made ({error})',
+      'name another --output',
     ) from error
 
 

@@ -53,10 +53,10 @@ class Need(NamedTuple):
 
 def check(run: experiment.Experiment) -> None:
   """Raises `BadInput` if a run cannot fit; prints all needs for `--dry_run`."""
+  needs, room = _needs(run), _room(run)
   if run.config.dry_run:
-    logs.log(table(run))
-  needs = _needs(run)
-  for place, free in _room(run).items():
+    logs.log(_table(needs, room))
+  for place, free in room.items():
     here = [need for need in needs if need.place == place]
     total = sum(need.size for need in here)
     if free is not None and total > free:
@@ -71,8 +71,12 @@ def check(run: experiment.Experiment) -> None:
 
 def table(run: experiment.Experiment) -> str:
   """Returns a table of a run's needs and of the free space."""
-  lines, needs = [], _needs(run)
-  for place, free in _room(run).items():
+  return _table(_needs(run), _room(run))
+
+
+def _table(needs, room):
+  lines = []
+  for place, free in room.items():
     here = [need for need in needs if need.place == place]
     total = sum(need.size for need in here)
     there = 'not known' if free is None else _text(free)

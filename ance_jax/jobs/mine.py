@@ -220,9 +220,13 @@ def _paths(config):
   ending = 'json' if forms.FORMS[config.format].array else 'jsonl'
   name = f'hard_negatives.{config.format}.{ending}'
   path = pathlib.Path(config.output or pathlib.Path(config.workdir, name))
-  if path.is_dir() or not path.parent.is_dir():
-    what = 'a folder' if path.is_dir() else 'in a folder that does not exist'
-    raise errors.refusal(f'{path} is {what}', 'name a file as --output')
+  if path.is_dir():
+    raise errors.refusal(f'{path} is a folder', 'name a file as --output')
+  if not path.parent.is_dir():
+    raise errors.refusal(
+      f'{path.parent} is no folder, and {path.name} is to be written there',
+      'make it, or name another --output',
+    )
   paths = path, path.with_suffix('.report.json')
   for there in paths:
     if there.exists() and not config.overwrite:
@@ -242,7 +246,8 @@ def _check_flags(config):
     )
   if config.ranking and config.retriever == 'bm25':
     raise errors.refusal(
-      '--ranking and --retriever=bm25 both rank', 'leave one out'
+      '--ranking and --retriever=bm25 both choose what ranks the passages',
+      'give only one',
     )
 
 

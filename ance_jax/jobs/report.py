@@ -134,10 +134,13 @@ def run(config: config_lib.Config) -> None:
   for workdir in workdirs:
     _check(workdir)
   path = config.picture or str(pathlib.Path(workdirs[0]) / 'curves.png')
-  is_folder = pathlib.Path(path).is_dir()
-  if is_folder or not pathlib.Path(path).absolute().parent.is_dir():
-    what = 'a folder' if is_folder else 'in a folder that does not exist'
-    raise errors.refusal(f'--picture={path} is {what}', 'name a file')
+  if pathlib.Path(path).is_dir():
+    raise errors.refusal(f'--picture={path} is a folder', 'name a file')
+  if not pathlib.Path(path).absolute().parent.is_dir():
+    raise errors.refusal(
+      f'--picture={path} is in a folder that does not exist',
+      'make the folder, or name another',
+    )
   draw(workdirs, path)
   for workdir in workdirs:
     logs.log(f'{workdir}\n{table(workdir)}')

@@ -171,7 +171,7 @@ def flags(workdir: pathlib.Path) -> list[str]:
 def undamaged(
   paths: Iterable[pathlib.Path], what: str
 ) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
-  """Yields path and content of the undamaged ones of some JSON files, by name.
+  """Yields (path, content) of each undamaged JSON file, sorted by path.
 
   Args:
     paths: Files of `atomic.write_json`.

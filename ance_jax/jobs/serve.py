@@ -126,9 +126,10 @@ def _page(run, finders, rows, query):
   split = run.dataset.splits[run.config.train_split]
   parts = [pages.search_form(query), pages.paragraph(_HINT)]
   if query:
-    row = rows.get(query, -1)
-    of_query, positives = split.shared_positives()
-    judged = set(positives[of_query == row].tolist())
+    row, judged = rows.get(query, -1), set()
+    if row >= 0:
+      of_query, positives = split.shared_positives()
+      judged = set(positives[of_query == row].tolist())
     results = _results(run, finders, query, judged)
     parts.append(pages.results(results, _PASSAGE_CHARS))
     parts += _mined(run, row) if row >= 0 else []

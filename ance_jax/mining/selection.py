@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ance_jax.retrieval import index
+from ance_jax.data import trec
 
 _QUERIES_AT_ONCE = 1024
 # Attempts to draw passages that `drop` does not name.
@@ -107,7 +107,7 @@ def fill(
     filled[empty] = np.concatenate(
       [random.integers(size, size=number) for random, number in numbers]
     )
-    filled[index.repeated(filled)] = -1
+    filled[trec.repeated(filled)] = -1
     groups = keys[:, None] + excluded.groups[filled]
     filled[(filled >= 0) & empty & is_in(groups, excluded.grouped)] = -1
     if drop and tries < _TRIES:

@@ -4,6 +4,7 @@ A checkpoint must hold exactly the tensors of our table in the right shapes,
 besides those that `_DROPPED` ignores; the error names the offending tensor.
 """
 
+import os
 import re
 from typing import NamedTuple
 
@@ -150,8 +151,16 @@ def body_to_tensors(
   return tensors
 
 
-def check_finite(name: str, array: np.ndarray, where: object) -> None:
-  """Raises `BadInput` if values of a tensor are infinite or NaN."""
+def check_finite(
+  name: str, array: np.ndarray, where: str | os.PathLike
+) -> None:
+  """Raises `BadInput` if values of a tensor are infinite or NaN.
+
+  Args:
+    name: Name of the tensor.
+    array: Its values.
+    where: Path to name in the message.
+  """
   if number := np.sum(~np.isfinite(array)):
     raise strict_io.refusal(
       where,

@@ -230,7 +230,7 @@ def _check_body(body, keys, path):
   if body.hidden_size % body.num_heads:
     raise _bad_size(
       path,
-      f'{keys["hidden_size"]}={body.hidden_size} does not divide over '
+      f'{keys["hidden_size"]}={body.hidden_size} is not divisible by '
       f'{keys["num_heads"]}={body.num_heads}',
     )
   if body.max_length < 3:

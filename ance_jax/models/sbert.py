@@ -265,7 +265,7 @@ def _module_kind(module, path):
       path,
       f"the module {strict_io.quoted(module)} has no 'type' of "
       'sentence_transformers',
-      'use a model without code of its own',
+      'save the model again, or use one without code of its own',
     )
   return kind.rpartition('.')[2]
 

@@ -159,7 +159,11 @@ def _check_names(settings, kind, folder):
 
 
 def optional_json(path: pathlib.Path, kind: type = dict) -> dict | list:
-  """Returns the content of a JSON file, empty if there is no such file."""
+  """Returns the content of a JSON file, empty if there is no such file.
+
+  Raises:
+    BadInput: It is not JSON of this kind.
+  """
   return strict_io.json_file(path, kind) if os.path.lexists(path) else kind()
 
 

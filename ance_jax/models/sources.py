@@ -71,7 +71,7 @@ def planned_body(sizes: Sizes, max_positions: int) -> bert.BodyConfig:
   """Returns the body that `random` makes if the vocabulary fills up."""
   if sizes.hidden_size % sizes.num_heads:
     raise errors.refusal(
-      f'--hidden_size={sizes.hidden_size} does not divide over '
+      f'--hidden_size={sizes.hidden_size} is not divisible by '
       f'--num_heads={sizes.num_heads}',
       'change one of them',
     )
@@ -100,7 +100,7 @@ def read(name: str, lower_case: bool | None) -> Pretrained:
   if len(names) > 2 or not all(names):
     raise errors.refusal(
       f'--init_from={name!r} names neither one checkpoint nor two',
-      'name one, or that of queries and that of passages with a comma between',
+      'name one, or QUERY_ENCODER,PASSAGE_ENCODER',
     )
   name = snapshots.pinned(name)
   source, *others = (
@@ -138,7 +138,7 @@ def _both(query, passage, name):
     if list(source.params) not in ([side], [bi_encoder.TIED]):
       raise errors.refusal(
         f'--init_from={name} has a checkpoint of '
-        f'{" and ".join(source.params)} as the one of {side}',
+        f'{" and ".join(source.params)} where the {side} encoder belongs',
         'name the encoder of queries, then that of passages',
       )
     (params[side],) = source.params.values()

@@ -52,6 +52,6 @@ def read(
 def _not_weights(path, found):
   return strict_io.refusal(
     path,
-    f'it is not a file of torch with float tensors alone ({found})',
+    f'it is not a PyTorch file that holds only float tensors ({found})',
     'convert it with transformers where you trust it',
   )

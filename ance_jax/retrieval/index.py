@@ -251,22 +251,13 @@ def search_pieces(
   depth = min(k * int(np.bincount(texts_of).max()), len(texts_of))
   found = search(index, queries, depth, what)
   rows = np.where(found.rows < 0, -1, texts_of[found.rows])
-  gone = repeated(rows) | (rows < 0)
+  gone = trec.repeated(rows) | (rows < 0)
   first = gone.argsort(1, kind='stable')[:, :k]
   rows, scores = (
     np.take_along_axis(np.where(gone, missing, values), first, 1)
     for values, missing in ((rows, -1), (found.scores, -np.inf))
   )
   return trec.Ranking(rows.astype(np.int32), scores.astype(np.float32))
-
-
-def repeated(rows: np.ndarray) -> np.ndarray:
-  """Returns a (q, K) mask of entries that repeat one to their left."""
-  order = rows.argsort(1, kind='stable')
-  ordered = np.take_along_axis(rows, order, 1)
-  again = np.zeros(rows.shape, bool)
-  np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
-  return again
 
 
 def exact_scores(

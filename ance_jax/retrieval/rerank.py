@@ -177,7 +177,8 @@ def _check_tokenizer(tokenizer, body, length, name):
   for wrong, fact in (
     (
       last >= body.vocab_size,
-      f'has the id {last:,}, but the word embedding {body.vocab_size:,} rows',
+      f'has the id {last:,}, but the word embedding has only '
+      f'{body.vocab_size:,} rows',
     ),
     (
       1 <= body.num_types < types,

@@ -32,7 +32,7 @@ def before_reading(config: config_lib.Config) -> None:
   num_devices = len(devices_lib.training_devices(config)[0])
   if config.batch_size % num_devices:
     raise errors.refusal(
-      f'--batch_size={config.batch_size} does not divide over {num_devices} '
+      f'--batch_size={config.batch_size} is not divisible by the {num_devices} '
       'devices',
       f'set it to a multiple of {num_devices}',
     )

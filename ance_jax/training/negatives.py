@@ -460,13 +460,13 @@ def _check_queries(run):
     (
       config.refresh_trigger and (row.triplets or not row.refreshes),
       f'--refresh_trigger={config.refresh_trigger} cannot be used with '
-      f'{method}, which mines no index or trains on triplets',
+      f'{method}, which does not mine from the index, or trains on triplets',
       'leave it out',
     ),
     (
       slices > 1 and not row.refreshes,
-      f'--query_slices={slices} cannot be used with {method}, which mines no '
-      'index',
+      f'--query_slices={slices} cannot be used with {method}, which does not '
+      'mine from the index',
       'leave it out',
     ),
     (
@@ -521,8 +521,8 @@ def _check_room(run, name, rows):
   if most == number:
     raise errors.refusal(
       f'all {most:,} passages of the corpus are positives of one training '
-      'query, have the text of one, or are the query itself, and no negative '
-      'can be mined for it',
+      'query, have the text of one, or are the query itself, so that it can '
+      'have no negative',
       'add passages, or leave the query out',
     )
   asked = getattr(config, name)

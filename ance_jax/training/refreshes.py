@@ -54,7 +54,12 @@ _NOUNS = {
 
 
 class Published(NamedTuple):
-  """What later refreshes and evaluations compare with."""
+  """What later refreshes and evaluations compare with.
+
+  Attributes:
+    table: The negatives, memory-mapped.
+    seen: The measurements, memory-mapped.
+  """
 
   table: diagnostics.Table
   seen: diagnostics.Seen
@@ -75,7 +80,8 @@ def refresh(
     inputs of the negatives, 'metrics' by name, 'secs' and 'flops' by phase, and
     'examples'. An identical published refresh is reused. With
     `--refresh_trigger` the refresh may only evaluate dev; then 'mined' is false
-    and nothing is published.
+    and nothing is published. The published files are checked when they are
+    loaded.
   """
   config, watch = run.config, logs.Stopwatch()
   whose = checkpoint.identity(config.workdir, step)
@@ -138,7 +144,6 @@ def _publish(run, step, made, arrays):
         np.save(unfinished / f'{name}.npy', array)
     remote.push(folder(run, step))
   distributed.barrier('published')
-  # Checking the files is left to `load`, so that they are hashed once per use.
   return atomic.read_json(folder(run, step) / atomic.MANIFEST)
 
 

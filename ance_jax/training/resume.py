@@ -147,9 +147,9 @@ def _check_never_trained(workdir):
   if steps or damaged:
     last = max(steps, default=0)
     raise errors.refusal(
-      f'the run in {workdir} has no whole checkpoint, {len(damaged)} damaged '
-      f'ones, and metrics up to step {last}',
-      'give back a copy of checkpoints, or name another --workdir',
+      f'the run in {workdir} has no whole checkpoint (damaged: '
+      f'{len(damaged)}), but metrics up to step {last}',
+      'restore a copy of its checkpoints, or name another --workdir',
     )
 
 

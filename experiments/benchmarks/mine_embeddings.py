@@ -106,11 +106,12 @@ def _timed(function, secs, name):
 
 def _corpus(random):
   words = np.array([f'w{word:x}q' for word in range(200_000)])
-  writer = corpus_lib.CorpusWriter()
-  for row in range(PASSAGES):
+
+  def passage(row):
     text = ' '.join(words[random.integers(len(words), size=WORDS)])
-    writer.add(f'p{row}', '', text)
-  return writer.done()
+    return f'p{row}', '', text
+
+  return corpus_lib.corpus_of(map(passage, range(PASSAGES)))
 
 
 def _embeddings(folder, rows_per_block, number, random):

@@ -368,7 +368,7 @@ CASES = {
   'negative size': number('num_attention_heads', -2, 'a whole number from 1'),
   'a billion layers': number('num_hidden_layers', 10**9, 'from 1 to 1,000'),
   'heads that do not divide': number(
-    'num_attention_heads', 3, '=8 does not divide over'
+    'num_attention_heads', 3, '=8 is not divisible by'
   ),
   'no positions': number(
     'max_position_embeddings', 2, '=2 leaves no room for 3'
@@ -422,7 +422,7 @@ CASES = {
   'no weights': Refused(remove(WEIGHTS), 'there is no model.safetensors in'),
   'pickle alone': Refused(
     together(remove(WEIGHTS), put('pytorch_model.bin', b'\x80\x04.')),
-    'a file of torch',
+    'not a PyTorch file',
   ),
   'pickle under another name': Refused(
     put(WEIGHTS, b'\x80\x04\x95' * 40), 'safetensors cannot read it', WEIGHTS
@@ -618,7 +618,7 @@ CASES = {
     settings(head_norm=False), '--head_norm=false is given without a proj'
   ),
   'heads of new weights': Refused(
-    settings(init_from='', num_heads=5), 'does not divide over --num_heads=5'
+    settings(init_from='', num_heads=5), 'is not divisible by --num_heads=5'
   ),
   'vocabulary of new weights': Refused(
     settings(init_from='', vocab_size=5),

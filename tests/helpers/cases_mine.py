@@ -215,8 +215,8 @@ CASES = {
   'two scorers': flags(
     '--score_run=/no/run cannot be used with --cross_', score_run='/no/run'
   ),
-  'ranking and BM25': flags('=bm25 both rank', retriever='bm25'),
-  'output in no folder': flags('a folder that does not', output='/no/file'),
+  'ranking and BM25': flags('=bm25 both choose', retriever='bm25'),
+  'output in no folder': flags('/no is no folder', output='/no/file'),
   'folder as output': flags('/tmp is a folder', output='/tmp'),
   'mined before': Refused(_mined_before, 'is there already'),
   'no workdir': flags('without --workdir', workdir=''),

@@ -348,7 +348,7 @@ CASES = {
   'BM25 in a run': job('evaluate', 'and scores of BM25 need', retriever='bm25'),
   # Settings that do not fit the data or the machine.
   'more devices': job('check', '=9 is more than the 8', num_devices=9),
-  'batch over devices': job('check', '=3 does not divide over', batch_size=3),
+  'batch over devices': job('check', '=3 is not divisible by', batch_size=3),
   'batch in pieces': job(
     'check', '--micro_batch_size=3 does', micro_batch_size=3
   ),
@@ -363,7 +363,7 @@ CASES = {
   ),
   'slices of a row that does not mine': job(
     'check a refresh',
-    'which mines no index',
+    'which does not mine from',
     query_slices=2,
     method='in_batch',
   ),

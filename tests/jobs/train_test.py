@@ -467,7 +467,7 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
 @pytest.mark.parametrize(
   ('change', 'expected'),
   [
-    ({'batch_size': 9}, '--batch_size=9 does not divide over 8 devices'),
+    ({'batch_size': 9}, '--batch_size=9 is not divisible by the 8 devices'),
     ({'micro_batch_size': 3}, '=3 does not divide the 1 queries'),
     ({'num_devices': 9}, '--num_devices=9 is more than the 8 here'),
     ({'workdir': ''}, 'without --workdir'),
@@ -482,7 +482,7 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
       {'index': 'device', 'index_params': 'nprobe=1'},
       '--index_params=nprobe=1 is for indexes of FAISS',
     ),
-    ({'num_heads': 3}, 'does not divide over --num_heads=3'),
+    ({'num_heads': 3}, 'is not divisible by --num_heads=3'),
     ({'init_from': '/nowhere'}, 'no file or folder'),
   ],
 )
@@ -738,7 +738,7 @@ def test_a_run_without_a_whole_checkpoint_never_begins_anew(finished):
   for folder in pathlib.Path(finished.workdir, 'checkpoints').iterdir():
     _flip_a_bit(folder / 'manifest.json')
   before = logs.read(finished.workdir)
-  for expected in ('checkpoints in', 'no whole checkpoint, . damaged'):
+  for expected in ('checkpoints in', 'no whole checkpoint .damaged: '):
     with pytest.raises(errors.BadInput, match=expected):
       train.run(finished)
   assert logs.read(finished.workdir) == before

@@ -182,7 +182,7 @@ def test_two_encoders_of_dpr_are_read_in_their_order(tmp_path):
   for side in SIDES:
     check(model, side, made[side], 'bert')
   with pytest.raises(
-    errors.BadInput, match='as the one of query; name the enc'
+    errors.BadInput, match='where the query encoder belongs; name the enc'
   ):
     load(init_from=f'{passage},{query}')
   # That of the papers has no projection.
@@ -251,7 +251,7 @@ def test_a_body_in_a_file_of_torch_is_read(tmp_path):
     'distilbert',
   )
   torch.save({'a': 3}, tmp_path / 'pytorch_model.bin')
-  with pytest.raises(errors.BadInput, match=r"float tensors alone \(int 'a'\)"):
+  with pytest.raises(errors.BadInput, match=r"only float tensors \(int 'a'\)"):
     load(init_from=tmp_path)
 
 

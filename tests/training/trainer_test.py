@@ -60,16 +60,16 @@ def test_nothing_is_logged_before_the_first_checkpoint_is_on_disk(
   ('metrics', 'damaged', 'expected'),
   [
     ('', [], None),
-    ('', [4], 'no whole checkpoint, 1 damaged ones, and metrics up to step 0'),
+    ('', [4], 'no whole checkpoint .damaged: 1., but metrics up to step 0'),
     (
       '{"step": 7}\n',
       [],
-      'no whole checkpoint, 0 damaged ones, and metrics up to step 7',
+      'no whole checkpoint .damaged: 0., but metrics up to step 7',
     ),
     (
       '{"step": 0}\n',
       [0, 3],
-      'no whole checkpoint, 2 damaged ones, and metrics up to step 0',
+      'no whole checkpoint .damaged: 2., but metrics up to step 0',
     ),
   ],
 )
