@@ -92,7 +92,7 @@ _OTHER_JOB = 'is for --job={} alone, and the job is {{c.job}}'
 _OTHER_MODE = 'cannot be used with --refresh_mode={c.refresh_mode}'
 _SEVERAL = 'with --num_processes={c.num_processes}'
 _BESIDE = ('async', 'external')
-_LEAVE, _LEAVE_OR = 'leave it out', 'leave it out, or change that'
+_LEAVE, _LEAVE_OR = 'leave it out', 'leave it out, or change --refresh_mode'
 # Rules between fields: the field to blame, a test whether a `Config` breaks the
 # rule, fact and cure; {c.NAME} is the value of a field.
 # fmt: off
@@ -123,7 +123,7 @@ _TOGETHER = (
    'needs evaluations, and a latest end of the warm-up',
    'set --steps_per_eval and --warmup_steps'),
   ('refresh_trigger', lambda c: c.refresh_trigger and c.query_slices > 1,
-   'needs all queries a refresh, and --query_slices is {c.query_slices}',
+   'needs all queries in each refresh, and --query_slices is {c.query_slices}',
    'change one of them'),
   ('refresh_trigger',
    lambda c: c.refresh_trigger and c.refresh_mode == 'delayed',
@@ -167,9 +167,9 @@ _TOGETHER = (
   ('remote_dir', lambda c: c.remote_dir and c.num_processes != 1,
    f'cannot be used {_SEVERAL}, which share --workdir', _LEAVE),
   ('process_id', lambda c: c.process_id and c.num_processes <= 1,
-   f'is no process {_SEVERAL}', _LEAVE),
+   f'is not a process {_SEVERAL}', _LEAVE),
   ('process_id', lambda c: c.process_id >= c.num_processes > 1,
-   f'is no process {_SEVERAL}', 'number them from 0 to {last_process}'),
+   f'is not a process {_SEVERAL}', 'number them from 0 to {last_process}'),
   ('coordinator', lambda c: c.num_processes > 1 and not c.coordinator,
    f'is missing {_SEVERAL}', 'set it to HOST:PORT of process 0'),
   ('coordinator', lambda c: c.coordinator and c.num_processes <= 1,
@@ -323,7 +323,7 @@ def _wrong_text(field, value):
     return _wrong_split(field.name, value)
   if field.name == 'remote_dir' and value and not _REMOTE.fullmatch(value):
     cure = 'write gs://BUCKET/FOLDER, s3://, az:// or a path from / on'
-    return 'is no folder that can be copied to', cure
+    return 'is not a folder that can be copied to', cure
   paths = value.split(',') if field.name == 'runs' else [value]
   for pattern, *problem in _NO_PATHS if field.name in _PATHS else ():
     if any(re.search(pattern, path) for path in paths):

@@ -205,11 +205,11 @@ def _parse_flagfile(path, flag_values, above=(), place=''):
     above: Real paths of the flagfiles that include this one.
     place: File and line that name this one, to start messages with.
   """
+  lines = [line.lstrip().rstrip('\r') for line in _flagfile_lines(path, place)]
   above = (*above, os.path.realpath(path))
   if above[-1] in above[:-1]:
     cure = 'leave that out'
     raise errors.refusal(f'flagfile {path} names itself', cure, place)
-  lines = [line.lstrip().rstrip('\r') for line in _flagfile_lines(path, place)]
   # Spaces at the end of a prompt count.
   lines = [
     line if line.partition('=')[0].endswith('_prompt') else line.rstrip()

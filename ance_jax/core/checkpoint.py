@@ -255,7 +255,7 @@ def fetch(
       raise errors.refusal(
         f'--remote_dir has checkpoints of run {theirs}, and --workdir of run '
         f'{ours}',
-        'name another of the two',
+        'name another --remote_dir, or another --workdir',
       )
   for step in reversed(there):
     if wanted(step) and remote.pull(folder / str(step)):
@@ -349,11 +349,10 @@ def _orbax_steps(folder):
 
 
 def _not_committed(workdir, step):
-  return errors.refusal(
-    f'step {step} has no committed checkpoint in {workdir}, unlike steps '
-    f'{committed_steps(workdir)}',
-    'choose one of them',
-  )
+  fact = f'step {step} has no committed checkpoint in {workdir}'
+  if steps := committed_steps(workdir):
+    return errors.refusal(f'{fact}, unlike steps {steps}', 'choose one of them')
+  return errors.refusal(f'{fact}, nor has any other', 'name another folder')
 
 
 def _failed(step, why):

@@ -41,13 +41,14 @@ def local_parts(
   found = jax.local_devices()
   if num_devices > len(found):
     raise errors.refusal(
-      f'--num_devices={num_devices} is more than the {len(found)} here',
+      f'--num_devices={num_devices} is more than the number of devices here '
+      f'({len(found)})',
       'lower it',
     )
   first = num_devices or len(found) - num_others
   if first < 1 or first + num_others > len(found):
     raise errors.refusal(
-      f'--refresh_devices={num_others} leaves less than '
+      f'--refresh_devices={num_others} leaves fewer than '
       f'{num_devices or 1} of the {len(found)} devices here to train',
       'lower it',
     )

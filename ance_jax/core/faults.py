@@ -23,7 +23,7 @@ _OF_THE_MACHINE = {
   errno.ENOSPC: ('No space left on device: {}', _FULL),
   errno.EDQUOT: ('the disk quota is used up at {}', _FULL),
   errno.EFBIG: ('{} is larger than its disk lets a file be', _FULL),
-  errno.EIO: ('Input/output error: the disk of {} failed', 'mend the disk'),
+  errno.EIO: ('Input/output error: the disk of {} failed', 'replace the disk'),
   errno.ESTALE: ('the network disk of {} was lost', 'mount it again'),
   errno.EMFILE: (
     'Too many open files, at {}',
@@ -66,7 +66,9 @@ def sentence(error: BaseException) -> str:
 def cure(error: BaseException) -> str:
   """Returns what to do about an error, in the imperative."""
   number, _ = _number_and_path(error)
-  return _KINDS[number][1] if number in _KINDS else 'make room or mend the disk'
+  return (
+    _KINDS[number][1] if number in _KINDS else 'make room or replace the disk'
+  )
 
 
 def is_of_the_user(error: BaseException) -> bool:

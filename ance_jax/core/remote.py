@@ -31,6 +31,9 @@ _damaged = set()
 def connect(workdir: str | os.PathLike, address: str) -> None:
   """Mirrors a folder to an address from now on.
 
+  A folder that is mirrored stays so while it is connected again, because the
+  heartbeat of its lock goes there.
+
   Args:
     workdir: The folder, on this machine's disk.
     address: gs://BUCKET/... or a path; empty mirrors nowhere.
@@ -39,15 +42,15 @@ def connect(workdir: str | os.PathLike, address: str) -> None:
     BadInput: The address cannot be read, or overlaps with the folder.
   """
   here = pathlib.Path(workdir)
-  _places.pop(here.absolute(), None)
   if not address:
+    _places.pop(here.absolute(), None)
     return
   if '://' not in address:
     real, other = here.resolve(), pathlib.Path(address).resolve()
     if real.is_relative_to(other) or other.is_relative_to(real):
       raise errors.refusal(
-        f'--remote_dir={other} is in --workdir={real}, or holds it',
-        'name a --remote_dir apart from it',
+        f'--remote_dir={other} and --workdir={real} overlap',
+        'name a --remote_dir outside it, that does not hold it',
       )
   place = epath.Path(address)
   try:

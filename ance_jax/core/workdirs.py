@@ -28,7 +28,6 @@ def require(config: config_lib.Config) -> None:
     atomic.make_folder(path)
   except (NotADirectoryError, FileExistsError) as error:
     raise errors.refusal(
-      f'--workdir={path} is no folder, nor can it be made ({error})',
-      'name another',
+      f'--workdir={path} cannot be a folder: {error.strerror}', 'name another'
     ) from error
   remote.connect(path, config.remote_dir)

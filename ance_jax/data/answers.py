@@ -27,7 +27,7 @@ _MAX_SECS = 10
 
 
 class BadPattern(errors.BadInput):
-  """An answer is no regular expression."""
+  """An answer is not a regular expression."""
 
 
 def tokens(text: str) -> str:
@@ -52,15 +52,15 @@ def is_in(pattern: str, text: str) -> bool:
     BadInput: It takes too long on this text.
   """
   flags = regex.IGNORECASE | regex.UNICODE | regex.MULTILINE
-  pattern = unicodedata.normalize('NFD', pattern)
+  normal = unicodedata.normalize('NFD', pattern)
   try:
-    return regex.search(pattern, text, flags, timeout=_MAX_SECS) is not None
+    return regex.search(normal, text, flags, timeout=_MAX_SECS) is not None
   except regex.error as error:
     raise BadPattern(str(error)) from error
   except TimeoutError as error:
     raise errors.refusal(
-      f'the answer {pattern!r} is still being matched after {_MAX_SECS} s in '
-      f'the passage that begins {text[:60]!r}',
+      f'the answer {pattern[:60]!r} is still being matched after {_MAX_SECS} s '
+      f'in the passage that begins {text[:60]!r}',
       'write a simpler regular expression',
     ) from error
 

@@ -89,7 +89,15 @@ def share(
 
 
 def first_of_pairs(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-  """Returns the indices of the first of equal row pairs, (S,) int, by query."""
+  """Returns the indices of distinct pairs, each the first of its equals.
+
+  Args:
+    queries: (R,) int query rows, from 0.
+    passages: (R,) int passage rows, from 0.
+
+  Returns:
+    (S,) int indices, by query, those of one query ascending.
+  """
   both = queries.astype(np.int64) << 32 | passages
   first = np.sort(np.unique(both, return_index=True)[1])
   return first[np.argsort(queries[first], kind='stable')]

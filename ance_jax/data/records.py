@@ -182,7 +182,7 @@ def json_lines(
     if not isinstance(record, dict):
       raise strict_io.refusal(
         path,
-        f'{strict_io.quoted(line)} is no JSON object',
+        f'{strict_io.quoted(line)} is not a JSON object',
         f'give each line as {form}',
         number,
       )
@@ -237,7 +237,7 @@ def objects(
     if not isinstance(item, dict):
       raise strict_io.refusal(
         path,
-        f'item {number}, {strict_io.quoted(item)}, is no object',
+        f'item {number}, {strict_io.quoted(item)}, is not an object',
         f'give each as {form}',
       )
     yield number, item
@@ -296,7 +296,7 @@ def string(
     cures = {list: 'join its parts into one', dict: 'give its text alone'}
     raise strict_io.refusal(
       path,
-      f'{repr(found)[:80]} as {key!r} is no string',
+      f'{repr(found)[:80]} as {key!r} is not a string',
       cures.get(type(found), 'quote it'),
       line,
     )
@@ -489,7 +489,7 @@ def judgements(
 
 def _grade(path, line, text, counts):
   """Returns the grade of a judgement; 1.0 is read as 1, and counted."""
-  fact = f'the grade {strict_io.quoted(text)} is no whole number'
+  fact = f'the grade {strict_io.quoted(text)} is not a whole number'
   whole = re.fullmatch(r'([+-]?[0-9]+)(\.0*)?', text.strip())
   # Python rejects numbers of more than 4300 digits.
   if whole and (len(whole[1]) > 9 or abs(int(whole[1])) > _MOST_GRADE):

@@ -92,12 +92,13 @@ class Rows:
 
   def get(self, an_id: str, default: Any = None) -> Any:
     """Returns the first row of an id, or `default`."""
-    wanted = np.int64(hashed(an_id))
-    start = np.searchsorted(self._hashes, wanted)
-    end = np.searchsorted(self._hashes, wanted, 'right')
-    for row in self._order[start:end].tolist():
+    wanted = hashed(an_id)
+    place = int(np.searchsorted(self._hashes, np.int64(wanted)))
+    while place < len(self._hashes) and self._hashes[place] == wanted:
+      row = int(self._order[place])
       if self._ids[row] == an_id:
         return row
+      place += 1
     return default
 
   def many(self, ids: Sequence[str]) -> np.ndarray:

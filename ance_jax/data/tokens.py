@@ -5,7 +5,6 @@ Compared with fixed-width rows, Arrow and ArrayRecord, this is the smallest on
 disk and, after plain memory maps, by far the fastest for random reads.
 """
 
-import array
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -319,20 +318,21 @@ def _publish(folder, blocks, dtype, cut):
     dtype: Name of the type of all ids.
     cut: How the texts are cut.
   """
-  lengths, numbers = array.array('q'), array.array('q')
+  lengths, numbers = [], []
   num_cut, manifest = 0, {}
   with atomic.publish(folder, manifest) as unfinished:
     with open(unfinished / 'ids.bin', 'wb') as file:
       for ids, of_rows, of_texts, cut_here in blocks:
         file.write(ids)
-        lengths.extend(of_rows)
-        numbers.extend(of_texts)
+        lengths.append(np.fromiter(of_rows, np.int64))
+        numbers.append(np.fromiter(of_texts, np.int64))
         num_cut += cut_here
-    np.save(unfinished / 'offsets.npy', _offsets(lengths))
+    whole = np.concatenate(lengths)
+    np.save(unfinished / 'offsets.npy', _offsets(whole))
     if cut.pieces > 1:
-      np.save(unfinished / 'first.npy', _offsets(numbers))
+      np.save(unfinished / 'first.npy', _offsets(np.concatenate(numbers)))
     manifest['dtype'] = dtype
-    manifest['mean_length'] = float(np.mean(lengths))
+    manifest['mean_length'] = float(np.mean(whole))
     manifest['num_cut'] = num_cut
 
 
@@ -387,6 +387,8 @@ def _tokenize_in_parts(backend, batches, num_parts, folder, cut, spread):
           strings.make(itertools.chain.from_iterable(some)).save(unfinished)
     for _ in some:  # Skips the texts of a part that is there.
       pass
+  if next(batches, None) is not None:  # This also closes the progress bar.
+    raise ValueError(f'{folder.name} has more texts than {num_parts} parts')
   if spread:
     file = folder_of_parts / 'tokenizer.json'
     atomic.write_text(file, backend.to_str())

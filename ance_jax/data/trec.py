@@ -133,7 +133,7 @@ def _score(path, number, text):
   if not math.isfinite(score):
     raise strict_io.refusal(
       path,
-      f'the score {strict_io.quoted(text)} is no number',
+      f'the score {strict_io.quoted(text)} is not a number',
       'correct the line',
       number,
     )

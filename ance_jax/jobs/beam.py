@@ -42,7 +42,7 @@ def on_beam(
     pipeline = beam.Pipeline(options=given)
   except ValueError as error:
     raise errors.refusal(
-      f'--beam_runner={runner} is no runner that Beam knows '
+      f'--beam_runner={runner} is not a runner that Beam knows '
       f'({" ".join(str(error).split())[:120]})',
       'see its documentation',
     ) from error

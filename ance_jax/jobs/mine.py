@@ -224,7 +224,7 @@ def _paths(config):
     raise errors.refusal(f'{path} is a folder', 'name a file as --output')
   if not path.parent.is_dir():
     raise errors.refusal(
-      f'{path.parent} is no folder, and {path.name} is to be written there',
+      f'{path.parent} is not a folder, and {path.name} is to be written there',
       'make it, or name another --output',
     )
   paths = path, path.with_suffix('.report.json')

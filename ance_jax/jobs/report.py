@@ -156,7 +156,7 @@ def _check(workdir):
   lines = logs.read(workdir)
   if not lines:
     raise errors.refusal(
-      f'no metrics.jsonl in {workdir or "an empty name"}, so it is no run',
+      f'no metrics.jsonl in {workdir or "an empty name"}, so it is not a run',
       'name folders of runs in --runs, separated by commas',
     )
   measures = set(_measures(lines))

@@ -58,7 +58,9 @@ def folder(name: str) -> str:
   if problem is None:
     return str(_fetched(name, repository, revision))
   if cached is None:
-    raise _refusal(f'{name} is no folder here, and not in {_cache()}', problem)
+    raise _refusal(
+      f'{name} is not a folder here, and not in {_cache()}', problem
+    )
   if lacks:
     raise _refusal(f'{_cache()} has only a part of {name}, no {lacks}', problem)
   # The cache notes files that the hub lacks.

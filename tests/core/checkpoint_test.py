@@ -71,7 +71,7 @@ def test_a_state_comes_back_on_any_number_of_devices(saved, num_devices):
 
 def test_parameters_are_read_alone(saved):
   shapes = shapes_of(make_state(0.0))
-  # What else is damaged is nothing to them.
+  # Damage elsewhere does not matter.
   damage(saved / 'checkpoints' / '2' / 'opt_state')
   found = checkpoint.read_params(saved, 2, shapes, devices_lib.local(1))
   np.testing.assert_array_equal(found['tied']['kernel'], np.full((8, 4), 2.0))

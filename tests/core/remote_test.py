@@ -10,6 +10,7 @@ import json
 import pathlib
 import shutil
 import threading
+from types import SimpleNamespace
 
 import background_test
 import crash_test
@@ -388,7 +389,8 @@ def test_a_lock_is_waited_for_until_its_holder_is_known_to_live_or_not(
     elif meanwhile not in ('nothing', 'ends'):
       remote.write(path, json.dumps({**left, 'beats': 2}).encode())
 
-  monkeypatch.setattr(locks.time, 'sleep', sleep)
+  # Of the module alone: threads of other tests sleep, too.
+  monkeypatch.setattr(locks, 'time', SimpleNamespace(sleep=sleep))
   remote.write(path, json.dumps(left).encode())
   says = f'process {process} on a is'
   refused = pytest.raises(errors.BadInput, match=says)
@@ -397,6 +399,29 @@ def test_a_lock_is_waited_for_until_its_holder_is_known_to_live_or_not(
   assert waited == waits
   # What is another's stays.
   assert (remote.read(path) is None) == is_free
+
+
+def test_a_folder_stays_mirrored_while_it_is_connected_again(
+  tmp_path, monkeypatch
+):
+  """Else the heartbeat of a lock would find its place empty, and give up."""
+  remote.connect(tmp_path, ADDRESS)
+  seen = []
+
+  class Slow:
+    def __init__(self, address):
+      pass
+
+    def exists(self):
+      seen.append(remote.is_connected(tmp_path))
+      return False
+
+  with monkeypatch.context() as patch:
+    patch.setattr(remote, 'epath', SimpleNamespace(Path=Slow))
+    remote.connect(tmp_path, ADDRESS)
+  assert seen == [True]
+  remote.connect(tmp_path, '')
+  assert not remote.is_connected(tmp_path)
 
 
 def test_the_checkpoints_of_another_run_are_refused(config, monkeypatch):
@@ -414,7 +439,7 @@ def test_the_checkpoints_of_another_run_are_refused(config, monkeypatch):
 )
 def test_addresses_that_are_none_are_refused(address):
   with pytest.raises(
-    errors.BadInput, match='is no folder that can .*; write gs://'
+    errors.BadInput, match='is not a folder that can .*; write gs://'
   ):
     config_lib.Config(remote_dir=address)
 

@@ -159,10 +159,11 @@ def check_promises(folder, promises, number):
     assert state_of(folder / path) in allowed, (path, number)
 
 
+# One for all: what is written does not depend on the kind of the error.
 ERROR = 'error'
 
 
-# Before an operation is after the one before.
+# Stopping before an operation equals stopping after the previous one.
 @pytest.mark.parametrize(
   'how', [faulty_disk.HALF_WAY, faulty_disk.AFTER, ERROR]
 )

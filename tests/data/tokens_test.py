@@ -17,12 +17,20 @@ def tokenizer():
   return tokenizer_lib.train_vocabulary(TEXTS, 120)
 
 
-def make(tokenizer, folder, texts=TEXTS, length=8, content_hash='h', **cut):
+def make(
+  tokenizer,
+  folder,
+  texts=TEXTS,
+  length=8,
+  content_hash='h',
+  number=None,
+  **cut,
+):
   return tokens.token_rows(
     tokenizer,
     texts,
     what='texts',
-    num_texts=len(texts),
+    num_texts=number or len(texts),
     cut=tokens.Cut(length, **cut),
     content_hash=content_hash,
     folder=folder,
@@ -106,6 +114,9 @@ def test_a_kill_between_parts_costs_the_part_and_changes_no_byte(
   whole = next((tmp_path / 'whole').glob('texts-*'))
   for name in ('ids.bin', 'offsets.npy'):
     assert (stored / name).read_bytes() == (whole / name).read_bytes()
+  monkeypatch.setattr(tokens, '_tokenize', real)
+  with pytest.raises(ValueError, match='has more texts than 16 parts'):
+    make(tokenizer, tmp_path / 'few', texts, number=len(texts) - 6)
 
 
 def test_padding_and_cutting_that_a_tokenizer_file_asks_for_have_no_effect(

@@ -237,10 +237,10 @@ CASES = {
   'object over lines': corpus_as('{\n"_id": "p0"}', 'not one JSON', 1),
   'single quotes': sixth("{'_id': 'x'}\n", 'not one JSON value'),
   'a list of all': corpus_as(
-    '[{"_id": "p0", "text": "a"}]', 'is no JSON object', 1
+    '[{"_id": "p0", "text": "a"}]', 'is not a JSON object', 1
   ),
-  'no object': sixth('[1]\n', 'is no JSON object'),
-  'null': sixth('null\n', 'is no JSON object'),
+  'no object': sixth('[1]\n', 'is not a JSON object'),
+  'null': sixth('null\n', 'is not a JSON object'),
   'tab in a string': sixth('{"_id": "x", "text": "a\tb"}\n', 'one JSON value'),
   'nested deep': sixth(DEEP, 'nested a thousand deep or more'),
   'nested deep below a key': sixth(
@@ -275,12 +275,14 @@ CASES = {
     CORPUS,
   ),
   'fraction as id': sixth(
-    record(_id=7.0, text='a'), "7.0 as '_id' is no string; quote it"
+    record(_id=7.0, text='a'), "7.0 as '_id' is not a string; quote it"
   ),
   'true as id': sixth(
-    record(_id=True, text='a'), "True as '_id' is no string; quote it"
+    record(_id=True, text='a'), "True as '_id' is not a string; quote it"
   ),
-  'null as id': sixth(record(_id=None, text='a'), "None as '_id' is no string"),
+  'null as id': sixth(
+    record(_id=None, text='a'), "None as '_id' is not a string"
+  ),
   'null as text': Accepted(
     append(CORPUS, record(_id='x', title='t', text=None)),
     "1 times null as 'text', read as empty",
@@ -290,11 +292,11 @@ CASES = {
   ),
   'list as text': sixth(
     record(_id='x', text=['a', 'b']),
-    "['a', 'b'] as 'text' is no string; join its",
+    "['a', 'b'] as 'text' is not a string; join its",
   ),
   'object as text': sixth(record(_id='x', text={'en': 'a'}), 'its text alone'),
   'number as text': sixth(
-    record(_id='x', text=7), "7 as 'text' is no string; quote it"
+    record(_id='x', text=7), "7 as 'text' is not a string; quote it"
   ),
   'title a list': sixth(
     record(_id='x', text='a', title=['b']), "as 'title' is no"
@@ -392,7 +394,7 @@ CASES = {
   ),
   'half a score in JSON': Refused(
     judged_in_json({'score': 0.5}),
-    "grade '0.5' is no whole number;",
+    "grade '0.5' is not a whole number;",
     JSON_DEV,
     1,
   ),
@@ -410,7 +412,7 @@ CASES = {
     put(DEV, 'q2 0 p2 1\nq2\tp3\t0\n'), TABS, DEV, 2
   ),
   'a column too many': Refused(
-    put(DEV, 'q2\tp2\t1\ttest\n'), "grade 'test' is no whole number;", DEV, 1
+    put(DEV, 'q2\tp2\t1\ttest\n'), "grade 'test' is not a whole number;", DEV, 1
   ),
   'TREC columns': judged('q2 0 p2 1', TABS),
   'TREC columns with tabs': judged('q2\t0\tp2\t1', TABS),
@@ -421,7 +423,9 @@ CASES = {
   'header of spaces': Refused(
     put(DEV, 'query-id corpus-id score\nq2\tp2\t1\n'), TABS, DEV, 1
   ),
-  'second header': judged(HEADER.strip(), "grade 'score' is no whole number"),
+  'second header': judged(
+    HEADER.strip(), "grade 'score' is not a whole number"
+  ),
   'float grade': Accepted(
     put(DEV, f'{HEADER}q2\tp2\t1.0\n'), '1 grades with a decimal point, such as'
   ),
@@ -431,12 +435,12 @@ CASES = {
     put(DEV, 'q9\tnope\t1\nq2\tp2\t1\n'), "'q9'", DEV, 1
   ),
   'word as grade first': Refused(
-    put(DEV, 'q2\tp2\trelevant\n'), "'relevant' is no whole number", DEV, 1
+    put(DEV, 'q2\tp2\trelevant\n'), "'relevant' is not a whole number", DEV, 1
   ),
-  'no grade': judged('q2\tp2\t', "the grade '' is no whole number"),
-  'two signs': judged('q2\tp2\t--1', "grade '--1' is no whole number"),
-  'grade in other digits': judged('q2\tp2\t١', 'is no whole number'),
-  'NaN as grade': judged('q2\tp2\tnan', "grade 'nan' is no whole number"),
+  'no grade': judged('q2\tp2\t', "the grade '' is not a whole number"),
+  'two signs': judged('q2\tp2\t--1', "grade '--1' is not a whole number"),
+  'grade in other digits': judged('q2\tp2\t١', 'is not a whole number'),
+  'NaN as grade': judged('q2\tp2\tnan', "grade 'nan' is not a whole number"),
   'grade of a billion': judged(
     'q2\tp2\t1000000000', 'number from -1000 to 1000'
   ),
@@ -499,7 +503,7 @@ CASES = {
     remove(TRAIN), "no judged queries of split 'train' are in"
   ),
   'header alone': Refused(put(TRAIN, HEADER), "of split 'train' are in"),
-  'no folder of judgements': Refused(remove('qrels'), 'which is no folder'),
+  'no folder of judgements': Refused(remove('qrels'), 'which is not a folder'),
   'judgements beside the folder': Refused(
     together(rename(TRAIN, 'train.tsv'), rename(DEV, 'dev.tsv')),
     'where there is nothing',
@@ -551,16 +555,17 @@ CASES = {
   # Answers.
   'answers': Accepted(put(ANSWERS, record(_id='q0', answers=['a', 'b']))),
   'answer as a text': answered(
-    record(_id='q0', answers='a'), "as 'answers' is no list of strings"
+    record(_id='q0', answers='a'), "as 'answers' is not a list of strings"
   ),
   'answer as a number': answered(
-    record(_id='q0', answers=[1970]), "as 'answers' is no list of strings"
+    record(_id='q0', answers=[1970]), "as 'answers' is not a list of strings"
   ),
   'empty answer': answered(
-    record(_id='q0', answers=['a', ' ']), "['a', ' '] as 'answers' is no list"
+    record(_id='q0', answers=['a', ' ']),
+    "['a', ' '] as 'answers' is not a list",
   ),
   'answers by another name': answered(
-    record(_id='q0', answer=['a']), "as 'answers' is no list of strings"
+    record(_id='q0', answer=['a']), "as 'answers' is not a list of strings"
   ),
   'answer to no query': answered(
     record(_id='q9', answers=['a']), "answered query 'q9' is not in the data"

@@ -121,7 +121,7 @@ CASES = {
     append(PASSAGES, '3\ttext\tt\n'), "'3' is in lines 4 and 5", PASSAGES
   ),
   'passage without a text': Refused(
-    append(PASSAGES, '4\t \tt\n'), 'the passage 4 has no text', PASSAGES, 5
+    append(PASSAGES, '4\t \tt\n'), "the passage '4' has no text", PASSAGES, 5
   ),
   'no passages': Refused(put(PASSAGES, ''), 'has no entries', PASSAGES),
   'passages missing': Refused(
@@ -141,7 +141,7 @@ CASES = {
   'no questions': Refused(put(TRAIN, '[]'), 'has no entries', TRAIN),
   'questions as an object': Refused(put(TRAIN, '{}'), 'has no entries', TRAIN),
   'question as a text': Refused(
-    put(TRAIN, '["who"]'), 'question 1 is no object', TRAIN
+    put(TRAIN, '["who"]'), 'question 1 is not an object', TRAIN
   ),
   'question without a text': asked("question 2 has no text: ' '", question=' '),
   'question as a number': asked('question 2 has no text: ', question=1),
@@ -151,7 +151,7 @@ CASES = {
   ),
   'no list of contexts': asked("has no list 'positive", positive_ctxs=None),
   'context as a text': asked(
-    'a context that is no object', positive_ctxs=['1']
+    'a context that is not an object', positive_ctxs=['1']
   ),
   'context without an id': asked('a context without an id', positive_ctxs=[{}]),
   'negative that is no passage': Accepted(
@@ -189,17 +189,17 @@ CASES = {
   # Questions with answers alone.
   'sound answers': Accepted(settings(splits=('test',))),
   'answers as code': answered(
-    "when\t__import__('os').getcwd()", 'is no list of strings'
+    "when\t__import__('os').getcwd()", 'is not a list of strings'
   ),
-  'answers as a call': answered('when\t[print(1)]', 'is no list of strings'),
-  'answers as a sum': answered("when\t['a' + 'b']", 'is no list of strings'),
-  'answers as a text': answered("when\t'1970'", 'is no list of strings'),
-  'answers as numbers': answered('when\t[1970]', 'is no list of strings'),
-  'answers without an end': answered("when\t['a'", 'is no list of strings'),
+  'answers as a call': answered('when\t[print(1)]', 'is not a list of strings'),
+  'answers as a sum': answered("when\t['a' + 'b']", 'is not a list of strings'),
+  'answers as a text': answered("when\t'1970'", 'is not a list of strings'),
+  'answers as numbers': answered('when\t[1970]', 'is not a list of strings'),
+  'answers without an end': answered("when\t['a'", 'is not a list of strings'),
   'answers nested deep': answered(
-    f'when\t{"[" * 5000}{"]" * 5000}', 'is no list of strings'
+    f'when\t{"[" * 5000}{"]" * 5000}', 'is not a list of strings'
   ),
-  'empty list of answers': answered('when\t[]', 'is no list of strings'),
+  'empty list of answers': answered('when\t[]', 'is not a list of strings'),
   'answers missing': answered('when', '1 columns, not 2'),
   'spaces instead of a tab': answered("when ['a']", '1 columns, not 2'),
   'two sets of questions': Refused(
@@ -220,6 +220,7 @@ CASES = {
   'empty passage of MS MARCO': columns(
     '3\t \n', "'3' has no text after its id"
   ),
+  'long id without a text': columns(f'{"x" * 10**6}\t \n', 'has no text after'),
   'passage of MS MARCO twice': Refused(
     marco(append(COLLECTION, '2\ttext\n')), "'2' is in lines 3 and 4"
   ),
@@ -229,7 +230,7 @@ CASES = {
   ),
   'judgement with spaces': Accepted(marco(append(QRELS, '7 Q0 2 3\n'))),
   'grade as a word': judged(
-    '7\t0\t1\tyes', "the grade 'yes' is no whole number"
+    '7\t0\t1\tyes', "the grade 'yes' is not a whole number"
   ),
   'two grades of a pair': judged('7\t0\t1\t2', 'the grades 1 and 2'),
   'judged passage missing': Accepted(

@@ -216,7 +216,7 @@ CASES = {
     '--score_run=/no/run cannot be used with --cross_', score_run='/no/run'
   ),
   'ranking and BM25': flags('=bm25 both choose', retriever='bm25'),
-  'output in no folder': flags('/no is no folder', output='/no/file'),
+  'output in no folder': flags('/no is not a folder', output='/no/file'),
   'folder as output': flags('/tmp is a folder', output='/tmp'),
   'mined before': Refused(_mined_before, 'is there already'),
   'no workdir': flags('without --workdir', workdir=''),
@@ -238,7 +238,7 @@ CASES = {
     4,
   ),
   'scores with a word as score': Refused(
-    _score_run, "the score 'good' is no number", RANKING, 1
+    _score_run, "the score 'good' is not a number", RANKING, 1
   ),
   # Pairs.
   'pairs': Accepted(_pairs(GOOD), 'pairs: 3 passages'),
@@ -251,10 +251,10 @@ CASES = {
     'neither pairs.jsonl nor pairs.jsonl.gz',
   ),
   'empty pairs': Refused(_pairs(''), 'the file has no entries', PAIRS),
-  'pair of a list': pair('["what", "text"]', 'is no JSON object'),
+  'pair of a list': pair('["what", "text"]', 'is not a JSON object'),
   'list in an array of pairs': Refused(
     _pairs('[{"anchor": "what", "positive": "text"}, ["what", "text"]]'),
-    'item 2, ',
+    "item 2, '['what', 'text']', is not an object",
     PAIRS,
   ),
   'pair of texts alone': pair(
@@ -273,7 +273,7 @@ CASES = {
     "1 lines with 'source', which is not read",
   ),
   'pair of numbers': pair(
-    '{"anchor": 1, "positive": "c"}', 'the query 1 is no string'
+    '{"anchor": 1, "positive": "c"}', 'the query 1 is not a string'
   ),
   'empty query in a pair': pair(
     '{"anchor": " ", "positive": "c"}', "' ' or its positive has no text"

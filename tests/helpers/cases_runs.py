@@ -332,10 +332,10 @@ CASES = {
   ),
   # Folders.
   'workdir below a file': Refused(
-    _below_a_file, 'is no folder, nor can it be made'
+    _below_a_file, 'is not a folder, nor can it be made'
   ),
   'no workdir': job('check', 'without --workdir', workdir=''),
-  'file as workdir': Refused(_file_as_workdir, 'is no folder, nor'),
+  'file as workdir': Refused(_file_as_workdir, 'is not a folder, nor'),
   'seed of another run': job('begin', '--seed is 1, and the run in', seed=1),
   'method of another run': job(
     'begin', "--method is 'random', and the run", method='random'
@@ -388,7 +388,7 @@ CASES = {
   ),
   'run of five columns': misranked('q0 Q0 p1 1 2.5\n', 'query id, Q0, passage'),
   'run with a word as score': misranked(
-    'q0 Q0 p1 1 2.5 x\nq0 Q0 p2 2 two x\n', "the score 'two' is no number", 2
+    'q0 Q0 p1 1 2.5 x\nq0 Q0 p2 2 two x\n', "the score 'two' is not a number", 2
   ),
   'run with no score': misranked('q0 Q0 p1 1 nan x\n', "the score 'nan' is no"),
   'run file that is not there': job(

@@ -346,7 +346,7 @@ def test_a_table_counts_what_is_forced_in_all_blocks(monkeypatch):
   assert table.num_forced == table.num_drawn == 6
 
 
-def test_so_many_passages_are_excluded_as_are_of_any_text_that_is():
+def test_num_excluded_counts_all_passages_with_an_excluded_text():
   groups = np.array([0, 0, 1, 2, 2, 3])
   # The second query is its own positive, and another passage.
   own = np.array([0, 1, 1, 2]), np.array([3, 2, 5, 1])

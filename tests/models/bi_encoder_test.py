@@ -218,7 +218,7 @@ def test_masks_of_other_steps_sites_rows_and_places_are_independent():
 def test_each_place_of_a_body_that_drops_has_a_mask_of_its_own(
   texts, monkeypatch
 ):
-  """Behind the embedding, and three of each layer."""
+  """One after the embedding, three in each layer."""
   sites, drop = [], bert.drop
 
   def seen(x, dropout, site):
@@ -234,7 +234,7 @@ def test_each_place_of_a_body_that_drops_has_a_mask_of_its_own(
 
 
 def test_float32_is_multiplied_as_float32_on_accelerators_too(texts):
-  """By default they round it, which no test on a CPU sees."""
+  """They round float32 products by default; a CPU cannot show it."""
   layers = (pooling.Layer('dense', 6, residual=True), pooling.Layer('unit'))
   body = dataclasses.replace(BODY, model_type='mpnet')
   retriever = dataclasses.replace(

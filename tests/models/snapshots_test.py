@@ -191,8 +191,11 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(cache, tmp_path):
 @pytest.mark.parametrize(
   ('name', 'says'),
   [
-    ('someone/other', 'someone/other is no folder here, and not in the cache'),
-    (f'{NAME}@v9', f'{NAME}@v9 is no folder here, and not in the cache'),
+    (
+      'someone/other',
+      'someone/other is not a folder here, and not in the cache',
+    ),
+    (f'{NAME}@v9', f'{NAME}@v9 is not a folder here, and not in the cache'),
     (f'{NAME}@{SECOND}', 'not in the cache'),
     ('/no/such', "no file or folder '/no/such', and no model on the hub can"),
     ('a b/c', "no file or folder 'a b/c'"),

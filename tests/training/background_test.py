@@ -121,7 +121,7 @@ def set_at(monkeypatch, step, event, then=lambda: None):
 
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory):
-  """Returns the settings of a finished run, which is made once, by a name."""
+  """Returns the settings of a finished run, cached by name."""
   made = {}
 
   def kept(name, config):

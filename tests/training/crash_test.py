@@ -226,7 +226,8 @@ KILLS = {
 }
 
 
-# Each takes seconds; run_faults_test.py stops in one process at all places.
+# Each takes seconds, so the soak tries the others; by default they are stopped
+# in one process, by run_faults_test.py and background_test.py.
 ALWAYS_TRIED = (
   'while a checkpoint is written',
   'after the pick-up',

@@ -122,6 +122,15 @@ def _check_jobs(config, capsys):
   assert experiment.open(again, ('train',))[1] == 12
 
 
+def test_a_row_that_never_refreshes_does_without_dev_too(config):
+  config = dataclasses.replace(
+    config, max_steps=4, method='in_batch', steps_per_eval=None
+  )
+  assert train.run(config) == {}
+  assert set(logs.series(config.workdir, 'probe/positive_rank')) == {4}
+  assert logs.dev_measures(config.workdir) == []
+
+
 def test_refreshes_beside_training_do_without_dev_too(config):
   config = dataclasses.replace(
     config,

@@ -371,7 +371,7 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
 
 
 def test_a_search_in_blocks_costs_as_much_as_in_one(monkeypatch):
-  """And its seconds, those before it aside, are not of the mining."""
+  """Search time is not counted as mining time."""
   config = config_lib.Config(
     method='ance', query_slices=2, steps_per_refresh=4, max_steps=9
   )

@@ -80,7 +80,7 @@ def test_what_is_logged_of_a_step_is_of_that_step():
 
 @pytest.mark.parametrize('name', ['loss', 'grad_norm'])
 @pytest.mark.parametrize('value', [np.inf, np.nan])
-def test_a_step_that_went_beyond_all_numbers_ends_the_run(name, value):
+def test_a_non_finite_step_ends_the_run(name, value):
   log = run_log.RunLog(
     SimpleNamespace(config=config_lib.Config(steps_per_log=1)),
     SimpleNamespace(write=lambda *_: pytest.fail('it is written')),

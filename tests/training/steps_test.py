@@ -118,7 +118,7 @@ def loss_of_scores(method, scores, batch):
 def slow_loss(config, method, params, batch, number=1):
   """The loss on one device, no collective, its columns picked by loops.
 
-  Each of `number` pieces a passage is scored by itself, and the best one is it.
+  Each passage has `number` pieces, scored separately; its score is the best.
   """
   encode = bi_encoder.make_encode(RETRIEVER, 'float32', bi_encoder.QUERY)
   queries = encode(params, batch.query_ids, batch.query_lengths)

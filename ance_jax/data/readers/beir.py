@@ -92,7 +92,7 @@ def _queries(path):
     if not text.strip():
       raise strict_io.refusal(
         path,
-        f'the query {an_id!r} has no text',
+        f'the query {strict_io.quoted(an_id)} has no text',
         'give it one, or remove it and its judgements',
         line,
       )
@@ -183,7 +183,7 @@ def read_answers(
     if not records.are_texts(texts):
       raise strict_io.refusal(
         path,
-        f"{repr(texts)[:80]} as 'answers' is no list of strings, none empty",
+        f"{repr(texts)[:80]} as 'answers' is not a list of strings, none empty",
         'correct the line',
         line,
       )
@@ -202,7 +202,7 @@ def qrels_found(folder: pathlib.Path) -> str:
   """Returns the names of files in qrels/, for error messages."""
   path = folder / 'qrels'
   if not path.is_dir():
-    return f'{path}, which is no folder'
+    return f'{path}, which is not a folder'
   names = sorted(os.listdir(path))
   shown = ', '.join(names[:8]) + ', ...' * (len(names) > 8)
   return f'{path}, where there is {shown or "nothing"}'

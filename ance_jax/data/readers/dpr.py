@@ -66,7 +66,10 @@ def _passages(path):
       continue
     if not text.strip():
       raise strict_io.refusal(
-        path, f'the passage {an_id} has no text', 'remove it', line
+        path,
+        f'the passage {strict_io.quoted(an_id)} has no text',
+        'remove it',
+        line,
       )
     yield line, an_id, title, text
 
@@ -105,10 +108,11 @@ def _read_contexts(path, name, passage_rows):
         found.answers[row],
       )
     gold = ids['positive_ctxs'][0]
-    if gold in passage_rows:
-      found.judgements[row, passage_rows.get(gold)] = 1
-    else:
+    gold_row = passage_rows.get(gold)
+    if gold_row is None:
       found.missing[row, gold] = 1
+    else:
+      found.judgements[row, gold_row] = 1
     hard = list(map(passage_rows.get, ids['hard_negative_ctxs']))
     found.negatives[row] = [passage for passage in hard if passage is not None]
     counts['negatives'] += len(hard)
@@ -141,7 +145,8 @@ def _read_answers(path, name):
     if not (found and records.are_texts(found)):
       raise strict_io.refusal(
         path,
-        f"{strict_io.quoted(listed)} is no list of strings such as ['a', 'b']",
+        f'{strict_io.quoted(listed)} is not a list of strings such as '
+        "['a', 'b']",
         'fetch the file again',
         line,
       )
@@ -158,7 +163,7 @@ def _read_answers(path, name):
 def _question(path, place, record):
   """Returns a question's text and its lists of contexts."""
   if not isinstance(record, dict):
-    raise _bad_record(path, place, 'is no object', record)
+    raise _bad_record(path, place, 'is not an object', record)
   contexts = {}
   for key in ('positive_ctxs', 'hard_negative_ctxs'):
     contexts[key] = record.get(key)
@@ -177,7 +182,9 @@ def _normal(path, place, question):
 def _passage_id(path, place, context):
   """Returns the id of a context: 'passage_id', or 'psg_id' in TriviaQA."""
   if not isinstance(context, dict):
-    raise _bad_record(path, place, 'has a context that is no object', context)
+    raise _bad_record(
+      path, place, 'has a context that is not an object', context
+    )
   an_id = context.get('passage_id', context.get('psg_id'))
   if an_id is None:
     raise _bad_record(path, place, 'has a context without an id', context)
@@ -201,7 +208,7 @@ def _check_patterns(path, answers):
       try:
         answers_lib.is_in(pattern, '')
       except answers_lib.BadPattern as error:
-        fact = f'has an answer that is no regular expression ({error})'
+        fact = f'has an answer that is not a regular expression ({error})'
         raise _bad_record(path, f'question {row + 1}', fact, pattern) from error
 
 

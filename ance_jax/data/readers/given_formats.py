@@ -106,7 +106,7 @@ class _Line:
         f'give each line as {FORM}',
       )
     if not isinstance(query, str | None):
-      fact = f'the query {_shown(query)} is no string'
+      fact = f'the query {_shown(query)} is not a string'
       raise self._bad(fact, 'give its text')
     positives, negatives = self._sides()
     self._check_left()
@@ -201,7 +201,7 @@ class _Line:
       return Passage(str(value), '', None)
     if not isinstance(value, dict):
       raise self._bad(
-        f'{name!r} has {_shown(value)}, which is no text, id or object',
+        f'{name!r} has {_shown(value)}, which is not a text, id or object',
         'give its text',
       )
     an_id = next((value[key] for key in _PASSAGE_IDS if key in value), None)
@@ -213,7 +213,7 @@ class _Line:
     title, text = value.get('title') or '', value.get('text')
     if not isinstance(title, str) or not isinstance(text, str | None):
       raise self._bad(
-        f"the 'title' or 'text' of a passage is no string: {_shown(value)}"
+        f"the 'title' or 'text' of a passage is not a string: {_shown(value)}"
       )
     an_id = None if an_id is None else str(an_id)
     return Passage(an_id, title, text, self._score(value.get('score')))
@@ -225,7 +225,7 @@ class _Line:
     if not isinstance(values, list) or not all(
       isinstance(value, str | int) for value in values
     ):
-      raise self._bad(f'{name!r} is no list of ids: {_shown(values)}')
+      raise self._bad(f'{name!r} is not a list of ids: {_shown(values)}')
     return [
       Passage(None, '', value)
       if ' ' in value or not value.isascii()
@@ -239,8 +239,8 @@ class _Line:
       return passages
     if not isinstance(values, list) or len(values) != len(passages):
       raise self._bad(
-        f'{name!r} is no list of {len(passages)} scores, one for each passage: '
-        f'{_shown(values)}'
+        f'{name!r} is not a list of {len(passages)} scores, one for each '
+        f'passage: {_shown(values)}'
       )
     return [
       passage and passage._replace(score=self._score(value))
@@ -254,7 +254,7 @@ class _Line:
     except (TypeError, ValueError):
       score = math.inf
     if math.isinf(score):
-      raise self._bad(f'the score {_shown(value)} is no number')
+      raise self._bad(f'the score {_shown(value)} is not a number')
     return score
 
   def _with_text(self, passages):

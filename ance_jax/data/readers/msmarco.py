@@ -184,7 +184,10 @@ def _lines(path, names, may_be_empty=False):
   for line, cells in records.cells(path, names):
     if not may_be_empty and not cells[-1].strip():
       raise strict_io.refusal(
-        path, f'{cells[0]!r} has no text after its id', 'remove it', line
+        path,
+        f'{strict_io.quoted(cells[0])} has no text after its id',
+        'remove it',
+        line,
       )
     yield line, *cells
 

@@ -81,7 +81,7 @@ def test_trivia_names_its_contexts_otherwise_and_gzip_makes_no_difference(
   assert again.splits['train'].hash == before.splits['train'].hash
 
 
-def test_of_two_sets_of_questions_a_flag_chooses(folder):
+def test_a_flag_selects_the_question_set(folder):
   formats.write_dpr(folder, 'trivia')
   nq = load(folder, 'test', questions='nq').splits['test']
   assert nq.ids[0] == 'nq-test-1'

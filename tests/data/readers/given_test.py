@@ -593,7 +593,7 @@ def test_a_line_for_each_negative_is_no_pair_that_stands_twice(
 
 BAD = {
   'no query': ({'negative': 'a b'}, 'no query among the keys'),
-  'query of numbers': ({'query': 1, 'neg': ['a b']}, 'query 1 is no string'),
+  'query of numbers': ({'query': 1, 'neg': ['a b']}, 'query 1 is not a string'),
   'typo': ({'query': 'a', 'negativ': 'b'}, "'negativ' is none of the keys"),
   'negatives by miner': (
     {'query': 'a', 'neg': {'bm25': 1}}, "in 'neg' has no 'text'"
