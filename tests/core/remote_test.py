@@ -446,7 +446,9 @@ def test_addresses_that_are_none_are_refused(address):
 
 @pytest.mark.parametrize('address', ['run', '.', 'run/copy'])
 def test_the_folder_itself_is_no_place_for_its_copy(tmp_path, address):
-  with pytest.raises(errors.BadInput, match='--remote_dir=.* is in --workdir='):
+  with pytest.raises(
+    errors.BadInput, match='--remote_dir=.* and --workdir=.* overlap'
+  ):
     remote.connect(tmp_path / 'run', str(tmp_path / address))
 
 

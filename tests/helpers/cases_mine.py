@@ -254,7 +254,7 @@ CASES = {
   'pair of a list': pair('["what", "text"]', 'is not a JSON object'),
   'list in an array of pairs': Refused(
     _pairs('[{"anchor": "what", "positive": "text"}, ["what", "text"]]'),
-    "item 2, '['what', 'text']', is not an object",
+    "item 2, \"['what', 'text']\", is not an object",
     PAIRS,
   ),
   'pair of texts alone': pair(

@@ -331,11 +331,9 @@ CASES = {
     'there is no checkpoint in',
   ),
   # Folders.
-  'workdir below a file': Refused(
-    _below_a_file, 'is not a folder, nor can it be made'
-  ),
+  'workdir below a file': Refused(_below_a_file, 'cannot be a folder: '),
   'no workdir': job('check', 'without --workdir', workdir=''),
-  'file as workdir': Refused(_file_as_workdir, 'is not a folder, nor'),
+  'file as workdir': Refused(_file_as_workdir, 'cannot be a folder: '),
   'seed of another run': job('begin', '--seed is 1, and the run in', seed=1),
   'method of another run': job(
     'begin', "--method is 'random', and the run", method='random'
@@ -347,7 +345,9 @@ CASES = {
   'no run to export': Refused(_without_run('export'), 'nothing to export'),
   'BM25 in a run': job('evaluate', 'and scores of BM25 need', retriever='bm25'),
   # Settings that do not fit the data or the machine.
-  'more devices': job('check', '=9 is more than the 8', num_devices=9),
+  'more devices': job(
+    'check', '=9 is more than the number of devices here (8)', num_devices=9
+  ),
   'batch over devices': job('check', '=3 is not divisible by', batch_size=3),
   'batch in pieces': job(
     'check', '--micro_batch_size=3 does', micro_batch_size=3

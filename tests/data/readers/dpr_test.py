@@ -96,5 +96,5 @@ def test_answers_of_curatedtrec_are_patterns(tmp_path):
   assert list(split.texts) == ["who's", 'when']
   assert split.answers == [['Lin(da|coln)'], [r'\d{4}']]
   path.write_text("who\t['Lin(da']\n")
-  with pytest.raises(errors.BadInput, match='no regular expression'):
+  with pytest.raises(errors.BadInput, match='not a regular expression'):
     load(tmp_path, 'test')

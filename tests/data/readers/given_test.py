@@ -620,7 +620,9 @@ BAD = {
   'two positives': (
     {'query': 'a', 'passage': 'b', 'answer': 'c'}, "one of 'answer', 'passage'"
   ),
-  'id of a list': ({'query_id': 'a', 'negative_ids': [[1]]}, 'no list of ids'),
+  'id of a list': (
+    {'query_id': 'a', 'negative_ids': [[1]]}, 'not a list of ids'
+  ),
 }  # fmt: skip
 
 
