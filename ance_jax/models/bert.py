@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +24,7 @@ def gelu(x: jax.Array) -> jax.Array:
   of a layer's time on a GPU (widths of BERT-base).
   """
   wide = x.astype(jnp.float32)
-  return (0.5 * wide * (1 + lax.erf(wide * np.float32(0.5**0.5)))).astype(
+  return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(
     x.dtype
   )
 
@@ -141,9 +140,10 @@ class Body(nn.Module):
     c = self.config
     batch, length = ids.shape
     first = POSITIONS_BEFORE[c.model_type]
-    places = slice(first, first + length)
     x = self._table('word_embedding', c.vocab_size)[ids]
-    x += self._table('position_embedding', c.max_positions)[places]
+    x += self._table('position_embedding', c.max_positions)[
+      first : first + length
+    ]
     if c.num_types:
       x += self._table('type_embedding', c.num_types)[
         0 if types is None else types
@@ -152,15 +152,18 @@ class Body(nn.Module):
     x = _layer_norm(c, self.dtype, 'embedding_norm')(x)
     x = drop(x, dropout, 0)
     real = jnp.arange(length) < lengths[:, None]
-    bias = None
-    if c.model_type == 'mpnet':
-      bias = RelativeBias(c.num_heads, name='relative')(length)
+    bias = (
+      RelativeBias(c.num_heads, name='relative')(length)
+      if c.model_type == 'mpnet'
+      else None
+    )
     if self.remat:
       x = self._layers_in_a_loop(x, real, bias, dropout)
     else:
       for number in range(c.num_layers):
-        layer = Layer(c, self.dtype, self.kernel, name=f'layer_{number}')
-        x = layer(x, real, bias, dropout, 3 * number + 1)
+        x = Layer(c, self.dtype, self.kernel, name=f'layer_{number}')(
+          x, real, bias, dropout, 3 * number + 1
+        )
     return x.reshape(batch, length, -1)
 
   def _layers_in_a_loop(self, x, real, bias, dropout):
@@ -182,7 +185,7 @@ class Body(nn.Module):
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     sites = 3 * jnp.arange(len(params), dtype=jnp.uint32) + 1
-    return lax.scan(apply, x, (stacked, sites))[0]
+    return jax.lax.scan(apply, x, (stacked, sites))[0]
 
   def _table(self, name, rows):
     return self.param(name, INITIALIZER, (rows, self.config.hidden_size))
@@ -243,8 +246,9 @@ class Layer(nn.Module):
     else:
       mixed = attention(query, key, value, real, bias, dropout, site)
     mixed = self._dense(c.hidden_size, 'output')(mixed.reshape(x.shape))
-    mixed = drop(mixed, dropout, site + 1)
-    x = _layer_norm(c, self.dtype, 'attention_norm')(x + mixed)
+    x = _layer_norm(c, self.dtype, 'attention_norm')(
+      x + drop(mixed, dropout, site + 1)
+    )
     inner = ACTIVATIONS[c.activation](self._dense(c.intermediate_size, 'up')(x))
     inner = drop(self._dense(c.hidden_size, 'down')(inner), dropout, site + 2)
     return _layer_norm(c, self.dtype, 'norm')(x + inner)
@@ -293,8 +297,9 @@ def attention(
   if bias is not None:
     scores += bias
   scores = jnp.where(real[:, None, None], scores, -jnp.inf)
-  highest = lax.stop_gradient(scores.max(-1, keepdims=True))
-  weights = jnp.exp(scores - highest)
+  weights = jnp.exp(
+    scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+  )
   total = weights.sum(-1)
   weights = drop(weights, dropout, site).astype(value.dtype)
   mixed = jnp.einsum(
@@ -310,8 +315,12 @@ def attention(
 def _has_kernel(query):
   """Returns whether cuDNN has an attention kernel for this `query`."""
   head_size = query.shape[-1]
-  fits = head_size <= 128 and head_size % 8 == 0
-  return fits and query.dtype == jnp.bfloat16 and jax.default_backend() == 'gpu'
+  return (
+    head_size <= 128
+    and head_size % 8 == 0
+    and query.dtype == jnp.bfloat16
+    and jax.default_backend() == 'gpu'
+  )
 
 
 def _attention_by_cudnn(query, key, value, real):
@@ -330,13 +339,13 @@ def _attention_by_cudnn(query, key, value, real):
   )
 
 
-def precision(dtype: jnp.dtype) -> lax.Precision | None:
+def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
   """Returns the precision at which to multiply arrays of a dtype.
 
   By default accelerators round float32 to about 10 bits before they multiply;
   users who accept that choose bfloat16, which is faster still.
   """
-  return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+  return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def buckets(distance: np.ndarray) -> np.ndarray:
@@ -351,8 +360,9 @@ def buckets(distance: np.ndarray) -> np.ndarray:
   # which frexp computes exactly; logarithms round wrongly at powers of 2.
   shared = np.frexp((far * far).astype(np.float64))[1] + 1
   near = half // 2
-  bucket = np.where(far < near, far, np.minimum(shared, half - 1))
-  return bucket + half * (distance > 0)
+  return half * (distance > 0) + np.where(
+    far < near, far, np.minimum(shared, half - 1)
+  )
 
 
 def drop(

@@ -124,8 +124,9 @@ def body_from_tensors(
       )
   params = {}
   for name, (path, shape) in table.items():
-    array = np.asarray(found[name], np.float32)
-    array = array.T if path[-1] == 'kernel' else array
+    array = np.asarray(
+      found[name].T if path[-1] == 'kernel' else found[name], np.float32
+    )
     if array.shape != shape:
       raise strict_io.refusal(
         where,
@@ -142,13 +143,13 @@ def body_to_tensors(
   params: dict, body: bert.BodyConfig
 ) -> dict[str, np.ndarray]:
   """Returns the float32 tensors in Hugging Face's names and layout."""
-  tensors, params = {}, traverse_util.flatten_dict(params)
-  for name, (path, _) in _table(body).items():
-    array = np.asarray(params[path])
-    tensors[name] = np.ascontiguousarray(
-      array.T if path[-1] == 'kernel' else array
+  params = traverse_util.flatten_dict(params)
+  return {
+    name: np.ascontiguousarray(
+      np.asarray(params[path]).T if path[-1] == 'kernel' else params[path]
     )
-  return tensors
+    for name, (path, _) in _table(body).items()
+  }
 
 
 def check_finite(
@@ -189,23 +190,26 @@ def _table(body):
     'position_embedding': (body.max_positions, wide),
     'type_embedding': (body.num_types, wide),
     'relative': (bert.NUM_BUCKETS, body.num_heads),
+    'embedding_norm': (wide,),
+    'attention_norm': (wide,),
+    'norm': (wide,),
+    'up': (wide, inner),
+    'down': (inner, wide),
   }
   table = {
     theirs: (path, shapes[path[0]]) for path, theirs in layout.tables.items()
   }
-
-  def add(path, theirs, shape):
+  modules = {
+    ('embedding_norm',): 'embeddings.LayerNorm',
+    **{
+      (f'layer_{number}', ours): layout.layer.format(number) + theirs
+      for number in range(body.num_layers)
+      for ours, theirs in layout.modules.items()
+    },
+  }
+  for path, theirs in modules.items():
+    shape = shapes.get(path[-1], (wide, wide))
     first = 'scale' if len(shape) == 1 else 'kernel'
     table[f'{theirs}.weight'] = ((*path, first), shape)
     table[f'{theirs}.bias'] = ((*path, 'bias'), shape[-1:])
-
-  add(('embedding_norm',), 'embeddings.LayerNorm', (wide,))
-  for number in range(body.num_layers):
-    for ours, theirs in layout.modules.items():
-      shape = {'up': (wide, inner), 'down': (inner, wide)}.get(
-        ours, (wide, wide)
-      )
-      shape = (wide,) if ours.endswith('norm') else shape
-      name = f'layer_{number}'
-      add((name, ours), layout.layer.format(number) + theirs, shape)
   return table

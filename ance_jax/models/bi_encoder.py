@@ -80,8 +80,8 @@ class RetrieverConfig:
   @property
   def embedding_size(self) -> int:
     """E, width of an embedding."""
-    sizes = [layer.size for layer in self.chain if layer.size]
-    width = [self.body.hidden_size * len(self.modes), *sizes][-1]
+    pooled = self.body.hidden_size * len(self.modes)
+    width = [pooled, *(layer.size for layer in self.chain if layer.size)][-1]
     return min(width, self.truncate_dim or width)
 
   @property
@@ -100,9 +100,11 @@ class RetrieverConfig:
   @classmethod
   def from_dict(cls, values: dict) -> 'RetrieverConfig':
     """Inverts `to_dict`."""
-    body = bert.BodyConfig(**values['body'])
-    layers = tuple(pooling.Layer(**one) for one in values.get('layers', ()))
-    return cls(**{**values, 'body': body, 'layers': layers})
+    parsed = {
+      'body': bert.BodyConfig(**values['body']),
+      'layers': tuple(pooling.Layer(**o) for o in values.get('layers', ())),
+    }
+    return cls(**{**values, **parsed})
 
 
 class Tower(nn.Module):
@@ -139,20 +141,16 @@ class Tower(nn.Module):
     r = self.retriever
     body = bert.Body(r.body, self.dtype, self.remat, self.kernel, name='body')
     x = body(ids, lengths, dropout).astype(jnp.float32)
-    x = pooling.pool(x, lengths, r.modes, self.skipped)
-    x = pooling.apply(r.chain, x)
+    x = pooling.apply(r.chain, pooling.pool(x, lengths, r.modes, self.skipped))
     if r.truncate_dim:
       x = x[:, : r.truncate_dim]
-    if r.similarity == 'cosine':
-      x = pooling.unit(x)
-    return x
+    return pooling.unit(x) if r.similarity == 'cosine' else x
 
 
 def read(path: pathlib.Path) -> RetrieverConfig:
   """Reads the settings from a file."""
-  values = strict_io.json_file(path)
   try:
-    return RetrieverConfig.from_dict(values)
+    return RetrieverConfig.from_dict(strict_io.json_file(path))
   except (TypeError, KeyError) as error:
     raise strict_io.refusal(
       path,
@@ -201,11 +199,17 @@ def make_encode(
     remat: As in `bert.Body`; matters only for gradients.
     kernel: As in `bert.Body`.
   """
-  skipped = getattr(retriever, f'{side}_prompt_tokens')
-  tower = Tower(retriever, jnp.dtype(dtype), remat, kernel, skipped)
-  name = retriever.tower(side)
+  tower = Tower(
+    retriever,
+    jnp.dtype(dtype),
+    remat,
+    kernel,
+    skipped=getattr(retriever, f'{side}_prompt_tokens'),
+  )
 
   def encode(params, ids, lengths, dropout=None):
-    return tower.apply({'params': params[name]}, ids, lengths, dropout)
+    return tower.apply(
+      {'params': params[retriever.tower(side)]}, ids, lengths, dropout
+    )
 
   return encode

@@ -69,13 +69,13 @@ class Layer:
 
 def names(layers: Sequence[Layer]) -> list[str]:
   """Returns each layer's key in the parameters: head, head_1, ..."""
-  found, counts = [], {}
-  for layer in layers:
-    name = {DENSE: 'head', NORM: 'head_norm', UNIT: ''}[layer.kind]
-    number = counts.get(name, 0)
-    counts[name] = number + 1
-    found.append(f'{name}_{number}' if number else name)
-  return found
+  found = [
+    {DENSE: 'head', NORM: 'head_norm', UNIT: ''}[layer.kind] for layer in layers
+  ]
+  return [
+    f'{name}_{found[:place].count(name)}' if name in found[:place] else name
+    for place, name in enumerate(found)
+  ]
 
 
 def described(layers: Sequence[Layer]) -> str:
@@ -109,8 +109,9 @@ def pool(
   places = jnp.arange(x.shape[1])
   kept = (places < lengths[:, None]) & (places >= skipped)
   count = jnp.maximum(lengths - skipped, 1) if skipped else lengths
-  found = [_pooled(x, lengths, mode, kept, count, skipped) for mode in modes]
-  return found[0] if len(found) == 1 else jnp.concatenate(found, -1)
+  return jnp.concatenate(
+    [_pooled(x, lengths, mode, kept, count, skipped) for mode in modes], -1
+  )
 
 
 def _pooled(x, lengths, mode, kept, count, skipped):
