@@ -98,9 +98,11 @@ def read_config(name: str) -> bert.BodyConfig:
     ) from error
   # Again, because transformers fills in defaults and resolves aliases.
   _check_sizes(theirs.to_dict(), keys, path)
-  sizes = {ours: getattr(theirs, key) for ours, key in keys.items()}
   body = bert.BodyConfig(
-    **{'num_types': 0, **sizes},
+    **{
+      'num_types': 0,
+      **{ours: getattr(theirs, key) for ours, key in keys.items()},
+    },
     model_type=kind,
     # DistilBERT's code hard-codes it.
     layer_norm_epsilon=1e-12 if kind == 'distilbert' else theirs.layer_norm_eps,
@@ -115,14 +117,13 @@ def write_config(
 ) -> None:
   """Writes a config.json that transformers can read."""
   kind = body.model_type
-  made = transformers.AutoConfig.for_model(
+  transformers.AutoConfig.for_model(
     kind,
     **{key: getattr(body, ours) for ours, key in _KEYS[kind].items()},
     **{_activation_key(kind): body.activation},
     layer_norm_eps=body.layer_norm_epsilon,
     pad_token_id=pad_token_id,
-  )
-  made.save_pretrained(folder)
+  ).save_pretrained(folder)
 
 
 def read_tensors(
@@ -227,18 +228,20 @@ def _check_sizes(given, keys, path):
 
 def _check_body(body, keys, path):
   """Raises `BadInput` for inconsistent sizes."""
-  if body.hidden_size % body.num_heads:
-    raise _bad_size(
-      path,
+  for wrong, fact in (
+    (
+      body.hidden_size % body.num_heads,
       f'{keys["hidden_size"]}={body.hidden_size} is not divisible by '
       f'{keys["num_heads"]}={body.num_heads}',
-    )
-  if body.max_length < 3:
-    raise _bad_size(
-      path,
+    ),
+    (
+      body.max_length < 3,
       f'max_position_embeddings={body.max_positions} leaves no room for 3 '
       'tokens',
-    )
+    ),
+  ):
+    if wrong:
+      raise _bad_size(path, fact)
 
 
 def _bad_size(path, fact):
@@ -258,7 +261,7 @@ def _files(folder):
 
 def _read_file(path, without):
   """Returns {name: float32 array} of a file; its suffix tells the format."""
-  path, tensors = strict_io.regular(path), {}
+  path = strict_io.regular(path)
   if path.suffix != '.safetensors':
     return torch_files.read(path, without)
   with open(path, 'rb') as file:
@@ -270,16 +273,17 @@ def _read_file(path, without):
       )
   try:
     with safetensors.safe_open(path, 'numpy') as opened:
-      for key in opened.keys():
-        if not without(key):
-          tensors[key] = _float32(opened, key, path)
+      return {
+        key: _float32(opened, key, path)
+        for key in opened.keys()
+        if not without(key)
+      }
   except safetensors.SafetensorError as error:
     raise strict_io.refusal(
       path,
       f'safetensors cannot read it ({str(error).splitlines()[0]})',
       'convert or fetch it',
     ) from error
-  return tensors
 
 
 def _float32(opened, key, path):

@@ -6,7 +6,6 @@ folder, or one of our runs. Also stores a model in a checkpoint's record.
 
 from collections.abc import Iterable
 from collections.abc import Sequence
-import dataclasses
 import json
 import pathlib
 import tempfile
@@ -115,9 +114,11 @@ def planned(
 ) -> bi_encoder.RetrieverConfig:
   """Returns the settings of a retriever with random weights."""
   body = sources.planned_body(sizes, _max_positions(asked))
-  # A separator token needs the vocabulary, which does not exist yet.
-  asked = asked._replace(title_separator=None)
-  return _retriever_config(asked, sources.Pretrained(body, None, {}, {}))
+  return _retriever_config(
+    # A separator token needs the vocabulary, which does not exist yet.
+    asked._replace(title_separator=None),
+    sources.Pretrained(body, None, {}, {}),
+  )
 
 
 def _max_positions(asked):
@@ -134,8 +135,12 @@ def model_files(
       f'{_MODEL_FOLDER}/{path.name}': path.read_bytes()
       for path in sorted(pathlib.Path(folder).iterdir())
     }
-  retriever = json.dumps(retriever.to_dict(), indent=1)
-  return {**files, f'{_MODEL_FOLDER}/{bi_encoder.FILE}': retriever.encode()}
+  return {
+    **files,
+    f'{_MODEL_FOLDER}/{bi_encoder.FILE}': json.dumps(
+      retriever.to_dict(), indent=1
+    ).encode(),
+  }
 
 
 def load_model(
@@ -144,8 +149,10 @@ def load_model(
   """Returns the retriever and tokenizer of a run's checkpoint."""
   checkpoint.read_record(workdir, step)  # Verifies the record.
   folder = checkpoint.record_folder(workdir, step) / _MODEL_FOLDER
-  retriever = bi_encoder.read(folder / bi_encoder.FILE)
-  return retriever, tokenizer_lib.load(str(folder))
+  return (
+    bi_encoder.read(folder / bi_encoder.FILE),
+    tokenizer_lib.load(str(folder)),
+  )
 
 
 def load_whole(
@@ -153,8 +160,9 @@ def load_whole(
 ) -> Model:
   """Returns the model of a run's checkpoint, with parameters on all devices."""
   retriever, tokenizer = load_model(workdir, step)
-  shapes = bi_encoder.shapes(retriever)
-  params = checkpoint.read_params(workdir, step, shapes, devices)
+  params = checkpoint.read_params(
+    workdir, step, bi_encoder.shapes(retriever), devices
+  )
   return Model(retriever, tokenizer, params)
 
 
@@ -212,9 +220,11 @@ def _retriever_config(asked, source):
       'set --head_size too, or leave it out',
     )
   tied = chosen.pop('tie_encoders')
-  unpooled = _prompt_tokens(source.tokenizer, chosen)
   return bi_encoder.RetrieverConfig(
-    source.body, tied=tied, **chosen, **unpooled
+    source.body,
+    tied=tied,
+    **chosen,
+    **_prompt_tokens(source.tokenizer, chosen),
   )
 
 
@@ -232,8 +242,7 @@ def _prompt_tokens(tokenizer, settings):
 
 def _fitted(source, retriever, asked):
   """Returns the retriever's parameters by tower, filled from the source."""
-  given = source.params
-  if retriever.tied and len(given) > 1:
+  if retriever.tied and len(source.params) > 1:
     raise errors.refusal(
       f'--tie_encoders=true is given with {asked.init_from}, a checkpoint of '
       'two encoders',
@@ -241,7 +250,7 @@ def _fitted(source, retriever, asked):
     )
   params = bi_encoder.init(retriever, asked.seed)
   for name in retriever.towers:
-    tower = given.get(name) or next(iter(given.values()), {})
+    tower = source.params.get(name) or next(iter(source.params.values()), {})
     expected = {part: params[name].get(part) for part in tower}
     if jax.tree.map(jnp.shape, tower) != jax.tree.map(jnp.shape, expected):
       raise errors.refusal(
@@ -264,9 +273,9 @@ def _run_source(asked):
   )
   logs.log(f'weights of {asked.init_from}, step {step}')
   settings = {
-    field.name: getattr(retriever, field.name)
-    for field in dataclasses.fields(retriever)
-    if field.name != 'body' and not field.name.endswith('_prompt_tokens')
+    name: value
+    for name, value in vars(retriever).items()
+    if name != 'body' and not name.endswith('_prompt_tokens')
   }
   settings['tie_encoders'] = settings.pop('tied')
   return sources.Pretrained(retriever.body, tokenizer, params, settings)

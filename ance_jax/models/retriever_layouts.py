@@ -98,20 +98,22 @@ _FORMS = (
     _DPR_SETTINGS,
   ),
 )  # fmt: skip
-# (layer before the output, output layer) of transformers' classes for sequence
-# classification.
+# The layer before the output, and the output layer, of transformers' classes
+# for sequence classification.
 _CLASSIFIERS = {
-  'bert': ('bert.pooler.dense', 'classifier'),
-  'roberta': ('classifier.dense', 'classifier.out_proj'),
-  'distilbert': ('pre_classifier', 'classifier'),
-  'mpnet': ('classifier.dense', 'classifier.out_proj'),
+  'bert': {'pooler': 'bert.pooler.dense', 'classifier': 'classifier'},
+  'roberta': {
+    'pooler': 'classifier.dense',
+    'classifier': 'classifier.out_proj',
+  },
+  'distilbert': {'pooler': 'pre_classifier', 'classifier': 'classifier'},
+  'mpnet': {'pooler': 'classifier.dense', 'classifier': 'classifier.out_proj'},
 }
 
 
 def is_dropped(name: str) -> bool:
   """Returns whether retrievers ignore a tensor of this name."""
-  prefixes = [tower.prefix for form in _FORMS for tower in form.towers]
-  for prefix in prefixes:
+  for prefix in [tower.prefix for form in _FORMS for tower in form.towers]:
     name = name.removeprefix(prefix)
   return bert_weights.is_dropped(name)
 
@@ -144,12 +146,14 @@ def towers_from_tensors(
   }
   towers = {t.name: _take_tower(left, t, body, where) for t in form.towers}
   if left:
-    odd = f'{sorted(left)[0][:80]}, which its layout lacks ({len(left)} such)'
-    raise _incomplete(f'a tensor {odd}', where)
+    raise _incomplete(
+      f'a tensor {sorted(left)[0][:80]}, which its layout lacks ({len(left)} '
+      'such)',
+      where,
+    )
   settings, (first, *others) = dict(form.settings), towers.values()
-  for other in others:
-    if set(other) != set(first):
-      raise _incomplete('a projection in one of its two encoders alone', where)
+  if any(set(other) != set(first) for other in others):
+    raise _incomplete('a projection in one of its two encoders alone', where)
   if 'head' in first:
     settings['head_size'] = len(first['head']['bias'])
     settings['head_norm'] = 'head_norm' in first
@@ -169,13 +173,13 @@ def cross_encoder_from_tensors(
   Raises:
     BadInput: A tensor is missing, unexpected, not finite or of the wrong shape.
   """
-  left, params = dict(tensors), {}
-  modules = dict(
-    zip(('pooler', 'classifier'), _CLASSIFIERS[body.model_type], strict=True)
-  )
-  for part, module in modules.items():
-    leaves = {'kernel': f'{module}.weight', 'bias': f'{module}.bias'}
-    params[part] = _part(left, leaves, where)
+  left = dict(tensors)
+  params = {
+    part: _part(
+      left, {'kernel': f'{module}.weight', 'bias': f'{module}.bias'}, where
+    )
+    for part, module in _CLASSIFIERS[body.model_type].items()
+  }
   wide, outputs = body.hidden_size, params['classifier']['bias'].size
   if outputs != 1:
     raise strict_io.refusal(
@@ -200,8 +204,9 @@ def _take_tower(left, tower, body, where):
     if part == 'head_norm' and module or set(theirs.values()) & set(left):
       params[part] = _part(left, theirs, where)
   if 'head' in params:
-    sizes = body.hidden_size, params['head']['bias'].size
-    _check_shapes(params, sizes, where)
+    _check_shapes(
+      params, (body.hidden_size, params['head']['bias'].size), where
+    )
   elif params:
     raise _incomplete('a norm without a projection', where)
   of_body = {

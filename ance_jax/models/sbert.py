@@ -87,10 +87,9 @@ def read(folder: str | pathlib.Path) -> dict[str, SentenceTransformer]:
     for m in strict_io.json_file(path, list)
   ]
   if modules and modules[0][0] == 'Router':
-    routes = _routes(modules[0][1])
     return {
       name: _tower(folder, [*route, *modules[1:]])
-      for name, route in routes.items()
+      for name, route in _routes(modules[0][1]).items()
     }
   return {bi_encoder.TIED: _tower(folder, modules)}
 
@@ -137,8 +136,11 @@ def read_cross_encoder(folder: str | pathlib.Path) -> CrossEncoder:
         'use a cross-encoder that is a Transformer alone, with Sigmoid or '
         'Identity and no prompt',
       )
-  length = _number(sizes, 'max_seq_length', 3, folder / _SIZES_FILES[0])
-  return CrossEncoder(length, activation == SIGMOID, lower_case)
+  return CrossEncoder(
+    _number(sizes, 'max_seq_length', 3, folder / _SIZES_FILES[0]),
+    activation == SIGMOID,
+    lower_case,
+  )
 
 
 def _tower(folder, modules):
@@ -162,15 +164,22 @@ def _tower(folder, modules):
     raise sbert_modules.not_ours(f'similarity {similarity}', folder)
   # The dot product of normalized embeddings is their cosine, unless they are
   # truncated after the normalization.
-  if layers and layers[-1].kind == pooling.UNIT:
-    if similarity == 'cosine' or kept >= width:
-      layers, similarity = layers[:-1], 'cosine'
-  settings = {'pooling': pooled, 'similarity': similarity}
-  for route, side in ROUTES.items():
-    settings[f'{side}_length'] = _number(
-      sizes, f'{route}_length', 3, path
-    ) or _number(sizes, 'max_seq_length', 3, path)
-  settings |= _prompts(given, folder)
+  if (
+    layers
+    and layers[-1].kind == pooling.UNIT
+    and (similarity == 'cosine' or kept >= width)
+  ):
+    layers, similarity = layers[:-1], 'cosine'
+  settings = {
+    'pooling': pooled,
+    'similarity': similarity,
+    **{
+      f'{side}_length': _number(sizes, f'{route}_length', 3, path)
+      or _number(sizes, 'max_seq_length', 3, path)
+      for route, side in ROUTES.items()
+    },
+    **_prompts(given, folder),
+  }
   if not include_prompt:
     settings['include_prompt'] = False
   if kept < width:
@@ -220,14 +229,14 @@ def _check_body(sizes, folder):
     not isinstance(text, dict) or text.get('method_output_name', usual) != usual
   ):
     raise sbert_modules.not_ours(f'modality_config {modality}', folder)
-  for key in ('model', 'tokenizer', 'config', 'processor'):
-    for name in (f'{key}_args', f'{key}_kwargs'):
-      given = sizes.get(name) or {}
-      others = (
-        set(given) - _HARMLESS if isinstance(given, dict) else {str(given)}
-      )
-      if others:
-        raise sbert_modules.not_ours(f'{name} {", ".join(others)}', folder)
+  for name in (
+    'model_args', 'model_kwargs', 'tokenizer_args', 'tokenizer_kwargs',
+    'config_args', 'config_kwargs', 'processor_args', 'processor_kwargs',
+  ):  # fmt: skip
+    given = sizes.get(name) or {}
+    others = set(given) - _HARMLESS if isinstance(given, dict) else {str(given)}
+    if others:
+      raise sbert_modules.not_ours(f'{name} {", ".join(others)}', folder)
 
 
 def _routes(folder):
@@ -294,8 +303,10 @@ def _prompts(settings, folder):
     )
   others = set(given) - {'query', *_PASSAGE_PROMPTS}
   if others:
-    names = ', '.join(sorted(others))
-    logs.log(f'{folder}: prompts for other tasks are left out: {names}')
+    logs.log(
+      f'{folder}: prompts for other tasks are left out: '
+      f'{", ".join(sorted(others))}'
+    )
   return {
     'query_prompt': given.get('query', ''),
     'passage_prompt': given[passage[0]] if passage else '',

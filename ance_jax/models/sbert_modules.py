@@ -103,10 +103,9 @@ def read_layers(
       raise not_ours(f'a {kind} after Pooling', folder)
     layers.append(layer)
     arrays.append(found)
-  names = pooling.names(layers)
   return tuple(layers), {
     name + part: leaves
-    for name, found in zip(names, arrays, strict=True)
+    for name, found in zip(pooling.names(layers), arrays, strict=True)
     for part, leaves in found.items()
   }
 
@@ -131,14 +130,14 @@ def _dense(folder, width):
   if residual and size != width:
     names['residual.weight'] = (size, width)
   found = _tensors(folder, names)
-  head = {'kernel': found['linear.weight'].T}
+  parts = {'': {'kernel': found['linear.weight'].T}}
   if has_bias:
-    head['bias'] = found['linear.bias']
-  parts = {'': head}
+    parts['']['bias'] = found['linear.bias']
   if 'residual.weight' in found:
     parts['_residual'] = {'kernel': found['residual.weight'].T}
-  activation = _activation(settings, folder)
-  layer = pooling.Layer(pooling.DENSE, size, has_bias, activation, residual)
+  layer = pooling.Layer(
+    pooling.DENSE, size, has_bias, _activation(settings, folder), residual
+  )
   return layer, parts
 
 
@@ -194,8 +193,10 @@ def written(
     params: Parameters of one tower.
   """
   width = retriever.body.hidden_size
-  settings = {'word_embedding_dimension': width}
-  settings |= {key: mode in retriever.modes for key, mode in _OLD_MODES.items()}
+  settings = {
+    'word_embedding_dimension': width,
+    **{key: mode in retriever.modes for key, mode in _OLD_MODES.items()},
+  }
   if not retriever.include_prompt:
     settings['include_prompt'] = False
   in_order = [mode for key, mode in _OLD_MODES.items() if settings[key]]
@@ -203,8 +204,8 @@ def written(
     # Release 5 cannot express other orders.
     settings['pooling_mode'] = list(retriever.modes)
   parts, width = [('Pooling', settings, {})], width * len(retriever.modes)
-  chain = retriever.chain
-  for layer, name in zip(chain, pooling.names(chain), strict=True):
+  names = pooling.names(retriever.chain)
+  for layer, name in zip(retriever.chain, names, strict=True):
     if layer.kind == pooling.DENSE:
       parts.append(_written_dense(layer, name, params, width))
       width = layer.size
@@ -234,6 +235,5 @@ def _written_dense(layer, name, params, width):
   if layer.residual:
     settings['use_residual'] = True
     if width != layer.size:
-      other = params[f'{name}_residual']['kernel']
-      tensors['residual.weight'] = other.T
+      tensors['residual.weight'] = params[f'{name}_residual']['kernel'].T
   return 'Dense', settings, tensors

@@ -59,10 +59,16 @@ def folder(name: str) -> str:
     return str(_fetched(name, repository, revision))
   if cached is None:
     raise _refusal(
-      f'{name} is not a folder here, and not in {_cache()}', problem
+      f'{name} is not a folder here, and not in the cache '
+      f'{constants.HF_HUB_CACHE}',
+      problem,
     )
   if lacks:
-    raise _refusal(f'{_cache()} has only a part of {name}, no {lacks}', problem)
+    raise _refusal(
+      f'the cache {constants.HF_HUB_CACHE} has only a part of {name}, no '
+      f'{lacks}',
+      problem,
+    )
   # The cache notes files that the hub lacks.
   noted = cached.parents[1] / '.no_exist' / cached.name / 'modules.json'
   if not (cached / 'modules.json').exists() and not noted.exists():
@@ -182,10 +188,6 @@ def _refusal(fact, problem):
   return errors_lib.refusal(f'{fact}, and {problem[0]}', problem[1])
 
 
-def _cache():
-  return f'the cache {constants.HF_HUB_CACHE}'
-
-
 def _fetched(name, repository, revision):
   """Fetches all needed files of a revision; returns its folder."""
 
@@ -201,7 +203,9 @@ def _fetched(name, repository, revision):
       )
     except (errors.HTTPError, errors.LocalEntryNotFoundError) as error:
       problem = _explained(error, repository, revision)
-      raise _refusal(f'{_cache()} has no whole {name}', problem) from error
+      raise _refusal(
+        f'the cache {constants.HF_HUB_CACHE} has no whole {name}', problem
+      ) from error
 
   found = fetch(revision, _SETTINGS)
   parts = [part for part, kind in _modules(found) if kind in _WITH_WEIGHTS]
@@ -217,9 +221,7 @@ def _modules(folder):
   path = folder / 'modules.json'
   entries = strict_io.json_file(path, list) if path.exists() else []
   named = [(e.get('path'), e.get('type')) for e in entries if type(e) is dict]
-  if not named:
-    named = [('', 'Transformer')]
-  for part, kind in named:
+  for part, kind in named or [('', 'Transformer')]:
     if not isinstance(part, str) or not isinstance(kind, str):
       continue
     yield part, kind.rpartition('.')[2]
@@ -235,8 +237,9 @@ def _modules(folder):
 def _files_of(folder, part, weights):
   """Returns the files, in a snapshot, of a module's weights in one format."""
   index = folder / part / f'{weights}.index.json'
-  given = strict_io.json_file(index) if index.exists() else {}
-  named = given.get('weight_map')
+  named = (
+    strict_io.json_file(index).get('weight_map') if index.exists() else None
+  )
   files = set(map(str, named.values())) if type(named) is dict else {weights}
   return [str(pathlib.PurePosixPath(part, file)) for file in sorted(files)]
 
@@ -247,17 +250,19 @@ def _are_whole(folder, part, weights):
 
 def _missing(folder):
   """Returns the first file missing from a copy of a model, or None."""
-  wanted = []
+  there = {}
   if any((folder / sign).exists() for sign in _SIGNS):
-    wanted.append(('modules.json', (folder / 'modules.json').exists()))
+    there['modules.json'] = (folder / 'modules.json').exists()
   for part, kind in _modules(folder):
     here = folder / part
     if kind in _WITH_SETTINGS:
-      wanted.append((f'{part}/config.json', (here / 'config.json').exists()))
+      there[f'{part}/config.json'] = (here / 'config.json').exists()
     if kind in _WITH_WEIGHTS:
-      found = any(_are_whole(folder, part, weights) for weights in _WEIGHTS)
-      wanted.append((f'{part}/{_WEIGHTS[0]}', found))
+      there[f'{part}/{_WEIGHTS[0]}'] = any(
+        _are_whole(folder, part, weights) for weights in _WEIGHTS
+      )
     if kind == 'Transformer':
-      found = any(p.exists() for n in _VOCABULARIES for p in here.glob(n))
-      wanted.append((f'{part}/{_VOCABULARIES[0]}', found))
-  return next((file.strip('/') for file, found in wanted if not found), None)
+      there[f'{part}/{_VOCABULARIES[0]}'] = any(
+        path.exists() for name in _VOCABULARIES for path in here.glob(name)
+      )
+  return next((file.strip('/') for file in there if not there[file]), None)

@@ -63,8 +63,9 @@ def random(
   body = planned_body(sizes, max_positions)  # Its checks come first.
   logs.log(f'training a vocabulary of {sizes.vocab_size:,} on the corpus')
   tokenizer = tokenizer_lib.train_vocabulary(texts, sizes.vocab_size)
-  body = dataclasses.replace(body, vocab_size=len(tokenizer))
-  return Pretrained(body, tokenizer, {}, {})
+  return Pretrained(
+    dataclasses.replace(body, vocab_size=len(tokenizer)), tokenizer, {}, {}
+  )
 
 
 def planned_body(sizes: Sizes, max_positions: int) -> bert.BodyConfig:
@@ -191,7 +192,6 @@ def _hugging_face(name, lower_case, file=None, check_case=True):
   params, settings = retriever_layouts.towers_from_tensors(
     tensors, body, file or name
   )
-  settings = dict(settings)
   trained_with = settings.pop('lower_case', None)
   lower_case = trained_with if lower_case is None else lower_case
   tokenizer = tokenizer_lib.load(name)
@@ -204,9 +204,11 @@ def _hugging_face(name, lower_case, file=None, check_case=True):
     settings['title_separator'] = tokenizer_lib.title_separator(
       tokenizer, settings['title_separator']
     )
-  for key in ('query_length', 'passage_length'):
-    if key in settings:
-      settings[key] = min(settings[key], body.max_length)
+  settings |= {
+    key: min(settings[key], body.max_length)
+    for key in ('query_length', 'passage_length')
+    if key in settings
+  }
   last = max(tokenizer.get_vocab().values(), default=0)
   if last >= body.vocab_size:
     raise errors.refusal(
@@ -233,9 +235,13 @@ def _sentence_transformers(folder, lower_case):
       tokenizer_lib.lower_case(source.tokenizer)
       logs.log(f'{found.body_folder}: texts are lower-cased')
     settings, head = dict(found.settings), dict(found.head)
-    for key in ('query_length', 'passage_length'):
-      length = settings[key] or source.tokenizer.model_max_length
-      settings[key] = min(length, source.body.max_length)
+    settings |= {
+      key: min(
+        settings[key] or source.tokenizer.model_max_length,
+        source.body.max_length,
+      )
+      for key in ('query_length', 'passage_length')
+    }
     if size := settings.get('head_size'):
       head['head'] = {'bias': np.zeros(size, np.float32), **head['head']}
     params = {**source.params[bi_encoder.TIED], **head}
