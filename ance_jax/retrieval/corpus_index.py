@@ -87,8 +87,9 @@ class IndexedCorpus(NamedTuple):
 
   def search_flops(self, num_queries: int) -> int:
     """Returns the operations of a search; see `index.flops`."""
-    width = self.blocks[0].shape[1]
-    return num_queries * index.flops(self.passage_index, width)
+    return num_queries * index.flops(
+      self.passage_index, self.blocks[0].shape[1]
+    )
 
   def scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Returns (q, K) float32 scores of passages; see `index.exact_scores`."""
@@ -155,10 +156,12 @@ def index_corpus(
       blocks, real_tokens = encode_corpus(retriever, passages, settings, kept)
     with watch.phase('index'):
       indexed = _indexed(blocks, settings, retriever.devices, passages)
-  work = encoding.flops(
-    encoder, retriever.config.body, pieces.lengths(), settings.rows_per_block
+  watch.add_flops(
+    'encode',
+    encoding.flops(
+      encoder, retriever.config.body, pieces.lengths(), settings.rows_per_block
+    ),
   )
-  watch.add_flops('encode', work)
   return indexed._replace(passage_hash=passage_hash, real_tokens=real_tokens)
 
 
@@ -168,15 +171,16 @@ def index_rows(
   settings: Settings,
 ) -> IndexedCorpus:
   """Encodes and indexes a few passages in memory, without saving them."""
-  pieces = passages.pieces()
-  size, devices = retriever.passage_encoder.embedding_size, retriever.devices
-  check_index(settings, size, len(devices), len(pieces))
+  pieces, encoder = passages.pieces(), retriever.passage_encoder
+  check_index(
+    settings, encoder.embedding_size, len(retriever.devices), len(pieces)
+  )
   embeddings, _ = encoding.encode_rows(
-    retriever.passage_encoder, retriever.params, pieces, 'encode passages'
+    encoder, retriever.params, pieces, 'encode passages'
   )
   size = settings.rows_per_block
   blocks = [embeddings[i : i + size] for i in range(0, len(pieces), size)]
-  return _indexed(blocks, settings, devices, passages)
+  return _indexed(blocks, settings, retriever.devices, passages)
 
 
 def encode_corpus(
@@ -224,8 +228,7 @@ def embeddings_folder(
     len(devices),
     devices[0].device_kind,
   ]
-  key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-  return folder / key
+  return folder / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
 
 def prune_embeddings(kept: pathlib.Path) -> None:
@@ -265,13 +268,15 @@ def encode_queries(
       rows[first : first + size],
     )
     # All processes must send arrays of equal size.
-    part = np.zeros((size, embeddings.shape[1]), np.float32)
-    part[: len(embeddings)] = embeddings
-    parts = distributed.all_gather(part)
-  work = encoding.flops(
-    retriever.query_encoder, retriever.config.body, queries.lengths()[rows]
+    parts = distributed.all_gather(
+      np.pad(embeddings, ((0, size - len(embeddings)), (0, 0)))
+    )
+  watch.add_flops(
+    'encode',
+    encoding.flops(
+      retriever.query_encoder, retriever.config.body, queries.lengths()[rows]
+    ),
   )
-  watch.add_flops('encode', work)
   return parts.reshape(-1, embeddings.shape[1])[: len(rows)]
 
 
@@ -290,8 +295,9 @@ def evaluate(
   with watch.phase('evaluate'):
     split = data.splits[split_name]
     depth = metrics.depth(split, len(data.passages))
-    ranking = indexed.search(queries, depth, f'search {split_name}')
-    ranking = metrics.without_own(ranking, split)
+    ranking = metrics.without_own(
+      indexed.search(queries, depth, f'search {split_name}'), split
+    )
     return metrics.score(ranking.rows, split, data.corpus.texts), ranking
 
 
@@ -313,10 +319,11 @@ def examples(
     Dicts of 'query', 'place' (rank of the first relevant passage from 1, None
     if not ranked) and 'results' (names of the first passages).
   """
-  random = np.random.default_rng(seed)
-  size = min(_NUM_EXAMPLES, len(split.ids))
+  queries = np.random.default_rng(seed).choice(
+    len(split.ids), min(_NUM_EXAMPLES, len(split.ids)), replace=False
+  )
   found = []
-  for query in random.choice(len(split.ids), size, replace=False):
+  for query in queries:
     judged = slice(*split.offsets[query : query + 2])
     relevant = split.passages[judged][split.grades[judged] > 0]
     (places,) = np.nonzero(np.isin(ranking.rows[query], relevant))
@@ -394,7 +401,11 @@ def _indexed(blocks, settings, devices, passages):
     )
   if distributed.count() > 1:
     made = index.shared(made, blocks)
-  exact = index.is_exact(made) and not settings.center
   return IndexedCorpus(
-    made, '', None, passages.texts_of_pieces(), blocks, exact
+    made,
+    '',
+    None,
+    passages.texts_of_pieces(),
+    blocks,
+    exact=index.is_exact(made) and not settings.center,
   )

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
 import numpy as np
 
 from ance_jax import errors
@@ -60,10 +58,15 @@ class DeviceIndex(NamedTuple):
 
   embeddings: list[np.ndarray]
   mean: np.ndarray
-  sharding: NamedSharding
+  sharding: jax.sharding.NamedSharding
   memory: int
   plan: Plan
   placed: list[jax.Array]
+
+  @property
+  def ntotal(self) -> int:
+    """N, as FAISS's indexes name it."""
+    return sum(map(len, self.embeddings))
 
 
 def plan(num_rows: int, width: int, num_devices: int, memory: int) -> Plan:
@@ -145,16 +148,21 @@ def place(
   Raises:
     BadInput: As `plan` does.
   """
-  num_rows = sum(map(len, embeddings))
-  made = plan(num_rows, embeddings[0].shape[1], len(devices), memory)
+  made = plan(
+    sum(map(len, embeddings)), embeddings[0].shape[1], len(devices), memory
+  )
   sharding = devices_lib.split(devices)
   index = DeviceIndex(embeddings, mean, sharding, memory, made, [])
   if not made.resident:
     return index
-  numbers = logs.progress(
-    range(made.blocks), 'index', total=made.blocks, unit='blocks'
+  return index._replace(
+    placed=[
+      _block(index, number)
+      for number in logs.progress(
+        range(made.blocks), 'index', total=made.blocks, unit='blocks'
+      )
+    ]
   )
-  return index._replace(placed=[_block(index, number) for number in numbers])
 
 
 def search(
@@ -178,7 +186,6 @@ def search(
   Raises:
     BadInput: As `queries_at_once` does.
   """
-  num_rows = sum(map(len, index.embeddings))
   num_devices = len(index.sharding.device_set)
   # Powers of two limit the number of shapes to compile.
   depth = _power_of_two(k)
@@ -192,16 +199,17 @@ def search(
     starts = logs.progress(starts, what, total=len(starts), unit='batches')
   shape, found, before = (num_devices, size, depth), [], ()
   for start in starts:
-    part = np.zeros((size, width), np.float32)
-    part[: len(queries) - start] = queries[start : start + size]
-    part = jax.device_put(part, _whole(index.sharding))
+    part = queries[start : start + size]
+    part = jax.device_put(
+      np.pad(part, ((0, size - len(part)), (0, 0))), _whole(index.sharding)
+    )
     best = (
       jnp.full(shape, -jnp.inf, jnp.float32, device=index.sharding),
       jnp.full(shape, -1, jnp.int32, device=index.sharding),
     )
     for number in range(index.plan.blocks):
       block = index.placed[number] if index.placed else _block(index, number)
-      offsets = np.array([number, index.plan.blocks, num_rows], np.int32)
+      offsets = np.array([number, index.plan.blocks, index.ntotal], np.int32)
       best = _best_with(best, part, block, offsets, index.sharding)
       jax.block_until_ready(before)
       before = best
@@ -246,7 +254,7 @@ def _best_with(best, queries, block, offsets, sharding):
     )
     return jax.tree.map(lambda part: part[None], _first(*joined, k))
 
-  split, whole = sharding.spec, PartitionSpec()
+  split, whole = sharding.spec, jax.sharding.PartitionSpec()
   return jax.shard_map(
     on_a_device,
     mesh=sharding.mesh,
@@ -273,13 +281,12 @@ def _first(scores, rows, k):
 def _block(index, number):
   """Returns block `number` of every device, (n * rows, E) in total."""
   rows, blocks, _ = index.plan
-  width = index.embeddings[0].shape[1]
 
   def part(where):
     device = (where[0].start or 0) // rows
     return _rows(index, (device * blocks + number) * rows, rows)
 
-  shape = len(index.sharding.device_set) * rows, width
+  shape = len(index.sharding.device_set) * rows, index.embeddings[0].shape[1]
   return jax.make_array_from_callback(shape, index.sharding, part)
 
 
@@ -290,8 +297,9 @@ def _rows(index, start, number):
   for block in index.embeddings:
     low, high = max(start, first), min(start + number, first + len(block))
     if low < high:
-      part = block[low - first : high - first] - index.mean
-      found[low - start : high - start] = part
+      found[low - start : high - start] = (
+        block[low - first : high - first] - index.mean
+      )
     first += len(block)
   return found
 
@@ -308,4 +316,4 @@ def _power_of_two(number):
 
 
 def _whole(sharding):
-  return NamedSharding(sharding.mesh, PartitionSpec())
+  return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())

@@ -135,8 +135,7 @@ def encode_rows(
 
   def padded(batch):
     places, size, length = batch
-    wanted = np.full(size, -1)
-    wanted[: len(places)] = rows[places]
+    wanted = np.pad(rows[places], (0, size - len(places)), constant_values=-1)
     return places, *token_rows.padded(wanted, length)
 
   def fetch():
@@ -228,14 +227,18 @@ def encode_corpus(
     what = f'encode block {len(paths)}/{-(-len(token_rows) // rows_per_block)}'
     embeddings, tokens = encode_rows(encoder, params, token_rows, what, rows)
     real, computed = real + lengths[rows].sum(), computed + tokens
-    about = {'start': start, 'rows': len(rows)}
-    with atomic.publish(block, about) as unfinished:
+    with atomic.publish(
+      block, {'start': start, 'rows': len(rows)}
+    ) as unfinished:
       np.save(unfinished / 'embeddings.npy', embeddings)
   # Also waits until all processes have written their blocks.
-  counts = distributed.all_gather(np.array([real, computed], np.int64))
-  real, computed = counts.sum(0)
-  share = float(real / computed) if computed else None
-  return [atomic.load_array(path) for path in paths], share
+  real, computed = distributed.all_gather(
+    np.array([real, computed], np.int64)
+  ).sum(0)
+  return (
+    [atomic.load_array(path) for path in paths],
+    float(real / computed) if computed else None,
+  )
 
 
 def flops(

@@ -188,8 +188,9 @@ def place(
   Raises:
     BadInput: As `device_index.place` does.
   """
-  mean = _mean(blocks) if center else np.float32(0)
-  return device_index.place(blocks, devices, memory, mean)
+  return device_index.place(
+    blocks, devices, memory, _mean(blocks) if center else np.float32(0)
+  )
 
 
 def shared(
@@ -201,10 +202,12 @@ def shared(
     part: Index of blocks p, p + P, p + 2 P, ... in process p of P.
     blocks: All blocks, as for `build`.
   """
-  ends = np.cumsum([len(block) for block in blocks])
-  here = range(distributed.index(), len(blocks), distributed.count())
-  rows = [np.arange(ends[n] - len(blocks[n]), ends[n]) for n in here]
-  return Shared(part, np.concatenate(rows).astype(np.int32), int(ends[-1]))
+  starts = np.cumsum([0, *map(len, blocks)])
+  rows = [
+    np.arange(starts[n], starts[n + 1])
+    for n in range(distributed.index(), len(blocks), distributed.count())
+  ]
+  return Shared(part, np.concatenate(rows).astype(np.int32), int(starts[-1]))
 
 
 def write(index: faiss.Index, path: str | pathlib.Path) -> None:
@@ -297,13 +300,12 @@ def exact_scores(
 
 def rows_of(blocks: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
   """Returns the (P, E) float32 embeddings of (P,) int rows across blocks."""
-  ends = np.cumsum([len(block) for block in blocks])
-  of_block = np.searchsorted(ends, rows, side='right')
+  starts = np.cumsum([0, *map(len, blocks)])
+  of_block = np.searchsorted(starts, rows, side='right') - 1
   found = np.empty((len(rows), blocks[0].shape[1]), np.float32)
   for number in np.unique(of_block):
     here = of_block == number
-    block = blocks[number]
-    found[here] = block[rows[here] - (ends[number] - len(block))]
+    found[here] = blocks[number][rows[here] - starts[number]]
   return found
 
 
@@ -320,11 +322,7 @@ def flops(index: Index, width: int) -> int:
     index: Index of passages.
     width: E.
   """
-  if not is_exact(index):
-    return 0
-  if isinstance(index, device_index.DeviceIndex):
-    return 2 * sum(map(len, index.embeddings)) * width
-  return 2 * index.ntotal * width
+  return 2 * index.ntotal * width if is_exact(index) else 0
 
 
 def top_k(
@@ -395,8 +393,9 @@ def _dots(blocks, queries, of_query, rows):
 def _ordered(scores, rows):
   """Sorts (Q, k) scores and rows by descending score, then by row."""
   scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
-  swapped = (scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] < rows[:, :-1])
-  wrong = swapped.any(1)
+  wrong = (
+    (scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] < rows[:, :-1])
+  ).any(1)
   order = np.lexsort((rows[wrong], -scores[wrong]), axis=1)
   rows = rows.astype(np.int32)
   rows[wrong] = np.take_along_axis(rows[wrong], order, 1)
@@ -407,13 +406,11 @@ def _ordered(scores, rows):
 def _mean(blocks):
   """Returns the (E,) float32 mean of all rows of all processes."""
   total = sum(block.sum(0, dtype=np.float64) for block in blocks)
-  number = np.float64(sum(map(len, blocks)))
-  sums = distributed.all_gather(np.append(total, number)).sum(0)
+  sums = distributed.all_gather(np.append(total, sum(map(len, blocks)))).sum(0)
   return (sums[:-1] / sums[-1]).astype(np.float32)
 
 
 def _sample(blocks):
   """Returns evenly spaced rows of each block, (S, E) float32."""
-  num_rows = sum(map(len, blocks))
-  stride = max(num_rows // _TRAINING_VECTORS, 1)
+  stride = max(sum(map(len, blocks)) // _TRAINING_VECTORS, 1)
   return np.concatenate([block[::stride] for block in blocks])
