@@ -54,8 +54,7 @@ def make_rank(
   logging.getLogger('bm25s').setLevel(logging.WARNING)
   why = ''
   if language == words.AUTO:
-    stop_words = frozenset(bm25s.stopwords.STOPWORDS_EN)
-    language, why = words.choose(texts, stop_words)
+    language, why = words.choose(texts, frozenset(bm25s.stopwords.STOPWORDS_EN))
     why = f' (auto: {why})'
   logs.log(
     f'bm25: indexing {len(texts):,} passages, --bm25_language={language}{why}'
@@ -86,8 +85,9 @@ def make_rank(
       )
       return scores, np.where(scores > 0, rows, -1)
 
-    numbers = np.arange(len(queries))
-    return index.top_k(find, numbers, k, len(texts), what, _QUERIES_AT_ONCE)
+    return index.top_k(
+      find, np.arange(len(queries)), k, len(texts), what, _QUERIES_AT_ONCE
+    )
 
   return rank
 

@@ -21,8 +21,7 @@ def protocol(split: corpus_lib.Split) -> protocols.Protocol:
 
 def depth(split: corpus_lib.Split, num_passages: int) -> int:
   """Returns how many passages to rank per query of a split."""
-  own = split.own is not None
-  return min(protocol(split).depth + own, num_passages)
+  return min(protocol(split).depth + (split.own is not None), num_passages)
 
 
 def score(
@@ -35,8 +34,9 @@ def score(
     split: Split of the Q queries.
     texts: As for `by_query`.
   """
-  found = by_query(rows, split, texts)
-  return {name: mean(values) for name, values in found.items()}
+  return {
+    name: mean(values) for name, values in by_query(rows, split, texts).items()
+  }
 
 
 def mean(values: np.ndarray) -> float:
@@ -98,8 +98,12 @@ def first_relevant(
   """
   rows = rows[queries]
   if protocol(split).by_answers:
-    given = [split.answers[query] for query in queries]
-    right = answers.held(rows, given, texts, split.answers_are_patterns)
+    right = answers.held(
+      rows,
+      [split.answers[query] for query in queries],
+      texts,
+      split.answers_are_patterns,
+    )
   else:
     of_query, positives = split.positives()
     right = np.array(
@@ -126,12 +130,11 @@ def without_own(ranking: trec.Ranking, split: corpus_lib.Split) -> trec.Ranking:
     return ranking
   own = (ranking.rows == split.own[:, None]) & (ranking.rows >= 0)
   order = np.argsort(own, 1, kind='stable')
-  rows = np.where(own, -1, ranking.rows)
-  scores = np.where(own, -np.inf, ranking.scores).astype(np.float32)
-  return ranking._replace(
-    rows=np.take_along_axis(rows, order, 1),
-    scores=np.take_along_axis(scores, order, 1),
+  rows, scores = (
+    np.take_along_axis(np.where(own, missing, values), order, 1)
+    for values, missing in ((ranking.rows, -1), (ranking.scores, -np.inf))
   )
+  return trec.Ranking(rows, scores.astype(np.float32))
 
 
 def write_run(
@@ -151,15 +154,14 @@ def write_run(
     tag: Name of the run, the last column.
   """
   with atomic.writing(path) as file:
-    for query, (rows, scores) in enumerate(
-      zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)
+    for query, rows, scores in zip(
+      split.ids, ranking.rows.tolist(), ranking.scores.tolist(), strict=True
     ):
       for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
         if row >= 0:
-          line = (
-            f'{split.ids[query]} Q0 {corpus.ids[row]} {rank} {score!r} {tag}'
+          file.write(
+            f'{query} Q0 {corpus.ids[row]} {rank} {score!r} {tag}\n'.encode()
           )
-          file.write(f'{line}\n'.encode())
 
 
 def _judged(split):

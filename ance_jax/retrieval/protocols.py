@@ -28,24 +28,20 @@ class Protocol(NamedTuple):
   source: str
 
 
-_USUAL = {
-  'mrr@10': 'RR@10',
-  'ndcg@10': 'nDCG@10',
-  'recall@1': 'R@1',
-  'recall@5': 'R@5',
-  'recall@20': 'R@20',
-  'recall@100': 'R@100',
-}
-# In binary measures of TREC DL passages, grades below 2 are not relevant.
-_GRADED = {
-  'ndcg@10': 'nDCG@10',
-  'mrr@10': 'RR(rel=2)@10',
-  'map@1000': 'AP(rel=2)@1000',
-  'recall@100': 'R(rel=2)@100',
-  'recall@1000': 'R(rel=2)@1000',
-}
 PROTOCOLS = {
-  'usual': Protocol(_USUAL, 100, False, 'MRR@10 first, as in MS MARCO'),
+  'usual': Protocol(
+    {
+      'mrr@10': 'RR@10',
+      'ndcg@10': 'nDCG@10',
+      'recall@1': 'R@1',
+      'recall@5': 'R@5',
+      'recall@20': 'R@20',
+      'recall@100': 'R@100',
+    },
+    100,
+    False,
+    'MRR@10 first, as in MS MARCO',
+  ),
   'beir': Protocol(
     {
       'ndcg@10': 'nDCG@10',
@@ -71,7 +67,17 @@ PROTOCOLS = {
     'msmarco_passage_eval.py',
   ),
   'trec_dl': Protocol(
-    _GRADED, 1000, False, 'Craswell et al. 2020; trec_eval -l 2'
+    # In binary measures, grades below 2 are not relevant.
+    {
+      'ndcg@10': 'nDCG@10',
+      'mrr@10': 'RR(rel=2)@10',
+      'map@1000': 'AP(rel=2)@1000',
+      'recall@100': 'R(rel=2)@100',
+      'recall@1000': 'R(rel=2)@1000',
+    },
+    1000,
+    False,
+    'Craswell et al. 2020; trec_eval -l 2',
   ),
   'msmarco_doc': Protocol(
     {

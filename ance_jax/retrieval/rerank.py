@@ -170,9 +170,10 @@ def _gives_types(tokenizer):
 def _check_tokenizer(tokenizer, body, length, name):
   """Raises `BadInput` if the tokenizer does not fit the body."""
   backend = tokenizer_lib.backend(tokenizer)
-  pair = backend.encode('a', 'a')
   last = max(tokenizer.get_vocab().values(), default=0)
-  types = max(pair.type_ids) + 1 if _gives_types(tokenizer) else 1
+  types = (
+    max(backend.encode('a', 'a').type_ids) + 1 if _gives_types(tokenizer) else 1
+  )
   least = backend.num_special_tokens_to_add(True) + 2
   for wrong, fact in (
     (

@@ -91,9 +91,11 @@ class Retriever(NamedTuple):
       passages: Texts.
       titles: Title of each text, '' for none; None for no titles.
     """
-    rows = self.passage_rows(passages, titles).pieces()
     return encoding.encode_rows(
-      self.passage_encoder, self.params, rows, 'encode passages'
+      self.passage_encoder,
+      self.params,
+      self.passage_rows(passages, titles).pieces(),
+      'encode passages',
     )[0]
 
   def passage_rows(
@@ -133,11 +135,14 @@ def make(
     devices=devices,
     kernel=settings.kernel,
   )
-  params = model.params
-  if params is not None:
-    params = devices_lib.replicate(params, devices)
   return Retriever(
-    config, model.tokenizer, settings, devices, *encoders, params
+    config,
+    model.tokenizer,
+    settings,
+    devices,
+    *encoders,
+    # Without parameters it is None, which jax takes for an empty tree.
+    devices_lib.replicate(model.params, devices),
   )
 
 
