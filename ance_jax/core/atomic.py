@@ -127,7 +127,8 @@ def _replacing(folder):
   folder = pathlib.Path(folder)
   make_folder(folder.parent)
   unfinished, old = _unfinished(folder)
-  with named(folder), _locked(_lock_of(unfinished)):
+  with named(folder), _opened(_lock_of(unfinished)) as descriptor:
+    lock(descriptor)
     unfinished.mkdir()
     yield unfinished
     # One rename each, because a half-removed folder would count as damaged.
@@ -148,8 +149,11 @@ def commit(folder: str | pathlib.Path, manifest: dict[str, Any]) -> None:
   """
   folder = pathlib.Path(folder)
   _sync(folder)
-  files = sorted(p for p in folder.rglob('*') if p.is_file())
-  hashes = {str(p.relative_to(folder)): file_hash(p) for p in files}
+  hashes = {
+    str(path.relative_to(folder)): file_hash(path)
+    for path in sorted(folder.rglob('*'))
+    if path.is_file()
+  }
   write_json(folder / MANIFEST, {**manifest, 'files': hashes})
 
 
@@ -222,8 +226,7 @@ def find_valid(
       ) from error
     tqdm.tqdm.write(f'{damaged} It is now {aside}, and is made again.')
     return None
-  usable = manifest is not None and about.items() <= manifest.items()
-  return manifest if usable else None
+  return manifest if manifest and about.items() <= manifest.items() else None
 
 
 def set_aside(
@@ -237,8 +240,8 @@ def set_aside(
       and a number to `path`.
   """
   path = pathlib.Path(path)
-  first = pathlib.Path(aside or f'{path}.damaged-1')
-  stem, number, free = aside or f'{path}.damaged', 1, first
+  stem, number = aside or f'{path}.damaged', 1
+  free = pathlib.Path(aside or f'{stem}-1')
   while free.exists():
     number += 1
     free = pathlib.Path(f'{stem}-{number}')
@@ -296,12 +299,12 @@ def remove_unfinished(folder: str | pathlib.Path) -> None:
   for path in sorted(pathlib.Path(folder).rglob(f'*{_UNFINISHED}')):
     # Removing a parent may already have removed it. A file is its own lock.
     if path.exists():
-      with _locked(_lock_of(path) if path.is_dir() else path) as alone:
-        if alone:
+      with _opened(_lock_of(path) if path.is_dir() else path) as descriptor:
+        if lock(descriptor):
           _remove_left_over(path)
   for path in pathlib.Path(folder).rglob(f'*{_UNFINISHED}{_LOCK}'):
-    with _locked(path) as alone:
-      if alone:
+    with _opened(path) as descriptor:
+      if lock(descriptor):
         path.unlink()
 
 
@@ -324,8 +327,8 @@ def remove_folder(path: str | pathlib.Path) -> None:
 
 def remove_unused(folder: str | pathlib.Path) -> None:
   """Removes a folder unless a process holds it with `in_use`."""
-  with _locked(pathlib.Path(folder) / _IN_USE) as alone:
-    if alone:
+  with _opened(pathlib.Path(folder) / _IN_USE) as descriptor:
+    if lock(descriptor):
       shutil.rmtree(folder)
 
 
@@ -367,17 +370,12 @@ def exclusive(
     waiting: Called once before waiting for another process.
   """
   make_folder(folder)
-  descriptor = os.open(
-    pathlib.Path(folder) / _IN_TURN, os.O_RDWR | os.O_CREAT, 0o644
-  )
-  try:
+  with _opened(pathlib.Path(folder) / _IN_TURN) as descriptor:
     if not lock(descriptor):
       waiting()
     while not lock(descriptor):
       time.sleep(_POLL_SECS)
     yield
-  finally:
-    os.close(descriptor)
 
 
 def lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool:
@@ -414,11 +412,11 @@ def _lock_of(folder):
 
 
 @contextlib.contextmanager
-def _locked(path):
-  """Yields whether it got the lock of a file, which it makes if missing."""
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _opened(path, flags=os.O_RDWR | os.O_CREAT):
+  """Yields a descriptor of a file, by default made if missing."""
+  descriptor = os.open(path, flags, 0o644)
   try:
-    yield lock(descriptor)
+    yield descriptor
   finally:
     os.close(descriptor)
 
@@ -439,8 +437,5 @@ def _sync(folder):
 
 
 def _sync_path(path):
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
+  with _opened(path, os.O_RDONLY) as descriptor:
     os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
