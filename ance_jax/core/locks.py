@@ -66,10 +66,9 @@ class Lock:
     self._holder = json.dumps(holder).encode()
     with atomic.named(self._path):
       self._descriptor = _take(self._path, self._holder)
-    self._there = None
     try:
-      if remote.is_connected(workdir):
-        self._there = _There(self._path, holder)
+      connected = remote.is_connected(workdir)
+      self._there = _There(self._path, holder) if connected else None
     except BaseException:
       self._path.unlink()
       os.close(self._descriptor)
@@ -184,7 +183,7 @@ class _There:
 
 
 def _holder_of(content):
-  """Returns the writer of a remote lock, without its heartbeat count."""
+  """Returns the writer of a lock, without its heartbeat count, or {}."""
   try:
     holder = json.loads(content or b'{}')
     return {key: holder[key] for key in ('host', 'process', 'kernel')}
@@ -197,8 +196,7 @@ def _take(path, holder):
   while True:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-      locked = atomic.lock(descriptor)
-      _check_holder(path, descriptor, locked)
+      _check_holder(path, descriptor, locked=atomic.lock(descriptor))
       # The previous holder may have removed the file after the open above.
       if os.path.samestat(os.fstat(descriptor), os.stat(path)):
         os.ftruncate(descriptor, 0)
@@ -214,21 +212,18 @@ def _take(path, holder):
 
 def _check_holder(path, descriptor, locked):
   """Raises `BadInput` if the process named in the file may be alive."""
-  try:
-    holder = json.loads(os.pread(descriptor, 4096, 0))
-    host, process = holder['host'], holder['process']
-    elsewhere = holder['kernel'] != _kernel()
-  except (ValueError, TypeError, KeyError):  # New, or truncated by a crash.
-    host, process, elsewhere = 'this host', 'unknown', False
+  kernel = _kernel()
+  # The file has none if it is new, or was truncated by a crash.
+  unknown = {'host': 'this host', 'process': 'unknown', 'kernel': kernel}
+  holder = _holder_of(os.pread(descriptor, 4096, 0)) or unknown
   age = _age_secs(path, descriptor)
-  if not locked or (elsewhere and age < _DEAD_SECS):
-    cure = 'stop it first'
-    if locked:
-      cure += f', or, if it is dead, wait until {_DEAD_SECS} s have passed'
+  if not locked or (holder['kernel'] != kernel and age < _DEAD_SECS):
+    wait = f', or, if it is dead, wait until {_DEAD_SECS} s have passed'
     raise errors.refusal(
-      f'process {process} on {host} is the {_HOLDERS[path.name]} of '
-      f'{path.parent}, with its last sign of life {age:.0f} s ago',
-      cure,
+      f'process {holder["process"]} on {holder["host"]} is the '
+      f'{_HOLDERS[path.name]} of {path.parent}, with its last sign of life '
+      f'{age:.0f} s ago',
+      'stop it first' + wait * locked,
     )
 
 
