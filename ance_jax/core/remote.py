@@ -107,19 +107,14 @@ def numbers(folder: str | os.PathLike) -> list[int]:
 
 def files(folder: str | os.PathLike) -> list[pathlib.Path]:
   """Returns local paths of the files in a folder's copy."""
-  there = _there(folder)
-  if there is None or not there.is_dir():
-    return []
-  return sorted(pathlib.Path(folder) / path.name for path in there.iterdir())
+  return sorted(pathlib.Path(folder) / name for name in _names(folder))
 
 
 def read(path: str | os.PathLike) -> bytes | None:
   """Returns the bytes of a file's copy; None if there is none."""
   there = _there(path)
-  if there is None:
-    return None
   try:
-    return there.read_bytes()
+    return None if there is None else there.read_bytes()
   except (FileNotFoundError, NotADirectoryError):
     return None
 
@@ -201,11 +196,15 @@ def pull_newest(folder: str | os.PathLike, after: int = -1) -> int | None:
 
 def _numbered(folder):
   """Returns {number: name} of the subfolders of a folder's copy."""
+  return {int(name): name for name in _names(folder) if name.isdigit()}
+
+
+def _names(folder):
+  """Returns the names in a folder's copy; [] if there is no copy."""
   there = _there(folder)
   if there is None or not there.is_dir():
-    return {}
-  names = [path.name for path in there.iterdir()]
-  return {int(name): name for name in names if name.isdigit()}
+    return []
+  return [path.name for path in there.iterdir()]
 
 
 def _there(path):
