@@ -92,8 +92,10 @@ class Checkpoints:
     if not saved:
       raise _failed(step, RuntimeError('Orbax refused it'))
     about = {**(about or {}), 'step': step, 'format': FORMAT}
-    commit = self._background.submit(self._commit, step, record or {}, about)
-    self._saving = step, commit
+    self._saving = (
+      step,
+      self._background.submit(self._commit, step, record or {}, about),
+    )
 
   def _commit(self, step, record, about):
     self._manager.wait_until_finished()
@@ -143,9 +145,10 @@ class Checkpoints:
         meta=ocp.args.JsonRestore(),
       ),
     )
-    count = jax.device_put(np.int32(restored.meta['step']), like.step.sharding)
     return like._replace(
-      step=count, params=restored.params, opt_state=restored.opt_state
+      step=jax.device_put(np.int32(restored.meta['step']), like.step.sharding),
+      params=restored.params,
+      opt_state=restored.opt_state,
     )
 
   def keep(self, wanted: Iterable[int]) -> None:
@@ -154,8 +157,9 @@ class Checkpoints:
     for step in set(_orbax_steps(folder)) - set(wanted):
       if remote.is_connected(self._workdir):
         # In the background, so that training does not wait for the network.
-        gone = self._background.submit(remote.remove, folder / str(step))
-        self._removing.append(gone)
+        self._removing.append(
+          self._background.submit(remote.remove, folder / str(step))
+        )
       _delete(folder / str(step))
 
   def __enter__(self):
@@ -214,10 +218,10 @@ def read_record(workdir: str | pathlib.Path, step: int) -> dict[str, bytes]:
   manifest = atomic.read_manifest(folder, only=f'{_RECORD}/')
   if manifest is None:
     raise _not_committed(workdir, step)
-  names = [n for n in manifest['files'] if n.startswith(f'{_RECORD}/')]
   return {
     name.removeprefix(f'{_RECORD}/'): (folder / name).read_bytes()
-    for name in names
+    for name in manifest['files']
+    if name.startswith(f'{_RECORD}/')
   }
 
 

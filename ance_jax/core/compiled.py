@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import pathlib
-import stat
 
 import jax
 from jax import monitoring
@@ -81,9 +80,8 @@ def _subfolder(folder, devices):
     path = pathlib.Path(folder, hashlib.sha256(about.encode()).hexdigest()[:12])
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     # jax executes the files in it, so only this user may write there.
-    others = stat.S_IWGRP | stat.S_IWOTH
     found = path.stat()
-    if found.st_uid != os.getuid() or found.st_mode & others:
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
       raise PermissionError(f'others can write to {path}')
     if not os.access(path, os.W_OK | os.X_OK):
       raise PermissionError(f'{path} cannot be written')

@@ -10,9 +10,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax import sharding
 import numpy as np
 
 from ance_jax import config as config_lib
@@ -93,7 +91,6 @@ def host() -> jax.Device | None:
 
 def describe(devices: Sequence[jax.Device]) -> dict[str, str]:
   """Returns everything besides its flags that affects the bits of a run."""
-  versions = {name: metadata.version(name) for name in _PACKAGES}
   text = _CPU_FILE.read_text() if _CPU_FILE.exists() else ''
   cpu = re.search(r'model name\s*:\s*(.*)', text)
   return {
@@ -108,21 +105,23 @@ def describe(devices: Sequence[jax.Device]) -> dict[str, str]:
     'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
     'OPENBLAS_CORETYPE': os.environ.get('OPENBLAS_CORETYPE', ''),
     'python': platform.python_version(),
-    **versions,
+    **{name: metadata.version(name) for name in _PACKAGES},
   }
 
 
-def replicated(devices: Sequence[jax.Device]) -> NamedSharding:
+def replicated(devices: Sequence[jax.Device]) -> sharding.NamedSharding:
   """Returns the sharding of an array that each device holds whole.
 
   Only over this process's devices, like everything here not named global.
   """
-  return NamedSharding(_mesh(own(devices)), PartitionSpec())
+  return sharding.NamedSharding(_mesh(own(devices)), sharding.PartitionSpec())
 
 
-def globally_replicated(devices: Sequence[jax.Device]) -> NamedSharding:
+def globally_replicated(
+  devices: Sequence[jax.Device],
+) -> sharding.NamedSharding:
   """Returns the sharding of an array that all processes' devices hold whole."""
-  return NamedSharding(_mesh(devices), PartitionSpec())
+  return sharding.NamedSharding(_mesh(devices), sharding.PartitionSpec())
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -130,9 +129,11 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
   return jax.device_put(tree, replicated(devices))
 
 
-def split(devices: Sequence[jax.Device]) -> NamedSharding:
+def split(devices: Sequence[jax.Device]) -> sharding.NamedSharding:
   """Returns the sharding that splits rows, in order, over local devices."""
-  return NamedSharding(_mesh(own(devices)), PartitionSpec(AXIS))
+  return sharding.NamedSharding(
+    _mesh(own(devices)), sharding.PartitionSpec(AXIS)
+  )
 
 
 def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
@@ -148,11 +149,12 @@ def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
   here = split(devices)
 
   def place(array):
-    parts = array.reshape(here.num_devices, -1, *array.shape[1:])
-    return jax.device_put(parts, here)
+    return jax.device_put(
+      array.reshape(here.num_devices, -1, *array.shape[1:]), here
+    )
 
   return jax.tree.map(place, batch)
 
 
 def _mesh(devices):
-  return Mesh(np.array(devices), (AXIS,))
+  return sharding.Mesh(np.array(devices), (AXIS,))

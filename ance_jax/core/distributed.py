@@ -89,8 +89,9 @@ def all_gather(array: np.ndarray) -> np.ndarray:
     return array[None]
   array = np.ascontiguousarray(array)
   # As bytes, because jax would truncate 64 bits to 32.
-  words = np.frombuffer(array.tobytes(), np.uint8)
-  words = np.asarray(_utils().process_allgather(words))
+  words = np.asarray(
+    _utils().process_allgather(np.frombuffer(array.tobytes(), np.uint8))
+  )
   return words.reshape(-1).view(array.dtype).reshape(count(), *array.shape)
 
 

@@ -51,15 +51,16 @@ def sentence(error: BaseException) -> str:
   number, path = _number_and_path(error)
   if number in _KINDS:
     fact, cure = _KINDS[number]
-    fact = fact.format(path or 'a file')
     if number in _OF_THE_MACHINE:
       cure = f'what was committed is whole: {cure}, and give the same command'
-    return f'{fact}; {cure}.'
+    return f'{fact.format(path or "a file")}; {cure}.'
   if isinstance(error, BrokenPipeError):
     return 'nobody reads the output any more.'
   if isinstance(error, ConnectionError | TimeoutError):
-    error_text = ' '.join(str(error).split())[:200]
-    return f'the network failed ({error_text}); try again once it works.'
+    return (
+      f'the network failed ({" ".join(str(error).split())[:200]}); try again '
+      'once it works.'
+    )
   return ''
 
 
@@ -78,8 +79,7 @@ def is_of_the_user(error: BaseException) -> bool:
 
 def is_denied(error: BaseException) -> bool:
   """Returns whether a path is not writable."""
-  denied = errno.EACCES, errno.EPERM, errno.EROFS
-  return _number_and_path(error)[0] in denied
+  return _number_and_path(error)[0] in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _number_and_path(error):
@@ -106,5 +106,6 @@ def _number_in(text):
   """Returns the errno that a text quotes, or None."""
   if found := _NUMBER.search(text):
     return int(found[1])
-  words = [number for number in _WORDS if os.strerror(number) in text]
-  return words[0] if words else None
+  return next(
+    (number for number in _WORDS if os.strerror(number) in text), None
+  )

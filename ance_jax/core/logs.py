@@ -102,8 +102,9 @@ def progress(
       disable=not distributed.is_first(),
     )
   else:
-    print_line = log if lines and distributed.is_first() else None
-    shown = pace.Lines(print_line, what, total, unit, done)
+    shown = pace.Lines(
+      log if lines and distributed.is_first() else None, what, total, unit, done
+    )
   with shown:
     for item in items:
       if stops and stop_requested():
@@ -173,8 +174,10 @@ def stop_signals(leave: Callable[[], Any] = interrupt) -> Iterator[None]:
       leave()
     _stop.set()
 
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  before = {number: signal.signal(number, request) for number in numbers}
+  before = {
+    number: signal.signal(number, request)
+    for number in (signal.SIGTERM, signal.SIGINT)
+  }
   try:
     yield
   finally:
@@ -187,11 +190,11 @@ class Stopwatch:
   """Seconds spent and floating-point operations done per named phase."""
 
   def __init__(self):
-    self.secs, self.flops = {}, {}
+    self.secs, self.flops = collections.Counter(), collections.Counter()
 
   def add_flops(self, name: str, flops: float) -> None:
     """Adds floating-point operations to phase `name`."""
-    self.flops[name] = self.flops.get(name, 0) + flops
+    self.flops[name] += flops
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
@@ -200,8 +203,7 @@ class Stopwatch:
     try:
       yield
     finally:
-      spent = time.perf_counter() - start
-      self.secs[name] = self.secs.get(name, 0.0) + spent
+      self.secs[name] += time.perf_counter() - start
 
 
 class Metrics:
@@ -273,9 +275,8 @@ class _Board:
     """Writes {name: float}."""
     now = time.time()
     for name, value in values.items():
-      scalar = self._scalar(name, value)
       self._writer.write_event(
-        self._event(wall_time=now, step=step, summary=scalar)
+        self._event(wall_time=now, step=step, summary=self._scalar(name, value))
       )
     self._writer.flush()
 
@@ -305,19 +306,22 @@ def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     elif not all(type(value) in (int, float) for value in line.values()):
       fact = 'a metric is not a number'
     if fact:
-      fact = f'{fact}: {strict_io.quoted(text)}'
-      cure = 'remove it, or train on: that gives back what the checkpoint holds'
-      raise strict_io.refusal(path, fact, cure, number)
+      raise strict_io.refusal(
+        path,
+        f'{fact}: {strict_io.quoted(text)}',
+        'remove it, or train on: that gives back what the checkpoint holds',
+        number,
+      )
     found.append(line)
   return found
 
 
 def dev_measures(workdir: str | os.PathLike) -> list[str]:
   """Returns the names of a run's dev metrics, in protocol order."""
-  for line in read(workdir):
-    if names := [name for name in line if name.startswith('dev/')]:
-      return names
-  return []
+  found = (
+    [name for name in line if name.startswith('dev/')] for line in read(workdir)
+  )
+  return next(filter(None, found), [])
 
 
 def series(workdir: str | os.PathLike, name: str) -> dict[int, float]:

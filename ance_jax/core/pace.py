@@ -69,8 +69,7 @@ class Lines:
     if done == self._before:
       return f'{text}, {so_far}'
     rate = (done - self._before) / secs
-    left = max(self._total - done, 0)
-    return f'{text}, {rate_text(rate, left, self._unit)}'
+    return f'{text}, {rate_text(rate, max(self._total - done, 0), self._unit)}'
 
 
 class Pace:
@@ -116,5 +115,4 @@ def rate_text(rate: float, left: float, unit: str) -> str:
     unit: Name of the units.
   """
   number = f'{rate:,.0f}' if rate >= 100 else f'{rate:.3g}'
-  secs = tqdm.tqdm.format_interval(left / rate)
-  return f'{number} {unit}/s, {secs} left'
+  return f'{number} {unit}/s, {tqdm.tqdm.format_interval(left / rate)} left'

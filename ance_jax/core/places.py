@@ -38,9 +38,8 @@ def own(config: config_lib.Config) -> Iterator[config_lib.Config]:
   Raises:
     BadInput: A place is not writable.
   """
-  made = config.job == 'search' or config.output
   if (
-    made
+    (config.job == 'search' or config.output)
     and config.job in _NEED_NO_WORKDIR
     and _is_run(config.workdir)
     and problem(config.workdir)
@@ -78,8 +77,9 @@ def _naming_way_round(config):
   try:
     yield
   except OSError as error:
-    path = str(error.filename or '')
-    inside = path.startswith(os.path.abspath(config.workdir) + os.sep)
+    inside = str(error.filename or '').startswith(
+      os.path.abspath(config.workdir) + os.sep
+    )
     if not (inside and faults.is_denied(error) and _is_run(config.workdir)):
       raise
     raise errors.refusal(
@@ -94,14 +94,15 @@ def check(config: config_lib.Config) -> None:
   """
   for flag, path in _written(config):
     if found := problem(path):
-      cure = f'name another --{flag}'
-      if flag == 'workdir' and _is_run(path):
-        cure = _read_only_cure(path)
+      cure = (
+        _read_only_cure(path)
+        if flag == 'workdir' and _is_run(path)
+        else f'name another --{flag}'
+      )
       raise errors.refusal(found, cure, f'--{flag}: ')
   reads = config.dataset != 'pydocs' and config.job not in ('report', 'export')
   if reads and config.data_dir and not config.download:
-    found = strict_io.kind(config.data_dir)
-    if found != 'a folder':
+    if (found := strict_io.kind(config.data_dir)) != 'a folder':
       raise errors.refusal(
         f'--data_dir={config.data_dir} names {found}, and a folder is needed',
         'set it to the folder of the data',

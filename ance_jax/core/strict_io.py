@@ -51,8 +51,9 @@ def refusal(
     cure: What to do, in the imperative.
     line: Line number, from 1.
   """
-  place = f'{path}, line {line}: ' if line else f'{path}: '
-  return errors.refusal(fact, cure, place)
+  return errors.refusal(
+    fact, cure, f'{path}, line {line}: ' if line else f'{path}: '
+  )
 
 
 def quoted(value: Any) -> str:
@@ -66,8 +67,7 @@ def regular(path: str | os.PathLike) -> pathlib.Path:
   Raises:
     BadInput: It is missing, a folder, a pipe or a device.
   """
-  found = kind(path)
-  if found != 'a file':
+  if (found := kind(path)) != 'a file':
     raise refusal(
       path, f'there is {found}, and a file is needed', 'give one there'
     )
@@ -177,11 +177,11 @@ def lines(
   with opened(path, lambda: number + 1) as (raw, file):
     chunks = iter(functools.partial(file.readline, MAX_LINE + 1), b'')
     if progress:
-      size = path.stat().st_size
-      chunks = progress(chunks, total=size, count=bytes_since(raw))
+      chunks = progress(
+        chunks, total=path.stat().st_size, count=bytes_since(raw)
+      )
     for number, chunk in enumerate(chunks, 1):
-      text = _line(chunk, path, number, counts)
-      if text:
+      if text := _line(chunk, path, number, counts):
         yield number, text
   if counts:
     changes = ', '.join(f'{n:,} {what}' for what, n in counts.items())
@@ -275,9 +275,11 @@ def json_file(path: str | os.PathLike, kind: type = dict) -> Any:
 
 def _check_zipped(path, is_zipped):
   if is_zipped != (path.suffix == '.gz'):
-    fact = 'gzipped, and its name does not end in .gz'
-    if not is_zipped:
-      fact = 'not gzipped, and its name ends in .gz'
+    fact = (
+      'gzipped, and its name does not end in .gz'
+      if is_zipped
+      else 'not gzipped, and its name ends in .gz'
+    )
     raise refusal(path, fact, 'rename it')
 
 
@@ -299,9 +301,12 @@ def _line(chunk, path, number, counts):
     counts['line ends of Windows (CRLF) read as LF'] += 1
   for character, name in (('\0', 'NUL'), ('\r', 'carriage return')):
     if character in text:
-      fact = f'a {name} is in {quoted(text[:60])}'
-      cure = 'write the file as UTF-8 text with an LF at the end of each line'
-      raise refusal(path, fact, cure, number)
+      raise refusal(
+        path,
+        f'a {name} is in {quoted(text[:60])}',
+        'write the file as UTF-8 text with an LF at the end of each line',
+        number,
+      )
   if not text or text.isspace():
     counts['empty lines left out'] += 1
     return ''
@@ -314,12 +319,14 @@ def _decoded(data, path, line=None):
   except UnicodeDecodeError as error:
     place = error.start
     wrong, before = data[place : place + 4], data[max(place - 30, 0) : place]
-    fact = f'{wrong!r} after {before!r} is not UTF-8'
-    cure = 'convert the file'
-    if path.suffix == '.gz':
-      cure = 'fetch it again, or convert it'
-    line = line or data.count(b'\n', 0, place) + 1
-    raise refusal(path, fact, cure, line) from error
+    raise refusal(
+      path,
+      f'{wrong!r} after {before!r} is not UTF-8',
+      'fetch it again, or convert it'
+      if path.suffix == '.gz'
+      else 'convert the file',
+      line or data.count(b'\n', 0, place) + 1,
+    ) from error
 
 
 def _once(pairs):
