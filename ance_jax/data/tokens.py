@@ -62,8 +62,7 @@ class TokenRows(NamedTuple):
     """Returns the text row of each piece, (R,) int32; None without `first`."""
     if self.first is None:
       return None
-    numbers = np.arange(len(self), dtype=np.int32)
-    return np.repeat(numbers, np.diff(self.first))
+    return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.first))
 
   def lengths(self) -> np.ndarray:
     """Returns the number of tokens per row, (R,) int32."""
@@ -202,9 +201,6 @@ def token_rows(
   ).hexdigest()
   kept = pathlib.Path(folder) / f'{what}-{key[:16]}'
 
-  def waiting():
-    logs.log(f'{folder}: another process tokenizes there; waiting for it')
-
   def make():
     # Leftovers of a killed process; a run cleans only its own folder.
     atomic.remove_unfinished(folder)
@@ -226,7 +222,8 @@ def token_rows(
   # Looks without the lock first, because the folder may be read-only.
   manifest = atomic.find_valid(kept, {})
   if manifest is None:
-    with atomic.exclusive(folder, waiting):
+    waiting = f'{folder}: another process tokenizes there; waiting for it'
+    with atomic.exclusive(folder, functools.partial(logs.log, waiting)):
       manifest = atomic.find_valid(kept, {}) or make()
   ids, offsets, first = _stored(kept, manifest, cut)
   pieces = f' in {len(offsets) - 1:,} pieces' if cut.pieces > 1 else ''
@@ -257,17 +254,9 @@ def memory_rows(
   cut = Cut(length, pieces, whole)
   backend = tokenizer_lib.backend(tokenizer)
   _enable_truncation(backend, cut)
-  of_texts = [
-    _rows_of(encoding, cut)[0] for encoding in backend.encode_batch_fast(texts)
-  ]
-  rows = [np.array(ids, np.uint32) for pieces in of_texts for ids in pieces]
-  # One that is empty, so that there may be no text.
-  ids = np.concatenate([np.zeros(0, np.uint32), *rows])
-  offsets = _offsets([len(row) for row in rows])
-  first = None
-  if cut.pieces > 1:
-    first = _offsets([len(pieces) for pieces in of_texts])
-  return TokenRows(ids, offsets, tokenizer.pad_token_id, '', first)
+  ids, lengths, numbers, _ = _encode(backend, texts, cut, np.uint32)
+  first = _offsets(numbers) if cut.pieces > 1 else None
+  return TokenRows(ids, _offsets(lengths), tokenizer.pad_token_id, '', first)
 
 
 def _stored(folder, manifest, cut):
@@ -294,18 +283,21 @@ def _tokenize(backend, batches, folder, cut):
   narrow = max(backend.get_vocab().values()) <= np.iinfo(np.uint16).max
   dtype = np.dtype(np.uint16 if narrow else np.uint32)
 
-  def blocks():
-    for batch in batches:
-      texts = [_rows_of(e, cut) for e in backend.encode_batch_fast(batch)]
-      rows = [np.array(ids, dtype) for pieces, _ in texts for ids in pieces]
-      yield (
-        np.concatenate(rows),
-        map(len, rows),
-        [len(pieces) for pieces, _ in texts],
-        sum(is_cut for _, is_cut in texts),
-      )
+  blocks = (_encode(backend, batch, cut, dtype) for batch in batches)
+  _publish(folder, blocks, dtype.name, cut)
 
-  _publish(folder, blocks(), dtype.name, cut)
+
+def _encode(backend, texts, cut, dtype):
+  """Returns a block for `_publish`: some texts, tokenized."""
+  found = [_rows_of(e, cut) for e in backend.encode_batch_fast(texts)]
+  rows = [np.array(ids, dtype) for pieces, _ in found for ids in pieces]
+  return (
+    # One that is empty, so that there may be no text.
+    np.concatenate([np.zeros(0, dtype), *rows]),
+    list(map(len, rows)),
+    [len(pieces) for pieces, _ in found],
+    sum(is_cut for _, is_cut in found),
+  )
 
 
 def _publish(folder, blocks, dtype, cut):
@@ -331,9 +323,9 @@ def _publish(folder, blocks, dtype, cut):
     np.save(unfinished / 'offsets.npy', _offsets(whole))
     if cut.pieces > 1:
       np.save(unfinished / 'first.npy', _offsets(np.concatenate(numbers)))
-    manifest['dtype'] = dtype
-    manifest['mean_length'] = float(np.mean(whole))
-    manifest['num_cut'] = num_cut
+    manifest.update(
+      dtype=dtype, mean_length=float(np.mean(whole)), num_cut=num_cut
+    )
 
 
 def _enable_truncation(backend, cut):
@@ -348,8 +340,8 @@ def _offsets(lengths):
 def _rows_of(encoding, cut):
   """Returns the ids of a text's pieces, and whether it was cut."""
   if cut.pieces > 1 and cut.whole:
-    starts = range(0, len(encoding.ids), cut.length)
-    rows = [encoding.ids[i : i + cut.length] for i in starts]
+    ids = encoding.ids
+    rows = [ids[i : i + cut.length] for i in range(0, len(ids), cut.length)]
     return rows, bool(encoding.overflowing)
   # The tokenizer puts special tokens around each piece.
   rows = [encoding, *encoding.overflowing]
