@@ -40,6 +40,12 @@ def of_texts(texts: Iterable[str]) -> np.ndarray:
   )
 
 
+def hash64(text: str) -> int:
+  """Returns a hash below 2**64 of an id or name, the same on every machine."""
+  digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+  return int.from_bytes(digest)
+
+
 def groups(texts: Iterable[str]) -> np.ndarray:
   """Returns a group number per text, (n,) int32, equal for equal texts."""
   return np.unique(of_texts(texts), return_inverse=True)[1].astype(np.int32)
@@ -134,5 +140,6 @@ def _normal(text):
 
 def _key(normal):
   # Half a surrogate pair is valid JSON but not UTF-8.
-  normal = normal.encode('utf-8', 'replace')
-  return hashlib.blake2b(normal, digest_size=BYTES).digest()
+  return hashlib.blake2b(
+    normal.encode('utf-8', 'replace'), digest_size=BYTES
+  ).digest()

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
-import hashlib
 import importlib
 
 import numpy as np
@@ -13,6 +12,7 @@ from ance_jax.core import logs
 from ance_jax.core import strict_io
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import datasets
+from ance_jax.data import keys
 from ance_jax.data import records
 from ance_jax.data.readers import given
 
@@ -48,8 +48,9 @@ def load(
     split_names = _without_dev(split_names, settings)
   splits = {}
   for name in split_names:
-    alone = settings.dev_split not in split_names
-    judged = _judged(source, name, settings, alone)
+    judged = _judged(
+      source, name, settings, alone=settings.dev_split not in split_names
+    )
     judged = judged._replace(protocol=settings.protocol or judged.protocol)
     if judged.protocol == 'answers' and not judged.answers:
       raise errors.refusal(
@@ -60,7 +61,9 @@ def load(
     if name == settings.train_split:
       judged = _with_negatives(_with_positives(judged, name), source, settings)
     if judged.protocol == 'beir' and datasets.READERS[settings.dataset].own_ids:
-      judged = judged._replace(own=_own(judged, source.corpus))
+      rows = enumerate(source.corpus.rows.many(judged.query_ids).tolist())
+      own = {query: row for query, row in rows if row >= 0}
+      judged = judged._replace(own=own)
     splits[name] = corpus_lib.make_split(judged, source.corpus)
     logs.log(
       f'{name}: {len(splits[name].ids):,} queries, '
@@ -78,8 +81,9 @@ def reader(
 ) -> Callable[[records.Settings], corpus_lib.RawDataset]:
   """Returns the reader of a dataset in the table of datasets."""
   module, _, function = datasets.READERS[name].function.rpartition('.')
-  module = importlib.import_module(f'ance_jax.data.readers.{module}')
-  return getattr(module, function)
+  return getattr(
+    importlib.import_module(f'ance_jax.data.readers.{module}'), function
+  )
 
 
 def _say_equal_texts(splits, train):
@@ -114,8 +118,10 @@ def _has_dev(source, settings):
     return True  # Without a fraction `_without_dev` drops dev and says so.
   train = source.read_split(settings.train_split)
   rows = train.judged_queries() if train else ()
-  limit = settings.dev_fraction * 2**64
-  return any(_hash(train.query_ids[row]) < limit for row in rows)
+  return any(
+    keys.hash64(train.query_ids[row]) < settings.dev_fraction * 2**64
+    for row in rows
+  )
 
 
 def _without_dev(split_names, settings):
@@ -166,13 +172,15 @@ def _judged(source, name, settings, alone):
 def _side(judged, name, settings):
   """Returns the train or dev part of a split, divided by hash of the ids."""
   queries = judged.judged_queries()
-  places = {query: _hash(judged.query_ids[query]) for query in queries}
+  places = {query: keys.hash64(judged.query_ids[query]) for query in queries}
   limit, is_dev = settings.dev_fraction * 2**64, name == settings.dev_split
   side = {query for query in queries if (places[query] < limit) == is_dev}
   if not side:
-    cure = f'lower it to {max(places.values()) / 2**64 - 5e-5:.4f} at most'
-    if is_dev:
-      cure = f'raise it to {min(places.values()) / 2**64 + 1e-4:.4f}'
+    cure = (
+      f'raise it to {min(places.values()) / 2**64 + 1e-4:.4f}'
+      if is_dev
+      else f'lower it to {max(places.values()) / 2**64 - 5e-5:.4f} at most'
+    )
     if len(queries) == 1:
       cure = 'add queries'
     raise errors.refusal(
@@ -184,12 +192,6 @@ def _side(judged, name, settings):
       'them: --dev_fraction=0',
     )
   return _of_queries(judged, side)
-
-
-def _hash(query_id):
-  """Returns an int below 2**64."""
-  digest = hashlib.blake2b(query_id.encode(), digest_size=8).digest()
-  return int.from_bytes(digest)
 
 
 def _of_queries(judged, queries):
@@ -209,8 +211,11 @@ def _check_judged(judged, name, settings, corpus):
   """
   missing = judged.missing or {}
   relevant = any(grade > 0 for grade in judged.judgements.values())
-  by_grades = judged.judgements and judged.protocol != 'answers'
-  if by_grades and not (missing or relevant):
+  if (
+    judged.judgements
+    and judged.protocol != 'answers'
+    and not (missing or relevant)
+  ):
     raise _no_positive(name, len(judged.judged_queries()))
   if not missing:
     return
@@ -230,16 +235,18 @@ def _check_judged(judged, name, settings, corpus):
   elif judged.protocol == 'answers':
     what = 'protocol answers looks at texts alone'
   line = f'{name}: the corpus lacks {lacking:,} of {total:,} judged passages'
-  if 10 * lacking > total:
-    logs.log(f'warning: {line}, such as {shown}; {check}; {what}')
-  else:
-    logs.log(f'{line}; {what}')
+  logs.log(
+    f'warning: {line}, such as {shown}; {check}; {what}'
+    if 10 * lacking > total
+    else f'{line}; {what}'
+  )
 
 
 def _with_positives(judged, name):
   """Returns a copy with only the queries that have a positive passage."""
-  pairs = judged.judgements
-  useful = {query for (query, _), grade in pairs.items() if grade > 0}
+  useful = {
+    query for (query, _), grade in judged.judgements.items() if grade > 0
+  }
   without = len(judged.judged_queries() - useful)
   if without:
     logs.log(f'{name}: left out {without:,} queries without a positive passage')
@@ -272,21 +279,16 @@ def _no_positive(name, queries):
   )
 
 
-def _own(judged, corpus):
-  """Returns {query row: row of the passage with the query's id}."""
-  rows = corpus.rows.many(judged.query_ids).tolist()
-  return {query: row for query, row in enumerate(rows) if row >= 0}
-
-
 def _say_own(splits, corpus):
   """Prints how many queries have the id of a passage, if any do."""
   ids = list({an_id for split in splits.values() for an_id in split.ids})
   own = int((corpus.rows.many(ids) >= 0).sum())
   if own:
-    protocols = {split.protocol for split in splits.values()}
-    what = 'is left out of their results (protocol beir)'
-    if protocols != {'beir'}:
-      what = 'may be a result of theirs; --protocol=beir leaves it out'
+    what = (
+      'is left out of their results (protocol beir)'
+      if {split.protocol for split in splits.values()} == {'beir'}
+      else 'may be a result of theirs; --protocol=beir leaves it out'
+    )
     logs.log(
       f'{own:,} of {len(ids):,} queries have the id of a passage, which {what}'
     )

@@ -11,7 +11,6 @@ import collections
 from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
-import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -29,7 +28,9 @@ from scipy import sparse
 import tensorflow_datasets as tfds
 
 from ance_jax.core import logs
+from ance_jax.data import keys
 from ance_jax.data import python_files
+from ance_jax.data import strings
 
 # {import name: distribution}, all installed with this project.
 PACKAGES = {
@@ -82,9 +83,9 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
   RELEASE_NOTES = {'1.0.0': 'First release.'}
 
   def _info(self):
-    names = PACKAGES.values()
-    versions = {name: importlib.metadata.version(name) for name in names}
-    versions = {'python': platform.python_version(), **versions}
+    versions = {'python': platform.python_version()} | {
+      name: importlib.metadata.version(name) for name in PACKAGES.values()
+    }
     return tfds.core.DatasetInfo(
       builder=self,
       description=__doc__,
@@ -104,7 +105,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager):
-    del dl_manager  # Nothing is downloaded.
+    # Nothing is downloaded.
     return {'docstrings': self._generate_examples()}
 
   def _generate_examples(self):
@@ -143,13 +144,9 @@ def docstrings() -> Iterator[tuple[str, str, str]]:
     for path, parts in sources
     if _is_wanted(path, parts)
   ]
-  some = [
-    files[i : i + FILES_PER_PROCESS]
-    for i in range(0, len(files), FILES_PER_PROCESS)
-  ]
   with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     for found in logs.progress(
-      pool.map(_parse, some),
+      pool.map(_parse, strings.batches(files, FILES_PER_PROCESS)),
       'read docstrings',
       total=len(files),
       unit='files',
@@ -217,15 +214,18 @@ def query_splits(
   ]
   by_group = {}
   same_group = [by_group.setdefault(int(g), i) for i, g in enumerate(groups)]
-  here = np.arange(len(rows))
   related = _components(
-    len(rows), np.concatenate([here, here]), np.array(same_query + same_group)
+    len(rows),
+    np.tile(np.arange(len(rows)), 2),
+    np.array(same_query + same_group),
   )
   place = np.array([_place(name) for name, _, _ in rows])
   strictest = np.zeros(len(rows), int)
   np.maximum.at(strictest, related, place)
-  kept = place == strictest[related]
-  return [SPLITS[p] if k else '' for p, k in zip(place, kept, strict=True)]
+  return [
+    SPLITS[mine] if mine == last else ''
+    for mine, last in zip(place, strictest[related], strict=True)
+  ]
 
 
 def normal(query: str) -> str:
@@ -235,13 +235,12 @@ def normal(query: str) -> str:
 
 def _parse(files):
   """Returns the docstrings of each file, parsed in a subprocess."""
-  found = subprocess.run(
-    [sys.executable, '-I', python_files.__file__],
-    input=json.dumps(files).encode(),
-    stdout=subprocess.PIPE,
-    check=True,
+  return json.loads(
+    subprocess.check_output(
+      [sys.executable, '-I', python_files.__file__],
+      input=json.dumps(files).encode(),
+    )
   )
-  return json.loads(found.stdout)
 
 
 def _query_and_passage(name, docstring):
@@ -251,25 +250,26 @@ def _query_and_passage(name, docstring):
     return
   query = match[1]
   text = ' '.join(f'{match[2] or ""} {rest}'.split()).replace(query, '').strip()
-  long_enough = len(text.split()) >= MIN_PASSAGE_WORDS
-  if long_enough and MIN_QUERY_WORDS <= len(query.split()) <= MAX_QUERY_WORDS:
+  if (
+    len(text.split()) >= MIN_PASSAGE_WORDS
+    and MIN_QUERY_WORDS <= len(query.split()) <= MAX_QUERY_WORDS
+  ):
     yield name, query, text
 
 
 def _place(name):
   """Returns the index in `SPLITS` of a qualified name."""
-  last_part = name.rpartition('.')[2]
-  digest = hashlib.blake2b(last_part.encode(), digest_size=8).digest()
-  share = int.from_bytes(digest) / 2**64
+  share = keys.hash64(name.rpartition('.')[2]) / 2**64
   return int(share >= DEV_FROM) + int(share >= TEST_FROM)
 
 
 def _incidence(sets, width):
   """Returns the sparse (len(sets), width) float32 membership matrix."""
   offsets = np.cumsum([0] + [len(s) for s in sets])
-  ones = np.ones(offsets[-1], np.float32)
-  shape = (len(sets), width)
-  return sparse.csr_matrix((ones, np.concatenate(sets), offsets), shape=shape)
+  return sparse.csr_matrix(
+    (np.ones(offsets[-1], np.float32), np.concatenate(sets), offsets),
+    shape=(len(sets), width),
+  )
 
 
 def _components(size, first, second):
