@@ -73,7 +73,7 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   @property
   def table(self) -> str:
     """Name of this config's table."""
-    return self.builder_config.name
+    return self.builder_config.name.rpartition('_')[2]
 
   def __init__(self, *, source_dir: str | os.PathLike | None = None, **kwargs):
     self._source_dir = source_dir
@@ -104,9 +104,14 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
     source = load.reader(self.DATASET)(settings)
     if self.table == 'corpus':
-      return {'corpus': self._generate_examples(_passages(source.corpus))}
-    found = {name: source.read_split(name) for name in self.SPLITS}
-    found = {name: judged for name, judged in found.items() if judged}
+      corpus = source.corpus
+      rows = zip(corpus.ids, corpus.titles, corpus.texts, strict=True)
+      return {'corpus': self._generate_examples(rows)}
+    found = {
+      name: judged
+      for name in self.SPLITS
+      if (judged := source.read_split(name))
+    }
     if self.table == 'queries':
       return {
         name: self._generate_examples(_queries(judged))
@@ -120,7 +125,9 @@ class _RetrievalSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
 
   def _generate_examples(self, rows):
-    yield from rows
+    names = _TABLES[self.table]
+    for number, row in enumerate(rows):
+      yield number, dict(zip(names, row, strict=True))
 
 
 class MsMarcoPassage(_RetrievalSet):
@@ -199,37 +206,22 @@ class Beir(_RetrievalSet):
   HOMEPAGE = 'https://github.com/beir-cellar/beir'
 
   @property
-  def table(self) -> str:
-    """Name of this config's table."""
-    return self.builder_config.name.rpartition('_')[2]
-
-  @property
   def beir_set(self) -> str:
     """Name of this config's dataset."""
     wanted = self.builder_config.name.rpartition('_')[0]
-    (name,) = (n for n in registry.BEIR_PASSAGES if _flat(n) == wanted)
-    return name
-
-
-def _passages(corpus):
-  columns = (corpus.ids, corpus.titles, corpus.texts)
-  for row, (an_id, title, text) in enumerate(zip(*columns, strict=True)):
-    yield row, {'id': an_id, 'title': title, 'text': text}
+    return {_flat(name): name for name in registry.BEIR_PASSAGES}[wanted]
 
 
 def _queries(judged):
   answers = judged.answers or {}
-  columns = (judged.query_ids, judged.queries)
-  for row, (an_id, text) in enumerate(zip(*columns, strict=True)):
-    yield row, {'id': an_id, 'text': text, 'answers': answers.get(row, [])}
+  for row, query in enumerate(
+    zip(judged.query_ids, judged.queries, strict=True)
+  ):
+    yield *query, answers.get(row, [])
 
 
 def _judgements(judged, corpus):
-  pairs = [
-    (query, corpus.ids[passage], grade)
-    for (query, passage), grade in judged.judgements.items()
-  ]
-  pairs += [(*pair, grade) for pair, grade in (judged.missing or {}).items()]
-  for number, (query, passage_id, grade) in enumerate(pairs):
-    row = {'passage': passage_id, 'grade': grade}
-    yield number, {'query': judged.query_ids[query], **row}
+  for (query, passage), grade in judged.judgements.items():
+    yield judged.query_ids[query], corpus.ids[passage], grade
+  for (query, passage_id), grade in (judged.missing or {}).items():
+    yield judged.query_ids[query], passage_id, grade

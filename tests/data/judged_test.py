@@ -370,9 +370,9 @@ def test_the_table_of_judgements_has_what_the_corpus_lacks():
   judged = corpus_lib.RawSplit(
     ['q', 'r'], ['', ''], {(1, 0): 1}, missing={(0, 'gone'): 2}
   )
-  assert [row for _, row in tfds._judgements(judged, corpus)] == [
-    {'query': 'r', 'passage': 'a', 'grade': 1},
-    {'query': 'q', 'passage': 'gone', 'grade': 2},
+  assert list(tfds._judgements(judged, corpus)) == [
+    ('r', 'a', 1),
+    ('q', 'gone', 2),
   ]
 
 
