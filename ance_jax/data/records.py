@@ -4,11 +4,9 @@ import array
 import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 from collections.abc import Sized
 import functools
-import itertools
 import os
 import pathlib
 import re
@@ -84,8 +82,7 @@ def open_folder(settings: Settings, first: str) -> pathlib.Path:
 
 def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   """Returns the path of a file, plain or gzipped, or None."""
-  paths = [folder / name, folder / f'{name}.gz']
-  there = [path for path in paths if _is_there(path)]
+  there = [p for p in (folder / name, folder / f'{name}.gz') if _is_there(p)]
   if len(there) == 2:
     logs.log(f'{there[0]}: 1 of 2 files is read, not {there[1].name}')
   return strict_io.regular(there[0]) if there else None
@@ -93,8 +90,7 @@ def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 
 def first(folder: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
   """Returns the path of the first of some files that is found, or None."""
-  paths = (find(folder, name) for name in names)
-  return next(filter(None, paths), None)
+  return next(filter(None, (find(folder, name) for name in names)), None)
 
 
 def _is_there(path):
@@ -122,16 +118,24 @@ def existing(
   """
   path = find(folder, name)
   if path is None:
-    below = [p.parent for p in itertools.islice(folder.glob(f'*/{name}*'), 1)]
-    cure = source or 'check --data_dir'
-    cure = f'set --data_dir={below[0]}' if below else cure
+    below = next(folder.glob(f'*/{name}*'), None)
     names = ', '.join(sorted(os.listdir(folder))[:8]) or 'nothing'
     raise errors.refusal(
       f'{folder} has neither {name} nor {name}.gz, which {what} needs (it '
       f'holds {names})',
-      cure,
+      f'set --data_dir={below.parent}'
+      if below
+      else source or 'check --data_dir',
     )
   return path
+
+
+def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """Yields `strict_io.lines` and shows progress."""
+  return strict_io.lines(
+    path,
+    functools.partial(logs.progress, what=f'read {path.name}', unit='bytes'),
+  )
 
 
 def cells(
@@ -144,14 +148,8 @@ def cells(
     names: Names of its columns.
     quotes: Whether cells may be in double quotes.
   """
-  progress = functools.partial(
-    logs.progress, what=f'read {path.name}', unit='bytes'
-  )
-  for line, text in strict_io.lines(path, progress):
-    if quotes:
-      found = strict_io.unquoted(path, line, text)
-    else:
-      found = text.split('\t')
+  for line, text in read_lines(path):
+    found = strict_io.unquoted(path, line, text) if quotes else text.split('\t')
     if len(found) != len(names):
       raise strict_io.refusal(
         path,
@@ -353,8 +351,7 @@ def corpus(
   made = corpus_lib.corpus_of(rows())
   check_any(path, lines)
   if found := made.rows.repeated():
-    first, second = found
-    raise _repeated(path, made.ids[first], lines[first], lines[second])
+    raise _repeated(path, made.ids[found[0]], *(lines[row] for row in found))
   say_rows(path, len(lines), expected)
   return made
 
@@ -424,15 +421,17 @@ def row(
   path: pathlib.Path,
   line: int,
   kind: str,
-  rows: Mapping[str, int] | strings.Rows,
+  rows: dict[str, int] | strings.Rows,
   an_id: str,
 ) -> int:
   """Returns the row of an id; `kind` names the id in the error message."""
   found = rows.get(an_id)
   if found is None:
-    cure = 'add it, or remove the line'
-    if kind == 'judged query':
-      cure = 'add it to the queries, or remove the line (BEIR stops at it, too)'
+    cure = (
+      'add it to the queries, or remove the line (BEIR stops at it, too)'
+      if kind == 'judged query'
+      else 'add it, or remove the line'
+    )
     if an_id.strip() in rows:
       cure = 'remove the spaces around it'
     raise strict_io.refusal(
@@ -512,7 +511,7 @@ def say_corpus(name: str, corpus: corpus_lib.Corpus) -> None:
   )
 
 
-def say_counts(path: pathlib.Path | None, counts: Mapping[str, int]) -> None:
+def say_counts(path: pathlib.Path, counts: collections.Counter) -> None:
   """Prints {correction: count} of a file."""
   for what, number in counts.items():
     logs.log(f'{path}: {number:,} {what}')

@@ -4,7 +4,6 @@ The arrays take 16 bytes per line, and sorting the lines about 100.
 """
 
 import array
-import functools
 import itertools
 import math
 import os
@@ -106,10 +105,7 @@ def read_run(
 def _lines(path, query_rows):
   """Yields (line number, query row, passage id, score) of a run file."""
   unknown = 0
-  progress = functools.partial(
-    logs.progress, what=f'read {pathlib.Path(path).name}', unit='bytes'
-  )
-  for number, line in strict_io.lines(path, progress):
+  for number, line in records.read_lines(pathlib.Path(path)):
     cells = line.split()
     if len(cells) != 6:
       raise strict_io.refusal(
@@ -159,5 +155,8 @@ def _ranked(path, queries, passages, scores, num_queries):
       f'{path}: left out {again:,} lines of a passage that its query has '
       'higher up'
     )
-  offsets = np.searchsorted(queries[kept], np.arange(num_queries + 1))
-  return Ranked(offsets, passages[kept], scores[kept])
+  return Ranked(
+    np.searchsorted(queries[kept], np.arange(num_queries + 1)),
+    passages[kept],
+    scores[kept],
+  )
