@@ -84,24 +84,22 @@ def held(
 
   @functools.lru_cache(_TEXTS_KEPT)
   def passage(row):
-    if are_patterns:
-      return unicodedata.normalize('NFD', texts[row])
-    return tokens(texts[row])
+    return (
+      unicodedata.normalize('NFD', texts[row])
+      if are_patterns
+      else tokens(texts[row])
+    )
 
+  matches = is_in if are_patterns else lambda answer, text: answer in text
   found = np.zeros(rows.shape, bool)
   for query, ranking in enumerate(
     logs.progress(rows.tolist(), what, total=len(rows), unit='queries')
   ):
-    if are_patterns:
-      tests = [functools.partial(is_in, each) for each in answers[query]]
-    else:
-      tests = [_holder(tokens(answer)) for answer in answers[query]]
+    wanted = (
+      answers[query] if are_patterns else list(map(tokens, answers[query]))
+    )
     found[query] = [
-      row >= 0 and any(test(passage(row)) for test in tests) for row in ranking
+      row >= 0 and any(matches(answer, passage(row)) for answer in wanted)
+      for row in ranking
     ]
   return found
-
-
-def _holder(answer):
-  """Returns a function that looks for the tokens of `answer` in a passage."""
-  return lambda passage: answer in passage

@@ -77,8 +77,10 @@ class Given(NamedTuple):
       np.searchsorted(self.queries, queries, side) for side in ('left', 'right')
     )
     sizes = np.minimum(ends - starts, most)
-    rows = padded(self.passages, starts, sizes, -1)
-    return rows, padded(self.scores, starts, sizes, np.nan)
+    return (
+      padded(self.passages, starts, sizes, -1),
+      padded(self.scores, starts, sizes, np.nan),
+    )
 
 
 def padded(
@@ -188,13 +190,13 @@ class Split(NamedTuple):
 
     A passage equals a query if it has its text or, where `own` is set, its id.
     """
-    pairs = np.zeros((2, 0), np.int32)
-    if self.same_text is not None:
-      pairs = self.same_text
+    pairs = (
+      np.zeros((2, 0), np.int32) if self.same_text is None else self.same_text
+    )
     if self.own is not None:
       (with_own,) = np.nonzero(self.own >= 0)
-      of_id = np.stack([with_own, self.own[with_own]])
-      pairs = keys.unique_pairs(*np.concatenate([pairs, of_id], 1))
+      of_id = with_own, self.own[with_own]
+      pairs = keys.unique_pairs(*np.append(pairs, of_id, 1))
     return pairs
 
 
@@ -295,8 +297,9 @@ def corpus_of(
     of_texts += key
     starts += start
   if groups is None:
-    found = np.frombuffer(of_texts, f'S{keys.BYTES}')
-    groups = np.unique(found, return_inverse=True)[1]
+    groups = np.unique(
+      np.frombuffer(of_texts, f'S{keys.BYTES}'), return_inverse=True
+    )[1]
   groups = np.asarray(groups, np.int32)
   columns = [writer.done() for writer in writers]
   digest = hashlib.sha256()
@@ -325,13 +328,14 @@ def make_split(judged: RawSplit, corpus: Corpus | None = None) -> Split:
   counts = np.bincount(
     [query for query, _ in pairs], minlength=len(judged.query_ids)
   )
-  rows = np.arange(len(counts))
-  if not judged.all_count:
-    rows = np.array(sorted(judged.judged_queries()), np.int64)
-  counts = counts[rows]
+  rows = (
+    np.arange(len(counts))
+    if judged.all_count
+    else np.array(sorted(judged.judged_queries()), np.int64)
+  )
   ids = strings.make(judged.query_ids[row] for row in rows)
   texts = strings.make(judged.queries[row] for row in rows)
-  offsets = np.concatenate([[0], np.cumsum(counts)])
+  offsets = np.concatenate([[0], np.cumsum(counts[rows])])
   passages = np.array([passage for _, passage in pairs], np.int32)
   grades = np.array([judged.judgements[pair] for pair in pairs], np.int32)
   digest = hashlib.sha256()
@@ -345,16 +349,17 @@ def make_split(judged: RawSplit, corpus: Corpus | None = None) -> Split:
     if found:
       digest.update(json.dumps(found).encode())
     lists.append(found or None)
-  missing = _missing(judged, rows)
-  if missing:
+  if missing := _missing(judged, rows):
     digest.update(f'missing {missing}'.encode())
   given, scores = _given(judged, rows, pairs)
   for column in (*(given or ()), scores):
     if column is not None:
       digest.update(column)
-  own = None
-  if judged.own:
-    own = np.array([judged.own.get(int(row), -1) for row in rows], np.int32)
+  own = (
+    np.array([judged.own.get(int(row), -1) for row in rows], np.int32)
+    if judged.own
+    else None
+  )
   return Split(
     ids,
     texts,
@@ -376,8 +381,9 @@ def make_split(judged: RawSplit, corpus: Corpus | None = None) -> Split:
 
 def queries_shared(split: Split, other: Split) -> int:
   """Returns how many queries of `split` have the text of one of `other`."""
-  known = keys.of_texts(other.texts)
-  return int(np.isin(keys.of_texts(split.texts), known).sum())
+  return int(
+    np.isin(keys.of_texts(split.texts), keys.of_texts(other.texts)).sum()
+  )
 
 
 def whole_text(corpus: Corpus, row: int) -> str:
@@ -395,10 +401,9 @@ def _given(judged, rows, pairs):
   """Returns `Split.given` and `Split.scores` of query rows and judged pairs."""
   if judged.given is None:
     return None, None
-  places = np.searchsorted(rows, judged.given.queries)
-  given = judged.given._replace(queries=places.astype(np.int32))
+  queries = np.searchsorted(rows, judged.given.queries).astype(np.int32)
   scores = [judged.scores.get(pair, np.nan) for pair in pairs]
-  return given, np.array(scores, np.float32)
+  return judged.given._replace(queries=queries), np.array(scores, np.float32)
 
 
 def _missing(judged, rows):

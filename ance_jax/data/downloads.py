@@ -69,9 +69,11 @@ def fetch_beir(name: str, folder: pathlib.Path) -> None:
     # The corpus goes last, so that its presence means that all files are there.
     for match in sorted(found, key=lambda match: match[1], reverse=True):
       atomic.make_folder((folder / match[1]).parent)
-      with archive.open(match[0]) as member:
-        with atomic.writing(folder / match[1]) as file:
-          shutil.copyfileobj(member, file, _CHUNK)
+      with (
+        archive.open(match[0]) as member,
+        atomic.writing(folder / match[1]) as file,
+      ):
+        shutil.copyfileobj(member, file, _CHUNK)
 
 
 def fetch(name: str, folder: pathlib.Path) -> None:
@@ -92,9 +94,8 @@ def fetch(name: str, folder: pathlib.Path) -> None:
   if found.url.endswith('.tar.gz'):
     _extract(path, name, folder)
     return
-  if found.url.endswith('.gz'):
-    name = f'{name}.gz'
-  os.symlink(path.relative_to(folder), folder / name)
+  suffix = '.gz' if found.url.endswith('.gz') else ''
+  os.symlink(path.relative_to(folder), folder / f'{name}{suffix}')
 
 
 def _fetched(found, folder, name):
@@ -142,12 +143,12 @@ def _extract(path, name, folder):
 
 
 def _md5(path):
-  digest, size = hashlib.md5(usedforsecurity=False), path.stat().st_size
+  digest = hashlib.md5(usedforsecurity=False)
   with open(path, 'rb') as file:
     for chunk in logs.progress(
       iter(lambda: file.read(_CHUNK), b''),
       f'check {path.name}',
-      total=size,
+      total=path.stat().st_size,
       unit='bytes',
       count=len,
     ):

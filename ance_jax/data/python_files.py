@@ -25,10 +25,13 @@ def docstrings(path: str, module: str) -> Iterator[tuple[str, str]]:
     name, node = stack.pop()
     if docstring := ast.get_docstring(node):
       yield name, docstring
-    inner = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for child in reversed(node.body):
-      if isinstance(child, inner):
-        stack.append((f'{name}.{child.name}', child))
+    stack += [
+      (f'{name}.{child.name}', child)
+      for child in reversed(node.body)
+      if isinstance(
+        child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+      )
+    ]
 
 
 if __name__ == '__main__':

@@ -114,13 +114,15 @@ DOWNLOADS = {
   'trivia-test.qa.csv': Download(f'{_DPR}data/retriever/trivia-test.qa.csv.gz'),
   'trivia-dev.qa.csv': Download(f'{_DPR}data/retriever/trivia-dev.qa.csv.gz'),
 }
-for _set in QUESTIONS[2:]:
-  for _file, _ending in (
-    (f'{_set}-test.qa.csv', ''),
-    (f'biencoder-{_set}-train.json', '.gz'),
-    (f'biencoder-{_set}-dev.json', '.gz'),
-  ):
-    DOWNLOADS[_file] = Download(f'{_DPR}data/retriever/{_file}{_ending}')
+DOWNLOADS |= {
+  file: Download(f'{_DPR}data/retriever/{file}{ending}')
+  for name in QUESTIONS[2:]
+  for file, ending in (
+    (f'{name}-test.qa.csv', ''),
+    (f'biencoder-{name}-train.json', '.gz'),
+    (f'biencoder-{name}-dev.json', '.gz'),
+  )
+}
 
 
 # Rows of the original files, without headers, from papers and registries; other

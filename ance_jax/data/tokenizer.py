@@ -128,8 +128,9 @@ def save(
     'clean_up_tokenization_spaces': False,
     **_special(tokenizer),
   }
-  text = json.dumps(settings, indent=2, ensure_ascii=False)
-  (folder / 'tokenizer_config.json').write_text(text + '\n')
+  (folder / 'tokenizer_config.json').write_text(
+    json.dumps(settings, indent=2, ensure_ascii=False) + '\n'
+  )
 
 
 def check_case(tokenizer: Tokenizer, name: str) -> None:
@@ -226,12 +227,12 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, length: int) -> int:
 
 def flavour(tokenizer: Tokenizer) -> dict[str, Any]:
   """Returns how a tokenizer treats texts, {name: JSON value}."""
-  pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+  backend = tokenizer.backend_tokenizer
   return {
-    'kind': type(tokenizer.backend_tokenizer.model).__name__,
+    'kind': type(backend.model).__name__,
     'vocabulary': len(tokenizer),
     'lower_case': _lower_cases(tokenizer),
-    'prefix_space': getattr(pre_tokenizer, 'add_prefix_space', None),
+    'prefix_space': getattr(backend.pre_tokenizer, 'add_prefix_space', None),
   }
 
 

@@ -7,8 +7,6 @@ import json
 import threading
 
 import tokenizers
-from tokenizers import decoders
-from tokenizers import normalizers
 
 from ance_jax import errors
 from ance_jax.core import logs
@@ -41,7 +39,7 @@ def train(texts: Collection[str], size: int) -> tokenizers.Tokenizer:
     Stopped: A stop signal came.
   """
   raw, sample = _count(texts)
-  normalizer, kept = normalizers.BertNormalizer(), []
+  normalizer, kept = tokenizers.normalizers.BertNormalizer(), []
   letters = _letters(raw, normalizer)
   with_bytes = len(letters) > _MOST_LETTERS
   _check(size, len(letters), with_bytes)
@@ -60,8 +58,11 @@ def train(texts: Collection[str], size: int) -> tokenizers.Tokenizer:
     limit_alphabet=len(kept) or _MOST_LETTERS,
     show_progress=logs.has_bars(),
   )
-  fed = (_cut(text, normalizer, pre_tokenizer) for text in texts)
-  _run(tokenizer, trainer, fed)
+  _run(
+    tokenizer,
+    trainer,
+    (_cut(text, normalizer, pre_tokenizer) for text in texts),
+  )
   if with_bytes:
     _add_bytes(tokenizer)
   logs.log(_summary(tokenizer, sample, len(letters), len(kept)))
@@ -96,9 +97,11 @@ def _letters(characters, normalizer):
 def _check(size, number, with_bytes):
   least = len(SPECIAL) + (len(_BYTES) + 2 if with_bytes else number)
   if size < least:
-    what = f'{number} letters of the corpus'
-    if with_bytes:
-      what = f'256 bytes that a corpus of {number:,} letters is written in'
+    what = (
+      f'256 bytes that a corpus of {number:,} letters is written in'
+      if with_bytes
+      else f'{number} letters of the corpus'
+    )
     raise errors.BadInput(
       f'--vocab_size={size} does not hold the {len(SPECIAL)} special tokens '
       f'and the {what}; set it to {least} at least.'
@@ -111,13 +114,14 @@ def _keeping_marks():
   BERT's strips marks from all scripts, including vowels, tones and consonants
   in Thai, Indic scripts and Japanese.
   """
-  accents = tokenizers.Regex(r'(?<=[\p{Latin}\p{Greek}])\p{Mn}+')
-  return normalizers.Sequence(
+  return tokenizers.normalizers.Sequence(
     [
-      normalizers.NFD(),
-      normalizers.Replace(accents, ''),
-      normalizers.NFC(),
-      normalizers.BertNormalizer(strip_accents=False),
+      tokenizers.normalizers.NFD(),
+      tokenizers.normalizers.Replace(
+        tokenizers.Regex(r'(?<=[\p{Latin}\p{Greek}])\p{Mn}+'), ''
+      ),
+      tokenizers.normalizers.NFC(),
+      tokenizers.normalizers.BertNormalizer(strip_accents=False),
     ]
   )
 
@@ -175,8 +179,8 @@ def _cut(text, normalizer, pre_tokenizer):
   # Not with the tokenizer itself, which is locked while it trains.
   if max(map(len, text.split()), default=0) <= _MOST_OF_WORD:
     return text
-  words = pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
-  words = [word for word, _ in words]
+  normal = normalizer.normalize_str(text)
+  words = [word for word, _ in pre_tokenizer.pre_tokenize_str(normal)]
   if max(map(len, words)) <= _MOST_OF_WORD:
     return text
   return ' '.join(
@@ -189,19 +193,20 @@ def _cut(text, normalizer, pre_tokenizer):
 def _add_bytes(tokenizer):
   """Makes a tokenizer encode letters outside its vocabulary as bytes."""
   model, first = json.loads(tokenizer.to_str())['model'], len(SPECIAL)
-  vocabulary = dict(zip(_BYTES, itertools.count(first), strict=False))
-  for token, number in model['vocab'].items():
-    vocabulary[token] = number + len(_BYTES) * (number >= first)
+  vocabulary = dict(zip(_BYTES, itertools.count(first), strict=False)) | {
+    token: number + len(_BYTES) * (number >= first)
+    for token, number in model['vocab'].items()
+  }
   tokenizer.model = tokenizers.models.BPE(
     vocabulary,
     [tuple(pair) for pair in model['merges']],
     unk_token=UNKNOWN,
     byte_fallback=True,
   )
-  tokenizer.decoder = decoders.Sequence(
+  tokenizer.decoder = tokenizers.decoders.Sequence(
     [
-      decoders.ByteFallback(),
-      decoders.Replace(tokenizers.Regex(r'\z'), ' '),
+      tokenizers.decoders.ByteFallback(),
+      tokenizers.decoders.Replace(tokenizers.Regex(r'\z'), ' '),
     ]
   )
 
@@ -212,13 +217,14 @@ def _summary(tokenizer, sample, num_letters, num_kept):
   counts = collections.Counter(i for one in batch for i in one.ids)
   total = max(counts.total(), 1)
   unknown = counts[tokenizer.token_to_id(UNKNOWN)] / total
-  text = f'vocabulary: {tokenizer.get_vocab_size():,} tokens, '
+  letters = f'all {num_letters:,} letters'
   if num_kept:
     of_bytes = sum(counts[tokenizer.token_to_id(byte)] for byte in _BYTES)
-    text += (
+    letters = (
       f'{num_kept:,} of {num_letters:,} letters, the others as bytes '
-      f'({of_bytes / total:.2%} of the tokens), '
+      f'({of_bytes / total:.2%} of the tokens)'
     )
-  else:
-    text += f'all {num_letters:,} letters, '
-  return f'{text}{unknown:.2%} unknown in {len(sample):,} of the texts'
+  return (
+    f'vocabulary: {tokenizer.get_vocab_size():,} tokens, {letters}, '
+    f'{unknown:.2%} unknown in {len(sample):,} of the texts'
+  )
