@@ -34,8 +34,7 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
   answers = read_answers(folder, query_rows)
 
   def read_split(name):
-    names = (f'{name}.tsv', f'{name}.jsonl')
-    path = records.first(folder / 'qrels', names)
+    path = records.first(folder / 'qrels', (f'{name}.tsv', f'{name}.jsonl'))
     if path is None:
       return None
     pairs, missing = read_qrels(path, query_rows, corpus.rows)
@@ -57,8 +56,9 @@ def read_corpus(
   """
   how = downloads.how(registry.beir_archive(beir_set)) if beir_set else ''
   path = records.existing(folder, 'corpus.jsonl', 'a BEIR folder', how)
-  expected = registry.BEIR_PASSAGES.get(beir_set)
-  return records.corpus(path, passages(path), expected)
+  return records.corpus(
+    path, passages(path), registry.BEIR_PASSAGES.get(beir_set)
+  )
 
 
 def passages(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
@@ -71,9 +71,9 @@ def passages(path: pathlib.Path) -> Iterator[tuple[int, str, str, str]]:
     path, _LINE, 'read the corpus'
   ):
     an_id = records.an_id(path, line, record, counts)
-    title = ''
-    if record.get('title'):
-      title = records.string(path, line, record, 'title')
+    title = (
+      records.string(path, line, record, 'title') if record.get('title') else ''
+    )
     text = records.text(path, line, record, counts)
     if not text.strip() and title.strip():
       title, text = '', title
@@ -114,10 +114,11 @@ def read_qrels(
   Returns:
     Judgements and missing pairs, as from `records.judgements`.
   """
-  if '.jsonl' in path.suffixes:
-    rows = _json_rows(path)
-  else:
-    rows = _rows(path, query_rows, passage_rows)
+  rows = (
+    _json_rows(path)
+    if '.jsonl' in path.suffixes
+    else _rows(path, query_rows, passage_rows)
+  )
   return records.judgements(path, rows, query_rows, passage_rows)
 
 
@@ -154,11 +155,12 @@ def _rows(path, query_rows, passage_rows):
 def _json_rows(path):
   """Yields the same as `_rows` from JSON lines, MTEB's format."""
   for number, record, counts in records.json_lines(path, _JUDGEMENT):
-    ids = [
-      records.an_id(path, number, record, counts, key)
-      for key in ('query-id', 'corpus-id')
-    ]
-    yield number, *ids, str(records.value(path, number, record, 'score'))
+    yield (
+      number,
+      records.an_id(path, number, record, counts, 'query-id'),
+      records.an_id(path, number, record, counts, 'corpus-id'),
+      str(records.value(path, number, record, 'score')),
+    )
 
 
 def read_answers(

@@ -27,11 +27,13 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
     atomic.read_manifest(folder)
   elif not atomic.find_valid(folder, {}):
     logs.log('pydocs: reading the docstrings of the installed packages')
-    with atomic.publish(folder, {}) as unfinished:
+    with (
+      atomic.publish(folder, {}) as unfinished,
       # TFDS announces a download even if there is none.
-      with contextlib.redirect_stdout(io.StringIO()):
-        tfds.disable_progress_bar()
-        _builder(unfinished).download_and_prepare()
+      contextlib.redirect_stdout(io.StringIO()),
+    ):
+      tfds.disable_progress_bar()
+      _builder(unfinished).download_and_prepare()
   builder = _builder(folder)
   table = builder.as_data_source('docstrings')
   rows = list(table.__getitems__(range(len(table))))
@@ -40,11 +42,9 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
   corpus = corpus_lib.make_corpus(
     column['id'], column['title'], column['text'], groups
   )
-  versions = builder.info.metadata['versions']
-  names = ', '.join(f'{name} {version}' for name, version in versions.items())
   logs.log(
     f'pydocs: {len(rows):,} passages, hash {corpus.hash[:12]}, read from '
-    f'{names}'
+    + ', '.join(map(' '.join, builder.info.metadata['versions'].items()))
   )
   judgements = _judgements(column['query'], column['split'], groups)
 
@@ -75,7 +75,9 @@ def _judgements(queries, splits, groups):
       first_row.setdefault(pydocs.normal(query), row)
   judgements = {split: {} for split in pydocs.SPLITS}
   for query, row in first_row.items():
-    for group in groups_of[query]:
-      for passage in members[group]:
-        judgements[splits[row]][row, passage] = 1
+    judgements[splits[row]].update(
+      ((row, passage), 1)
+      for group in groups_of[query]
+      for passage in members[group]
+    )
   return judgements

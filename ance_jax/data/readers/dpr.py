@@ -38,8 +38,11 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
     contexts = f'biencoder-{questions}-{name}.json'
     alone = f'{questions}-{name}.qa.csv'
     for file in (contexts, alone):
-      fetched = settings.download and file in registry.DOWNLOADS
-      if fetched and not records.first(folder, (contexts, alone)):
+      if (
+        settings.download
+        and file in registry.DOWNLOADS
+        and not records.first(folder, (contexts, alone))
+      ):
         downloads.fetch(file, folder)
     if path := records.find(folder, contexts):
       judged = _read_contexts(path, f'{questions}-{name}', corpus.rows)
@@ -139,8 +142,9 @@ def _say_contexts(path, counts, negatives):
 def _read_answers(path, name):
   """Returns the `corpus.RawSplit` of a file of questions and answers."""
   ids, queries, answers = [], [], {}
-  names = ('question', 'answers')
-  for line, (question, listed) in records.cells(path, names, quotes=True):
+  for line, (question, listed) in records.cells(
+    path, ('question', 'answers'), quotes=True
+  ):
     found = _listed(listed)
     if not (found and records.are_texts(found)):
       raise strict_io.refusal(
@@ -194,11 +198,9 @@ def _passage_id(path, place, context):
 def _listed(text):
   """Returns the value of a Python literal, or None; executes nothing."""
   try:
-    if len(text) <= _LONGEST_ANSWERS:
-      return ast.literal_eval(text)
+    return ast.literal_eval(text) if len(text) <= _LONGEST_ANSWERS else None
   except (ValueError, SyntaxError, RecursionError, MemoryError):
-    pass
-  return None
+    return None
 
 
 def _check_patterns(path, answers):
@@ -208,8 +210,12 @@ def _check_patterns(path, answers):
       try:
         answers_lib.is_in(pattern, '')
       except answers_lib.BadPattern as error:
-        fact = f'has an answer that is not a regular expression ({error})'
-        raise _bad_record(path, f'question {row + 1}', fact, pattern) from error
+        raise _bad_record(
+          path,
+          f'question {row + 1}',
+          f'has an answer that is not a regular expression ({error})',
+          pattern,
+        ) from error
 
 
 def _bad_record(path, place, fact, found):
@@ -226,10 +232,9 @@ def _only_set(folder):
     for path in folder.glob(pattern)
   }
   if len(names) != 1:
-    shown = ', '.join(sorted(names)) or 'none'
     raise errors.refusal(
       f'--questions is not given, and the sets of questions in {folder} are '
-      f'{shown}',
+      f'{", ".join(sorted(names)) or "none"}',
       'set it to one of them, or fetch '
       f'{registry.DOWNLOADS["biencoder-nq-train.json"].url}',
     )

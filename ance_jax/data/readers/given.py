@@ -65,22 +65,21 @@ def attach(
 
 def _say(path, given, num_queries, lacking):
   """Prints the number of negatives from a file."""
-  number = len(np.unique(given.queries))
-  line = f'{path}: {len(given.passages):,} negatives of {number:,} of '
-  line += f'{num_queries:,} training queries'
-  if lacking:
-    line += f'; left out {lacking:,} that the corpus lacks'
+  left_out = f'; left out {lacking:,} that the corpus lacks' if lacking else ''
   scored = int((~np.isnan(given.scores)).sum())
-  logs.log(f'{line}; {scored:,} with a score')
+  logs.log(
+    f'{path}: {len(given.passages):,} negatives of '
+    f'{len(np.unique(given.queries)):,} of {num_queries:,} training '
+    f'queries{left_out}; {scored:,} with a score'
+  )
 
 
 def _pairs(side, rows):
   """Returns the columns of a file as `corpus.Given`, pairs once, by query."""
   queries, numbers, scores = (np.array(column) for column in side)
   passages = rows[numbers.astype(np.int64)]
-  there = passages >= 0
-  queries, passages, scores = queries[there], passages[there], scores[there]
-  first = keys.first_of_pairs(queries, passages)
+  (there,) = np.nonzero(passages >= 0)
+  first = there[keys.first_of_pairs(queries[there], passages[there])]
   return corpus_lib.Given(
     queries[first].astype(np.int32),
     passages[first].astype(np.int32),
@@ -98,8 +97,9 @@ class Queries:
 
   def __init__(self, ids: Mapping[str, int], texts: Mapping[int, str]):
     self._ids, self._rows = ids, {}
-    found = keys.of_texts(texts.values()).tolist()
-    self._keys = dict(zip(texts, found, strict=True))
+    self._keys = dict(
+      zip(texts, keys.of_texts(texts.values()).tolist(), strict=True)
+    )
     for row, key in self._keys.items():
       self._rows.setdefault(key, []).append(row)
 

@@ -96,9 +96,9 @@ class _Line:
 
   def read(self):
     """Returns the `Record`."""
-    _, query = self._take(_QUERY)
-    _, query_id = self._take(_QUERY_ID)
-    _, row_id = self._take(_ROW_ID)
+    query, query_id, row_id = (
+      self._take(names)[1] for names in (_QUERY, _QUERY_ID, _ROW_ID)
+    )
     query_id = row_id if query_id is None else query_id
     if query is None and query_id is None:
       raise self._bad(
@@ -106,8 +106,9 @@ class _Line:
         f'give each line as {FORM}',
       )
     if not isinstance(query, str | None):
-      fact = f'the query {_shown(query)} is not a string'
-      raise self._bad(fact, 'give its text')
+      raise self._bad(
+        f'the query {_shown(query)} is not a string', 'give its text'
+      )
     positives, negatives = self._sides()
     self._check_left()
     records.count_surrogates(query or '', self._counts)
@@ -123,9 +124,9 @@ class _Line:
     """Returns positives and negatives, with None for null entries."""
     positives = self._passages(_POSITIVES) + self._ids(_POSITIVE_IDS)
     negatives = self._passages(_NEGATIVES) + self._ids(_NEGATIVE_IDS)
-    numbered = filter(_NUMBERED.fullmatch, self._record)
     for name in sorted(
-      numbered, key=lambda name: int(_NUMBERED.match(name)[1])
+      filter(_NUMBERED.fullmatch, self._record),
+      key=lambda name: int(_NUMBERED.match(name)[1]),
     ):
       negatives += self._passages((name,))
     # DPR's negative_ctxs are drawn at random, so only used without others.
@@ -171,9 +172,8 @@ class _Line:
 
   def _take(self, names):
     """Returns (name, value) of the only present key, or (None, None)."""
-    found = [name for name in names if name in self._record]
-    self._left -= set(found)
-    found = [name for name in found if self._record[name] is not None]
+    self._left.difference_update(names)
+    found = [name for name in names if self._record.get(name) is not None]
     if len(found) > 1:
       raise self._bad(
         f'the line has more than one of {", ".join(map(repr, found))}',

@@ -67,8 +67,11 @@ _DOCUMENT_SPLITS = {
 def read_passages(settings: records.Settings) -> corpus_lib.RawDataset:
   """Reads the passages in `--data_dir`."""
   folder = records.open_folder(settings, 'collection.tsv')
-  path = _needed(settings, folder, 'collection.tsv')
-  corpus = _corpus(path, lambda an_id, text: (an_id, '', text), _TEXTS)
+  corpus = _corpus(
+    _needed(settings, folder, 'collection.tsv'),
+    lambda an_id, text: (an_id, '', text),
+    _TEXTS,
+  )
   records.say_corpus('MS MARCO passages, without titles', corpus)
   return _source(settings, folder, corpus, _PASSAGE_SPLITS)
 
@@ -118,8 +121,9 @@ def read_documents(settings: records.Settings) -> corpus_lib.RawDataset:
     shortened += len(text) > room
     return an_id, head, text[:room]
 
-  names = ('id', 'url', 'title', 'body')
-  corpus = _corpus(path, document, names, may_be_empty=True)
+  corpus = _corpus(
+    path, document, ('id', 'url', 'title', 'body'), may_be_empty=True
+  )
   records.say_corpus('MS MARCO documents', corpus)
   logs.log(
     f'{path}: {shortened:,} documents cut at {_DOCUMENT_CHARACTERS:,} '
@@ -135,8 +139,7 @@ def _source(settings, folder, corpus, splits):
     )
     queries = records.first(folder, files.queries)
     judgements = records.first(folder, files.judgements)
-    fetched = settings.download and name in splits
-    if queries is None and judgements is None and not fetched:
+    if not (queries or judgements or (settings.download and name in splits)):
       return None
     queries = queries or _needed(settings, folder, files.queries[0])
     query_ids, texts = records.queries(queries, _lines(queries, _TEXTS))
@@ -203,6 +206,5 @@ def _splits_found(folder, splits):
     for name, files in splits.items()
     if records.first(folder, files.judgements)
   ]
-  missing = splits['train'].judgements[0]
-  found = ', '.join(there) or f'none, not even {missing}'
+  found = ', '.join(there) or f'none, not even {splits["train"].judgements[0]}'
   return f'{folder}, where there is {found}'

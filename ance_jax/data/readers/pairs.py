@@ -33,12 +33,13 @@ def read(settings: records.Settings) -> corpus_lib.RawDataset:
     _add_negatives(pathlib.Path(settings.negatives), ids, queries, passages)
   corpus, rows = _read_corpus(folder, path, passages)
   records.say_corpus(folder.name, corpus)
-  judgements = {(query, rows[whole]): 1 for query, whole in judged}
 
   def read_split(name):
     if name != settings.train_split:
       return None
-    return corpus_lib.RawSplit(ids, list(queries), judgements)
+    return corpus_lib.RawSplit(
+      ids, list(queries), {(query, rows[whole]): 1 for query, whole in judged}
+    )
 
   return corpus_lib.RawDataset(
     corpus, read_split, path, path if any_negative else None
@@ -59,10 +60,10 @@ def _read_pairs(path):
     if not (record.query or '').strip() or not all(
       passage.text for passage in record.positives
     ):
-      shown = strict_io.quoted(record.query or '')
       raise strict_io.refusal(
         path,
-        f'the query {shown} or its positive has no text',
+        f'the query {strict_io.quoted(record.query or "")} or its positive has '
+        'no text',
         'remove the line',
         record.line,
       )
@@ -120,13 +121,12 @@ def _read_corpus(folder, path, passages):
 
   def in_order():
     number = 0
-    for found in beir.passages(there) if there else ():
-      _, _, title, text = found
+    for line, an_id, title, text in beir.passages(there) if there else ():
       for whole in (text, f'{title} {text}'):
         if whole in passages:
           rows.setdefault(whole, number)
       number += 1
-      yield found
+      yield line, an_id, title, text
     for whole, (*row, line) in passages.items():
       if whole not in rows:
         rows[whole] = number
