@@ -19,7 +19,6 @@ from ance_jax.core import workdirs
 from ance_jax.data import answers
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import pydocs
-from ance_jax.retrieval import corpus_index
 from ance_jax.training import experiment
 
 # Maximum number of queries, passages per query, and last rank of each band.
@@ -41,7 +40,7 @@ def run(config: config_lib.Config) -> dict[str, list[float]]:
   this, step = experiment.open(config, None)
   watch, split = logs.Stopwatch(), this.dataset.splits[config.train_split]
   random = np.random.default_rng(config.seed)
-  queries = _drawn(np.arange(len(split.ids)), random)
+  queries = _drawn(np.arange(len(split.ids)), _QUERIES, random)
   indexed = this.index_corpus(watch)
   embedded = this.encode_queries(config.train_split, watch, queries)
   depth = min(_DEPTH, len(this.dataset.passages))
@@ -78,7 +77,7 @@ def _of_given(config, scored):
       'no --negatives',
       'set one of the three',
     )
-  queries = _drawn(np.unique(split.given.queries), random)
+  queries = _drawn(np.unique(split.given.queries), _QUERIES, random)
   rows, scores = split.given.table(queries, _DEPTH)
   best = _best_scores(split)[queries]
   if scored:
@@ -88,8 +87,8 @@ def _of_given(config, scored):
   wrong = marks['judged'] | marks.get('own text', False)
   above = known & ~wrong & (scores >= best[:, None])
   marks['above the positive'] = above
-  shares = by_band(marks, rows)
-  shares |= by_band({'above the positive': above}, np.where(known, rows, -1))
+  of_known = by_band({'above the positive': above}, np.where(known, rows, -1))
+  shares = by_band(marks, rows) | of_known
   return _report(config, 'given', marks, shares, rows, queries, dataset, random)
 
 
@@ -116,17 +115,17 @@ def _model_scores(run, queries, rows):
   return np.where(rows < 0, np.nan, scores), best
 
 
-def _drawn(rows, random):
-  """Draws query rows, in ascending order."""
-  size = min(_QUERIES, len(rows))
-  return np.sort(random.choice(rows, size, replace=False))
+def _drawn(rows, most, random):
+  """Draws up to `most` rows, and returns them in their order."""
+  chosen = random.choice(len(rows), min(most, len(rows)), replace=False)
+  return rows[np.sort(chosen)]
 
 
 def _report(config, name, marks, shares, rows, queries, dataset, random):
   """Prints and writes the report; returns the shares."""
   split = dataset.splits[config.train_split]
   logs.log(_table(shares, len(queries), name))
-  shown = _examples(marks, rows, queries, split, dataset.corpus, random)
+  shown = list(_examples(marks, rows, queries, split, dataset.corpus, random))
   for example in shown:
     logs.log('\n'.join(f'  {k}: {v}' for k, v in example.items()) + '\n')
   path = pathlib.Path(config.workdir, f'audit-{name}.json')
@@ -186,10 +185,10 @@ def marked(
     ranking, there = rows[place], rows[place] >= 0
     judged = np.isin(ranking, right)
     groups = corpus.groups[ranking]
-    same = np.isin(groups, corpus.groups[right]) & there
-    own = np.isin(groups, corpus.groups[own_passages[own_of == query]])
-    own = own & there & ~same
-    first = np.argmax(judged) if judged.any() else len(ranking)
+    same = there & np.isin(groups, corpus.groups[right])
+    own = (there & ~same) & np.isin(
+      groups, corpus.groups[own_passages[own_of == query]]
+    )
     sets = [shingles(corpus.texts[int(row)]) for row in right]
     for rank in np.nonzero(there & ~same & ~own)[0]:
       found = shingles(corpus.texts[int(ranking[rank])])
@@ -201,7 +200,7 @@ def marked(
     marks['same text'][place] = same & ~judged
     marks['own text'][place] = own
     marks['above the positive'][place] = (
-      there & ~judged & ~own & (np.arange(len(ranking)) < first)
+      there & ~own & ~np.logical_or.accumulate(judged)
     )
   if split.answers:
     held = answers.held(
@@ -220,13 +219,15 @@ def by_band(
   marks: dict[str, np.ndarray], rows: np.ndarray
 ) -> dict[str, list[float]]:
   """Returns the share of marked passages in each band of ranks, by rule."""
-  shares = {name: [] for name in marks}
-  for start, end in itertools.pairwise((0, *_BANDS)):
-    there = (rows[:, start:end] >= 0).sum()
-    for name, mark in marks.items():
-      number = mark[:, start:end].sum()
-      shares[name].append(float(number / there) if there else float('nan'))
-  return shares
+  bands = [slice(*ends) for ends in itertools.pairwise((0, *_BANDS))]
+  sizes = [(rows[:, band] >= 0).sum() for band in bands]
+  return {
+    name: [
+      float(mark[:, band].sum() / size) if size else float('nan')
+      for band, size in zip(bands, sizes, strict=True)
+    ]
+    for name, mark in marks.items()
+  }
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
@@ -237,41 +238,37 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 
 def _table(shares, size, name):
-  head = [f'{s + 1}-{e}' for s, e in itertools.pairwise((0, *_BANDS))]
   what = 'given negatives' if name == 'given' else f'ranks at step {name}'
-  lines = [
-    f'{what} of {size:,} training queries: share that is',
-    f'  {"":20}' + ''.join(f'{cell:>10}' for cell in head),
-  ]
-  for name, values in shares.items():
-    cells = ('-' if np.isnan(v) else f'{v:.2%}' for v in values)
-    lines.append(f'  {name:20}' + ''.join(f'{cell:>10}' for cell in cells))
-  return '\n'.join(lines)
+  rows = {'': [f'{s + 1}-{e}' for s, e in itertools.pairwise((0, *_BANDS))]}
+  for rule, values in shares.items():
+    rows[rule] = ['-' if np.isnan(v) else f'{v:.2%}' for v in values]
+  return '\n'.join(
+    [
+      f'{what} of {size:,} training queries: share that is',
+      *(
+        f'  {rule:20}' + ''.join(f'{cell:>10}' for cell in cells)
+        for rule, cells in rows.items()
+      ),
+    ]
+  )
 
 
 def _examples(marks, rows, queries, split, corpus, random):
-  """Returns some likely false negatives with their queries."""
+  """Yields some likely false negatives with their queries."""
   of_query, positives = split.shared_positives()
   odd = [name for name in marks if name not in ('judged', 'own text')]
   places = np.argwhere(np.any([marks[name] for name in odd], 0))
-  number = min(_EXAMPLES, len(places))
-  chosen = np.sort(random.choice(len(places), number, replace=False))
-  shown = []
-  for place, rank in places[chosen].tolist():
-    query, row = int(queries[place]), int(rows[place, rank])
-    positive = int(positives[of_query == query][0])
-    shown.append(
-      {
-        'query': split.texts[query],
-        'positive': _shown(corpus, positive),
-        f'rank {rank + 1}': _shown(corpus, row),
-        'is': ', '.join(name for name in odd if marks[name][place, rank]),
-      }
-    )
-  return shown
+  for place, rank in _drawn(places, _EXAMPLES, random).tolist():
+    query = int(queries[place])
+    yield {
+      'query': split.texts[query],
+      'positive': _shown(corpus, positives[of_query == query][0]),
+      f'rank {rank + 1}': _shown(corpus, rows[place, rank]),
+      'is': ', '.join(name for name in odd if marks[name][place, rank]),
+    }
 
 
 def _shown(corpus, row):
-  name = corpus_index.passage_name(corpus, row)
-  title = corpus.titles[row] and f'{name[:60]} | '
-  return f'{corpus.ids[row]} | {title}{corpus.texts[row][:160]}'
+  title = corpus_lib.whole_title(corpus, row)[:60]
+  text = corpus.texts[row][:160]
+  return f'{corpus.ids[row]} | {title and f"{title} | "}{text}'
