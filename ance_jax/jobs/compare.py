@@ -86,8 +86,8 @@ def _examples(first, other, corpus, split):
   values = _compared(other) - _compared(first)
   found = {}
   for name, order in (('gained', -values), ('lost', values)):
-    queries = np.argsort(order, kind='stable')[:_SHOWN]
-    queries = [query for query in queries.tolist() if order[query] < 0]
+    most = np.argsort(order, kind='stable')[:_SHOWN].tolist()
+    queries = [query for query in most if order[query] < 0]
     places = [
       metrics.first_relevant(system.rows, split, corpus.texts, queries)
       for system in (first, other)
@@ -98,7 +98,9 @@ def _examples(first, other, corpus, split):
         'query': split.texts[query],
         'difference': float(values[query]),
         'places': list(both),
-        'first': [_passage(corpus, s.rows[query, 0]) for s in (first, other)],
+        'first': [
+          _passage(corpus, int(s.rows[query, 0])) for s in (first, other)
+        ],
       }
       for query, *both in zip(queries, *places, strict=True)
     ]
@@ -108,9 +110,9 @@ def _examples(first, other, corpus, split):
 def _passage(corpus, row):
   if row < 0:
     return None
-  title = corpus_lib.whole_title(corpus, int(row))
-  parts = (corpus.ids[int(row)], title, corpus.texts[int(row)])
-  return ' | '.join(filter(None, parts))[:_PASSAGE_CHARS]
+  title = corpus_lib.whole_title(corpus, row)
+  parts = filter(None, (corpus.ids[row], title, corpus.texts[row]))
+  return ' | '.join(parts)[:_PASSAGE_CHARS]
 
 
 def _means(systems):
@@ -156,17 +158,15 @@ def _tests(systems, found):
 
 
 def _shared(first, other):
-  """Returns the share of the first system's top passages that `other` shares.
+  """Yields the share of the first system's top passages that `other` shares.
 
   With BM25 as the baseline this is the overlap of ANCE's table 6; judges who
   saw only one system's rankings know little about the rest.
   """
-  shares = []
   for depth in _DEPTHS:
     pairs = zip(first.rows[:, :depth], other.rows[:, :depth], strict=True)
     same = [np.isin(ours[ours >= 0], theirs) for ours, theirs in pairs]
-    shares.append(float(np.concatenate(same).mean()))
-  return shares
+    yield float(np.concatenate(same).mean())
 
 
 def _places(example):
@@ -175,9 +175,13 @@ def _places(example):
 
 def _text(about, systems, found, shown):
   """Returns the report for the terminal."""
-  lines = [f'{name}: {value}' for name, value in about.items()]
-  lines += ['', *_aligned(_means(systems))]
-  lines += ['', *_aligned(_tests(systems, found))]
+  lines = [
+    *(f'{name}: {value}' for name, value in about.items()),
+    '',
+    *_aligned(_means(systems)),
+    '',
+    *_aligned(_tests(systems, found)),
+  ]
   for label, examples in shown.items():
     for name, some in examples.items():
       lines += [
@@ -206,17 +210,16 @@ def _aligned(rows):
 
 
 def _write(config, about, systems, found, shown):
-  folder = pathlib.Path(config.workdir)
-  means = {
-    s.label: {name: metrics.mean(v) for name, v in s.values.items()}
-    for s in systems
-  }
+  page = pathlib.Path(config.workdir, f'compare-{config.split}.html')
   atomic.write_json(
-    folder / f'compare-{config.split}.json',
+    page.with_suffix('.json'),
     {
       'about': about,
       'run_files': {s.label: s.path for s in systems},
-      'metrics': means,
+      'metrics': {
+        s.label: {name: metrics.mean(v) for name, v in s.values.items()}
+        for s in systems
+      },
       'baseline': systems[0].label,
       'differences': {label: d._asdict() for label, d in found.items()},
       'same in first': {
@@ -228,7 +231,6 @@ def _write(config, about, systems, found, shown):
       'queries': shown,
     },
   )
-  page = folder / f'compare-{config.split}.html'
   atomic.write_text(page, _page(about, systems, found, shown))
   logs.log(f'comparison: {page}')
 
@@ -249,7 +251,6 @@ def _page(about, systems, found, shown):
   ]
   for label, examples in shown.items():
     for name, some in examples.items():
-      parts.append(pages.heading(f'{label}: the queries that {name} most'))
       head = [
         'difference', 'query', f'first relevant in {first}', f'in {label}',
         f'{first} puts first', f'{label} puts first'
@@ -263,7 +264,8 @@ def _page(about, systems, found, shown):
         ]
         for e in some
       ]
-      parts.append(
-        pages.table([head, *rows]) if rows else pages.paragraph('none')
-      )
+      parts += [
+        pages.heading(f'{label}: the queries that {name} most'),
+        pages.table([head, *rows]) if rows else pages.paragraph('none'),
+      ]
   return pages.page(f'{first} against others', parts)

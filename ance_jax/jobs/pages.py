@@ -101,9 +101,8 @@ def table(rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
     numbers: Whether to align all columns except the first on the right.
   """
   head, *body = rows
-  lines = [_row('th', head), *(_row('td', row) for row in body)]
-  kind = ' class="numbers"' if numbers else ''
-  return f'<div class="wide"><table{kind}>\n{"".join(lines)}</table></div>'
+  cells = [map(html.escape, row) for row in body]
+  return _table(head, cells, ' class="numbers"' if numbers else '')
 
 
 def results(rows: Iterable[Sequence[str]], shown: int) -> str:
@@ -114,11 +113,11 @@ def results(rows: Iterable[Sequence[str]], shown: int) -> str:
     shown: Number of characters of a folded cell.
   """
   head, *body = rows
-  lines = [_row('th', head)]
-  for place, *cells in body:
-    cells = ''.join(f'<td>{_result(cell, shown)}</td>' for cell in cells)
-    lines.append(f'<tr><td>{html.escape(place)}</td>{cells}</tr>\n')
-  return f'<div class="wide"><table>\n{"".join(lines)}</table></div>'
+  cells = [
+    [html.escape(place), *(_result(text, shown) for text in texts)]
+    for place, *texts in body
+  ]
+  return _table(head, cells)
 
 
 def search_form(query: str) -> str:
@@ -171,6 +170,11 @@ def _result(text, shown):
   return f'<details><summary>{first}…</summary>…{rest}</details>'
 
 
-def _row(tag, cells):
-  cells = ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)
-  return f'<tr>{cells}</tr>\n'
+def _table(head, body, kind=''):
+  """Returns a table; the head is text, the cells of the body are HTML."""
+  rows = [('th', map(html.escape, head)), *(('td', cells) for cells in body)]
+  lines = (
+    '<tr>' + ''.join(f'<{tag}>{cell}</{tag}>' for cell in cells) + '</tr>\n'
+    for tag, cells in rows
+  )
+  return f'<div class="wide"><table{kind}>\n{"".join(lines)}</table></div>'

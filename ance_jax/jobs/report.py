@@ -35,8 +35,7 @@ def draw(
   """
   drawn = [(pathlib.Path(path).name, logs.read(path)) for path in workdirs]
   panels = [_LOSS, *_curves([lines for _, lines in drawn])]
-  with atomic.writing(path) as file:
-    file.write(_png(drawn, panels, 2))
+  atomic.write_bytes(path, _png(drawn, panels, 2))
 
 
 def table(workdir: str | os.PathLike) -> str:
@@ -45,10 +44,9 @@ def table(workdir: str | os.PathLike) -> str:
   names = _columns(lines, 4)
   if not names:
     return _why_no_dev(lines)
-  rows = _evaluations(lines, names)
   widths = [8, 9, *(14 for _ in names)]
-  text = [''.join(map(str.rjust, row, widths)) for row in rows]
-  return '\n'.join([*text, *_gain(lines)])
+  rows = (map(str.rjust, row, widths) for row in _evaluations(lines, names))
+  return '\n'.join([*map(''.join, rows), *_gain(lines)])
 
 
 def compare_examples(
@@ -64,9 +62,9 @@ def compare_examples(
   for before, after in zip(first[1], last[1], strict=True):
     lines.append(f'query: {before["query"]}')
     for step, found in ((first[0], before), (last[0], after)):
-      place = found['place'] or 'beyond the ranking'
       lines.append(
-        f'  step {step:7d}, first relevant at {place}: '
+        f'  step {step:7d}, first relevant at '
+        f'{found["place"] or "beyond the ranking"}: '
         + ' | '.join(found['results'])
       )
   return '\n'.join(lines)
@@ -93,9 +91,11 @@ def write_page(workdir: str | os.PathLike, path: str | pathlib.Path) -> None:
   others = [n for n in (_AGE, _OVERLAP) if any(n in line for line in lines)]
   curves = list(dict.fromkeys([_LOSS, *_curves([lines]), *others]))
   names = _measures(lines)
-  dev = pages.paragraph(_why_no_dev(lines))
-  if names:
-    dev = pages.table(_evaluations(lines, names), numbers=True)
+  dev = (
+    pages.table(_evaluations(lines, names), numbers=True)
+    if names
+    else pages.paragraph(_why_no_dev(lines))
+  )
   parts = [
     pages.paragraph(f'Folder: {workdir}'),
     *map(pages.paragraph, _gain(lines)),
@@ -163,9 +163,12 @@ def _check(workdir):
   for number, line in enumerate(lines, 1):
     missing = measures - line.keys()
     if measures & line.keys() and missing:
-      path = pathlib.Path(workdir) / logs.METRICS_FILE
-      fact = f'{min(missing)} is missing among the measures of dev'
-      raise strict_io.refusal(path, fact, 'remove the line', number)
+      raise strict_io.refusal(
+        pathlib.Path(workdir) / logs.METRICS_FILE,
+        f'{min(missing)} is missing among the measures of dev',
+        'remove the line',
+        number,
+      )
 
 
 def _columns(lines, most):
@@ -181,17 +184,17 @@ def _curves(runs):
     runs: Lines of metrics of each run.
   """
   of_dev = next(filter(None, (_columns(lines, 3) for lines in runs)), [])
-  others = (_POSITIVE_RANK, _OVERLAP, _AGE)
   return of_dev or [
-    n for n in others if any(n in line for lines in runs for line in lines)
+    name
+    for name in (_POSITIVE_RANK, _OVERLAP, _AGE)
+    if any(name in line for lines in runs for line in lines)
   ]
 
 
 def _why_no_dev(lines):
   """Returns the reason why there are no dev metrics."""
-  if any(_EVALUATED in line for line in lines):
-    return 'no dev split'
-  return 'not evaluated yet'
+  evaluated = any(_EVALUATED in line for line in lines)
+  return 'no dev split' if evaluated else 'not evaluated yet'
 
 
 def _measures(lines):
@@ -203,13 +206,15 @@ def _measures(lines):
 def _evaluations(lines, names):
   """Returns the rows of the table of dev metrics, the head first."""
   refreshes = sorted(_series(lines, sections.REFRESHED))
+  numbers = {step: str(number) for number, step in enumerate(refreshes, 1)}
   columns = [_series(lines, name) for name in names]
-  rows = [['step', 'refresh', *(name[4:] for name in names)]]
-  for step in sorted(columns[0]) if columns else ():
-    number = str(refreshes.index(step) + 1) if step in refreshes else ''
-    values = (f'{column[step]:.4f}' for column in columns)
-    rows.append([str(step), number, *values])
-  return rows
+  return [
+    ['step', 'refresh', *(name[4:] for name in names)],
+    *(
+      [str(step), numbers.get(step, ''), *(f'{c[step]:.4f}' for c in columns)]
+      for step in sorted(columns[0])
+    ),
+  ]
 
 
 def _gain(lines):
@@ -233,8 +238,9 @@ def _example_parts(workdir, lines):
   for both in zip(*(found for _, found in ends), strict=True):
     for (step, _), found in zip(ends, both, strict=True):
       place = str(found['place'] or 'beyond the ranking')
-      results = ' | '.join(found['results'])
-      rows.append([found['query'], str(step), place, results])
+      rows.append(
+        [found['query'], str(step), place, ' | '.join(found['results'])]
+      )
   return [title, pages.table(rows)]
 
 
@@ -286,10 +292,13 @@ def _draw_panel(axes, name, runs):
   if late:
     # Scale to values after the first refresh; earlier ones are too steep.
     spread = max(late) - min(late)
-    lowest = max(min(late) - 0.5 * spread, 0)
-    axes.set_ylim(lowest, max(late) + 0.1 * spread + 1e-6)
-  title = 'training loss, nats' if name == _LOSS else name.replace('/', ' ')
-  axes.set(title=title, xlabel='step')
+    axes.set_ylim(
+      max(min(late) - 0.5 * spread, 0), max(late) + 0.1 * spread + 1e-6
+    )
+  axes.set(
+    title='training loss, nats' if name == _LOSS else name.replace('/', ' '),
+    xlabel='step',
+  )
   axes.grid(alpha=0.3)
   axes.legend()
 

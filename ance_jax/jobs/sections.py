@@ -7,7 +7,6 @@ of metrics.jsonl.
 import bisect
 from collections.abc import Iterable
 from collections.abc import Iterator
-import itertools
 import pathlib
 from typing import Any
 
@@ -71,8 +70,11 @@ def seconds(lines: list[dict[str, Any]]) -> list[str]:
   parts = [[] for _ in range(len(steps) + 1)]
   for line in lines:
     parts[bisect.bisect_left(steps, line['step'])].append(line)
-  labels = [f'to refresh {n} at step {s}' for n, s in enumerate(steps, 1)]
-  labels = ['all', *labels, 'after the last']
+  labels = [
+    'all',
+    *(f'to refresh {n} at step {s}' for n, s in enumerate(steps, 1)),
+    'after the last',
+  ]
   totals = _total(lines, 'time/')
   rows = [['', *(_words(name.removesuffix('_secs')) for name in totals)]]
   for label, part in zip(labels, [lines, *parts], strict=True):
@@ -111,10 +113,14 @@ def costs(lines: list[dict[str, Any]]) -> list[str]:
   rows = [['stage', 'seconds', 'of all', 'TFLOP', 'TFLOP/s']]
   for name, value in secs.items():
     work = flops.get(name, 0) / 1e12
-    share = f'{value / whole:.1%}' if whole else ''
-    speed = f'{work / value:,.2f}' if work and value else ''
     rows.append(
-      [name, f'{value:,.1f}', share, f'{work:,.3f}' if work else '', speed]
+      [
+        name,
+        f'{value:,.1f}',
+        f'{value / whole:.1%}' if whole else '',
+        f'{work:,.3f}' if work else '',
+        f'{work / value:,.2f}' if work and value else '',
+      ]
     )
   return [
     pages.heading('Costs'),
@@ -141,12 +147,14 @@ def audits(workdir: pathlib.Path) -> list[str]:
       ]
       for e in found['examples']
     ]
-    shown = pages.table([['query', 'positive', 'ranked', 'why'], *examples])
     parts += [
       pages.heading(f'False negatives: {path.stem}'),
       pages.paragraph(f'{found["queries"]:,} training queries'),
       pages.table([head, *shares], numbers=True),
-      pages.folded(f'{len(examples)} examples', [shown]),
+      pages.folded(
+        f'{len(examples)} examples',
+        [pages.table([['query', 'positive', 'ranked', 'why'], *examples])],
+      ),
     ]
   return parts
 
@@ -159,8 +167,11 @@ def flags(workdir: pathlib.Path) -> list[str]:
     return [*parts, pages.paragraph(f'no {path.name} in the folder')]
   text = path.read_text(errors='replace')
   defaults = set(config_lib.Config().to_flagfile().splitlines())
-  lines = map(config_lib.renamed, text.splitlines())
-  changed = [line for line in lines if line not in defaults]
+  changed = [
+    line
+    for line in map(config_lib.renamed, text.splitlines())
+    if line not in defaults
+  ]
   return [
     *parts,
     pages.preformatted('\n'.join(changed)),
@@ -187,12 +198,17 @@ def undamaged(
 def _by_step(lines, start):
   """Returns a table of the metrics that begin with `start`, a row per line."""
   found = [_named(line, start) for line in lines]
-  names = list(dict.fromkeys(itertools.chain(*found)))
-  rows = [['step', *map(_words, names)]]
-  for line, values in zip(lines, found, strict=True):
-    cells = (_number(values[n]) if n in values else '' for n in names)
-    rows.append([str(line['step']), *cells])
-  return rows
+  names = list(dict.fromkeys(name for values in found for name in values))
+  return [
+    ['step', *map(_words, names)],
+    *(
+      [
+        str(line['step']),
+        *(_number(values[n]) if n in values else '' for n in names),
+      ]
+      for line, values in zip(lines, found, strict=True)
+    ),
+  ]
 
 
 def _named(line, start):
