@@ -53,12 +53,9 @@ class Need(NamedTuple):
 
 def check(run: experiment.Experiment) -> None:
   """Raises `BadInput` if a run cannot fit; prints all needs for `--dry_run`."""
-  needs, room = _needs(run), _room(run)
   if run.config.dry_run:
-    logs.log(_table(needs, room))
-  for place, free in room.items():
-    here = [need for need in needs if need.place == place]
-    total = sum(need.size for need in here)
+    logs.log(table(run))
+  for place, free, here, total in _by_place(run):
     if free is not None and total > free:
       largest = max(here, key=lambda need: need.size)
       raise errors.refusal(
@@ -71,21 +68,25 @@ def check(run: experiment.Experiment) -> None:
 
 def table(run: experiment.Experiment) -> str:
   """Returns a table of a run's needs and of the free space."""
-  return _table(_needs(run), _room(run))
-
-
-def _table(needs, room):
   lines = []
-  for place, free in room.items():
-    here = [need for need in needs if need.place == place]
-    total = sum(need.size for need in here)
+  for place, free, here, total in _by_place(run):
     there = 'not known' if free is None else _text(free)
-    lines.append(f'{place:42}{_text(total):>12}  of {there}')
     lines += [
-      f'  {need.what:40}{_text(need.size):>12}  {need.arithmetic}'
-      for need in here
+      f'{place:42}{_text(total):>12}  of {there}',
+      *(
+        f'  {need.what:40}{_text(need.size):>12}  {need.arithmetic}'
+        for need in here
+      ),
     ]
   return '\n'.join(lines)
+
+
+def _by_place(run):
+  """Yields each place, its free bytes, its needs and the bytes of these."""
+  needs = _needs(run)
+  for place, free in _room(run).items():
+    here = [need for need in needs if need.place == place]
+    yield place, free, here, sum(need.size for need in here)
 
 
 def _needs(run):
@@ -126,15 +127,15 @@ def _needs(run):
       ),
     ]
   copies = len(devices_lib.own(run.devices)) if on_host else 1
-  needs.append(
+  return [
+    *needs,
     Need(
       'host memory' if on_host else 'device memory',
       'parameters, gradients, optimizer',
       f'{copies} x {num_params:,} parameters x 4 bytes x {_STATE + 1}',
       copies * 4 * (_STATE + 1) * num_params,
-    )
-  )
-  return needs
+    ),
+  ]
 
 
 def _of_index(run, passages, width, on_host):
@@ -152,9 +153,8 @@ def _of_index(run, passages, width, on_host):
     f'{passages:,} passages x {width} x 4 bytes over {num_devices} device(s), '
     f'at most {config.search_memory_mb:,} MiB on each'
   )
-  if on_host:
-    return Need('host memory', what, arithmetic, num_devices * size)
-  return Need('device memory', what, arithmetic, size)
+  place, copies = ('host', num_devices) if on_host else ('device', 1)
+  return Need(f'{place} memory', what, arithmetic, copies * size)
 
 
 def _num_tables(config):
