@@ -71,10 +71,9 @@ def lines(run: experiment.Experiment) -> list[str]:
   for place in range(min(_QUERIES, len(rows))):
     found = columns(drawn_from, method, rows, passages, place)
     text = run.dataset.splits[config.train_split].texts[int(rows[place])]
-    positive = shown(run.dataset.corpus, int(passages[place, 0]))
     shown_lines += [
       f'  query {place + 1}: {_short(text)}',
-      f'    positive: {positive}',
+      f'    positive: {shown(run.dataset.corpus, int(passages[place, 0]))}',
       f'    {_never_text(drawn_from, int(rows[place]))}',
     ]
     if found:
@@ -142,8 +141,9 @@ def _why_masked(drawn_from, query, passage):
   groups = drawn_from.groups
   if groups[passage] not in drawn_from.positive_groups[query]:
     return ''
-  own = slice(*drawn_from.offsets[query : query + 2])
-  positives = drawn_from.positives[own]
+  positives = drawn_from.positives[
+    slice(*drawn_from.offsets[query : query + 2])
+  ]
   if passage in positives:
     return 'a positive of it, too'
   if groups[passage] in groups[positives]:
@@ -163,8 +163,7 @@ def _column_lines(corpus, found, place):
     kind = f'negative {column.number}' if column.number else 'positive'
     whose = 'own' if column.query == place else f'query {column.query + 1}'
     why = f' (masked: {column.masked})' if column.masked else ''
-    name = f'{whose}, {kind}{why}'
-    yield f'      {name}: {shown(corpus, column.passage)}'
+    yield f'      {whose}, {kind}{why}: {shown(corpus, column.passage)}'
 
 
 def _short(text):

@@ -52,10 +52,10 @@ def run(config: config_lib.Config) -> dict:
     path = pathlib.Path(config.workdir) / 'inspection.json'
     atomic.write_json(path, found)
     logs.log(f'report: {path}')
-    return found
-  with places.temporary_folder() as folder:
-    found = _inspect(dataclasses.replace(config, workdir=folder))
-  logs.log('nothing of this was written: --workdir=FOLDER keeps it')
+  else:
+    with places.temporary_folder() as folder:
+      found = _inspect(dataclasses.replace(config, workdir=folder))
+    logs.log('nothing of this was written: --workdir=FOLDER keeps it')
   return found
 
 
@@ -69,11 +69,11 @@ def _inspect(config):
       name: split_facts(split) for name, split in this.dataset.splits.items()
     },
   }
-  for name, other in itertools.permutations(this.dataset.splits, 2):
-    shared = corpus_lib.queries_shared(
-      this.dataset.splits[name], this.dataset.splits[other]
+  pairs = itertools.permutations(this.dataset.splits.items(), 2)
+  for (name, split), (other_name, other) in pairs:
+    found['splits'][name][f'queries that {other_name} has, too'] = (
+      corpus_lib.queries_shared(split, other)
     )
-    found['splits'][name][f'queries that {other} has, too'] = shared
   for title, facts in (('corpus', found['corpus']), *found['splits'].items()):
     _say_facts(title, facts)
   size = len(this.dataset.corpus.ids)
@@ -81,8 +81,7 @@ def _inspect(config):
   passages = _passage_texts(this, chosen.tolist())
   unit = 'tokens' if this.retriever.tokenizer else 'words'
   found[unit], lengths = _length_report(this, passages, train, unit)
-  lines = _examples(this, train, random)
-  logs.log('\n'.join(['\nexamples of train', *lines]))
+  logs.log('\n'.join(['\nexamples of train', *_examples(this, train, random)]))
   found['batch'] = batch_report.lines(this)
   logs.log('\n'.join(['\na batch', *found['batch']]))
   logs.log(f'\na run on it needs, at least\n{footprint.table(this)}')
@@ -127,17 +126,21 @@ def split_facts(split: corpus_lib.Split) -> dict[str, int | float]:
   for grade, count in zip(grades.tolist(), counts.tolist(), strict=True):
     facts[f'judgements of grade {grade}'] = count
   if split.answers:
-    numbers = [len(texts) for texts in split.answers]
-    facts['answers of a query, mean'] = float(np.mean(numbers))
+    facts['answers of a query, mean'] = float(
+      np.mean(list(map(len, split.answers)))
+    )
   if given := negatives_lib.given_to(split):
     numbers = np.array([len(given(row)) for row in range(size)])
-    facts['given negatives'] = int(numbers.sum())
-    facts['given negatives of a query, mean'] = float(numbers.mean())
-    facts['given negatives of a query, most'] = int(numbers.max())
-    facts['queries without a given negative'] = int((numbers == 0).sum())
+    facts |= {
+      'given negatives': int(numbers.sum()),
+      'given negatives of a query, mean': float(numbers.mean()),
+      'given negatives of a query, most': int(numbers.max()),
+      'queries without a given negative': int((numbers == 0).sum()),
+    }
   if split.given is not None:
-    known = ~np.isnan(split.given.scores)
-    facts['given negatives with a score'] = int(known.sum())
+    facts['given negatives with a score'] = int(
+      (~np.isnan(split.given.scores)).sum()
+    )
   return facts
 
 
@@ -164,15 +167,14 @@ def length_facts(
     f'{percent} % have at most': int(np.percentile(lengths, percent))
     for percent in _PERCENTS
   }
-  if limit is None:
-    return facts
-  kept = np.minimum(lengths, limit).sum() / lengths.sum()
-  return {
-    **facts,
-    'limit': limit,
-    'share of texts cut there': float(np.mean(lengths > limit)),
-    'share of tokens cut there': float(1 - kept),
-  }
+  if limit is not None:
+    kept = np.minimum(lengths, limit).sum() / lengths.sum()
+    facts |= {
+      'limit': limit,
+      'share of texts cut there': float(np.mean(lengths > limit)),
+      'share of tokens cut there': float(1 - kept),
+    }
+  return facts
 
 
 def histogram(lengths: np.ndarray, limit: int = 0) -> str:
@@ -197,9 +199,11 @@ def _open(config):
   if checkpoint.committed_steps(config.workdir):
     return experiment.open(config, None)[0]
   texts = experiment.load_texts(config, None)
-  model = experiment.planned_model(config)
-  if config.init_from:
-    model = experiment.load_model(config)
+  model = (
+    experiment.load_model(config)
+    if config.init_from
+    else experiment.planned_model(config)
+  )
   devices, _ = devices_lib.training_devices(config)
   data = tokenized.Dataset(
     *texts,
@@ -235,8 +239,9 @@ def _passage_texts(run, rows):
 def _length_report(run, passages, train, unit):
   """Prints text lengths; returns {side: facts}, and lengths of passages."""
   r, found, lengths = run.retriever.config, {}, {}
-  number = min(_SAMPLE, len(train.texts))
-  queries = [r.query_prompt + train.texts[row] for row in range(number)]
+  queries = [
+    r.query_prompt + text for text in itertools.islice(train.texts, _SAMPLE)
+  ]
   for side, texts, limit in (
     ('passages', passages, r.passage_length),
     ('queries', queries, r.query_length),
@@ -244,9 +249,10 @@ def _length_report(run, passages, train, unit):
     lengths[side] = token_lengths(run.retriever.tokenizer, texts)
     limits = [limit] if unit == 'tokens' else []
     found[side] = length_facts(lengths[side], *limits)
-    title = f'{unit} of {len(texts):,} {side}'
-    chart = histogram(lengths[side], *limits)
-    _say_facts(f'{title}\n{chart}', found[side])
+    _say_facts(
+      f'{unit} of {len(texts):,} {side}\n{histogram(lengths[side], *limits)}',
+      found[side],
+    )
   if unit == 'words':
     logs.log('  in tokens, and what is cut: name a checkpoint, --init_from')
   return found, lengths['passages']
@@ -256,9 +262,8 @@ def _examples(run, split, random):
   queries, passages = split.positives()
   picked = random.choice(len(queries), min(_EXAMPLES, len(queries)), False)
   for place in np.sort(picked):
-    row = int(passages[place])
-    yield f'  {split.texts[int(queries[place])]}'
-    yield f'    -> {batch_report.shown(run.dataset.corpus, row)}'
+    yield f'  {split.texts[queries[place]]}'
+    yield f'    -> {batch_report.shown(run.dataset.corpus, passages[place])}'
 
 
 def _encode_secs(run, passages, lengths):
