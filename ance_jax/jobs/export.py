@@ -122,8 +122,7 @@ def card(
       '![curves](curves.png)'
     ]  # fmt: skip
   flags = [f'--{name}={value}' for name, value in facts['flags'].items()]
-  lines += ['', '## Flags', '', '```', *flags, '```', '']
-  return '\n'.join(lines)
+  return '\n'.join([*lines, '', '## Flags', '', '```', *flags, '```', ''])
 
 
 def write(
@@ -156,17 +155,18 @@ def write(
       kinds = _write_tower(
         folder / name, retriever, params[name], tokenizer, length
       )
-      paths = [str(pathlib.PurePath(name, part)) for part in kinds]
-      types |= dict(zip(paths, kinds.values(), strict=True))
-      structure[route] = paths
-    _write_json(folder / 'modules.json', [_entry(0, '', f'{_TYPES}Router')])
-    routes = {
-      'types': types,
-      'structure': structure,
-      'parameters': {'default_route': 'document', 'allow_empty_key': True},
-    }
-    _write_json(folder / 'router_config.json', routes)
-    _write_settings(folder, retriever)
+      parts = {str(pathlib.PurePath(name, part)): kinds[part] for part in kinds}
+      types |= parts
+      structure[route] = list(parts)
+    _write_json(
+      folder / 'router_config.json',
+      {
+        'types': types,
+        'structure': structure,
+        'parameters': {'default_route': 'document', 'allow_empty_key': True},
+      },
+    )
+    _write_settings(folder, retriever, {'': f'{_TYPES}Router'})
 
 
 def _model(config):
@@ -223,11 +223,11 @@ def _check_free(folder, config):
 
 def _facts(config, model, step):
   """Returns run.json's step, hash, flags, command, versions and metrics."""
-  flags = [line[2:].split('=', 1) for line in config.to_flagfile().split('\n')]
+  flags = config.to_flagfile().split('\n')[:-1]
   return {
     'step': step,
     'weights': checkpoint.weights_hash(model.params),
-    'flags': {pair[0]: pair[1] for pair in flags if len(pair) == 2},
+    'flags': dict(line[2:].split('=', 1) for line in flags),
     'command': sys.argv,
     'made with': devices_lib.describe(devices_lib.local(1)),
     'dev': {
@@ -247,8 +247,7 @@ def _write_corpus(folder, config):
   this, _ = experiment.open(config, ())
   if config.index == corpus_index.ON_DEVICES:
     # An index on devices cannot be saved; FAISS's Flat is also exact.
-    flat = dataclasses.replace(this.config, index='Flat')
-    this = this._replace(config=flat)
+    this = this._replace(config=dataclasses.replace(this.config, index='Flat'))
   indexed = this.index_corpus(logs.Stopwatch())
   folder.mkdir()
   index.write(indexed.passage_index, folder / 'index.faiss')
@@ -262,9 +261,10 @@ def _write_tower(folder, retriever, params, tokenizer, length):
   """Writes a tower as one model; returns {path: type} of its modules."""
   body = retriever.body
   huggingface.write_config(folder, body, tokenizer.pad_token_id)
-  tensors = bert_weights.body_to_tensors(params['body'], body)
   safetensors_numpy.save_file(
-    tensors, folder / 'model.safetensors', metadata={'format': 'pt'}
+    bert_weights.body_to_tensors(params['body'], body),
+    folder / 'model.safetensors',
+    metadata={'format': 'pt'},
   )
   tokenizer_lib.save(
     tokenizer, folder, max_length=length, token_types=bool(body.num_types)
@@ -283,13 +283,19 @@ def _write_tower(folder, retriever, params, tokenizer, length):
     if tensors:
       arrays = {n: np.ascontiguousarray(a) for n, a in tensors.items()}
       safetensors_numpy.save_file(arrays, folder / path / 'model.safetensors')
-  entries = [_entry(i, *item) for i, item in enumerate(types.items())]
-  _write_json(folder / 'modules.json', entries)
-  _write_settings(folder, retriever)
+  _write_settings(folder, retriever, types)
   return types
 
 
-def _write_settings(folder, retriever):
+def _write_settings(folder, retriever, types):
+  """Writes the list of a model's modules, {path: type}, and its settings."""
+  _write_json(
+    folder / 'modules.json',
+    [
+      {'idx': number, 'name': str(number), 'path': path, 'type': kind}
+      for number, (path, kind) in enumerate(types.items())
+    ],
+  )
   settings = {
     'model_type': 'SentenceTransformer',
     'prompts': {
@@ -302,10 +308,6 @@ def _write_settings(folder, retriever):
   if retriever.truncate_dim:
     settings['truncate_dim'] = retriever.truncate_dim
   _write_json(folder / sbert.SETTINGS_FILE, settings)
-
-
-def _entry(number, path, kind):
-  return {'idx': number, 'name': str(number), 'path': path, 'type': kind}
 
 
 def _write_json(path, value):
