@@ -69,9 +69,9 @@ def run(config: config_lib.Config) -> dict[str, Any]:
   found = mine_report.Tally(job)
   with atomic.writing(path) as file:
     try:
-      examples = _examples(job, found)
-      for piece in mine_formats.encoded(config.format, examples, job.corpus):
-        file.write(piece)
+      file.writelines(
+        mine_formats.encoded(config.format, _examples(job, found), job.corpus)
+      )
       logs.log(found.table())
       if not found.written:
         raise errors.refusal(
@@ -150,19 +150,18 @@ def _candidates(config):
     run, step = experiment.open(config, (name,))
     corpus, splits = run.dataset.corpus, run.dataset.splits
     watch = logs.Stopwatch()
-    indexed = run.index_corpus(watch)
-    queries = run.encode_queries(name, watch)
-    source = candidates.of_index(indexed, queries, f'the model at step {step}')
+    source = candidates.of_index(
+      run.index_corpus(watch),
+      run.encode_queries(name, watch),
+      f'the model at step {step}',
+    )
   return source, corpus, splits[name]
 
 
 def _job(config):
   source, corpus, split = _candidates(config)
-  holds_answer = rerank = None
-  if negatives_lib.drops_answers(config, split):
-    holds_answer = candidates.answer_matcher(corpus, split)
-  if config.rerank_max_score is not None:
-    rerank = _reranker(config, corpus, split)
+  drops_answers = negatives_lib.drops_answers(config, split)
+  reranks = config.rerank_max_score is not None
   task = miner.Task(
     source,
     split.shared_positives(),
@@ -171,8 +170,8 @@ def _job(config):
       split, corpus, methods.METHODS['ance'], config.drop_same_text
     ),
     _settings(config),
-    holds_answer,
-    rerank,
+    candidates.answer_matcher(corpus, split) if drops_answers else None,
+    _reranker(config, corpus, split) if reranks else None,
   )
   return Job(config, corpus, split, task)
 
@@ -218,8 +217,9 @@ def _cure(config):
 def _paths(config):
   """Returns the paths of the file and its report, after checking both."""
   ending = 'json' if forms.FORMS[config.format].array else 'jsonl'
-  name = f'hard_negatives.{config.format}.{ending}'
-  path = pathlib.Path(config.output or pathlib.Path(config.workdir, name))
+  path = pathlib.Path(
+    config.output or f'{config.workdir}/hard_negatives.{config.format}.{ending}'
+  )
   if path.is_dir():
     raise errors.refusal(f'{path} is a folder', 'name a file as --output')
   if not path.parent.is_dir():

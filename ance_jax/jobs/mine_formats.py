@@ -96,13 +96,14 @@ def flag_embedding(
 
   Omits all scores if one is unknown, because its distillation rejects null.
   """
-  line = {'query': example.query}
-  kinds = {'pos': example.positives, 'neg': example.negatives}
-  for name, found in kinds.items():
-    line[name] = [corpus_lib.whole_text(corpus, row) for row, _ in found]
+  line = {
+    'query': example.query,
+    'pos': [corpus_lib.whole_text(corpus, row) for row, _ in example.positives],
+    'neg': [corpus_lib.whole_text(corpus, row) for row, _ in example.negatives],
+  }
   scores = {
-    f'{name}_scores': [_known(score) for _, score in found]
-    for name, found in kinds.items()
+    'pos_scores': [_known(score) for _, score in example.positives],
+    'neg_scores': [_known(score) for _, score in example.negatives],
   }
   yield line if None in sum(scores.values(), []) else line | scores
 

@@ -47,9 +47,10 @@ class Tally:
     self._job, self.written = job, 0
     self._rejected = np.zeros((len(_NAMES), 2), np.int64)
     self._counts = {}
-    random = np.random.default_rng(job.config.seed)
     size = len(job.split.ids)
-    self._chosen = random.choice(size, min(_EXAMPLES, size), replace=False)
+    self._chosen = np.random.default_rng(job.config.seed).choice(
+      size, min(_EXAMPLES, size), replace=False
+    )
     self._examples = []
 
   def add(self, mined: miner.Mined, written: np.ndarray) -> None:
@@ -59,31 +60,28 @@ class Tally:
       mined: Candidates and negatives of the block.
       written: (q,) bool, queries to write.
     """
-    number = self._job.config.num_negatives
-    there = mined.negatives >= 0
     self.written += int(written.sum())
     self._rejected += filters.counts(mined.rejected)
     for name, more in (
-      ('fewer', mined.found < number),
+      ('fewer', mined.found < self._job.config.num_negatives),
       ('none', mined.found == 0),
       ('drawn', mined.num_drawn),
       ('forced', mined.num_forced),
       ('unranked', mined.least == -np.inf),
       ('unscored', unscored(mined)),
-      ('negatives', there[written]),
+      ('negatives', mined.negatives[written] >= 0),
     ):
       self._counts[name] = self._counts.get(name, 0) + int(np.sum(more))
-    for place in np.nonzero(np.isin(mined.queries, self._chosen))[0].tolist():
-      self._examples.append(self._example(mined, place))
+    places = np.nonzero(np.isin(mined.queries, self._chosen))[0].tolist()
+    self._examples += [self._example(mined, place) for place in places]
 
   def as_json(self) -> dict[str, Any]:
     """Returns the whole report, serializable as JSON."""
     job = self._job
-    names = *config_lib.MINING_RULES, 'num_negatives', 'format', 'seed'
-    rules = {name: getattr(job.config, name) for name in names}
+    rules = *config_lib.MINING_RULES, 'num_negatives', 'format', 'seed'
     return {
       'ranked_by': job.task.source.name,
-      'rules': rules,
+      'rules': {name: getattr(job.config, name) for name in rules},
       'queries': len(job.split.ids),
       'written': self.written,
       **self._counts,
@@ -108,17 +106,23 @@ class Tally:
     for name in (_NAMES[-1], *_NAMES[:-1]):
       number, queries = rows[name]
       if number or self._asked(name):
-        share = f'{number / whole:.2%}'
-        lines.append(f'  {name:22}{number:12,}{share:>9}{queries:12,}')
+        lines.append(
+          f'  {name:22}{number:12,}{number / whole:9.2%}{queries:12,}'
+        )
     return '\n'.join([*lines, *self._outcome()])
 
   def examples_text(self) -> str:
     """Formats the examples."""
     lines = []
     for example in self._examples:
-      lines.append(f'\n  query: {example["query"]}')
-      for kind in ('positive', 'kept', 'dropped'):
-        lines += [f'    {kind}: {text}' for text in example[kind]]
+      lines += [
+        f'\n  query: {example["query"]}',
+        *(
+          f'    {kind}: {text}'
+          for kind in ('positive', 'kept', 'dropped')
+          for text in example[kind]
+        ),
+      ]
     return '\n'.join(lines) + '\n'
 
   def _asked(self, name):
@@ -136,10 +140,12 @@ class Tally:
     if warning := filters.warning(self._rejected[:, 0], rules):
       yield warning
     if counts['unranked']:
-      what = ''
-      if any(name.endswith('margin') for name in rules.scored()):
-        what = ': it is below all that is, and no candidate is below it'
-      yield f'{counts["unranked"]:,} queries have a positive not ranked{what}'
+      what = ': it is below all that is, and no candidate is below it'
+      has_margin = any(name.endswith('margin') for name in rules.scored())
+      yield (
+        f'{counts["unranked"]:,} queries have a positive not ranked'
+        f'{what if has_margin else ""}'
+      )
     done = {
       'keep': 'kept as they are, those with none left out',
       'drop': 'left out',
@@ -176,8 +182,8 @@ class Tally:
     dropped = []
     for number, name in enumerate(filters.FILTERS):
       for column in np.nonzero(mined.rejected[place] == number)[0][:1].tolist():
-        row = int(mined.ranking.rows[place, column])
         why = self._why(name, mined, place, column)
+        row = int(mined.ranking.rows[place, column])
         dropped.append(f'{name}, as it {why}: {self._passage(row)}')
     return {
       'query': self._job.split.texts[int(mined.queries[place])],
@@ -198,8 +204,7 @@ class Tally:
     bound = getattr(config, name, None)
     if name.endswith('margin') and least == -np.inf:
       return f'{score}, and a positive is not ranked'
-    reranked = mined.reranked
-    given = np.nan if reranked is None else reranked[place, column]
+    again = np.nan if mined.reranked is None else mined.reranked[place, column]
     return {
       'positive': 'was judged so',
       'same text': 'has the text of a positive',
@@ -212,7 +217,7 @@ class Tally:
       'relative_margin': f'{score}, not below {least:.4f} - {bound} of that',
       'z_margin': f'{score}, not below {least:.4f} - {bound} times the spread',
       'no score_run': 'has no score of --score_run',
-      'rerank_max_score': f'is scored {given:.4f} again, above {bound}',
+      'rerank_max_score': f'is scored {again:.4f} again, above {bound}',
     }[name]
 
   def _scored(self, rows, scores):
