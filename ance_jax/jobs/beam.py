@@ -49,8 +49,7 @@ def on_beam(
 
   def spread(function, tasks):
     # Reshuffling lets each task run on another worker.
-    done = pipeline | beam.Create(tasks, reshuffle=True)
-    _ = done | beam.Map(function)
+    _ = pipeline | beam.Create(tasks, reshuffle=True) | beam.Map(function)
     pipeline.run().wait_until_finish()
 
   return spread

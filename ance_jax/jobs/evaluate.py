@@ -33,8 +33,9 @@ def run(config: config_lib.Config) -> dict[str, float]:
   else:
     this, step = experiment.open(config, (config.split,))
     watch = logs.Stopwatch()
-    indexed = this.index_corpus(watch)
-    scores, ranking = this.evaluate(indexed, config.split, watch)
+    scores, ranking = this.evaluate(
+      this.index_corpus(watch), config.split, watch
+    )
     corpus, split = this.dataset.corpus, this.dataset.splits[config.split]
   path = scores_path(config, step)
   atomic.write_json(
@@ -59,5 +60,6 @@ def run(config: config_lib.Config) -> dict[str, float]:
 
 def scores_path(config: config_lib.Config, step: int) -> pathlib.Path:
   """Returns the path of the JSON file that `run` writes for a step."""
-  name = f'{config.split}-{config.retriever}-{step}.json'
-  return pathlib.Path(config.workdir) / name
+  return pathlib.Path(
+    config.workdir, f'{config.split}-{config.retriever}-{step}.json'
+  )

@@ -10,7 +10,10 @@ from ance_jax.training import experiment
 def run(config: config_lib.Config) -> None:
   """Reads the data and saves its token rows for later runs."""
   workdirs.require(config)
-  runner = config.beam_runner
-  spread = beam.on_beam(runner, config.beam_options) if runner else None
+  spread = (
+    beam.on_beam(config.beam_runner, config.beam_options)
+    if config.beam_runner
+    else None
+  )
   experiment.create(config, None, spread)
   logs.log(f'prepared: {experiment.tokens_folder(config)}')

@@ -19,8 +19,9 @@ def run(config: config_lib.Config) -> None:
   """Refreshes once, or with `--watch` until training ends."""
   if config.watch:
     _await_run(config)
-  splits = (config.train_split, config.dev_split)
-  this, step = experiment.open(config, splits, for_training=True)
+  this, step = experiment.open(
+    config, (config.train_split, config.dev_split), for_training=True
+  )
   if not experiment.is_run(config.workdir):
     raise errors.refusal(
       f'no run in {config.workdir} to refresh',

@@ -126,19 +126,21 @@ def _page(run, finders, rows, query):
   split = run.dataset.splits[run.config.train_split]
   parts = [pages.search_form(query), pages.paragraph(_HINT)]
   if query:
-    row, judged = rows.get(query, -1), set()
-    if row >= 0:
-      of_query, positives = split.shared_positives()
-      judged = set(positives[of_query == row].tolist())
-    results = _results(run, finders, query, judged)
-    parts.append(pages.results(results, _PASSAGE_CHARS))
-    parts += _mined(run, row) if row >= 0 else []
+    row = rows.get(query, -1)
+    of_query, positives = split.shared_positives()
+    judged = set(positives[of_query == row].tolist())
+    parts += [
+      pages.results(_results(run, finders, query, judged), _PASSAGE_CHARS),
+      *(_mined(run, row) if row >= 0 else []),
+    ]
   else:
     random = np.random.default_rng(run.config.seed)
     size = min(_NUM_SAMPLES, len(split.texts))
     chosen = random.choice(len(split.texts), size, replace=False)
-    parts.append(pages.paragraph('Some of the training queries:'))
-    parts.append(pages.links([split.texts[int(row)] for row in chosen]))
+    parts += [
+      pages.paragraph('Some of the training queries:'),
+      pages.links(split.texts[row] for row in chosen),
+    ]
   title = pathlib.Path(experiment.source(run.config) or run.workdir).name
   return pages.page(title, parts, pages.KEYS)
 
@@ -153,27 +155,22 @@ def _results(run, finders, query, judged):
     judged: Set of the rows of its positives.
   """
   depth = min(run.config.num_results, len(run.dataset.corpus.ids))
-  columns = []
-  for find in finders.values():
-    ranking = find([query], depth)
-    columns.append(
-      [
-        f'{score:.3f}{" (judged right)" * (row in judged)} '
-        + _passage(run.dataset.corpus, row)
-        for row, score in zip(
-          ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True
-        )
-        if row >= 0
-      ]
-    )
+  rankings = [find([query], depth) for find in finders.values()]
+  columns = [
+    [
+      f'{score:.3f}{" (judged right)" * (row in judged)} '
+      + _passage(run.dataset.corpus, row)
+      for row, score in zip(
+        ranking.rows[0].tolist(), ranking.scores[0].tolist(), strict=True
+      )
+      if row >= 0
+    ]
+    for ranking in rankings
+  ]
+  rows = itertools.zip_longest(*columns, fillvalue='')
   return [
     ['', *(f'step {step:,}' for step in finders)],
-    *(
-      [str(place), *cells]
-      for place, cells in enumerate(
-        itertools.zip_longest(*columns, fillvalue=''), 1
-      )
-    ),
+    *([str(place), *cells] for place, cells in enumerate(rows, 1)),
   ]
 
 
@@ -181,25 +178,30 @@ def _mined(run, row):
   """Returns HTML of the negatives of a training query, by refresh."""
   found, source = [], experiment.source(run.config) or run.workdir
   split = run.dataset.splits[run.config.train_split]
-  for folder in sorted(pathlib.Path(source, 'refresh').glob('[0-9]*')):
-    if not atomic.is_committed(folder):
-      continue
+  folders = sorted(pathlib.Path(source, 'refresh').glob('[0-9]*'))
+  for folder in filter(atomic.is_committed, folders):
     manifest = atomic.read_json(folder / atomic.MANIFEST)
     # With --query_slices a refresh covers only some queries; with --init_from
     # the data may differ.
     start, end = manifest['query_slice']
     rows = manifest['groups'], manifest['judgements']
     if start <= row < end and rows == (run.dataset.corpus.hash, split.hash):
-      negatives = atomic.load_array(folder / 'negatives.npy')
-      found.append((int(folder.name), negatives[row - start]))
+      negatives = atomic.load_array(folder / 'negatives.npy')[row - start]
+      found.append((int(folder.name), negatives.tolist()))
   if not found:
     return [pages.paragraph('Nothing was mined for it.')]
   shown = found[:1] + found[1:][-1:]
   size = min(run.config.num_results, *(len(rows) for _, rows in shown))
-  table = [['', *(f'refresh at step {step:,}' for step, _ in shown)]]
-  for place in range(size):
-    cells = (_passage(run.dataset.corpus, int(n[place])) for _, n in shown)
-    table.append([str(place + 1), *cells])
+  table = [
+    ['', *(f'refresh at step {step:,}' for step, _ in shown)],
+    *(
+      [
+        str(place + 1),
+        *(_passage(run.dataset.corpus, n[place]) for _, n in shown),
+      ]
+      for place in range(size)
+    ),
+  ]
   return [
     pages.heading('Mined for this training query'),
     pages.results(table, _PASSAGE_CHARS),
@@ -211,5 +213,4 @@ def _passage(corpus, row):
   if row < 0:
     return ''
   title = corpus_lib.whole_title(corpus, row)
-  text = f'{title} | {corpus.texts[row]}' if title else corpus.texts[row]
-  return f'[{corpus.ids[row]}] {text}'
+  return f'[{corpus.ids[row]}] {title and f"{title} | "}{corpus.texts[row]}'

@@ -40,8 +40,7 @@ class System(NamedTuple):
 
 def data_folder(config: config_lib.Config) -> str:
   """Returns the first of `--runs` that is the folder of a run, or ''."""
-  folders = filter(checkpoint.committed_steps, _names(config))
-  return next(folders, '')
+  return next(filter(checkpoint.committed_steps, _names(config)), '')
 
 
 def read(
@@ -99,8 +98,10 @@ def _run_file(name, split_name):
   path = pathlib.Path(name)
   if not path.is_dir():
     return strict_io.regular(path)
-  found = sorted(path.glob(f'{split_name}-model-*.trec'))
-  found += path.glob(f'{split_name}-bm25-0.trec')
+  found = [
+    *sorted(path.glob(f'{split_name}-model-*.trec')),
+    *path.glob(f'{split_name}-bm25-0.trec'),
+  ]
   if len(found) != 1:
     fact = f'no run file of {split_name!r}'
     cure = f'make it with --job=evaluate --split={split_name}'
@@ -127,14 +128,12 @@ def _system(label, path, corpus, split):
       f'{split.ids[0]!r}, is in it',
       'name a run of this data, or another --split',
     )
-  depth = metrics.depth(split, len(corpus.texts))
-  rows = np.full((len(query_rows), depth), -1, np.int32)
-  for query in np.nonzero(sizes)[0]:
-    ranking = ranked.of(query)[:depth]
-    rows[query, : len(ranking)] = ranking
-  missing = int((sizes == 0).sum())
-  if missing:
+  if missing := int((sizes == 0).sum()):
     logs.log(f'{path}: {missing:,} queries are not in it, and count 0')
+  most = metrics.depth(split, len(corpus.texts))
+  rows = corpus_lib.padded(
+    ranked.passages, ranked.offsets[:-1], np.minimum(sizes, most), -1
+  )
   scores = np.zeros(rows.shape, np.float32)
   rows = metrics.without_own(trec.Ranking(rows, scores), split).rows
   values = metrics.by_query(rows, split, corpus.texts)
