@@ -31,8 +31,6 @@ from ance_jax.training import methods
 from ance_jax.training import negatives as negatives_lib
 from ance_jax.training import settings as settings_lib
 
-# A row for which all judged positives are positives.
-_METHOD = methods.METHODS['ance']
 _MAX_RANK = 100
 
 
@@ -54,8 +52,9 @@ class Index(NamedTuple):
 
     Both arrays are (q, K), best first; K is the number of passages at most.
     """
-    found = self.retriever.encode_queries(queries)
-    return self.indexed.search(found, min(top_k, len(self.corpus.ids)))
+    return self.indexed.search(
+      self.retriever.encode_queries(queries), min(top_k, len(self.corpus.ids))
+    )
 
 
 def load(
@@ -138,9 +137,12 @@ def index(
     titles or [''] * len(passages),
     passages,
   )
-  settings = settings or corpus_index.Settings()
   return Index(
-    retriever, corpus, corpus_index.index_rows(retriever, rows, settings)
+    retriever,
+    corpus,
+    corpus_index.index_rows(
+      retriever, rows, settings or corpus_index.Settings()
+    ),
   )
 
 
@@ -190,7 +192,12 @@ def mine(
   )
   _check(settings)
   split = _split(index.corpus, queries, positives)
-  excluded = negatives_lib.excluded(split, index.corpus, _METHOD, same_text)
+  excluded = negatives_lib.excluded(
+    split,
+    index.corpus,
+    methods.METHODS['ance'],  # For which all judged positives are positives.
+    same_text,
+  )
   most, size = int(excluded.num_excluded.max()), len(index.corpus.ids)
   if on_shortage == 'fill' and num_negatives + most > size:
     raise errors.refusal(
@@ -231,9 +238,9 @@ def _check(settings):
 
 def _split(corpus, queries, positives):
   """Returns the `corpus.Split` of queries and the rows of their positives."""
-  judgements = {}
-  for query, rows in enumerate(positives):
-    judgements |= {(query, int(row)): 1 for row in rows}
+  judgements = {
+    (query, int(row)): 1 for query, rows in enumerate(positives) for row in rows
+  }
   judged = len({query for query, _ in judgements})
   if not len(queries) or not len(queries) == len(positives) == judged:
     raise errors.refusal(
@@ -249,7 +256,9 @@ def _split(corpus, queries, positives):
       f'{min(rows)} to {max(rows)}',
       'give the places of the positives in the list of passages',
     )
-  ids = list(map(str, range(len(queries))))
   return corpus_lib.make_split(
-    corpus_lib.RawSplit(ids, list(queries), judgements), corpus
+    corpus_lib.RawSplit(
+      list(map(str, range(len(queries)))), list(queries), judgements
+    ),
+    corpus,
   )

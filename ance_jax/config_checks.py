@@ -223,8 +223,12 @@ def check_together(config: Any) -> None:
         'longest': _longest_interval(config),
         'last_process': config.num_processes - 1,
       }
-      fact, cure = (text.format(**values) for text in (fact, cure))
-      raise _bad(name, getattr(config, name), fact, cure)
+      raise _bad(
+        name,
+        getattr(config, name),
+        fact.format(**values),
+        cure.format(**values),
+      )
 
 
 def parse(field: dataclasses.Field, text: str, place: str) -> Any:
@@ -253,19 +257,19 @@ def intervals(text: str) -> tuple[tuple[int, int], ...]:
   Raises:
     ValueError: The text has another form or leaves out steps.
   """
-  found, end = [], 0
-  for part in text.split(','):
-    span, every = part.split(':')
-    first, last = span.split('-')
-    if end is None or int(first) != end or int(every) < 1:
-      raise ValueError(part)
-    found.append((end, int(every)))
-    end = int(last) if last else None
-    if end is not None and end <= found[-1][0]:
-      raise ValueError(part)
-  if end is not None:
+  parts = [part.split(':') for part in text.split(',')]
+  spans = [span.split('-') for span, _ in parts]
+  every = [int(steps) for _, steps in parts]
+  starts = [int(first) for first, _ in spans]
+  ends = [int(last) for _, last in spans[:-1]]
+  if (
+    starts != [0, *ends]
+    or spans[-1][1]
+    or starts != sorted(set(starts))
+    or min(every) < 1
+  ):
     raise ValueError(text)
-  return tuple(found)
+  return tuple(zip(starts, every, strict=True))
 
 
 def _spans(schedule):
@@ -278,8 +282,10 @@ def _spans(schedule):
 
 def _longest_interval(config):
   """Returns the most steps between two refreshes."""
-  every = [every for _, every in _spans(config.refresh_schedule)]
-  return max(every, default=config.steps_per_refresh)
+  return max(
+    (every for _, every in _spans(config.refresh_schedule)),
+    default=config.steps_per_refresh,
+  )
 
 
 def _wrong_type(field, value):
@@ -322,8 +328,10 @@ def _wrong_text(field, value):
   if field.name in _SPLITS:
     return _wrong_split(field.name, value)
   if field.name == 'remote_dir' and value and not _REMOTE.fullmatch(value):
-    cure = 'write gs://BUCKET/FOLDER, s3://, az:// or a path from / on'
-    return 'is not a folder that can be copied to', cure
+    return (
+      'is not a folder that can be copied to',
+      'write gs://BUCKET/FOLDER, s3://, az:// or a path from / on',
+    )
   paths = value.split(',') if field.name == 'runs' else [value]
   for pattern, *problem in _NO_PATHS if field.name in _PATHS else ():
     if any(re.search(pattern, path) for path in paths):
@@ -333,14 +341,16 @@ def _wrong_text(field, value):
 
 def _wrong_split(name, value):
   if not re.fullmatch(r'\w[\w.-]{0,99}', value):
-    cure = 'name a file of qrels/, without its folder and its ending'
-    return 'is not a name of letters, digits, _, - and .', cure
-  if name in ('train_split', 'dev_split') and value in TEST_SPLITS:
-    cure = (
-      'name another; without a dev split in the data, a share of train is held '
-      'out'
+    return (
+      'is not a name of letters, digits, _, - and .',
+      'name a file of qrels/, without its folder and its ending',
     )
-    return 'is a test split, on which nothing may be chosen', cure
+  if name in ('train_split', 'dev_split') and value in TEST_SPLITS:
+    return (
+      'is a test split, on which nothing may be chosen',
+      'name another; without a dev split in the data, a share of train is held '
+      'out',
+    )
   return None
 
 

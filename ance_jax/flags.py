@@ -26,13 +26,12 @@ _DEFINE = {
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines one absl flag per field of `Config`."""
   for name, field in _FIELDS.items():
-    kwargs = {'flag_values': flag_values}
     default, text = field.default, field.metadata['help']
     if choices := config_checks.values_of(field):
-      flags.DEFINE_enum(name, default, choices, text, **kwargs)
+      flags.DEFINE_enum(name, default, choices, text, flag_values)
     else:
       define = _DEFINE[config_checks.plain_type(field.type)]
-      define(name, default, text, **kwargs)
+      define(name, default, text, flag_values=flag_values)
 
 
 def from_flags(
@@ -105,8 +104,11 @@ def unread(config: config_lib.Config, arguments: list[str]) -> list[str]:
     arguments: Arguments of the command line. Flags in flagfiles are ignored
       because several jobs may share a flagfile.
   """
-  whys = {n: config_lib.why_unread(config, n) for n in _names(arguments)}
-  return [f'--{name} has no effect {why}' for name, why in whys.items() if why]
+  return [
+    f'--{name} has no effect {why}'
+    for name in _names(arguments)
+    if (why := config_lib.why_unread(config, name))
+  ]
 
 
 def _names(arguments):
@@ -208,8 +210,9 @@ def _parse_flagfile(path, flag_values, above=(), place=''):
   lines = [line.lstrip().rstrip('\r') for line in _flagfile_lines(path, place)]
   above = (*above, os.path.realpath(path))
   if above[-1] in above[:-1]:
-    cure = 'leave that out'
-    raise errors.refusal(f'flagfile {path} names itself', cure, place)
+    raise errors.refusal(
+      f'flagfile {path} names itself', 'leave that out', place
+    )
   # Spaces at the end of a prompt count.
   lines = [
     line if line.partition('=')[0].endswith('_prompt') else line.rstrip()
@@ -258,9 +261,10 @@ def _flagfile_lines(path, place):
     text = data.decode()
   except UnicodeDecodeError as error:
     line = data.count(b'\n', 0, error.start) + 1
-    found = data[error.start : error.start + 4]
     raise errors.refusal(
-      f'{found!r} is not UTF-8', 'convert the file', f'{path}, line {line}: '
+      f'{data[error.start : error.start + 4]!r} is not UTF-8',
+      'convert the file',
+      f'{path}, line {line}: ',
     ) from error
   if text.startswith('\ufeff'):
     raise errors.refusal(
@@ -277,7 +281,8 @@ def _value_problem(message, place):
   if found and found[1] in _FIELDS:
     return config_checks.bad_value(_FIELDS[found[1]], found[2], place)
   text = ' '.join(message.split())[:200].rstrip('.')
-  cure = 'write --name=value, or --noname for false'
   return errors.refusal(
-    f'a flag has no value of its kind ({text})', cure, place
+    f'a flag has no value of its kind ({text})',
+    'write --name=value, or --noname for false',
+    place,
   )

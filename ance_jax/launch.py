@@ -162,8 +162,11 @@ def _under_flags(config, folder, own):
   """
   from ance_jax.training import experiment
 
-  names = [field.name for field in dataclasses.fields(config)]
-  given = {n: getattr(config, n) for n in names if flags.FLAGS[n].present}
+  given = {
+    field.name: getattr(config, field.name)
+    for field in dataclasses.fields(config)
+    if flags.FLAGS[field.name].present
+  }
   given |= {name: getattr(config, name) for name in own}
   if 'index' in given:
     # Search parameters of the run's index do not apply to another.
