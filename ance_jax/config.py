@@ -143,8 +143,9 @@ class Config:
 
   tokens_dir: str = knob(
     '',
-    'Folder of token rows, which are made once per text, tokenizer and length; '
-    'runs with the same folder share them. Not given: tokens in --workdir.',
+    'Folder of token rows, which are made once per text, tokenizer and length, '
+    'and of the embeddings by --guide; runs with the same folder share them. '
+    'Not given: tokens in --workdir.',
     may_change=True,
     section='Data',
   )
@@ -351,6 +352,59 @@ class Config:
     'Passages to mine per query, best first, without positives and their '
     'duplicates. ANCE: 200.',
   )
+  negatives_per_source: int = knob(
+    0,
+    'Negatives that a refresh draws from the --top_k of each source, for rows '
+    'with several sources. 0: all. In ANCE-Tele 30 of 200, on NQ 80.',
+  )
+  draw: str = knob(
+    'uniform',
+    'How a step draws its hard negatives from those of a query: '
+    f'{_listed(methods.DRAWS)}. All but uniform and top need scores: those of '
+    "the weights that mined them, or a teacher's for bins. This is for "
+    '--method, not for its warm-up.',
+    choices=methods.DRAWS,
+  )
+  simans_a: float = knob(
+    0.5, 'a of --draw=simans. SimANS: 0.5, and 3 with simans_abs.'
+  )
+  simans_b: float = knob(
+    0.0,
+    "b of --draw=simans, the place of its peak above the positive's score. "
+    'SimANS: 0 on TriviaQA; its code, with the sign turned: -1 on NQ.',
+  )
+  mask_above: float | None = knob(
+    None,
+    'Leave a column out of the loss if it scores above the positive by more '
+    'than this, as a likely false negative. Qwen3 Embedding: 0.1, on cosines.',
+  )
+  topics: int = knob(
+    0,
+    'Clusters of the training queries, by the first weights; the queries of a '
+    'step are of one, drawn at random. 0: none. TAS-Balanced: 2,000.',
+  )
+  hardness_weight: float = knob(
+    0.0,
+    "Adds this share of a negative's score, without gradient, to its score "
+    'over the temperature. EmbeddingGemma: 5, on cosines.',
+  )
+  hardness_columns: str = knob(
+    'hard',
+    'Negatives that --hardness_weight is for: the hard ones of the query, or '
+    'all, in-batch ones too.',
+    choices=('hard', 'all'),
+  )
+  symmetric_columns: bool = knob(
+    False,
+    'Take as columns, too, the other queries of the batch, for the query and '
+    'for its positive, and the other positives, for its positive; only for '
+    'rows with in-batch negatives. GTE.',
+  )
+  matryoshka_widths: str = knob(
+    '',
+    'Widths, such as 64,128,256: the loss is the mean of the one of whole '
+    'embeddings and those of their first entries (Kusupati et al. 2022).',
+  )
   drop_same_text: bool = knob(
     True,
     'Never use a passage with the text of a positive as a negative, in mining '
@@ -367,6 +421,28 @@ class Config:
     'Divisor of scores in the loss. ANCE and DPR: 1; with cosine, 0.05 is '
     'common.',
   )
+  teacher_temperature: float = knob(
+    1.0,
+    "Divisor of the teacher's scores in the loss, for rows with a teacher: "
+    '--cross_encoder, whose output counts without a sigmoid, or --score_run, '
+    'or scores that come with the given negatives.',
+  )
+  guide: str = knob(
+    '',
+    'Fixed bi-encoder, a folder, run or name on the hub as for --init_from, '
+    'that encodes the training queries and the corpus once: the teacher of '
+    '--method=guided, and for other rows what --guide_margin needs.',
+  )
+  guide_margin: float | None = knob(
+    None,
+    'Leave a column out of the loss if --guide scores it above the positive '
+    'less this, as a likely false negative. GISTEmbed: 0.',
+  )
+  also_weight: float = knob(
+    0.0,
+    "Share of the row's second loss, which --method=distill has: the negative "
+    'log-likelihood of the positive. SimLM: 1/6.',
+  )
   steps_per_refresh: int = knob(
     10_000,
     'Optimizer steps between refreshes. ANCE: 10,000 on MS MARCO, 1,000 on NQ.',
@@ -376,6 +452,12 @@ class Config:
     'Number of slices of the training queries; each refresh mines the next '
     'slice, which is then trained on; only for rows that mine from the index. '
     'ANCE: 1; its code: 5 (--ann_chunk_factor).',
+  )
+  restart_from: str = knob(
+    'first',
+    'Weights from which a row that begins again with each refresh does so, '
+    'such as ance_tele: the first of the run, or those after --warmup_steps.',
+    choices=('first', 'warmup'),
   )
   max_refreshes: int = knob(
     0,
@@ -477,6 +559,17 @@ class Config:
   )
   learning_rate: float = knob(
     1e-6, 'Peak learning rate. ANCE: 1e-6 (LAMB); DPR: 2e-5 (AdamW).'
+  )
+  trainable: str = knob(
+    '',
+    'Regular expression that a parameter must match somewhere in its path, '
+    "such as 'body/layer_[45]|head', to be trained; others get no update and "
+    'no moments. Not given: all.',
+  )
+  rate_steps: int = knob(
+    0,
+    'Steps after which the learning rate is 0. 0: --max_steps. For rows that '
+    'begin again, counted from there. ANCE-Tele: those of its last episode.',
   )
   lr_warmup_steps: int = knob(
     5000,
@@ -671,6 +764,12 @@ class Config:
     'Highest score of a mined negative by --cross_encoder or --score_run; '
     'candidates without a score are rejected. RocketQA: 0.1.',
   )
+  positive_min_score: float | None = knob(
+    None,
+    'Training queries have as positives, too, the passages that --score_run '
+    'scores at least so, as verdicts on mined candidates (RLHN). Not given: '
+    'none.',
+  )
   choose: str = knob(
     'top',
     'Which of the candidates that pass the filters to store, --num_negatives '
@@ -825,6 +924,7 @@ MINING_RULES = (
   'cross_encoder',
   'score_run',
   'rerank_max_score',
+  'positive_min_score',
   'choose',
   'on_shortage',
 )
@@ -870,12 +970,15 @@ _READ_BY = (
   ),
   (
     'warmup_method warmup_steps top_k num_hard_negatives steps_per_refresh '
-    'query_slices max_refreshes refresh_schedule warmup_until_plateau '
-    'max_steps',
+    'query_slices max_refreshes '
+    'refresh_schedule warmup_until_plateau max_steps',
     'train refresh inspect',
   ),
   ('method', 'train refresh inspect export'),
-  ('temperature refresh_trigger', 'train refresh'),
+  ('temperature', 'train refresh inspect'),
+  ('draw simans_a simans_b', 'train inspect'),
+  ('negatives_per_source refresh_trigger', 'train refresh'),
+  ('positive_min_score', 'train refresh inspect'),
   ('drop_same_text drop_answers', 'train refresh inspect mine'),
   ('negatives', 'train refresh inspect mine audit prepare'),
   ('bm25_run', 'train refresh inspect'),
@@ -888,10 +991,13 @@ _READ_BY = (
     'train inspect',
   ),
   (
-    'num_processes process_id coordinator dry_run dropout_rate refresh_delay '
-    'refresh_devices max_staleness refresh_replay micro_batch_size remat '
-    'optimizer learning_rate lr_warmup_steps weight_decay adam_epsilon '
-    'clip_norm steps_per_log',
+    'topics mask_above hardness_weight hardness_columns symmetric_columns '
+    'matryoshka_widths guide guide_margin teacher_temperature also_weight '
+    'num_processes process_id coordinator dry_run dropout_rate '
+    'refresh_delay refresh_devices '
+    'restart_from max_staleness refresh_replay micro_batch_size remat '
+    'optimizer trainable learning_rate rate_steps lr_warmup_steps weight_decay '
+    'adam_epsilon clip_norm steps_per_log',
     'train',
   ),
   ('watch', 'refresh'),
@@ -913,6 +1019,53 @@ _READ_BY = (
   ('query port num_results', 'search'),
   ('runs', 'report compare'),
   ('picture', 'report'),
+)
+
+
+# Fields, a test of the settings and the row of --method under which nothing
+# reads them, and why; {c.NAME} is the value of a field.
+_UNREAD = (
+  (
+    'warmup_method warmup_steps max_refreshes',
+    lambda _, row: not row.refreshes,
+    'on --method={c.method}, which does not mine from the index',
+  ),
+  (
+    'max_refreshes',
+    lambda _, row: row.once,
+    'on --method={c.method}, which refreshes once',
+  ),
+  (
+    'restart_from',
+    lambda _, row: not row.restarts,
+    'on --method={c.method}, which does not begin again',
+  ),
+  (
+    'teacher_temperature',
+    lambda _, row: not row.teacher,
+    'on --method={c.method}, which has no teacher',
+  ),
+  (
+    'negatives_per_source',
+    lambda _, row: len(row.sources) < 2,
+    'on --method={c.method}, whose negatives have one source',
+  ),
+  (
+    'hardness_columns',
+    lambda config, _: not config.hardness_weight,
+    'without --hardness_weight',
+  ),
+  (
+    'simans_a simans_b',
+    lambda config, _: not config.draw.startswith('simans'),
+    'with --draw={c.draw}',
+  ),
+  (
+    'warmup_method',
+    lambda config, _: not config.warmup_steps,
+    'without --warmup_steps',
+  ),
+  ('whole_chunks', lambda config, _: config.chunks == 1, 'without --chunks'),
 )
 
 
@@ -983,13 +1136,10 @@ def why_unread(config: Config, name: str) -> str | None:
   """Returns why a field is not read under these settings; None if it is."""
   if config.job not in readers(name):
     return f'on --job={config.job}'
-  of_index = ('warmup_method', 'warmup_steps', 'max_refreshes')
-  if name in of_index and not methods.METHODS[config.method].refreshes:
-    return f'on --method={config.method}, which does not mine from the index'
-  if name == 'warmup_method' and not config.warmup_steps:
-    return 'without --warmup_steps'
-  if name == 'whole_chunks' and config.chunks == 1:
-    return 'without --chunks'
+  row = methods.METHODS[config.method]
+  for names, is_unread, why in _UNREAD:
+    if name in names.split() and is_unread(config, row):
+      return why.format(c=config)
   return None
 
 

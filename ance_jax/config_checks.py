@@ -13,6 +13,7 @@ from typing import Any
 import unicodedata
 
 from ance_jax import errors
+from ance_jax.training import methods
 
 # Names of fields, test of valid values (never NaN), and its wording.
 RANGES = (
@@ -33,13 +34,14 @@ RANGES = (
   (
     'num_devices num_processes process_id warmup_steps max_refreshes '
     'refresh_delay refresh_devices max_staleness micro_batch_size max_steps '
-    'warmup_until_plateau lr_warmup_steps weight_decay clip_norm head_size '
-    'bm25_k1 skip_ranks absolute_margin z_margin',
+    'warmup_until_plateau lr_warmup_steps rate_steps weight_decay clip_norm '
+    'head_size bm25_k1 skip_ranks absolute_margin z_margin simans_a '
+    'negatives_per_source topics hardness_weight',
     lambda value: value >= 0,
     'at least 0',
   ),
   (
-    'temperature learning_rate adam_epsilon',
+    'temperature teacher_temperature learning_rate adam_epsilon',
     lambda value: value > 0,
     'a number above 0',
   ),
@@ -50,7 +52,7 @@ RANGES = (
   ),
   ('seed', lambda value: 0 <= value < 2**31, 'at least 0 and below 2**31'),
   (
-    'bm25_b refresh_trigger',
+    'bm25_b refresh_trigger also_weight',
     lambda value: 0 <= value <= 1,
     'a number from 0 to 1',
   ),
@@ -61,7 +63,7 @@ _RANGE_OF = {name: row for names, *row in RANGES for name in names.split()}
 _PATHS = (
   'workdir', 'compilation_cache_dir', 'data_dir', 'init_from', 'runs',
   'picture', 'negatives', 'bm25_run', 'tokens_dir', 'ranking',
-  'cross_encoder', 'score_run',
+  'cross_encoder', 'score_run', 'guide',
   'output', 'refresh_replay'
 )  # fmt: skip
 _SPLITS = ('train_split', 'dev_split', 'split')
@@ -153,14 +155,86 @@ _TOGETHER = (
   ('score_run', lambda c: c.score_run and c.cross_encoder,
    'cannot be used with --cross_encoder={c.cross_encoder}',
    'leave one of them out'),
-  ('score_run', lambda c: c.score_run and c.rerank_max_score is None,
-   'is given without --rerank_max_score, which it is for', 'give both'),
-  ('cross_encoder', lambda c: c.cross_encoder and c.rerank_max_score is None,
-   'is given without --rerank_max_score, which it is for', 'give both'),
+  *((name, lambda c, name=name: getattr(c, name) and
+     c.rerank_max_score is None and not _is_taught(c)
+     and not (name == 'score_run' and c.positive_min_score is not None),
+     'is given without --rerank_max_score, which it is for, or a --method '
+     'with a teacher', 'give both')
+    for name in ('score_run', 'cross_encoder')),
   ('rerank_max_score',
    lambda c: c.rerank_max_score is not None
    and not (c.cross_encoder or c.score_run),
    'is given without scores', 'give --cross_encoder or --score_run'),
+  # Rows.
+  *((name, lambda c, wrong=wrong: _row(c).restarts and wrong(c),
+     'cannot be used with --method={c.method}, which begins again at each '
+     'refresh', _LEAVE)
+    for name, wrong in (
+      ('refresh_mode', lambda c: c.refresh_mode != 'sync'),
+      ('refresh_trigger', lambda c: c.refresh_trigger),
+      ('query_slices', lambda c: c.query_slices > 1),
+    )),
+  ('topics', lambda c: c.topics and _row(c).triplets,
+   'cannot be used with --method={c.method}, which takes its triplets in order',
+   _LEAVE),
+  ('draw',
+   lambda c: c.draw != 'uniform' and _row(c).triplets,
+   'cannot be used with --method={c.method}, which takes its triplets in order',
+   _LEAVE),
+  ('draw',
+   lambda c: c.draw.startswith('simans') and not _row(c).refreshes,
+   'needs scores, and the negatives of --method={c.method} have none',
+   'choose a row that mines from the index'),
+  ('draw', lambda c: c.draw == 'bins' and _row(c).teacher != 'mined',
+   'needs scores of a teacher, and --method={c.method} mines with none',
+   'choose a row with a teacher, such as margin_mse'),
+  ('chunks', lambda c: c.chunks > 1 and _row(c).searches,
+   'cannot be used with --method={c.method}, which searches whole passages',
+   'leave it out'),
+  ('positive_min_score',
+   lambda c: c.positive_min_score is not None and not c.score_run,
+   'is given without scores', 'give --score_run'),
+  ('positive_min_score',
+   lambda c: c.positive_min_score is not None and _row(c).last_positive,
+   'cannot be used with --method={c.method}, which has one positive a query',
+   _LEAVE),
+  ('trainable', lambda c: not _is_pattern(c.trainable),
+   'is not a regular expression', 'correct it'),
+  ('also_weight', lambda c: c.also_weight and not _row(c).also,
+   'is the share of a second loss, and --method={c.method} has one alone',
+   'leave it out, or choose distill'),
+  ('method',
+   lambda c: c.job in ('train', 'refresh') and _row(c).teacher == 'mined'
+   and 'given' not in _row(c).sources and not (c.cross_encoder or c.score_run),
+   'needs a teacher',
+   'set --cross_encoder, or --score_run to a run file of its scores'),
+  ('method',
+   lambda c: c.job == 'train' and _row(c).teacher == 'guide' and not c.guide,
+   'needs a guide', 'set --guide to a bi-encoder'),
+  ('symmetric_columns',
+   lambda c: c.symmetric_columns and not _row(c).in_batch,
+   'needs in-batch negatives, and --method={c.method} has none',
+   'choose a row that has, such as in_batch'),
+  ('symmetric_columns',
+   lambda c: c.symmetric_columns and (_row(c).teacher or c.chunks > 1),
+   'cannot be used with a teacher, who does not score them, or --chunks',
+   _LEAVE),
+  ('matryoshka_widths',
+   lambda c: c.matryoshka_widths and not numbers(c.matryoshka_widths),
+   'is not a list of widths', 'write them as 64,128,256'),
+  *((name, lambda c, name=name: getattr(c, name) and _row(c).searches,
+     'cannot be used with --method={c.method}, which searches in the step',
+     _LEAVE)
+    for name in ('matryoshka_widths', 'hardness_weight', 'symmetric_columns')),
+  ('guide_margin', lambda c: c.guide_margin is not None and not c.guide,
+   'needs a guide', 'set --guide to a bi-encoder'),
+  ('guide', lambda c: c.guide and _row(c).searches,
+   'cannot be used with --method={c.method}, which searches in the step',
+   _LEAVE),
+  ('guide', lambda c: c.guide and c.guide_margin is None
+   and _row(c).teacher != 'guide',
+   'is given without --guide_margin, which it is for, or --method=guided',
+   'give both'),
   # Processes.
   ('num_processes', lambda c: c.num_processes != 1 and c.job != 'train',
    _OTHER_JOB.format('train'), _LEAVE),
@@ -179,6 +253,28 @@ _TOGETHER = (
    f'cannot be used {_SEVERAL}', 'choose sync, delayed or external'),
 )
 # fmt: on
+
+
+def _is_pattern(text):
+  try:
+    return re.compile(text) is not None
+  except re.error:
+    return False
+
+
+def numbers(text: str) -> tuple[int, ...]:
+  """Returns the whole numbers above 0 in '64,128', () for another form."""
+  found = [re.fullmatch('[1-9][0-9]{0,6}', part) for part in text.split(',')]
+  return tuple(int(one[0]) for one in found) if all(found) else ()
+
+
+def _is_taught(config):
+  """Returns whether the job mines for a row with a teacher."""
+  return config.job != 'mine' and _row(config).teacher == 'mined'
+
+
+def _row(config):
+  return methods.METHODS[config.method]
 
 
 def plain_type(annotation: Any) -> type:

@@ -34,6 +34,11 @@ ROWS = {
   # Its batch is of triplets, 20 of a query.
   'ance_code': {'num_hard_negatives': 20, 'query_slices': 5},
   'ance_in_batch': {},
+  'star': {},
+  # Of two towers, as only the queries' is trained.
+  'adore': {'tie_encoders': False, 'optimizer': 'adamw'},
+  # Half of the loss is the guide's.
+  'guided': {'also_weight': 0.5, 'teacher_temperature': 0.05},
 }
 MEASURES = {
   'mrr@10': 'MRR@10',
@@ -49,13 +54,19 @@ def main():
   parser.add_argument('folder', type=pathlib.Path)
   parser.add_argument('--data_dir')
   parser.add_argument('--init_from')
+  parser.add_argument('--guide', help='Of the row guided.')
+  parser.add_argument('--tokens_dir', help='Shared by the runs.')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0])
   parser.add_argument('--rates', type=float, nargs='+', default=[1e-2])
   parser.add_argument('--rows', nargs='+', choices=list(ROWS), default=ROWS)
   parser.add_argument('--start', type=int, default=0, metavar='STEPS')
   given = parser.parse_args()
-  given_flags = {'data_dir': given.data_dir, 'init_from': given.init_from}
+  given_flags = {
+    name: getattr(given, name)
+    for name in ('data_dir', 'init_from', 'tokens_dir')
+  }
   changes = {name: value for name, value in given_flags.items() if value}
+  ROWS['guided']['guide'] = given.guide or ''
   base = flags.from_flagfile(given.flagfile, **changes)
   compare(base, given.folder, given.seeds, given.rates, given.rows, given.start)
 

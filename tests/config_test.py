@@ -72,18 +72,25 @@ def test_the_table_of_methods_is_that_of_the_readme():
   )
   assert [name for name, *_ in lines] == list(methods.METHODS)
   words = {
-    'bm25': 'bm25 dpr', 'given': 'given given_in_batch', 'none': 'in_batch',
-    'corpus': 'random', 'index': 'ance ance_code ance_code_qa ance_in_batch',
+    ('bm25',): 'bm25 dpr', (): 'in_batch guided', ('corpus',): 'random',
+    ('given',): 'given given_in_batch distill_given margin_mse_given',
+    ('index',): 'ance ance_code ance_code_qa ance_in_batch star distill '
+    'margin_mse',
+    ('index', 'given'): 'ance_given', ('searched',): 'adore',
+    ('index', 'lookahead', 'momentum'): 'ance_tele',
   }  # fmt: skip
   for name, source, refreshed, loss in lines:
     row = methods.METHODS[name]
-    assert name in words[row.negatives].split()
+    assert name in words[row.sources].split()
     assert row.in_batch == bool(re.search('in-batch|other queries', source))
-    assert row.refreshes == (refreshed != 'never')
+    assert row.refreshes == (refreshed not in ('never', 'in each step'))
+    assert row.once == (refreshed == 'once')
+    assert row.searches == (refreshed == 'in each step')
+    assert row.restarts == ('begins again' in source)
     assert row.loss == loss.lower().replace(' ', '_')
     assert row.without_answers == ('without an answer' in source)
     assert row.triplets == ('triplets in a row' in source)
-    assert row.last_positive == ('code' in source)
+    assert row.last_positive == bool(re.search(r'\bcode\b', source))
 
 
 def test_a_default_is_the_papers_where_its_help_has_one():
@@ -105,7 +112,7 @@ def test_a_default_is_the_papers_where_its_help_has_one():
 @pytest.fixture
 def added(monkeypatch):
   """A method that somebody adds: a row, and a loss."""
-  row = methods.Method('bm25', True, 'hinge', 'nowhere')
+  row = methods.Method(('bm25',), True, 'hinge', 'nowhere')
   monkeypatch.setitem(methods.METHODS, 'hinge', row)
 
   def hinge(columns):

@@ -53,6 +53,7 @@ WITH = {
   'max_staleness': {'refresh_mode': 'async'},
   'warmup_until_plateau': {'steps_per_eval': 1, 'warmup_steps': 1},
 }
+TAUGHT = {'method': 'distill', 'score_run': 'run.trec'}
 
 
 @pytest.mark.parametrize('name', RULE_OF)
@@ -60,7 +61,8 @@ def test_a_number_may_be_at_its_edge_and_not_beyond(name):
   passes, beyond = EDGES[RULE_OF[name]]
   plain = config_checks.plain_type(fingerprint_test.FIELDS[name].type)
   for value in passes:
-    config_lib.Config(**{name: value})
+    row = TAUGHT if name == 'also_weight' else {}
+    config_lib.Config(**row, **{name: value})
   rule = re.escape(f' is out of range; set it to {RULE_OF[name]}.')
   for value in [*beyond, *([math.nan] if plain is float else [])]:
     with pytest.raises(errors.BadInput, match=f'--{name}=.*{rule}'):
@@ -73,7 +75,10 @@ def test_each_number_has_a_range_but_scores():
     for name, field in fingerprint_test.FIELDS.items()
     if config_checks.plain_type(field.type) in (int, float)
   }
-  scores = {'max_score', 'min_score', 'rerank_max_score'}
+  scores = {
+    'max_score', 'min_score', 'rerank_max_score', 'positive_min_score',
+    'mask_above', 'guide_margin', 'simans_b'
+  }  # fmt: skip
   assert numbers - RULE_OF.keys() == scores
 
 

@@ -138,7 +138,11 @@ def test_two_working_copies_are_compared_bit_for_bit(tmp_path, capsys):
   shutil.copytree(REPOSITORY / 'ance_jax', other)
   for name, before, after in (
     # The same sum in another order; a filter that takes more.
-    ('training/losses', 'logsumexp(above, 1)', 'logsumexp(above[:, ::-1], 1)'),
+    (
+      'training/losses',
+      'logsumexp(_above(positive, others, counted), 1)',
+      'logsumexp(_above(positive, others, counted)[:, ::-1], 1)',
+    ),
     (
       'mining/filters',
       'scores > rules.max_score',

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import bert_weights_test
 import conftest
@@ -43,6 +44,14 @@ SMALL = {
   'learning_rate': 1e-2,
   'tokens_per_batch': 1024,
   'num_devices': 1,
+}
+# Rows whose flagfile begins with another run or needs a teacher.
+ROWS = {
+  'msmarco_star': {},
+  'msmarco_ance_tele': {'negatives_per_source': 3, 'max_refreshes': 2},
+  'msmarco_adore': {'warmup_steps': 0},
+  'msmarco_distill': {'cross_encoder': '', 'score_run': True},
+  'msmarco_margin_mse': {'score_run': True, 'topics': 3},
 }
 WRITERS = {
   'msmarco_passage': (formats.write_msmarco, 'dl19', 'mrr@10', 'ndcg@10'),
@@ -90,6 +99,37 @@ def test_a_miniature_is_trained_refreshed_twice_scored_and_searched(
   assert atomic.read_json(path)['metrics'] == found
   search.run(dataclasses.replace(settings, job='search', query='t1w1 t1w2'))
   assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_a_published_row_is_trained_whole_and_scored(name, tmp_path):
+  data = tmp_path / 'data'
+  data.mkdir()
+  formats.write_msmarco(data)
+  changes = {**SMALL, **ROWS[name]}
+  if changes.get('score_run'):
+    changes['score_run'] = str(tmp_path / 'teacher.trec')
+    queries = (data / 'queries.train.tsv').read_text().splitlines()
+    pairs = itertools.product(queries, range(formats.NUM_PASSAGES))
+    lines = (
+      f'{query.split()[0]} Q0 {formats.pid(row)} 1 {-(row % 7)} teacher'
+      for query, row in pairs
+    )
+    (tmp_path / 'teacher.trec').write_text('\n'.join(lines) + '\n')
+  settings = flags.from_flagfile(
+    f'experiments/{name}.flags',
+    **{
+      **changes,
+      'data_dir': str(data),
+      'steps_per_eval': 4,
+      'steps_per_log': 1,
+    },
+    workdir=str(tmp_path / 'run'),
+  )
+  assert next(iter(train.run(settings))) == 'mrr@10'
+  assert len(logs.series(settings.workdir, 'train/loss')) >= 1
+  job = dataclasses.replace(settings, job='evaluate', split='dl19')
+  assert next(iter(evaluate.run(job))) == 'ndcg@10'
 
 
 def make_two(folder):

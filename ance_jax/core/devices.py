@@ -149,9 +149,9 @@ def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
   here = split(devices)
 
   def place(array):
-    return jax.device_put(
-      array.reshape(here.num_devices, -1, *array.shape[1:]), here
-    )
+    each = len(array) // here.num_devices
+    parts = array.reshape(here.num_devices, each, *array.shape[1:])
+    return jax.device_put(parts, here)
 
   return jax.tree.map(place, batch)
 

@@ -131,6 +131,8 @@ class Split(NamedTuple):
     given: Negatives from `--negatives` or from the pairs; None without any.
     scores: (J,) float32, scores of judged passages in the same file, NaN for
       none; None without `given`.
+    added: Hash of the positives that `with_positives` added, '' without any;
+      `hash` does not depend on them.
   """
 
   ids: strings.Strings
@@ -149,6 +151,7 @@ class Split(NamedTuple):
   same_text: np.ndarray | None = None
   given: Given | None = None
   scores: np.ndarray | None = None
+  added: str = ''
 
   def positives(self, *, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns (P,) int32 query rows and passage rows of the positives.
@@ -168,6 +171,37 @@ class Split(NamedTuple):
       ends = np.append(queries[1:] != queries[:-1], True)
       queries, passages = queries[ends], passages[ends]
     return queries, passages
+
+  def with_positives(
+    self, queries: np.ndarray, passages: np.ndarray
+  ) -> 'Split':
+    """Returns a copy in which more pairs are positives.
+
+    Pairs that are judged keep their grades; others follow the judgements of
+    their query, with grade 1.
+
+    Args:
+      queries: (P,) int query rows.
+      passages: (P,) int passage rows.
+    """
+    judged = np.repeat(np.arange(len(self.ids)), np.diff(self.offsets))
+    pairs = np.stack([queries, passages])
+    pairs = np.concatenate([np.stack([judged, self.passages]), pairs], 1)
+    first = keys.first_of_pairs(*pairs)
+    queries, passages = pairs[:, first]
+    added = first >= len(judged)
+    old = np.minimum(first, len(judged) - 1)
+    grades = np.where(added, 1, self.grades[old]).astype(np.int32)
+    scores = self.scores
+    if scores is not None:
+      scores = np.where(added, np.nan, scores[old]).astype(np.float32)
+    return self._replace(
+      offsets=np.searchsorted(queries, np.arange(len(self.ids) + 1)),
+      passages=passages.astype(np.int32),
+      grades=grades,
+      scores=scores,
+      added=hashlib.sha256(pairs.tobytes()).hexdigest(),
+    )
 
   def shared_positives(
     self, *, last: bool = False

@@ -48,10 +48,10 @@ def lines(run: experiment.Experiment) -> list[str]:
   mined = resume.active_at(run, config.max_steps) if run.id else None
   method = schedule.method(config, mined, config.max_steps)
   negatives = _negatives(run, method, mined)
-  unknown = negatives is None and method.negatives not in ('none', 'corpus')
+  unknown = negatives is None and method.sources not in ((), ('corpus',))
   number = 0 if unknown else schedule.num_negatives(config, method)
   drawn_from = experiment.training_data(run, method)
-  rows, passages = batches.draw_rows(
+  rows, passages, _ = batches.draw_rows(
     drawn_from,
     mined.step if mined else 0,
     seed=config.seed,
@@ -59,13 +59,14 @@ def lines(run: experiment.Experiment) -> list[str]:
     num_negatives=number,
     negatives=negatives,
     triplets=method.triplets and not unknown,
+    draw=experiment.draw(config, method),
   )
   name = next(n for n, row in methods.METHODS.items() if row is method)
   shown_lines = [f'  --method={name}, {len(rows):,} queries']
   if unknown:
     shown_lines.append(
       f'  each with {schedule.num_negatives(config, method)} of its own from '
-      f'{method.negatives}, which only a run has: with '
+      f'{" and ".join(method.sources)}, which only a run has: with '
       '--workdir=RUN they are shown'
     )
   for place in range(min(_QUERIES, len(rows))):
@@ -113,13 +114,12 @@ def shown(corpus: corpus_lib.Corpus, row: int) -> str:
 
 def _negatives(run, method, mined):
   """Returns the negatives of a method, None if they do not exist yet."""
-  if method.negatives == 'given':
+  if method.sources == ('given',):
     if not negatives_lib.given_to(run.dataset.splits[run.config.train_split]):
       return None
-    table, _ = negatives_lib.take_given(run)
-    return batches.Negatives(np.arange(len(table)), table, 0)
+    return refreshes.of_table(run, 0, negatives_lib.take_given(run)[0], 0)
   # A run ranks by BM25 before its first step.
-  there = mined or (run.id and method.negatives == 'bm25')
+  there = mined or (run.id and method.sources == ('bm25',))
   return refreshes.negatives_for(run, method, mined) if there else None
 
 

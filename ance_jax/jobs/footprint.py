@@ -160,7 +160,7 @@ def _of_index(run, passages, width, on_host):
 def _num_tables(config):
   """Returns the number of tables of negatives and scores that a run keeps."""
   rows = schedule.rows(config).values()
-  once = {row.negatives for row in rows} & {'bm25', 'given'}
+  once = {name for row in rows for name in row.sources} & {'bm25', 'given'}
   return len(once) + 2 * schedule.num_refreshes(config)
 
 

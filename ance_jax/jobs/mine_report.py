@@ -78,7 +78,10 @@ class Tally:
   def as_json(self) -> dict[str, Any]:
     """Returns the whole report, serializable as JSON."""
     job = self._job
-    rules = *config_lib.MINING_RULES, 'num_negatives', 'format', 'seed'
+    read = (
+      n for n in config_lib.MINING_RULES if 'mine' in config_lib.readers(n)
+    )
+    rules = *read, 'num_negatives', 'format', 'seed'
     return {
       'ranked_by': job.task.source.name,
       'rules': {name: getattr(job.config, name) for name in rules},

@@ -107,18 +107,24 @@ def reranker(
   devices: Sequence[jax.Device] = (),
   dtype: str = 'float32',
   tokens_per_batch: int = 0,
+  raw: bool = False,
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
   """Returns a `miner.Task.rerank` of a TREC run file or a cross-encoder.
+
+  With neither, the scores are those that the data gives to the split's pairs.
 
   Args:
     corpus: The corpus.
     split: The training queries.
-    score_run: Path of the run file; '' for the cross-encoder.
+    score_run: Path of the run file, or ''.
     cross_encoder: As for `rerank.load`.
     devices: As for `rerank.load`.
     dtype: As for `rerank.load`.
     tokens_per_batch: As for `rerank.load`.
+    raw: As for `rerank.load`.
   """
+  if not (score_run or cross_encoder):
+    return _by_data(split)
   if score_run:
     ranked = _read_run(score_run, corpus, split)
 
@@ -133,6 +139,7 @@ def reranker(
     devices=devices,
     dtype=dtype,
     tokens_per_batch=tokens_per_batch,
+    raw=raw,
   )
 
   def by_texts(of_query, passages):
@@ -143,6 +150,26 @@ def reranker(
     )
 
   return by_texts
+
+
+def _by_data(split):
+  """Returns a `miner.Task.rerank` of the scores that come with a split."""
+  given, judged = split.given, np.diff(split.offsets)
+  queries = np.concatenate(
+    [given.queries, np.arange(len(judged)).repeat(judged)]
+  )
+  keys = (queries.astype(np.int64) << 32) + np.concatenate(
+    [given.passages, split.passages]
+  )
+  keys, first = np.unique(keys, return_index=True)
+  scores = np.concatenate([given.scores, split.scores])[first]
+
+  def by_data(of_query, passages):
+    wanted = (of_query.astype(np.int64) << 32) + passages
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, scores[places], np.nan)
+
+  return by_data
 
 
 def answer_matcher(

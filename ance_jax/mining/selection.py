@@ -5,6 +5,7 @@ and no loop covers all queries.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,10 @@ from ance_jax.data import trec
 _QUERIES_AT_ONCE = 1024
 # Attempts to draw passages that `drop` does not name.
 _TRIES = 20
+# Bins of equal width into which the margins of a query fall.
+_NUM_BINS = 10
+# Logarithm of the weight of passages to draw only after all others.
+_LEAST = -1e300
 # Purposes of random numbers; each query has one stream per purpose.
 FILL, CHOOSE = range(2)
 
@@ -121,7 +126,10 @@ def fill(
 
 
 def draw(
-  random: np.random.Generator, negatives: np.ndarray, number: int
+  random: np.random.Generator,
+  negatives: np.ndarray,
+  number: int,
+  log_weights: np.ndarray | None = None,
 ) -> np.ndarray:
   """Draws (q, H) columns from each row, repeating only after all are drawn.
 
@@ -130,17 +138,82 @@ def draw(
     negatives: (q, K) int32 passage rows, padded with -1; for an empty row the
       columns point to a -1.
     number: H.
+    log_weights: (q, K) float, logarithms of the weights by which the columns
+      are drawn one after the other; None for equal weights.
   """
   columns = np.empty((len(negatives), number), np.int64)
   for start in range(0, len(negatives), _QUERIES_AT_ONCE):
     block = negatives[start : start + _QUERIES_AT_ONCE]
     keys = random.random(block.shape)
-    keys[block < 0] = 2  # Sorts last.
+    if log_weights is not None:
+      # The order of such sums is that of drawing by the weights without
+      # replacement (Gumbel-top-k; Kool et al. 2019). log1p(-u) is finite.
+      here = log_weights[start : start + len(block)]
+      keys = np.log(-np.log1p(-keys)) - here
+    keys[block < 0] = np.inf  # Sorts last.
     there = np.maximum((block >= 0).sum(1), 1)[:, None]
     columns[start : start + len(block)] = np.take_along_axis(
       keys.argsort(1), np.arange(number) % there, 1
     )
   return columns
+
+
+def log_weights(
+  kind: str, scores: np.ndarray, positive: np.ndarray, a: float, b: float
+) -> np.ndarray:
+  """Returns (q, K) logarithms of the weights by which negatives are drawn.
+
+  'simans': exp(-a (s - s+ - b)^2), Zhou et al. 2022 (SimANS), eq. 5.
+  'simans_abs': exp(-a |s - s+ - b|), its released code for MS MARCO.
+  'bins': Each of 10 bins of equal width from the smallest to the largest margin
+    s+ - s has the same weight if it is not empty, shared by what it holds;
+    Hofstaetter et al. 2021 (TAS-Balanced), section 4.2.
+
+  Args:
+    kind: One of these names.
+    scores: (q, K) float scores of the negatives, NaN for none.
+    positive: (q,) float scores of the positives.
+    a: Steepness.
+    b: Place of the peak, from the positive's score.
+  """
+  above = scores.astype(np.float64) - positive[:, None]
+  if kind == 'bins':
+    return -np.log(_num_in_bin(-above))
+  apart = np.abs(above - b)
+  found = -a * (apart if kind == 'simans_abs' else apart**2)
+  return np.nan_to_num(found, nan=_LEAST, neginf=_LEAST)
+
+
+def _num_in_bin(margins):
+  """Returns the number of entries in the bin of each of (q, K) margins."""
+  there = ~np.isnan(margins)
+  least, most = (
+    find(margins, 1, where=there, initial=end, keepdims=True)
+    for find, end in ((np.min, np.inf), (np.max, -np.inf))
+  )
+  width = np.where(most > least, most - least, 1) / _NUM_BINS
+  bins = np.where(there, margins - least, 0) // width
+  bins = np.minimum(bins, _NUM_BINS - 1).astype(int)
+  keys = bins + _NUM_BINS * np.arange(len(bins))[:, None]
+  counts = np.bincount(keys[there], minlength=_NUM_BINS * len(bins))
+  return np.where(there, counts[keys], 1)
+
+
+def union(tables: Iterable[np.ndarray]) -> np.ndarray:
+  """Returns the (q, W) passages of all tables, each once, padded with -1.
+
+  A row has the passages of the first table in their order, then those of the
+  second that it lacks, and so on; W is the length of the longest row.
+
+  Args:
+    tables: (q, K) int32 passage rows each, padded with -1.
+  """
+  rows = np.concatenate([*tables], 1)
+  kept = (rows >= 0) & ~trec.repeated(rows)
+  width = max(int(kept.sum(1).max(initial=0)), 1)
+  found = np.full((len(rows), width), -1, rows.dtype)
+  found[np.arange(width) < kept.sum(1)[:, None]] = rows[kept]
+  return found
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> float:

@@ -85,6 +85,13 @@ class IndexedCorpus(NamedTuple):
       return found
     return found._replace(scores=self.scores(queries, found.rows))
 
+  def embeddings(self, passages: np.ndarray) -> np.ndarray:
+    """Returns (..., E) float32 embeddings of passages or their first pieces."""
+    rows = passages.ravel()
+    if self.texts_of is not None:
+      rows = np.searchsorted(self.texts_of, rows)
+    return index.rows_of(self.blocks, rows).reshape(*passages.shape, -1)
+
   def search_flops(self, num_queries: int) -> int:
     """Returns the operations of a search; see `index.flops`."""
     return num_queries * index.flops(

@@ -85,7 +85,7 @@ def plan(num_rows: int, width: int, num_devices: int, memory: int) -> Plan:
   most = min(half // (_LEAST_QUERIES * _SCORE_BYTES), _MOST_ROWS)
   share = -(-num_rows // num_devices)
   if most:
-    rows, blocks = _even(share, most)
+    rows, blocks = even(share, most)
     if rows * blocks * row <= half:
       return Plan(rows, blocks, True)
   # One block is searched while the next is transferred.
@@ -97,7 +97,7 @@ def plan(num_rows: int, width: int, num_devices: int, memory: int) -> Plan:
       f'passages of width {width}',
       f'raise it to {-(-2 * needed // _MIB)} at least',
     )
-  return Plan(*_even(share, most), False)
+  return Plan(*even(share, most), False)
 
 
 def queries_at_once(
@@ -236,23 +236,10 @@ def _best_with(best, queries, block, offsets, sharding):
 
   def on_a_device(best, queries, block, offsets):
     number, blocks, num_rows = offsets
-    first = (lax.axis_index(devices_lib.AXIS) * blocks + number) * len(block)
-    # By default accelerators round float32 before they multiply.
-    scores = jnp.einsum(
-      'qe,re->qr', queries, block, precision=lax.Precision.HIGHEST
-    )
-    # top_k ranks 0 above -0, and NaN above everything.
-    scores = jnp.where(scores == 0, 0, scores)
-    there = first + jnp.arange(len(block)) < num_rows
-    scores = jnp.where(there & (scores > -jnp.inf), scores, -jnp.inf)
-    k = best[0].shape[-1]
-    scores, rows = lax.top_k(scores, min(k, len(block)))
-    rows = jnp.where(scores > -jnp.inf, rows + first, -1)
-    joined = (
-      jnp.concatenate([old[0], new], 1)
-      for old, new in zip(best, (scores, rows), strict=True)
-    )
-    return jax.tree.map(lambda part: part[None], _first(*joined, k))
+    start = (lax.axis_index(devices_lib.AXIS) * blocks + number) * len(block)
+    here = jax.tree.map(lambda part: part[0], best)
+    here = best_with(here, queries, block, start, num_rows)
+    return jax.tree.map(lambda part: part[None], here)
 
   split, whole = sharding.spec, jax.sharding.PartitionSpec()
   return jax.shard_map(
@@ -263,16 +250,51 @@ def _best_with(best, queries, block, offsets, sharding):
   )(best, queries, block, offsets)
 
 
+def best_with(
+  best: tuple[jax.Array, jax.Array],
+  queries: jax.Array,
+  block: jax.Array,
+  start: jax.Array,
+  num_rows: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the best of one device after it has searched one more block.
+
+  Args:
+    best: (Q, k) float32 scores and (Q, k) int32 rows, -inf and -1 for none.
+    queries: (Q, E) float32 embeddings.
+    block: (rows, E) float32.
+    start: () int32, row of the first passage of the block.
+    num_rows: () int32, N; later rows are padding.
+  """
+  # By default accelerators round float32 before they multiply.
+  scores = jnp.einsum(
+    'qe,re->qr', queries, block, precision=lax.Precision.HIGHEST
+  )
+  # top_k ranks 0 above -0, and NaN above everything.
+  scores = jnp.where(scores == 0, 0, scores)
+  there = start + jnp.arange(len(block)) < num_rows
+  scores = jnp.where(there & (scores > -jnp.inf), scores, -jnp.inf)
+  k = best[0].shape[-1]
+  scores, rows = lax.top_k(scores, min(k, len(block)))
+  rows = jnp.where(scores > -jnp.inf, rows + start, -1)
+  joined = (
+    jnp.concatenate(pair, 1) for pair in zip(best, (scores, rows), strict=True)
+  )
+  return first(*joined, k)
+
+
 @functools.partial(jax.jit, static_argnames='sharding')
 def _merged(best, sharding):
   """Returns the (Q, k) best scores and rows over all devices, replicated."""
   k = best[0].shape[-1]
   # (Q, n * k), in the order of the devices.
   beside = (part.swapaxes(0, 1).reshape(part.shape[1], -1) for part in best)
-  return lax.with_sharding_constraint(_first(*beside, k), _whole(sharding))
+  return lax.with_sharding_constraint(first(*beside, k), _whole(sharding))
 
 
-def _first(scores, rows, k):
+def first(
+  scores: jax.Array, rows: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
   """Returns the k best columns of each line, equal ones from left to right."""
   scores, places = lax.top_k(scores, k)
   return scores, jnp.take_along_axis(rows, places, 1)
@@ -284,27 +306,35 @@ def _block(index, number):
 
   def part(where):
     device = (where[0].start or 0) // rows
-    return _rows(index, (device * blocks + number) * rows, rows)
+    start = (device * blocks + number) * rows
+    return rows_between(index.embeddings, start, rows) - index.mean
 
   shape = len(index.sharding.device_set) * rows, index.embeddings[0].shape[1]
   return jax.make_array_from_callback(shape, index.sharding, part)
 
 
-def _rows(index, start, number):
-  """Returns `number` rows from `start`, (number, E) float32, padded with 0."""
-  found = np.zeros((number, index.embeddings[0].shape[1]), np.float32)
-  first = 0
-  for block in index.embeddings:
-    low, high = max(start, first), min(start + number, first + len(block))
+def rows_between(
+  embeddings: Sequence[np.ndarray], start: int, number: int
+) -> np.ndarray:
+  """Returns `number` rows from `start`, (number, E) float32, padded with 0.
+
+  Args:
+    embeddings: Blocks of (rows, E) float32.
+    start: First row, counted over all blocks.
+    number: Number of rows.
+  """
+  found = np.zeros((number, embeddings[0].shape[1]), np.float32)
+  begin = 0
+  for block in embeddings:
+    low, high = max(start, begin), min(start + number, begin + len(block))
     if low < high:
-      found[low - start : high - start] = (
-        block[low - first : high - first] - index.mean
-      )
-    first += len(block)
+      found[low - start : high - start] = block[low - begin : high - begin]
+    begin += len(block)
   return found
 
 
-def _even(share, most):
+def even(share: int, most: int) -> tuple[int, int]:
+  """Returns (rows, blocks) of equal blocks that hold at most `most` rows."""
   """Returns (rows, blocks) of equal blocks that hold at most `most` rows."""
   blocks = max(-(-share // most), 1)
   return -(-share // blocks), blocks

@@ -23,6 +23,8 @@ _TRAINING_VECTORS = 262_144
 # Passages to request beyond k while they tie with the last place; if more tie,
 # the index decides which of them are ranked.
 _MAX_TIES = 1024
+# Of k-means, for topics of queries.
+_ITERATIONS = 20
 _QUERIES_AT_ONCE = 1024
 # Pairs whose embeddings are copied into memory at once.
 _PAIRS_AT_ONCE = 16_384
@@ -296,6 +298,16 @@ def exact_scores(
     dots = _dots(blocks, queries, np.repeat(of_query, number), pieces)
     scores[there] = np.maximum.reduceat(dots, ends - number)
   return scores
+
+
+def cluster(vectors: np.ndarray, number: int, seed: int) -> np.ndarray:
+  """Returns the (Q,) int32 cluster of each of (Q, E) vectors, by k-means."""
+  kmeans = faiss.Kmeans(
+    vectors.shape[1], number, niter=_ITERATIONS, seed=seed,
+    min_points_per_centroid=1, max_points_per_centroid=len(vectors),
+  )  # fmt: skip
+  kmeans.train(vectors)
+  return kmeans.index.search(vectors, 1)[1][:, 0].astype(np.int32)
 
 
 def rows_of(blocks: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:

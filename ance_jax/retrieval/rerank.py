@@ -88,6 +88,7 @@ def load(
   devices: Sequence[jax.Device],
   dtype: str,
   tokens_per_batch: int,
+  raw: bool = False,
 ) -> Callable[[Iterable[tuple[str, str]]], np.ndarray]:
   """Returns score(pairs) -> (P,) float32, which runs a cross-encoder.
 
@@ -98,6 +99,8 @@ def load(
     devices: Devices to compute on.
     dtype: Type of the body's activations.
     tokens_per_batch: Tokens per batch over all devices, padding included.
+    raw: Whether the score is the output though predict would return its
+      sigmoid.
 
   Raises:
     BadInput: The cross-encoder cannot be used; the message says why.
@@ -114,7 +117,8 @@ def load(
     tokenizer_lib.set_flavour(tokenizer, lower_case=True, prefix_space=None)
   length = min(said.length or tokenizer.model_max_length, body.max_length)
   _check_tokenizer(tokenizer, body, length, name)
-  ranker = Ranker(body, said.sigmoid, jnp.dtype(dtype))
+  sigmoid = said.sigmoid and not raw
+  ranker = Ranker(body, sigmoid, jnp.dtype(dtype))
   whole, split = devices_lib.replicated(devices), devices_lib.split(devices)
   encoder = encoding.Encoder(
     jax.jit(
@@ -131,7 +135,7 @@ def load(
   )
   logs.log(
     f'{pinned}: scores pairs of up to {length} tokens; its score is '
-    f'{"the sigmoid of its output" if said.sigmoid else "its output"}'
+    f'{"the sigmoid of its output" if sigmoid else "its output"}'
   )
 
   def score(pairs):

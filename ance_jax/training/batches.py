@@ -14,10 +14,11 @@ from ance_jax.data import keys
 from ance_jax.data import tokens
 from ance_jax.mining import selection
 from ance_jax.models import bi_encoder
+from ance_jax.retrieval import index
 from ance_jax.training import methods
 
 # Each purpose has its own stream of random numbers.
-_EPOCH, _POSITIVE, _NEGATIVE = range(3)
+_EPOCH, _POSITIVE, _NEGATIVE, _TOPIC = range(4)
 
 
 class Batch(NamedTuple):
@@ -34,6 +35,11 @@ class Batch(NamedTuple):
     passage_groups: (B, 1 + H) int32 text groups.
     positive_groups: (B, P) int32 text groups of all positives of the query, and
       of the query itself if it is a passage, padded with -1.
+    taught: (B, 1 + H) float32 scores by a teacher; None for rows without one.
+    positive_rows: (B, P) int32 passage rows of all positives, padded with -1,
+      for rows that search in the step; these have no passages otherwise.
+    guide_queries: (B, G) float32 embeddings by the guide; None without one.
+    guide_passages: (B, 1 + H, G) float32 embeddings by the guide.
   """
 
   rows: np.ndarray
@@ -43,6 +49,10 @@ class Batch(NamedTuple):
   passage_lengths: np.ndarray
   passage_groups: np.ndarray
   positive_groups: np.ndarray
+  taught: np.ndarray | None = None
+  positive_rows: np.ndarray | None = None
+  guide_queries: np.ndarray | None = None
+  guide_passages: np.ndarray | None = None
 
 
 class Negatives(NamedTuple):
@@ -53,11 +63,108 @@ class Negatives(NamedTuple):
     passages: (q, K) int32 passage rows, padded with -1.
     since: Step at which the order of these queries starts; 0 if they are all
       queries, so that refreshes do not restart the order.
+    scores: (q, K) float32 scores of `passages` by the weights that mined them,
+      NaN for none; None if nothing drawn depends on them.
+    taught: (q, K) float32 scores by a teacher; None without one.
+    first_pair: Index in `TrainingData.positives` of the first query's first.
+    positive_scores: (p,) float32 scores of consecutive positives from there on.
+    positive_taught: (p,) float32, the same by the teacher.
   """
 
   rows: np.ndarray
   passages: np.ndarray
   since: int
+  scores: np.ndarray | None = None
+  taught: np.ndarray | None = None
+  first_pair: int = 0
+  positive_scores: np.ndarray | None = None
+  positive_taught: np.ndarray | None = None
+
+
+class Draw(NamedTuple):
+  """How a step draws its negatives from those of a query.
+
+  Attributes:
+    kind: A key of `methods.DRAWS`.
+    a: Steepness of SimANS.
+    b: Place of its peak, from the positive's score.
+    scale: Factor of the scores, 1 / temperature.
+  """
+
+  kind: str = 'uniform'
+  a: float = 0.5
+  b: float = 0.0
+  scale: float = 1.0
+
+
+UNIFORM = Draw()
+
+
+class Drawn(NamedTuple):
+  """The rows of a batch.
+
+  Attributes:
+    queries: (B,) int query rows.
+    passages: (B, 1 + H) int passage rows, the positive first.
+    taught: As in `Batch`.
+  """
+
+  queries: np.ndarray
+  passages: np.ndarray
+  taught: np.ndarray | None = None
+
+
+class Topics(NamedTuple):
+  """The queries to draw from, by topic.
+
+  Attributes:
+    places: (q,) int, indices of the queries, those of a topic in a row.
+    starts: (t + 1,) int, where each topic begins; none is empty.
+  """
+
+  places: np.ndarray
+  starts: np.ndarray
+
+
+def by_topic(topics: np.ndarray, negatives: Negatives | None) -> Topics:
+  """Returns the topics of the queries that a step draws.
+
+  Args:
+    topics: (Q,) int32 topic of each query.
+    negatives: As for `draw_rows`.
+  """
+  if negatives is not None:
+    topics = topics[negatives.rows]
+  places = np.argsort(topics, kind='stable')
+  starts = np.flatnonzero(np.diff(topics[places], prepend=-1))
+  return Topics(places, np.append(starts, len(places)))
+
+
+class Guide(NamedTuple):
+  """A guide's embeddings.
+
+  Attributes:
+    queries: (Q, G) float32, of the training queries.
+    blocks: Blocks of (rows, G) float32, of all passages, memory-mapped.
+  """
+
+  queries: np.ndarray
+  blocks: list[np.ndarray]
+
+  def of_batch(
+    self, queries: np.ndarray, passages: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the embeddings of a batch.
+
+    Args:
+      queries: (B,) int query rows.
+      passages: (B, C) int passage rows.
+
+    Returns:
+      (B, G) and (B, C, G) float32.
+    """
+    found = index.rows_of(self.blocks, passages.ravel())
+    return self.queries[queries], found.reshape(*passages.shape, -1)
 
 
 class TrainingData(NamedTuple):
@@ -75,6 +182,8 @@ class TrainingData(NamedTuple):
     query_length: Padded length of queries, in tokens.
     passage_length: Padded length of passages or their pieces, in tokens.
     pieces: C, maximum number of pieces per passage.
+    positive_rows: (Q, P) int32, `positives` as rows padded with -1, for rows
+      that search in the step.
   """
 
   queries: tokens.TokenRows
@@ -86,6 +195,7 @@ class TrainingData(NamedTuple):
   query_length: int
   passage_length: int
   pieces: int = 1
+  positive_rows: np.ndarray | None = None
 
 
 def judged(
@@ -138,6 +248,11 @@ def training_data(
     first = np.unique(query_rows, return_index=True)[1]
     query_rows, positives = query_rows[first], positives[first]
   offsets = np.searchsorted(query_rows, np.arange(len(queries) + 1))
+  positive_rows = None
+  if method.searches:
+    positive_rows = corpus_lib.padded(
+      positives, offsets[:-1], np.diff(offsets), -1
+    )
   return TrainingData(
     queries,
     passages,
@@ -148,6 +263,7 @@ def training_data(
     retriever.query_length,
     retriever.passage_length,
     1 if passages.first is None else int(np.diff(passages.first).max()),
+    positive_rows,
   )
 
 
@@ -160,14 +276,17 @@ def make_batch(
   num_negatives: int,
   negatives: Negatives | None,
   triplets: bool = False,
+  draw: Draw = UNIFORM,
+  topics: Topics | None = None,
+  guide: Guide | None = None,
   part: tuple[int, int] = (0, 1),
 ) -> Batch:
   """Returns the batch of a step, or a slice of its queries.
 
-  Takes the arguments of `draw_rows` and `part`, the (index, count) of the
-  slice.
+  Takes the arguments of `draw_rows`, the guide if there is one, and `part`, the
+  (index, count) of the slice.
   """
-  rows, passages = draw_rows(
+  drawn = draw_rows(
     data,
     step,
     seed=seed,
@@ -175,11 +294,23 @@ def make_batch(
     num_negatives=num_negatives,
     negatives=negatives,
     triplets=triplets,
+    draw=draw,
+    topics=topics,
   )
   number, parts = part
   size = batch_size // parts
   here = np.arange(number * size, (number + 1) * size)
-  return _of_rows(data, here, rows[here], passages[here])
+  queries, passages, taught = (
+    None if column is None else column[here] for column in drawn
+  )
+  if data.positive_rows is not None:
+    batch = _of_rows(data, here, queries, passages[:, :0])
+    return batch._replace(positive_rows=data.positive_rows[queries])
+  batch = _of_rows(data, here, queries, passages)._replace(taught=taught)
+  if guide:
+    of_queries, of_passages = guide.of_batch(queries, passages)
+    batch = batch._replace(guide_queries=of_queries, guide_passages=of_passages)
+  return batch
 
 
 def draw_rows(
@@ -191,13 +322,16 @@ def draw_rows(
   num_negatives: int,
   negatives: Negatives | None,
   triplets: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+  draw: Draw = UNIFORM,
+  topics: Topics | None = None,
+) -> Drawn:
   """Returns the query rows of a step and the passage rows of each query.
 
   Each epoch has a new order of queries and may end in the middle of a batch.
   The positive is drawn uniformly from all positives of the query. (ANCE,
   section 2, sums over pairs, so there queries with more positives weigh more.)
-  Negatives are drawn without repetition from the query's row of `negatives`.
+  Negatives are drawn without repetition from the query's row of `negatives`, by
+  weights that depend on `draw`.
 
   Args:
     data: The training data.
@@ -208,11 +342,13 @@ def draw_rows(
     negatives: Negatives to draw from; None for the whole corpus.
     triplets: Whether to visit each query once with each column of its row of
       `negatives`, in order, instead of drawing; H is 1.
-
-  Returns:
-    (B,) int query rows and (B, 1 + H) int passage rows, the positive first.
+    draw: How to draw.
+    topics: If given, all queries of a step are of one topic, drawn uniformly.
   """
-  if negatives is None:
+  if topics is not None:
+    places = _of_one_topic(_random(seed, _TOPIC, step), topics, batch_size)
+    rows = places if negatives is None else negatives.rows[places]
+  elif negatives is None:
     places = _places(seed, step, batch_size, len(data.offsets) - 1, 0)
     rows = places
   elif triplets:
@@ -229,19 +365,64 @@ def draw_rows(
   starts, ends = data.offsets[rows], data.offsets[rows + 1]
   # random <= 1 - 2**-53, so its product with a count is below the count.
   picks = starts + (random * (ends - starts)).astype(int)
-  passages = data.positives[picks][:, None]
-  if triplets:
-    drawn = negatives.passages[places, column][:, None]
-    passages = np.concatenate([passages, drawn], 1)
+  passages, taught = data.positives[picks][:, None], None
+  if negatives is not None:
+    if triplets:
+      columns = column[:, None]
+    else:
+      columns = _columns(
+        _random(seed, _NEGATIVE, step),
+        negatives,
+        places,
+        picks - negatives.first_pair,
+        num_negatives,
+        draw,
+      )
+    places = places[:, None]
+    passages = np.append(passages, negatives.passages[places, columns], 1)
+    if negatives.taught is not None:
+      taught = np.append(
+        negatives.positive_taught[picks - negatives.first_pair, None],
+        negatives.taught[places, columns],
+        1,
+      )
   elif num_negatives:
     random = _random(seed, _NEGATIVE, step)
-    if negatives is None:
-      shape = batch_size, num_negatives
-      drawn = random.integers(len(data.groups), size=shape)
-    else:
-      drawn = draw(random, negatives.passages[places], num_negatives)
-    passages = np.concatenate([passages, drawn], 1)
-  return rows, passages
+    shape = batch_size, num_negatives
+    drawn = random.integers(len(data.groups), size=shape)
+    passages = np.append(passages, drawn, 1)
+  return Drawn(rows, passages, taught)
+
+
+def _columns(random, negatives, places, pairs, number, draw):
+  """Returns the (B, H) columns of `negatives` that a step draws.
+
+  Args:
+    random: Generator.
+    negatives: `Negatives`.
+    places: (B,) int, index of each query in `negatives`.
+    pairs: (B,) int, index of each query's positive in `positive_scores`.
+    number: H.
+    draw: `Draw`.
+  """
+  passages = negatives.passages[places]
+  scores = positive = weights = None
+  if draw.kind in ('simans', 'simans_abs'):
+    scores, positive = negatives.scores, negatives.positive_scores
+  elif draw.kind == 'bins':
+    scores, positive = negatives.taught, negatives.positive_taught
+  if scores is not None:
+    weights = selection.log_weights(
+      draw.kind,
+      scores[places] * draw.scale,
+      positive[pairs] * draw.scale,
+      draw.a,
+      draw.b,
+    )
+  if draw.kind == 'top':
+    there = np.maximum((passages >= 0).sum(1), 1)[:, None]
+    return np.arange(number) % there
+  return selection.draw(random, passages, number, weights)
 
 
 def _of_rows(data, here, rows, passages):
@@ -274,22 +455,8 @@ def _padded_passages(data, passages):
     ids, lengths = data.passages.padded_pieces(
       passages.ravel(), data.passage_length, data.pieces
     )
-  size = len(passages)
-  return ids.reshape(size, -1, ids.shape[-1]), lengths.reshape(size, -1)
-
-
-def draw(
-  random: np.random.Generator, passages: np.ndarray, number: int
-) -> np.ndarray:
-  """Draws (B, H) passages, repeating only in rows with fewer than H.
-
-  Args:
-    random: Generator.
-    passages: (B, K) int32 with at least one passage per row, padded with -1.
-    number: H.
-  """
-  columns = selection.draw(random, passages, number)
-  return np.take_along_axis(passages, columns, 1)
+  shape = len(passages), passages.shape[1] * data.pieces
+  return ids.reshape(*shape, data.passage_length), lengths.reshape(shape)
 
 
 def _triplets(seed, step, batch_size, negatives):
@@ -305,6 +472,13 @@ def _triplets(seed, step, batch_size, negatives):
   visits, columns = np.divmod(triplets, width)
   order = _order(seed, negatives.since, 0, number)
   return order[visits % number], columns
+
+
+def _of_one_topic(random, topics, batch_size):
+  """Returns (B,) indices of queries, repeated only after all of the topic."""
+  number = random.integers(len(topics.starts) - 1)
+  members = topics.places[slice(*topics.starts[number : number + 2])]
+  return np.resize(random.permutation(members), batch_size)
 
 
 def _places(seed, step, batch_size, number, since):

@@ -6,18 +6,22 @@ Problems are logged; settings or data without any negatives raise an error.
 import collections
 from collections.abc import Hashable
 
+import jax
 import numpy as np
 
 from ance_jax import config as config_lib
+from ance_jax import config_checks
 from ance_jax import errors
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 from ance_jax.core import workdirs
+from ance_jax.models import bi_encoder
 from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import optimizers
 from ance_jax.training import schedule
+from ance_jax.training import steps
 
 # Share of a step's queries without a negative from which a warning is logged.
 _IDLE = 0.01
@@ -55,7 +59,7 @@ def of_flags(config: config_lib.Config) -> None:
   """
   for flag, row in schedule.rows(config).items():
     name = f'--{flag}={getattr(config, flag)}'
-    if config.batch_size == 1 and row.in_batch and row.negatives == 'none':
+    if config.batch_size == 1 and row.in_batch and not row.sources:
       raise errors.refusal(
         f'--batch_size=1 leaves {name} no other query in the batch to take '
         'negatives from, and the loss would always be 0',
@@ -73,14 +77,16 @@ def of_run(run: experiment.Experiment) -> None:
     BadInput: No query can ever have a negative.
   """
   config, split = run.config, run.config.train_split
+  _check_sizes(run)
   for flag, row in schedule.rows(config).items():
     name = f'--{flag}={getattr(config, flag)}'
     if len(row.trains) == 1 and run.retriever.config.tied:
       raise errors.refusal(
         f'{name} trains the {row.trains[0]} tower alone, and the encoders '
         'share one',
-        'set --notie_encoders',
+        'set --notie_encoders, with --init_from=RUN of one that is trained',
       )
+    _check_trainable(run, row)
     number = schedule.num_negatives(config, row)
     data = experiment.training_data(run, row)
     shares = idle_shares(data, row, config.batch_size, number)
@@ -106,6 +112,47 @@ def of_run(run: experiment.Experiment) -> None:
     )
 
 
+def _check_sizes(run):
+  """Raises `BadInput` for widths or topics that there are not so many of."""
+  config = run.config
+  width = run.retriever.config.embedding_size
+  number = len(run.dataset.splits[config.train_split].ids)
+  widths = config_checks.numbers(config.matryoshka_widths)
+  for wrong, fact in (
+    (
+      max(widths, default=0) >= width,
+      f'--matryoshka_widths={config.matryoshka_widths} is not below the width '
+      f'of embeddings, {width}',
+    ),
+    (
+      config.topics > number,
+      f'--topics={config.topics} is more than the {number:,} training queries',
+    ),
+  ):
+    if wrong:
+      raise errors.refusal(fact, 'lower it')
+
+
+def _check_trainable(run, row):
+  """Raises `BadInput` if `--trainable` leaves nothing of a row to train."""
+  config = run.config
+  if not config.trainable:
+    return
+  shapes = bi_encoder.shapes(run.retriever.config)
+  paths = [
+    path
+    for tree in steps.trees(row, shapes)
+    for path, _ in jax.tree.leaves_with_path(shapes[tree])
+  ]
+  if not any(optimizers.is_trainable(config, path) for path in paths):
+    names = sorted({'/'.join(part.key for part in path) for path in paths})
+    raise errors.refusal(
+      f'--trainable={config.trainable} matches no parameter, such as '
+      f'{names[0]}, {names[len(names) // 2]} and {names[-1]}',
+      'correct it',
+    )
+
+
 def idle_shares(
   data: batches.TrainingData,
   row: methods.Method,
@@ -124,9 +171,9 @@ def idle_shares(
     num_negatives: H, hard negatives per query in a step.
   """
   groups, number = data.groups, len(data.positive_groups)
-  if row.negatives not in ('none', 'corpus'):
+  if row.sources not in ((), ('corpus',)):
     return np.zeros(number)
-  if row.negatives == 'corpus':
+  if row.sources:
     taken = _weight_of_positives(data, np.bincount(groups))
     return (taken / len(groups)) ** num_negatives
   # Each query contributes one of its positives as a column to the others.

@@ -15,8 +15,6 @@ from ance_jax.core import logs
 from ance_jax.data import trec
 from ance_jax.mining import selection
 from ance_jax.retrieval import corpus_index
-from ance_jax.retrieval import index
-from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import losses
 from ance_jax.training import methods
@@ -141,7 +139,8 @@ def look(
       'dev_lost', 'dev_won': Shares of dev queries whose first passage was
         relevant at the last refresh but is not now, and vice versa.
       'grad_norm_...': Mean over queries of `gradient_norms` for negatives of
-        each source and for random passages.
+        each source and for random passages; not for rows with a teacher or
+        that search in the step.
       'above_positive': Share of 'mined' (or else 'in_use') negatives, drawn as
         for a step, that score at least as high as the positive, which are
         likely false negatives.
@@ -206,8 +205,10 @@ def gradient_norms(
 
 def _gradients(run, seen, indexed, positives, tables):
   """Returns 'grad_norm_...' by source, and 'above_positive'."""
-  config = run.config
-  loss = getattr(losses, methods.METHODS[config.method].loss)
+  config, row = run.config, methods.METHODS[run.config.method]
+  if row.searches or row.teacher:
+    return {}  # Their losses depend on more than these columns.
+  loss = getattr(losses, row.loss)
   scale = 1 / config.temperature
   random = np.random.default_rng([config.seed, _RANDOM])
   shape = len(seen.rows), config.num_hard_negatives
@@ -223,10 +224,11 @@ def _gradients(run, seen, indexed, positives, tables):
     if not len(inside):
       continue
     random = np.random.default_rng([config.seed, _DRAWN])
-    negatives = batches.draw(random, negatives, config.num_hard_negatives)
+    columns = selection.draw(random, negatives, config.num_hard_negatives)
+    negatives = np.take_along_axis(negatives, columns, 1)
     queries = seen.queries[inside]
-    of_positives = _embeddings(indexed, positives[inside])
-    of_negatives = _embeddings(indexed, negatives)
+    of_positives = indexed.embeddings(positives[inside])
+    of_negatives = indexed.embeddings(negatives)
     norms = gradient_norms(loss, queries, of_positives, of_negatives, scale)
     found[f'grad_norm_{source}'] = float(norms.mean())
     if source in ('in_use', 'mined'):
@@ -242,7 +244,7 @@ def _cone(run, indexed):
   rows = random.integers(
     len(run.dataset.passages), size=(2, _PROBE_PASSAGES // 2)
   )
-  first, second = _embeddings(indexed, rows)
+  first, second = indexed.embeddings(rows)
   norms = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1)
   products = np.maximum(norms[0] * norms[1], 1e-30)
   cosines = np.einsum('pe,pe->p', first, second) / products
@@ -282,12 +284,3 @@ def _of_probe(seen, table):
   places = seen.rows - table.start
   inside = (places >= 0) & (places < len(table.passages))
   return inside, table.passages[places[inside]]
-
-
-def _embeddings(indexed, passages):
-  """Returns (..., E) float32 embeddings of passages or their first pieces."""
-  rows = passages.ravel()
-  if indexed.texts_of is not None:
-    rows = np.searchsorted(indexed.texts_of, rows)
-  found = index.rows_of(indexed.blocks, rows)
-  return found.reshape(*passages.shape, -1)

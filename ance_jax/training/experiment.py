@@ -7,7 +7,9 @@ depends on nearly all of it, and its fingerprint names what it depends on.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -100,6 +102,19 @@ class Experiment(NamedTuple):
       watch,
       passage_hash,
     )
+
+  @contextlib.contextmanager
+  def embedded_corpus(self) -> Iterator[list[np.ndarray]]:
+    """Provides blocks of the embeddings of all passages or pieces."""
+    folder = self.embeddings_folder(self.retriever.passage_hash())
+    with atomic.in_use(folder):
+      blocks, _ = corpus_index.encode_corpus(
+        self.retriever,
+        self.dataset.passages,
+        settings_lib.index(self.config),
+        folder,
+      )
+      yield blocks
 
   def encode_queries(
     self, split_name: str, watch: logs.Stopwatch, rows: np.ndarray | None = None
@@ -198,8 +213,11 @@ def create(
     config, protocol=load.protocol(settings_lib.data(config))
   )
   config = _pinned(_as_begun(config))
+  if config.job == 'train':
+    config = dataclasses.replace(config, guide=pretrained.pinned(config.guide))
   texts, model = _texts_and_model(config, split_names)
   new = distributed.broadcast(lambda: secrets.token_hex(8))
+  texts = _with_verdicts(config, texts)
   made = _experiment(new, config, texts, model._replace(params=None), spread)
   return made, model.params
 
@@ -225,6 +243,8 @@ def record(run: Experiment) -> dict[str, bytes]:
   data = run.dataset
   hashes = {name: split.hash for name, split in data.splits.items()}
   began = {'run': run.id, 'corpus': data.corpus.hash, 'splits': hashes}
+  if added := data.splits[run.config.train_split].added:
+    began['added'] = added
   return {
     workdirs.FLAGS_FILE: run.config.to_flagfile().encode(),
     _DATA_FILE: json.dumps(began).encode(),
@@ -249,8 +269,10 @@ def restore(
   """
   model = pretrained.Model(*pretrained.load_model(config.workdir, step), None)
   began, before = _began(config.workdir, step), settings(config.workdir, step)
-  # Keeps the commit to which a name on the hub was pinned.
-  config = dataclasses.replace(config, init_from=before.init_from)
+  # Keeps the commits to which names on the hub were pinned.
+  config = dataclasses.replace(
+    config, init_from=before.init_from, guide=before.guide
+  )
   config = _with_protocol(config, before)
   return _restore(config, split_names, began, model)
 
@@ -274,6 +296,14 @@ def _restore(config, split_names, began, model):
         f'{what} is not the one with which the run in {config.workdir} began '
         f'(hash {new[:12]} instead of {old[:12]})',
       )
+  texts = _with_verdicts(config, texts)
+  train = texts.splits.get(config.train_split)
+  if _is_training(config) and train.added != began.get('added', ''):
+    raise errors.refusal(
+      f'--score_run={config.score_run} adds other positives than those with '
+      f'which the run in {config.workdir} began',
+      'give back the file, or name another --workdir',
+    )
   return _experiment(began['run'], config, texts, model)
 
 
@@ -405,6 +435,18 @@ def training_data(
   )
 
 
+def draw(config: config_lib.Config, method: methods.Method) -> batches.Draw:
+  """Returns how steps of a row of the method table draw their negatives.
+
+  The flags are for `--method`, not for its warm-up.
+  """
+  if method is not methods.METHODS[config.method]:
+    return batches.UNIFORM
+  return batches.Draw(
+    config.draw, config.simans_a, config.simans_b, 1 / config.temperature
+  )
+
+
 def fetch(config: config_lib.Config, *, every: bool = False) -> bool:
   """Copies newer files of a run in from `--remote_dir`, if it has any.
 
@@ -471,7 +513,7 @@ def check_same_run(config: config_lib.Config, step: int) -> None:
   for name, old, new in config_lib.differences(
     before, _with_protocol(config, before), may_change=False
   ):
-    if name == 'init_from' and snapshots.is_pin(old, new):
+    if name in ('init_from', 'guide') and snapshots.is_pin(old, new):
       continue
     raise errors.refusal(
       f'--{name} is {new!r}, and the run in {config.workdir} began with '
@@ -486,6 +528,30 @@ def write_flags(config: config_lib.Config) -> None:
     path = pathlib.Path(config.workdir) / workdirs.FLAGS_FILE
     atomic.write_text(path, config.to_flagfile())
     remote.push(path)
+
+
+def _is_training(config):
+  return config.job in ('train', 'refresh')
+
+
+def _with_verdicts(config, texts):
+  """Returns the data, with the positives of `--positive_min_score`."""
+  if not _is_training(config) or config.positive_min_score is None:
+    return texts
+  split = texts.splits[config.train_split]
+  query_rows = {split.ids[row]: row for row in range(len(split.ids))}
+  ranked = trec.read_run(config.score_run, query_rows, texts.corpus.rows)
+  queries = np.repeat(np.arange(len(split.ids)), np.diff(ranked.offsets))
+  is_positive = ranked.scores >= config.positive_min_score
+  split = split.with_positives(
+    queries[is_positive], ranked.passages[is_positive]
+  )
+  number = len(split.passages) - len(texts.splits[config.train_split].passages)
+  logs.log(
+    f'{config.score_run}: {number:,} passages that were not judged are '
+    f'positives, as they score at least {config.positive_min_score:g}'
+  )
+  return texts._replace(splits={**texts.splits, config.train_split: split})
 
 
 def _experiment(id, config, texts, model, spread=None):

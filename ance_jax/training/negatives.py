@@ -7,8 +7,10 @@ the passages that it rejects.
 
 from collections.abc import Callable
 import hashlib
+import math
 import pathlib
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +34,38 @@ from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import schedule
+
+
+class Stored(NamedTuple):
+  """Negatives of consecutive training queries, with scores where known.
+
+  Attributes:
+    negatives: (q, K) int32 passage rows, best first, padded with -1.
+    scores: (q, K) float32, NaN if unknown, by the source.
+    positive_scores: (P,) float32 scores of these queries' positives, in the
+      order of `Split.shared_positives`.
+    taught: (q, K) float32 scores by the teacher; None without one.
+    positive_taught: (P,) float32 scores of the positives by the teacher.
+  """
+
+  negatives: np.ndarray
+  scores: np.ndarray | None = None
+  positive_scores: np.ndarray | None = None
+  taught: np.ndarray | None = None
+  positive_taught: np.ndarray | None = None
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """Returns the arrays to save, by name."""
+    found = self._asdict()
+    return {name: found[name] for name in found if found[name] is not None}
+
+
+def load(folder: pathlib.Path) -> Stored:
+  """Returns what a folder stores, memory-mapped."""
+  paths = {name: folder / f'{name}.npy' for name in Stored._fields}
+  return Stored(
+    **{n: atomic.load_array(p) for n, p in paths.items() if p.exists()}
+  )
 
 
 def select_negatives(
@@ -85,15 +119,7 @@ def _task(run, method, source, number, least):
   if drops_answers(config, split) and not method.without_answers:
     holds_answer = candidates.answer_matcher(run.dataset.corpus, split)
   if settings.rules.rerank_max_score is not None:
-    rerank = candidates.reranker(
-      run.dataset.corpus,
-      split,
-      score_run=config.score_run,
-      cross_encoder=config.cross_encoder,
-      devices=devices_lib.own(run.devices) if config.cross_encoder else (),
-      dtype=config.dtype,
-      tokens_per_batch=config.tokens_per_batch,
-    )
+    rerank = _second_scorer(run, split)
   return miner.Task(
     source,
     split.shared_positives(last=method.last_positive),
@@ -106,9 +132,15 @@ def _task(run, method, source, number, least):
 
 def _settings(config, method, number, least):
   """Returns `miner.Settings`, with the run's rules except in its warm-up."""
-  if methods.METHODS[config.method].negatives != method.negatives:
+  if methods.METHODS[config.method].sources != method.sources:
     return miner.Settings(number, least=least, seed=config.seed)
   rules = rules_of(config, config.top_k)
+  if (
+    method.teacher == 'mined'
+    and config.score_run
+    and rules.rerank_max_score is None
+  ):
+    rules = rules._replace(rerank_max_score=math.inf)  # Only those it scores.
   # Without these rules, any lower rank may replace an excluded passage.
   if rules.max_rank is None and (
     rules.scored()
@@ -168,6 +200,70 @@ def rules_of(config: config_lib.Config, num_scores: int) -> filters.Rules:
   )
 
 
+def teach(
+  run: experiment.Experiment,
+  method: methods.Method,
+  found: Stored,
+  first: int,
+) -> tuple[Stored, dict[str, int]]:
+  """Adds the teacher's scores, for a row of the method table with a teacher.
+
+  Negatives without a score are dropped, and so are all negatives of a query
+  with a positive that has none.
+
+  Args:
+    run: The run.
+    method: Row of the method table.
+    found: Negatives of consecutive training queries.
+    first: Row of the first query.
+
+  Returns:
+    The negatives with scores, and counts by name of metric.
+  """
+  if method.teacher != 'mined':
+    return found, {}
+  split = run.dataset.splits[run.config.train_split]
+  score = _second_scorer(run, split, raw=True)
+  queries, positives = split.shared_positives(last=method.last_positive)
+  rows = found.negatives
+  pairs = slice(*np.searchsorted(queries, (first, first + len(rows))))
+  positive_taught = score(queries[pairs], positives[pairs]).astype(np.float32)
+  unknown = queries[pairs][np.isnan(positive_taught)] - first
+  kept = rows >= 0
+  kept[unknown] = False
+  taught = np.full(rows.shape, np.nan, np.float32)
+  of_query, column = np.nonzero(kept)
+  taught[of_query, column] = score(first + of_query, rows[of_query, column])
+  scored, number = ~np.isnan(taught), rows.shape[1]
+  counts = {
+    'without_teacher': int((kept & ~scored).sum()),
+    'queries_without_teacher': len(np.unique(unknown)),
+    'no_negatives': int((~scored.any(1)).sum()),
+  }
+  columns = {
+    'negatives': filters.compact(rows, scored, number, -1),
+    'taught': filters.compact(taught, scored, number, np.nan),
+  }
+  if found.scores is not None:
+    columns['scores'] = filters.compact(found.scores, scored, number, np.nan)
+  return found._replace(**columns, positive_taught=positive_taught), counts
+
+
+def _second_scorer(run, split, *, raw=False):
+  """Returns the `candidates.reranker` of the run's settings."""
+  config = run.config
+  return candidates.reranker(
+    run.dataset.corpus,
+    split,
+    score_run=config.score_run,
+    cross_encoder=config.cross_encoder,
+    devices=devices_lib.own(run.devices) if config.cross_encoder else (),
+    dtype=config.dtype,
+    tokens_per_batch=config.tokens_per_batch,
+    raw=raw,
+  )
+
+
 def drops_answers(config: config_lib.Config, split: corpus_lib.Split) -> bool:
   """Returns whether passages that hold an answer are never negatives."""
   if config.drop_answers is not None:
@@ -205,8 +301,8 @@ def find(folder: pathlib.Path, about: dict) -> dict | None:
   return found if found and found.get('rules') == about.get('rules') else None
 
 
-def by_bm25(run: experiment.Experiment) -> np.ndarray:
-  """Returns the (Q, K) int32 negatives of BM25, mined once per run.
+def by_bm25(run: experiment.Experiment) -> Stored:
+  """Returns the negatives of BM25, mined once per run.
 
   The ranking comes from `--bm25_run`, else from the data, else from bm25s.
   """
@@ -228,8 +324,8 @@ def by_bm25(run: experiment.Experiment) -> np.ndarray:
   )
 
 
-def by_given(run: experiment.Experiment) -> np.ndarray:
-  """Returns the (Q, K) int32 negatives given by the data, padded with -1.
+def by_given(run: experiment.Experiment) -> Stored:
+  """Returns the negatives given by the data.
 
   A query keeps at most its first --top_k. If it has fewer than
   --num_hard_negatives, random passages fill it up to that number.
@@ -250,16 +346,22 @@ def _once(run, name, about, mine, waiting):
     run: `experiment.Experiment`.
     name: Name of their folder.
     about: All inputs to them.
-    mine: mine(run) -> (negatives, counts by name of metric).
+    mine: mine(run) -> (`Stored`, counts by name of metric).
     waiting: Line to log while another process mines them.
   """
   folder = run.workdir / name
   with atomic.exclusive(run.workdir, lambda: logs.log(waiting)):
     if not find(folder, about):
-      negatives, counts = mine(run)
+      made, counts = mine(run)
       with atomic.publish(folder, {**about, 'metrics': counts}) as unfinished:
-        np.save(unfinished / 'negatives.npy', negatives)
-  return atomic.load_array(folder / 'negatives.npy')
+        save(unfinished, made.arrays())
+  return load(folder)
+
+
+def save(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes {name: array} as files of a folder."""
+  for name, array in arrays.items():
+    np.save(folder / f'{name}.npy', array)
 
 
 def _mine_bm25(run):
@@ -279,14 +381,14 @@ def _mine_bm25(run):
       'fewer than --top_k'
     )
   logs.log(f'BM25 negatives of {source.name}: {text}')
-  return found.rows, counts
+  return Stored(found.rows), counts
 
 
 def _mine_given(run):
   config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
   sizes = np.array([len(given(row)) for row in range(len(split.ids))])
-  negatives, counts = take_given(run)
+  made, counts = take_given(run)
   line = f'given negatives: {counts_text(counts)}'
   if counts['random']:
     line += f' where a query has fewer than {config.num_hard_negatives}'
@@ -295,26 +397,37 @@ def _mine_given(run):
   if cut := int(np.maximum(sizes - config.top_k, 0).sum()):
     line += f'; {cut:,} after the first --top_k={config.top_k} of a query'
   logs.log(line)
-  return negatives, counts
+  return made, counts
 
 
 def take_given(
   run: experiment.Experiment,
-) -> tuple[np.ndarray, dict[str, int]]:
+) -> tuple[Stored, dict[str, int]]:
   """Returns the negatives of `by_given`, uncached, and counts of the rules."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
   most = max(len(given(row)) for row in range(len(split.ids)))
+  method = _row_with(config, 'given')
   found, counts = select_negatives(
     run,
-    methods.METHODS['given'],
+    method,
     candidates.of_lists(given, 'the data'),
     (0, len(split.ids)),
     'take the given negatives',
     number=max(min(most, config.top_k), config.num_hard_negatives),
     least=config.num_hard_negatives,
   )
-  return found.rows, counts
+  made, taught = teach(run, method, Stored(found.rows), 0)
+  return made, {**counts, **taught}
+
+
+def _row_with(config, source):
+  """Returns the run's first row of the method table with a source.
+
+  Of a run that has none, it is the row that is named like the source.
+  """
+  rows = *schedule.rows(config).values(), methods.METHODS[source]
+  return next(row for row in rows if source in row.sources)
 
 
 def given_to(split: corpus_lib.Split) -> Callable[[int], np.ndarray] | None:
@@ -338,8 +451,10 @@ def check(run: experiment.Experiment) -> None:
       f'set it to at most {num_rows // count}',
     )
   experiment.check_index(config, run.retriever.config.embedding_size, num_rows)
-  used = {row.negatives for row in schedule.rows(config).values()}
-  is_mined = config.job == 'refresh' or not used.isdisjoint(('bm25', 'index'))
+  used = {n for row in schedule.rows(config).values() for n in row.sources}
+  is_mined = config.job == 'refresh' or not used.isdisjoint(
+    ('bm25', 'index', 'searched')
+  )
   if is_mined:
     # The row of the warm-up may have more positives.
     _check_room(run, 'top_k', schedule.rows(config).values())
@@ -415,6 +530,13 @@ def counts_text(counts: dict[str, int]) -> str:
   for name in filters.FILTERS[4:]:
     if number := counts.get(_metric(name)):
       text += f'; {name} {number:,}'
+  if counts.get('queries_without_teacher'):
+    text += (
+      f'; {counts["queries_without_teacher"]:,} queries have a positive that '
+      'the teacher does not score'
+    )
+  if number := counts.get('without_teacher'):
+    text += f'; {number:,} the teacher does not score'
   if 'no_negatives' in counts:
     text += f', {counts["no_negatives"]:,} queries without negatives'
   return text
@@ -501,6 +623,16 @@ def _check_given(run, wanted):
       'train',
       'set --negatives to a file of them, or use another row',
     )
+  row = methods.METHODS[config.method]
+  second = config.cross_encoder or config.score_run
+  if row.teacher == 'mined' and 'given' in row.sources and not second:
+    given = split.given
+    if given is None or np.isnan(given.scores).all():
+      raise errors.refusal(
+        f'--method={config.method} needs a teacher, and the given negatives '
+        'have no scores',
+        'set --negatives to a file with scores, --cross_encoder or --score_run',
+      )
   _check_room(run, 'num_hard_negatives', [methods.METHODS['given']])
 
 
@@ -545,9 +677,15 @@ def _check_rules(run):
       'change one of the three',
     )
   row = methods.METHODS[config.method]
+  if row.searches and (rules := _rules(config)):
+    raise errors.refusal(
+      f'--{next(iter(rules["rules"]))} is a rule for mined negatives, and '
+      f'--method={config.method} searches its own in the step',
+      'leave it out',
+    )
   scored = _settings(config, row, config.top_k, None).rules.scored()
-  unscored = row.negatives == 'given' or (
-    row.negatives == 'bm25' and split.negatives and not config.bm25_run
+  unscored = 'given' in row.sources or (
+    'bm25' in row.sources and split.negatives and not config.bm25_run
   )
   if scored and unscored:
     raise errors.refusal(

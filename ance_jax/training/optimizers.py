@@ -1,6 +1,8 @@
 """The optimizer of a parameter tree (AdamW or ANCE's LAMB), and clipping."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
+import re
 from typing import NamedTuple
 
 import jax
@@ -24,17 +26,20 @@ class _Moments(NamedTuple):
 
 
 def learning_rate_schedule(config: config_lib.Config) -> optax.Schedule:
-  """Returns learning_rate(step): linear warm-up, then linear decay to 0.
+  """Returns learning_rate(update): linear warm-up, then linear decay to 0.
 
-  Refreshes do not restart it. ANCE's driver restarts it unless run with
-  `--single_warmup`, as in its run_train.sh (drivers/run_ann.py).
+  Only rows that begin again at a refresh restart it, with their optimizer.
+  ANCE's driver restarts it at each unless run with `--single_warmup`, as in its
+  run_train.sh (drivers/run_ann.py).
   """
   rise = config.lr_warmup_steps
   return optax.join_schedules(
     [
       optax.linear_schedule(0.0, config.learning_rate, rise),
       optax.linear_schedule(
-        config.learning_rate, 0.0, max(config.max_steps - rise, 1)
+        config.learning_rate,
+        0.0,
+        max((config.rate_steps or config.max_steps) - rise, 1),
       ),
     ],
     [rise],
@@ -67,11 +72,38 @@ def make(config: config_lib.Config) -> optax.GradientTransformation:
       lambda path, _: path[-1].key not in ('bias', 'scale'), params
     )
 
-  return {'adamw': optax.adamw, 'lamb': lamb}[config.optimizer](
+  made = {'adamw': optax.adamw, 'lamb': lamb}[config.optimizer](
     learning_rate_schedule(config),
     eps=config.adam_epsilon,
     weight_decay=config.weight_decay,
     mask=decayed,
+  )
+  if not config.trainable:
+    return made
+
+  def kinds(params):
+    return jax.tree.map_with_path(
+      lambda path, _: is_trainable(config, path), params
+    )
+
+  return optax.partition({True: made, False: optax.set_to_zero()}, kinds)
+
+
+def is_trainable(config: config_lib.Config, path: Sequence) -> bool:
+  """Returns whether `--trainable` names a parameter, by its path in a tree."""
+  name = '/'.join(part.key for part in path)
+  return re.search(config.trainable, name) is not None
+
+
+def of_trainable(config: config_lib.Config, grads: dict) -> dict:
+  """Returns gradients by tree, 0 where `--trainable` leaves a parameter out."""
+  if not config.trainable:
+    return grads
+  return jax.tree.map_with_path(
+    lambda path, grad: (
+      grad if is_trainable(config, path[1:]) else jnp.zeros_like(grad)
+    ),
+    grads,
   )
 
 

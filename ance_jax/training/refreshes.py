@@ -6,6 +6,7 @@ resume. It publishes its folder atomically. It is a deterministic function of
 (checkpoint, data, settings).
 """
 
+import collections
 import pathlib
 import shutil
 from typing import Any
@@ -21,6 +22,7 @@ from ance_jax.core import distributed
 from ance_jax.core import logs
 from ance_jax.core import remote
 from ance_jax.data import tokenizer as tokenizer_lib
+from ance_jax.data import trec
 from ance_jax.mining import candidates
 from ance_jax.mining import selection
 from ance_jax.models import bi_encoder
@@ -35,8 +37,10 @@ from ance_jax.training import schedule
 _FOLDER = 'refresh'
 # Format of a refresh's folder; a manifest without a format has format 1.
 _FORMAT = 1
-# Functions that mine once per run, by `Method.negatives`.
+# Functions that mine once per run, by source.
 _ONCE = {'bm25': negatives_lib.by_bm25, 'given': negatives_lib.by_given}
+# Each source has a stream of random numbers of its own.
+_DRAWN_FROM = 'index', 'lookahead', 'bm25', 'given'
 # Names of a manifest's items in messages.
 _NOUNS = {
   'run': 'run',
@@ -99,6 +103,10 @@ def refresh(
     'query_slice': list(_query_slice(run, step)),
     **_sources(run),
   }
+  before_it = _step_before(run, step)
+  if 'momentum' in _row(run).sources and before_it is not None:
+    files = manifest(run, before_it)['files']
+    about['momentum'] = [before_it, files['negatives.npy']]
   if found := distributed.broadcast(lambda: _find(run, step, about)):
     return found
   indexed = run.index_corpus(watch, passage_hash)
@@ -111,11 +119,11 @@ def refresh(
   if last and _is_whole(run):
     probe = seen.rows
     counts['overlap'] = selection.overlap(
-      mined.rows[probe], last.table.passages[probe]
+      mined.negatives[probe], last.table.passages[probe]
     )
   if indexed.real_tokens is not None:
     counts['real_tokens'] = indexed.real_tokens
-  table = diagnostics.Table(_query_slice(run, step)[0], mined.rows)
+  table = diagnostics.Table(_query_slice(run, step)[0], mined.negatives)
   found, now = assess(run, indexed, seen, last, watch, table)
   found['metrics'] |= {f'refresh/{name}': n for name, n in counts.items()}
   encoder = run.retriever.config
@@ -127,21 +135,14 @@ def refresh(
     'lengths': [encoder.query_length, encoder.passage_length],
     'made_with': devices_lib.describe(run.devices),
   }
-  arrays = {
-    'negatives': mined.rows,
-    'scores': mined.scores,
-    'positive_scores': mined.positive_scores,
-    **now._asdict(),
-  }
-  return _publish(run, step, made, arrays)
+  return _publish(run, step, made, {**mined.arrays(), **now._asdict()})
 
 
 def _publish(run, step, made, arrays):
   """Publishes {name: array} with a manifest, and returns the manifest."""
   if distributed.is_first():
     with atomic.publish(folder(run, step), made) as unfinished:
-      for name, array in arrays.items():
-        np.save(unfinished / f'{name}.npy', array)
+      negatives_lib.save(unfinished, arrays)
     remote.push(folder(run, step))
   distributed.barrier('published')
   return atomic.read_json(folder(run, step) / atomic.MANIFEST)
@@ -178,8 +179,10 @@ def assess(
   tables = {}
   if in_use is not None:
     tables['in_use'] = in_use.table
-  elif (source := schedule.method(run.config, None, 0).negatives) in _ONCE:
-    tables[source] = diagnostics.Table(0, _ONCE[source](run))
+  else:
+    for source in _once(schedule.method(run.config, None, 0)):
+      made = _ONCE[source](run)
+      tables[source] = diagnostics.Table(0, made.negatives)
   if mined is not None:
     tables['mined'] = mined
   with watch.phase('probe'):
@@ -213,25 +216,24 @@ def manifest(run: experiment.Experiment, step: int) -> dict[str, Any]:
   return found
 
 
-def load(run: experiment.Experiment, step: int) -> np.ndarray:
-  """Returns a refresh's negatives, memory-mapped, (q, K) or (q, H) int32.
-
-  The q queries are the slice that the refresh mined; rows are padded with -1.
+def load(run: experiment.Experiment, step: int) -> negatives_lib.Stored:
+  """Returns a refresh's negatives, memory-mapped; the q queries are its slice.
 
   Raises:
     BadInput: As for `manifest`.
   """
   manifest(run, step)
-  return atomic.load_array(folder(run, step) / 'negatives.npy')
+  return negatives_lib.load(folder(run, step))
 
 
 def read(run: experiment.Experiment, step: int) -> Published:
   """Returns a refresh for comparison; raises as `load` does."""
-  table = diagnostics.Table(_query_slice(run, step)[0], load(run, step))
+  start, stored = _query_slice(run, step)[0], load(run, step)
   arrays = (
     atomic.load_array(folder(run, step) / f'{name}.npy')
     for name in diagnostics.Seen._fields
   )
+  table = diagnostics.Table(start, stored.negatives)
   return Published(table, diagnostics.Seen(*arrays))
 
 
@@ -346,16 +348,37 @@ def negatives_for(
   Raises:
     BadInput: As for `load`, or no query has any negatives.
   """
-  if method.negatives in _ONCE:
-    return _of_table(run, 0, _ONCE[method.negatives](run), 0)
-  if not method.refreshes:
-    return None
-  since, step = in_use
-  return _of_table(run, _query_slice(run, step)[0], load(run, step), since)
+  if method.refreshes:
+    since, step = in_use
+    return of_table(run, _query_slice(run, step)[0], load(run, step), since)
+  for source in _once(method):
+    return of_table(run, 0, _ONCE[source](run), 0)
+  return None
 
 
-def _of_table(run, start, passages, since):
-  """Returns the `batches.Negatives` of a table, without queries with none."""
+def _once(method):
+  """Returns the sources of a row that are mined once per run."""
+  return [source for source in method.sources if source in _ONCE]
+
+
+def of_table(
+  run: experiment.Experiment,
+  start: int,
+  stored: negatives_lib.Stored,
+  since: int,
+) -> batches.Negatives:
+  """Returns the negatives to train on, without queries that have none.
+
+  Args:
+    run: The run.
+    start: Row of the first query.
+    stored: Negatives of consecutive queries.
+    since: Step at which they become active.
+
+  Raises:
+    BadInput: No query has any negatives.
+  """
+  passages, scores, positive_scores, taught, positive_taught = stored
   rows = start + np.arange(len(passages))
   whole = len(run.dataset.queries[run.config.train_split])
   any_left = passages[:, 0] >= 0
@@ -366,9 +389,28 @@ def _of_table(run, start, passages, since):
       'loosen the filter that rejected most, or raise --top_k',
     )
   if not any_left.all():
-    rows, passages = rows[any_left], passages[any_left]
+    rows, passages, scores, taught = (
+      None if column is None else column[any_left]
+      for column in (rows, passages, scores, taught)
+    )
   since = since if len(rows) < whole or _row(run).triplets else 0
-  return batches.Negatives(rows, passages, since)
+  return batches.Negatives(
+    rows,
+    passages,
+    since,
+    scores,
+    taught,
+    0 if positive_scores is None else _first_pair(run, start),
+    positive_scores,
+    positive_taught,
+  )
+
+
+def _first_pair(run, start):
+  """Returns the index of the first positive of a query row."""
+  split = run.dataset.splits[run.config.train_split]
+  queries, _ = split.shared_positives(last=_row(run).last_positive)
+  return int(np.searchsorted(queries, start))
 
 
 def summary(manifest: dict[str, Any], negatives_age: int | None = None) -> str:
@@ -413,35 +455,108 @@ def dev_summary(values: dict[str, float]) -> str:
 
 
 def _mine(run, step, indexed, watch):
-  """Returns the `miner.Table` of a refresh and the counts of the rules."""
+  """Returns the `Stored` negatives of a refresh and the counts of the rules."""
   config, method = run.config, _row(run)
   start, end = _query_slice(run, step)
   queries = run.encode_queries(config.train_split, watch, np.arange(start, end))
-  source = candidates.of_index(indexed, queries, f'step {step}', start)
+  by_index = candidates.of_index(indexed, queries, f'step {step}', start)
+  counts = collections.Counter()
 
-  def rank(rows, depth):
-    watch.add_flops('search', indexed.search_flops(len(rows)))
-    with watch.phase('search'):
-      return source.rank(rows, depth)
-
-  before = watch.secs.get('search', 0.0)
-  with watch.phase('mine'):
-    mined, counts = negatives_lib.select_negatives(
+  def mined_from(source):
+    found, counted = negatives_lib.select_negatives(
       run,
       method,
-      source._replace(rank=rank),
+      source._replace(rank=_timed(source.rank, indexed, watch)),
       (start, end),
       f'search and mine {config.train_split}',
     )
+    counts.update(counted)
+    return found
+
+  before = watch.secs.get('search', 0.0)
+  with watch.phase('mine'):
+    found = mined_from(by_index)
+    rows, scores = found.rows, found.scores
+    if len(method.sources) > 1:
+      ahead = _lookahead(run, indexed, by_index, (start, end))
+      tables = {
+        'index': lambda: rows,
+        'lookahead': lambda: mined_from(ahead).rows,
+        'momentum': lambda: _negatives_before(run, step, len(queries)),
+        **{n: lambda n=n: _ONCE[n](run).negatives[start:end] for n in _ONCE},
+      }
+      rows = selection.union(
+        _some_of(config, tables[name](), name, step) for name in method.sources
+      )
+      scores = indexed.scores(queries, rows)
+      counts['no_negatives'] = int((rows[:, 0] < 0).sum())
     if method.triplets:
       random = np.random.default_rng([config.seed, step])
-      columns = selection.draw(random, mined.rows, config.num_hard_negatives)
-      mined = mined._replace(
-        rows=np.take_along_axis(mined.rows, columns, 1),
-        scores=np.take_along_axis(mined.scores, columns, 1),
-      )
+      columns = selection.draw(random, rows, config.num_hard_negatives)
+      rows = np.take_along_axis(rows, columns, 1)
+      scores = np.take_along_axis(scores, columns, 1)
+    made = negatives_lib.Stored(rows, scores, found.positive_scores)
+    made, taught = negatives_lib.teach(run, method, made, start)
   watch.secs['mine'] -= watch.secs['search'] - before
-  return mined, counts
+  return made, {**counts, **taught}
+
+
+def _some_of(config, table, name, step):
+  """Returns `--negatives_per_source` of each row of a source's (q, K) table."""
+  if not config.negatives_per_source or name == 'momentum':
+    return table
+  place = _DRAWN_FROM.index(name)
+  random = np.random.default_rng([config.seed, step, place])
+  columns = selection.draw(random, table, config.negatives_per_source)
+  return np.take_along_axis(table, columns, 1)
+
+
+def _timed(rank, indexed, watch):
+  """Returns a `rank` that adds its seconds and operations to the watch."""
+
+  def timed(rows, depth):
+    watch.add_flops('search', indexed.search_flops(len(rows)))
+    with watch.phase('search'):
+      return rank(rows, depth)
+
+  return timed
+
+
+def _lookahead(run, indexed, by_index, rows):
+  """Returns a source that ranks by the first positive of each query.
+
+  Sun et al. 2022 (ANCE-Tele), section 3.2. The scores are the query's own.
+
+  Args:
+    run: `experiment.Experiment`.
+    indexed: `corpus_index.IndexedCorpus`.
+    by_index: Source that ranks by the query.
+    rows: First query row, and one past the last.
+  """
+  split = run.dataset.splits[run.config.train_split]
+  queries, positives = split.shared_positives(last=_row(run).last_positive)
+  first = positives[np.searchsorted(queries, np.arange(*rows))]
+  ahead = candidates.of_index(indexed, indexed.embeddings(first), '', rows[0])
+
+  def rank(of_query, depth):
+    found = ahead.rank(of_query, depth).rows
+    scores = by_index.score(of_query.repeat(found.shape[1]), found.ravel())
+    return trec.Ranking(found, scores.reshape(found.shape))
+
+  return by_index._replace(rank=rank)
+
+
+def _negatives_before(run, step, number):
+  """Returns the (q, K) negatives of the scheduled refresh before a step."""
+  before = _step_before(run, step)
+  if before is None:
+    return np.full((number, 1), -1, np.int32)
+  return load(run, before).negatives
+
+
+def _step_before(run, step):
+  """Returns the step of the scheduled refresh before a step, or None."""
+  return next(reversed(schedule.refreshes_between(run.config, -1, step)), None)
 
 
 def _is_fresh(run, seen, last):

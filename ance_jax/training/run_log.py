@@ -94,7 +94,8 @@ class RunLog:
     if sign:
       logs.log(f'step {step}: {sign}')
     if step % config.steps_per_log == 0:
-      rate = optimizers.learning_rate_schedule(config)(step - 1)
+      made = schedule.num_updates(config, active_refresh, step)
+      rate = optimizers.learning_rate_schedule(config)(made - 1)
       values['train/learning_rate'] = float(rate)
       if refresh is not None:
         values['train/negatives_age'] = step - refresh
@@ -164,7 +165,10 @@ def train_flops(run: experiment.Experiment, step: int) -> int:
   first = next(iter(resume.to_replay(run)), None)
   mined = min(first.step, step) if first else step
   return sum(
-    number * steps.flops(config, method, run.retriever.config)
+    number
+    * steps.flops(
+      config, method, run.retriever.config, len(run.dataset.passages)
+    )
     for number, method in (
       (mined, schedule.method(config, None, 0)),
       (step - mined, schedule.method(config, first, mined)),

@@ -60,12 +60,33 @@ def num_negatives(config: config_lib.Config, method: methods.Method) -> int:
     config: Settings of the run.
     method: Row of the method table that the step uses.
   """
-  if method.negatives == 'none':
+  if not method.sources or method.searches:
     return 0
   # With triplets a refresh draws `--num_hard_negatives`, one for each triplet.
   # Such a run also warms up on triplets (run_train_warmup.sh).
   triplets = methods.METHODS[config.method].triplets
   return 1 if triplets else config.num_hard_negatives
+
+
+def first_weights(config: config_lib.Config) -> int | None:
+  """Returns the step of the weights from which a row begins again, or None."""
+  if not methods.METHODS[config.method].restarts:
+    return None
+  return config.warmup_steps if config.restart_from == 'warmup' else 0
+
+
+def num_updates(
+  config: config_lib.Config, active_refresh: ActiveRefresh | None, step: int
+) -> int:
+  """Returns the number of updates since the optimizer last began.
+
+  Args:
+    config: Settings of the run.
+    active_refresh: The refresh that was active in the last of these steps.
+    step: Optimizer steps made.
+  """
+  restarts = methods.METHODS[config.method].restarts and active_refresh
+  return step - active_refresh.step if restarts else step
 
 
 def end_of_warmup(config: config_lib.Config, scores: dict[int, float]) -> int:
@@ -179,9 +200,9 @@ def _refresh_steps(config):
   if not methods.METHODS[config.method].refreshes:
     return ()
   text = config.refresh_schedule or f'0-:{config.steps_per_refresh}'
-  return _steps(
-    text, config.warmup_steps, config.max_steps, config.max_refreshes
-  )
+  row = methods.METHODS[config.method]
+  most = 1 if row.once else config.max_refreshes
+  return _steps(text, config.warmup_steps, config.max_steps, most)
 
 
 @functools.lru_cache

@@ -17,14 +17,17 @@ import numpy as np
 import optax
 
 from ance_jax import config as config_lib
+from ance_jax import config_checks
 from ance_jax.core import devices as devices_lib
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
-from ance_jax.training import batches
+from ance_jax.models import pooling
+from ance_jax.training import columns as columns_lib
 from ance_jax.training import losses
 from ance_jax.training import methods
 from ance_jax.training import optimizers
 from ance_jax.training import schedule
+from ance_jax.training import searched
 
 _AXIS = devices_lib.AXIS
 
@@ -108,36 +111,59 @@ def make_loss(
   method: methods.Method,
   retriever: bi_encoder.RetrieverConfig,
 ) -> Callable:
-  """Returns loss(params, batch, step) -> (loss, accuracy), means over devices.
+  """Returns loss(params, batch, step, passages), a mean over all devices.
+
+  It returns the loss and the accuracy. `passages` are for rows that search in
+  the step, None for others.
 
   Args:
-    config: Settings of the run; this reads the temperature, dropout rate,
-      dtype, seed and the settings of memory.
+    config: Settings of the run; this reads the settings of the loss and of
+      memory, the dropout rate, dtype and seed.
     method: Row of the method table.
     retriever: Settings of the retriever.
   """
   embed = _make_embed(config, retriever)
   if method.in_batch and config.micro_batch_size:
     embed = _in_pieces(embed, config.micro_batch_size)
+  of_batch = columns_lib.make(config, method)
+  narrow = config_checks.numbers(config.matryoshka_widths)
 
-  def loss(params, batch, step):
-    queries, passages = embed(params, batch, step)
-    positive = _positive_scores(queries, passages, batch)
-    negatives, groups = _negative_scores(method, queries, passages, batch)
-    # Passages in the text group of any positive are not negatives. This also
-    # masks the positive itself if it is among the columns.
-    counted = (groups[..., None] != batch.positive_groups[:, None]).all(-1)
-    scale = 1 / config.temperature
-    values = getattr(losses, method.loss)(
-      losses.Columns(positive * scale, negatives * scale, counted)
-    )
-    right = jnp.where(counted, negatives, -jnp.inf).max(1) < positive
+  def mean(values, right):
     # This mean over devices is inside the differentiated function and the mean
     # of the gradients is outside, so the gradient equals that of one device
     # with the whole batch (under pmap and both forms of shard_map).
     return lax.pmean((values.mean(), right.mean()), _AXIS)
 
+  def loss_of(columns):
+    values = getattr(losses, method.loss)(columns)
+    if method.also and config.also_weight:
+      also = getattr(losses, method.also)(columns)
+      values += config.also_weight * (also - values)
+    return values
+
+  def loss(params, batch, step, everything=None):
+    queries, passages = embed(params, batch, step)
+    if method.searches:
+      columns, right = searched.columns(
+        queries, batch, everything, config.top_k, 1 / config.temperature
+      )
+      return mean(loss_of(columns), right)
+    columns, right = of_batch(queries, passages, batch)
+    values = loss_of(columns)
+    for width in narrow:
+      ends = (_cut(x, width, retriever.similarity) for x in (queries, passages))
+      values += loss_of(of_batch(*ends, batch)[0])
+    return mean(values / (1 + len(narrow)) if narrow else values, right)
+
   return loss
+
+
+def _cut(embeddings, width, similarity):
+  """Returns the first entries of embeddings, of length 1 for cosines."""
+  embeddings = embeddings[..., :width]
+  if similarity != 'cosine':
+    return embeddings
+  return pooling.unit(embeddings)
 
 
 def make_gradient(
@@ -145,25 +171,25 @@ def make_gradient(
   method: methods.Method,
   retriever: bi_encoder.RetrieverConfig,
 ) -> Callable:
-  """Returns gradient(params, batch, step) -> ((loss, accuracy), gradient).
+  """Returns gradient(params, batch, step, passages).
 
-  All three are means over the whole batch, the same on all devices. The
-  gradient covers the trees that the method trains. Takes the arguments of
-  `make_loss`.
+  It returns (loss, accuracy), and the gradient. All three are means over the
+  whole batch, the same on all devices. The gradient covers the trees that the
+  method trains. Takes the arguments of `make_loss`.
   """
   loss = make_loss(config, method, retriever)
 
   @functools.partial(jax.value_and_grad, has_aux=True)
-  def loss_and_grads(trained, params, batch, step):
-    return loss({**params, **trained}, batch, step)
+  def loss_and_grads(trained, params, batch, step, everything):
+    return loss({**params, **trained}, batch, step, everything)
 
   if config.micro_batch_size and not method.in_batch:
     # Losses of different queries are independent, so gradients of pieces add.
     loss_and_grads = _accumulated(loss_and_grads, config.micro_batch_size)
 
-  def gradient(params, batch, step):
+  def gradient(params, batch, step, everything=None):
     trained = {name: params[name] for name in trees(method, params)}
-    values, grads = loss_and_grads(trained, params, batch, step)
+    values, grads = loss_and_grads(trained, params, batch, step, everything)
     return values, lax.pmean(grads, _AXIS)
 
   return gradient
@@ -173,6 +199,7 @@ def flops(
   config: config_lib.Config,
   method: methods.Method,
   retriever: bi_encoder.RetrieverConfig,
+  num_passages: int,
 ) -> int:
   """Returns the floating-point operations of a step.
 
@@ -183,10 +210,15 @@ def flops(
     config: Settings of the run.
     method: Row of the method table.
     retriever: Settings of the retriever.
+    num_passages: Passages of the corpus, for rows that search them.
   """
   passages = config.batch_size * config.chunks
   passages *= 1 + schedule.num_negatives(config, method)
-  return 3 * sum(
+  search = 0
+  if method.searches:
+    passages = 0
+    search = 2 * config.batch_size * num_passages * retriever.embedding_size
+  return search + 3 * sum(
     bert.flops(retriever.body, number * length, length)
     for number, length in (
       (config.batch_size, retriever.query_length),
@@ -201,19 +233,24 @@ def make_train_step(
   retriever: bi_encoder.RetrieverConfig,
   optimizer: optax.GradientTransformation,
   devices: Sequence[jax.Device],
-) -> Callable[[State, batches.Batch], tuple[State, dict[str, jax.Array]]]:
-  """Returns train_step(state, batch) -> (state, metrics), pmapped.
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+  """Returns train_step(state, batch, passages) -> (state, metrics), pmapped.
 
   Trees that the method does not train keep their parameters and moments.
-  `state` is donated. Leaves of `batch` are (n, B, ...) for n devices. Metrics
-  are () float32, the same on all devices: 'loss', in nats; 'accuracy', share of
-  queries whose positive scores above all their negatives; 'grad_norm', before
-  clipping; 'real_tokens', share of tokens that are not padding.
+  `state` is donated. Leaves of `batch` are (n, B, ...) for n devices;
+  `passages` are `searched.Passages`, None for rows that do not search in the
+  step. Metrics are () float32, the same on all devices: 'loss', in nats;
+  'accuracy', share of queries whose positive scores above all their negatives;
+  'grad_norm', before clipping; 'real_tokens', share of tokens that are not
+  padding.
   """
   gradient = make_gradient(config, method, retriever)
 
-  def train_step(state, batch):
-    (loss, accuracy), grads = gradient(state.params, batch, state.step)
+  def train_step(state, batch, everything):
+    (loss, accuracy), grads = gradient(
+      state.params, batch, state.step, everything
+    )
+    grads = optimizers.of_trainable(config, grads)
     params, opt_state = dict(state.params), dict(state.opt_state)
     for name, grad in optimizers.clip(config, grads).items():
       updates, opt_state[name] = optimizer.update(
@@ -231,7 +268,7 @@ def make_train_step(
   return jax.pmap(
     train_step,
     axis_name=_AXIS,
-    in_axes=(None, 0),
+    in_axes=(None, 0, 0),
     out_axes=(None, None),
     devices=devices,
     donate_argnums=0,
@@ -266,6 +303,8 @@ def _make_embed(config, retriever):
     queries = encode_queries(
       params, batch.query_ids, batch.query_lengths, dropout(rows[:, 0], step)
     )
+    if not columns:
+      return queries, None
     passages = encode_passages(
       params,
       batch.passage_ids.reshape(-1, batch.passage_ids.shape[-1]),
@@ -307,14 +346,14 @@ def _accumulated(loss_and_grads, size):
   """Returns a `loss_and_grads` that averages over pieces of the batch.
 
   Args:
-    loss_and_grads: (trained, params, batch, step) -> ((loss, accuracy),
-      gradient by trained), each a mean over the queries of the batch.
+    loss_and_grads: (trained, params, batch, step, passages) -> ((loss,
+      accuracy), gradient by trained), each a mean over the batch's queries.
     size: int, queries per piece.
   """
 
-  def accumulated(trained, params, batch, step):
+  def accumulated(trained, params, batch, step, everything):
     def add(total, piece):
-      new = loss_and_grads(trained, params, piece, step)
+      new = loss_and_grads(trained, params, piece, step, everything)
       return jax.tree.map(jnp.add, total, new), None
 
     pieces = _pieces(batch, size)
@@ -328,65 +367,11 @@ def _accumulated(loss_and_grads, size):
 
 def _pieces(batch, size):
   """Returns the batch with leaves (B / size, size, ...)."""
-  return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), batch)
+  return jax.tree.map(
+    lambda x: x.reshape(len(x) // size, size, *x.shape[1:]), batch
+  )
 
 
 def _real_tokens(batch):
   real = batch.query_lengths.sum() + batch.passage_lengths.sum()
   return real / (batch.query_ids.size + batch.passage_ids.size)
-
-
-def _positive_scores(queries, passages, batch):
-  """Returns the (B,) scores of the positives."""
-  number = _num_pieces(batch)
-  if number == 1:
-    return _scores('be,be->b', queries, passages[:, 0])
-  own = _scores('be,bce->bc', queries, passages[:, :number])
-  return _best(own, batch.passage_lengths[:, :number], number)[:, 0]
-
-
-def _negative_scores(method, queries, passages, batch):
-  """Returns (B, C) scores and (1 or B, C) text groups of the columns.
-
-  The columns are the query's own negatives or, with in-batch negatives, all
-  passages of the whole batch, in the same order on any number of devices.
-  """
-  number = _num_pieces(batch)
-  lengths, groups = batch.passage_lengths[:, number:], batch.passage_groups
-  if not method.in_batch:
-    own = _scores('be,bhe->bh', queries, passages[:, number:])
-    return _best(own, lengths, number), groups[:, 1:]
-  flat = passages.reshape(-1, passages.shape[-1])
-  everyone, groups, lengths = (
-    lax.all_gather(x, _AXIS, tiled=True)
-    for x in (flat, groups.ravel(), batch.passage_lengths.ravel())
-  )
-  scores = _scores('be,ce->bc', queries, everyone)
-  return _best(scores, lengths[None], number), groups[None]
-
-
-def _num_pieces(batch):
-  """Returns C, pieces per passage."""
-  return batch.passage_lengths.shape[1] // batch.passage_groups.shape[1]
-
-
-def _best(scores, lengths, number):
-  """Returns (B, c) scores of passages, the best of their pieces' (MaxP).
-
-  Args:
-    scores: (B, c number) float32 scores of pieces.
-    lengths: (B or 1, c number) int32, 0 for missing pieces.
-    number: int, pieces per passage.
-  """
-  if number == 1:
-    return scores
-  scores = jnp.where(lengths > 0, scores, -jnp.inf)
-  return scores.reshape(len(scores), -1, number).max(-1)
-
-
-def _scores(equation, queries, passages):
-  # Accelerators round float32 inputs by default, which reorders scores that are
-  # close together.
-  return jnp.einsum(
-    equation, queries, passages, precision=lax.Precision.HIGHEST
-  )

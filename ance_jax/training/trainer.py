@@ -34,12 +34,15 @@ from ance_jax.training import batches
 from ance_jax.training import checks
 from ance_jax.training import diagnostics
 from ance_jax.training import experiment
+from ance_jax.training import guides
 from ance_jax.training import optimizers
 from ance_jax.training import refreshes
 from ance_jax.training import resume
 from ance_jax.training import run_log
 from ance_jax.training import schedule
+from ance_jax.training import searched
 from ance_jax.training import steps
+from ance_jax.training import topics as topics_lib
 
 
 def run(
@@ -139,8 +142,12 @@ class Trainer:
     # Files that each checkpoint holds, with the settings as given.
     self._record = record
     self._make_step = functools.cache(self._new_step)
+    self._topics = functools.cache(self._make_topics)
+    self._guide = functools.cache(lambda: guides.make(self.run))
     # Steps whose metrics are still on the devices.
     self._unlogged = collections.deque()
+    # For rows that search in the step.
+    self._passages = None
     self._began = None
 
   def train(self) -> dict[str, float]:
@@ -250,7 +257,10 @@ class Trainer:
     since = active.refresh if active else 0
     mined = [n for n in refreshes.published(self.run) if n >= since]
     reads = background.claimed(config.workdir)
-    self._checkpoints.keep([*newest, best, *mined, reads])
+    wanted = [*newest, best, *mined, reads]
+    if (first := schedule.first_weights(config)) is not None:
+      wanted.append(first)
+    self._checkpoints.keep(wanted)
 
   def refresh_if_due(self) -> dict | None:
     """Mines new negatives if due after this step in this process.
@@ -310,6 +320,27 @@ class Trainer:
       self._log.metrics.write(self.step, {'refresh/negatives_age': age})
     self.active_refresh = schedule.ActiveRefresh(self.step, newer)
     resume.pick_up(run, self.active_refresh)
+    if self.step < run.config.max_steps:
+      self.begin_again()
+
+  def begin_again(self) -> None:
+    """Gives a row that restarts its first weights and a new optimizer.
+
+    The checkpoint of this step has the weights before, so that a killed run
+    comes by here again.
+    """
+    run = self.run
+    first = schedule.first_weights(run.config)
+    if first is None:
+      return
+    params = checkpoint.read_params(
+      run.workdir, first, bi_encoder.shapes(run.retriever.config), run.devices
+    )
+    trained = steps.trees_of_run(run.config, params)
+    state = steps.init_state(params, trained, self._optimizer, run.devices)
+    self.state = state._replace(step=self.state.step)
+    if self.step > first:
+      logs.log(f'step {self.step}: training begins again, from step {first}')
 
   def _newer_refresh(self):
     """Returns the step of the refresh to pick up after this step, or None."""
@@ -340,8 +371,13 @@ class Trainer:
     method = schedule.method(config, active, self.step)
     self._train_step, make_batch = self._make_step(method)
     negatives = refreshes.negatives_for(self.run, method, active)
+    if method.searches and self._passages is None:
+      self._passages = self._place_passages(method)
+    topics = None
+    if config.topics:
+      topics = batches.by_topic(self._topics(), negatives)
     batches_ahead = logs.ahead(
-      lambda step: make_batch(step, negatives),
+      lambda step: make_batch(step, negatives, topics),
       range(self.step, self._end_of_stretch()),
     )
     self._log.begin_stretch()
@@ -356,6 +392,19 @@ class Trainer:
       lines=False,
     )
 
+  def _make_topics(self):
+    return topics_lib.make(self.run.with_params(self.state.params), self.step)
+
+  def _place_passages(self, method):
+    """Returns the `searched.Passages` of a row that searches in the step.
+
+    Their tower is not trained, so that they stay to the end.
+    """
+    run = self.run.with_params(self.state.params)
+    with run.embedded_corpus() as blocks:
+      groups = experiment.training_data(run, method).groups
+      return searched.place(blocks, groups, run.devices)
+
   def _end_of_stretch(self):
     """Returns the next step at which more than training may be due."""
     config, active, step = self.run.config, self.active_refresh, self.step
@@ -367,15 +416,16 @@ class Trainer:
     return min(ends)
 
   def _new_step(self, method):
-    """Returns a row's train_step and its make_batch(step, negatives)."""
+    """Returns a row's train_step, and make_batch(step, negatives, topics)."""
     run, config = self.run, self.run.config
     data = experiment.training_data(run, method)
     train_step = steps.make_train_step(
       config, method, run.retriever.config, self._optimizer, run.devices
     )
     number = schedule.num_negatives(config, method)
+    guide = self._guide() if config.guide else None
 
-    def make_batch(step, negatives):
+    def make_batch(step, negatives, topics):
       batch = batches.make_batch(
         data,
         step,
@@ -384,6 +434,9 @@ class Trainer:
         num_negatives=number,
         negatives=negatives,
         triplets=method.triplets,
+        draw=experiment.draw(config, method),
+        topics=topics,
+        guide=guide,
         part=(distributed.index(), distributed.count()),
       )
       return devices_lib.shard(batch, run.devices)
@@ -395,7 +448,7 @@ class Trainer:
     # The first step may compile for minutes.
     is_first = not self._unlogged
     with logs.working('first step') if is_first else contextlib.nullcontext():
-      self.state, metrics = self._train_step(self.state, batch)
+      self.state, metrics = self._train_step(self.state, batch, self._passages)
     self.step += 1
     self._unlogged.append((self.step, metrics))
     self._checkpoints.check()

@@ -273,7 +273,7 @@ def make_our_step(model, batch, here):
 
   def ours():
     for _ in range(4):
-      state[0], metrics = train_step(state[0], batch)
+      state[0], metrics = train_step(state[0], batch, None)
     jax.block_until_ready((state[0], metrics))
 
   return ours

@@ -82,7 +82,7 @@ def measure(row):
     train_step = steps.make_train_step(
       settings, methods.METHODS[row], RETRIEVER, optimizer, here
     )
-    compiled[way] = train_step.lower(shapes, batch).compile()
+    compiled[way] = train_step.lower(shapes, batch, None).compile()
     size = compiled[way].memory_analysis().temp_size_in_bytes
     found[way] = {'MB': round(size / 1e6), 'secs': []}
   state = steps.init_state(

@@ -81,7 +81,7 @@ def make_ours(queries, passages):
 
   def ours():
     for _ in range(STEPS):
-      state[0], _ = train_step(state[0], batch)
+      state[0], _ = train_step(state[0], batch, None)
     state[0].step.block_until_ready()
 
   return ours, float(metrics['loss'])

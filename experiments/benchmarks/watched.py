@@ -204,11 +204,11 @@ def watch_training(board, units):
     def call(*args, **kwargs):
       train_step = real(*args, **kwargs)
 
-      def counted(state, batch):
+      def counted(state, *others):
         nonlocal done
         done += 1
         os.write(units, f'step {done}\n'.encode())
-        return train_step(state, batch)
+        return train_step(state, *others)
 
       return counted
 

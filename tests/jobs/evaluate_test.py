@@ -268,7 +268,7 @@ def test_the_refresh_job_mines_with_the_chosen_checkpoint(finished, capsys):
   refresh.run(config)
   assert 'refresh at step 3: dev mrr@10' in capsys.readouterr().out
   run = experiment.open(finished, ('train', 'dev'))[0]
-  assert refreshes.load(run, 3).shape == (48, 10)
+  assert refreshes.load(run, 3).negatives.shape == (48, 10)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_batch_shows_the_columns_of_the_step_and_why_some_are_masked(
   run = inspect._open(settings)
   row = methods.METHODS[method]
   drawn_from = experiment.training_data(run, row)
-  rows, passages = batches.draw_rows(
+  rows, passages, _ = batches.draw_rows(
     drawn_from, 0, seed=0, batch_size=48, num_negatives=2, negatives=None
   )
   groups, split = run.dataset.corpus.groups, run.dataset.splits['train']
@@ -209,7 +209,7 @@ def test_a_run_and_a_checkpoint_are_reported_in_tokens_and_seconds(
   mined = atomic.load_array(f'{run_dir}/refresh/00000002/negatives.npy')
   # The batch of step 2, the first one on what was mined last.
   run, _ = experiment.open(settings, None)
-  rows, _ = batches.draw_rows(
+  rows, *_ = batches.draw_rows(
     experiment.training_data(run, methods.METHODS['ance']),
     2,
     seed=0,

@@ -47,7 +47,9 @@ SOMETIMES = (
   'passage_length title_separator query_prompt passage_prompt lower_case '
   'prefix_space index_params search_memory_mb rows_per_block '
   'process_id coordinator beam_options overwrite port checkpoint '
-  'vocab_size num_layers hidden_size num_heads intermediate_size'
+  'vocab_size num_layers hidden_size num_heads intermediate_size '
+  'negatives_per_source restart_from also_weight teacher_temperature '
+  'simans_a simans_b hardness_columns'
 ).split()
 BM25 = {'retriever': 'bm25', 'split': 'test', 'workdir': 'bm25'}
 MODEL = {'init_from': 'run', 'workdir': 'of_model'}

@@ -176,7 +176,7 @@ def test_the_released_code_trains_on_triplets_of_a_slice_in_a_row(
   for since in range(0, 24, 4):
     manifest = atomic.read_manifest(run.workdir / 'refresh' / f'{since:08d}')
     slices.append(tuple(manifest['query_slice']))
-    table = refreshes.load(run, since)
+    table = refreshes.load(run, since).negatives
     size = slices[-1][1] - slices[-1][0]
     assert table.shape == (size, 3)
     made = [s for s in seen if since <= s[0] < since + 4]
@@ -199,7 +199,7 @@ def test_the_released_code_trains_on_triplets_of_a_slice_in_a_row(
   refreshes.refresh(deep, 4)
   mined = {
     (9 + query, passage)
-    for query, row in enumerate(refreshes.load(deep, 4))
+    for query, row in enumerate(refreshes.load(deep, 4).negatives)
     for passage in row
   }
   assert mined & every
@@ -284,7 +284,7 @@ def test_the_released_openqa_code_leaves_out_passages_with_an_answer(
   seen = watch_batches(monkeypatch)
   train.run(config)
   run = experiment.open(config, ('train', 'dev'))[0]
-  table, split = refreshes.load(run, 4), run.dataset.splits['train']
+  table, split = refreshes.load(run, 4).negatives, run.dataset.splits['train']
   plain = mine_plainly(run, 4)
   left_out = 0
   for query, row in enumerate(table):
@@ -401,8 +401,8 @@ def test_what_is_not_finite_stops_and_keeps_the_last_checkpoint(
   def poison(*arguments):
     train_step = real(*arguments)
 
-    def poisoned(state, batch):
-      state, metrics = train_step(state, batch)
+    def poisoned(state, *others):
+      state, metrics = train_step(state, *others)
       if int(state.step) == 7:
         metrics = {**metrics, name: np.float32('nan')}
       return state, metrics
@@ -446,8 +446,8 @@ def test_the_host_reads_a_step_when_the_next_one_was_given_to_the_device(
   def make_train_step(*arguments):
     train_step = real(*arguments)
 
-    def told(state, batch):
-      state, metrics = train_step(state, batch)
+    def told(state, *others):
+      state, metrics = train_step(state, *others)
       order.append(f'give {int(state.step)}')
       return state, {**metrics, 'loss': Loss(int(state.step), metrics['loss'])}
 
@@ -592,7 +592,7 @@ def test_other_devices_mine_the_same_lists_but_for_close_scores(finished):
     )[0]
     shutil.rmtree(run.workdir / 'refresh')
     refreshes.refresh(run, 4)
-    tables[number] = np.array(refreshes.load(run, 4))
+    tables[number] = np.array(refreshes.load(run, 4).negatives)
   scores = _scores_of(run, 4)
   for number in (2, 4):
     for query in range(len(scores)):
@@ -717,7 +717,7 @@ def test_a_damaged_table_of_negatives_is_made_again_of_its_checkpoint(
   whole = path.read_bytes()
   path.write_bytes(whole[:-1])
   run = experiment.open(finished, ('train', 'dev'))[0]
-  assert refreshes.load(run, 4).shape == (48, 10)
+  assert refreshes.load(run, 4).negatives.shape == (48, 10)
   assert path.read_bytes() == whole
   out = capsys.readouterr().out
   assert 'negatives.npy is missing or was changed' in out
@@ -797,7 +797,7 @@ def test_a_finished_run_goes_on_with_more_steps(tiny, capsys):
 
 def test_refreshes_of_a_run_hold_no_positive_and_no_text_of_one(finished):
   run = experiment.open(finished, ('train', 'dev'))[0]
-  negatives = refreshes.load(run, 4)
+  negatives = refreshes.load(run, 4).negatives
   assert negatives.shape == (len(run.dataset.queries['train']), finished.top_k)
   queries, passages = run.dataset.splits['train'].positives()
   for query in range(len(negatives)):

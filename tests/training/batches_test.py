@@ -224,7 +224,8 @@ def test_parts_of_a_batch_are_the_whole_in_order(data):
     for part in ((0, 1), (0, 3), (1, 3), (2, 3))
   )
   assert whole.rows.tolist() == list(range(6))
-  for name, field in whole._asdict().items():
+  fields = {k: v for k, v in whole._asdict().items() if v is not None}
+  for name, field in fields.items():
     joined = np.concatenate([getattr(part, name) for part in parts])
     np.testing.assert_array_equal(joined, field)
 
@@ -245,3 +246,29 @@ def test_no_two_streams_of_random_numbers_are_the_same(data):
     for epoch in (0, 1, 2)
   }
   assert len(orders) == 18
+
+
+def test_queries_of_a_step_are_of_one_topic(data):
+  """Topics are drawn alike, however many queries they have."""
+  number = len(data.offsets) - 1
+  topics = np.where(np.arange(number) < 2, 4, np.arange(number) % 3)
+  kept = np.array([row for row in range(number) if row not in (3, 5)])
+  table = batches.Negatives(kept, np.arange(3 * len(kept)).reshape(-1, 3), 0)
+  for negatives, there in ((None, np.arange(number)), (table, kept)):
+    by_topic = batches.by_topic(topics, negatives)
+    seen = []
+    for step in range(400):
+      drawn = batches.draw_rows(
+        data, step, seed=0, batch_size=4, num_negatives=2,
+        negatives=negatives, topics=by_topic,
+      )  # fmt: skip
+      (topic,) = set(topics[drawn.queries])
+      members = there[topics[there] == topic]
+      assert set(drawn.queries) <= set(members)
+      assert len(set(drawn.queries)) == min(4, len(members))
+      seen.append(topic)
+      if negatives is not None:
+        place = np.searchsorted(kept, drawn.queries)
+        assert (drawn.passages[:, 1:] // 3 == place[:, None]).all()
+    shares = np.bincount(seen)[[0, 1, 2, 4]] / 400
+    np.testing.assert_allclose(shares, 0.25, atol=0.11)

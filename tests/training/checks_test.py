@@ -183,6 +183,9 @@ def test_only_what_is_certain_is_exactly_one():
     assert checks.idle_shares(ALIKE, row, 1, 1).tolist() == [0] * 5
 
 
+DATASET = SimpleNamespace(splits={'train': SimpleNamespace(ids=range(5))})
+
+
 @pytest.fixture
 def told(monkeypatch, capsys):
   """Returns the lines of a run with some data, or the `BadInput`."""
@@ -193,8 +196,11 @@ def told(monkeypatch, capsys):
     )
     run = SimpleNamespace(
       config=config_lib.Config(**settings),
+      dataset=DATASET,
       retriever=SimpleNamespace(
-        config=SimpleNamespace(similarity=similarity, tied=True)
+        config=SimpleNamespace(
+          similarity=similarity, tied=True, embedding_size=16
+        )
       ),
     )
     capsys.readouterr()
@@ -400,7 +406,33 @@ def test_a_row_that_trains_one_side_is_refused_where_both_share_a_tower(
   monkeypatch.setitem(methods.METHODS, 'in_batch', row)
   run = SimpleNamespace(
     config=dataclasses.replace(tiny, method='in_batch', warmup_steps=0),
-    retriever=SimpleNamespace(config=SimpleNamespace(tied=True)),
+    dataset=DATASET,
+    retriever=SimpleNamespace(
+      config=SimpleNamespace(tied=True, embedding_size=16)
+    ),
   )
   with pytest.raises(errors.BadInput, match='query tower alone.*set --notie'):
     checks.of_run(run)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    ({'matryoshka_widths': '8,16'}, 'is not below the width of embeddings, 16'),
+    ({'topics': 49}, '--topics=49 is more than the 48 training queries'),
+    ({'trainable': 'layer_7'}, 'matches no parameter, such as body/'),
+  ],
+)
+def test_sizes_that_the_run_has_not_are_refused(changes, says, tiny):
+  with pytest.raises(errors.BadInput, match=says):
+    train.run(dataclasses.replace(tiny, dry_run=True, **changes))
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'matryoshka_widths': '8,15'}, {'topics': 48}, {'trainable': 'layer_0'},
+  ],
+)  # fmt: skip
+def test_sizes_at_their_edge_are_taken(changes, tiny):
+  assert train.run(dataclasses.replace(tiny, dry_run=True, **changes)) is None

@@ -254,7 +254,12 @@ def test_a_run_logs_what_it_looked_at_and_what_it_cost(tiny):
   flops = logs.series(workdir, 'flops/train')
   this, _ = experiment.open(config, (config.train_split, config.dev_split))
   a_step = [
-    steps.flops(config, methods.METHODS[name], this.retriever.config)
+    steps.flops(
+      config,
+      methods.METHODS[name],
+      this.retriever.config,
+      len(this.dataset.passages),
+    )
     for name in ('bm25', 'ance_in_batch')
   ]
   assert flops[4] == 4 * a_step[0]

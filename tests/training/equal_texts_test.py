@@ -220,7 +220,7 @@ def test_given_negatives_of_a_query_are_filtered_by_those_of_its_text(
   run.dataset.splits['train'] = split._replace(negatives=given)
   found = getattr(negatives_lib, take)(run)
   assert says in capsys.readouterr().out
-  for query, row in enumerate(found.tolist()):
+  for query, row in enumerate(found.negatives.tolist()):
     _, shared = slow.positives(query, last=False)
     banned = slow.of_text(shared | slow.own[query], same_text=True)
     assert row == [p for p in range(NUM_PASSAGES) if p not in banned][:TOP_K]

@@ -62,6 +62,7 @@ OF_RULES = {
   'cross_encoder': '/',
   'score_run': __file__,
   'rerank_max_score': 0.0,
+  'positive_min_score': 0.0,
   'choose': 'random',
   'on_shortage': 'fill',
 }
@@ -88,7 +89,10 @@ OF_TRAINING = (
   'dropout_rate warmup_method warmup_steps temperature steps_per_refresh '
   'query_slices max_refreshes refresh_schedule refresh_trigger '
   'warmup_until_plateau refresh_delay batch_size optimizer learning_rate '
-  'lr_warmup_steps weight_decay adam_epsilon clip_norm'
+  'lr_warmup_steps weight_decay adam_epsilon clip_norm rate_steps trainable '
+  'negatives_per_source draw simans_a simans_b mask_above topics '
+  'hardness_weight hardness_columns symmetric_columns matryoshka_widths guide '
+  'guide_margin teacher_temperature also_weight restart_from'
 ).split()
 # No bit of weights, embeddings or negatives hangs on these, but for rounding,
 # which a line tells of, and for what a person asks of one start.

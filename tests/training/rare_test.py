@@ -279,7 +279,8 @@ def test_negatives_in_use_are_of_the_queries_that_have_any(
   )
   table = np.arange(6 // slices)[:, None] + [[0, 10]]
   table[missing] = -1
-  monkeypatch.setattr(refreshes_lib, 'load', lambda *_: table)
+  stored = negatives.Stored(table)
+  monkeypatch.setattr(refreshes_lib, 'load', lambda *_: stored)
   in_use = schedule.ActiveRefresh(9, 4)
   found = refreshes_lib.negatives_for(run, methods.METHODS[name], in_use)
   assert found.rows.tolist() == list(rows)

@@ -106,14 +106,18 @@ def test_negatives_are_those_of_doing_it_slowly(open_run):
   run = open_run()
   refreshes.refresh(run, 6)
   # Scores that differ by rounding may change places.
-  assert agreement(refreshes.load(run, 6), slow_refresh(run, 6)) > 0.995
-  assert (refreshes.load(run, 6) == slow_refresh(run, 6)).mean() > 0.95
+  assert (
+    agreement(refreshes.load(run, 6).negatives, slow_refresh(run, 6)) > 0.995
+  )
+  assert (
+    refreshes.load(run, 6).negatives == slow_refresh(run, 6)
+  ).mean() > 0.95
 
 
 def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
   run = open_run()
   before = refreshes.refresh(run, 6)
-  negatives = np.array(refreshes.load(run, 6))
+  negatives = np.array(refreshes.load(run, 6).negatives)
   # Put the values of step 0 where those of step 6 are.
   folder = run.workdir / 'checkpoints'
   shapes = bi_encoder.shapes(run.retriever.config)
@@ -125,11 +129,13 @@ def test_a_refresh_follows_the_committed_checkpoint_not_memory(open_run):
   after = refreshes.refresh(run, 6)
   assert after['weights_hash'] != before['weights_hash']
   assert after['weights_hash'] == checkpoint.weights_hash(other)
-  swapped = np.array(refreshes.load(run, 6))
+  swapped = np.array(refreshes.load(run, 6).negatives)
   assert (swapped != negatives).any()
   run_at_zero = open_run('other')
   refreshes.refresh(run_at_zero, 0)
-  np.testing.assert_array_equal(refreshes.load(run_at_zero, 0), swapped)
+  np.testing.assert_array_equal(
+    refreshes.load(run_at_zero, 0).negatives, swapped
+  )
 
 
 def test_parameters_of_one_tower_are_hashed_once_a_refresh(
@@ -161,13 +167,13 @@ def test_a_published_refresh_is_taken_and_made_again_for_other_settings(
   assert (folder / atomic.MANIFEST).stat().st_mtime_ns == stamp
   deeper = with_settings(run, top_k=12)
   refreshes.refresh(deeper, 6)
-  assert refreshes.load(deeper, 6).shape[1] == 12
+  assert refreshes.load(deeper, 6).negatives.shape[1] == 12
 
 
 def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(open_run):
   run = open_run()
   refreshes.refresh(run, 6)
-  exact = np.array(refreshes.load(run, 6))
+  exact = np.array(refreshes.load(run, 6).negatives)
   for index, params, least in (
     ('IVF8,Flat', 'nprobe=4', 0.6),
     ('SQ8', '', 0.8),
@@ -175,7 +181,7 @@ def test_an_index_that_is_not_exact_finds_most_of_what_flat_finds(open_run):
   ):
     other = with_settings(run, index=index, index_params=params)
     assert refreshes.refresh(other, 6)['index'] == index
-    assert agreement(refreshes.load(other, 6), exact) > least
+    assert agreement(refreshes.load(other, 6).negatives, exact) > least
 
 
 def test_an_index_on_the_devices_finds_what_flat_finds(open_run):
@@ -183,7 +189,9 @@ def test_an_index_on_the_devices_finds_what_flat_finds(open_run):
   manifests, tables = [], []
   for where in ('Flat', 'device'):
     manifests.append(refreshes.refresh(with_settings(run, index=where), 6))
-    tables.append(np.array(refreshes.load(with_settings(run, index=where), 6)))
+    tables.append(
+      np.array(refreshes.load(with_settings(run, index=where), 6).negatives)
+    )
   np.testing.assert_array_equal(*tables)
   assert [found['index'] for found in manifests] == ['Flat', 'device']
   dev = [found['metrics']['dev/mrr@10'] for found in manifests]
@@ -193,11 +201,11 @@ def test_an_index_on_the_devices_finds_what_flat_finds(open_run):
 def test_an_index_is_centered_on_request_and_its_refresh_another(open_run):
   run = open_run()
   refreshes.refresh(run, 6)
-  plain = np.array(refreshes.load(run, 6))
+  plain = np.array(refreshes.load(run, 6).negatives)
   centered = with_settings(run, center_passages=True)
   assert refreshes.refresh(centered, 6)['center_passages']
   # The same order, but for scores that rounding can tell apart or not.
-  assert agreement(refreshes.load(centered, 6), plain) > 0.995
+  assert agreement(refreshes.load(centered, 6).negatives, plain) > 0.995
   shapes = bi_encoder.shapes(run.retriever.config)
   params = checkpoint.read_params(run.workdir, 6, shapes, run.devices)
   means = [
@@ -240,9 +248,9 @@ def test_the_manifest_says_what_was_made_of_what(open_run):
 
 def test_bm25_negatives_are_the_filtered_bm25_ranking(open_run):
   run = open_run()
-  negatives = negatives_lib.by_bm25(run)
+  negatives = negatives_lib.by_bm25(run).negatives
   stamp = (run.workdir / 'bm25' / atomic.MANIFEST).stat().st_mtime_ns
-  np.testing.assert_array_equal(negatives, negatives_lib.by_bm25(run))
+  np.testing.assert_array_equal(negatives, negatives_lib.by_bm25(run).negatives)
   assert (run.workdir / 'bm25' / atomic.MANIFEST).stat().st_mtime_ns == stamp
   rank = negatives_lib.bm25.make_rank(
     list(negatives_lib.tokens.passage_texts(run.dataset.corpus, ' ')),
@@ -267,7 +275,7 @@ def test_bm25_negatives_are_made_again_in_another_language(open_run, capsys):
   folder = run.workdir / 'bm25'
   for language in ('english', 'none', 'auto'):
     other = with_settings(run, bm25_language=language)
-    kept.append(np.array(negatives_lib.by_bm25(other)))
+    kept.append(np.array(negatives_lib.by_bm25(other).negatives))
     manifests.append(atomic.read_manifest(folder))
     shown = 'english (auto' if language == 'auto' else f'{language}\n'
     assert f'--bm25_language={shown}' in capsys.readouterr().out
@@ -275,13 +283,13 @@ def test_bm25_negatives_are_made_again_in_another_language(open_run, capsys):
   # What an earlier version left does not say; it is made again, and the same.
   del manifests[2]['language'], manifests[2]['files']
   atomic.commit(folder, manifests[2])
-  np.testing.assert_array_equal(negatives_lib.by_bm25(run), kept[0])
+  np.testing.assert_array_equal(negatives_lib.by_bm25(run).negatives, kept[0])
   assert atomic.read_manifest(folder)['language'] == 'auto'
 
 
 def test_negatives_that_bm25_does_not_find_are_counted(open_run, capsys):
   run = open_run(top_k=40)
-  table = np.array(negatives_lib.by_bm25(run))
+  table = np.array(negatives_lib.by_bm25(run).negatives)
   texts = list(negatives_lib.tokens.passage_texts(run.dataset.corpus, ' '))
   queries = list(run.dataset.splits['train'].texts)
   found = negatives_lib.bm25.make_rank(texts, k1=0.9, b=0.4)(queries, 100)
@@ -306,7 +314,7 @@ def test_queries_that_bm25_finds_nothing_for_are_told_or_refused(
       with pytest.raises(errors.BadInput, match='for 25 of 48 queries'):
         negatives_lib.by_bm25(other)
     else:
-      assert (np.array(negatives_lib.by_bm25(other)) >= 0).all()
+      assert (np.array(negatives_lib.by_bm25(other).negatives) >= 0).all()
       assert 'no passage for 24 of 48 queries' in capsys.readouterr().out
 
 
@@ -336,11 +344,13 @@ def test_a_run_file_is_taken_for_the_ranking_of_bm25(open_run, tmp_path):
   lines.sort(key=lambda line: float(line.split()[4]))
   path.write_text('\n'.join(lines) + '\nother Q0 p1 1 2.5 x\n')
   of_file = with_settings(run, bm25_run=str(path), top_k=5)
-  expected = np.array(negatives_lib.by_bm25(with_settings(run, top_k=5)))
-  found = np.array(negatives_lib.by_bm25(of_file))
+  expected = np.array(
+    negatives_lib.by_bm25(with_settings(run, top_k=5)).negatives
+  )
+  found = np.array(negatives_lib.by_bm25(of_file).negatives)
   np.testing.assert_array_equal(found, expected)
   path.write_text('\n'.join(lines[:50]) + '\n')
-  assert (np.array(negatives_lib.by_bm25(of_file)) != found).any()
+  assert (np.array(negatives_lib.by_bm25(of_file).negatives) != found).any()
 
 
 def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
@@ -362,8 +372,8 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
       encode_queries=lambda *_: None,
     )
     mined, _ = refreshes._mine(run, step, None, watch)
-    drawn[seed, step] = mined.rows
-    np.testing.assert_array_equal(mined.scores, mined.rows / 2)
+    drawn[seed, step] = mined.negatives
+    np.testing.assert_array_equal(mined.scores, mined.negatives / 2)
     order = np.random.default_rng([seed, step]).random(table.shape).argsort(1)
     expected = np.take_along_axis(table, order[:, :3], 1)
     np.testing.assert_array_equal(drawn[seed, step], expected)
@@ -391,7 +401,7 @@ def test_a_search_in_blocks_costs_as_much_as_in_one(monkeypatch):
     blocks = np.array([3, 4]), np.array([5])
     searched.extend(source.rank(block, 7) for block in blocks)
     watch.secs['search'] += 100
-    return None, {}
+    return SimpleNamespace(rows=None, scores=None, positive_scores=None), {}
 
   monkeypatch.setattr(negatives_lib, 'select_negatives', select_negatives)
   refreshes._mine(run, 4, indexed, watch)
@@ -499,7 +509,9 @@ def test_a_refresh_follows_the_rules_of_its_run(on_shortage, open_run):
 def test_rules_of_scores_are_not_for_the_negatives_of_a_warm_up(open_run):
   rules = {'max_score': -1.0, 'on_shortage': 'drop'}
   tables = [
-    np.array(negatives_lib.by_bm25(open_run(name, method=name, **rules)))
+    np.array(
+      negatives_lib.by_bm25(open_run(name, method=name, **rules)).negatives
+    )
     for name in ('ance_in_batch', 'bm25')
   ]
   assert (tables[0] >= 0).all()
@@ -509,7 +521,7 @@ def test_rules_of_scores_are_not_for_the_negatives_of_a_warm_up(open_run):
 def test_a_file_of_scores_says_what_is_no_negative(open_run, tmp_path):
   run = open_run(method='ance_in_batch')
   refreshes.refresh(run, 6)
-  before = np.array(refreshes.load(run, 6))
+  before = np.array(refreshes.load(run, 6).negatives)
   ids, queries = run.dataset.corpus.ids, run.dataset.splits['train'].ids
   path = tmp_path / 'scores.trec'
   path.write_text(
@@ -522,7 +534,7 @@ def test_a_file_of_scores_says_what_is_no_negative(open_run, tmp_path):
   rules = {'score_run': str(path), 'rerank_max_score': 0.5}
   run = with_settings(run, on_shortage='keep', **rules)
   manifest = refreshes.refresh(run, 6)
-  table = refreshes.load(run, 6)
+  table = refreshes.load(run, 6).negatives
   np.testing.assert_array_equal(table[:, :5], before[:, ::2])
   assert (table[:, 5:] < 0).all()
   assert manifest['metrics']['refresh/rerank_max_score'] == before.size / 2
@@ -563,7 +575,7 @@ def test_training_goes_on_without_queries_that_the_rules_left_none(
   )  # fmt: skip
   train.run(config)
   run = experiment.open(config, ('train', 'dev'))[0]
-  table = refreshes.load(run, 4)
+  table = refreshes.load(run, 4).negatives
   none = table[:, 0] < 0
   assert 0 < none.sum() < len(table)
   found = refreshes.negatives_for(run, methods.METHODS[method], (4, 4))

@@ -41,13 +41,13 @@ def test_refreshes_end_at_their_number(settings):
 
 def test_the_warm_up_row_is_used_up_to_the_first_refresh(settings):
   active = schedule.ActiveRefresh(5, 4)
-  rows = [schedule.method(settings, active, step).negatives for step in (4, 5)]
-  assert schedule.method(settings, None, 5).negatives == rows[0]
-  assert rows == ['bm25', 'index']
+  rows = [schedule.method(settings, active, step).sources for step in (4, 5)]
+  assert schedule.method(settings, None, 5).sources == rows[0]
+  assert rows == [('bm25',), ('index',)]
   plain = dataclasses.replace(settings, method='random')
-  assert schedule.method(plain, None, 0).negatives == 'corpus'
+  assert schedule.method(plain, None, 0).sources == ('corpus',)
   at_once = dataclasses.replace(settings, warmup_steps=0)
-  assert schedule.method(at_once, None, 0).negatives == 'index'
+  assert schedule.method(at_once, None, 0).sources == ('index',)
 
 
 def test_a_query_has_the_negatives_of_its_row_and_one_where_triplets_are_made():

@@ -1,6 +1,7 @@
 """The step: one loss and gradient on any number of devices; the optimizer."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from ance_jax import config as config_lib
 from ance_jax.core import devices as devices_lib
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
 from ance_jax.training import batches
+from ance_jax.training import columns as columns_lib
 from ance_jax.training import losses
 from ance_jax.training import methods
 from ance_jax.training import optimizers
@@ -40,7 +43,9 @@ DROPOUT = {'dropout_rate': 0.3, 'temperature': 10.0}
 
 # One row of each kind that the step tells apart.
 KINDS = {
-  (row.in_batch, row.loss): name for name, row in methods.METHODS.items()
+  (row.in_batch, row.loss): name
+  for name, row in methods.METHODS.items()
+  if not row.searches
 }.values()
 
 
@@ -63,6 +68,20 @@ def batch():
     ),
     passage_groups=groups,
     positive_groups=np.stack([groups[:, 0], other], 1).astype(np.int32),
+    taught=random.normal(size=(BATCH, columns)).astype(np.float32),
+  )
+
+
+def with_guide(batch, method):
+  """Adds a guide's embeddings for a row that learns from one."""
+  if method.teacher != 'guide':
+    return batch
+  random = np.random.default_rng(1)
+  shape = batch.passage_groups.shape
+  return batch._replace(
+    taught=None,
+    guide_queries=random.normal(size=(BATCH, 3)).astype(np.float32),
+    guide_passages=random.normal(size=(*shape, 3)).astype(np.float32),
   )
 
 
@@ -107,7 +126,19 @@ def loss_of_scores(method, scores, batch):
     ]
     positive = scores[i, i * (1 + NEGATIVES)]
     negatives = scores[i, np.array(columns, int)]
-    if method.loss == 'softmax_nll':
+    everyone = batch.taught
+    if batch.guide_queries is not None:
+      everyone = batch.guide_passages @ batch.guide_queries[i]
+    taught = np.append(everyone[i, 0], everyone.ravel()[np.array(columns, int)])
+    if method.loss == 'distillation':
+      own = jax.nn.log_softmax(jnp.concatenate([positive[None], negatives]))
+      taught = np.exp(taught) / np.exp(taught).sum()
+      total += (taught * (np.log(taught) - own)).sum()
+    elif method.loss == 'margin_mse':
+      if columns:
+        margins = (positive - negatives) - (taught[0] - taught[1:])
+        total += (margins**2).mean()
+    elif method.loss == 'softmax_nll':
       row = jnp.concatenate([positive[None], negatives])
       total += jax.nn.logsumexp(row) - positive
     elif columns:
@@ -142,6 +173,7 @@ def test_loss_and_gradient_are_those_of_one_device_without_collectives(
   # Scores differ by some 10: at this temperature all columns weigh in.
   config = dataclasses.replace(tiny, dropout_rate=0.0, temperature=10.0)
   method = methods.METHODS[name]
+  batch = with_guide(batch, method)
   expected, gradient = jax.jit(
     jax.value_and_grad(lambda p: slow_loss(config, method, p, batch))
   )(params)
@@ -159,6 +191,7 @@ def test_small_pieces_give_loss_accuracy_and_gradient_of_the_whole_batch(
   """Dropout included: a text loses the same entries in any piece."""
   config = dataclasses.replace(tiny, **DROPOUT)
   method = methods.METHODS[name]
+  batch = with_guide(batch, method)
   expected = loss_and_grads(config, method, params, batch, 1)
   pieces = dataclasses.replace(config, micro_batch_size=2)
   found = loss_and_grads(pieces, method, params, batch, 2)
@@ -242,7 +275,7 @@ def test_a_step_in_pieces_is_compiled_once(tiny, params, batch, monkeypatch):
     config, method, RETRIEVER, optimizer, devices
   )
   for number in range(3):
-    state, _ = train_step(state, devices_lib.shard(batch, devices))
+    state, _ = train_step(state, devices_lib.shard(batch, devices), None)
     if not number:
       once = len(traced)
   assert int(state.step) == 3
@@ -303,7 +336,7 @@ def test_step_is_one_step_of_adamw_on_the_clipped_gradient(tiny, params, batch):
     config, method, RETRIEVER, optimizer, devices
   )
   _, _, grads = loss_and_grads(config, method, before, batch, 1)
-  state, metrics = train_step(state, devices_lib.shard(batch, devices))
+  state, metrics = train_step(state, devices_lib.shard(batch, devices), None)
   norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
   assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
   assert norm > config.clip_norm
@@ -350,7 +383,7 @@ def test_a_tree_that_a_row_does_not_train_keeps_parameters_and_moments(
   train_step = steps.make_train_step(
     config, both._replace(trains=(tower,)), retriever, optimizer, devices
   )
-  state, metrics = train_step(state, devices_lib.shard(batch, devices))
+  state, metrics = train_step(state, devices_lib.shard(batch, devices), None)
   after = jax.device_get(state)
   for name in retriever.towers:
     changed = [
@@ -387,7 +420,7 @@ def test_state_is_donated_and_alike_on_all_devices(tiny, params, batch):
     tiny, methods.METHODS['in_batch'], RETRIEVER, optimizer, devices
   )
   old = jax.tree.leaves(state.params)[0]
-  state, _ = train_step(state, devices_lib.shard(batch, devices))
+  state, _ = train_step(state, devices_lib.shard(batch, devices), None)
   assert old.is_deleted()
   for leaf in jax.tree.leaves(state):
     copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
@@ -431,6 +464,7 @@ def test_a_passage_in_pieces_is_scored_by_its_best_one(
 ):
   config = dataclasses.replace(tiny, dropout_rate=0.0, temperature=10.0)
   method = methods.METHODS[name]
+  batch = with_guide(batch, method)
   batch = in_pieces(batch, 3, np.random.default_rng(1))
   expected, gradient = jax.jit(
     jax.value_and_grad(lambda p: slow_loss(config, method, p, batch, 3))
@@ -443,7 +477,7 @@ def test_a_passage_in_pieces_is_scored_by_its_best_one(
 
 def test_a_piece_that_is_missing_is_never_the_best():
   scores = jnp.float32([[-5, -7, 3, -2, 9, 9]])
-  best = steps._best(scores, jnp.array([[3, 2, 0, 1, 0, 0]]), 3)
+  best = columns_lib._best(scores, jnp.array([[3, 2, 0, 1, 0, 0]]), 3)
   assert best.tolist() == [[-5, -2]]
 
 
@@ -494,4 +528,259 @@ def test_operations_of_a_step_are_those_of_all_its_texts(
   )
   expected = 3 * 5 * (a_query + passages * a_passage)
   method = methods.METHODS[name]
-  assert steps.flops(config, method, retriever) == expected
+  assert steps.flops(config, method, retriever, 1000) == expected
+
+
+def embedded(params, batch):
+  """(B, E) queries and (B, 1 + H, E) passages, without dropout."""
+  encode = bi_encoder.make_encode(RETRIEVER, 'float32', bi_encoder.QUERY)
+  queries = encode(params, batch.query_ids, batch.query_lengths)
+  passages = encode(
+    params, batch.passage_ids.reshape(-1, LENGTH), batch.passage_lengths.ravel()
+  )
+  passages = np.asarray(passages).reshape(BATCH, 1 + NEGATIVES, -1)
+  return np.asarray(queries), passages
+
+
+def nll(positive, others):
+  scores = np.array([positive, *others], np.float64)
+  return np.log(np.exp(scores - scores.max()).sum()) + scores.max() - positive
+
+
+def allowed(batch, query, group):
+  return group not in batch.positive_groups[query].tolist()
+
+
+def test_likely_false_negatives_are_masked_by_their_own_score(
+  tiny, params, batch
+):
+  queries, passages = embedded(params, batch)
+  scores = np.einsum('be,cde->bcd', queries, passages)
+  own = scores[np.arange(BATCH), np.arange(BATCH)]
+  margin = float(np.median(own[:, 1:] - own[:, :1]))
+  total = 0
+  for query in range(BATCH):
+    positive = own[query, 0]
+    total += nll(
+      positive,
+      [
+        scores[query, other, place]
+        for other in range(BATCH)
+        for place in range(1 + NEGATIVES)
+        if allowed(batch, query, batch.passage_groups[other, place])
+        and scores[query, other, place] <= positive + margin
+      ],
+    )
+  config = dataclasses.replace(
+    tiny, dropout_rate=0.0, temperature=1.0, mask_above=margin
+  )
+  method = methods.METHODS['dpr']
+  found, accuracy, _ = loss_and_grads(config, method, params, batch, 4)
+  assert found == pytest.approx(total / BATCH, rel=1e-5)
+  unmasked, _, _ = loss_and_grads(
+    dataclasses.replace(config, mask_above=None), method, params, batch, 4
+  )
+  assert found < unmasked - 0.1
+
+
+@pytest.mark.parametrize('name', ['dpr', 'bm25'])
+@pytest.mark.parametrize('margin', [0.0, 0.5])
+def test_the_guide_masks_what_it_ranks_near_the_positive(
+  name, margin, tiny, params, batch
+):
+  batch = with_guide(batch, methods.METHODS['guided'])
+  queries, passages = embedded(params, batch)
+  method, total = methods.METHODS[name], 0
+  for query in range(BATCH):
+    by_guide = batch.guide_passages @ batch.guide_queries[query]
+    scores = passages @ queries[query]
+    total += nll(
+      scores[query, 0],
+      [
+        scores[other, place]
+        for other in range(BATCH)
+        for place in range(1 + NEGATIVES)
+        if (method.in_batch or (other == query and place))
+        and allowed(batch, query, batch.passage_groups[other, place])
+        and by_guide[other, place] <= by_guide[query, 0] - margin
+      ],
+    )
+  config = dataclasses.replace(
+    tiny, dropout_rate=0.0, temperature=1.0, guide='x', guide_margin=margin
+  )
+  found, _, _ = loss_and_grads(config, method, params, batch, 2)
+  assert found == pytest.approx(total / BATCH, rel=1e-5)
+
+
+def test_the_guide_masks_by_gistembeds_worked_values():
+  """Guide .80 for the positive; .79 .81 .80 .70 for the others."""
+  one = np.ones((1, 1), np.float32)
+  batch = batches.Batch(
+    rows=np.zeros(1, np.uint32),
+    query_ids=one.astype(int),
+    query_lengths=np.ones(1, int),
+    passage_ids=np.ones((1, 5, 1), int),
+    passage_lengths=np.ones((1, 5), int),
+    passage_groups=np.arange(5)[None],
+    positive_groups=np.zeros((1, 1), int),
+    guide_queries=one,
+    guide_passages=np.float32([0.80, 0.79, 0.81, 0.80, 0.70]).reshape(1, 5, 1),
+  )
+  passages = np.float32([4.5, 3, 5, 4, 1]).reshape(1, 5, 1)
+  for margin, expected in ((0.0, 0.620500), (0.05, 0.029750), (None, 1.255211)):
+    config = config_lib.Config(
+      method='bm25',
+      guide='' if margin is None else 'x',
+      guide_margin=margin,
+      workdir='x',
+    )
+    of_batch = columns_lib.make(config, methods.METHODS['bm25'])
+    columns, _ = of_batch(one, passages, batch)
+    found = losses.softmax_nll(columns)
+    assert found == pytest.approx([expected], abs=1e-5)
+
+
+@pytest.mark.parametrize('which', ['hard', 'all'])
+@pytest.mark.parametrize('name', ['dpr', 'bm25'])
+def test_hard_negatives_weigh_more_by_their_own_score(
+  which, name, tiny, params, batch
+):
+  queries, passages = embedded(params, batch)
+  method, total, weight = methods.METHODS[name], 0, 0.4
+  for query in range(BATCH):
+    scores = passages @ queries[query]
+    others = []
+    for other in range(BATCH):
+      for place in range(1 + NEGATIVES):
+        if (method.in_batch or (other == query and place)) and allowed(
+          batch, query, batch.passage_groups[other, place]
+        ):
+          harder = which == 'all' or other == query
+          others.append(scores[other, place] * (1 + weight * harder))
+    total += nll(scores[query, 0], others)
+  config = dataclasses.replace(
+    tiny, dropout_rate=0.0, temperature=1.0, hardness_weight=weight,
+    hardness_columns=which,
+  )  # fmt: skip
+  found, _, _ = loss_and_grads(config, method, params, batch, 4)
+  assert found == pytest.approx(total / BATCH, rel=1e-5)
+
+
+def test_the_weight_of_hard_negatives_has_no_gradient():
+  """d/ds log(1 + exp(s (1 + w))) with w s constant is the sigmoid of both."""
+  batch = batches.Batch(
+    *(np.zeros(1, np.uint32), np.ones((1, 1), int), np.ones(1, int)),
+    np.ones((1, 2, 1), int), np.ones((1, 2), int), np.arange(2)[None],
+    np.zeros((1, 1), int),
+  )  # fmt: skip
+  config = config_lib.Config(method='bm25', hardness_weight=3.0, workdir='x')
+  of_batch = columns_lib.make(config, methods.METHODS['bm25'])
+
+  def loss(passages):
+    one = jnp.ones((1, 1))
+    return losses.softmax_nll(of_batch(one, passages, batch)[0]).sum()
+
+  grads = jax.grad(loss)(jnp.array([0.0, 0.5]).reshape(1, 2, 1)).ravel()
+  sigmoid = 1 / (1 + np.exp(-0.5 * 4))
+  np.testing.assert_allclose(grads, [-sigmoid, sigmoid], rtol=1e-5)
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_symmetric_columns_are_those_of_both_sides(
+  num_devices, tiny, params, batch
+):
+  queries, passages = embedded(params, batch)
+  first, total = passages[:, 0], 0
+  for i in range(BATCH):
+    apart = [
+      j
+      for j in range(BATCH)
+      if j != i
+      and allowed(batch, i, batch.passage_groups[j, 0])
+      and allowed(batch, j, batch.passage_groups[i, 0])
+    ]
+    others = [
+      queries[i] @ passages[j, place]
+      for j in range(BATCH)
+      for place in range(1 + NEGATIVES)
+      if allowed(batch, i, batch.passage_groups[j, place])
+    ]
+    others += [queries[i] @ queries[j] for j in apart]
+    others += [first[i] @ first[j] for j in apart]
+    others += [first[i] @ queries[j] for j in apart]
+    total += nll(queries[i] @ first[i], others)
+  config = dataclasses.replace(
+    tiny, dropout_rate=0.0, temperature=1.0, symmetric_columns=True
+  )
+  method = methods.METHODS['dpr']
+  found, _, _ = loss_and_grads(config, method, params, batch, num_devices)
+  assert found == pytest.approx(total / BATCH, rel=1e-5)
+
+
+@pytest.mark.parametrize('similarity', ['dot', 'cosine'])
+def test_matryoshka_is_the_mean_over_widths(similarity, tiny, params, batch):
+  retriever = dataclasses.replace(RETRIEVER, similarity=similarity)
+  queries, passages = embedded(params, batch)
+  total = 0
+  for width in (16, 8, 4):
+    cut = [x[..., :width] for x in (queries, passages)]
+    if similarity == 'cosine':
+      cut = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in cut]
+    for i in range(BATCH):
+      scores = cut[1] @ cut[0][i] / 0.5
+      others = [
+        scores[j, place]
+        for j in range(BATCH)
+        for place in range(1 + NEGATIVES)
+        if allowed(batch, i, batch.passage_groups[j, place])
+      ]
+      total += nll(scores[i, 0], others) / BATCH / 3
+  config = dataclasses.replace(
+    tiny, dropout_rate=0.0, temperature=0.5, matryoshka_widths='8,4'
+  )
+  found, _, _ = loss_and_grads(
+    config, methods.METHODS['dpr'], params, batch, 2, retriever=retriever
+  )
+  assert found == pytest.approx(total, rel=1e-5)
+
+
+def test_what_is_not_trainable_keeps_its_bits_and_has_no_moments(
+  tiny, params, batch
+):
+  config = dataclasses.replace(
+    tiny, trainable='layer_0/.*kernel', clip_norm=0.0, lr_warmup_steps=0
+  )
+  devices = devices_lib.local(2)
+  optimizer, method = optimizers.make(config), methods.METHODS['dpr']
+  state = steps.init_state(params, [bi_encoder.TIED], optimizer, devices)
+  before = jax.device_get(state.params)
+  train_step = steps.make_train_step(
+    config, method, RETRIEVER, optimizer, devices
+  )
+  state, metrics = train_step(state, devices_lib.shard(batch, devices), None)
+  paths = dict(jax.tree.leaves_with_path(jax.device_get(state.params)))
+  changed = {
+    '/'.join(part.key for part in path[1:])
+    for path, value in jax.tree.leaves_with_path(before)
+    if (paths[path] != value).any()
+  }
+  names = {
+    '/'.join(part.key for part in path[1:])
+    for path, _ in jax.tree.leaves_with_path(before)
+  }
+  trained = {name for name in names if re.search('layer_0/.*kernel', name)}
+  assert changed == trained
+  assert 0 < len(trained) < len(names)
+  sizes = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+  by_name = {
+    '/'.join(part.key for part in path[1:]): value.size
+    for path, value in jax.tree.leaves_with_path(before)
+  }
+  assert sizes == 2 * sum(by_name[name] for name in trained)
+  _, _, grads = loss_and_grads(config, method, params, batch, 2, step=0)
+  squares = [
+    (np.asarray(g) ** 2).sum()
+    for path, g in jax.tree.leaves_with_path(grads)
+    if re.search('layer_0/.*kernel', '/'.join(p.key for p in path))
+  ]
+  assert metrics['grad_norm'] == pytest.approx(np.sqrt(sum(squares)), rel=1e-4)

@@ -12,6 +12,7 @@ from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import devices
 from ance_jax.training import background
+from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import refreshes
@@ -458,13 +459,16 @@ def test_a_step_has_the_batch_of_its_seed_and_of_its_process(monkeypatch):
     config=config, retriever=SimpleNamespace(config='R'), devices='D'
   )
   training = make_trainer(run=run, optimizer='O')
-  of_step = {'seed': 5, 'batch_size': 6, 'negatives': 'N', 'part': (1, 3)}
+  of_step = {
+    'seed': 5, 'batch_size': 6, 'negatives': 'N', 'topics': 'T',
+    'draw': batches.UNIFORM, 'guide': None, 'part': (1, 3),
+  }  # fmt: skip
   for name, number, triplets in (
     ('ance_code', 1, True),
     ('in_batch', 0, False),
   ):
     row = methods.METHODS[name]
     _, make_batch = training._make_step(row)
-    make_batch(7, 'N')
+    make_batch(7, 'N', 'T')
     expected = {**of_step, 'num_negatives': number, 'triplets': triplets}
     assert asked.pop() == (((run, row), 7), expected)

@@ -376,7 +376,7 @@ def test_positives_their_texts_and_the_query_itself_are_not_drawn(beir, capsys):
   )
   run, _ = experiment.create(small(beir), ('train',))
   negatives.check(run)
-  table = np.array(negatives.by_given(run))
+  table = np.array(negatives.by_given(run).negatives)
   assert table[0].tolist() == [3, 2, 1]
   # One is given, one drawn, and no more.
   assert table[1, 0] == 3
@@ -390,7 +390,7 @@ def test_positives_their_texts_and_the_query_itself_are_not_drawn(beir, capsys):
   assert 'dropped 2 judged, 1 of their text' in said
   assert '3 drawn at random where a query has fewer than 2' in said
   assert '(1 queries have none); 3 after the first --top_k=3' in said
-  np.testing.assert_array_equal(negatives.by_given(run), table)
+  np.testing.assert_array_equal(negatives.by_given(run).negatives, table)
 
 
 @pytest.mark.parametrize(
@@ -420,13 +420,13 @@ def test_who_waits_for_another_process_takes_what_that_made(
   @contextlib.contextmanager
   def turn(folder, waiting):
     monkeypatch.setattr(atomic, 'exclusive', real)
-    others.append(take(run))
+    others.append(take(run).negatives)
     waiting()
     with real(folder, waiting):
       yield
 
   monkeypatch.setattr(atomic, 'exclusive', turn)
-  np.testing.assert_array_equal(take(run), *others)
+  np.testing.assert_array_equal(take(run).negatives, *others)
   said = capsys.readouterr().out
   assert said.count(made) == said.count(waited) == 1
   assert said.endswith(waited)
@@ -998,7 +998,7 @@ def test_what_a_query_is_filled_up_to_must_be_there(changes, says, beir):
       negatives.check(run)
     return
   negatives.check(run)
-  table = np.array(negatives.by_given(run))
+  table = np.array(negatives.by_given(run).negatives)
   assert table.shape == (3, changes['num_hard_negatives'])
   assert (table >= 0).all()
   warm = methods.METHODS['given_in_batch']

@@ -1,0 +1,59 @@
+"""Encodes queries and passages with a guide: a fixed bi-encoder.
+
+Solatorio 2024 (GISTEmbed): the guide sees which in-batch columns are likely
+false negatives; its scores can also be a teacher's. It encodes all training
+queries and passages once, and steps look its embeddings up.
+"""
+
+from ance_jax import config as config_lib
+from ance_jax.core import atomic
+from ance_jax.core import logs
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.data import tokenized
+from ance_jax.retrieval import corpus_index
+from ance_jax.training import batches
+from ance_jax.training import experiment
+from ance_jax.training import settings as settings_lib
+
+_FOLDER = 'guide'
+
+
+def make(run: experiment.Experiment) -> batches.Guide:
+  """Encodes a run's training queries and its corpus with `--guide`.
+
+  The passages' embeddings are kept beside token rows, for all runs there.
+  """
+  config, split = run.config, run.config.train_split
+  # All that it reads, the guide's own folder says.
+  own = config_lib.Config(
+    init_from=config.guide,
+    dtype=config.dtype,
+    tokens_per_batch=config.tokens_per_batch,
+    rows_per_block=config.rows_per_block,
+    refresh_mode=config.refresh_mode,
+  )
+  logs.log(f'the guide is {config.guide}')
+  model = experiment.load_model(own)
+  retriever = experiment.make_retriever(own, model, run.devices)
+  texts = corpus_lib.TextDataset(
+    run.dataset.corpus, {split: run.dataset.splits[split]}
+  )
+  data = tokenized.make(
+    texts, model.tokenizer, retriever.form, experiment.tokens_folder(config)
+  )
+  settings = settings_lib.index(own)
+  kept = corpus_index.embeddings_folder(
+    retriever,
+    data.passages,
+    settings,
+    experiment.tokens_folder(config) / _FOLDER,
+    retriever.passage_hash(),
+  )
+  with atomic.in_use(kept):
+    blocks, _ = corpus_index.encode_corpus(
+      retriever, data.passages, settings, kept
+    )
+  queries = corpus_index.encode_queries(
+    retriever, data.queries[split], split, logs.Stopwatch()
+  )
+  return batches.Guide(queries, blocks)

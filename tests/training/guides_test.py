@@ -1,0 +1,58 @@
+"""The guide: its own tokenizer, prompts and lengths, once for all runs."""
+
+import dataclasses
+import pathlib
+
+import conftest
+import numpy as np
+import pytest
+
+from ance_jax import api
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.jobs import train
+from ance_jax.training import experiment
+from ance_jax.training import guides
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory, beir_folder):
+  """A run with lengths, a prompt and a vocabulary of its own."""
+  folder = tmp_path_factory.mktemp('teacher') / 'run'
+  config = dataclasses.replace(
+    conftest.make_tiny(beir_folder, folder), method='in_batch', max_steps=4,
+    num_devices=1, passage_length=12, query_length=6, vocab_size=150,
+    query_prompt='find: ', hidden_size=24, similarity='dot',
+  )  # fmt: skip
+  train.run(config)
+  return folder
+
+
+def test_its_embeddings_are_those_of_its_own_retriever(teacher, tiny, tmp_path):
+  config = dataclasses.replace(
+    tiny, method='guided', guide=str(teacher), num_devices=2,
+    tokens_dir=str(tmp_path / 'tokens'), passage_length=9,
+  )  # fmt: skip
+  run, _ = experiment.create(config, ('train', 'dev'))
+  guide = guides.make(run)
+  own = api.load(str(teacher))
+  corpus, split = run.dataset.corpus, run.dataset.splits['train']
+  np.testing.assert_allclose(
+    guide.queries, own.encode_queries(list(split.texts)), atol=1e-5
+  )
+  number = len(corpus.texts)
+  passages = own.encode_passages(
+    [corpus.texts[row] for row in range(number)],
+    [corpus_lib.whole_title(corpus, row) for row in range(number)],
+  )
+  np.testing.assert_allclose(np.concatenate(guide.blocks), passages, atol=1e-5)
+  queries, rows = np.array([3, 0]), np.array([[70, 5], [149, 0]])
+  found = guide.of_batch(queries, rows)
+  np.testing.assert_array_equal(found[0], guide.queries[queries])
+  np.testing.assert_allclose(found[1], passages[rows], atol=1e-5)
+  # Another run takes the same embeddings.
+  (kept,) = pathlib.Path(config.tokens_dir, 'guide').iterdir()
+  stamps = {path: path.stat().st_mtime_ns for path in kept.rglob('*.npy')}
+  assert stamps
+  again = dataclasses.replace(config, workdir=str(tmp_path / 'other'))
+  guides.make(experiment.create(again, ('train', 'dev'))[0])
+  assert stamps == {path: path.stat().st_mtime_ns for path in stamps}

@@ -1,0 +1,515 @@
+"""Rows beyond ANCE's own: what each mines, trains and begins again with."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import crash_test
+import numpy as np
+import pytest
+
+from ance_jax import errors
+from ance_jax.core import checkpoint
+from ance_jax.core import logs
+from ance_jax.jobs import train
+from ance_jax.models import bi_encoder
+from ance_jax.training import batches
+from ance_jax.training import experiment
+from ance_jax.training import methods
+from ance_jax.training import refreshes
+from ance_jax.training import schedule
+from ance_jax.training import trainer
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+
+def score(query, passage):
+  """The teacher's score of two rows: any function of them."""
+  return round(float(np.sin(7 * query + 3 * passage)) * 4, 3)
+
+
+@pytest.fixture(scope='module')
+def scores_file(tmp_path_factory, beir_folder):
+  """A run file of a teacher, without query 3's positives and some passages."""
+  path = tmp_path_factory.mktemp('teacher') / 'scores.trec'
+  judged = (beir_folder / 'qrels' / 'train.tsv').read_text().split('\n')[1:-1]
+  of_three = {line.split('\t')[1] for line in judged if line.startswith('q3\t')}
+  lines = []
+  for query in range(48):
+    found = {
+      f'p{passage}': score(query, passage)
+      for passage in range(150)
+      if (passage + query) % 10
+      and not (query == 3 and f'p{passage}' in of_three)
+      or is_judged(judged, query, passage)
+      and query != 3
+    }
+    for rank, name in enumerate(sorted(found, key=found.get, reverse=True), 1):
+      lines.append(f'q{query} Q0 {name} {rank} {found[name]} teacher\n')
+  path.write_text(''.join(lines))
+  return path
+
+
+def is_judged(lines, query, passage):
+  return any(line.startswith(f'q{query}\tp{passage}\t') for line in lines)
+
+
+@pytest.fixture(scope='module')
+def given_file(tmp_path_factory, beir_folder):
+  """Three negatives a query, with scores, and those of its positives."""
+  path = tmp_path_factory.mktemp('given') / 'given.jsonl'
+  judged = (beir_folder / 'qrels' / 'train.tsv').read_text().split('\n')[1:-1]
+  with open(path, 'w') as file:
+    for query in range(48):
+      positives = [
+        int(line.split('\t')[1][1:])
+        for line in judged
+        if line.startswith(f'q{query}\t')
+      ]
+      negatives = [(positives[0] + n) % 150 for n in (31, 53, 71)]
+      record = {
+        'query_id': f'q{query}',
+        'positive_ids': [f'p{row}' for row in positives],
+        'positive_scores': [score(query, row) for row in positives],
+        'negative_ids': [f'p{row}' for row in negatives],
+        'negative_scores': [score(query, row) for row in negatives],
+      }
+      file.write(json.dumps(record) + '\n')
+  return path
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, beir_folder):
+  """The folder of a run, to begin from and to be a guide."""
+  folder = tmp_path_factory.mktemp('trained') / 'run'
+  config = conftest_tiny(beir_folder, folder)
+  train.run(dataclasses.replace(config, method='in_batch', num_devices=1))
+  return folder
+
+
+def conftest_tiny(*arguments):
+  import conftest
+
+  return conftest.make_tiny(*arguments)
+
+
+def of_row(name, config, scores_file, given_file, trained):
+  """Returns the settings of an eventful run of a row."""
+  more = {
+    'star': {'warmup_steps': 2},
+    'distill': {'score_run': str(scores_file), 'also_weight': 0.2},
+    'margin_mse': {
+      'score_run': str(scores_file), 'draw': 'bins', 'topics': 5
+    },
+    'distill_given': {'negatives': str(given_file)},
+    'margin_mse_given': {'negatives': str(given_file), 'draw': 'top'},
+    'adore': {'tie_encoders': False, 'init_from': str(trained)},
+    'guided': {'guide': str(trained), 'guide_margin': -0.2},
+    'ance_given': {'negatives': str(given_file), 'negatives_per_source': 2},
+    'ance_tele': {'negatives_per_source': 4, 'rate_steps': 8},
+    'ance': {
+      'draw': 'simans', 'mask_above': 0.1, 'trainable': 'layer_0',
+      'score_run': str(scores_file), 'positive_min_score': 3.9
+    },
+    'ance_in_batch': {
+      'symmetric_columns': True, 'matryoshka_widths': '8,4',
+      'hardness_weight': 2.0, 'draw': 'simans_abs'
+    },
+  }[name]  # fmt: skip
+  if not methods.METHODS[name].refreshes:
+    more['warmup_steps'] = 0
+  return dataclasses.replace(config, method=name, **more)
+
+
+NAMES = (
+  'star', 'distill', 'margin_mse', 'distill_given', 'margin_mse_given', 'adore',
+  'guided', 'ance_given', 'ance_tele', 'ance', 'ance_in_batch'
+)  # fmt: skip
+
+
+@pytest.fixture
+def make(eventful, scores_file, given_file, trained):
+  def make(name, **changes):
+    config = of_row(name, eventful, scores_file, given_file, trained)
+    return dataclasses.replace(config, **changes)
+
+  return make
+
+
+class Killed(BaseException):
+  pass
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_run_that_dies_twice_ends_as_if_nothing_had_been(
+  name, make, tmp_path, monkeypatch
+):
+  config = make(name, workdir=str(tmp_path / 'whole'))
+  train.run(config)
+  expected = crash_test.outcome(config)
+  take_step = trainer.Trainer.take_step
+
+  def killed(self, batch):
+    if self.step == self.dies_at:
+      raise Killed
+    take_step(self, batch)
+
+  again = dataclasses.replace(config, workdir=str(tmp_path / 'again'))
+  for step in (8, 13):
+    with monkeypatch.context() as patch:
+      patch.setattr(trainer.Trainer, 'take_step', killed)
+      patch.setattr(trainer.Trainer, 'dies_at', step, raising=False)
+      with pytest.raises(Killed):
+        train.run(again)
+  train.run(again)
+  found = crash_test.outcome(again)
+  crash_test.check_same(found, expected)
+  steps = [step for step, name in found[3] if name == 'train/loss']
+  assert steps == list(range(1, 17))
+
+
+def opened(config):
+  splits = (config.train_split, config.dev_split)
+  return experiment.open(dataclasses.replace(config, checkpoint='last'), splits)
+
+
+def test_star_and_the_distilled_refresh_once(make):
+  for name in ('star', 'distill', 'margin_mse'):
+    config = make(name)
+    assert schedule.num_refreshes(config) == 1
+    assert schedule.refresh_due(config, config.warmup_steps)
+    assert 'max_refreshes' in str(
+      [n for n in ('max_refreshes',) if methods.METHODS[name].once]
+    )
+
+
+def test_negatives_come_with_the_scores_of_the_teacher(make, capsys):
+  """Those it does not score, and the query it has no positive of, are out."""
+  config = make('distill')
+  train.run(config)
+  run, _ = opened(config)
+  stored = refreshes.load(run, 4)
+  split, corpus = run.dataset.splits['train'], run.dataset.corpus
+  queries, positives = split.shared_positives()
+  for query, row in enumerate(stored.negatives):
+    number = int(split.ids[query][1:])
+    names = [int(corpus.ids[passage][1:]) for passage in row if passage >= 0]
+    assert (number == 3) == (not names)
+    assert all((name + number) % 10 for name in names)
+    expected = [score(number, name) for name in names]
+    there = row >= 0
+    np.testing.assert_allclose(stored.taught[query][there], expected, atol=1e-6)
+    assert np.isnan(stored.taught[query][~there]).all()
+  expected = [
+    score(int(split.ids[q][1:]), int(corpus.ids[p][1:]))
+    for q, p in zip(queries, positives, strict=True)
+    if split.ids[q] != 'q3'
+  ]
+  of_three = np.array([split.ids[q] == 'q3' for q in queries])
+  assert np.isnan(stored.positive_taught[of_three]).all()
+  np.testing.assert_allclose(
+    stored.positive_taught[~of_three], expected, atol=1e-6
+  )
+  out = capsys.readouterr().out
+  assert '1 queries have a positive that the teacher does not score' in out
+  check_batches(run, config, schedule.ActiveRefresh(4, 4))
+
+
+def check_batches(run, config, active):
+  """Each passage of a batch has its own score by the teacher."""
+  method = methods.METHODS[config.method]
+  negatives = refreshes.negatives_for(run, method, active)
+  data = experiment.training_data(run, method)
+  split, corpus = run.dataset.splits['train'], run.dataset.corpus
+  for step in range(5, 9):
+    drawn = batches.draw_rows(
+      data,
+      step,
+      seed=config.seed,
+      batch_size=8,
+      num_negatives=2,
+      negatives=negatives,
+      draw=experiment.draw(config, method),
+    )
+    for query, passages, taught in zip(*drawn, strict=True):
+      number = int(split.ids[query][1:])
+      expected = [
+        score(number, int(corpus.ids[passage][1:])) for passage in passages
+      ]
+      np.testing.assert_allclose(taught, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['distill_given', 'margin_mse_given'])
+def test_scores_that_come_with_given_negatives_teach(name, make):
+  config = make(name)
+  train.run(config)
+  run, _ = opened(config)
+  check_batches(run, config, None)
+
+
+def test_adore_trains_the_query_tower_alone_and_encodes_the_corpus_once(make):
+  config = make('adore', steps_per_eval=2)
+  train.run(config)
+  run, step = opened(config)
+  first, last = (
+    checkpoint.read_params(
+      config.workdir, n, bi_encoder.shapes(run.retriever.config), run.devices
+    )
+    for n in (checkpoint.committed_steps(pathlib.Path(config.workdir))[0], step)
+  )
+  same = {
+    side: all(
+      (a == b).all()
+      for a, b in zip(
+        *(map(np.asarray, leaves(tree[side])) for tree in (first, last)),
+        strict=True,
+      )
+    )
+    for side in first
+  }
+  assert same == {bi_encoder.QUERY: False, bi_encoder.PASSAGE: True}
+  assert len(list(pathlib.Path(config.workdir, 'embeddings').iterdir())) == 1
+  encoded = logs.series(config.workdir, 'flops/encode')
+  assert len(encoded) > 5
+  assert crash_test.outcome(config)[1][1].keys() == {bi_encoder.QUERY}
+
+
+def leaves(tree):
+  import jax
+
+  return jax.tree.leaves(tree)
+
+
+def test_towers_that_are_one_cannot_train_alone(make):
+  config = make('adore', tie_encoders=True, init_from='')
+  with pytest.raises(
+    errors.BadInput, match='set --notie_encoders, with --init'
+  ):
+    train.run(config)
+
+
+def test_an_episode_begins_with_the_first_weights_and_a_new_optimizer(
+  make, monkeypatch
+):
+  config = make('ance_tele', warmup_steps=4, restart_from='warmup')
+  take_step, seen = trainer.Trainer.take_step, {}
+
+  def look(self, batch):
+    if self.step in (0, 4, 8, 12):
+      seen[self.step] = [
+        [np.asarray(x) for x in leaves(tree)]
+        for tree in (self.state.params, self.state.opt_state)
+      ]
+    take_step(self, batch)
+
+  monkeypatch.setattr(trainer.Trainer, 'take_step', look)
+  train.run(config)
+  for step in (8, 12):
+    for found, expected in zip(seen[step], seen[4], strict=True):
+      for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+  moved = [(a != b).any() for a, b in zip(seen[0][0], seen[4][0], strict=True)]
+  assert any(moved)
+  assert not any(x.any() for x in seen[8][1])
+  rates = logs.series(config.workdir, 'train/learning_rate')
+  assert [rates[n] for n in (5, 6, 7)] == [rates[n] for n in (9, 10, 11)]
+  assert rates[1] == rates[5] == 0 < rates[2]
+  assert 4 in checkpoint.committed_steps(pathlib.Path(config.workdir))
+
+
+def test_an_episode_keeps_the_negatives_of_those_before(make):
+  config = make('ance_tele')
+  train.run(config)
+  run, _ = opened(config)
+  first, second = (refreshes.load(run, n).negatives for n in (4, 8))
+  assert first.shape[1] <= 8 < second.shape[1] <= 16
+  for before, after in zip(first, second, strict=True):
+    assert set(before) - {-1} <= set(after)
+    there = after[after >= 0]
+    assert len(set(there)) == len(there)
+  made = refreshes.manifest(run, 8)
+  assert made['momentum'][0] == 4
+  assert 'momentum' not in refreshes.manifest(run, 4)
+
+
+def test_the_passages_near_the_first_positive_are_negatives_too(make):
+  """With all of its 10, the union is those of the query and of its positive."""
+  config = make('ance_tele', negatives_per_source=0, max_steps=5)
+  train.run(config)
+  run, _ = opened(config)
+  params = checkpoint.read_params(
+    config.workdir, 4, bi_encoder.shapes(run.retriever.config), run.devices
+  )
+  run = run.with_params(params)
+  indexed = run.index_corpus(logs.Stopwatch())
+  passages = np.concatenate(indexed.blocks)
+  queries = run.encode_queries('train', logs.Stopwatch())
+  split, groups = run.dataset.splits['train'], run.dataset.corpus.groups
+  of_query, positives = split.shared_positives()
+  stored = refreshes.load(run, 4)
+  for query, found in enumerate(stored.negatives):
+    own = positives[of_query == query]
+    banned = {groups[row] for row in own}
+    banned |= {groups[p] for q, p in split.own_passages().T if q == query}
+    expected = []
+    for vector in (queries[query], passages[own[0]]):
+      order = np.argsort(-(passages @ vector), kind='stable')
+      allowed = [row for row in order.tolist() if groups[row] not in banned]
+      expected += [row for row in allowed[:10] if row not in expected]
+    assert set(found[found >= 0].tolist()) == set(expected)
+    there = found >= 0
+    np.testing.assert_allclose(
+      stored.scores[query][there],
+      passages[found[there]] @ queries[query],
+      atol=1e-5,
+    )
+
+
+def test_sources_of_a_row_are_drawn_from_and_joined(make):
+  config = make('ance_given', negatives_per_source=2)
+  train.run(config)
+  run, _ = opened(config)
+  given = run.dataset.splits['train'].given
+  index = {}
+  for query, found in enumerate(refreshes.load(run, 4).negatives):
+    there = set(found[found >= 0].tolist())
+    assert 2 <= len(there) <= 4
+    index[query] = len(there & set(given.of(query).tolist()))
+  assert min(index.values()) >= 1
+  assert sum(index.values()) >= 2 * len(index) - 6
+
+
+def test_verdicts_make_positives_of_what_they_score_high(make, capsys):
+  config = make('ance')
+  train.run(config)
+  run = experiment.restore(config, ('train', 'dev'), 16)
+  split, corpus = run.dataset.splits['train'], run.dataset.corpus
+  queries, positives = split.positives()
+  found = {
+    (int(split.ids[q][1:]), int(corpus.ids[p][1:]))
+    for q, p in zip(queries, positives, strict=True)
+  }
+  lines = pathlib.Path(config.score_run).read_text().splitlines()
+  high = {
+    (int(line.split()[0][1:]), int(line.split()[2][1:]))
+    for line in lines
+    if float(line.split()[4]) >= 3.9
+  }
+  judged = dataclasses.replace(config, job='evaluate')
+  before = experiment.restore(judged, ('train', 'dev'), 16)
+  old = before.dataset.splits['train']
+  expected = {
+    (int(old.ids[q][1:]), int(corpus.ids[p][1:]))
+    for q, p in zip(*old.positives(), strict=True)
+  }
+  assert len(high - expected) > 50
+  assert found == expected | high
+  said = f'{len(high - expected):,} passages that were not judged are positives'
+  assert said in capsys.readouterr().out
+  table = refreshes.load(run, 4).negatives
+  for query, row in enumerate(table):
+    number = int(split.ids[query][1:])
+    names = {(number, int(corpus.ids[p][1:])) for p in row if p >= 0}
+    assert not names & found
+  # Judgements of a query keep their order, new ones follow.
+  for query in range(len(split.ids)):
+    own = split.passages[slice(*split.offsets[query : query + 2])]
+    was = old.passages[slice(*old.offsets[query : query + 2])]
+    np.testing.assert_array_equal(own[: len(was)], was)
+
+
+def test_topics_are_clusters_of_the_first_weights_and_cannot_come_later(make):
+  config = make('margin_mse')
+  train.run(config)
+  folder = pathlib.Path(config.workdir, 'topics')
+  topics = np.load(folder / 'topics.npy')
+  assert set(topics) == set(range(5))
+  shutil.rmtree(folder)
+  with pytest.raises(errors.BadInput, match='topics of the training queries'):
+    train.run(dataclasses.replace(config, max_steps=17))
+
+
+# The set has no answers, which this row needs.
+KNOWN = sorted(methods.METHODS.keys() - {'ance_code_qa'})
+MODES = {
+  'delayed': {'refresh_mode': 'delayed', 'refresh_delay': 2},
+  'async': {'refresh_mode': 'async'},
+  'slices': {'query_slices': 2},
+  'trigger': {'refresh_trigger': 0.5},
+  'plateau': {'warmup_until_plateau': 1},
+  'chunks': {'chunks': 2, 'passage_length': 8, 'symmetric_columns': False},
+  'micro-batches': {'micro_batch_size': 2},
+  'remat': {'remat': True},
+  'simans': {'draw': 'simans'},
+  'bins': {'draw': 'bins'},
+  'margin': {'relative_margin': 0.05},
+  'topics': {'topics': 3},
+  'matryoshka': {'matryoshka_widths': '8,4'},
+  'symmetric': {'symmetric_columns': True},
+  'guide': {'guide_margin': 0.0},
+}
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_each_row_goes_with_a_mode_or_says_why_not(
+  mode, make, scores_file, given_file, trained
+):
+  """The pairs themselves are run by the soak; here, what is refused."""
+  refused = {}
+  for name in KNOWN:
+    try:
+      config = of_pair(name, mode, make, scores_file, given_file, trained)
+      train.run(dataclasses.replace(config, dry_run=True))
+    except errors.BadInput as error:
+      refused[name] = str(error)
+  assert all('; ' in text for text in refused.values())
+  expected = {name for name in KNOWN if mode in refusals(name)}
+  assert refused.keys() == expected
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize('name', KNOWN)
+def test_each_pair_of_a_row_and_a_mode_trains(
+  name, make, scores_file, given_file, trained, tmp_path
+):
+  for mode in MODES:
+    if mode not in refusals(name):
+      config = of_pair(name, mode, make, scores_file, given_file, trained)
+      folder = str(tmp_path / mode)
+      config = dataclasses.replace(config, workdir=folder, max_steps=10)
+      assert train.run(config)
+
+
+def of_pair(name, mode, make, scores_file, given_file, trained):
+  changes = dict(MODES[mode])
+  if mode == 'guide' or name == 'guided':
+    changes['guide'] = str(trained)
+  if name not in NAMES:
+    changes['method'] = name
+    if not methods.METHODS[name].refreshes:
+      changes['warmup_steps'] = 0
+    if 'given' in methods.METHODS[name].sources:
+      changes['negatives'] = str(given_file)
+    return make('star', **changes)
+  return make(name, **changes)
+
+
+def refusals(name):
+  """The modes that a row is refused with."""
+  row, found = methods.METHODS[name], set()
+  if not row.refreshes:
+    found |= {'slices', 'trigger', 'simans', 'plateau'}
+  if 'given' in row.sources:
+    found.add('margin')
+  if row.triplets:
+    found |= {'trigger', 'simans', 'topics'}
+  if row.searches:
+    found |= {'chunks', 'matryoshka', 'symmetric', 'guide', 'margin'}
+  if row.restarts:
+    found |= {'delayed', 'async', 'slices', 'trigger'}
+  if row.teacher != 'mined':
+    found.add('bins')
+  if row.teacher or not row.in_batch:
+    found.add('symmetric')
+  return found
