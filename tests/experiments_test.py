@@ -12,10 +12,14 @@ import nbformat
 import numpy as np
 import pytest
 
+from ance_jax import api
 from ance_jax import config
 from ance_jax import flags as flags_lib
 from ance_jax.core import atomic
 from ance_jax.core import logs
+from ance_jax.data import corpus as corpus_lib
+from ance_jax.jobs import train
+from ance_jax.training import experiment
 from ance_jax.training import methods
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -249,3 +253,54 @@ def test_the_first_screen_of_the_readme_holds_two_commands():
   assert len(blocks) == 2
   assert 'ance_jax.main --flagfile=experiments/quickstart.flags' in blocks[0]
   assert 'pytest' in blocks[1]
+
+
+@pytest.mark.usefixtures('compiled_once', 'scripts')
+def test_hidden_positives_are_counted_as_loops_count_them(tiny, tmp_path):
+  hidden_positives = importlib.import_module('hidden_positives')
+  settings = dataclasses.replace(
+    tiny, method='in_batch', num_devices=1, max_steps=2, warmup_steps=0
+  )
+  train.run(settings)
+  ranked = config.Config(
+    job='evaluate', dataset='beir', data_dir=tiny.data_dir, seed=3,
+    workdir=str(tmp_path / 'hidden'), init_from=tiny.workdir, top_k=20,
+    tokens_per_batch=1024, on_shortage='keep', num_devices=1,
+  )  # fmt: skip
+  rules = {'first': {'draw': 'top'}, 'margin': {'relative_margin': 0.001}}
+  found = hidden_positives.count(ranked, rules)
+  run, _ = experiment.open(ranked, ('train',))
+  kept, (queries, passages) = hidden_positives._hide(run)
+  hidden = set(zip(queries.tolist(), passages.tolist(), strict=True))
+  judged = run.dataset.splits['train'].positives()
+  pairs = set(zip(*(x.tolist() for x in judged), strict=True))
+  alone = kept.dataset.splits['train'].positives()
+  one = dict(zip(*(x.tolist() for x in alone), strict=True))
+  assert hidden | set(one.items()) == pairs
+  assert not hidden & set(one.items())
+  own = api.load(tiny.workdir)
+  corpus, split = run.dataset.corpus, run.dataset.splits['train']
+  titles = [corpus_lib.whole_title(corpus, row) for row in range(150)]
+  scores = own.encode_queries(list(split.texts)) @ np.transpose(
+    own.encode_passages([corpus.texts[row] for row in range(150)], titles)
+  )
+  own_texts = {tuple(pair) for pair in split.own_passages().T.tolist()}
+  wrong = number = none = 0
+  for query in sorted({query for query, _ in hidden}):
+    banned = {corpus.groups[one[query]]}
+    banned |= {corpus.groups[p] for q, p in own_texts if q == query}
+    order = np.argsort(-scores[query], kind='stable').tolist()
+    drawn = [row for row in order if corpus.groups[row] not in banned][:7]
+    wrong += sum((query, row) in hidden for row in drawn)
+    number += 7
+    best = [row for row in order if corpus.groups[row] not in banned][:20]
+    highest = scores[query, one[query]]
+    none += not any(
+      scores[query, row] < highest - 0.001 * abs(highest) for row in best
+    )
+  assert found['first'] == (wrong, number, 0)
+  assert wrong > 0
+  share = none / len({query for query, _ in hidden})
+  assert found['margin'][2] == pytest.approx(share)
+  text = hidden_positives.table(found)
+  assert f'| first | {1000 * wrong / number:.1f} ± ' in text
