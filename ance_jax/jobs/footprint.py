@@ -20,9 +20,10 @@ from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import experiment
 from ance_jax.training import schedule
+from ance_jax.training import steps
 
-# AdamW keeps the parameters and two moments of each, all in float32.
-_STATE = 3
+# AdamW keeps two moments of each parameter that it trains, all in float32.
+_MOMENTS = 2
 # Memory limit and use of a container, if there is one.
 _CGROUP = pathlib.Path('/sys/fs/cgroup')
 _CURES = {
@@ -93,19 +94,24 @@ def _needs(run):
   """Returns the needs of a run, as a list."""
   config, width = run.config, run.retriever.config.embedding_size
   shapes = bi_encoder.shapes(run.retriever.config)
-  num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  num_params = _size(shapes)
+  trained = steps.trees_of_run(config, shapes)
+  num_trained = _size([shapes[name] for name in trained])
   passages = len(run.dataset.passages.pieces())
   queries = len(run.dataset.queries[config.train_split])
-  state = f'{num_params:,} parameters x 4 bytes x {_STATE}'
+  state = f'{num_params:,} parameters x 4 bytes x {1 + _MOMENTS}'
+  if num_trained < num_params:
+    state = (
+      f'({num_params:,} parameters + {_MOMENTS} x {num_trained:,}) x 4 bytes'
+    )
+  of_state = 4 * (num_params + _MOMENTS * num_trained)
   # Three more: the best one, the active negatives' and one being written.
   kept = min(config.checkpoints_to_keep + 3, schedule.num_saves(config))
   encodings = min(schedule.num_encodings(config), 2)
   # CPU devices use the memory of the host.
   on_host = run.devices[0].platform == 'cpu'
   needs = [
-    Need(
-      'disk', 'checkpoints', f'{kept} x {state}', kept * 4 * _STATE * num_params
-    ),
+    Need('disk', 'checkpoints', f'{kept} x {state}', kept * of_state),
     Need(
       'disk',
       'embeddings, old and new',
@@ -113,9 +119,7 @@ def _needs(run):
       encodings * passages * width * 4,
     ),
     _of_index(run, passages, width, on_host),
-    Need(
-      'host memory', 'a checkpoint in writing', state, 4 * _STATE * num_params
-    ),
+    Need('host memory', 'a checkpoint in writing', state, of_state),
   ]
   if tables := _num_tables(config):
     arithmetic = f'{queries:,} queries x {config.top_k} x 4 bytes'
@@ -127,15 +131,31 @@ def _needs(run):
       ),
     ]
   copies = len(devices_lib.own(run.devices)) if on_host else 1
+  place = 'host memory' if on_host else 'device memory'
+  if any(row.searches for row in schedule.rows(config).values()):
+    over = 1 if on_host else len(run.devices)
+    arithmetic = f'{passages:,} passages x {width} x 4 bytes over {over} places'
+    needs.append(
+      Need(
+        place,
+        'passages that each step searches',
+        arithmetic,
+        -(-passages // over) * width * 4,
+      )
+    )
   return [
     *needs,
     Need(
-      'host memory' if on_host else 'device memory',
+      place,
       'parameters, gradients, optimizer',
-      f'{copies} x {num_params:,} parameters x 4 bytes x {_STATE + 1}',
-      copies * 4 * (_STATE + 1) * num_params,
+      f'{copies} x ({state} + gradients)',
+      copies * (of_state + 4 * num_trained),
     ),
   ]
+
+
+def _size(shapes):
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def _of_index(run, passages, width, on_host):
@@ -161,7 +181,10 @@ def _num_tables(config):
   """Returns the number of tables of negatives and scores that a run keeps."""
   rows = schedule.rows(config).values()
   once = {name for row in rows for name in row.sources} & {'bm25', 'given'}
-  return len(once) + 2 * schedule.num_refreshes(config)
+  teachers = sum(row.teacher == 'mined' for row in rows)
+  return (1 + teachers) * len(once) + (2 + teachers) * schedule.num_refreshes(
+    config
+  )
 
 
 def _room(run):

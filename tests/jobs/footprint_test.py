@@ -50,6 +50,29 @@ def test_settings_count(run):
   assert 2 * once[name] == twice[name] == flat[name]
 
 
+def test_a_tower_that_is_not_trained_has_no_moments(tiny):
+  config = dataclasses.replace(
+    tiny, num_devices=1, tie_encoders=False, dry_run=True, warmup_steps=0
+  )
+  run = experiment.create(config, ('train', 'dev'))[0]
+  both, one = sizes(run, method='in_batch'), sizes(run, method='adore')
+  name = 'host memory', 'a checkpoint in writing'
+  assert one[name] * 3 == both[name] * 2  # 2 + 2 of 2 + 4 trees.
+  name = 'host memory', 'parameters, gradients, optimizer'
+  assert one[name] * 8 == both[name] * 5
+  name = 'host memory', 'passages that each step searches'
+  assert one[name] == 150 * 16 * 4
+  assert name not in both
+
+
+def test_scores_of_a_teacher_are_one_table_more(run):
+  plain, taught = (
+    sizes(run, method=name, score_run=path)['disk', 'negatives']
+    for name, path in (('star', ''), ('distill', 'x'))
+  )
+  assert taught / plain == 3 / 2
+
+
 def test_an_index_on_devices_takes_their_memory_and_no_more_than_it_may(run):
   class Accelerator:
     platform = 'gpu'
