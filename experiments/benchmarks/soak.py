@@ -69,6 +69,13 @@ SETTINGS = config.Config(
   rows_per_block=40,
   steps_per_log=1,
 )
+# What a row needs otherwise.
+ROWS = {
+  'ance_in_batch': {},
+  'star': {},
+  'ance_tele': {'negatives_per_source': 4},
+  'adore': {'tie_encoders': False, 'warmup_steps': 0},
+}
 # Seconds without a change of phase after which a process hangs.
 HANGS = 120
 # Runs that go wrong before all is stopped.
@@ -211,8 +218,13 @@ def run_process(folder, number, aim):
     `Ended`, and the `watched.Board` of the process.
   """
   workdir, log = folder / 'run', folder / f'log-{number:02d}.txt'
+  method = (folder.parent / 'method').read_text()
   settings = dataclasses.replace(
-    SETTINGS, workdir=str(workdir), data_dir=str(folder.parent / 'beir')
+    SETTINGS,
+    workdir=str(workdir),
+    data_dir=str(folder.parent / 'beir'),
+    method=method,
+    **ROWS[method],
   )
   board = watched.Board(folder / 'board', 'w+')
   paths = [folder / 'board', folder / 'units']
@@ -374,9 +386,10 @@ def compare(folder, expected):
   return f'{len(wrong)} differences, such as\n  ' + '\n  '.join(wrong[:8])
 
 
-def soak(folder, *, kills, kills_per_run, seed, targets):
+def soak(folder, *, method, kills, kills_per_run, seed, targets):
   """Returns the `Tally` of runs that are killed, against one that is not."""
   write_beir(folder / 'beir')
+  (folder / 'method').write_text(method)
   (folder / 'reference').mkdir()
   ended, board = run_process(folder / 'reference', 0, None)
   if ended.code:
@@ -453,6 +466,9 @@ def main():
   parser.add_argument(
     '--folder', default='', help='New folder to work in; default: a temporary.'
   )
+  parser.add_argument(
+    '--method', choices=ROWS, default=SETTINGS.method, help='Row to train.'
+  )
   given = parser.parse_args()
   logging.set_verbosity(logging.ERROR)  # Orbax tells of each array.
   folder = pathlib.Path(given.folder or tempfile.mkdtemp(prefix='soak-'))
@@ -460,6 +476,7 @@ def main():
   start = time.monotonic()
   tally = soak(
     folder.absolute(),
+    method=given.method,
     kills=given.kills,
     kills_per_run=given.kills_per_run,
     seed=given.seed,
