@@ -50,8 +50,8 @@ def make(
     if config.hardness_weight:
       harder = lax.stop_gradient(config.hardness_weight * others)
       logits += jnp.where(_weighed(config, method, batch), harder, 0)
-    more = _texts_alike(config, queries, passages, batch)
-    if more:
+    if config.symmetric_columns and method.in_batch:
+      more = _both_sides(queries, passages, batch)
       logits = jnp.concatenate([logits, *(s * scale for s, _ in more)], 1)
       counted = jnp.concatenate([counted, *(there for _, there in more)], 1)
     columns = losses.Columns(positive * scale, logits, counted)
@@ -114,15 +114,13 @@ def _weighed(config, method, batch):
   return batch.rows[:, None] == whose
 
 
-def _texts_alike(config, queries, passages, batch):
+def _both_sides(queries, passages, batch):
   """Returns the (B, nB) scores of columns of `--symmetric_columns`, and masks.
 
   For query i these are query j, for its positive the positive of j and query j,
   for all other queries j of the batch that do not share a positive with it (Li
   et al. 2023, GTE, section 3.3).
   """
-  if not config.symmetric_columns:
-    return []
   first = passages[:, 0]
   rows, other_queries, other_first, groups, never = (
     lax.all_gather(x, _AXIS, tiled=True)

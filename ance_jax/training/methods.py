@@ -178,10 +178,12 @@ METHODS = {
 def of_warm_up() -> list[str]:
   """Returns the names that `--warmup_method` allows.
 
-  They are the rows without refreshes that train all towers.
+  They are the rows without refreshes and teachers that train all towers.
   """
   return [
-    name for name, row in METHODS.items() if not (row.refreshes or row.searches)
+    name
+    for name, row in METHODS.items()
+    if not (row.refreshes or row.searches or row.teacher)
   ]
 
 

@@ -513,3 +513,9 @@ def refusals(name):
   if row.teacher or not row.in_batch:
     found.add('symmetric')
   return found
+
+
+def test_a_row_with_a_teacher_is_no_warm_up():
+  rows = methods.of_warm_up()
+  assert {'in_batch', 'bm25', 'dpr', 'given', 'random'} <= set(rows)
+  assert not {'adore', 'guided', 'distill_given', 'star'} & set(rows)

@@ -744,12 +744,14 @@ def test_matryoshka_is_the_mean_over_widths(similarity, tiny, params, batch):
   assert found == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.parametrize('name', methods.OPTIMIZERS)
 def test_what_is_not_trainable_keeps_its_bits_and_has_no_moments(
-  tiny, params, batch
+  name, tiny, params, batch
 ):
   config = dataclasses.replace(
-    tiny, trainable='layer_0/.*kernel', clip_norm=0.0, lr_warmup_steps=0
-  )
+    tiny, trainable='layer_0/.*kernel', clip_norm=0.0, lr_warmup_steps=0,
+    optimizer=name,
+  )  # fmt: skip
   devices = devices_lib.local(2)
   optimizer, method = optimizers.make(config), methods.METHODS['dpr']
   state = steps.init_state(params, [bi_encoder.TIED], optimizer, devices)
@@ -784,3 +786,16 @@ def test_what_is_not_trainable_keeps_its_bits_and_has_no_moments(
     if re.search('layer_0/.*kernel', '/'.join(p.key for p in path))
   ]
   assert metrics['grad_norm'] == pytest.approx(np.sqrt(sum(squares)), rel=1e-4)
+
+
+def test_symmetric_columns_are_not_for_a_warm_up_without_in_batch_negatives(
+  tiny, params, batch
+):
+  plain = dataclasses.replace(tiny, dropout_rate=0.0)
+  both = dataclasses.replace(plain, symmetric_columns=True)
+  method = methods.METHODS['bm25']
+  found, expected = (
+    loss_and_grads(config, method, params, batch, 2)[0]
+    for config in (both, plain)
+  )
+  assert found == expected
