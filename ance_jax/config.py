@@ -574,7 +574,8 @@ class Config:
   lr_warmup_steps: int = knob(
     5000,
     'Steps in which the learning rate rises from 0, before it falls linearly '
-    'to 0 at --max_steps; refreshes do not restart it. ANCE: 5,000.',
+    'to 0 at --max_steps; refreshes restart it for rows alone that begin '
+    'again. ANCE: 5,000.',
   )
   weight_decay: float = knob(
     0.0, 'Weight decay, except on biases and LayerNorm. ANCE and DPR: 0.'
@@ -960,9 +961,10 @@ _READ_BY = (
   ('seed', 'not report export'),
   ('compilation_cache_dir rows_per_block', 'not report compare prepare'),
   (
-    'index search_memory_mb index_params center_passages',
+    'index search_memory_mb index_params',
     'not report compare prepare encode',
   ),
+  ('center_passages', 'not report compare prepare encode inspect'),
   ('checkpoint', 'not prepare'),
   (
     'vocab_size num_layers hidden_size num_heads intermediate_size',
@@ -978,7 +980,7 @@ _READ_BY = (
   ('temperature', 'train refresh inspect'),
   ('draw simans_a simans_b', 'train inspect'),
   ('negatives_per_source refresh_trigger', 'train refresh'),
-  ('positive_min_score', 'train refresh inspect'),
+  ('positive_min_score', 'train refresh'),
   ('drop_same_text drop_answers', 'train refresh inspect mine'),
   ('negatives', 'train refresh inspect mine audit prepare'),
   ('bm25_run', 'train refresh inspect'),

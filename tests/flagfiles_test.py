@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 
 import bert_weights_test
 import conftest
@@ -51,7 +52,7 @@ ROWS = {
   'msmarco_ance_tele': {'negatives_per_source': 3, 'max_refreshes': 2},
   'msmarco_adore': {'warmup_steps': 0},
   'msmarco_distill': {'cross_encoder': '', 'score_run': True},
-  'msmarco_margin_mse': {'score_run': True, 'topics': 3},
+  'msmarco_margin_mse': {'negatives': True, 'topics': 3, 'warmup_steps': 0},
 }
 WRITERS = {
   'msmarco_passage': (formats.write_msmarco, 'dl19', 'mrr@10', 'ndcg@10'),
@@ -116,6 +117,9 @@ def test_a_published_row_is_trained_whole_and_scored(name, tmp_path):
       for query, row in pairs
     )
     (tmp_path / 'teacher.trec').write_text('\n'.join(lines) + '\n')
+  if changes.get('negatives'):
+    changes['negatives'] = str(tmp_path / 'given.jsonl')
+    write_given(data, tmp_path / 'given.jsonl')
   settings = flags.from_flagfile(
     f'experiments/{name}.flags',
     **{
@@ -130,6 +134,24 @@ def test_a_published_row_is_trained_whole_and_scored(name, tmp_path):
   assert len(logs.series(settings.workdir, 'train/loss')) >= 1
   job = dataclasses.replace(settings, job='evaluate', split='dl19')
   assert next(iter(evaluate.run(job))) == 'ndcg@10'
+
+
+def write_given(data, path):
+  """Gives each query its positive and three others, with scores."""
+  qrels = (data / 'qrels.train.tsv').read_text().splitlines()
+  positives = {line.split()[0]: line.split()[2] for line in qrels}
+  everyone = [formats.pid(row) for row in range(formats.NUM_PASSAGES)]
+  with open(path, 'w') as file:
+    for number, (query, positive) in enumerate(positives.items()):
+      others = [name for name in everyone if name != positive]
+      record = {
+        'query_id': query,
+        'positive_ids': [positive],
+        'positive_scores': [3.0],
+        'negative_ids': others[number : number + 3],
+        'negative_scores': [2.0, 1.0, -1.0],
+      }
+      file.write(json.dumps(record) + '\n')
 
 
 def make_two(folder):

@@ -118,9 +118,7 @@ def _negatives(run, method, mined):
     if not negatives_lib.given_to(run.dataset.splits[run.config.train_split]):
       return None
     return refreshes.of_table(run, 0, negatives_lib.take_given(run)[0], 0)
-  # A run ranks by BM25 before its first step.
-  there = mined or (run.id and method.sources == ('bm25',))
-  return refreshes.negatives_for(run, method, mined) if there else None
+  return refreshes.peek(run, method, mined) if run.id else None
 
 
 def _never_text(drawn_from, query):

@@ -335,7 +335,6 @@ def rows_between(
 
 def even(share: int, most: int) -> tuple[int, int]:
   """Returns (rows, blocks) of equal blocks that hold at most `most` rows."""
-  """Returns (rows, blocks) of equal blocks that hold at most `most` rows."""
   blocks = max(-(-share // most), 1)
   return -(-share // blocks), blocks
 

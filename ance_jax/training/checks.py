@@ -256,6 +256,13 @@ def _of_learning_rate(config):
       f'{config.learning_rate:g}; lower it, for example to {end // 10}'
     )
 
+  restarts = methods.METHODS[config.method].restarts
+  if 0 < config.rate_steps < end and not restarts:
+    yield (
+      f'--rate_steps={config.rate_steps} is less than --max_steps={end}: the '
+      'learning rate is 0 from there on; raise it, or leave it out'
+    )
+
 
 def _of_refreshes(config):
   """Yields warnings about refreshes that never happen or are never used."""
@@ -277,7 +284,7 @@ def _of_refreshes(config):
       f'in use at step {late}, and --max_steps={end}: they are never trained '
       'on; lower it'
     )
-  elif number == 1 != config.max_refreshes:
+  elif number == 1 != config.max_refreshes and not row.once:
     name = (
       'refresh_schedule' if config.refresh_schedule else 'steps_per_refresh'
     )

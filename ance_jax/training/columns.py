@@ -52,6 +52,9 @@ def make(
       logits += jnp.where(_weighed(config, method, batch), harder, 0)
     if config.symmetric_columns and method.in_batch:
       more = _both_sides(queries, passages, batch)
+      if config.mask_above is not None:
+        most = positive[:, None] + config.mask_above
+        more = [(s, there & (s <= most)) for s, there in more]
       logits = jnp.concatenate([logits, *(s * scale for s, _ in more)], 1)
       counted = jnp.concatenate([counted, *(there for _, there in more)], 1)
     columns = losses.Columns(positive * scale, logits, counted)

@@ -27,6 +27,7 @@ from ance_jax.core import devices as devices_lib
 from ance_jax.core import distributed
 from ance_jax.core import logs
 from ance_jax.core import remote
+from ance_jax.core import strict_io
 from ance_jax.core import workdirs
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import load
@@ -43,6 +44,8 @@ from ance_jax.training import methods
 from ance_jax.training import settings as settings_lib
 
 _DATA_FILE = 'data.json'
+# Settings that may be names on the hub, which a run pins to a commit.
+_ON_THE_HUB = 'init_from', 'guide', 'cross_encoder'
 # Jobs that build no index.
 _WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
 
@@ -214,7 +217,8 @@ def create(
   )
   config = _pinned(_as_begun(config))
   if config.job == 'train':
-    config = dataclasses.replace(config, guide=pretrained.pinned(config.guide))
+    names = {n: pretrained.pinned(getattr(config, n)) for n in _ON_THE_HUB[1:]}
+    config = dataclasses.replace(config, **names)
   texts, model = _texts_and_model(config, split_names)
   new = distributed.broadcast(lambda: secrets.token_hex(8))
   texts = _with_verdicts(config, texts)
@@ -245,6 +249,8 @@ def record(run: Experiment) -> dict[str, bytes]:
   began = {'run': run.id, 'corpus': data.corpus.hash, 'splits': hashes}
   if added := data.splits[run.config.train_split].added:
     began['added'] = added
+  if run.config.score_run:
+    began['score_run'] = _score_run_hash(run.config)
   return {
     workdirs.FLAGS_FILE: run.config.to_flagfile().encode(),
     _DATA_FILE: json.dumps(began).encode(),
@@ -270,9 +276,8 @@ def restore(
   model = pretrained.Model(*pretrained.load_model(config.workdir, step), None)
   began, before = _began(config.workdir, step), settings(config.workdir, step)
   # Keeps the commits to which names on the hub were pinned.
-  config = dataclasses.replace(
-    config, init_from=before.init_from, guide=before.guide
-  )
+  names = {name: getattr(before, name) for name in _ON_THE_HUB}
+  config = dataclasses.replace(config, **names)
   config = _with_protocol(config, before)
   return _restore(config, split_names, began, model)
 
@@ -298,11 +303,14 @@ def _restore(config, split_names, began, model):
       )
   texts = _with_verdicts(config, texts)
   train = texts.splits.get(config.train_split)
-  if _is_training(config) and train.added != began.get('added', ''):
+  if _is_training(config) and (
+    train.added != began.get('added', '')
+    or (config.score_run and _score_run_hash(config) != began.get('score_run'))
+  ):
     raise errors.refusal(
-      f'--score_run={config.score_run} adds other positives than those with '
-      f'which the run in {config.workdir} began',
-      'give back the file, or name another --workdir',
+      f'--score_run={config.score_run} is not the file with which the run in '
+      f'{config.workdir} began',
+      'give it back, or name another --workdir',
     )
   return _experiment(began['run'], config, texts, model)
 
@@ -407,6 +415,8 @@ def _read_saved(config, step, devices, for_training):
   before = settings(config.workdir, step)
   free = ('protocol', *(() if for_training else config_lib.OF_READING))
   kept = {name: getattr(before, name) for name in free}
+  if not for_training:
+    kept['job'] = before.job  # Whose rules may need its row.
   check_same_run(dataclasses.replace(config, **kept), step)
   model = pretrained.load_whole(config.workdir, step, devices)
   return before, _began(config.workdir, step), model
@@ -513,7 +523,7 @@ def check_same_run(config: config_lib.Config, step: int) -> None:
   for name, old, new in config_lib.differences(
     before, _with_protocol(config, before), may_change=False
   ):
-    if name in ('init_from', 'guide') and snapshots.is_pin(old, new):
+    if name in _ON_THE_HUB and snapshots.is_pin(old, new):
       continue
     raise errors.refusal(
       f'--{name} is {new!r}, and the run in {config.workdir} began with '
@@ -528,6 +538,10 @@ def write_flags(config: config_lib.Config) -> None:
     path = pathlib.Path(config.workdir) / workdirs.FLAGS_FILE
     atomic.write_text(path, config.to_flagfile())
     remote.push(path)
+
+
+def _score_run_hash(config):
+  return atomic.file_hash(strict_io.regular(config.score_run))
 
 
 def _is_training(config):

@@ -6,8 +6,11 @@ queries and passages once, and steps look its embeddings up.
 """
 
 from ance_jax import config as config_lib
+from ance_jax import errors
 from ance_jax.core import atomic
+from ance_jax.core import distributed
 from ance_jax.core import logs
+from ance_jax.core import remote
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import tokenized
 from ance_jax.retrieval import corpus_index
@@ -15,7 +18,7 @@ from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import settings as settings_lib
 
-_FOLDER = 'guide'
+_FOLDER, _FILE = 'guide', 'guide.json'
 
 
 def make(run: experiment.Experiment) -> batches.Guide:
@@ -41,6 +44,7 @@ def make(run: experiment.Experiment) -> batches.Guide:
   data = tokenized.make(
     texts, model.tokenizer, retriever.form, experiment.tokens_folder(config)
   )
+  _check_same(run, retriever.passage_hash())
   settings = settings_lib.index(own)
   kept = corpus_index.embeddings_folder(
     retriever,
@@ -57,3 +61,22 @@ def make(run: experiment.Experiment) -> batches.Guide:
     retriever, data.queries[split], split, logs.Stopwatch()
   )
   return batches.Guide(queries, blocks)
+
+
+def _check_same(run, passage_hash):
+  """Raises `BadInput` for a guide of other weights than at the first start."""
+  path = run.workdir / _FILE
+  remote.pull_file(str(path))
+  about = {'run': run.id, 'passage_hash': passage_hash}
+  before = distributed.broadcast(
+    lambda: atomic.read_json(path) if path.exists() else about
+  )
+  if before != about:
+    raise errors.refusal(
+      f'--guide={run.config.guide} has other weights than when the run in '
+      f'{run.workdir} began',
+      'give them back, or name another --workdir',
+    )
+  if distributed.is_first():
+    atomic.write_json(path, about)
+    remote.push(path)

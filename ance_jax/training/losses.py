@@ -16,7 +16,7 @@ class Columns(NamedTuple):
   The positive has its own array because XLA rounds the differences differently
   within one array, which would change the bits of all runs.
 
-  The teacher's scores have no gradient and are NaN where they are not counted.
+  The teacher's scores have no gradient, and no meaning where not counted.
 
   Attributes:
     positive: (B,) float32, score of the drawn positive over the temperature.

@@ -68,6 +68,10 @@ def load(folder: pathlib.Path) -> Stored:
   )
 
 
+# Pairs of query and passage that a teacher scores in one call.
+_PAIRS_AT_ONCE = 2**20
+
+
 def select_negatives(
   run: experiment.Experiment,
   method: methods.Method,
@@ -227,13 +231,16 @@ def teach(
   queries, positives = split.shared_positives(last=method.last_positive)
   rows = found.negatives
   pairs = slice(*np.searchsorted(queries, (first, first + len(rows))))
-  positive_taught = score(queries[pairs], positives[pairs]).astype(np.float32)
+  positive_taught = _of_pairs(score, split, queries[pairs], positives[pairs])
   unknown = queries[pairs][np.isnan(positive_taught)] - first
   kept = rows >= 0
   kept[unknown] = False
   taught = np.full(rows.shape, np.nan, np.float32)
-  of_query, column = np.nonzero(kept)
-  taught[of_query, column] = score(first + of_query, rows[of_query, column])
+  at_once = max(_PAIRS_AT_ONCE // rows.shape[1], 1)
+  for start in range(0, len(rows), at_once):
+    of_query, column = np.nonzero(kept[start : start + at_once])
+    of_query += start
+    taught[of_query, column] = score(first + of_query, rows[of_query, column])
   scored, number = ~np.isnan(taught), rows.shape[1]
   counts = {
     'without_teacher': int((kept & ~scored).sum()),
@@ -247,6 +254,17 @@ def teach(
   if found.scores is not None:
     columns['scores'] = filters.compact(found.scores, scored, number, np.nan)
   return found._replace(**columns, positive_taught=positive_taught), counts
+
+
+def _of_pairs(score, split, queries, passages):
+  """Returns (P,) float32 scores; a query's twins may have them as well."""
+  found = score(queries, passages).astype(np.float32)
+  twins = split.twins()[queries]
+  for place in np.flatnonzero(np.isnan(found) & twins).tolist():
+    same = np.flatnonzero(split.groups == split.groups[queries[place]])
+    theirs = score(same, np.full(len(same), passages[place]))
+    found[place] = next((one for one in theirs if not np.isnan(one)), np.nan)
+  return found
 
 
 def _second_scorer(run, split, *, raw=False):
@@ -422,12 +440,9 @@ def take_given(
 
 
 def _row_with(config, source):
-  """Returns the run's first row of the method table with a source.
-
-  Of a run that has none, it is the row that is named like the source.
-  """
-  rows = *schedule.rows(config).values(), methods.METHODS[source]
-  return next(row for row in rows if source in row.sources)
+  """Returns the row of `--method` if it has a source, or that of the source."""
+  row = methods.METHODS[config.method]
+  return row if source in row.sources else methods.METHODS[source]
 
 
 def given_to(split: corpus_lib.Split) -> Callable[[int], np.ndarray] | None:
@@ -497,7 +512,7 @@ def _rules(config):
   """Returns {'rules': rules of the run that are set}; {} if none is."""
   rules = {
     name: getattr(config, name)
-    for name in config_lib.MINING_RULES
+    for name in (*config_lib.MINING_RULES, 'negatives_per_source')
     if getattr(config, name) != getattr(config_lib.Config, name)
   }
   if config.cross_encoder:
@@ -619,8 +634,7 @@ def _check_given(run, wanted):
     return
   if not given_to(split):
     raise errors.refusal(
-      'the data gives no negatives, on which the rows given and given_in_batch '
-      'train',
+      f'the data gives no negatives, on which --method={config.method} trains',
       'set --negatives to a file of them, or use another row',
     )
   row = methods.METHODS[config.method]
@@ -677,10 +691,13 @@ def _check_rules(run):
       'change one of the three',
     )
   row = methods.METHODS[config.method]
-  if row.searches and (rules := _rules(config)):
+  # A run file may be for --positive_min_score alone.
+  of_verdicts = {'score_run', 'positive_min_score'}
+  rules = _rules(config).get('rules', {}).keys() - of_verdicts
+  if row.searches and rules:
     raise errors.refusal(
-      f'--{next(iter(rules["rules"]))} is a rule for mined negatives, and '
-      f'--method={config.method} searches its own in the step',
+      f'--{min(rules)} is a rule for mined negatives, and --method='
+      f'{config.method} searches its own in the step',
       'leave it out',
     )
   scored = _settings(config, row, config.top_k, None).rules.scored()

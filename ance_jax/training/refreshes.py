@@ -3,7 +3,7 @@
 A refresh reads the parameters of a committed checkpoint from disk, even inside
 training, so that the negatives belong to weights from which a restart would
 resume. It publishes its folder atomically. It is a deterministic function of
-(checkpoint, data, settings).
+(checkpoint, data, settings), and of the refresh before for a row with momentum.
 """
 
 import collections
@@ -356,6 +356,32 @@ def negatives_for(
   return None
 
 
+def peek(
+  run: experiment.Experiment,
+  method: methods.Method,
+  in_use: schedule.ActiveRefresh | None,
+) -> batches.Negatives | None:
+  """Returns the negatives that a run has on disk, whatever their rules.
+
+  Args:
+    run: The run; nothing is written into its folder.
+    method: Row of the method table.
+    in_use: Active refresh, if any.
+
+  Returns:
+    As `negatives_for`, and None where nothing is published.
+  """
+  if in_use:
+    since, step = in_use
+    start, there = _query_slice(run, step)[0], folder(run, step)
+  else:
+    start, since = 0, 0
+    there = next((run.workdir / name for name in _once(method)), None)
+  if there is None or not atomic.is_committed(there):
+    return None
+  return of_table(run, start, negatives_lib.load(there), since)
+
+
 def _once(method):
   """Returns the sources of a row that are mined once per run."""
   return [source for source in method.sources if source in _ONCE]
@@ -378,6 +404,7 @@ def of_table(
   Raises:
     BadInput: No query has any negatives.
   """
+  stored, first_pair = _of_drawn(run, start, stored)
   passages, scores, positive_scores, taught, positive_taught = stored
   rows = start + np.arange(len(passages))
   whole = len(run.dataset.queries[run.config.train_split])
@@ -400,17 +427,33 @@ def of_table(
     since,
     scores,
     taught,
-    0 if positive_scores is None else _first_pair(run, start),
+    first_pair,
     positive_scores,
     positive_taught,
   )
 
 
-def _first_pair(run, start):
-  """Returns the index of the first positive of a query row."""
-  split = run.dataset.splits[run.config.train_split]
-  queries, _ = split.shared_positives(last=_row(run).last_positive)
-  return int(np.searchsorted(queries, start))
+def _of_drawn(run, start, stored):
+  """Keeps the scores of positives that a step may draw.
+
+  Of rows with one positive a query, these are the first of each query.
+
+  Returns:
+    The `Stored`, and the index of its first positive in `TrainingData`.
+  """
+  if stored.positive_scores is None and stored.positive_taught is None:
+    return stored, 0
+  split, last = (
+    run.dataset.splits[run.config.train_split],
+    _row(run).last_positive,
+  )
+  queries, _ = split.shared_positives(last=last)
+  begin = int(np.searchsorted(queries, start))
+  if not last:
+    return stored, begin
+  here = queries[begin:][: len(stored.positive_scores)]
+  first = np.unique(here, return_index=True)[1]
+  return stored._replace(positive_scores=stored.positive_scores[first]), start
 
 
 def summary(manifest: dict[str, Any], negatives_age: int | None = None) -> str:

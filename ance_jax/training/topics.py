@@ -54,6 +54,7 @@ def make(run: experiment.Experiment, step: int) -> np.ndarray:
       )
       with atomic.publish(folder, about) as unfinished:
         np.save(unfinished / _ARRAY, found)
-      remote.push(folder)
     distributed.barrier('topics')
+  if distributed.is_first():
+    remote.push(folder)
   return atomic.load_array(folder / _ARRAY)

@@ -107,6 +107,8 @@ def run(
       log=run_log.RunLog(begun.run, metrics, compiles, show),
       record=experiment.record(begun.run),
     )
+    if begun.run.config.guide:
+      trainer.load_guide()
     return trainer.train()
 
 
@@ -187,6 +189,10 @@ class Trainer:
       if stop:
         self.save()
         raise errors.Stopped(f'training at step {self.step}')
+
+  def load_guide(self) -> None:
+    """Encodes with the guide; what is wrong shows before the first refresh."""
+    self._guide()
 
   def end_warmup_on_plateau(self) -> None:
     """Ends the warm-up early if the scores on dev have reached a plateau.
@@ -333,6 +339,7 @@ class Trainer:
     first = schedule.first_weights(run.config)
     if first is None:
       return
+    self._checkpoints.wait()
     params = checkpoint.read_params(
       run.workdir, first, bi_encoder.shapes(run.retriever.config), run.devices
     )
@@ -360,10 +367,15 @@ class Trainer:
       self._checkpoints.wait()
       return poller.wait(active, step, 0)
     age = step - (config.warmup_steps if of is None else of)
-    if 0 < config.max_staleness <= age:
+    if 0 < config.max_staleness <= age and self._more_come(of):
       self._checkpoints.wait()
       return poller.wait(active, step, step - config.max_staleness + 1)
     return newer
+
+  def _more_come(self, last):
+    """Returns whether a refresh is scheduled after that of a step, or None."""
+    config, last = self.run.config, -1 if last is None else last
+    return bool(schedule.refreshes_between(config, last, config.max_steps))
 
   def begin_stretch(self) -> Iterable:
     """Returns the batches up to the next step with more than training due."""
@@ -410,7 +422,8 @@ class Trainer:
     config, active, step = self.run.config, self.active_refresh, self.step
     ends = [schedule.next_boundary(config, step)]
     ends += [n.step for n in resume.to_replay(self.run) if n.step > step]
-    if config.max_staleness and self._poller:
+    of = active.refresh if active else None
+    if config.max_staleness and self._poller and self._more_come(of):
       oldest = active.refresh if active else config.warmup_steps
       ends.append(max(oldest + config.max_staleness, step + 1))
     return min(ends)

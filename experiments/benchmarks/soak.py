@@ -400,6 +400,9 @@ def soak(folder, *, method, kills, kills_per_run, seed, targets):
     print(f'{name:10s}{board.count(name):5d} times, {secs:9.2f} ms')
   tally, random = Tally(), np.random.default_rng(seed)
 
+  # Not all rows have all phases.
+  targets = [name for name in targets if board.count(name)]
+
   def draw():
     return draw_aim(random, targets, tally.phases, board)
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import importlib
+import json
 import operator
 import os
 import pathlib
@@ -49,7 +50,7 @@ SOMETIMES = (
   'process_id coordinator beam_options overwrite port checkpoint '
   'vocab_size num_layers hidden_size num_heads intermediate_size '
   'negatives_per_source restart_from also_weight teacher_temperature '
-  'simans_a simans_b hardness_columns'
+  'simans_a simans_b hardness_columns score_run cross_encoder'
 ).split()
 BM25 = {'retriever': 'bm25', 'split': 'test', 'workdir': 'bm25'}
 MODEL = {'init_from': 'run', 'workdir': 'of_model'}
@@ -60,6 +61,7 @@ RUNS = (
   ('prepare', {'workdir': 'prepared'}),
   ('inspect', {}),
   ('inspect', {'workdir': ''}),
+  ('inspect', {'workdir': '', 'method': 'given', 'negatives': 'given.jsonl'}),
   ('refresh', {}),
   ('encode', MODEL),
   ('audit', MODEL),
@@ -103,6 +105,8 @@ def reads(beir_folder, tmp_path_factory):
     **conftest.SMALL,
   )  # fmt: skip
   os.chdir(tmp_path_factory.mktemp('reads'))
+  given = {'query_id': 'q0', 'negative_ids': ['p40', 'p41', 'p42']}
+  pathlib.Path('given.jsonl').write_text(json.dumps(given) + '\n')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(config_lib.Config, '__getattribute__', read, raising=False)
     for kind, others in COPIED.items():

@@ -33,6 +33,7 @@ def test_its_embeddings_are_those_of_its_own_retriever(teacher, tiny, tmp_path):
     tokens_dir=str(tmp_path / 'tokens'), passage_length=9,
   )  # fmt: skip
   run, _ = experiment.create(config, ('train', 'dev'))
+  run.workdir.mkdir()
   guide = guides.make(run)
   own = api.load(str(teacher))
   corpus, split = run.dataset.corpus, run.dataset.splits['train']
@@ -54,5 +55,7 @@ def test_its_embeddings_are_those_of_its_own_retriever(teacher, tiny, tmp_path):
   stamps = {path: path.stat().st_mtime_ns for path in kept.rglob('*.npy')}
   assert stamps
   again = dataclasses.replace(config, workdir=str(tmp_path / 'other'))
-  guides.make(experiment.create(again, ('train', 'dev'))[0])
+  other, _ = experiment.create(again, ('train', 'dev'))
+  other.workdir.mkdir()
+  guides.make(other)
   assert stamps == {path: path.stat().st_mtime_ns for path in stamps}

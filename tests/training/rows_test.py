@@ -12,11 +12,14 @@ import pytest
 from ance_jax import errors
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
+from ance_jax.jobs import inspect
+from ance_jax.jobs import mine
 from ance_jax.jobs import train
 from ance_jax.models import bi_encoder
 from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
+from ance_jax.training import negatives
 from ance_jax.training import refreshes
 from ance_jax.training import schedule
 from ance_jax.training import trainer
@@ -447,7 +450,7 @@ MODES = {
   'topics': {'topics': 3},
   'matryoshka': {'matryoshka_widths': '8,4'},
   'symmetric': {'symmetric_columns': True},
-  'guide': {'guide_margin': 0.0},
+  'guide': {'guide_margin': 0.0, 'symmetric_columns': False},
 }
 
 
@@ -519,3 +522,110 @@ def test_a_row_with_a_teacher_is_no_warm_up():
   rows = methods.of_warm_up()
   assert {'in_batch', 'bm25', 'dpr', 'given', 'random'} <= set(rows)
   assert not {'adore', 'guided', 'distill_given', 'star'} & set(rows)
+
+
+def test_one_positive_of_a_query_goes_with_its_own_score(make, monkeypatch):
+  """Queries of equal text have more positives than a row of one takes."""
+  config = make('ance', trainable='', score_run='', positive_min_score=None)
+  run, _ = experiment.create(config, ('train', 'dev'))
+  split = run.dataset.splits['train']
+  groups = np.arange(len(split.ids), dtype=np.int32)
+  groups[5], groups[20] = 2, 2
+  split = split._replace(groups=groups)
+  run = run._replace(
+    dataset=run.dataset._replace(splits={**run.dataset.splits, 'train': split})
+  )
+  row = methods.METHODS['ance']._replace(last_positive=True)
+  monkeypatch.setitem(methods.METHODS, 'ance', row)
+  queries, positives = split.shared_positives(last=True)
+  assert len(queries) > len(split.ids)
+  values = (1000 * queries + positives).astype(np.float32)
+  table = np.tile(np.arange(3, dtype=np.int32), (len(split.ids), 1))
+  for start in (0, 11):
+    first = np.searchsorted(queries, start)
+    stored = negatives.Stored(
+      table[start:], table[start:].astype(np.float32), values[first:]
+    )
+    found = refreshes.of_table(run, start, stored, 0)
+    data = experiment.training_data(run, row)
+    for place, query in enumerate(found.rows):
+      pick = data.offsets[query]
+      value = found.positive_scores[pick - found.first_pair]
+      assert value == 1000 * query + data.positives[pick]
+      assert place + start == query
+
+
+def test_a_query_takes_the_scores_that_its_twin_has(make):
+  config = make('distill')
+  run, _ = experiment.create(config, ('train', 'dev'))
+  split = run.dataset.splits['train']
+  groups = np.arange(len(split.ids), dtype=np.int32)
+  groups[5], groups[20] = 2, 2
+  split = split._replace(groups=groups)
+  run = run._replace(
+    dataset=run.dataset._replace(splits={**run.dataset.splits, 'train': split})
+  )
+  table = np.tile(np.arange(3, dtype=np.int32), (len(split.ids), 1))
+  row = methods.METHODS['distill']
+  found, counts = negatives.teach(run, row, negatives.Stored(table), 0)
+  # Query 3 alone has a positive that nobody scores.
+  assert counts['queries_without_teacher'] == 1
+  queries, positives = split.shared_positives()
+  ids, names = run.dataset.splits['train'].ids, run.dataset.corpus.ids
+  for query, passage, value in zip(
+    queries, positives, found.positive_taught, strict=True
+  ):
+    twins = np.flatnonzero(groups == groups[query])
+    values = [score(int(ids[t][1:]), int(names[passage][1:])) for t in twins]
+    if ids[query] != 'q3':
+      assert min(abs(value - one) for one in values) < 1e-5
+
+
+def test_a_teacher_that_changes_ends_a_run(make, tmp_path, trained):
+  path = tmp_path / 'scores.trec'
+  config = make('distill')
+  shutil.copy(config.score_run, path)
+  config = dataclasses.replace(config, score_run=str(path), max_steps=6)
+  train.run(config)
+  path.write_text(path.read_text().replace(' teacher', ' other'))
+  with pytest.raises(errors.BadInput, match='is not the file with which'):
+    train.run(dataclasses.replace(config, max_steps=8))
+  guide = tmp_path / 'guide'
+  shutil.copytree(trained, guide)
+  config = make('guided', guide=str(guide), max_steps=6)
+  config = dataclasses.replace(config, workdir=str(tmp_path / 'guided'))
+  train.run(config)
+  further = train_further(guide)
+  assert further
+  with pytest.raises(errors.BadInput, match='has other weights than when'):
+    train.run(dataclasses.replace(config, max_steps=8))
+
+
+def train_further(folder):
+  from ance_jax import flags
+
+  config = flags.from_flagfile(f'{folder}/run.flags', workdir=str(folder))
+  return train.run(dataclasses.replace(config, max_steps=14))
+
+
+def test_to_look_at_a_run_writes_nothing_into_it(make, scores_file):
+  config = make('distill')
+  train.run(config)
+  folder = pathlib.Path(config.workdir)
+  before = {
+    path: path.read_bytes()
+    for path in folder.rglob('*')
+    if path.is_file() and 'refresh' in path.parts
+  }
+  found = inspect.run(
+    dataclasses.replace(config, job='inspect', score_run='', also_weight=0.2)
+  )
+  assert any('negative' in line for line in found['batch'])
+  assert before
+  for path, content in before.items():
+    assert path.read_bytes() == content
+  job = dataclasses.replace(
+    config, job='mine', score_run='', num_negatives=2,
+    output=str(folder.parent / 'mined.jsonl'),
+  )  # fmt: skip
+  assert mine.run(job)
