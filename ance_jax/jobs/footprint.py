@@ -20,7 +20,6 @@ from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import experiment
 from ance_jax.training import schedule
-from ance_jax.training import steps
 
 # AdamW keeps two moments of each parameter that it trains, all in float32.
 _MOMENTS = 2
@@ -95,7 +94,7 @@ def _needs(run):
   config, width = run.config, run.retriever.config.embedding_size
   shapes = bi_encoder.shapes(run.retriever.config)
   num_params = _size(shapes)
-  trained = steps.trees_of_run(config, shapes)
+  trained = experiment.trees_of_run(config, shapes)
   num_trained = _size([shapes[name] for name in trained])
   passages = len(run.dataset.passages.pieces())
   queries = len(run.dataset.queries[config.train_split])

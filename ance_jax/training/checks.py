@@ -21,7 +21,6 @@ from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import optimizers
 from ance_jax.training import schedule
-from ance_jax.training import steps
 
 # Share of a step's queries without a negative from which a warning is logged.
 _IDLE = 0.01
@@ -141,7 +140,7 @@ def _check_trainable(run, row):
   shapes = bi_encoder.shapes(run.retriever.config)
   paths = [
     path
-    for tree in steps.trees(row, shapes)
+    for tree in experiment.trees(row, shapes)
     for path, _ in jax.tree.leaves_with_path(shapes[tree])
   ]
   if not any(optimizers.is_trainable(config, path) for path in paths):

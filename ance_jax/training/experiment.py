@@ -35,12 +35,14 @@ from ance_jax.data import tokenized
 from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
 from ance_jax.data import trec
+from ance_jax.models import bi_encoder
 from ance_jax.models import pretrained
 from ance_jax.models import snapshots
 from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import retriever as retriever_lib
 from ance_jax.training import batches
 from ance_jax.training import methods
+from ance_jax.training import schedule
 from ance_jax.training import settings as settings_lib
 
 _DATA_FILE = 'data.json'
@@ -247,8 +249,9 @@ def record(run: Experiment) -> dict[str, bytes]:
   data = run.dataset
   hashes = {name: split.hash for name, split in data.splits.items()}
   began = {'run': run.id, 'corpus': data.corpus.hash, 'splits': hashes}
-  if added := data.splits[run.config.train_split].added:
-    began['added'] = added
+  train = data.splits.get(run.config.train_split)
+  if train and train.added:
+    began['added'] = train.added
   if run.config.score_run:
     began['score_run'] = _score_run_hash(run.config)
   return {
@@ -303,9 +306,15 @@ def _restore(config, split_names, began, model):
       )
   texts = _with_verdicts(config, texts)
   train = texts.splits.get(config.train_split)
-  if _is_training(config) and (
-    train.added != began.get('added', '')
-    or (config.score_run and _score_run_hash(config) != began.get('score_run'))
+  if (
+    train
+    and _is_training(config)
+    and (
+      train.added != began.get('added', '')
+      or (
+        config.score_run and _score_run_hash(config) != began.get('score_run')
+      )
+    )
   ):
     raise errors.refusal(
       f'--score_run={config.score_run} is not the file with which the run in '
@@ -455,6 +464,19 @@ def draw(config: config_lib.Config, method: methods.Method) -> batches.Draw:
   return batches.Draw(
     config.draw, config.simans_a, config.simans_b, 1 / config.temperature
   )
+
+
+def trees(method: methods.Method, params: Iterable[str]) -> list[str]:
+  """Returns the names of the parameter trees that a row trains."""
+  both = bi_encoder.TIED
+  return [name for name in params if name == both or name in method.trains]
+
+
+def trees_of_run(config: config_lib.Config, params: Iterable[str]) -> list[str]:
+  """Returns the names of the parameter trees that any row of a run trains."""
+  rows = schedule.rows(config).values()
+  trained = {name for row in rows for name in trees(row, params)}
+  return sorted(trained)
 
 
 def fetch(config: config_lib.Config, *, every: bool = False) -> bool:

@@ -5,7 +5,6 @@ has no leading axis and is the same on all devices.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Sequence
 import functools
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from ance_jax.models import bert
 from ance_jax.models import bi_encoder
 from ance_jax.models import pooling
 from ance_jax.training import columns as columns_lib
+from ance_jax.training import experiment
 from ance_jax.training import losses
 from ance_jax.training import methods
 from ance_jax.training import optimizers
@@ -44,19 +44,6 @@ class State(NamedTuple):
   step: jax.Array
   params: dict
   opt_state: dict
-
-
-def trees(method: methods.Method, params: Iterable[str]) -> list[str]:
-  """Returns the names of the parameter trees that a row trains."""
-  both = bi_encoder.TIED
-  return [name for name in params if name == both or name in method.trains]
-
-
-def trees_of_run(config: config_lib.Config, params: Iterable[str]) -> list[str]:
-  """Returns the names of the parameter trees that any row of a run trains."""
-  rows = schedule.rows(config).values()
-  trained = {name for row in rows for name in trees(row, params)}
-  return sorted(trained)
 
 
 def init_state(
@@ -188,7 +175,7 @@ def make_gradient(
     loss_and_grads = _accumulated(loss_and_grads, config.micro_batch_size)
 
   def gradient(params, batch, step, everything=None):
-    trained = {name: params[name] for name in trees(method, params)}
+    trained = {name: params[name] for name in experiment.trees(method, params)}
     values, grads = loss_and_grads(trained, params, batch, step, everything)
     return values, lax.pmean(grads, _AXIS)
 

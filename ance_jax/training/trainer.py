@@ -343,7 +343,7 @@ class Trainer:
     params = checkpoint.read_params(
       run.workdir, first, bi_encoder.shapes(run.retriever.config), run.devices
     )
-    trained = steps.trees_of_run(run.config, params)
+    trained = experiment.trees_of_run(run.config, params)
     state = steps.init_state(params, trained, self._optimizer, run.devices)
     self.state = state._replace(step=self.state.step)
     if self.step > first:
@@ -507,7 +507,7 @@ class Trainer:
 def _restore_state(begun, checkpoints, optimizer):
   """Returns the `steps.State` of a checkpoint or of a new run."""
   run = begun.run
-  trained = steps.trees_of_run(run.config, run.retriever.config.towers)
+  trained = experiment.trees_of_run(run.config, run.retriever.config.towers)
   if begun.params is not None:
     resume.begin_pick_ups(run)
     return steps.init_state(begun.params, trained, optimizer, run.devices)

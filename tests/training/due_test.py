@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 
 import background_test
 import crash_test
@@ -12,6 +13,7 @@ from ance_jax.core import logs
 from ance_jax.jobs import train
 from ance_jax.training import diagnostics
 from ance_jax.training import schedule
+from ance_jax.training import trainer
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -80,6 +82,13 @@ def test_beside_training_what_is_left_out_is_looked_at_once(
   config, monkeypatch, capsys
 ):
   monkeypatch.setattr(background_test.background, 'LOOK_SECS', 0.001)
+  take_step = trainer.Trainer.take_step
+
+  def slowly(self, batch):
+    time.sleep(0.2)  # Else it may be over before the refresher has looked.
+    take_step(self, batch)
+
+  monkeypatch.setattr(trainer.Trainer, 'take_step', slowly)
   config = dataclasses.replace(
     config, refresh_mode='async', refresh_trigger=0.01, max_staleness=20,
     checkpoints_to_keep=9,
