@@ -359,10 +359,10 @@ class Config:
   )
   draw: str = knob(
     'uniform',
-    'How a step draws its hard negatives from those of a query: '
-    f'{_listed(methods.DRAWS)}. All but uniform and top need scores: those of '
-    "the weights that mined them, or a teacher's for bins. This is for "
-    '--method, not for its warm-up.',
+    'How a step draws hard negatives for a query: '
+    f'{_listed(methods.DRAWS)}. All but uniform and top need scores: bins by a '
+    'teacher, the others by the weights that mined the negatives. Applies to '
+    '--method, not to its warm-up.',
     choices=methods.DRAWS,
   )
   simans_a: float = knob(
@@ -402,8 +402,8 @@ class Config:
   )
   matryoshka_widths: str = knob(
     '',
-    'Widths, such as 64,128,256: the loss is the mean of the one of whole '
-    'embeddings and those of their first entries (Kusupati et al. 2022).',
+    'Widths, such as 64,128,256: the loss is averaged over the full embeddings '
+    'and their first 64, 128 and 256 entries (Kusupati et al. 2022).',
   )
   drop_same_text: bool = knob(
     True,
@@ -569,13 +569,13 @@ class Config:
   rate_steps: int = knob(
     0,
     'Steps after which the learning rate is 0. 0: --max_steps. For rows that '
-    'begin again, counted from there. ANCE-Tele: those of its last episode.',
+    'begin again, counted from there. ANCE-Tele: its last episode in steps.',
   )
   lr_warmup_steps: int = knob(
     5000,
     'Steps in which the learning rate rises from 0, before it falls linearly '
-    'to 0 at --max_steps; refreshes restart it for rows alone that begin '
-    'again. ANCE: 5,000.',
+    'to 0 at --max_steps; refreshes restart it only for rows that begin again. '
+    'ANCE: 5,000.',
   )
   weight_decay: float = knob(
     0.0, 'Weight decay, except on biases and LayerNorm. ANCE and DPR: 0.'
@@ -767,9 +767,8 @@ class Config:
   )
   positive_min_score: float | None = knob(
     None,
-    'Training queries have as positives, too, the passages that --score_run '
-    'scores at least so, as verdicts on mined candidates (RLHN). Not given: '
-    'none.',
+    'Passages that --score_run scores at least this high become positives of '
+    'training queries, like relabelled candidates in RLHN. Not given: none.',
   )
   choose: str = knob(
     'top',

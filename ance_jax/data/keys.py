@@ -102,7 +102,7 @@ def first_of_pairs(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
     passages: (R,) int passage rows, from 0.
 
   Returns:
-    (S,) int indices, by query, those of one query ascending.
+    (S,) int indices, grouped by query and ascending within a query.
   """
   both = queries.astype(np.int64) << 32 | passages
   first = np.sort(np.unique(both, return_index=True)[1])

@@ -202,8 +202,8 @@ def _num_in_bin(margins):
 def union(tables: Iterable[np.ndarray]) -> np.ndarray:
   """Returns the (q, W) passages of all tables, each once, padded with -1.
 
-  A row has the passages of the first table in their order, then those of the
-  second that it lacks, and so on; W is the length of the longest row.
+  A row starts with the passages of the first table, in order, followed by new
+  passages of the second and so on; W is the length of the longest row.
 
   Args:
     tables: (q, K) int32 passage rows each, padded with -1.

@@ -345,53 +345,49 @@ def draw_rows(
     draw: How to draw.
     topics: If given, all queries of a step are of one topic, drawn uniformly.
   """
-  if topics is not None:
-    places = _of_one_topic(_random(seed, _TOPIC, step), topics, batch_size)
-    rows = places if negatives is None else negatives.rows[places]
-  elif negatives is None:
-    places = _places(seed, step, batch_size, len(data.offsets) - 1, 0)
-    rows = places
-  elif triplets:
-    places, column = _triplets(seed, step, batch_size, negatives)
-    rows = negatives.rows[places]
-  else:
-    # `since` is 0 unless queries are missing, so refreshes keep the order.
-    made = step - negatives.since
-    places = _places(
-      seed, made, batch_size, len(negatives.rows), negatives.since
-    )
-    rows = negatives.rows[places]
+  places, columns = _visits(
+    data, step, seed, batch_size, negatives, triplets, topics
+  )
+  rows = places if negatives is None else negatives.rows[places]
   random = _random(seed, _POSITIVE, step).random(batch_size)
   starts, ends = data.offsets[rows], data.offsets[rows + 1]
   # random <= 1 - 2**-53, so its product with a count is below the count.
   picks = starts + (random * (ends - starts)).astype(int)
-  passages, taught = data.positives[picks][:, None], None
-  if negatives is not None:
-    if triplets:
-      columns = column[:, None]
-    else:
-      columns = _columns(
-        _random(seed, _NEGATIVE, step),
-        negatives,
-        places,
-        picks - negatives.first_pair,
-        num_negatives,
-        draw,
-      )
-    places = places[:, None]
-    passages = np.append(passages, negatives.passages[places, columns], 1)
-    if negatives.taught is not None:
-      taught = np.append(
-        negatives.positive_taught[picks - negatives.first_pair, None],
-        negatives.taught[places, columns],
-        1,
-      )
-  elif num_negatives:
-    random = _random(seed, _NEGATIVE, step)
-    shape = batch_size, num_negatives
-    drawn = random.integers(len(data.groups), size=shape)
-    passages = np.append(passages, drawn, 1)
+  positives = data.positives[picks][:, None]
+  random = _random(seed, _NEGATIVE, step)
+  if negatives is None:
+    drawn = random.integers(len(data.groups), size=(batch_size, num_negatives))
+    return Drawn(rows, np.append(positives, drawn, 1))
+  pairs = picks - negatives.first_pair
+  if columns is None:
+    columns = _columns(random, negatives, places, pairs, num_negatives, draw)
+  entries = places[:, None], columns
+  passages = np.append(positives, negatives.passages[entries], 1)
+  if negatives.taught is None:
+    return Drawn(rows, passages)
+  of_positives = negatives.positive_taught[pairs, None]
+  taught = np.append(of_positives, negatives.taught[entries], 1)
   return Drawn(rows, passages, taught)
+
+
+def _visits(data, step, seed, batch_size, negatives, triplets, topics):
+  """Returns (B,) indices of a step's queries, and the columns of triplets.
+
+  The indices are into `negatives`, or are query rows without any; the columns
+  are (B, 1), or None where they are drawn. Takes the arguments of `draw_rows`.
+  """
+  if topics is not None:
+    random = _random(seed, _TOPIC, step)
+    return _of_one_topic(random, topics, batch_size), None
+  if negatives is None:
+    number = len(data.offsets) - 1
+    return _places(seed, step, batch_size, number, 0), None
+  if triplets:
+    places, column = _triplets(seed, step, batch_size, negatives)
+    return places, column[:, None]
+  # `since` is 0 unless queries are missing, so refreshes keep the order.
+  since, number = negatives.since, len(negatives.rows)
+  return _places(seed, step - since, batch_size, number, since), None
 
 
 def _columns(random, negatives, places, pairs, number, draw):

@@ -524,17 +524,21 @@ def test_a_row_with_a_teacher_is_no_warm_up():
   assert not {'adore', 'guided', 'distill_given', 'star'} & set(rows)
 
 
-def test_one_positive_of_a_query_goes_with_its_own_score(make, monkeypatch):
-  """Queries of equal text have more positives than a row of one takes."""
-  config = make('ance', trainable='', score_run='', positive_min_score=None)
+def with_twins(config):
+  """Returns a new run in which queries 2, 5 and 20 have one text."""
   run, _ = experiment.create(config, ('train', 'dev'))
   split = run.dataset.splits['train']
   groups = np.arange(len(split.ids), dtype=np.int32)
-  groups[5], groups[20] = 2, 2
-  split = split._replace(groups=groups)
-  run = run._replace(
-    dataset=run.dataset._replace(splits={**run.dataset.splits, 'train': split})
-  )
+  groups[[5, 20]] = 2
+  splits = {**run.dataset.splits, 'train': split._replace(groups=groups)}
+  return run._replace(dataset=run.dataset._replace(splits=splits))
+
+
+def test_one_positive_of_a_query_goes_with_its_own_score(make, monkeypatch):
+  """Queries of equal text have more positives than a row of one takes."""
+  config = make('ance', trainable='', score_run='', positive_min_score=None)
+  run = with_twins(config)
+  split = run.dataset.splits['train']
   row = methods.METHODS['ance']._replace(last_positive=True)
   monkeypatch.setitem(methods.METHODS, 'ance', row)
   queries, positives = split.shared_positives(last=True)
@@ -557,14 +561,8 @@ def test_one_positive_of_a_query_goes_with_its_own_score(make, monkeypatch):
 
 def test_a_query_takes_the_scores_that_its_twin_has(make):
   config = make('distill')
-  run, _ = experiment.create(config, ('train', 'dev'))
+  run = with_twins(config)
   split = run.dataset.splits['train']
-  groups = np.arange(len(split.ids), dtype=np.int32)
-  groups[5], groups[20] = 2, 2
-  split = split._replace(groups=groups)
-  run = run._replace(
-    dataset=run.dataset._replace(splits={**run.dataset.splits, 'train': split})
-  )
   table = np.tile(np.arange(3, dtype=np.int32), (len(split.ids), 1))
   row = methods.METHODS['distill']
   found, counts = negatives.teach(run, row, negatives.Stored(table), 0)
@@ -575,7 +573,7 @@ def test_a_query_takes_the_scores_that_its_twin_has(make):
   for query, passage, value in zip(
     queries, positives, found.positive_taught, strict=True
   ):
-    twins = np.flatnonzero(groups == groups[query])
+    twins = np.flatnonzero(split.groups == split.groups[query])
     values = [score(int(ids[t][1:]), int(names[passage][1:])) for t in twins]
     if ids[query] != 'q3':
       assert min(abs(value - one) for one in values) < 1e-5

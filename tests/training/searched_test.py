@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import steps_test
 
 from ance_jax.core import devices as devices_lib
-from ance_jax.models import bert
 from ance_jax.models import bi_encoder
 from ance_jax.training import batches
 from ance_jax.training import losses
@@ -16,18 +16,9 @@ from ance_jax.training import methods
 from ance_jax.training import searched
 from ance_jax.training import steps
 
-QUERIES, PASSAGES, LENGTH, VOCABULARY, K = 8, 103, 6, 50, 20
-RETRIEVER = bi_encoder.RetrieverConfig(
-  bert.BodyConfig('bert', VOCABULARY, 16, 1, 2, 32, 16, 1, 1e-12, 'gelu'),
-  tied=False,
-  pooling='mean',
-  head_size=0,
-  head_norm=True,
-  similarity='dot',
-  query_length=LENGTH,
-  passage_length=LENGTH,
-  title_separator=' ',
-)
+QUERIES, PASSAGES, K = 8, 103, 20
+LENGTH, VOCABULARY = steps_test.LENGTH, steps_test.VOCABULARY
+RETRIEVER = dataclasses.replace(steps_test.RETRIEVER, tied=False)
 
 
 def slow_lambda_rank(scores, relevant, cut):
