@@ -9,6 +9,7 @@ import crash_test
 import numpy as np
 import pytest
 
+from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
@@ -182,9 +183,8 @@ def test_star_and_the_distilled_refresh_once(make):
     config = make(name)
     assert schedule.num_refreshes(config) == 1
     assert schedule.refresh_due(config, config.warmup_steps)
-    assert 'max_refreshes' in str(
-      [n for n in ('max_refreshes',) if methods.METHODS[name].once]
-    )
+    why = config_lib.why_unread(config, 'max_refreshes')
+    assert why == f'on --method={name}, which refreshes once'
 
 
 def test_negatives_come_with_the_scores_of_the_teacher(make, capsys):

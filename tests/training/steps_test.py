@@ -689,6 +689,11 @@ def test_the_weight_of_hard_negatives_has_no_gradient():
 def test_symmetric_columns_are_those_of_both_sides(
   num_devices, tiny, params, batch
 ):
+  # A positive of query 0 is that of query 3, which has no other.
+  positive_groups = batch.positive_groups.copy()
+  positive_groups[[0, 3], 1] = batch.passage_groups[3, 0], -1
+  assert batch.passage_groups[0, 0] != batch.passage_groups[3, 0]
+  batch = batch._replace(positive_groups=positive_groups)
   queries, passages = embedded(params, batch)
   first, total = passages[:, 0], 0
   for i in range(BATCH):
