@@ -431,8 +431,9 @@ def _damaged(path):
 
 
 def _sync(folder):
-  """Waits until a folder and all its contents are on disk."""
-  for path in (folder.parent, folder, *sorted(folder.rglob('*'))):
+  """Waits until a folder and all its contents are on disk, contents first."""
+  contents = sorted(folder.rglob('*'), reverse=True)
+  for path in (*contents, folder, folder.parent):
     _sync_path(path)
 
 

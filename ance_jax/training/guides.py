@@ -33,7 +33,6 @@ def make(run: experiment.Experiment) -> batches.Guide:
     dtype=config.dtype,
     tokens_per_batch=config.tokens_per_batch,
     rows_per_block=config.rows_per_block,
-    refresh_mode=config.refresh_mode,
   )
   logs.log(f'the guide is {config.guide}')
   model = experiment.load_model(own)

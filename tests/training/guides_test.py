@@ -50,11 +50,14 @@ def test_its_embeddings_are_those_of_its_own_retriever(teacher, tiny, tmp_path):
   found = guide.of_batch(queries, rows)
   np.testing.assert_array_equal(found[0], guide.queries[queries])
   np.testing.assert_allclose(found[1], passages[rows], atol=1e-5)
-  # Another run takes the same embeddings.
+  # Another run takes the same embeddings, however it is refreshed.
   (kept,) = pathlib.Path(config.tokens_dir, 'guide').iterdir()
   stamps = {path: path.stat().st_mtime_ns for path in kept.rglob('*.npy')}
   assert stamps
-  again = dataclasses.replace(config, workdir=str(tmp_path / 'other'))
+  again = dataclasses.replace(
+    config, workdir=str(tmp_path / 'other'), refresh_mode='delayed',
+    refresh_delay=1,
+  )  # fmt: skip
   other, _ = experiment.create(again, ('train', 'dev'))
   other.workdir.mkdir()
   guides.make(other)
