@@ -430,8 +430,9 @@ class Config:
   guide: str = knob(
     '',
     'Fixed bi-encoder, a folder, run or name on the hub as for --init_from, '
-    'that encodes the training queries and the corpus once: the teacher of '
-    '--method=guided, and for other rows what --guide_margin needs.',
+    "that encodes the training queries and the corpus once; or 'refresh', the "
+    "run's own weights of the active refresh. The teacher of --method=guided "
+    'and ance_guided, and for other rows what --guide_margin needs.',
   )
   guide_margin: float | None = knob(
     None,

@@ -75,7 +75,7 @@ def test_the_table_of_methods_is_that_of_the_readme():
     ('bm25',): 'bm25 dpr', (): 'in_batch guided', ('corpus',): 'random',
     ('given',): 'given given_in_batch distill_given margin_mse_given',
     ('index',): 'ance ance_code ance_code_qa ance_in_batch star distill '
-    'margin_mse',
+    'margin_mse ance_guided',
     ('index', 'given'): 'ance_given', ('searched',): 'adore',
     ('index', 'lookahead', 'momentum'): 'ance_tele',
   }  # fmt: skip

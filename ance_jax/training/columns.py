@@ -41,9 +41,10 @@ def make(
     counted = (groups[..., None] != batch.positive_groups[:, None]).all(-1)
     if config.mask_above is not None:
       counted &= others <= positive[:, None] + config.mask_above
-    if batch.guide_queries is not None:
+    # Before the first refresh, --guide=refresh has none.
+    if has_guide := batch.guide_queries is not None:
       guided = _by_guide(method, batch)
-    if config.guide_margin is not None:
+    if config.guide_margin is not None and has_guide:
       counted &= guided[1] <= guided[0][:, None] - config.guide_margin
     right = jnp.where(counted, others, -jnp.inf).max(1) < positive
     logits = others * scale

@@ -219,7 +219,11 @@ def create(
   )
   config = _pinned(_as_begun(config))
   if config.job == 'train':
-    names = {n: pretrained.pinned(getattr(config, n)) for n in _ON_THE_HUB[1:]}
+    names = {n: getattr(config, n) for n in _ON_THE_HUB[1:]}
+    names = {
+      field: name if name == methods.OWN_GUIDE else pretrained.pinned(name)
+      for field, name in names.items()
+    }
     config = dataclasses.replace(config, **names)
   texts, model = _texts_and_model(config, split_names)
   new = distributed.broadcast(lambda: secrets.token_hex(8))

@@ -2,17 +2,20 @@
 
 Solatorio 2024 (GISTEmbed): the guide sees which in-batch columns are likely
 false negatives; its scores can also be a teacher's. It encodes all training
-queries and passages once, and steps look its embeddings up.
+queries and passages once, and steps look its embeddings up. It may also be the
+run itself, as its weights were at the active refresh.
 """
 
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
+from ance_jax.core import checkpoint
 from ance_jax.core import distributed
 from ance_jax.core import logs
 from ance_jax.core import remote
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import tokenized
+from ance_jax.models import bi_encoder
 from ance_jax.retrieval import corpus_index
 from ance_jax.training import batches
 from ance_jax.training import experiment
@@ -60,6 +63,25 @@ def make(run: experiment.Experiment) -> batches.Guide:
     retriever, data.queries[split], split, logs.Stopwatch()
   )
   return batches.Guide(queries, blocks)
+
+
+def of_refresh(run: experiment.Experiment, step: int) -> batches.Guide:
+  """Returns the embeddings by the run's own weights of a refresh.
+
+  The refresh left those of the passages; after a restart they are made again.
+
+  Args:
+    run: The run.
+    step: Step of the refresh, whose checkpoint the run keeps.
+  """
+  shapes = bi_encoder.shapes(run.retriever.config)
+  run = run.with_params(
+    checkpoint.read_params(run.workdir, step, shapes, run.devices)
+  )
+  with run.embedded_corpus() as blocks:
+    return batches.Guide(
+      run.encode_queries(run.config.train_split, logs.Stopwatch()), blocks
+    )
 
 
 def _check_same(run, passage_hash):

@@ -166,6 +166,14 @@ METHODS = {
     also='softmax_nll',
     teacher='guide',
   ),
+  'ance_guided': Method(
+    ('index',),
+    True,
+    'distillation',
+    'guided, with negatives of the own index',
+    also='softmax_nll',
+    teacher='guide',
+  ),
   # Negatives mined elsewhere, as for the trainer of sentence-transformers.
   'given': Method(('given',), False, 'softmax_nll', 'DPR, section 3.2'),
   'given_in_batch': Method(('given',), True, 'softmax_nll', 'DPR, section 3.2'),
@@ -187,6 +195,8 @@ def of_warm_up() -> list[str]:
   ]
 
 
+# The --guide that is a run's own weights, of the active refresh.
+OWN_GUIDE = 'refresh'
 # Choices of --draw; selection.log_weights computes the weights.
 DRAWS = {
   'uniform': 'all alike',

@@ -35,6 +35,7 @@ from ance_jax.training import checks
 from ance_jax.training import diagnostics
 from ance_jax.training import experiment
 from ance_jax.training import guides
+from ance_jax.training import methods
 from ance_jax.training import optimizers
 from ance_jax.training import refreshes
 from ance_jax.training import resume
@@ -107,8 +108,7 @@ def run(
       log=run_log.RunLog(begun.run, metrics, compiles, show),
       record=experiment.record(begun.run),
     )
-    if begun.run.config.guide:
-      trainer.load_guide()
+    trainer.load_guide()
     return trainer.train()
 
 
@@ -145,7 +145,10 @@ class Trainer:
     self._record = record
     self._make_step = functools.cache(self._new_step)
     self._topics = functools.cache(self._make_topics)
-    self._guide = functools.cache(lambda: guides.make(self.run))
+    self._fixed_guide = functools.cache(lambda: guides.make(self.run))
+    self._own_guide = functools.lru_cache(1)(
+      lambda refresh: guides.of_refresh(self.run, refresh)
+    )
     # Steps whose metrics are still on the devices.
     self._unlogged = collections.deque()
     # For rows that search in the step.
@@ -193,6 +196,13 @@ class Trainer:
   def load_guide(self) -> None:
     """Encodes with the guide; what is wrong shows before the first refresh."""
     self._guide()
+
+  def _guide(self):
+    """Returns the `batches.Guide` of the steps to come, or None."""
+    guide, active = self.run.config.guide, self.active_refresh
+    if guide == methods.OWN_GUIDE:
+      return self._own_guide(active.refresh) if active else None
+    return self._fixed_guide() if guide else None
 
   def end_warmup_on_plateau(self) -> None:
     """Ends the warm-up early if the scores on dev have reached a plateau.
@@ -388,8 +398,9 @@ class Trainer:
     topics = None
     if config.topics:
       topics = batches.by_topic(self._topics(), negatives)
+    guide = self._guide()
     batches_ahead = logs.ahead(
-      lambda step: make_batch(step, negatives, topics),
+      lambda step: make_batch(step, negatives, topics, guide),
       range(self.step, self._end_of_stretch()),
     )
     self._log.begin_stretch()
@@ -429,16 +440,15 @@ class Trainer:
     return min(ends)
 
   def _new_step(self, method):
-    """Returns a row's train_step, and make_batch(step, negatives, topics)."""
+    """Returns a row's train_step, and what makes the batches of its steps."""
     run, config = self.run, self.run.config
     data = experiment.training_data(run, method)
     train_step = steps.make_train_step(
       config, method, run.retriever.config, self._optimizer, run.devices
     )
     number = schedule.num_negatives(config, method)
-    guide = self._guide() if config.guide else None
 
-    def make_batch(step, negatives, topics):
+    def make_batch(step, negatives, topics, guide):
       batch = batches.make_batch(
         data,
         step,

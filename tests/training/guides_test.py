@@ -10,6 +10,7 @@ import pytest
 from ance_jax import api
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.jobs import train
+from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import guides
 
@@ -27,6 +28,47 @@ def teacher(tmp_path_factory, beir_folder):
   return folder
 
 
+def test_it_may_be_the_weights_of_the_active_refresh(tiny):
+  """Those of before the warm-up's end have none; columns then all count."""
+  seen = []
+
+  def make_batch(data, step, **settings):
+    seen.append((step, settings['guide']))
+    return real(data, step, **settings)
+
+  config = dataclasses.replace(
+    tiny, method='ance_guided', warmup_method='in_batch', warmup_steps=2,
+    steps_per_refresh=3, max_steps=9, guide='refresh', guide_margin=-0.1,
+    refresh_mode='delayed', refresh_delay=1, num_devices=2,
+    checkpoints_to_keep=9, steps_per_eval=4,
+  )  # fmt: skip
+  real = batches.make_batch
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(batches, 'make_batch', make_batch)
+    train.run(config)
+  refreshes = {3: 2, 4: 2, 5: 2, 6: 5, 7: 5, 8: 5}
+  assert [step for step, guide in seen if guide is None] == [0, 1, 2]
+  run, _ = experiment.open(config, ('train', 'dev'))
+  for step, guide in seen[3:]:
+    own = api.load(config.workdir, checkpoint=str(refreshes[step]))
+    check_embeddings(guide, own, run.dataset)
+
+
+def check_embeddings(guide, retriever, dataset):
+  """Returns the passages' embeddings, seen to be the guide's."""
+  corpus, split = dataset.corpus, dataset.splits['train']
+  np.testing.assert_allclose(
+    guide.queries, retriever.encode_queries(list(split.texts)), atol=1e-5
+  )
+  rows = range(len(corpus.texts))
+  passages = retriever.encode_passages(
+    [corpus.texts[row] for row in rows],
+    [corpus_lib.whole_title(corpus, row) for row in rows],
+  )
+  np.testing.assert_allclose(np.concatenate(guide.blocks), passages, atol=1e-5)
+  return passages
+
+
 def test_its_embeddings_are_those_of_its_own_retriever(teacher, tiny, tmp_path):
   config = dataclasses.replace(
     tiny, method='guided', guide=str(teacher), num_devices=2,
@@ -35,17 +77,7 @@ def test_its_embeddings_are_those_of_its_own_retriever(teacher, tiny, tmp_path):
   run, _ = experiment.create(config, ('train', 'dev'))
   run.workdir.mkdir()
   guide = guides.make(run)
-  own = api.load(str(teacher))
-  corpus, split = run.dataset.corpus, run.dataset.splits['train']
-  np.testing.assert_allclose(
-    guide.queries, own.encode_queries(list(split.texts)), atol=1e-5
-  )
-  number = len(corpus.texts)
-  passages = own.encode_passages(
-    [corpus.texts[row] for row in range(number)],
-    [corpus_lib.whole_title(corpus, row) for row in range(number)],
-  )
-  np.testing.assert_allclose(np.concatenate(guide.blocks), passages, atol=1e-5)
+  passages = check_embeddings(guide, api.load(str(teacher)), run.dataset)
   queries, rows = np.array([3, 0]), np.array([[70, 5], [149, 0]])
   found = guide.of_batch(queries, rows)
   np.testing.assert_array_equal(found[0], guide.queries[queries])

@@ -111,6 +111,10 @@ def of_row(name, config, scores_file, given_file, trained):
     'adore': {'tie_encoders': False, 'init_from': str(trained)},
     'guided': {'guide': str(trained), 'guide_margin': -0.2},
     'ance_given': {'negatives': str(given_file), 'negatives_per_source': 2},
+    'ance_guided': {
+      'guide': 'refresh', 'guide_margin': -0.02, 'also_weight': 0.5,
+      'teacher_temperature': 0.1
+    },
     'ance_tele': {'negatives_per_source': 4, 'rate_steps': 8},
     'ance': {
       'draw': 'simans', 'mask_above': 0.1, 'trainable': 'layer_0',
@@ -128,7 +132,7 @@ def of_row(name, config, scores_file, given_file, trained):
 
 NAMES = (
   'star', 'distill', 'margin_mse', 'distill_given', 'margin_mse_given', 'adore',
-  'guided', 'ance_given', 'ance_tele', 'ance', 'ance_in_batch'
+  'guided', 'ance_guided', 'ance_given', 'ance_tele', 'ance', 'ance_in_batch'
 )  # fmt: skip
 
 
@@ -451,6 +455,11 @@ MODES = {
   'matryoshka': {'matryoshka_widths': '8,4'},
   'symmetric': {'symmetric_columns': True},
   'guide': {'guide_margin': 0.0, 'symmetric_columns': False},
+  'own guide': {
+    'guide_margin': 0.0,
+    'symmetric_columns': False,
+    'guide': 'refresh',
+  },
 }
 
 
@@ -486,7 +495,7 @@ def test_each_pair_of_a_row_and_a_mode_trains(
 
 def of_pair(name, mode, make, scores_file, given_file, trained):
   changes = dict(MODES[mode])
-  if mode == 'guide' or name == 'guided':
+  if mode == 'guide' or (name == 'guided' and mode != 'own guide'):
     changes['guide'] = str(trained)
   if name not in NAMES:
     changes['method'] = name
@@ -502,11 +511,13 @@ def refusals(name):
   """The modes that a row is refused with."""
   row, found = methods.METHODS[name], set()
   if not row.refreshes:
-    found |= {'slices', 'trigger', 'simans', 'plateau'}
+    found |= {'slices', 'trigger', 'simans', 'plateau', 'own guide'}
   if 'given' in row.sources:
     found.add('margin')
   if row.triplets:
     found |= {'trigger', 'simans', 'topics'}
+  if name == 'ance_guided':
+    found.add('chunks')
   if row.searches:
     found |= {'chunks', 'matryoshka', 'symmetric', 'guide', 'margin'}
   if row.restarts:
