@@ -34,6 +34,8 @@ ROWS = {
   # Its batch is of triplets, 20 of a query.
   'ance_code': {'num_hard_negatives': 20, 'query_slices': 5},
   'ance_in_batch': {},
+  # Mined once, from the model at the end of its warm-up.
+  'ance_in_batch_once': {'method': 'ance_in_batch', 'max_refreshes': 1},
   'star': {},
   # Of two towers, as only the queries' is trained.
   'adore': {'tie_encoders': False, 'optimizer': 'adamw'},
@@ -127,10 +129,9 @@ def _run(base, folder, row, rate, seed, start):
   config = dataclasses.replace(
     base,
     workdir=str(folder / f'{row}-{rate:g}-{seed}'),
-    method=row,
     learning_rate=rate,
     seed=seed,
-    **ROWS[row],
+    **{'method': row, **ROWS[row]},
   )
   if start:
     begin = dataclasses.replace(
