@@ -96,6 +96,7 @@ def compare(base, folder, seeds, rates, rows, start=0):
       'runs': [run.workdir for run in chosen],
       'test': [test_scores(run) for run in chosen],
       'secs': [seconds(run.workdir) for run in chosen],
+      'flops': [max(flops_until(run.workdir).values()) for run in chosen],
     }
     atomic.write_json(folder / 'results.json', {'rows': results})
     atomic.write_text(folder / 'table.md', table(results))
@@ -104,7 +105,13 @@ def compare(base, folder, seeds, rates, rows, start=0):
 
 def table(results):
   """Returns mean and range over seeds as a Markdown table."""
-  columns = [*MEASURES.values(), 'rate', 'train s', 'refresh and dev s']
+  columns = [
+    *MEASURES.values(),
+    'rate',
+    'train s',
+    'refresh and dev s',
+    'TFLOP',
+  ]
   lines = ['| row | ' + ' | '.join(columns) + ' |']
   lines.append('|---' * (1 + len(columns)) + '|')
   for row, found in results.items():
@@ -113,6 +120,7 @@ def table(results):
     cells.append(f'{found["rate"]:g}')
     for kind in ('train', 'other'):
       cells.append(f'{statistics.mean(s[kind] for s in found["secs"]):.0f}')
+    cells.append(f'{statistics.mean(found["flops"]) / 1e12:,.0f}')
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
 
@@ -183,6 +191,21 @@ def seconds(workdir):
         kind = 'train' if name == 'time/train_secs' else 'other'
         secs[kind] += value
   return secs
+
+
+def flops_until(workdir):
+  """Returns {step: operations of all that a run did up to there}.
+
+  Only steps with an evaluation are there.
+  """
+  others, found = 0.0, {}
+  for line in logs.read(workdir):
+    new = {n: v for n, v in line.items() if n.startswith('flops/')}
+    # Those of training are of all steps so far.
+    if (training := new.pop('flops/train', None)) is not None:
+      others += sum(new.values())
+      found[line['step']] = others + training
+  return found
 
 
 if __name__ == '__main__':

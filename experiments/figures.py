@@ -2,7 +2,7 @@
 
     python experiments/figures.py FOLDER
 
-Writes FOLDER/dev.png: dev MRR@10 against steps and against seconds;
+Writes FOLDER/dev.png: dev MRR@10 against queries, seconds and operations;
 FOLDER/overlap.png: the share of the negatives of a step that are in the final
 model's own top 100, its best ranked passages that are no positives (Xiong et
 al. 2020, figure 3); FOLDER/gradients.png: training loss, and norm of the
@@ -12,6 +12,7 @@ gradient before clipping (figure 4). All are of the first seed.
 import pathlib
 import sys
 
+import compare_methods
 from matplotlib import figure as figure_lib
 import numpy as np
 
@@ -46,16 +47,26 @@ def main(folder):
 
 
 def draw_dev(workdirs, path):
-  """Draws dev MRR@10 by row, against steps and against seconds of the run."""
-  figure, (by_step, by_secs) = _figure()
+  """Draws dev MRR@10 by row, against what the run has spent.
+
+  That is queries, and seconds and operations of training, refreshes and
+  evaluations.
+  """
+  figure, (by_query, by_secs, by_flops) = _figure(3)
   for row, workdir in workdirs.items():
     scores = logs.series(workdir, 'dev/mrr@10')
+    batch_size = flags.from_flagfile(f'{workdir}/run.flags').batch_size
     secs = _secs_until(workdir)
-    by_step.plot(list(scores), list(scores.values()), '.-', label=row)
-    times = [secs[step] for step in scores]
-    by_secs.plot(times, list(scores.values()), '.-', label=row)
-  _label(by_step, 'step', 'dev MRR@10')
+    flops = compare_methods.flops_until(workdir)
+    for axes, spent in (
+      (by_query, [step * batch_size for step in scores]),
+      (by_secs, [secs[step] for step in scores]),
+      (by_flops, [flops[step] / 1e12 for step in scores]),
+    ):
+      axes.plot(spent, list(scores.values()), '.-', label=row)
+  _label(by_query, 'queries', 'dev MRR@10')
   _label(by_secs, 'seconds of training, refreshes and evaluations', '')
+  _label(by_flops, 'TFLOP of the same', '')
   _save(figure, path)
 
 
@@ -172,9 +183,9 @@ def _secs_until(workdir):
   return secs
 
 
-def _figure():
-  figure = figure_lib.Figure(figsize=(12, 4.5), layout='constrained')
-  return figure, figure.subplots(1, 2)
+def _figure(number=2):
+  figure = figure_lib.Figure(figsize=(6 * number, 4.5), layout='constrained')
+  return figure, figure.subplots(1, number)
 
 
 def _label(axes, x, y):

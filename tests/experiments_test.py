@@ -43,19 +43,6 @@ def test_flagfile_parses_and_begins_with_its_claim(path):
   assert settings.workdir
 
 
-def test_the_sisters_differ_from_the_quickstart_in_their_negatives_alone():
-  whole = flags_lib.from_flagfile('experiments/quickstart.flags')
-  for name, change in {
-    'in_batch': {'method': 'in_batch'},
-    'frozen': {'max_refreshes': 1},
-  }.items():
-    sister = flags_lib.from_flagfile(f'experiments/quickstart_{name}.flags')
-    assert sister.workdir != whole.workdir
-    assert sister == dataclasses.replace(
-      whole, workdir=sister.workdir, **change
-    )
-
-
 @pytest.fixture
 def scripts(monkeypatch):
   monkeypatch.syspath_prepend(str(REPOSITORY / 'experiments'))
@@ -71,7 +58,7 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
   base = dataclasses.replace(
     tiny, num_devices=1, max_steps=9, warmup_method='bm25', num_hard_negatives=1
   )
-  rows, rates = ['in_batch', 'ance'], [1e-2, 1e-4]
+  rows, rates = ['in_batch', 'ance', 'ance_in_batch_once'], [1e-2, 1e-4]
   compare_methods.compare(base, tmp_path, [0], rates, rows, start=3)
   results = atomic.read_json(tmp_path / 'results.json')['rows']
   assert list(results) == rows
@@ -85,8 +72,11 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
     (scores,) = (pathlib.Path(found['runs'][0])).glob('test-model-*.json')
     assert found['test'] == [atomic.read_json(scores)['metrics']]
     assert found['secs'][0]['train'] > 0
+    check_flops(found['runs'][0], found['flops'])
+    refreshes = logs.series(found['runs'][0], 'refresh/judged')
+    assert len(refreshes) == {'in_batch': 0, 'ance': 2}.get(row, 1)
   table = (tmp_path / 'table.md').read_text().splitlines()
-  assert len(table) == 4
+  assert len(table) == 5
   assert f'{results["ance"]["test"][0]["mrr@10"]:.4f}' in table[3]
   shares = figures.main(tmp_path)
   for name in ('dev', 'gradients', 'overlap'):
@@ -109,6 +99,21 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
   assert bm25 != model
   monkeypatch.setattr(baselines.evaluate, 'run', None)
   assert baselines.main(*arguments) == {folder: found}
+
+
+def check_flops(workdir, found):
+  """A last line has the steps' operations; each line, those of other things."""
+  text = pathlib.Path(workdir, logs.METRICS_FILE).read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  training = [line['flops/train'] for line in lines if 'flops/train' in line]
+  others = sum(
+    value
+    for line in lines
+    for name, value in line.items()
+    if name.startswith('flops/') and name != 'flops/train'
+  )
+  assert found == [pytest.approx(training[-1] + others)]
+  assert training[-1] == max(training)
 
 
 @pytest.mark.usefixtures('compiled_once', 'scripts')
