@@ -1,11 +1,14 @@
 """Rows beyond ANCE's own: what each mines, trains and begins again with."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
 
+import background_test
 import crash_test
+import distributed_test
 import numpy as np
 import pytest
 
@@ -442,6 +445,8 @@ KNOWN = sorted(methods.METHODS.keys() - {'ance_code_qa'})
 MODES = {
   'delayed': {'refresh_mode': 'delayed', 'refresh_delay': 2},
   'async': {'refresh_mode': 'async'},
+  'external': {'refresh_mode': 'external'},
+  'remote': {},
   'slices': {'query_slices': 2},
   'trigger': {'refresh_trigger': 0.5},
   'plateau': {'warmup_until_plateau': 1},
@@ -490,13 +495,47 @@ def test_each_pair_of_a_row_and_a_mode_trains(
       config = of_pair(name, mode, make, scores_file, given_file, trained)
       folder = str(tmp_path / mode)
       config = dataclasses.replace(config, workdir=folder, max_steps=10)
-      assert train.run(config)
+      refreshes_beside = mode == 'external' and methods.METHODS[name].refreshes
+      beside = (
+        background_test.refresher(config)
+        if refreshes_beside
+        else contextlib.nullcontext()
+      )
+      with beside as ended:
+        assert train.run(config)
+      assert not ended
+      if refreshes_beside and name != 'ance_guided':
+        background_test.replayed(config)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+  'name', ['adore', 'guided', 'ance_guided', 'ance_tele', 'distill']
+)
+def test_two_processes_train_a_row_as_one_does(name, make, tmp_path):
+  changes = {'rows_per_block': 16, 'seed': 1, 'num_devices': 4}
+  alone = make(name, workdir=str(tmp_path / 'alone'), **changes)
+  train.run(alone)
+  config = dataclasses.replace(
+    alone, workdir=str(tmp_path / 'two'), num_devices=0
+  )
+  assert [code for code, *_ in distributed_test.together(config, 2)] == [0, 0]
+  for measure in ('train/loss', 'dev/mrr@10'):
+    found, expected = (
+      logs.series(run.workdir, measure) for run in (config, alone)
+    )
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(
+      list(found.values()), list(expected.values()), atol=1e-5
+    )
 
 
 def of_pair(name, mode, make, scores_file, given_file, trained):
   changes = dict(MODES[mode])
   if mode == 'guide' or (name == 'guided' and mode != 'own guide'):
     changes['guide'] = str(trained)
+  if mode == 'remote':
+    changes['remote_dir'] = f'{make("star").workdir}-remote-{name}'
   if name not in NAMES:
     changes['method'] = name
     if not methods.METHODS[name].refreshes:
@@ -521,7 +560,7 @@ def refusals(name):
   if row.searches:
     found |= {'chunks', 'matryoshka', 'symmetric', 'guide', 'margin'}
   if row.restarts:
-    found |= {'delayed', 'async', 'slices', 'trigger'}
+    found |= {'delayed', 'async', 'external', 'slices', 'trigger'}
   if row.teacher != 'mined':
     found.add('bins')
   if row.teacher or not row.in_batch:
