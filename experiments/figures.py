@@ -46,11 +46,16 @@ def main(folder):
   return shares
 
 
-def draw_dev(workdirs, path):
+def draw_dev(workdirs, path, before=()):
   """Draws dev MRR@10 by row, against what the run has spent.
 
   That is queries, and seconds and operations of training, refreshes and
   evaluations.
+
+  Args:
+    workdirs: Folder of the run, by row.
+    path: Path of the picture.
+    before: Operations that a row's run needed before it began, by row.
   """
   figure, (by_query, by_secs, by_flops) = _figure(3)
   for row, workdir in workdirs.items():
@@ -58,10 +63,11 @@ def draw_dev(workdirs, path):
     batch_size = flags.from_flagfile(f'{workdir}/run.flags').batch_size
     secs = _secs_until(workdir)
     flops = compare_methods.flops_until(workdir)
+    first = dict(before).get(row, 0)
     for axes, spent in (
       (by_query, [step * batch_size for step in scores]),
       (by_secs, [secs[step] for step in scores]),
-      (by_flops, [flops[step] / 1e12 for step in scores]),
+      (by_flops, [(first + flops[step]) / 1e12 for step in scores]),
     ):
       axes.plot(spent, list(scores.values()), '.-', label=row)
   _label(by_query, 'queries', 'dev MRR@10')

@@ -309,3 +309,56 @@ def test_hidden_positives_are_counted_as_loops_count_them(tiny, tmp_path):
   assert found['margin'][2] == pytest.approx(share)
   text = hidden_positives.table(found)
   assert f'| first | {1000 * wrong / number:.1f} ± ' in text
+
+
+@pytest.mark.usefixtures('compiled_once', 'scripts')
+def test_sources_and_filters_are_compared_from_one_start(tiny, tmp_path):
+  script = importlib.import_module('sources_and_filters')
+  base = dataclasses.replace(
+    tiny, num_devices=1, max_steps=9, num_hard_negatives=1, workdir=''
+  )
+  given = tmp_path / 'base.flags'
+  given.write_text(base.to_flagfile())
+  teacher = dataclasses.replace(
+    tiny, workdir=str(tmp_path / 'fixed'), method='in_batch', num_devices=1
+  )
+  train.run(teacher)
+  arms = ('once-margin', 'refreshed-guided', 'teacher-raw', 'teacher-margin')
+  folder = tmp_path / 'arms'
+  arguments = f'{given} {folder} {teacher.workdir} --start=3 --arms'.split()
+  script.main([*arguments, *arms])
+  settings = {
+    arm: flags_lib.from_flagfile(folder / f'{arm}-0.01-0' / 'run.flags')
+    for arm in arms
+  }
+  assert {one.init_from for one in settings.values()} == {
+    str(folder / 'start-0')
+  }
+  assert [one.relative_margin for one in settings.values()] == [
+    0.05, None, None, None
+  ]  # fmt: skip
+  assert [one.guide_margin for one in settings.values()] == [
+    None, 0.0, None, None
+  ]  # fmt: skip
+  assert [one.max_refreshes for one in settings.values()] == [1, 0, 0, 0]
+  raw, margin = (
+    [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    for name in ('teacher.jsonl', 'teacher-margin.jsonl')
+  )
+  assert len(raw) == len(margin) == 48
+  # Candidates near the positive went, and random ones came in their place.
+  assert raw != margin
+  near = [
+    [
+      score - least + 0.05 * abs(least)
+      for one in mined
+      for least in [min(one['positive_scores'])]
+      for score in one['negative_scores']
+    ]
+    for mined in (raw, margin)
+  ]
+  assert max(near[0]) > 0.1
+  assert max(near[1]) < 1e-6
+  assert (folder / 'dev.png').read_bytes()[:4] == b'\x89PNG'
+  results = atomic.read_json(folder / 'results.json')['rows']
+  assert list(results) == list(arms)

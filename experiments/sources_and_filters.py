@@ -1,0 +1,141 @@
+"""Compares where negatives come from, and what takes false ones out.
+
+    python experiments/sources_and_filters.py experiments/insuranceqa.flags \
+      FOLDER TEACHER --data_dir=DATA --seeds 0 1 2 --rate=1e-2 --start=500
+
+Nine arms: the own index, mined once or refreshed, or that of a fixed TEACHER (a
+bi-encoder, folder or name on the hub); with all candidates, those at a relative
+margin below the positive, or those that the TEACHER as a guide does not score
+above the positive in the step. All have in-batch negatives, too, and all of a
+seed begin with one run of in-batch negatives of so many steps; in-batch
+negatives to the end are the tenth arm. Runs that are there are not made again.
+Writes table.md, results.json and dev.png into the folder: dev MRR@10 against
+operations, with those of the teacher's encoding in the arms that use it.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+
+import compare_methods
+import figures
+
+from ance_jax import flags
+from ance_jax.core import logs
+from ance_jax.jobs import mine
+from ance_jax.retrieval import encoding
+from ance_jax.training import experiment
+
+MARGIN = 0.05
+SOURCES = {
+  'once': {'method': 'ance_in_batch', 'max_refreshes': 1},
+  'refreshed': {'method': 'ance_in_batch'},
+  'teacher': {'method': 'given_in_batch'},
+}
+FILTERS = ('raw', 'margin', 'guided')
+
+
+def main(arguments=None):
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('flagfile')
+  parser.add_argument('folder', type=pathlib.Path)
+  parser.add_argument('teacher')
+  parser.add_argument('--data_dir')
+  parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+  parser.add_argument('--rate', type=float, default=1e-2)
+  parser.add_argument('--start', type=int, default=500, metavar='STEPS')
+  parser.add_argument('--arms', nargs='+', help='Only these, as SOURCE-FILTER.')
+  given = parser.parse_args(arguments)
+  folder = given.folder.absolute()
+  changes = {'data_dir': given.data_dir} if given.data_dir else {}
+  base = flags.from_flagfile(
+    given.flagfile, tokens_dir=str(folder / 'tokens'), **changes
+  )
+  arms = {'in_batch': {'method': 'in_batch'}}
+  for source, of_source in SOURCES.items():
+    for kind in FILTERS:
+      arm = {**of_source, **_filter(kind, source, given.teacher)}
+      if source == 'teacher':
+        mined = _mined(base, folder, given.teacher, kind == 'margin')
+        arm['negatives'] = str(mined)
+      arms[f'{source}-{kind}'] = arm
+  compare_methods.ROWS.update(arms)
+  wanted = given.arms or list(arms)
+  compare_methods.compare(
+    base, folder, given.seeds, [given.rate], wanted, given.start
+  )
+  workdirs = {
+    name: str(folder / f'{name}-{given.rate:g}-{given.seeds[0]}')
+    for name in wanted
+  }
+  teacher = teacher_flops(_of_teacher(base, folder, given.teacher))
+  logs.log(f'the teacher encodes with {teacher / 1e12:,.0f} TFLOP')
+  before = {
+    name: teacher for name in wanted if 'teacher' in name or 'guided' in name
+  }
+  figures.draw_dev(workdirs, folder / 'dev.png', before)
+
+
+def _filter(kind, source, teacher):
+  if kind == 'guided':
+    return {'guide': teacher, 'guide_margin': 0.0}
+  # The teacher's are filtered where they are mined.
+  is_own = kind == 'margin' and source != 'teacher'
+  return {'relative_margin': MARGIN} if is_own else {}
+
+
+def _of_teacher(base, folder, teacher):
+  """Returns the settings of a job of the teacher, with its own lengths."""
+  return dataclasses.replace(
+    base,
+    job='evaluate',
+    workdir=str(folder / 'teacher'),
+    init_from=teacher,
+    pooling=None,
+    similarity=None,
+    query_length=None,
+    passage_length=None,
+  )
+
+
+def _mined(base, folder, teacher, with_margin):
+  """Returns the file of as many negatives as a refresh stores."""
+  path = folder / f'teacher{"-margin" if with_margin else ""}.jsonl'
+  if not path.exists():
+    mine.run(
+      dataclasses.replace(
+        _of_teacher(base, folder, teacher),
+        job='mine',
+        num_negatives=base.top_k,
+        max_rank=base.top_k,
+        on_shortage='fill',
+        relative_margin=MARGIN if with_margin else None,
+        format='ids',
+        output=str(path),
+      )
+    )
+  return path
+
+
+def teacher_flops(config):
+  """Returns the operations with which it encodes the corpus and the queries.
+
+  Args:
+    config: `Config` of a job of the teacher.
+  """
+  run, _ = experiment.open(config, (config.train_split,))
+  retriever, body = run.retriever, run.retriever.config.body
+  of_passages = encoding.flops(
+    retriever.passage_encoder,
+    body,
+    run.dataset.passages.lengths(),
+    config.rows_per_block,
+  )
+  queries = run.dataset.queries[config.train_split]
+  return of_passages + encoding.flops(
+    retriever.query_encoder, body, queries.lengths()
+  )
+
+
+if __name__ == '__main__':
+  main()
