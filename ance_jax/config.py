@@ -782,7 +782,8 @@ class Config:
     'What mining does for a query with fewer negatives than it stores: keep '
     'them, drop the query, or fill up with random passages of the corpus other '
     'than those that a filter rejected. A query without negatives is left out, '
-    'and so is any with fewer for --format=n_tuples. Not given: fill in training, keep with --job=mine.',
+    'and so is any with fewer for --format=n_tuples. Not given: fill in '
+    'training, keep with --job=mine.',
     choices=('keep', 'drop', 'fill'),
   )
   format: str = knob(
