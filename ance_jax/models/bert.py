@@ -85,11 +85,14 @@ class Dropout(NamedTuple):
     seed: () uint32, different at each step.
     rows: (B,) uint32, index of each text in the global batch, so that dropout
       does not depend on the number of devices.
+    max_length: Most tokens that a text may have, by which entries of attention
+      are numbered, so that dropout does not depend on the padding.
   """
 
   rate: jax.Array
   seed: jax.Array
   rows: jax.Array
+  max_length: int
 
 
 def flops(config: BodyConfig, num_tokens: int, length: int) -> int:
@@ -301,7 +304,8 @@ def attention(
     scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))
   )
   total = weights.sum(-1)
-  weights = drop(weights, dropout, site).astype(value.dtype)
+  weights = drop(weights, dropout, site, _numbers(weights, dropout))
+  weights = weights.astype(value.dtype)
   mixed = jnp.einsum(
     'bhqk,bkhd->bqhd',
     weights,
@@ -326,10 +330,13 @@ def _has_kernel(query):
 def _attention_by_cudnn(query, key, value, real):
   """Returns `attention` by a kernel that stores no scores (Dao et al. 2022).
 
-  Its output is 0 at padding, which nothing reads.
+  Its output is 0 at padding. The kernel itself leaves whatever was in memory
+  there, and in the gradients, and 0 times that may be NaN.
   """
   lengths = real.sum(1, dtype=jnp.int32)
-  return jax.nn.dot_product_attention(
+  real = real[..., None, None]
+  query, key, value = (jnp.where(real, x, 0) for x in (query, key, value))
+  mixed = jax.nn.dot_product_attention(
     query,
     key,
     value,
@@ -337,6 +344,19 @@ def _attention_by_cudnn(query, key, value, real):
     key_value_seq_lengths=lengths,
     implementation='cudnn',
   )
+  return jnp.where(real, mixed, 0)
+
+
+def _numbers(weights, dropout):
+  """Returns a (heads, L, L) number for each entry of a text's attention."""
+  if dropout is None:
+    return None
+  _, heads, length, _ = weights.shape
+  head, query, key = (
+    jnp.arange(number, dtype=jnp.uint32) for number in (heads, length, length)
+  )
+  rows = head[:, None] * dropout.max_length + query
+  return rows[..., None] * dropout.max_length + key
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
@@ -366,7 +386,10 @@ def buckets(distance: np.ndarray) -> np.ndarray:
 
 
 def drop(
-  x: jax.Array, dropout: Dropout | None, site: int | jax.Array
+  x: jax.Array,
+  dropout: Dropout | None,
+  site: int | jax.Array,
+  numbers: jax.Array | None = None,
 ) -> jax.Array:
   """Returns `x` with a share of its entries set to 0 and the others scaled up.
 
@@ -374,6 +397,7 @@ def drop(
     x: (B, ...) or (B L, D); its rows belong to the B texts in order.
     dropout: None returns `x` unchanged.
     site: () uint32, number of the mask, unique within a step.
+    numbers: uint32 number of each entry of a text; None: in their order.
   """
   if dropout is None:
     return x
@@ -382,8 +406,9 @@ def drop(
   key = mix(
     dropout.rows * np.uint32(0x9E3779B1) ^ mix(dropout.seed + jnp.uint32(site))
   )
-  position = jnp.arange(np.prod(inner), dtype=jnp.uint32).reshape(1, *inner)
-  bits = mix(position ^ key.reshape(texts, *[1] * len(inner)))
+  if numbers is None:
+    numbers = jnp.arange(np.prod(inner), dtype=jnp.uint32).reshape(inner)
+  bits = mix(numbers[None] ^ key.reshape(texts, *[1] * len(inner)))
   # float32 holds every 24-bit integer exactly.
   kept = (bits >> 8) >= (dropout.rate * 2**24).astype(jnp.uint32)
   scale = (1 / (1 - dropout.rate)).astype(x.dtype)

@@ -273,14 +273,16 @@ def _make_embed(config, retriever):
     for side in (bi_encoder.QUERY, bi_encoder.PASSAGE)
   )
 
-  def dropout(rows, step):
+  def dropout(rows, step, max_length):
     if not config.dropout_rate:
       return None
     # Mixes the seed first because with seed ^ step alone, two seeds would have
     # the same masks at different steps.
     seed = bert.mix(jnp.uint32(config.seed))
     seed = bert.mix(step.astype(jnp.uint32) ^ seed)
-    return bert.Dropout(jnp.float32(config.dropout_rate), seed, rows)
+    return bert.Dropout(
+      jnp.float32(config.dropout_rate), seed, rows, max_length
+    )
 
   def embed(params, batch, step):
     columns = batch.passage_ids.shape[1]
@@ -288,7 +290,10 @@ def _make_embed(config, retriever):
     rows = batch.rows[:, None] * np.uint32(columns + 1)
     rows += jnp.arange(columns + 1, dtype=jnp.uint32)
     queries = encode_queries(
-      params, batch.query_ids, batch.query_lengths, dropout(rows[:, 0], step)
+      params,
+      batch.query_ids,
+      batch.query_lengths,
+      dropout(rows[:, 0], step, retriever.query_length),
     )
     if not columns:
       return queries, None
@@ -297,7 +302,7 @@ def _make_embed(config, retriever):
       batch.passage_ids.reshape(-1, batch.passage_ids.shape[-1]),
       # Encodes missing pieces as one token, to stay finite.
       jnp.maximum(batch.passage_lengths.ravel(), 1),
-      dropout(rows[:, 1:].ravel(), step),
+      dropout(rows[:, 1:].ravel(), step, retriever.passage_length),
     )
     return queries, passages.reshape(*batch.passage_lengths.shape, -1)
 

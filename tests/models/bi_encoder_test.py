@@ -166,7 +166,7 @@ def test_the_kernel_of_a_gpu_is_asked_for_the_same_attention(
   monkeypatch.setattr(bert, '_has_kernel', lambda query: True)
   np.testing.assert_allclose(run(), written, atol=1e-5)
   assert asked == ['cudnn'] * 2
-  run(bert.Dropout(jnp.float32(0.1), jnp.uint32(0), jnp.arange(6)))
+  run(bert.Dropout(jnp.float32(0.1), jnp.uint32(0), jnp.arange(6), 7))
   np.testing.assert_allclose(run(kernel=False), written, atol=1e-5)
   assert len(asked) == 2
 
@@ -175,21 +175,107 @@ def test_dropout_of_a_text_depends_on_its_row_alone(texts):
   ids, lengths = texts
   rows = np.arange(6, dtype=np.uint32)
   whole = encode(
-    RETRIEVER, ids, lengths, bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows)
+    RETRIEVER,
+    ids,
+    lengths,
+    bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows, 7),
   )
   part = slice(2, 5)
-  dropout = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows[part])
+  dropout = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows[part], 7)
   np.testing.assert_allclose(
     encode(RETRIEVER, ids[part], lengths[part], dropout), whole[part], atol=1e-5
   )
-  moved = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows[part] + 1)
+  moved = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows[part] + 1, 7)
   other = encode(RETRIEVER, ids[part], lengths[part], moved)
   assert np.abs(other - whole[part]).max() > 1e-2
 
 
+@pytest.mark.parametrize('wider', [1, 5])
+def test_dropout_does_not_depend_on_the_padding(texts, wider):
+  ids, lengths = texts
+  rows = np.arange(len(ids), dtype=np.uint32)
+  dropout = bert.Dropout(
+    jnp.float32(0.3), jnp.uint32(5), rows, ids.shape[1] + 5
+  )
+  padded = np.pad(ids, ((0, 0), (0, wider)))
+  np.testing.assert_allclose(
+    encode(RETRIEVER, padded, lengths, dropout),
+    encode(RETRIEVER, ids, lengths, dropout),
+    atol=1e-5,
+  )
+
+
+def test_entries_of_attention_are_numbered_apart():
+  weights = jnp.ones((2, 3, 4, 4))
+  rows = np.arange(2, dtype=np.uint32)
+  dropout = bert.Dropout(jnp.float32(0.5), jnp.uint32(1), rows, 6)
+  found = np.asarray(bert._numbers(weights, dropout))
+  expected = [
+    [[(h * 6 + q) * 6 + k for k in range(4)] for q in range(4)]
+    for h in range(3)
+  ]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_what_a_kernel_leaves_at_padding_reaches_nothing(texts, monkeypatch):
+  """cuDNN leaves there, and in its gradients, what was in memory."""
+  attend = jax.nn.dot_product_attention
+
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+  def poisoned(query, key, value, lengths):
+    return forward(query, key, value, lengths)[0]
+
+  def attended(query, key, value, lengths):
+    return attend(
+      query, key, value,
+      query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+    )  # fmt: skip
+
+  def spoil(x, lengths):
+    real = jnp.arange(x.shape[1]) < lengths[:, None]
+    return jnp.where(real[..., None, None], x, jnp.nan)
+
+  def forward(query, key, value, lengths):
+    inputs = query, key, value
+    return spoil(attended(*inputs, lengths), lengths), inputs
+
+  def backward(lengths, inputs, by_output):
+    _, pull = jax.vjp(lambda *x: attended(*x, lengths), *inputs)
+    return tuple(spoil(x, lengths) for x in pull(by_output))
+
+  poisoned.defvjp(forward, backward)
+
+  def by_kernel(query, key, value, *, query_seq_lengths, **_):
+    return poisoned(query, key, value, lengths_of_texts)
+
+  ids, lengths_of_texts = texts
+  lengths_of_texts = np.asarray(lengths_of_texts)
+  assert lengths_of_texts.min() < ids.shape[1]
+
+  def run(params):
+    run = bi_encoder.make_encode(
+      dataclasses.replace(RETRIEVER, pooling='mean'),
+      'float32',
+      bi_encoder.PASSAGE,
+    )
+    return (run(params, *texts) ** 3).sum()
+
+  params = made(RETRIEVER)[0]
+  expected = jax.value_and_grad(run)(params)
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', by_kernel)
+  monkeypatch.setattr(bert, '_has_kernel', lambda query: True)
+  found = jax.value_and_grad(run)(params)
+  # Sums of a different order, of entries up to 1e4.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-2),
+    found,
+    expected,
+  )
+
+
 def masks(rate, seed, site, rows=64, width=512):
   dropout = bert.Dropout(
-    jnp.float32(rate), jnp.uint32(seed), np.arange(rows, dtype=np.uint32)
+    jnp.float32(rate), jnp.uint32(seed), np.arange(rows, dtype=np.uint32), 7
   )
   return np.asarray(bert.drop(jnp.ones((rows, width)), dropout, site))
 
@@ -221,13 +307,13 @@ def test_each_place_of_a_body_that_drops_has_a_mask_of_its_own(
   """One after the embedding, three in each layer."""
   sites, drop = [], bert.drop
 
-  def seen(x, dropout, site):
+  def seen(x, dropout, site, *numbers):
     sites.extend([site] * (dropout is not None))
-    return drop(x, dropout, site)
+    return drop(x, dropout, site, *numbers)
 
   monkeypatch.setattr(bert, 'drop', seen)
   rows = np.arange(6, dtype=np.uint32)
-  dropout = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows)
+  dropout = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows, 7)
   run = bi_encoder.make_encode(RETRIEVER, 'float32', bi_encoder.PASSAGE)
   jax.eval_shape(run, bi_encoder.shapes(RETRIEVER), *texts, dropout)
   assert len(set(sites)) == len(sites) == 1 + 3 * BODY.num_layers
