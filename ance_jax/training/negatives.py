@@ -17,7 +17,6 @@ import numpy as np
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
-from ance_jax.core import devices as devices_lib
 from ance_jax.core import distributed
 from ance_jax.core import logs
 from ance_jax.core import strict_io
@@ -34,6 +33,7 @@ from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import schedule
+from ance_jax.training import teachers
 
 
 class Stored(NamedTuple):
@@ -66,10 +66,6 @@ def load(folder: pathlib.Path) -> Stored:
   return Stored(
     **{n: atomic.load_array(p) for n, p in paths.items() if p.exists()}
   )
-
-
-# Pairs of query and passage that a teacher scores in one call.
-_PAIRS_AT_ONCE = 2**20
 
 
 def select_negatives(
@@ -123,7 +119,7 @@ def _task(run, method, source, number, least):
   if drops_answers(config, split) and not method.without_answers:
     holds_answer = candidates.answer_matcher(run.dataset.corpus, split)
   if settings.rules.rerank_max_score is not None:
-    rerank = _second_scorer(run, split)
+    rerank = teachers.scorer(run, split)
   return miner.Task(
     source,
     split.shared_positives(last=method.last_positive),
@@ -209,6 +205,9 @@ def teach(
   method: methods.Method,
   found: Stored,
   first: int,
+  *,
+  keep: bool,
+  dealt: bool = False,
 ) -> tuple[Stored, dict[str, int]]:
   """Adds the teacher's scores, for a row of the method table with a teacher.
 
@@ -220,6 +219,8 @@ def teach(
     method: Row of the method table.
     found: Negatives of consecutive training queries.
     first: Row of the first query.
+    keep: As for `teachers.of_table`.
+    dealt: As for `teachers.of_table`.
 
   Returns:
     The negatives with scores, and counts by name of metric.
@@ -227,20 +228,19 @@ def teach(
   if method.teacher != 'mined':
     return found, {}
   split = run.dataset.splits[run.config.train_split]
-  score = _second_scorer(run, split, raw=True)
+  score = teachers.scorer(run, split, raw=True)
   queries, positives = split.shared_positives(last=method.last_positive)
   rows = found.negatives
   pairs = slice(*np.searchsorted(queries, (first, first + len(rows))))
-  positive_taught = _of_pairs(score, split, queries[pairs], positives[pairs])
+  positive_taught = teachers.of_pairs(
+    score, split, queries[pairs], positives[pairs]
+  )
   unknown = queries[pairs][np.isnan(positive_taught)] - first
   kept = rows >= 0
   kept[unknown] = False
-  taught = np.full(rows.shape, np.nan, np.float32)
-  at_once = max(_PAIRS_AT_ONCE // rows.shape[1], 1)
-  for start in range(0, len(rows), at_once):
-    of_query, column = np.nonzero(kept[start : start + at_once])
-    of_query += start
-    taught[of_query, column] = score(first + of_query, rows[of_query, column])
+  taught = teachers.of_table(
+    run, score, rows, kept, first, about=sources(run), keep=keep, dealt=dealt
+  )
   scored, number = ~np.isnan(taught), rows.shape[1]
   counts = {
     'without_teacher': int((kept & ~scored).sum()),
@@ -254,32 +254,6 @@ def teach(
   if found.scores is not None:
     columns['scores'] = filters.compact(found.scores, scored, number, np.nan)
   return found._replace(**columns, positive_taught=positive_taught), counts
-
-
-def _of_pairs(score, split, queries, passages):
-  """Returns (P,) float32 scores; a query's twins may have them as well."""
-  found = score(queries, passages).astype(np.float32)
-  twins = split.twins()[queries]
-  for place in np.flatnonzero(np.isnan(found) & twins).tolist():
-    same = np.flatnonzero(split.groups == split.groups[queries[place]])
-    theirs = score(same, np.full(len(same), passages[place]))
-    found[place] = next((one for one in theirs if not np.isnan(one)), np.nan)
-  return found
-
-
-def _second_scorer(run, split, *, raw=False):
-  """Returns the `candidates.reranker` of the run's settings."""
-  config = run.config
-  return candidates.reranker(
-    run.dataset.corpus,
-    split,
-    score_run=config.score_run,
-    cross_encoder=config.cross_encoder,
-    devices=devices_lib.own(run.devices) if config.cross_encoder else (),
-    dtype=config.dtype,
-    tokens_per_batch=config.tokens_per_batch,
-    raw=raw,
-  )
 
 
 def drops_answers(config: config_lib.Config, split: corpus_lib.Split) -> bool:
@@ -373,6 +347,7 @@ def _once(run, name, about, mine, waiting):
       made, counts = mine(run)
       with atomic.publish(folder, {**about, 'metrics': counts}) as unfinished:
         save(unfinished, made.arrays())
+      teachers.forget(run.workdir)
   return load(folder)
 
 
@@ -406,7 +381,7 @@ def _mine_given(run):
   config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
   sizes = np.array([len(given(row)) for row in range(len(split.ids))])
-  made, counts = take_given(run)
+  made, counts = take_given(run, keep=True)
   line = f'given negatives: {counts_text(counts)}'
   if counts['random']:
     line += f' where a query has fewer than {config.num_hard_negatives}'
@@ -419,9 +394,14 @@ def _mine_given(run):
 
 
 def take_given(
-  run: experiment.Experiment,
+  run: experiment.Experiment, *, keep: bool = False
 ) -> tuple[Stored, dict[str, int]]:
-  """Returns the negatives of `by_given`, uncached, and counts of the rules."""
+  """Returns the negatives of `by_given`, uncached, and counts of the rules.
+
+  Args:
+    run: The run.
+    keep: As for `teachers.of_table`.
+  """
   config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
   most = max(len(given(row)) for row in range(len(split.ids)))
@@ -435,7 +415,7 @@ def take_given(
     number=max(min(most, config.top_k), config.num_hard_negatives),
     least=config.num_hard_negatives,
   )
-  made, taught = teach(run, method, Stored(found.rows), 0)
+  made, taught = teach(run, method, Stored(found.rows), 0, keep=keep)
   return made, {**counts, **taught}
 
 

@@ -33,6 +33,7 @@ from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import negatives as negatives_lib
 from ance_jax.training import schedule
+from ance_jax.training import teachers
 
 _FOLDER = 'refresh'
 # Format of a refresh's folder; a manifest without a format has format 1.
@@ -143,6 +144,7 @@ def _publish(run, step, made, arrays):
   if distributed.is_first():
     with atomic.publish(folder(run, step), made) as unfinished:
       negatives_lib.save(unfinished, arrays)
+    teachers.forget(run.workdir)
     remote.push(folder(run, step))
   distributed.barrier('published')
   return atomic.read_json(folder(run, step) / atomic.MANIFEST)
@@ -539,7 +541,9 @@ def _mine(run, step, indexed, watch):
       rows = np.take_along_axis(rows, columns, 1)
       scores = np.take_along_axis(scores, columns, 1)
     made = negatives_lib.Stored(rows, scores, found.positive_scores)
-    made, taught = negatives_lib.teach(run, method, made, start)
+    made, taught = negatives_lib.teach(
+      run, method, made, start, keep=True, dealt=True
+    )
   watch.secs['mine'] -= watch.secs['search'] - before
   return made, {**counts, **taught}
 

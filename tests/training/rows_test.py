@@ -26,6 +26,7 @@ from ance_jax.training import methods
 from ance_jax.training import negatives
 from ance_jax.training import refreshes
 from ance_jax.training import schedule
+from ance_jax.training import teachers
 from ance_jax.training import trainer
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -615,7 +616,9 @@ def test_a_query_takes_the_scores_that_its_twin_has(make):
   split = run.dataset.splits['train']
   table = np.tile(np.arange(3, dtype=np.int32), (len(split.ids), 1))
   row = methods.METHODS['distill']
-  found, counts = negatives.teach(run, row, negatives.Stored(table), 0)
+  found, counts = negatives.teach(
+    run, row, negatives.Stored(table), 0, keep=False
+  )
   # Query 3 alone has a positive that nobody scores.
   assert counts['queries_without_teacher'] == 1
   queries, positives = split.shared_positives()
@@ -677,3 +680,88 @@ def test_to_look_at_a_run_writes_nothing_into_it(make, scores_file):
     output=str(folder.parent / 'mined.jsonl'),
   )  # fmt: skip
   assert mine.run(job)
+
+
+@pytest.mark.parametrize('name', ['distill', 'distill_given'])
+def test_what_a_teacher_scored_before_a_kill_is_not_scored_again(
+  name, make, monkeypatch
+):
+  config = make(name)
+  monkeypatch.setattr(teachers, '_PAIRS_AT_ONCE', 30)
+  whole = dataclasses.replace(config, workdir=f'{config.workdir}-whole')
+  train.run(whole)
+  expected = crash_test.outcome(whole)
+  scorer, asked = teachers.scorer, []
+
+  def counted(run, split, *, raw=False):
+    score = scorer(run, split, raw=raw)
+
+    def scored(queries, passages):
+      if not raw:
+        return score(queries, passages)
+      if len(asked) == 4:
+        asked.append(None)
+        raise Killed
+      asked.append((queries.tolist(), passages.tolist()))
+      return score(queries, passages)
+
+    return scored
+
+  monkeypatch.setattr(teachers, 'scorer', counted)
+  with pytest.raises(Killed):
+    train.run(config)
+  before = [one for one in asked if one]
+  asked[:] = [None] * 5
+  train.run(config)
+  after = asked[5:]
+  # The positives, which are few, are scored again; parts are not.
+  assert after[0] == before[0]
+  assert not [one for one in after[1:] if one in before]
+  crash_test.check_same(crash_test.outcome(config), expected)
+  assert not pathlib.Path(config.workdir, 'taught').exists()
+
+
+def test_processes_share_what_a_teacher_scores(make, monkeypatch):
+  config = make('distill')
+  run, _ = experiment.create(config, ('train', 'dev'))
+  monkeypatch.setattr(teachers, '_PAIRS_AT_ONCE', 20)
+  random = np.random.default_rng(0)
+  rows = random.integers(150, size=(40, 5)).astype(np.int32)
+  kept = random.random(rows.shape) < 0.7
+  scored = []
+
+  def score(queries, passages):
+    scored.append(len(queries))
+    return np.sin(3 * queries + passages).astype(np.float32)
+
+  def of_table(number, keep=True):
+    monkeypatch.setattr(teachers.distributed, 'index', lambda: number)
+    return teachers.of_table(
+      run, score, rows, kept, 5, about={'a': 1}, keep=keep, dealt=True
+    )
+
+  alone = of_table(0, keep=False)
+  expected = np.sin(3 * (5 + np.arange(40))[:, None] + rows)
+  np.testing.assert_allclose(alone, np.where(kept, expected, np.nan), rtol=1e-6)
+  assert len(scored) == 10
+  assert not (run.workdir / 'taught').exists()
+  scored.clear()
+  monkeypatch.setattr(teachers.distributed, 'count', lambda: 2)
+
+  def fails(what):
+    raise Killed
+
+  monkeypatch.setattr(teachers.distributed, 'barrier', fails)
+  with pytest.raises(Killed):
+    of_table(1)
+  assert len(scored) == 5
+  monkeypatch.setattr(teachers.distributed, 'barrier', lambda what: None)
+  np.testing.assert_array_equal(of_table(0), alone)
+  assert len(scored) == 10
+  # What another teacher scored is not taken.
+  other = teachers.of_table(
+    run, lambda *_: 0, rows, kept, 5, about={'a': 2}, keep=True, dealt=False
+  )
+  np.testing.assert_array_equal(other, np.where(kept, 0, np.nan))
+  teachers.forget(run.workdir)
+  assert not (run.workdir / 'taught').exists()
