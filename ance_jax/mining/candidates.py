@@ -176,14 +176,16 @@ def answer_matcher(
   corpus: corpus_lib.Corpus, split: corpus_lib.Split
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
   """Returns a `miner.Task.holds_answer` that applies DPR's rule."""
+  match = answers.matcher(
+    split.answers, corpus.texts, split.answers_are_patterns
+  )
 
   def holds_answer(queries, rows):
-    return answers.held(
-      rows,
-      [split.answers[query] for query in queries.tolist()],
-      corpus.texts,
-      split.answers_are_patterns,
-    )
+    found, there = np.zeros(rows.shape, bool), rows >= 0
+    for place in np.flatnonzero(there.any(1)).tolist():
+      asked = rows[place, there[place]].tolist()
+      found[place, there[place]] = match(int(queries[place]), asked)
+    return found
 
   return holds_answer
 

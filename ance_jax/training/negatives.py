@@ -25,6 +25,7 @@ from ance_jax.data import tokenizer as tokenizer_lib
 from ance_jax.data import tokens
 from ance_jax.mining import candidates
 from ance_jax.mining import filters
+from ance_jax.mining import known_answers
 from ance_jax.mining import miner
 from ance_jax.mining import selection
 from ance_jax.models import snapshots
@@ -77,6 +78,7 @@ def select_negatives(
   *,
   number: int | None = None,
   least: int | None = None,
+  keep: bool = True,
 ) -> tuple[miner.Table, dict[str, int]]:
   """Returns the negatives that a row of the method table takes from a ranking.
 
@@ -88,17 +90,25 @@ def select_negatives(
     what: Name of the phase for the progress bar.
     number: K; None for --top_k.
     least: Minimum number of negatives per query; None for K.
+    keep: Whether to save in the run's folder which passages hold an answer.
 
   Returns:
     The negatives, and counts by name of metric.
   """
-  task = _task(run, method, source, number or run.config.top_k, least)
+  split = run.dataset.splits[run.config.train_split]
+  holds_answer = None
+  if drops_answers(run.config, split) or method.without_answers:
+    holds_answer = known_answers.KnownAnswers(
+      candidates.answer_matcher(run.dataset.corpus, split),
+      run.workdir / 'answers',
+      run.dataset.corpus,
+      split,
+    )
+  in_task = None if method.without_answers else holds_answer
+  task = _task(run, method, source, number or run.config.top_k, least, in_task)
   found = miner.mine_table(task, *rows, what)
   counts = _counts(task, found)
   if method.without_answers:
-    holds_answer = candidates.answer_matcher(
-      run.dataset.corpus, run.dataset.splits[run.config.train_split]
-    )
     held = holds_answer(np.arange(*rows), found.rows)
     counts['answers'] = int(held.sum())
     kept, number = (found.rows >= 0) & ~held, found.rows.shape[1]
@@ -106,18 +116,18 @@ def select_negatives(
       rows=filters.compact(found.rows, kept, number, -1),
       scores=filters.compact(found.scores, kept, number, np.nan),
     )
+  if holds_answer and keep and distributed.is_first():
+    holds_answer.save()
   if method.without_answers or task.settings.on_shortage != 'fill':
     counts['no_negatives'] = int((found.rows[:, 0] < 0).sum())
   return found, counts
 
 
-def _task(run, method, source, number, least):
+def _task(run, method, source, number, least, holds_answer):
   """Returns the `miner.Task` for a row of the method table."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
   settings = _settings(config, method, number, least)
-  holds_answer = rerank = None
-  if drops_answers(config, split) and not method.without_answers:
-    holds_answer = candidates.answer_matcher(run.dataset.corpus, split)
+  rerank = None
   if settings.rules.rerank_max_score is not None:
     rerank = teachers.scorer(run, split)
   return miner.Task(
@@ -400,7 +410,7 @@ def take_given(
 
   Args:
     run: The run.
-    keep: As for `teachers.of_table`.
+    keep: As for `teachers.of_table` and `select_negatives`.
   """
   config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
@@ -414,6 +424,7 @@ def take_given(
     'take the given negatives',
     number=max(min(most, config.top_k), config.num_hard_negatives),
     least=config.num_hard_negatives,
+    keep=keep,
   )
   made, taught = teach(run, method, Stored(found.rows), 0, keep=keep)
   return made, {**counts, **taught}

@@ -83,7 +83,9 @@ def select(run, method, rank, rows):
 @pytest.mark.parametrize('answers', ['none', 'words', 'patterns', 'allowed'])
 @pytest.mark.parametrize('name', ['ance', 'ance_code', 'ance_code_qa'])
 @pytest.mark.parametrize('same_text', [True, False])
-def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
+def test_negatives_of_slices_are_those_of_slow_rules(
+  answers, name, same_text, tmp_path
+):
   method = methods.METHODS[name]
   if answers == 'none' and method.without_answers:
     return
@@ -95,7 +97,7 @@ def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
     drop_answers=False if answers == 'allowed' else None,
   )  # fmt: skip
   data = SimpleNamespace(corpus=corpus, splits={'train': split})
-  run = SimpleNamespace(config=config, dataset=data)
+  run = SimpleNamespace(config=config, dataset=data, workdir=tmp_path)
   random = np.random.default_rng(7)
   orders = [random.permutation(40) for _ in TEXTS]
   drops = answers in ('words', 'patterns') and not method.without_answers
@@ -140,11 +142,14 @@ def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
       assert counts['no_negatives'] == len(empty)
 
 
-def test_what_fills_up_a_short_ranking_holds_no_answer_and_is_no_positive():
+def test_what_fills_up_a_short_ranking_holds_no_answer_and_is_no_positive(
+  tmp_path, monkeypatch
+):
   corpus, texts, split, judged, letters = world(1, True, False)
   run = SimpleNamespace(
     config=config_lib.Config(top_k=TOP_K),
     dataset=SimpleNamespace(corpus=corpus, splits={'train': split}),
+    workdir=tmp_path,
   )
 
   def rank(rows, depth):  # Ends after three.
@@ -164,6 +169,13 @@ def test_what_fills_up_a_short_ranking_holds_no_answer_and_is_no_positive():
     drawn += TOP_K - len(kept)
   assert counts['random'] == drawn
   assert counts['for_want_of_others'] == 0
+  # A refresh with the same candidates matches no answer again.
+  monkeypatch.setattr(
+    negatives.candidates, 'answer_matcher', lambda corpus, split: None
+  )
+  again, counted = select(run, methods.METHODS['ance'], rank, (4, 12))
+  np.testing.assert_array_equal(again.rows, table)
+  assert counted == counts
 
 
 @pytest.mark.parametrize('pieces', [False, True])

@@ -1,0 +1,79 @@
+"""Remembers which passages hold an answer of which query.
+
+That never changes, while each refresh asks it of mostly the same candidates,
+and on sets of questions it takes longer than to search for them.
+"""
+
+from collections.abc import Callable
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+
+from ance_jax.core import atomic
+from ance_jax.data import corpus as corpus_lib
+
+
+class KnownAnswers:
+  """Asks a matcher about pairs that are new, as `miner.Task.holds_answer`."""
+
+  def __init__(
+    self,
+    matcher: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    folder: pathlib.Path,
+    corpus: corpus_lib.Corpus,
+    split: corpus_lib.Split,
+  ):
+    """Loads what was saved about the same texts and answers.
+
+    Args:
+      matcher: matcher((q,) query rows, (q, K) passage rows, -1 for none) ->
+        (q, K) bool.
+      folder: Folder to save to.
+      corpus: The corpus.
+      split: The queries.
+    """
+    self._matcher, self._folder = matcher, folder
+    asked = list(map(list, split.answers))
+    asked = json.dumps([split.answers_are_patterns, list(split.ids), asked])
+    answers = hashlib.sha256(asked.encode()).hexdigest()
+    self._about = {'corpus': corpus.hash, 'answers': answers}
+    self._keys, self._held = np.zeros(0, np.int64), np.zeros(0, bool)
+    if atomic.find_valid(folder, self._about):
+      self._keys = atomic.load_array(folder / 'keys.npy')
+      self._held = atomic.load_array(folder / 'held.npy')
+    self._new = []
+
+  def __call__(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns whether each passage holds an answer of its query.
+
+    Args:
+      queries: (q,) query rows.
+      rows: (q, K) passage rows, -1 for none.
+    """
+    keys = (queries.astype(np.int64)[:, None] << 32) + rows
+    places = np.searchsorted(self._keys, keys)
+    places = np.minimum(places, len(self._keys) - 1)
+    known = np.zeros(rows.shape, bool)
+    held = np.zeros(rows.shape, bool)
+    if len(self._keys):
+      known = (self._keys[places] == keys) & (rows >= 0)
+      held[known] = self._held[places[known]]
+    asked = (rows >= 0) & ~known
+    if asked.any():
+      found = self._matcher(queries, np.where(asked, rows, -1))
+      held[asked] = found[asked]
+      self._new.append((keys[asked], found[asked]))
+    return held
+
+  def save(self) -> None:
+    """Publishes what is known now, if anything is new."""
+    if not self._new:
+      return
+    keys, held = zip((self._keys, self._held), *self._new, strict=True)
+    self._keys, first = np.unique(np.concatenate(keys), return_index=True)
+    self._held, self._new = np.concatenate(held)[first], []
+    with atomic.publish(self._folder, self._about) as unfinished:
+      np.save(unfinished / 'keys.npy', self._keys)
+      np.save(unfinished / 'held.npy', self._held)

@@ -1,0 +1,119 @@
+"""What holds an answer is asked once, and found again as it was."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from ance_jax.mining import known_answers
+
+Corpus = collections.namedtuple('Corpus', 'hash')
+Split = collections.namedtuple('Split', 'answers_are_patterns ids answers')
+CORPUS = Corpus('words')
+SPLIT = Split(False, ['a', 'b', 'c', 'd'], [['x'], ['y'], ['z'], ['x', 'y']])
+ABOUT = {
+  'corpus': (Corpus('other'), SPLIT),
+  'answers': (
+    Corpus('words'),
+    SPLIT._replace(answers=[['x'], ['y'], ['w'], ['x', 'y']]),
+  ),
+  'queries': (Corpus('words'), SPLIT._replace(ids=['a', 'b', 'd', 'c'])),
+  'kind': (Corpus('words'), SPLIT._replace(answers_are_patterns=True)),
+}
+
+
+def truth(queries, rows):
+  return (rows >= 0) & ((7 * queries[:, None] + 3 * rows) % 5 < 2)
+
+
+@pytest.fixture
+def memory(tmp_path):
+  def memory(corpus=CORPUS, split=SPLIT):
+    def matcher(queries, rows):
+      pairs = np.argwhere(rows >= 0)
+      made.asked += [(queries[q], rows[q, k]) for q, k in pairs]
+      return truth(queries, rows)
+
+    made = known_answers.KnownAnswers(
+      matcher, tmp_path / 'answers', corpus, split
+    )
+    made.asked = []
+    return made
+
+  return memory
+
+
+def ask(made, seed, width=30, most=40):
+  """Asks about random pairs; returns those, without -1."""
+  random = np.random.default_rng(seed)
+  queries = np.array([2, 0, 3])
+  rows = random.integers(-1, most, (3, width)).astype(np.int32)
+  np.testing.assert_array_equal(made(queries, rows), truth(queries, rows))
+  return {
+    (q, row)
+    for q, own in zip(queries, rows, strict=True)
+    for row in own[own >= 0]
+  }
+
+
+def test_only_what_is_new_is_asked(memory):
+  first = memory()
+  seen = ask(first, 0)
+  assert set(first.asked) == seen
+  first.save()
+  second = memory()
+  more = ask(second, 1)
+  assert seen & more
+  assert set(second.asked) == more - seen
+  second.save()
+  third = memory()
+  assert ask(third, 2) - seen - more == set(third.asked)
+  assert ask(third, 0) | ask(third, 1) == seen | more
+  assert not set(third.asked) & (seen | more)
+
+
+def test_what_is_asked_twice_before_it_is_saved_is_saved_once(memory):
+  first = memory()
+  seen = ask(first, 0)
+  ask(first, 0)
+  first.save()
+  second = memory()
+  assert ask(second, 0) == seen
+  assert not second.asked
+  assert len(second._keys) == len(seen)
+
+
+@pytest.mark.parametrize('what', ABOUT)
+def test_other_texts_or_answers_are_asked_anew(what, memory):
+  first = memory()
+  seen = ask(first, 0)
+  first.save()
+  other = memory(*ABOUT[what])
+  ask(other, 0)
+  assert set(other.asked) == seen
+
+
+def test_nothing_is_written_where_nothing_is_new(memory, tmp_path):
+  first = memory()
+  first.save()
+  assert not (tmp_path / 'answers').exists()
+  ask(first, 0)
+  first.save()
+  before = (tmp_path / 'answers' / 'keys.npy').stat().st_ino
+  second = memory()
+  ask(second, 0)
+  second.save()
+  assert (tmp_path / 'answers' / 'keys.npy').stat().st_ino == before
+
+
+def test_a_damaged_file_is_made_again(memory, tmp_path, capsys):
+  first = memory()
+  seen = ask(first, 0)
+  first.save()
+  path = tmp_path / 'answers' / 'held.npy'
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+  second = memory()
+  ask(second, 0)
+  assert set(second.asked) == seen
