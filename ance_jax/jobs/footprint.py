@@ -15,10 +15,12 @@ import psutil
 from ance_jax import errors
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
+from ance_jax.mining import known_answers
 from ance_jax.models import bi_encoder
 from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import experiment
+from ance_jax.training import negatives
 from ance_jax.training import schedule
 
 # AdamW keeps two moments of each parameter that it trains, all in float32.
@@ -129,6 +131,16 @@ def _needs(run):
         'host memory', 'negatives being mined', f'2 x {arithmetic}', 2 * size
       ),
     ]
+  split = run.dataset.splits[config.train_split]
+  if needs_answers := _num_answers_kept(config, split):
+    needs.append(
+      Need(
+        'disk',
+        'which passages hold an answer',
+        f'2 x {needs_answers:,} pairs x {known_answers.BYTES_PER_PAIR} bytes',
+        2 * needs_answers * known_answers.BYTES_PER_PAIR,
+      )
+    )
   copies = len(devices_lib.own(run.devices)) if on_host else 1
   place = 'host memory' if on_host else 'device memory'
   if any(row.searches for row in schedule.rows(config).values()):
@@ -186,6 +198,15 @@ def _num_tables(config):
   )
 
 
+def _num_answers_kept(config, split):
+  """Returns the most pairs of query and passage that a run remembers."""
+  rows = schedule.rows(config).values()
+  drops = negatives.drops_answers(config, split)
+  if not any(row.sources and (drops or row.without_answers) for row in rows):
+    return 0
+  return known_answers.MOST * 2 * config.top_k * len(split.ids)
+
+
 def _room(run):
   """Returns the free bytes by place, None if unknown.
 
@@ -193,7 +214,14 @@ def _room(run):
   """
   own = sum(
     path.stat().st_size
-    for folder in ('checkpoints', 'embeddings', 'refresh', 'bm25', 'given')
+    for folder in (
+      'checkpoints',
+      'embeddings',
+      'refresh',
+      'bm25',
+      'given',
+      'answers',
+    )
     for path in (run.workdir / folder).rglob('*')
     if path.is_file()
   )

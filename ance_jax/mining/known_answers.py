@@ -14,6 +14,11 @@ import numpy as np
 from ance_jax.core import atomic
 from ance_jax.data import corpus as corpus_lib
 
+# Of a pair: its key, and what is known of it.
+BYTES_PER_PAIR = 9
+# As many pairs are kept at most, as a multiple of those that were asked last.
+MOST = 8
+
 
 class KnownAnswers:
   """Asks a matcher about pairs that are new, as `miner.Task.holds_answer`."""
@@ -43,7 +48,7 @@ class KnownAnswers:
     if atomic.find_valid(folder, self._about):
       self._keys = atomic.load_array(folder / 'keys.npy')
       self._held = atomic.load_array(folder / 'held.npy')
-    self._new = []
+    self._asked, self._is_new = [], False
 
   def __call__(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Returns whether each passage holds an answer of its query.
@@ -64,16 +69,27 @@ class KnownAnswers:
     if asked.any():
       found = self._matcher(queries, np.where(asked, rows, -1))
       held[asked] = found[asked]
-      self._new.append((keys[asked], found[asked]))
+      self._is_new = True
+    there = rows >= 0
+    self._asked.append((keys[there], held[there]))
     return held
 
   def save(self) -> None:
     """Publishes what is known now, if anything is new."""
-    if not self._new:
+    if not self._is_new:
       return
-    keys, held = zip((self._keys, self._held), *self._new, strict=True)
-    self._keys, first = np.unique(np.concatenate(keys), return_index=True)
-    self._held, self._new = np.concatenate(held)[first], []
+    asked = _joined(self._asked)
+    joined = _joined([(self._keys, self._held), asked])
+    is_small = len(joined[0]) <= MOST * len(asked[0])
+    self._keys, self._held = joined if is_small else asked
+    self._asked, self._is_new = [], False
     with atomic.publish(self._folder, self._about) as unfinished:
       np.save(unfinished / 'keys.npy', self._keys)
       np.save(unfinished / 'held.npy', self._held)
+
+
+def _joined(tables):
+  """Returns each key of some tables once, in order, and what is known of it."""
+  keys, held = zip(*tables, strict=True)
+  keys, first = np.unique(np.concatenate(keys), return_index=True)
+  return keys, np.concatenate(held)[first]

@@ -73,6 +73,21 @@ def test_scores_of_a_teacher_are_one_table_more(run):
   assert taught / plain == 3 / 2
 
 
+def test_what_holds_an_answer_has_its_room(run):
+  split = run.dataset.splits['train']
+  answered = run.dataset._replace(
+    splits={'train': split._replace(answers=[['x']] * len(split.ids))}
+  )
+  name = 'disk', 'which passages hold an answer'
+  assert name not in sizes(run)
+  found = sizes(run._replace(dataset=answered), top_k=7)
+  assert found[name] == 2 * 8 * 2 * 7 * len(split.ids) * 9
+  assert name not in sizes(
+    run._replace(dataset=answered), method='in_batch', warmup_steps=0
+  )
+  assert name not in sizes(run._replace(dataset=answered), drop_answers=False)
+
+
 def test_an_index_on_devices_takes_their_memory_and_no_more_than_it_may(run):
   class Accelerator:
     platform = 'gpu'

@@ -83,6 +83,24 @@ def test_what_is_asked_twice_before_it_is_saved_is_saved_once(memory):
   assert len(second._keys) == len(seen)
 
 
+def test_of_too_many_pairs_those_asked_last_are_left(memory, monkeypatch):
+  monkeypatch.setattr(known_answers, 'MOST', 2)
+  first = memory()
+  seen = ask(first, 0)
+  first.save()
+  second = memory()
+  few = ask(second, 5, width=2, most=200)
+  assert few - seen
+  assert len(few | seen) > 2 * len(few)
+  second.save()
+  third = memory()
+  ask(third, 0)
+  assert set(third.asked) == seen - few
+  fourth = memory()
+  assert ask(fourth, 5, width=2, most=200) == few
+  assert not fourth.asked
+
+
 @pytest.mark.parametrize('what', ABOUT)
 def test_other_texts_or_answers_are_asked_anew(what, memory):
   first = memory()
