@@ -249,6 +249,25 @@ def test_a_readme_names_only_flags_and_files_that_exist(path):
     assert (REPOSITORY / path).exists(), path
 
 
+def test_the_readme_s_own_numbers_are_those_of_the_experiments():
+  text = (REPOSITORY / 'experiments' / 'README.md').read_text()
+  _, start = text.split('### From a common start')
+  measured = {}
+  for row, score in re.findall(r'^\| `(\w+)` \| 0(\.\d{4}) \(', start, re.M):
+    measured.setdefault(row, float(score))
+  lines = re.findall(
+    r'^\| `(\w+)` \| .* \| (\S+) \|$',
+    (REPOSITORY / 'README.md').read_text(),
+    re.M,
+  )
+  shown = {row: ours for row, ours in lines if row in methods.METHODS}
+  assert shown.keys() == methods.METHODS.keys()
+  for row, ours in shown.items():
+    if ours != '–':
+      assert float(ours) == pytest.approx(measured[row], abs=5.1e-4)
+  assert set(measured) <= {row for row, ours in shown.items() if ours != '–'}
+
+
 def test_the_first_screen_of_the_readme_holds_two_commands():
   text = (REPOSITORY / 'README.md').read_text()
   screen = text.split('\n## ')[0]
