@@ -254,14 +254,15 @@ _TOGETHER = (
    _LEAVE),
   ('guide', lambda c: c.guide and c.guide_margin is None
    and _row(c).teacher != 'guide',
-   'is given without --guide_margin, which it is for, or --method=guided',
-   'give both'),
+   'is given without --guide_margin, which it is for, or --method=guided or '
+   'ance_guided', 'give both'),
   ('guide', lambda c: c.guide == methods.OWN_GUIDE and not _row(c).refreshes,
    "is of a run's refreshes, and --method={c.method} has none",
    'name a folder, or choose a row that has, such as ance_guided'),
   ('guide', lambda c: c.guide == methods.OWN_GUIDE
-   and (c.chunks > 1 or c.refresh_replay),
-   'cannot be used with --chunks or --refresh_replay', 'name a folder'),
+   and (c.chunks > 1 or c.refresh_replay or c.refresh_mode == 'external'),
+   'cannot be used with --chunks, --refresh_replay or --refresh_mode=external',
+   'name a folder'),
   # Processes.
   ('num_processes', lambda c: c.num_processes != 1 and c.job != 'train',
    _OTHER_JOB.format('train'), _LEAVE),

@@ -48,6 +48,19 @@ MEASURES = {
   'recall@100': 'Recall@100',
 }
 CHOSEN_BY = 'mrr@10'
+# Of all that a run does; each compilation is in one of them.
+PHASES = [
+  f'time/{name}_secs'
+  for name in (
+    'train',
+    'encode',
+    'index',
+    'probe',
+    'search',
+    'mine',
+    'evaluate',
+  )
+]
 
 
 def main():
@@ -187,16 +200,17 @@ def seconds(workdir):
   secs = {'train': 0.0, 'other': 0.0}
   for line in logs.read(workdir):
     for name, value in line.items():
-      if name.startswith('time/'):
+      if name in PHASES:
         kind = 'train' if name == 'time/train_secs' else 'other'
         secs[kind] += value
   return secs
 
 
 def flops_until(workdir):
-  """Returns {step: operations of all that a run did up to there}.
+  """Returns {step: operations up to there}, at each evaluation.
 
-  Only steps with an evaluation are there.
+  They are those of training, encoding, searching and evaluating; what a fixed
+  guide or a cross-encoder computes is not in them.
   """
   others, found = 0.0, {}
   for line in logs.read(workdir):

@@ -184,7 +184,7 @@ def _secs_until(workdir):
   """Returns {step: seconds of all that was done up to there}."""
   total, secs = 0.0, {}
   for line in logs.read(workdir):
-    total += sum(v for name, v in line.items() if name.startswith('time/'))
+    total += sum(line.get(name, 0) for name in compare_methods.PHASES)
     secs[line['step']] = total
   return secs
 

@@ -15,6 +15,7 @@ operations, with those of the teacher's encoding in the arms that use it.
 
 import argparse
 import dataclasses
+import hashlib
 import pathlib
 
 import compare_methods
@@ -54,13 +55,16 @@ def main(arguments=None):
   arms = {'in_batch': {'method': 'in_batch'}}
   for source, of_source in SOURCES.items():
     for kind in FILTERS:
-      arm = {**of_source, **_filter(kind, source, given.teacher)}
-      if source == 'teacher':
-        mined = _mined(base, folder, given.teacher, kind == 'margin')
-        arm['negatives'] = str(mined)
-      arms[f'{source}-{kind}'] = arm
-  compare_methods.ROWS.update(arms)
+      arms[f'{source}-{kind}'] = {
+        **of_source,
+        **_filter(kind, source, given.teacher),
+      }
   wanted = given.arms or list(arms)
+  for name in wanted:
+    if name.startswith('teacher'):
+      mined = _mined(base, folder, given.teacher, 'margin' in name)
+      arms[name]['negatives'] = str(mined)
+  compare_methods.ROWS.update(arms)
   compare_methods.compare(
     base, folder, given.seeds, [given.rate], wanted, given.start
   )
@@ -69,7 +73,10 @@ def main(arguments=None):
     for name in wanted
   }
   teacher = teacher_flops(_of_teacher(base, folder, given.teacher))
-  logs.log(f'the teacher encodes with {teacher / 1e12:,.0f} TFLOP')
+  logs.log(
+    f'the teacher encodes with {teacher / 1e12:,.0f} TFLOP, which the table does '
+    'not count'
+  )
   before = {
     name: teacher for name in wanted if 'teacher' in name or 'guided' in name
   }
@@ -100,20 +107,21 @@ def _of_teacher(base, folder, teacher):
 
 def _mined(base, folder, teacher, with_margin):
   """Returns the file of as many negatives as a refresh stores."""
-  path = folder / f'teacher{"-margin" if with_margin else ""}.jsonl'
+  config = dataclasses.replace(
+    _of_teacher(base, folder, teacher),
+    job='mine',
+    num_negatives=base.top_k,
+    max_rank=base.top_k,
+    on_shortage='fill',
+    relative_margin=MARGIN if with_margin else None,
+    format='ids',
+  )
+  # Of other settings it is another file.
+  digest = hashlib.sha256(config.to_flagfile().encode()).hexdigest()[:8]
+  name = 'teacher-margin' if with_margin else 'teacher'
+  path = folder / f'{name}-{digest}.jsonl'
   if not path.exists():
-    mine.run(
-      dataclasses.replace(
-        _of_teacher(base, folder, teacher),
-        job='mine',
-        num_negatives=base.top_k,
-        max_rank=base.top_k,
-        on_shortage='fill',
-        relative_margin=MARGIN if with_margin else None,
-        format='ids',
-        output=str(path),
-      )
-    )
+    mine.run(dataclasses.replace(config, output=str(path)))
   return path
 
 

@@ -20,6 +20,7 @@ from ance_jax.models import bi_encoder
 from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import experiment
+from ance_jax.training import methods
 from ance_jax.training import negatives
 from ance_jax.training import schedule
 
@@ -108,7 +109,10 @@ def _needs(run):
   of_state = 4 * (num_params + _MOMENTS * num_trained)
   # Three more: the best one, the active negatives' and one being written.
   kept = min(config.checkpoints_to_keep + 3, schedule.num_saves(config))
-  encodings = min(schedule.num_encodings(config), 2)
+  is_guide = config.guide == methods.OWN_GUIDE
+  if is_guide:
+    kept = min(kept + config.checkpoints_to_keep, schedule.num_saves(config))
+  encodings = min(schedule.num_encodings(config), 2 + is_guide)
   # CPU devices use the memory of the host.
   on_host = run.devices[0].platform == 'cpu'
   needs = [
@@ -132,15 +136,18 @@ def _needs(run):
       ),
     ]
   split = run.dataset.splits[config.train_split]
-  if needs_answers := _num_answers_kept(config, split):
-    needs.append(
+  if pairs := _num_answers_kept(config, split):
+    each = known_answers.BYTES_PER_PAIR
+    needs += [
       Need(
-        'disk',
+        place,
         'which passages hold an answer',
-        f'2 x {needs_answers:,} pairs x {known_answers.BYTES_PER_PAIR} bytes',
-        2 * needs_answers * known_answers.BYTES_PER_PAIR,
+        f'{copies} x {pairs:,} pairs x {each} bytes',
+        copies * pairs * each,
       )
-    )
+      # Old and new ones; joined, with the order of their keys.
+      for place, copies in (('disk', 2), ('host memory', 4))
+    ]
   copies = len(devices_lib.own(run.devices)) if on_host else 1
   place = 'host memory' if on_host else 'device memory'
   if any(row.searches for row in schedule.rows(config).values()):
@@ -193,18 +200,19 @@ def _num_tables(config):
   rows = schedule.rows(config).values()
   once = {name for row in rows for name in row.sources} & {'bm25', 'given'}
   teachers = sum(row.teacher == 'mined' for row in rows)
-  return (1 + teachers) * len(once) + (2 + teachers) * schedule.num_refreshes(
-    config
+  # What a teacher scored is there twice until it is published.
+  return (
+    (1 + teachers) * len(once)
+    + (2 + teachers) * schedule.num_refreshes(config)
+    + bool(teachers)
   )
 
 
 def _num_answers_kept(config, split):
-  """Returns the most pairs of query and passage that a run remembers."""
-  rows = schedule.rows(config).values()
-  drops = negatives.drops_answers(config, split)
-  if not any(row.sources and (drops or row.without_answers) for row in rows):
-    return 0
-  return known_answers.MOST * 2 * config.top_k * len(split.ids)
+  """Returns the pairs of query and passage that a refresh asks about."""
+  row = methods.METHODS[config.method]
+  asks = row.without_answers or negatives.drops_answers(config, split)
+  return 2 * config.top_k * len(split.ids) if row.refreshes and asks else 0
 
 
 def _room(run):
@@ -221,6 +229,7 @@ def _room(run):
       'bm25',
       'given',
       'answers',
+      'taught',
     )
     for path in (run.workdir / folder).rglob('*')
     if path.is_file()

@@ -16,7 +16,8 @@ from ance_jax.data import corpus as corpus_lib
 
 # Of a pair: its key, and what is known of it.
 BYTES_PER_PAIR = 9
-# As many pairs are kept at most, as a multiple of those that were asked last.
+# Pairs that are kept at most, as a multiple of those that were asked last, or
+# would have been of all queries.
 MOST = 8
 
 
@@ -40,14 +41,16 @@ class KnownAnswers:
       split: The queries.
     """
     self._matcher, self._folder = matcher, folder
-    asked = list(map(list, split.answers))
-    asked = json.dumps([split.answers_are_patterns, list(split.ids), asked])
-    answers = hashlib.sha256(asked.encode()).hexdigest()
-    self._about = {'corpus': corpus.hash, 'answers': answers}
+    answers = list(map(list, split.answers))
+    text = json.dumps([split.answers_are_patterns, list(split.ids), answers])
+    answers = hashlib.sha256(text.encode()).hexdigest()
+    self._about = {'format': 1, 'corpus': corpus.hash, 'answers': answers}
+    self._num_queries = len(split.ids)
     self._keys, self._held = np.zeros(0, np.int64), np.zeros(0, bool)
     if atomic.find_valid(folder, self._about):
-      self._keys = atomic.load_array(folder / 'keys.npy')
-      self._held = atomic.load_array(folder / 'held.npy')
+      # Not memory-mapped, as the file may be replaced.
+      self._keys = np.array(atomic.load_array(folder / 'keys.npy'))
+      self._held = np.array(atomic.load_array(folder / 'held.npy'))
     self._asked, self._is_new = [], False
 
   def __call__(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -80,8 +83,9 @@ class KnownAnswers:
       return
     asked = _joined(self._asked)
     joined = _joined([(self._keys, self._held), asked])
-    is_small = len(joined[0]) <= MOST * len(asked[0])
-    self._keys, self._held = joined if is_small else asked
+    num_queries = len(np.unique(asked[0] >> 32))
+    most = MOST * len(asked[0]) * self._num_queries // num_queries
+    self._keys, self._held = joined if len(joined[0]) <= most else asked
     self._asked, self._is_new = [], False
     with atomic.publish(self._folder, self._about) as unfinished:
       np.save(unfinished / 'keys.npy', self._keys)

@@ -6,6 +6,9 @@ queries and passages once, and steps look its embeddings up. It may also be the
 run itself, as its weights were at the active refresh.
 """
 
+from collections.abc import Iterator
+import contextlib
+
 from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.core import atomic
@@ -65,10 +68,13 @@ def make(run: experiment.Experiment) -> batches.Guide:
   return batches.Guide(queries, blocks)
 
 
-def of_refresh(run: experiment.Experiment, step: int) -> batches.Guide:
-  """Returns the embeddings by the run's own weights of a refresh.
+@contextlib.contextmanager
+def of_refresh(
+  run: experiment.Experiment, step: int
+) -> Iterator[batches.Guide]:
+  """Provides the embeddings by the run's own weights of a refresh.
 
-  The refresh left those of the passages; after a restart they are made again.
+  Those of the passages are made again if an evaluation removed them.
 
   Args:
     run: The run.
@@ -79,7 +85,7 @@ def of_refresh(run: experiment.Experiment, step: int) -> batches.Guide:
     checkpoint.read_params(run.workdir, step, shapes, run.devices)
   )
   with run.embedded_corpus() as blocks:
-    return batches.Guide(
+    yield batches.Guide(
       run.encode_queries(run.config.train_split, logs.Stopwatch()), blocks
     )
 

@@ -78,7 +78,7 @@ def select_negatives(
   *,
   number: int | None = None,
   least: int | None = None,
-  keep: bool = True,
+  holds_answer: known_answers.KnownAnswers | None = None,
 ) -> tuple[miner.Table, dict[str, int]]:
   """Returns the negatives that a row of the method table takes from a ranking.
 
@@ -90,20 +90,16 @@ def select_negatives(
     what: Name of the phase for the progress bar.
     number: K; None for --top_k.
     least: Minimum number of negatives per query; None for K.
-    keep: Whether to save in the run's folder which passages hold an answer.
+    holds_answer: What is known of answers; None to ask anew.
 
   Returns:
     The negatives, and counts by name of metric.
   """
   split = run.dataset.splits[run.config.train_split]
-  holds_answer = None
-  if drops_answers(run.config, split) or method.without_answers:
-    holds_answer = known_answers.KnownAnswers(
-      candidates.answer_matcher(run.dataset.corpus, split),
-      run.workdir / 'answers',
-      run.dataset.corpus,
-      split,
-    )
+  if not (method.without_answers or drops_answers(run.config, split)):
+    holds_answer = None
+  elif holds_answer is None:
+    holds_answer = candidates.answer_matcher(run.dataset.corpus, split)
   in_task = None if method.without_answers else holds_answer
   task = _task(run, method, source, number or run.config.top_k, least, in_task)
   found = miner.mine_table(task, *rows, what)
@@ -116,8 +112,6 @@ def select_negatives(
       rows=filters.compact(found.rows, kept, number, -1),
       scores=filters.compact(found.scores, kept, number, np.nan),
     )
-  if holds_answer and keep and distributed.is_first():
-    holds_answer.save()
   if method.without_answers or task.settings.on_shortage != 'fill':
     counts['no_negatives'] = int((found.rows[:, 0] < 0).sum())
   return found, counts
@@ -194,6 +188,20 @@ def _metric(name):
   return name.replace(' ', '_')
 
 
+def known_of(run: experiment.Experiment) -> known_answers.KnownAnswers | None:
+  """Returns what earlier refreshes found of answers; None without any."""
+  config, split = run.config, run.dataset.splits[run.config.train_split]
+  row = methods.METHODS[config.method]
+  if not (row.without_answers or drops_answers(config, split)):
+    return None
+  return known_answers.KnownAnswers(
+    candidates.answer_matcher(run.dataset.corpus, split),
+    run.workdir / 'answers',
+    run.dataset.corpus,
+    split,
+  )
+
+
 def rules_of(config: config_lib.Config, num_scores: int) -> filters.Rules:
   """Returns the rules in the settings; `num_scores` is as for `Rules`."""
   return filters.Rules(
@@ -216,7 +224,7 @@ def teach(
   found: Stored,
   first: int,
   *,
-  keep: bool,
+  keep: str,
   dealt: bool = False,
 ) -> tuple[Stored, dict[str, int]]:
   """Adds the teacher's scores, for a row of the method table with a teacher.
@@ -229,8 +237,8 @@ def teach(
     method: Row of the method table.
     found: Negatives of consecutive training queries.
     first: Row of the first query.
-    keep: As for `teachers.of_table`.
-    dealt: As for `teachers.of_table`.
+    keep: As for `teachers.score_pairs`.
+    dealt: As for `teachers.score_pairs`.
 
   Returns:
     The negatives with scores, and counts by name of metric.
@@ -242,15 +250,22 @@ def teach(
   queries, positives = split.shared_positives(last=method.last_positive)
   rows = found.negatives
   pairs = slice(*np.searchsorted(queries, (first, first + len(rows))))
-  positive_taught = teachers.of_pairs(
-    score, split, queries[pairs], positives[pairs]
-  )
+
+  def score_pairs(queries, passages):
+    return teachers.score_pairs(
+      run, score, queries, passages, about=sources(run), keep=keep, dealt=dealt
+    )
+
+  positive_taught = teachers.with_twins(
+    score, split, queries[pairs], positives[pairs],
+    score_pairs(queries[pairs], positives[pairs]),
+  )  # fmt: skip
   unknown = queries[pairs][np.isnan(positive_taught)] - first
   kept = rows >= 0
   kept[unknown] = False
-  taught = teachers.of_table(
-    run, score, rows, kept, first, about=sources(run), keep=keep, dealt=dealt
-  )
+  of_query, _ = np.nonzero(kept)
+  taught = np.full(rows.shape, np.nan, np.float32)
+  taught[kept] = score_pairs(first + of_query, rows[kept])
   scored, number = ~np.isnan(taught), rows.shape[1]
   counts = {
     'without_teacher': int((kept & ~scored).sum()),
@@ -357,7 +372,7 @@ def _once(run, name, about, mine, waiting):
       made, counts = mine(run)
       with atomic.publish(folder, {**about, 'metrics': counts}) as unfinished:
         save(unfinished, made.arrays())
-      teachers.forget(run.workdir)
+      teachers.forget(run.workdir, name)
   return load(folder)
 
 
@@ -391,7 +406,7 @@ def _mine_given(run):
   config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
   sizes = np.array([len(given(row)) for row in range(len(split.ids))])
-  made, counts = take_given(run, keep=True)
+  made, counts = take_given(run, keep='given')
   line = f'given negatives: {counts_text(counts)}'
   if counts['random']:
     line += f' where a query has fewer than {config.num_hard_negatives}'
@@ -404,13 +419,13 @@ def _mine_given(run):
 
 
 def take_given(
-  run: experiment.Experiment, *, keep: bool = False
+  run: experiment.Experiment, *, keep: str = ''
 ) -> tuple[Stored, dict[str, int]]:
   """Returns the negatives of `by_given`, uncached, and counts of the rules.
 
   Args:
     run: The run.
-    keep: As for `teachers.of_table` and `select_negatives`.
+    keep: As for `teachers.score_pairs`.
   """
   config, split = run.config, run.dataset.splits[run.config.train_split]
   given = given_to(split)
@@ -424,7 +439,6 @@ def take_given(
     'take the given negatives',
     number=max(min(most, config.top_k), config.num_hard_negatives),
     least=config.num_hard_negatives,
-    keep=keep,
   )
   made, taught = teach(run, method, Stored(found.rows), 0, keep=keep)
   return made, {**counts, **taught}

@@ -109,6 +109,7 @@ def refresh(
     files = manifest(run, before_it)['files']
     about['momentum'] = [before_it, files['negatives.npy']]
   if found := distributed.broadcast(lambda: _find(run, step, about)):
+    teachers.forget(run.workdir, str(step))
     return found
   indexed = run.index_corpus(watch, passage_hash)
   seen = diagnostics.probe(run, indexed, watch)
@@ -144,9 +145,10 @@ def _publish(run, step, made, arrays):
   if distributed.is_first():
     with atomic.publish(folder(run, step), made) as unfinished:
       negatives_lib.save(unfinished, arrays)
-    teachers.forget(run.workdir)
     remote.push(folder(run, step))
   distributed.barrier('published')
+  if distributed.is_first():
+    teachers.forget(run.workdir, str(step))
   return atomic.read_json(folder(run, step) / atomic.MANIFEST)
 
 
@@ -505,7 +507,7 @@ def _mine(run, step, indexed, watch):
   start, end = _query_slice(run, step)
   queries = run.encode_queries(config.train_split, watch, np.arange(start, end))
   by_index = candidates.of_index(indexed, queries, f'step {step}', start)
-  counts = collections.Counter()
+  counts, known = collections.Counter(), negatives_lib.known_of(run)
 
   def mined_from(source):
     found, counted = negatives_lib.select_negatives(
@@ -514,6 +516,7 @@ def _mine(run, step, indexed, watch):
       source._replace(rank=_timed(source.rank, indexed, watch)),
       (start, end),
       f'search and mine {config.train_split}',
+      holds_answer=known,
     )
     counts.update(counted)
     return found
@@ -542,8 +545,11 @@ def _mine(run, step, indexed, watch):
       scores = np.take_along_axis(scores, columns, 1)
     made = negatives_lib.Stored(rows, scores, found.positive_scores)
     made, taught = negatives_lib.teach(
-      run, method, made, start, keep=True, dealt=True
+      run, method, made, start, keep=str(step), dealt=True
     )
+    # Others read it at the next refresh, after this one is published.
+    if known and distributed.is_first():
+      known.save()
   watch.secs['mine'] -= watch.secs['search'] - before
   return made, {**counts, **taught}
 

@@ -21,7 +21,7 @@ from ance_jax.mining import candidates
 from ance_jax.training import experiment
 
 # Pairs of query and passage in a part.
-_PAIRS_AT_ONCE = 2**20
+_PAIRS_AT_ONCE = 2**16
 _FOLDER = 'taught'
 
 
@@ -42,15 +42,65 @@ def scorer(
   )
 
 
-def of_pairs(
+def score_pairs(
+  run: experiment.Experiment,
+  score: Callable[[np.ndarray, np.ndarray], np.ndarray],
+  queries: np.ndarray,
+  passages: np.ndarray,
+  *,
+  about: dict[str, Any],
+  keep: str,
+  dealt: bool,
+) -> np.ndarray:
+  """Returns the (n,) float32 scores of pairs, NaN for none.
+
+  Args:
+    run: The run.
+    score: As `scorer` returns it.
+    queries: (n,) query rows.
+    passages: (n,) passage rows.
+    about: Fingerprint of the texts and of the teacher's name.
+    keep: Name under which the run's folder has the parts until `forget`; '' to
+      write nothing.
+    dealt: Whether all processes call this, for the same pairs.
+  """
+  starts = range(0, len(queries), _PAIRS_AT_ONCE)
+
+  def score_part(start):
+    part = slice(start, start + _PAIRS_AT_ONCE)
+    return score(queries[part], passages[part]).astype(np.float32)
+
+  if not keep:
+    parts = [score_part(start) for start in starts]
+    return np.concatenate(parts or [np.zeros(0, np.float32)])
+  teacher = _files(run.config.cross_encoder)
+  digest = hashlib.sha256(json.dumps([about, teacher]).encode())
+  for array in (queries, passages):
+    digest.update(np.ascontiguousarray(array, np.int64))
+  folder = run.workdir / _FOLDER / keep
+  atomic.make_folder(folder)
+  name = digest.hexdigest()[:16]
+  paths = [folder / f'{name}-{start:012d}.npy' for start in starts]
+  own = (distributed.index(), distributed.count()) if dealt else (0, 1)
+  for path, start in list(zip(paths, starts, strict=True))[own[0] :: own[1]]:
+    if not path.exists():
+      with atomic.writing(path) as file:
+        np.save(file, score_part(start))
+  if dealt:
+    distributed.barrier('taught')
+  parts = [np.array(atomic.load_array(path)) for path in paths]
+  return np.concatenate(parts or [np.zeros(0, np.float32)])
+
+
+def with_twins(
   score: Callable[[np.ndarray, np.ndarray], np.ndarray],
   split: corpus_lib.Split,
   queries: np.ndarray,
   passages: np.ndarray,
+  scores: np.ndarray,
 ) -> np.ndarray:
-  """Returns (P,) float32 scores; a query's twins may have them as well."""
-  found = score(queries, passages).astype(np.float32)
-  twins = split.twins()[queries]
+  """Returns (P,) scores of pairs; a query's twins may have missing ones."""
+  found, twins = scores.copy(), split.twins()[queries]
   for place in np.flatnonzero(np.isnan(found) & twins).tolist():
     same = np.flatnonzero(split.groups == split.groups[queries[place]])
     theirs = score(same, np.full(len(same), passages[place]))
@@ -58,60 +108,20 @@ def of_pairs(
   return found
 
 
-def of_table(
-  run: experiment.Experiment,
-  score: Callable[[np.ndarray, np.ndarray], np.ndarray],
-  rows: np.ndarray,
-  kept: np.ndarray,
-  first: int,
-  *,
-  about: dict[str, Any],
-  keep: bool,
-  dealt: bool,
-) -> np.ndarray:
-  """Returns (q, K) float32 scores, NaN where `kept` is false.
+def forget(workdir: pathlib.Path, keep: str) -> None:
+  """Removes the parts of a name, once what they are for is published."""
+  shutil.rmtree(workdir / _FOLDER / keep, ignore_errors=True)
 
-  Args:
-    run: The run.
-    score: As `scorer` returns it.
-    rows: (q, K) int32 passage rows of consecutive queries.
-    kept: (q, K) bool, which of them to score.
-    first: Row of the first query.
-    about: Fingerprint of the teacher and the texts.
-    keep: Whether to keep the parts in the run's folder until `forget`.
-    dealt: Whether all processes call this, for the same rows.
+
+def _files(cross_encoder):
+  """Returns [name, bytes, time] of each file of a model; [] without a folder.
+
+  A name on the hub is pinned to a commit, whose files do not change.
   """
-  at_once = max(_PAIRS_AT_ONCE // rows.shape[1], 1)
-  parts = [
-    slice(start, start + at_once) for start in range(0, len(rows), at_once)
+  if not cross_encoder:
+    return []
+  return [
+    [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+    for path in sorted(pathlib.Path(cross_encoder).glob('*'))
+    if path.is_file()
   ]
-
-  def score_part(part):
-    of_query, column = np.nonzero(kept[part])
-    taught = np.full(rows[part].shape, np.nan, np.float32)
-    taught[of_query, column] = score(
-      first + part.start + of_query, rows[part][of_query, column]
-    )
-    return taught
-
-  if not keep:
-    return np.concatenate([score_part(part) for part in parts])
-  digest = hashlib.sha256(json.dumps([about, first, rows.shape]).encode())
-  for array in (rows, kept):
-    digest.update(np.ascontiguousarray(array))
-  folder = run.workdir / _FOLDER / digest.hexdigest()[:16]
-  atomic.make_folder(folder)
-  paths = [folder / f'{part.start:09d}.npy' for part in parts]
-  own = (distributed.index(), distributed.count()) if dealt else (0, 1)
-  for number in range(own[0], len(parts), own[1]):
-    if not paths[number].exists():
-      with atomic.writing(paths[number]) as file:
-        np.save(file, score_part(parts[number]))
-  if dealt:
-    distributed.barrier('taught')
-  return np.concatenate([atomic.load_array(path) for path in paths])
-
-
-def forget(workdir: pathlib.Path) -> None:
-  """Removes all parts, once what they are for is published."""
-  shutil.rmtree(workdir / _FOLDER, ignore_errors=True)

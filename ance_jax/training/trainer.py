@@ -108,6 +108,7 @@ def run(
       log=run_log.RunLog(begun.run, metrics, compiles, show),
       record=experiment.record(begun.run),
     )
+    stack.callback(trainer.close)
     trainer.load_guide()
     return trainer.train()
 
@@ -146,9 +147,9 @@ class Trainer:
     self._make_step = functools.cache(self._new_step)
     self._topics = functools.cache(self._make_topics)
     self._fixed_guide = functools.cache(lambda: guides.make(self.run))
-    self._own_guide = functools.lru_cache(1)(
-      lambda refresh: guides.of_refresh(self.run, refresh)
-    )
+    # The refresh whose weights are the guide, and what holds its embeddings.
+    self._own_guide, self._guide_of = None, None
+    self._holds_guide = contextlib.ExitStack()
     # Steps whose metrics are still on the devices.
     self._unlogged = collections.deque()
     # For rows that search in the step.
@@ -194,15 +195,26 @@ class Trainer:
         raise errors.Stopped(f'training at step {self.step}')
 
   def load_guide(self) -> None:
-    """Encodes with the guide; what is wrong shows before the first refresh."""
-    self._guide()
+    """Encodes with a fixed guide, to fail before the first refresh or never."""
+    if self.run.config.guide not in ('', methods.OWN_GUIDE):
+      self._fixed_guide()
+
+  def close(self) -> None:
+    """Lets others remove the embeddings of the guide."""
+    self._holds_guide.close()
 
   def _guide(self):
     """Returns the `batches.Guide` of the steps to come, or None."""
     guide, active = self.run.config.guide, self.active_refresh
-    if guide == methods.OWN_GUIDE:
-      return self._own_guide(active.refresh) if active else None
-    return self._fixed_guide() if guide else None
+    if guide != methods.OWN_GUIDE:
+      return self._fixed_guide() if guide else None
+    if active and active.refresh != self._guide_of:
+      self._holds_guide.close()
+      self._own_guide = self._holds_guide.enter_context(
+        guides.of_refresh(self.run, active.refresh)
+      )
+      self._guide_of = active.refresh
+    return self._own_guide
 
   def end_warmup_on_plateau(self) -> None:
     """Ends the warm-up early if the scores on dev have reached a plateau.
@@ -268,11 +280,13 @@ class Trainer:
     newest = committed[-config.checkpoints_to_keep :]
     best = checkpoint.best(config.workdir, committed)
     # Keeps the checkpoints of the active and later refreshes, in case a refresh
-    # is damaged and must be made again.
-    active = resume.active_at(self.run, committed[-1])
+    # is damaged and must be made again. A guide needs that of the refresh that
+    # is active at whichever checkpoint training resumes from.
+    is_guide = config.guide == methods.OWN_GUIDE
+    active = resume.active_at(self.run, newest[0 if is_guide else -1])
     since = active.refresh if active else 0
-    mined = [n for n in refreshes.published(self.run) if n >= since]
     reads = background.claimed(config.workdir)
+    mined = [n for n in refreshes.published(self.run) if n >= since]
     wanted = [*newest, best, *mined, reads]
     if (first := schedule.first_weights(config)) is not None:
       wanted.append(first)

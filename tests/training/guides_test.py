@@ -4,15 +4,18 @@ import dataclasses
 import pathlib
 
 import conftest
+import crash_test
 import numpy as np
 import pytest
 
 from ance_jax import api
+from ance_jax.core import checkpoint
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.jobs import train
 from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import guides
+from ance_jax.training import trainer
 
 
 @pytest.fixture(scope='module')
@@ -52,6 +55,44 @@ def test_it_may_be_the_weights_of_the_active_refresh(tiny):
   for step, guide in seen[3:]:
     own = api.load(config.workdir, checkpoint=str(refreshes[step]))
     check_embeddings(guide, own, run.dataset)
+
+
+@pytest.mark.parametrize('damaged', [False, True])
+def test_its_weights_are_kept_for_each_checkpoint_that_may_be_resumed(
+  damaged, tiny, monkeypatch
+):
+  """Even for the checkpoint before the newest, where that one is damaged."""
+  config = dataclasses.replace(
+    tiny, method='ance_guided', warmup_method='in_batch', warmup_steps=2,
+    steps_per_refresh=5, max_steps=14, guide='refresh', guide_margin=-0.1,
+    num_devices=1, checkpoints_to_keep=2, steps_per_checkpoint=1,
+    steps_per_eval=20,
+  )  # fmt: skip
+  whole = dataclasses.replace(config, workdir=f'{config.workdir}-whole')
+  train.run(whole)
+  # Not kept for another reason.
+  monkeypatch.setattr(checkpoint, 'best', lambda *_: None)
+  take_step = trainer.Trainer.take_step
+
+  def killed(self, batch):
+    if self.step == 8:
+      raise KeyboardInterrupt
+    take_step(self, batch)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(trainer.Trainer, 'take_step', killed)
+    with pytest.raises(KeyboardInterrupt):
+      train.run(config)
+  committed = checkpoint.committed_steps(config.workdir)
+  assert committed[-1] == 8
+  if damaged:
+    # Training goes on from step 6, on the refresh of step 2.
+    assert 6 in committed
+    for step in (7, 8):
+      folder = pathlib.Path(config.workdir, 'checkpoints', str(step))
+      (folder / 'record' / 'run.flags').write_text('')
+  train.run(config)
+  crash_test.check_same(crash_test.outcome(config), crash_test.outcome(whole))
 
 
 def check_embeddings(guide, retriever, dataset):

@@ -83,9 +83,7 @@ def select(run, method, rank, rows):
 @pytest.mark.parametrize('answers', ['none', 'words', 'patterns', 'allowed'])
 @pytest.mark.parametrize('name', ['ance', 'ance_code', 'ance_code_qa'])
 @pytest.mark.parametrize('same_text', [True, False])
-def test_negatives_of_slices_are_those_of_slow_rules(
-  answers, name, same_text, tmp_path
-):
+def test_negatives_of_slices_are_those_of_slow_rules(answers, name, same_text):
   method = methods.METHODS[name]
   if answers == 'none' and method.without_answers:
     return
@@ -97,7 +95,7 @@ def test_negatives_of_slices_are_those_of_slow_rules(
     drop_answers=False if answers == 'allowed' else None,
   )  # fmt: skip
   data = SimpleNamespace(corpus=corpus, splits={'train': split})
-  run = SimpleNamespace(config=config, dataset=data, workdir=tmp_path)
+  run = SimpleNamespace(config=config, dataset=data)
   random = np.random.default_rng(7)
   orders = [random.permutation(40) for _ in TEXTS]
   drops = answers in ('words', 'patterns') and not method.without_answers
@@ -170,12 +168,18 @@ def test_what_fills_up_a_short_ranking_holds_no_answer_and_is_no_positive(
   assert counts['random'] == drawn
   assert counts['for_want_of_others'] == 0
   # A refresh with the same candidates matches no answer again.
-  monkeypatch.setattr(
-    negatives.candidates, 'answer_matcher', lambda corpus, split: None
-  )
-  again, counted = select(run, methods.METHODS['ance'], rank, (4, 12))
-  np.testing.assert_array_equal(again.rows, table)
-  assert counted == counts
+  source = candidates.CandidateSource('slow', rank)
+  for _ in range(2):
+    known = negatives.known_of(run)
+    again, counted = negatives.select_negatives(
+      run, methods.METHODS['ance'], source, (4, 12), 'x', holds_answer=known
+    )
+    np.testing.assert_array_equal(again.rows, table)
+    assert counted == counts
+    known.save()
+    monkeypatch.setattr(
+      negatives.candidates, 'answer_matcher', lambda corpus, split: None
+    )
 
 
 @pytest.mark.parametrize('pieces', [False, True])

@@ -354,6 +354,16 @@ def test_a_checkpoint_is_kept_while_a_refresh_may_need_it(
   )._prune()
   assert kept == expected
   assert asked == [16]  # What a restart would have in use.
+  # From whichever checkpoint it begins, where weights of then are the guide.
+  guided = config_lib.Config(
+    workdir=config.workdir, checkpoints_to_keep=keep, method='ance_guided',
+    guide='refresh',
+  )  # fmt: skip
+  make_trainer(
+    run=SimpleNamespace(config=guided),
+    checkpoints=SimpleNamespace(keep=kept.extend),
+  )._prune()
+  assert asked[1] == {1: 16, 2: 12}[keep]
 
 
 @pytest.mark.parametrize(
