@@ -74,8 +74,8 @@ def main(arguments=None):
   }
   teacher = teacher_flops(_of_teacher(base, folder, given.teacher))
   logs.log(
-    f'the teacher encodes with {teacher / 1e12:,.0f} TFLOP, which the table does '
-    'not count'
+    f'the teacher encodes with {teacher / 1e12:,.0f} TFLOP, which are in the '
+    'picture but not in the table'
   )
   before = {
     name: teacher for name in wanted if 'teacher' in name or 'guided' in name
