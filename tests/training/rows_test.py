@@ -505,7 +505,7 @@ def test_each_pair_of_a_row_and_a_mode_trains(
       with beside as ended:
         assert train.run(config)
       assert not ended
-      if refreshes_beside and name != 'ance_guided':
+      if refreshes_beside:
         background_test.replayed(config)
 
 
@@ -557,7 +557,7 @@ def refusals(name):
   if row.triplets:
     found |= {'trigger', 'simans', 'topics'}
   if name == 'ance_guided':
-    found.add('chunks')
+    found |= {'chunks', 'external'}
   if row.searches:
     found |= {'chunks', 'matryoshka', 'symmetric', 'guide', 'margin'}
   if row.restarts:
