@@ -985,6 +985,7 @@ _READ_BY = (
   ('drop_same_text drop_answers', 'train refresh inspect mine'),
   ('negatives', 'train refresh inspect mine audit prepare'),
   ('bm25_run', 'train refresh inspect'),
+  ('guide', 'train inspect'),
   (
     'bm25_language bm25_k1 bm25_b',
     'train refresh inspect mine evaluate search',
@@ -995,7 +996,7 @@ _READ_BY = (
   ),
   (
     'topics mask_above hardness_weight hardness_columns symmetric_columns '
-    'matryoshka_widths guide guide_margin teacher_temperature also_weight '
+    'matryoshka_widths guide_margin teacher_temperature also_weight '
     'num_processes process_id coordinator dry_run dropout_rate '
     'refresh_delay refresh_devices '
     'restart_from max_staleness refresh_replay micro_batch_size remat '

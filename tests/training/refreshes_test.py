@@ -24,6 +24,8 @@ from ance_jax.training import methods
 from ance_jax.training import negatives as negatives_lib
 from ance_jax.training import refreshes
 
+NO_ANSWERS = {'train': SimpleNamespace(answers=None)}
+
 
 @pytest.fixture(scope='module')
 def trained(beir_folder, tmp_path_factory):
@@ -368,7 +370,7 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
     )
     run = SimpleNamespace(
       config=config,
-      dataset=SimpleNamespace(queries={'train': range(6)}),
+      dataset=SimpleNamespace(queries={'train': range(6)}, splits=NO_ANSWERS),
       encode_queries=lambda *_: None,
     )
     mined, _ = refreshes._mine(run, step, None, watch)
@@ -387,7 +389,7 @@ def test_a_search_in_blocks_costs_as_much_as_in_one(monkeypatch):
   )
   run = SimpleNamespace(
     config=config,
-    dataset=SimpleNamespace(queries={'train': range(6)}),
+    dataset=SimpleNamespace(queries={'train': range(6)}, splits=NO_ANSWERS),
     encode_queries=lambda split, watch, rows: rows,
   )
   indexed = SimpleNamespace(
@@ -397,7 +399,8 @@ def test_a_search_in_blocks_costs_as_much_as_in_one(monkeypatch):
   watch, searched = logs.Stopwatch(), []
   watch.secs['search'] = 50.0
 
-  def select_negatives(run, method, source, rows, what):
+  def select_negatives(run, method, source, rows, what, holds_answer):
+    assert holds_answer is None
     blocks = np.array([3, 4]), np.array([5])
     searched.extend(source.rank(block, 7) for block in blocks)
     watch.secs['search'] += 100

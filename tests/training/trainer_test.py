@@ -471,7 +471,7 @@ def test_a_step_has_the_batch_of_its_seed_and_of_its_process(monkeypatch):
   training = make_trainer(run=run, optimizer='O')
   of_step = {
     'seed': 5, 'batch_size': 6, 'negatives': 'N', 'topics': 'T',
-    'draw': batches.UNIFORM, 'guide': None, 'part': (1, 3),
+    'draw': batches.UNIFORM, 'guide': 'G', 'part': (1, 3),
   }  # fmt: skip
   for name, number, triplets in (
     ('ance_code', 1, True),
@@ -479,6 +479,6 @@ def test_a_step_has_the_batch_of_its_seed_and_of_its_process(monkeypatch):
   ):
     row = methods.METHODS[name]
     _, make_batch = training._make_step(row)
-    make_batch(7, 'N', 'T')
+    make_batch(7, 'N', 'T', 'G')
     expected = {**of_step, 'num_negatives': number, 'triplets': triplets}
     assert asked.pop() == (((run, row), 7), expected)
