@@ -209,13 +209,13 @@ def seconds(workdir):
 def flops_until(workdir):
   """Returns {step: operations up to there}, at each evaluation.
 
-  They are those of training, encoding, searching and evaluating; what a fixed
-  guide or a cross-encoder computes is not in them.
+  Counts training, encoding, searching and evaluating, but not the work of
+  a fixed guide or a cross-encoder.
   """
   others, found = 0.0, {}
   for line in logs.read(workdir):
     new = {n: v for n, v in line.items() if n.startswith('flops/')}
-    # Those of training are of all steps so far.
+    # flops/train is cumulative.
     if (training := new.pop('flops/train', None)) is not None:
       others += sum(new.values())
       found[line['step']] = others + training

@@ -10,7 +10,7 @@ above the positive in the step. All have in-batch negatives, too, and all of a
 seed begin with one run of in-batch negatives of so many steps; in-batch
 negatives to the end are the tenth arm. Runs that are there are not made again.
 Writes table.md, results.json and dev.png into the folder: dev MRR@10 against
-operations, with those of the teacher's encoding in the arms that use it.
+operations, including the teacher's encoding in the arms that use a teacher.
 """
 
 import argparse

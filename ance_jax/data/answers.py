@@ -96,8 +96,8 @@ def matcher(
 ) -> Callable[[int, list[int]], list[bool]]:
   """Returns match(query, passage rows), whether each holds an answer.
 
-  Rows of -1 do not. It keeps the tokens of passages, so that many queries with
-  the same passages should ask the same function.
+  A row of -1 holds none. The function caches the tokens of passages, so use one
+  for all queries.
 
   Args:
     answers: As for `held`.
@@ -120,11 +120,11 @@ def matcher(
     ]
 
   def match_words(query, rows):
-    # No tokens are in '', not even those of an answer without any.
+    # An empty text contains no answer, not even one without tokens.
     found = [passage(row) if row >= 0 else '' for row in rows]
     held = [False] * len(rows)
     for answer in map(tokens, answers[query]):
-      # Texts are full of spaces, with which it takes a third longer to find.
+      # Searching for the answer without its spaces is a third faster.
       bare = answer.strip(' ')
       held = [
         before or (bare in text and answer in text)

@@ -136,18 +136,7 @@ def _needs(run):
       ),
     ]
   split = run.dataset.splits[config.train_split]
-  if pairs := _num_answers_kept(config, split):
-    each = known_answers.BYTES_PER_PAIR
-    needs += [
-      Need(
-        place,
-        'which passages hold an answer',
-        f'{copies} x {pairs:,} pairs x {each} bytes',
-        copies * pairs * each,
-      )
-      # Old and new ones; joined, with the order of their keys.
-      for place, copies in (('disk', 2), ('host memory', 4))
-    ]
+  needs += _of_answers(config, split)
   copies = len(devices_lib.own(run.devices)) if on_host else 1
   place = 'host memory' if on_host else 'device memory'
   if any(row.searches for row in schedule.rows(config).values()):
@@ -208,11 +197,23 @@ def _num_tables(config):
   )
 
 
-def _num_answers_kept(config, split):
-  """Returns the pairs of query and passage that a refresh asks about."""
+def _of_answers(config, split):
+  """Returns the `Need`s of cached answer matches, in a list."""
   row = methods.METHODS[config.method]
-  asks = row.without_answers or negatives.drops_answers(config, split)
-  return 2 * config.top_k * len(split.ids) if row.refreshes and asks else 0
+  matches = row.without_answers or negatives.drops_answers(config, split)
+  if not (row.refreshes and matches):
+    return []
+  pairs, each = 2 * config.top_k * len(split.ids), known_answers.BYTES_PER_PAIR
+  # On disk the old and the new file; in memory also the sort that joins them.
+  return [
+    Need(
+      place,
+      'which passages hold an answer',
+      f'{copies} x {pairs:,} pairs x {each} bytes',
+      copies * pairs * each,
+    )
+    for place, copies in (('disk', 2), ('host memory', 4))
+  ]
 
 
 def _room(run):

@@ -1,7 +1,7 @@
-"""Remembers which passages hold an answer of which query.
+"""Caches which passages hold an answer of which query.
 
-That never changes, while each refresh asks it of mostly the same candidates,
-and on sets of questions it takes longer than to search for them.
+Answers never change, and successive refreshes have mostly the same candidates;
+matching them takes longer than the search.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ import numpy as np
 from ance_jax.core import atomic
 from ance_jax.data import corpus as corpus_lib
 
-# Of a pair: its key, and what is known of it.
+# A key and a bool per pair.
 BYTES_PER_PAIR = 9
-# Pairs that are kept at most, as a multiple of those that were asked last, or
-# would have been of all queries.
+# Maximum number of pairs to keep, as a multiple of the pairs of one refresh of
+# all queries.
 MOST = 8
 
 
@@ -78,7 +78,7 @@ class KnownAnswers:
     return held
 
   def save(self) -> None:
-    """Publishes what is known now, if anything is new."""
+    """Publishes all known pairs if any of them is new."""
     if not self._is_new:
       return
     asked = _joined(self._asked)
@@ -93,7 +93,7 @@ class KnownAnswers:
 
 
 def _joined(tables):
-  """Returns each key of some tables once, in order, and what is known of it."""
+  """Returns the sorted, unique keys of all tables, and their values."""
   keys, held = zip(*tables, strict=True)
   keys, first = np.unique(np.concatenate(keys), return_index=True)
   return keys, np.concatenate(held)[first]

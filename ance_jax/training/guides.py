@@ -74,7 +74,7 @@ def of_refresh(
 ) -> Iterator[batches.Guide]:
   """Provides the embeddings by the run's own weights of a refresh.
 
-  Those of the passages are made again if an evaluation removed them.
+  The passages are encoded again if an evaluation deleted their embeddings.
 
   Args:
     run: The run.

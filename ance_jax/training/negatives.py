@@ -90,7 +90,7 @@ def select_negatives(
     what: Name of the phase for the progress bar.
     number: K; None for --top_k.
     least: Minimum number of negatives per query; None for K.
-    holds_answer: What is known of answers; None to ask anew.
+    holds_answer: Answer matches of earlier refreshes; None to match all again.
 
   Returns:
     The negatives, and counts by name of metric.
@@ -189,7 +189,7 @@ def _metric(name):
 
 
 def known_of(run: experiment.Experiment) -> known_answers.KnownAnswers | None:
-  """Returns what earlier refreshes found of answers; None without any."""
+  """Returns the answer matches of earlier refreshes; None if unused."""
   config, split = run.config, run.dataset.splits[run.config.train_split]
   row = methods.METHODS[config.method]
   if not (row.without_answers or drops_answers(config, split)):

@@ -547,7 +547,7 @@ def _mine(run, step, indexed, watch):
     made, taught = negatives_lib.teach(
       run, method, made, start, keep=str(step), dealt=True
     )
-    # Others read it at the next refresh, after this one is published.
+    # Other processes read the file at the next refresh, after a barrier.
     if known and distributed.is_first():
       known.save()
   watch.secs['mine'] -= watch.secs['search'] - before
