@@ -38,12 +38,14 @@ def test_answer_is_a_row_of_tokens(text, answer, expected):
 
 def test_a_passage_may_hold_one_of_several_answers_of_its_query():
   texts = ['a red fox', 'a blue fox', 'a dog', 'red', 'a cat']
-  rows = np.array([[3, 2, 0, 4], [0, 1, 2, 3], [0, -1, 3, -1]], np.int32)
+  rows = np.array([[3, 2, 0, 4], [0, 1, 2, 3], [0, -1, 3, -1]] * 2, np.int32)
   wanted = [['red'], ['green', 'fox'], ['red']]
+  # Whichever of the answers matches.
+  wanted += [own[::-1] for own in wanted]
   found = answers.held(rows, wanted, texts, False)
   assert found.astype(int).tolist() == [
     [1, 0, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0]
-  ]  # fmt: skip
+  ] * 2  # fmt: skip
 
 
 @pytest.mark.parametrize(
