@@ -96,6 +96,15 @@ def test_columns_are_drawn_by_their_weights_without_repetition():
   np.testing.assert_allclose(shares, expected, atol=0.012)
 
 
+def test_a_query_of_a_later_block_is_drawn_for_by_its_own_weights(monkeypatch):
+  monkeypatch.setattr(selection, '_QUERIES_AT_ONCE', 4)
+  rows = np.tile(np.arange(6, dtype=np.int32), (10, 1))
+  heavy = np.arange(10) * 5 % 6
+  weights = np.where(rows == heavy[:, None], 0.0, -1000.0)
+  found = selection.draw(np.random.default_rng(0), rows, 1, weights)
+  assert found[:, 0].tolist() == heavy.tolist()
+
+
 def test_a_passage_without_a_score_is_drawn_after_all_others():
   scores = np.array([[1.0, np.nan, 2.0, np.nan]])
   weights = selection.log_weights('simans', scores, np.array([0.0]), 0.5, 0.0)

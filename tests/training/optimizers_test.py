@@ -117,6 +117,18 @@ def test_lamb_leaves_a_tensor_without_gradient_where_it_is(tiny):
   jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
+def test_a_parameter_is_named_without_the_tower_that_it_is_in(tiny):
+  config = dataclasses.replace(tiny, trainable='^norm/')
+  grads = {'tied': draw(np.random.default_rng(0), 1.0)}
+  found = optimizers.of_trainable(config, grads)
+  moving = {
+    name
+    for name, tree in found['tied'].items()
+    if any(leaf.any() for leaf in jax.tree.leaves(tree))
+  }
+  assert moving == {'norm'}
+
+
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero_at_the_end(tiny):
   config = dataclasses.replace(tiny, lr_warmup_steps=10, max_steps=110)
   rate = optimizers.learning_rate_schedule(config)

@@ -1,6 +1,7 @@
 """A refresh follows the committed checkpoint, and works with any index."""
 
 import dataclasses
+import itertools
 import shutil
 from types import SimpleNamespace
 
@@ -15,8 +16,10 @@ from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
+from ance_jax.data import trec
 from ance_jax.jobs import evaluate
 from ance_jax.jobs import train
+from ance_jax.mining import candidates
 from ance_jax.mining import miner
 from ance_jax.models import bi_encoder
 from ance_jax.training import experiment
@@ -380,6 +383,59 @@ def test_each_refresh_draws_the_columns_of_its_seed_and_step(monkeypatch):
     expected = np.take_along_axis(table, order[:, :3], 1)
     np.testing.assert_array_equal(drawn[seed, step], expected)
   assert len({rows.tobytes() for rows in drawn.values()}) == 4
+
+
+def test_each_source_of_each_refresh_has_a_draw_of_its_own():
+  table = np.arange(60, dtype=np.int32).reshape(6, 10)
+  names = 'index', 'lookahead', 'bm25', 'given'
+  drawn = set()
+  for seed, step, name in itertools.product((0, 4), (0, 4, 8), names):
+    config = config_lib.Config(
+      method='ance_tele', negatives_per_source=3, seed=seed
+    )
+    found, again = (
+      refreshes._some_of(config, table, name, step) for _ in range(2)
+    )
+    np.testing.assert_array_equal(found, again)
+    assert all(len(set(row)) == 3 for row in found.tolist())
+    assert (found // 10 == np.arange(6)[:, None]).all()
+    drawn.add(found.tobytes())
+  assert len(drawn) == 2 * 3 * 4
+  # What an episode takes over from the one before is taken over whole.
+  whole = refreshes._some_of(config, table, 'momentum', 8)
+  np.testing.assert_array_equal(whole, table)
+
+
+def test_what_is_near_the_first_positive_has_the_scores_of_the_query():
+  random = np.random.default_rng(0)
+  passages, queries = random.normal(size=(30, 4)), random.normal(size=(3, 4))
+
+  def rank(vectors, depth):
+    scores = vectors @ passages.T
+    rows = (-scores).argsort(1)[:, :depth]
+    return trec.Ranking(rows, np.take_along_axis(scores, rows, 1))
+
+  indexed = SimpleNamespace(
+    embeddings=lambda rows: passages[rows],
+    rank=rank,
+    scores=lambda vectors, rows: np.einsum(
+      'qe,qke->qk', vectors, passages[rows]
+    ),
+  )
+  positives = np.array([0, 0, 1, 2, 3, 3, 4]), np.array([9, 8, 7, 6, 5, 4, 3])
+  split = SimpleNamespace(shared_positives=lambda last: positives)
+  run = SimpleNamespace(
+    config=config_lib.Config(method='ance_tele'),
+    dataset=SimpleNamespace(splits={'train': split}),
+  )
+  # The slice of queries 2 to 4.
+  by_index = candidates.of_index(indexed, queries, 'index', 2)
+  ahead = refreshes._lookahead(run, indexed, by_index, (2, 5))
+  found = ahead.rank(np.array([4, 2, 3]), 6)
+  near = rank(passages[[3, 6, 5]], 6).rows
+  np.testing.assert_array_equal(found.rows, near)
+  expected = np.take_along_axis(queries[[2, 0, 1]] @ passages.T, near, 1)
+  np.testing.assert_allclose(found.scores, expected)
 
 
 def test_a_search_in_blocks_costs_as_much_as_in_one(monkeypatch):

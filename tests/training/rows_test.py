@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from types import SimpleNamespace
 
 import background_test
 import crash_test
@@ -14,6 +15,7 @@ import pytest
 
 from ance_jax import config as config_lib
 from ance_jax import errors
+from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
 from ance_jax.jobs import inspect
@@ -628,6 +630,60 @@ def test_a_query_takes_the_scores_that_its_twin_has(make):
     values = [score(int(ids[t][1:]), int(names[passage][1:])) for t in twins]
     if ids[query] != 'q3':
       assert min(abs(value - one) for one in values) < 1e-5
+
+
+def test_a_missing_score_is_looked_up_under_the_queries_of_the_same_text():
+  """Wherever the pair stands among those that are asked about."""
+  groups = np.array([0, 1, 2, 0, 2])
+  split = SimpleNamespace(
+    groups=groups, twins=lambda: np.bincount(groups)[groups] > 1
+  )
+  known = {(3, 7): 0.5, (4, 8): 0.25, (1, 7): 9.0, (3, 8): 9.0}
+
+  def score(queries, passages):
+    pairs = zip(queries.tolist(), passages.tolist(), strict=True)
+    return np.array([known.get(pair, np.nan) for pair in pairs])
+
+  queries, passages = np.array([0, 0, 1, 2, 3]), np.array([7, 9, 8, 8, 7])
+  found = teachers.with_twins(
+    score, split, queries, passages, score(queries, passages)
+  )
+  np.testing.assert_array_equal(found, [0.5, np.nan, np.nan, 0.25, 0.5])
+
+
+def test_a_negative_keeps_its_score_where_one_before_it_has_no_teacher(make):
+  """SimANS draws by it."""
+  run, _ = experiment.create(make('distill', draw='simans'), ('train', 'dev'))
+  number = len(run.dataset.splits['train'].ids)
+  table = np.tile(np.arange(20, dtype=np.int32), (number, 1))
+  stored = negatives.Stored(table, 1000 + table.astype(np.float32))
+  row = methods.METHODS['distill']
+  found, counts = negatives.teach(run, row, stored, 0, keep='')
+  assert counts['without_teacher'] > 0
+  there = found.negatives >= 0
+  expected = np.where(there, 1000 + found.negatives, np.nan)
+  np.testing.assert_array_equal(found.scores, expected)
+
+
+@pytest.mark.parametrize(
+  ('name', 'published'), [('distill', '00000004'), ('distill_given', 'given')]
+)
+def test_what_a_teacher_scored_is_there_until_it_is_published(
+  name, published, make, monkeypatch
+):
+  config = make(name, max_steps=5)
+  parts, publish = {}, atomic.publish
+
+  @contextlib.contextmanager
+  def noting(folder, about):
+    with publish(folder, about) as unfinished:
+      yield unfinished
+    taught = pathlib.Path(config.workdir, 'taught')
+    parts[pathlib.Path(folder).name] = list(taught.rglob('*.npy'))
+
+  monkeypatch.setattr(atomic, 'publish', noting)
+  train.run(config)
+  assert parts[published]
 
 
 def test_a_teacher_that_changes_ends_a_run(make, tmp_path, trained):

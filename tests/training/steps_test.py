@@ -513,9 +513,10 @@ def test_each_text_of_a_batch_has_dropout_of_its_own(
   [
     ('in_batch', 3, 1, 1), ('ance', 3, 1, 4), ('ance', 3, 4, 16),
     ('ance_code', 3, 1, 2), ('ance_in_batch', 1, 2, 4), ('random', 2, 1, 3),
+    ('adore', 3, 1, 0),
   ],
 )  # fmt: skip
-def test_operations_of_a_step_are_those_of_all_its_texts(
+def test_operations_of_a_step_are_those_of_all_its_texts_and_its_search(
   name, hard, chunks, passages, tiny
 ):
   config = dataclasses.replace(
@@ -528,6 +529,8 @@ def test_operations_of_a_step_are_those_of_all_its_texts(
   )
   expected = 3 * 5 * (a_query + passages * a_passage)
   method = methods.METHODS[name]
+  if method.searches:  # Each query's product with all passages, forward alone.
+    expected += 5 * 1000 * 2 * 16
   assert steps.flops(config, method, retriever, 1000) == expected
 
 
@@ -685,9 +688,11 @@ def test_the_weight_of_hard_negatives_has_no_gradient():
   np.testing.assert_allclose(grads, [-sigmoid, sigmoid], rtol=1e-5)
 
 
-@pytest.mark.parametrize('num_devices', [1, 4])
+@pytest.mark.parametrize(
+  ('num_devices', 'mask_above'), [(1, None), (4, None), (4, 0.0)]
+)
 def test_symmetric_columns_are_those_of_both_sides(
-  num_devices, tiny, params, batch
+  num_devices, mask_above, tiny, params, batch
 ):
   # A positive of query 0 is that of query 3, which has no other.
   positive_groups = batch.positive_groups.copy()
@@ -713,11 +718,15 @@ def test_symmetric_columns_are_those_of_both_sides(
     others += [queries[i] @ queries[j] for j in apart]
     others += [first[i] @ first[j] for j in apart]
     others += [first[i] @ queries[j] for j in apart]
+    positive = queries[i] @ first[i]
+    if mask_above is not None:
+      others = [score for score in others if score <= positive + mask_above]
     # At this temperature all columns weigh in.
-    total += nll(queries[i] @ first[i] / 10, np.array(others) / 10)
+    total += nll(positive / 10, np.array(others) / 10)
   config = dataclasses.replace(
-    tiny, dropout_rate=0.0, temperature=10.0, symmetric_columns=True
-  )
+    tiny, dropout_rate=0.0, temperature=10.0, symmetric_columns=True,
+    mask_above=mask_above,
+  )  # fmt: skip
   method = methods.METHODS['dpr']
   found, _, _ = loss_and_grads(config, method, params, batch, num_devices)
   assert found == pytest.approx(total / BATCH, rel=1e-5)
