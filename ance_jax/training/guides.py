@@ -49,7 +49,7 @@ def make(run: experiment.Experiment) -> batches.Guide:
   data = tokenized.make(
     texts, model.tokenizer, retriever.form, experiment.tokens_folder(config)
   )
-  _check_same(run, retriever.passage_hash())
+  _check_same(run, retriever)
   settings = settings_lib.index(own)
   kept = corpus_index.embeddings_folder(
     retriever,
@@ -90,11 +90,13 @@ def of_refresh(
     )
 
 
-def _check_same(run, passage_hash):
+def _check_same(run, retriever):
   """Raises `BadInput` for a guide of other weights than at the first start."""
   path = run.workdir / _FILE
   remote.pull_file(str(path))
-  about = {'run': run.id, 'passage_hash': passage_hash}
+  about = {'run': run.id, 'passage_hash': retriever.passage_hash()}
+  if not retriever.config.tied:
+    about['weights_hash'] = checkpoint.weights_hash(retriever.params)
   before = distributed.broadcast(
     lambda: atomic.read_json(path) if path.exists() else about
   )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from types import SimpleNamespace
 
 import conftest
 import crash_test
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from ance_jax import api
+from ance_jax import errors
 from ance_jax.core import checkpoint
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.jobs import train
@@ -108,6 +110,26 @@ def check_embeddings(guide, retriever, dataset):
   )
   np.testing.assert_allclose(np.concatenate(guide.blocks), passages, atol=1e-5)
   return passages
+
+
+@pytest.mark.parametrize('tower', ['query', 'passage'])
+def test_another_one_is_refused_whichever_tower_differs(tower, tmp_path):
+  run = SimpleNamespace(
+    id='run', workdir=tmp_path, config=SimpleNamespace(guide='guide')
+  )
+
+  def of_params(**params):
+    params = {'query': np.zeros(3), 'passage': np.zeros(3), **params}
+    return SimpleNamespace(
+      config=SimpleNamespace(tied=False),
+      params=params,
+      passage_hash=lambda: checkpoint.weights_hash(params['passage']),
+    )
+
+  guides._check_same(run, of_params())
+  guides._check_same(run, of_params())
+  with pytest.raises(errors.BadInput, match='has other weights than when'):
+    guides._check_same(run, of_params(**{tower: np.ones(3)}))
 
 
 def test_its_embeddings_are_those_of_its_own_retriever(teacher, tiny, tmp_path):
