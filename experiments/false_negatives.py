@@ -6,7 +6,7 @@ FOLDER is one that compare_methods.py made; JUDGE a folder or hub name of a
 model that knows the subject, such as all-MiniLM-L6-v2. For the first seed of
 each row it prints the share of negatives, over 20 steps, that the judge scores
 at least as high as the positive of their query: among these are those that are
-right, and only not judged to be.
+right, and only not judged to be. Rows that search in the step are left out.
 """
 
 import pathlib
@@ -31,6 +31,8 @@ def main(folder, judge):
   rows = atomic.read_json(folder / 'results.json')['rows']
   shares, embeddings = {}, None
   for row, found in rows.items():
+    if figures.searches(found['runs'][0]):
+      continue
     config = flags.from_flagfile(f'{found["runs"][0]}/run.flags')
     run, last = experiment.open(config, (config.train_split, config.dev_split))
     if embeddings is None:

@@ -5,8 +5,9 @@
 Writes FOLDER/dev.png: dev MRR@10 against queries, seconds and operations;
 FOLDER/overlap.png: the share of the negatives of a step that are in the final
 model's own top 100, its best ranked passages that are no positives (Xiong et
-al. 2020, figure 3); FOLDER/gradients.png: training loss, and norm of the
-gradient before clipping (figure 4). All are of the first seed.
+al. 2020, figure 3), without rows that search their negatives in the step;
+FOLDER/gradients.png: training loss, and norm of the gradient before clipping
+(figure 4). All are of the first seed.
 """
 
 import pathlib
@@ -19,7 +20,6 @@ import numpy as np
 from ance_jax import flags
 from ance_jax.core import atomic
 from ance_jax.core import logs
-from ance_jax.data import tokens
 from ance_jax.mining import candidates
 from ance_jax.mining import miner
 from ance_jax.training import batches
@@ -29,19 +29,24 @@ from ance_jax.training import negatives as negatives_lib
 from ance_jax.training import refreshes
 from ance_jax.training import resume
 from ance_jax.training import schedule
+from ance_jax.training import topics as topics_lib
 
 # Passages that a model ranks highest, as in the paper; steps looked at.
 TOP, LOOKS = 100, 20
 
 
 def main(folder):
-  """Draws all three; returns {row: what `overlaps` does}."""
+  """Draws all three; returns {row with lists: what `overlaps` does}."""
   folder = pathlib.Path(folder)
   rows = atomic.read_json(folder / 'results.json')['rows']
   workdirs = {row: found['runs'][0] for row, found in rows.items()}
   draw_dev(workdirs, folder / 'dev.png')
   draw_gradients(workdirs, folder / 'gradients.png')
-  shares = {row: overlaps(workdir) for row, workdir in workdirs.items()}
+  shares = {
+    row: overlaps(workdir)
+    for row, workdir in workdirs.items()
+    if not searches(workdir)
+  }
   draw_overlap(shares, folder / 'overlap.png')
   return shares
 
@@ -122,6 +127,12 @@ def overlaps(workdir):
   }
 
 
+def searches(workdir):
+  """Returns whether a run's steps search their negatives: no file has them."""
+  config = flags.from_flagfile(f'{workdir}/run.flags')
+  return methods.METHODS[config.method].searches
+
+
 def drawn(run, last):
   """Yields step and batch of some steps of a run, the first and last with them.
 
@@ -136,24 +147,26 @@ def drawn(run, last):
   for step in np.linspace(0, last - 1, LOOKS).astype(int).tolist():
     active = resume.active_at(run, step)
     method = schedule.method(config, active, step)
-    data = experiment.training_data(run, method)
-    # Token rows whose one token is their row: the batch then names its rows.
-    batch = batches.make_batch(
-      data._replace(queries=_rows(data.queries), passages=_rows(data.passages)),
+    negatives, topics = refreshes.negatives_for(run, method, active), None
+    if config.topics:
+      topics = batches.by_topic(topics_lib.make(run, last), negatives)
+    queries, passages, _ = batches.draw_rows(
+      experiment.training_data(run, method),
       step,
       seed=config.seed,
       batch_size=config.batch_size,
       num_negatives=schedule.num_negatives(config, method),
-      negatives=refreshes.negatives_for(run, method, active),
+      negatives=negatives,
       triplets=method.triplets,
+      draw=experiment.draw(config, method),
+      topics=topics,
     )
-    queries, passages = batch.query_ids[:, 0], batch.passage_ids[..., 0]
     found = []
     for place, query in enumerate(queries):
-      negatives = passages[place, 1:]
+      of_query = passages[place, 1:]
       if method.in_batch:
-        negatives = np.append(negatives, np.delete(passages, place, 0))
-      found.append((int(query), int(passages[place, 0]), negatives))
+        of_query = np.append(of_query, np.delete(passages, place, 0))
+      found.append((int(query), int(passages[place, 0]), of_query))
     yield step, found
 
 
@@ -171,13 +184,6 @@ def _final_best(run):
     miner.Settings(TOP, seed=run.config.seed),
   )
   return miner.mine_table(task, 0, len(queries), 'mine').rows
-
-
-def _rows(token_rows):
-  number = len(token_rows)
-  return tokens.TokenRows(
-    np.arange(number), np.arange(number + 1), token_rows.pad_id, ''
-  )
 
 
 def _secs_until(workdir):

@@ -19,6 +19,7 @@ from ance_jax.core import atomic
 from ance_jax.core import logs
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.jobs import train
+from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
 
@@ -58,7 +59,8 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
   base = dataclasses.replace(
     tiny, num_devices=1, max_steps=9, warmup_method='bm25', num_hard_negatives=1
   )
-  rows, rates = ['in_batch', 'ance', 'ance_in_batch_once'], [1e-2, 1e-4]
+  rows = ['in_batch', 'ance', 'ance_in_batch_once', 'adore']
+  rates = [1e-2, 1e-4]
   compare_methods.compare(base, tmp_path, [0], rates, rows, start=3)
   results = atomic.read_json(tmp_path / 'results.json')['rows']
   assert list(results) == rows
@@ -74,9 +76,10 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
     assert found['secs'][0]['train'] > 0
     check_flops(found['runs'][0], found['flops'])
     refreshes = logs.series(found['runs'][0], 'refresh/judged')
-    assert len(refreshes) == {'in_batch': 0, 'ance': 2}.get(row, 1)
+    number = {'in_batch': 0, 'ance': 2, 'ance_in_batch_once': 1, 'adore': 0}
+    assert len(refreshes) == number[row]
   table = (tmp_path / 'table.md').read_text().splitlines()
-  assert len(table) == 5
+  assert len(table) == 6
   assert f'{results["ance"]["test"][0]["mrr@10"]:.4f}' in table[3]
   shares = figures.main(tmp_path)
   for name in ('dev', 'gradients', 'overlap'):
@@ -87,7 +90,7 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
   judge = results['ance']['runs'][0]
   shares = false_negatives.main(tmp_path, judge)
   # It was trained to score nearly all below; of rows mixed up, half would be.
-  assert shares.keys() == results.keys()
+  assert list(shares) == rows[:-1]  # Of those searched in the step is no list.
   assert all(0 < share < 0.2 for share in shares.values())
   arguments = judge, tmp_path / 'baselines', [base.data_dir]
   ((folder, found),) = baselines.main(*arguments).items()
@@ -99,6 +102,31 @@ def test_rows_are_compared_at_their_best_rate_and_drawn(
   assert bm25 != model
   monkeypatch.setattr(baselines.evaluate, 'run', None)
   assert baselines.main(*arguments) == {folder: found}
+
+
+@pytest.mark.usefixtures('compiled_once')
+def test_negatives_in_figures_are_those_that_the_steps_drew(
+  scripts, tiny, monkeypatch
+):
+  config = dataclasses.replace(
+    tiny, num_devices=1, draw='simans', simans_a=9.0, topics=3
+  )
+  draw_rows, drawn = batches.draw_rows, {}
+
+  def noting(data, step, **settings):
+    drawn[step] = draw_rows(data, step, **settings)
+    return drawn[step]
+
+  with monkeypatch.context() as patch:
+    patch.setattr(batches, 'draw_rows', noting)
+    train.run(config)
+  run, last = experiment.open(config, ('train', 'dev'))
+  for step, batch in scripts[1].drawn(run, last):
+    queries, positives, of_query = zip(*batch, strict=True)
+    assert queries == tuple(drawn[step].queries)
+    assert positives == tuple(drawn[step].passages[:, 0])
+    own = drawn[step].passages[:, 1:]
+    np.testing.assert_array_equal(np.stack(of_query)[:, : own.shape[1]], own)
 
 
 def check_flops(workdir, found):

@@ -16,6 +16,7 @@ from ance_jax.training import negatives as negatives_lib
 from ance_jax.training import refreshes
 from ance_jax.training import resume
 from ance_jax.training import schedule
+from ance_jax.training import topics as topics_lib
 
 # Maximum number of queries, of counted and of masked columns per query, and of
 # characters of a text.
@@ -50,6 +51,7 @@ def lines(run: experiment.Experiment) -> list[str]:
   negatives = _negatives(run, method, mined)
   unknown = negatives is None and method.sources not in ((), ('corpus',))
   number = 0 if unknown else schedule.num_negatives(config, method)
+  topics = topics_lib.peek(run) if run.id else None
   drawn_from = experiment.training_data(run, method)
   rows, passages, _ = batches.draw_rows(
     drawn_from,
@@ -60,9 +62,12 @@ def lines(run: experiment.Experiment) -> list[str]:
     negatives=negatives,
     triplets=method.triplets and not unknown,
     draw=experiment.draw(config, method),
+    topics=None if topics is None else batches.by_topic(topics, negatives),
   )
   name = next(n for n, row in methods.METHODS.items() if row is method)
   shown_lines = [f'  --method={name}, {len(rows):,} queries']
+  if config.topics and topics is None:
+    shown_lines[0] += ' of any topics, as only a run has those'
   if unknown:
     shown_lines.append(
       f'  each with {schedule.num_negatives(config, method)} of its own from '

@@ -58,3 +58,10 @@ def make(run: experiment.Experiment, step: int) -> np.ndarray:
   if distributed.is_first():
     remote.push(folder)
   return atomic.load_array(folder / _ARRAY)
+
+
+def peek(run: experiment.Experiment) -> np.ndarray | None:
+  """Returns the topics that a run has on disk, as `make` does; None if none."""
+  folder = run.workdir / _FOLDER
+  is_there = run.config.topics and atomic.is_committed(folder)
+  return atomic.load_array(folder / _ARRAY) if is_there else None

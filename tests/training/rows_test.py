@@ -18,6 +18,7 @@ from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
+from ance_jax.jobs import batch_report
 from ance_jax.jobs import inspect
 from ance_jax.jobs import mine
 from ance_jax.jobs import train
@@ -441,6 +442,26 @@ def test_topics_are_clusters_of_the_first_weights_and_cannot_come_later(make):
   shutil.rmtree(folder)
   with pytest.raises(errors.BadInput, match='topics of the training queries'):
     train.run(dataclasses.replace(config, max_steps=17))
+
+
+def test_what_is_shown_of_a_batch_is_of_one_topic_where_the_step_s_is(
+  make, monkeypatch
+):
+  config = make('margin_mse')
+  draw_rows, drawn = batches.draw_rows, {}
+
+  def noting(data, step, **settings):
+    drawn[step] = draw_rows(data, step, **settings)
+    return drawn[step]
+
+  monkeypatch.setattr(batches, 'draw_rows', noting)
+  run = experiment.create(config, ('train', 'dev'))[0]._replace(id='')
+  assert '8 queries of any topics, as only a run' in batch_report.lines(run)[0]
+  train.run(config)
+  of_training = drawn.pop(4)
+  run, _ = opened(config)
+  assert batch_report.lines(run)[0].endswith('8 queries')
+  np.testing.assert_array_equal(drawn[4].passages, of_training.passages)
 
 
 # The set has no answers, which this row needs.
