@@ -979,7 +979,7 @@ _READ_BY = (
   ),
   ('method', 'train refresh inspect export'),
   ('temperature', 'train refresh inspect'),
-  ('draw simans_a simans_b', 'train inspect'),
+  ('draw simans_a simans_b topics', 'train inspect'),
   ('negatives_per_source refresh_trigger', 'train refresh'),
   ('positive_min_score', 'train refresh'),
   ('drop_same_text drop_answers', 'train refresh inspect mine'),
@@ -995,7 +995,7 @@ _READ_BY = (
     'train inspect',
   ),
   (
-    'topics mask_above hardness_weight hardness_columns symmetric_columns '
+    'mask_above hardness_weight hardness_columns symmetric_columns '
     'matryoshka_widths guide_margin teacher_temperature also_weight '
     'num_processes process_id coordinator dry_run dropout_rate '
     'refresh_delay refresh_devices '
