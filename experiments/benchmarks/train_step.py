@@ -76,7 +76,7 @@ def make_ours(queries, passages):
     return steps.init_state(params, params, optimizer, here)
 
   without = make(dataclasses.replace(SETTINGS, dropout_rate=0.0))
-  _, metrics = without(new_state(), batch)
+  _, metrics = without(new_state(), batch, None)
   train_step, state = make(SETTINGS), [new_state()]
 
   def ours():

@@ -130,37 +130,35 @@ def other(field, value):
   return f'{value}x' if plain is str else plain((value or 0) + 1)
 
 
-@pytest.mark.parametrize('name', FIELDS)
-def test_a_run_goes_on_with_another_value_only_of_what_may_change(
-  name, monkeypatch
-):
+def test_a_run_goes_on_with_another_value_only_of_what_may_change(monkeypatch):
   before = config_lib.Config(workdir='/somewhere')
-  value = other(FIELDS[name], getattr(before, name))
   # Whatever must go with it.
   monkeypatch.setattr(config_lib.Config, '__post_init__', lambda _: None)
-  after = dataclasses.replace(before, **{name: value})
   monkeypatch.setattr(experiment, 'settings', lambda *_: before)
   experiment.check_same_run(before, 3)
-  may_change = FIELDS[name].metadata['may_change']
-  with refused(not may_change and f'^--{name} is .* began with '):
-    experiment.check_same_run(after, 3)
+  for name, field in FIELDS.items():
+    value = other(field, getattr(before, name))
+    after = dataclasses.replace(before, **{name: value})
+    may_change = field.metadata['may_change']
+    with refused(not may_change and f'^--{name} is .* began with '):
+      experiment.check_same_run(after, 3)
 
 
-@pytest.mark.parametrize('name', ['learning_rate', *OF_READING])
 def test_only_a_job_that_the_run_does_not_train_on_reads_it_otherwise(
-  name, monkeypatch
+  monkeypatch,
 ):
   before = config_lib.Config(workdir='/somewhere')
-  value = other(FIELDS[name], getattr(before, name))
   monkeypatch.setattr(config_lib.Config, '__post_init__', lambda _: None)
-  after = dataclasses.replace(before, **{name: value})
   monkeypatch.setattr(experiment, 'settings', lambda *_: before)
   monkeypatch.setattr(experiment, '_began', lambda *_: None)
   monkeypatch.setattr(experiment.pretrained, 'load_whole', lambda *_: None)
-  for for_training in (False, True):
-    is_free = name in OF_READING and not for_training
-    with refused(not is_free and f'^--{name} is .* began with '):
-      experiment._read_saved(after, 3, None, for_training)
+  for name in ('learning_rate', *OF_READING):
+    value = other(FIELDS[name], getattr(before, name))
+    after = dataclasses.replace(before, **{name: value})
+    for for_training in (False, True):
+      is_free = name in OF_READING and not for_training
+      with refused(not is_free and f'^--{name} is .* began with '):
+        experiment._read_saved(after, 3, None, for_training)
 
 
 JUDGED = corpus_lib.RawSplit(
