@@ -31,7 +31,7 @@ from ance_jax.core import remote
 DAMAGED = 'damaged-checkpoint'
 # Of the items of a checkpoint; in its manifest, which had none at first. In 1
 # the optimizer's state was one for all parameters; since 2 it is by tree.
-FORMAT = 2
+FORMAT = 3
 _RECORD = 'record'
 
 

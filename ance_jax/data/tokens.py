@@ -68,26 +68,42 @@ class TokenRows(NamedTuple):
     """Returns the number of tokens per row, (R,) int32."""
     return np.diff(self.offsets).astype(np.int32)
 
-  def padded_pieces(
-    self, rows: Sequence[int] | np.ndarray, length: int, number: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the padded pieces of some texts.
+  def rows_of_pieces(self, texts: np.ndarray, number: int) -> np.ndarray:
+    """Returns the rows of the pieces of some texts.
 
     Args:
-      rows: (n,) int, rows of texts.
-      length: As for `padded`.
+      texts: (n,) int, -1 for none.
       number: C, the maximum number of pieces per text.
 
     Returns:
-      (n, C, length) int32 token ids, and (n, C) int32 numbers of tokens, 0 for
-      absent pieces.
+      (n, C) int, -1 for absent pieces.
     """
-    start, end = self.first[rows], self.first[np.asarray(rows) + 1]
-    pieces = start[:, None] + np.arange(number)
-    pieces = np.where(pieces < end[:, None], pieces, -1)
-    ids, lengths = self.pieces().padded(pieces.ravel(), length)
-    lengths = np.where(pieces < 0, 0, lengths.reshape(pieces.shape))
-    return ids.reshape(*pieces.shape, -1), lengths
+    if self.first is None:
+      return texts[:, None]
+    start, end = self.first[texts], self.first[texts + 1]
+    rows = start[:, None] + np.arange(number)
+    return np.where((rows < end[:, None]) & (texts >= 0)[:, None], rows, -1)
+
+  def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+    """Returns the numbers of tokens of rows of any shape, 0 for -1."""
+    return np.where(rows < 0, 0, self.offsets[rows + 1] - self.offsets[rows])
+
+  def copy(
+    self, rows: np.ndarray, target: np.ndarray, starts: np.ndarray
+  ) -> None:
+    """Writes the tokens of (n,) rows into a flat array.
+
+    Args:
+      rows: (n,) int, -1 for none.
+      target: (m,) int array.
+      starts: (n,) int, where in `target` the first token of each row goes.
+    """
+    lengths = self.lengths_of(rows)
+    within = np.arange(lengths.sum())
+    within -= np.repeat(np.cumsum(lengths) - lengths, lengths)
+    target[np.repeat(starts, lengths) + within] = self.ids[
+      np.repeat(self.offsets[rows], lengths) + within
+    ]
 
   def padded(
     self, rows: Sequence[int] | np.ndarray, length: int

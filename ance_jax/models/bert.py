@@ -80,19 +80,61 @@ class BodyConfig:
 class Dropout(NamedTuple):
   """Selects the entries to drop. Functions take None for no dropout.
 
+  Each mask is a function of the text, the place in it and the channel or, for
+  attention weights, of the text, the head and two places; so it depends neither
+  on padding nor on which texts share a row or a device.
+
   Attributes:
-    rate: () float32, share of entries to drop.
+    rate: () float32, share of activations to drop.
+    attention_rate: () float32, share of attention weights to drop; None for
+      none.
     seed: () uint32, different at each step.
-    rows: (B,) uint32, index of each text in the global batch, so that dropout
-      does not depend on the number of devices.
-    max_length: Most tokens that a text may have, by which entries of attention
-      are numbered, so that dropout does not depend on the padding.
+    numbers: (R,) or (R, S) uint32, number of each text in the global batch.
+    max_length: int, or an array like `numbers`: the most tokens that each text
+      may have, by which its attention weights are numbered.
   """
 
   rate: jax.Array
+  attention_rate: jax.Array | None
   seed: jax.Array
-  rows: jax.Array
-  max_length: int
+  numbers: jax.Array
+  max_length: int | jax.Array
+
+
+class Layout(NamedTuple):
+  """Which token of which text is where in R rows of L tokens.
+
+  Attributes:
+    texts: (R, L) int32, the text in its row that each token is of; -1 for
+      padding.
+    places: (1, L) or (R, L) int32, place of each token in its text.
+    is_packed: Whether a row may have several texts.
+  """
+
+  texts: jax.Array
+  places: jax.Array
+  is_packed: bool
+
+
+def layout(lengths: jax.Array, length: int) -> Layout:
+  """Returns the `Layout` of rows of texts, one after another, then padding.
+
+  Args:
+    lengths: (R,) int32, tokens of each row's one text, or (R, S) of its texts
+      in order; 0 for no text.
+    length: L, tokens per row.
+  """
+  at = jnp.arange(length, dtype=jnp.int32)
+  if lengths.ndim == 1:
+    texts = jnp.where(at < lengths[:, None], 0, -1)
+    return Layout(texts, at[None], False)
+  ends = jnp.cumsum(lengths, 1)
+  before = ends[:, None] <= at[:, None]
+  texts = before.sum(-1, dtype=jnp.int32)
+  # Padding is behind the last text, and counts its places from there.
+  starts = jnp.where(before, lengths[:, None], 0).sum(-1)
+  real = at < ends[:, -1:]
+  return Layout(jnp.where(real, texts, -1), at - starts, True)
 
 
 def flops(config: BodyConfig, num_tokens: int, length: int) -> int:
@@ -132,44 +174,46 @@ class Body(nn.Module):
     dropout: Dropout | None = None,
     types: jax.Array | None = None,
   ) -> jax.Array:
-    """Returns (B, L, D) activations.
+    """Returns (R, L, D) activations.
 
     Args:
-      ids: (B, L) int32 token ids, padded on the right.
-      lengths: (B,) int32, tokens per text without padding.
+      ids: (R, L) int32 token ids, padded on the right.
+      lengths: (R,) int32, tokens of each row's one text without padding; or
+        (R, S) of the texts that share a row, one after another, 0 for none. No
+        token sees another text.
       dropout: None for no dropout.
-      types: (B, L) int32 token types for pairs of texts; None for all 0.
+      types: (R, L) int32 token types for pairs of texts; None for all 0.
     """
     c = self.config
-    batch, length = ids.shape
-    first = POSITIONS_BEFORE[c.model_type]
+    rows, length = ids.shape
+    where = layout(lengths, length)
+    masks = None if dropout is None else _of_tokens(dropout, where)
     x = self._table('word_embedding', c.vocab_size)[ids]
     x += self._table('position_embedding', c.max_positions)[
-      first : first + length
+      POSITIONS_BEFORE[c.model_type] + where.places
     ]
     if c.num_types:
       x += self._table('type_embedding', c.num_types)[
         0 if types is None else types
       ]
-    x = x.astype(self.dtype).reshape(batch * length, -1)
+    x = x.astype(self.dtype).reshape(rows * length, -1)
     x = _layer_norm(c, self.dtype, 'embedding_norm')(x)
-    x = drop(x, dropout, 0)
-    real = jnp.arange(length) < lengths[:, None]
+    x = drop(x, masks, 0)
     bias = (
       RelativeBias(c.num_heads, name='relative')(length)
       if c.model_type == 'mpnet'
       else None
     )
     if self.remat:
-      x = self._layers_in_a_loop(x, real, bias, dropout)
+      x = self._layers_in_a_loop(x, where, bias, masks)
     else:
       for number in range(c.num_layers):
         x = Layer(c, self.dtype, self.kernel, name=f'layer_{number}')(
-          x, real, bias, dropout, 3 * number + 1
+          x, where, bias, masks, 3 * number + 1
         )
-    return x.reshape(batch, length, -1)
+    return x.reshape(rows, length, -1)
 
-  def _layers_in_a_loop(self, x, real, bias, dropout):
+  def _layers_in_a_loop(self, x, where, bias, masks):
     """Applies all layers to `x`, storing only the input of each.
 
     It scans because XLA on CPUs drops the optimization barriers between
@@ -184,7 +228,7 @@ class Body(nn.Module):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def apply(x, one):
       params, site = one
-      return layer.apply({'params': params}, x, real, bias, dropout, site), None
+      return layer.apply({'params': params}, x, where, bias, masks, site), None
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     sites = 3 * jnp.arange(len(params), dtype=jnp.uint32) + 1
@@ -224,36 +268,37 @@ class Layer(nn.Module):
   def __call__(
     self,
     x: jax.Array,
-    real: jax.Array,
+    where: Layout,
     bias: jax.Array | None,
-    dropout: Dropout | None,
+    masks: '_Masks | None',
     site: int | jax.Array,
   ) -> jax.Array:
-    """Returns (B L, D) activations.
+    """Returns (R L, D) activations.
 
     Args:
-      x: (B L, D) activations.
-      real: (B, L) bool, false for padding.
+      x: (R L, D) activations.
+      where: The texts in the rows.
       bias: (heads, L, L) float32, added to the attention scores.
-      dropout: None for no dropout.
+      masks: None for no dropout.
       site: () uint32, number of the first of the layer's three dropout masks.
     """
     c = self.config
-    heads = (*real.shape, c.num_heads, c.hidden_size // c.num_heads)
+    heads = (*where.texts.shape, c.num_heads, c.hidden_size // c.num_heads)
     query, key, value = (
       self._dense(c.hidden_size, name)(x).reshape(heads)
       for name in ('query', 'key', 'value')
     )
-    if self.kernel and dropout is None and bias is None and _has_kernel(query):
-      mixed = _attention_by_cudnn(query, key, value, real)
+    keeps_all = masks is None or masks.attention_rate is None
+    if self.kernel and keeps_all and bias is None and _has_kernel(query):
+      mixed = _attention_by_cudnn(query, key, value, where)
     else:
-      mixed = attention(query, key, value, real, bias, dropout, site)
+      mixed = attention(query, key, value, where, bias, masks, site)
     mixed = self._dense(c.hidden_size, 'output')(mixed.reshape(x.shape))
     x = _layer_norm(c, self.dtype, 'attention_norm')(
-      x + drop(mixed, dropout, site + 1)
+      x + drop(mixed, masks, site + 1)
     )
     inner = ACTIVATIONS[c.activation](self._dense(c.intermediate_size, 'up')(x))
-    inner = drop(self._dense(c.hidden_size, 'down')(inner), dropout, site + 2)
+    inner = drop(self._dense(c.hidden_size, 'down')(inner), masks, site + 2)
     return _layer_norm(c, self.dtype, 'norm')(x + inner)
 
   def _dense(self, width, name):
@@ -270,24 +315,28 @@ def attention(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  real: jax.Array,
+  where: Layout,
   bias: jax.Array | None,
-  dropout: Dropout | None,
+  masks: '_Masks | None',
   site: int | jax.Array,
 ) -> jax.Array:
   """Returns scaled dot-product attention (Vaswani et al. 2017, eq. 1).
 
+  Each token attends to the tokens of its own text; what padding gets has no
+  meaning.
+
   Args:
-    query: (B, L, heads, d).
-    key: (B, L, heads, d).
-    value: (B, L, heads, d).
-    real: (B, L) bool, false for padding; at least one true per text.
+    query: (R, L, heads, d).
+    key: (R, L, heads, d).
+    value: (R, L, heads, d).
+    where: The texts in the rows; a row that is not packed has at least one
+      token.
     bias: (heads, L, L) float32, added to the scaled products.
-    dropout: Applied to the attention weights; None for no dropout.
+    masks: Applied to the attention weights; None for no dropout.
     site: () uint32, number of the dropout mask.
 
   Returns:
-    (B, L, heads, d), of the dtype of `value`.
+    (R, L, heads, d), of the dtype of `value`.
   """
   scores = jnp.einsum(
     'bqhd,bkhd->bhqk',
@@ -299,12 +348,15 @@ def attention(
   scores *= np.float32(query.shape[-1] ** -0.5)
   if bias is not None:
     scores += bias
-  scores = jnp.where(real[:, None, None], scores, -jnp.inf)
+  scores = jnp.where(_visible(where)[:, None], scores, -jnp.inf)
   weights = jnp.exp(
     scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))
   )
   total = weights.sum(-1)
-  weights = drop(weights, dropout, site, _numbers(weights, dropout))
+  if masks is not None and masks.attention_rate is not None:
+    number = _weight_numbers(masks, query.shape[2])
+    key_of_text = _keys(masks, site)[:, None, :, None]
+    weights = _kept(weights, number ^ key_of_text, masks.attention_rate)
   weights = weights.astype(value.dtype)
   mixed = jnp.einsum(
     'bhqk,bkhd->bqhd',
@@ -314,6 +366,16 @@ def attention(
     preferred_element_type=jnp.float32,
   )
   return (mixed / total.transpose(0, 2, 1)[..., None]).astype(value.dtype)
+
+
+def _visible(where):
+  """Returns (R, 1 or L, L) bool, whether a token (axis 1) sees another.
+
+  In packed rows padding is a text of its own, so that each token sees one.
+  """
+  if not where.is_packed:
+    return (where.texts >= 0)[:, None]
+  return where.texts[:, :, None] == where.texts[:, None]
 
 
 def _has_kernel(query):
@@ -327,36 +389,24 @@ def _has_kernel(query):
   )
 
 
-def _attention_by_cudnn(query, key, value, real):
+def _attention_by_cudnn(query, key, value, where):
   """Returns `attention` by a kernel that stores no scores (Dao et al. 2022).
 
   Its output is 0 at padding. The kernel itself leaves whatever was in memory
   there, and in the gradients, and 0 times that may be NaN.
   """
-  lengths = real.sum(1, dtype=jnp.int32)
+  real = where.texts >= 0
+  if where.is_packed:
+    visible = {'mask': _visible(where)[:, None]}
+  else:
+    lengths = real.sum(1, dtype=jnp.int32)
+    visible = {'query_seq_lengths': lengths, 'key_value_seq_lengths': lengths}
   real = real[..., None, None]
   query, key, value = (jnp.where(real, x, 0) for x in (query, key, value))
   mixed = jax.nn.dot_product_attention(
-    query,
-    key,
-    value,
-    query_seq_lengths=lengths,
-    key_value_seq_lengths=lengths,
-    implementation='cudnn',
+    query, key, value, implementation='cudnn', **visible
   )
   return jnp.where(real, mixed, 0)
-
-
-def _numbers(weights, dropout):
-  """Returns a (heads, L, L) number for each entry of a text's attention."""
-  if dropout is None:
-    return None
-  _, heads, length, _ = weights.shape
-  head, query, key = (
-    jnp.arange(number, dtype=jnp.uint32) for number in (heads, length, length)
-  )
-  rows = head[:, None] * dropout.max_length + query
-  return rows[..., None] * dropout.max_length + key
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
@@ -385,34 +435,85 @@ def buckets(distance: np.ndarray) -> np.ndarray:
   )
 
 
+class _Masks(NamedTuple):
+  """A `Dropout` by token.
+
+  Attributes:
+    rate: As in `Dropout`.
+    attention_rate: As in `Dropout`.
+    seed: As in `Dropout`.
+    numbers: (R, 1 or L) uint32, number of each token's text.
+    places: (1 or R, L) uint32, place of each token in its text.
+    strides: () or (R, 1 or L) uint32, most tokens of each token's text.
+  """
+
+  rate: jax.Array
+  attention_rate: jax.Array | None
+  seed: jax.Array
+  numbers: jax.Array
+  places: jax.Array
+  strides: jax.Array
+
+
+def _of_tokens(dropout, where):
+  """Returns the `_Masks` of a `Dropout` in a `Layout`."""
+
+  def by_token(of_texts):
+    of_texts = jnp.asarray(of_texts, jnp.uint32)
+    if not of_texts.ndim:
+      return of_texts
+    if not where.is_packed:
+      return of_texts[:, None]
+    # What is dropped of padding does not matter.
+    return jnp.take_along_axis(of_texts, jnp.maximum(where.texts, 0), 1)
+
+  places = where.places.astype(jnp.uint32)
+  numbers, strides = by_token(dropout.numbers), by_token(dropout.max_length)
+  return _Masks(*dropout[:3], numbers, places, strides)
+
+
+def _keys(masks, site):
+  """Returns (R, 1 or L) uint32, different for each text, step and site."""
+  seed = mix(masks.seed + jnp.uint32(site))
+  return mix(masks.numbers * np.uint32(0x9E3779B1) ^ seed)
+
+
+def _weight_numbers(masks, heads):
+  """Returns the (1 or R, heads, L, L) number of each entry of attention."""
+  head = jnp.arange(heads, dtype=jnp.uint32)[:, None, None]
+  strides = masks.strides
+  if strides.ndim:
+    strides = strides[:, None, :, None]
+  places = masks.places[:, None]
+  rows = head * strides + places[..., None]
+  return rows * strides + places[:, :, None]
+
+
 def drop(
-  x: jax.Array,
-  dropout: Dropout | None,
-  site: int | jax.Array,
-  numbers: jax.Array | None = None,
+  x: jax.Array, masks: _Masks | None, site: int | jax.Array
 ) -> jax.Array:
   """Returns `x` with a share of its entries set to 0 and the others scaled up.
 
   Args:
-    x: (B, ...) or (B L, D); its rows belong to the B texts in order.
-    dropout: None returns `x` unchanged.
+    x: (R L, D) activations.
+    masks: None returns `x` unchanged.
     site: () uint32, number of the mask, unique within a step.
-    numbers: uint32 number of each entry of a text; None: in their order.
   """
-  if dropout is None:
+  if masks is None:
     return x
-  texts = len(dropout.rows)
-  inner = (len(x) // texts, *x.shape[1:])
-  key = mix(
-    dropout.rows * np.uint32(0x9E3779B1) ^ mix(dropout.seed + jnp.uint32(site))
-  )
-  if numbers is None:
-    numbers = jnp.arange(np.prod(inner), dtype=jnp.uint32).reshape(inner)
-  bits = mix(numbers[None] ^ key.reshape(texts, *[1] * len(inner)))
+  width = x.shape[-1]
+  channels = jnp.arange(width, dtype=jnp.uint32)
+  numbers = masks.places[..., None] * np.uint32(width) + channels
+  numbers = numbers ^ _keys(masks, site)[..., None]
+  return _kept(x, numbers.reshape(x.shape), masks.rate)
+
+
+def _kept(x, numbers, rate):
+  """Returns `x`, without those entries that the hash of their number drops."""
   # float32 holds every 24-bit integer exactly.
-  kept = (bits >> 8) >= (dropout.rate * 2**24).astype(jnp.uint32)
-  scale = (1 / (1 - dropout.rate)).astype(x.dtype)
-  return jnp.where(kept.reshape(x.shape), x * scale, 0)
+  kept = (mix(numbers) >> 8) >= (rate * 2**24).astype(jnp.uint32)
+  scale = (1 / (1 - rate)).astype(x.dtype)
+  return jnp.where(kept, x * scale, 0)
 
 
 def mix(x: jax.Array) -> jax.Array:

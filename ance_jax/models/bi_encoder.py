@@ -107,22 +107,20 @@ class RetrieverConfig:
     return cls(**{**values, **parsed})
 
 
-class Tower(nn.Module):
-  """Token ids -> embeddings.
+class Pooled(nn.Module):
+  """Token ids -> pooled vectors: the part of a tower that sees tokens.
 
   Attributes:
     retriever: Settings.
     dtype: Type of the body's activations.
     remat: As in `bert.Body`.
     kernel: As in `bert.Body`.
-    skipped: Tokens at the start of each text to leave out of pooling.
   """
 
   retriever: RetrieverConfig
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   kernel: bool = True
-  skipped: int = 0
 
   @nn.compact
   def __call__(
@@ -130,18 +128,32 @@ class Tower(nn.Module):
     ids: jax.Array,
     lengths: jax.Array,
     dropout: bert.Dropout | None = None,
+    skipped: int | jax.Array = 0,
   ) -> jax.Array:
-    """Returns (B, E) float32 embeddings, of length 1 for cosine similarity.
+    """Returns one (..., P) float32 vector per text.
 
     Args:
-      ids: (B, L) int32 token ids, padded on the right.
-      lengths: (B,) int32, tokens per text without padding.
+      ids: (R, L) int32 token ids, padded on the right.
+      lengths: (R,) or (R, S) int32, as for `bert.Body`.
       dropout: None for no dropout.
+      skipped: As for `pooling.pool`.
     """
     r = self.retriever
     body = bert.Body(r.body, self.dtype, self.remat, self.kernel, name='body')
     x = body(ids, lengths, dropout).astype(jnp.float32)
-    x = pooling.apply(r.chain, pooling.pool(x, lengths, r.modes, self.skipped))
+    return pooling.pool(x, lengths, r.modes, skipped)
+
+
+class Embedded(nn.Module):
+  """Pooled vectors -> embeddings: the other part of a tower."""
+
+  retriever: RetrieverConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns (B, E) float32, of length 1 for cosine, of (B, P) vectors."""
+    r = self.retriever
+    x = pooling.apply(r.chain, x)
     if r.truncate_dim:
       x = x[:, : r.truncate_dim]
     return pooling.unit(x) if r.similarity == 'cosine' else x
@@ -179,16 +191,15 @@ def shapes(retriever: RetrieverConfig) -> dict[str, dict]:
 
 def _init(retriever, seed):
   """Returns random parameters for one tower."""
+  key = jax.random.key(seed)
   ids, lengths = jnp.zeros((1, 2), jnp.int32), jnp.ones(1, jnp.int32)
-  return Tower(retriever).init(jax.random.key(seed), ids, lengths)['params']
+  pooled, params = Pooled(retriever).init_with_output(key, ids, lengths)
+  rest = Embedded(retriever).init(key, pooled)
+  return {**params['params'], **rest.get('params', {})}
 
 
 def make_encode(
-  retriever: RetrieverConfig,
-  dtype: str,
-  side: str,
-  remat: bool = False,
-  kernel: bool = True,
+  retriever: RetrieverConfig, dtype: str, side: str, kernel: bool = True
 ) -> Callable[..., jax.Array]:
   """Returns encode(params, ids, lengths, dropout=None) -> (B, E) float32.
 
@@ -196,20 +207,14 @@ def make_encode(
     retriever: Settings.
     dtype: Type of the body's activations, by name.
     side: `QUERY` or `PASSAGE`.
-    remat: As in `bert.Body`; matters only for gradients.
     kernel: As in `bert.Body`.
   """
-  tower = Tower(
-    retriever,
-    jnp.dtype(dtype),
-    remat,
-    kernel,
-    skipped=getattr(retriever, f'{side}_prompt_tokens'),
-  )
+  pool = Pooled(retriever, jnp.dtype(dtype), kernel=kernel)
+  skipped = getattr(retriever, f'{side}_prompt_tokens')
 
   def encode(params, ids, lengths, dropout=None):
-    return tower.apply(
-      {'params': params[retriever.tower(side)]}, ids, lengths, dropout
-    )
+    tower = {'params': params[retriever.tower(side)]}
+    pooled = pool.apply(tower, ids, lengths, dropout, skipped)
+    return Embedded(retriever).apply(tower, pooled)
 
   return encode

@@ -1,7 +1,7 @@
 """Token vectors -> an embedding: pooling and the layers after it.
 
-Equivalent to the Pooling and Dense modules of sentence-transformers, for texts
-padded on the right.
+Equivalent to the Pooling and Dense modules of sentence-transformers, for rows
+with one text or several, padded on the right.
 """
 
 from collections.abc import Sequence
@@ -94,59 +94,81 @@ def pool(
   x: jax.Array,
   lengths: jax.Array,
   modes: Sequence[str],
-  skipped: int = 0,
+  skipped: int | jax.Array = 0,
 ) -> jax.Array:
-  """Returns (B, D * number of modes), the concatenated vectors of all modes.
+  """Returns (..., D * number of modes), the concatenated vectors of all modes.
 
   Args:
-    x: (B, L, D) float32 token vectors.
-    lengths: (B,) int32, tokens per text without padding.
+    x: (R, L, D) float32 token vectors.
+    lengths: (R,) or (R, S) int32, tokens of each text, as for `bert.Body`; the
+      vectors have the same leading axes. That of a text of 0 tokens is finite
+      and has no meaning.
     modes: Keys of `choices.POOLINGS`.
-    skipped: Number of prompt tokens to leave out at the start of each text.
-      Texts without other tokens pool to 0 (sentence-transformers gives minus
-      infinity for `max`), except that `cls` takes their first token.
+    skipped: Number of prompt tokens to leave out at the start of each text, for
+      all or of the shape of `lengths`. Texts without other tokens pool to 0
+      (sentence-transformers gives minus infinity for `max`), except that `cls`
+      takes their first token.
   """
-  places = jnp.arange(x.shape[1])
-  kept = (places < lengths[:, None]) & (places >= skipped)
-  count = jnp.maximum(lengths - skipped, 1) if skipped else lengths
-  return jnp.concatenate(
-    [_pooled(x, lengths, mode, kept, count, skipped) for mode in modes], -1
-  )
+  leading = lengths.shape
+  lengths = lengths.reshape(len(x), -1)
+  if not isinstance(skipped, int):
+    skipped = skipped.reshape(lengths.shape)
+  pooled = [_pooled(x, lengths, mode, skipped) for mode in modes]
+  return jnp.concatenate(pooled, -1).reshape(*leading, -1)
 
 
-def _pooled(x, lengths, mode, kept, count, skipped):
-  """Returns the (B, D) vectors of one mode.
+def _pooled(x, lengths, mode, skipped):
+  """Returns the (R, S, D) vectors of one mode.
 
   Args:
     x: As for `pool`.
-    lengths: As for `pool`.
+    lengths: (R, S) int32.
     mode: Key of `choices.POOLINGS`.
-    kept: (B, L) bool, the tokens to pool.
-    count: (B,) int32, number of these tokens, at least 1.
-    skipped: As for `pool`.
+    skipped: int or (R, S).
   """
+  ends = jnp.cumsum(lengths, 1)
+  starts = ends - lengths
+  first = starts + skipped
   if mode == 'cls':
-    if not skipped:
-      return x[:, 0]
-    return _at(x, jnp.where(lengths > skipped, skipped, 0))
+    return _at(x, jnp.where(lengths > skipped, first, starts))
   if mode == 'lasttoken':
-    return _at(x, lengths - 1) * (lengths > skipped)[:, None]
+    return _at(x, ends - 1) * (lengths > skipped)[..., None]
+  at = jnp.arange(x.shape[1])
+  # (R, S, L), the tokens to pool.
+  kept = (at < ends[..., None]) & (at >= first[..., None])
   if mode == 'max':
+    return _highest(x, kept)
+  count = jnp.maximum(lengths - skipped, 1)[..., None]
+  if mode == 'mean':
+    weights = kept / count
+  elif mode == 'mean_sqrt_len_tokens':
+    weights = kept / jnp.sqrt(count)
+  else:
+    weights = kept * (at + 1 - starts[..., None])
+    weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1)
+  return jnp.einsum(
+    'rld,rsl->rsd', x, weights, precision=bert.precision(x.dtype)
+  )
+
+
+def _highest(x, kept):
+  """Returns the (R, S, D) largest entries of the tokens of each text."""
+
+  @jax.checkpoint
+  def of_text(kept):
     highest = jnp.where(kept[..., None], x, -jnp.inf).max(1)
     return jnp.where(kept.any(1)[:, None], highest, 0)
-  if mode == 'mean':
-    weights = kept / count[:, None]
-  elif mode == 'mean_sqrt_len_tokens':
-    weights = kept / jnp.sqrt(count)[:, None]
-  else:
-    weights = kept * jnp.arange(1, x.shape[1] + 1)
-    weights = weights / jnp.maximum(weights.sum(1, keepdims=True), 1)
-  return jnp.einsum('bld,bl->bd', x, weights, precision=bert.precision(x.dtype))
+
+  # One text of each row at a time, to hold (R, L, D) and not S times as much.
+  return jnp.moveaxis(jax.lax.map(of_text, jnp.moveaxis(kept, 1, 0)), 0, 1)
 
 
 def _at(x, places):
-  """Returns the (B, D) vectors at one position of each text."""
-  return jnp.take_along_axis(x, places[:, None, None], 1)[:, 0]
+  """Returns the (R, S, D) vectors at one token of each text."""
+  places = jnp.clip(
+    places, 0, x.shape[1] - 1
+  )  # Rows may have less than S texts.
+  return jnp.take_along_axis(x, places[..., None], 1)
 
 
 def unit(x: jax.Array) -> jax.Array:

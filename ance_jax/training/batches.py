@@ -16,25 +16,26 @@ from ance_jax.mining import selection
 from ance_jax.models import bi_encoder
 from ance_jax.retrieval import index
 from ance_jax.training import methods
+from ance_jax.training import packing
 
 # Each purpose has its own stream of random numbers.
 _EPOCH, _POSITIVE, _NEGATIVE, _TOPIC = range(4)
 
 
 class Batch(NamedTuple):
-  """Arrays of one step: B queries with H negatives each, L tokens.
+  """Arrays of one step: B queries with H negatives each.
 
   Attributes:
     rows: (B,) uint32, index of the query in the whole batch.
-    query_ids: (B, L) int32 token ids.
-    query_lengths: (B,) int32 numbers of tokens.
-    passage_ids: (B, (1 + H) C, L) int32 token ids, the positive first, with C
-      pieces per passage.
+    slots: (B, 1 + (1 + H) C) int32, where the vectors of the query and of its
+      passages are among those of the texts of all devices; the positive first,
+      with C pieces per passage. Pieces that a passage lacks have its first's.
     passage_lengths: (B, (1 + H) C) int32 numbers of tokens; 0 for pieces that a
       passage lacks.
     passage_groups: (B, 1 + H) int32 text groups.
     positive_groups: (B, P) int32 text groups of all positives of the query, and
       of the query itself if it is a passage, padded with -1.
+    packs: Tokens of all texts, by tower.
     taught: (B, 1 + H) float32 scores by a teacher; None for rows without one.
     positive_rows: (B, P) int32 passage rows of all positives, padded with -1,
       for rows that search in the step; these have no passages otherwise.
@@ -43,12 +44,11 @@ class Batch(NamedTuple):
   """
 
   rows: np.ndarray
-  query_ids: np.ndarray
-  query_lengths: np.ndarray
-  passage_ids: np.ndarray
+  slots: np.ndarray
   passage_lengths: np.ndarray
   passage_groups: np.ndarray
   positive_groups: np.ndarray
+  packs: dict[str, packing.Pack]
   taught: np.ndarray | None = None
   positive_rows: np.ndarray | None = None
   guide_queries: np.ndarray | None = None
@@ -179,8 +179,7 @@ class TrainingData(NamedTuple):
     positive_groups: (Q, G) int32 text groups that are never negatives of the
       query, padded with -1.
     groups: (N,) int32 text group of each passage.
-    query_length: Padded length of queries, in tokens.
-    passage_length: Padded length of passages or their pieces, in tokens.
+    row_lengths: L, tokens of a row, by tower.
     pieces: C, maximum number of pieces per passage.
     positive_rows: (Q, P) int32, `positives` as rows padded with -1, for rows
       that search in the step.
@@ -192,8 +191,7 @@ class TrainingData(NamedTuple):
   positives: np.ndarray
   positive_groups: np.ndarray
   groups: np.ndarray
-  query_length: int
-  passage_length: int
+  row_lengths: dict[str, int]
   pieces: int = 1
   positive_rows: np.ndarray | None = None
 
@@ -234,8 +232,13 @@ def training_data(
   retriever: bi_encoder.RetrieverConfig,
   method: methods.Method,
   same_text: bool = True,
+  multiple: int = 64,
 ) -> TrainingData:
-  """Returns the data of a split in which every query has a positive."""
+  """Returns the data of a split in which every query has a positive.
+
+  Rows of tokens are as long as the longest text of their tower, rounded up to
+  a `multiple`.
+  """
   query_rows, positives, of_passage = judged(split, corpus, method, same_text)
   banned = np.stack([query_rows, positives])
   banned = np.concatenate([banned, split.own_passages()], 1)
@@ -248,7 +251,15 @@ def training_data(
     first = np.unique(query_rows, return_index=True)[1]
     query_rows, positives = query_rows[first], positives[first]
   offsets = np.searchsorted(query_rows, np.arange(len(queries) + 1))
+  longest = {bi_encoder.QUERY: int(queries.lengths().max(initial=1))}
   positive_rows = None
+  if not method.searches:
+    longest[bi_encoder.PASSAGE] = int(passages.lengths().max(initial=1))
+  row_lengths = {}
+  for side, length in longest.items():
+    tower = retriever.tower(side)
+    rounded = -(-length // multiple) * multiple
+    row_lengths[tower] = max(rounded, row_lengths.get(tower, 0))
   if method.searches:
     positive_rows = corpus_lib.padded(
       positives, offsets[:-1], np.diff(offsets), -1
@@ -260,8 +271,7 @@ def training_data(
     positives,
     groups,
     of_passage,
-    retriever.query_length,
-    retriever.passage_length,
+    row_lengths,
     1 if passages.first is None else int(np.diff(passages.first).max()),
     positive_rows,
   )
@@ -269,48 +279,167 @@ def training_data(
 
 def make_batch(
   data: TrainingData,
-  step: int,
+  drawn: Drawn,
   *,
-  seed: int,
-  batch_size: int,
-  num_negatives: int,
-  negatives: Negatives | None,
-  triplets: bool = False,
-  draw: Draw = UNIFORM,
-  topics: Topics | None = None,
+  shapes: packing.Shapes,
   guide: Guide | None = None,
   part: tuple[int, int] = (0, 1),
 ) -> Batch:
-  """Returns the batch of a step, or a slice of its queries.
+  """Returns a batch, or a slice of its queries and of its rows of tokens.
 
-  Takes the arguments of `draw_rows`, the guide if there is one, and `part`, the
-  (index, count) of the slice.
+  Args:
+    data: The training data.
+    drawn: The rows of the whole batch, from `draw_rows`.
+    shapes: The shapes that a step may have.
+    guide: The guide, if there is one.
+    part: (index, count) of the slice.
   """
-  drawn = draw_rows(
-    data,
-    step,
-    seed=seed,
-    batch_size=batch_size,
-    num_negatives=num_negatives,
-    negatives=negatives,
-    triplets=triplets,
-    draw=draw,
-    topics=topics,
-  )
+  slots, packs, lengths = pack(data, drawn, shapes, part)
   number, parts = part
-  size = batch_size // parts
+  size = len(drawn.queries) // parts
   here = np.arange(number * size, (number + 1) * size)
   queries, passages, taught = (
     None if column is None else column[here] for column in drawn
   )
-  if data.positive_rows is not None:
-    batch = _of_rows(data, here, queries, passages[:, :0])
-    return batch._replace(positive_rows=data.positive_rows[queries])
-  batch = _of_rows(data, here, queries, passages)._replace(taught=taught)
+  is_searched = data.positive_rows is not None
+  if is_searched:
+    passages = passages[:, :0]
+  batch = Batch(
+    here.astype(np.uint32),
+    slots[here],
+    lengths[here, 1:],
+    data.groups[passages],
+    data.positive_groups[queries],
+    packs,
+    taught,
+  )
+  if is_searched:
+    return batch._replace(
+      taught=None, positive_rows=data.positive_rows[queries]
+    )
   if guide:
     of_queries, of_passages = guide.of_batch(queries, passages)
     batch = batch._replace(guide_queries=of_queries, guide_passages=of_passages)
   return batch
+
+
+def num_rows(data: TrainingData, drawn: Drawn) -> dict[str, int]:
+  """Returns the number of rows that a batch's tokens need, by tower."""
+  lengths = _texts(data, drawn)[1]
+  return {
+    tower: packing.assign(lengths[:, columns].ravel(), row_length).count
+    for tower, row_length, columns in _towers(data)
+  }
+
+
+def num_texts(
+  data: TrainingData, batch_size: int, num_negatives: int
+) -> dict[str, int]:
+  """Returns the number of texts of a batch, by tower."""
+  passages = (1 + num_negatives) * data.pieces
+  texts = np.zeros((batch_size, 1 + passages))
+  return {tower: texts[:, columns].size for tower, _, columns in _towers(data)}
+
+
+def pack(
+  data: TrainingData,
+  drawn: Drawn,
+  shapes: packing.Shapes,
+  part: tuple[int, int] = (0, 1),
+) -> tuple[np.ndarray, dict[str, packing.Pack], np.ndarray]:
+  """Packs the tokens of a batch.
+
+  Args:
+    data: The training data.
+    drawn: The rows of the batch.
+    shapes: The shapes that a step may have.
+    part: (index, count) of the rows of tokens to return.
+
+  Returns:
+    (B, 1 + (1 + H) C) int32, `Batch.slots`; the packs of a part by tower; and
+    (B, 1 + (1 + H) C) int32 numbers of tokens, 0 for pieces that are absent.
+  """
+  rows, lengths = _texts(data, drawn)
+  assigned = {
+    tower: packing.assign(lengths[:, columns].ravel(), row_length)
+    for tower, row_length, columns in _towers(data)
+  }
+  counts = {tower: one.count for tower, one in assigned.items()}
+  shape = shapes.fitting(counts)
+  slots, packs = np.zeros(lengths.shape, np.int32), {}
+  for tower, row_length, columns in _towers(data):
+    one, total = assigned[tower], shapes.total(shape[tower])
+    found = one.rows * packing.SLOTS + one.slots
+    slots[:, columns] = found.reshape(len(slots), -1)
+    size = total // part[1]
+    row = one.rows - part[0] * size
+    here = np.flatnonzero((one.rows >= 0) & (row >= 0) & (row < size))
+    of_batch, column = np.divmod(here, lengths[:, columns].shape[1])
+    column += columns.start or 0
+    ids = np.full((size, row_length), data.queries.pad_id, np.int32)
+    starts = row[here] * row_length + one.starts[here]
+    for texts, are_here in (
+      (data.queries, column == 0),
+      (data.passages, column > 0),
+    ):
+      texts.copy(
+        rows[of_batch[are_here], column[are_here]],
+        ids.reshape(-1),
+        starts[are_here],
+      )
+    slot = row[here], one.slots[here]
+    of_slots = np.zeros((3, size, packing.SLOTS), np.uint32)
+    of_slots[0][slot] = lengths[of_batch, column]
+    of_slots[1][slot] = of_batch * lengths.shape[1] + column
+    of_slots[2][slot] = column > 0
+    chunked = (-1, shape[tower].rows)
+    packs[tower] = packing.Pack(
+      ids.reshape(*chunked, row_length),
+      *(
+        array.reshape(*chunked, packing.SLOTS).astype(dtype)
+        for array, dtype in zip(
+          of_slots, (np.int32, np.uint32, bool), strict=True
+        )
+      ),
+    )
+  # Absent pieces.
+  firsts = np.repeat(slots[:, 1 :: data.pieces], data.pieces, 1)
+  slots[:, 1:] = np.where(lengths[:, 1:] > 0, slots[:, 1:], firsts)
+  return slots, packs, lengths.astype(np.int32)
+
+
+def _towers(data):
+  """Returns (tower, row length, columns of `_texts`) of each tower."""
+  columns = {
+    bi_encoder.TIED: slice(None),
+    bi_encoder.QUERY: slice(0, 1),
+    bi_encoder.PASSAGE: slice(1, None),
+  }
+  return [
+    (tower, length, columns[tower])
+    for tower, length in data.row_lengths.items()
+  ]
+
+
+def _texts(data, drawn):
+  """Returns the token rows of a batch's texts, and their numbers of tokens.
+
+  Both are (B, 1 + (1 + H) C) int: the query, then the pieces of its passages.
+  Pieces that a passage lacks are -1, of 0 tokens. Other texts count at least
+  one, padding, to stay finite.
+  """
+  queries, passages = drawn.queries, drawn.passages
+  if data.positive_rows is not None:
+    passages = passages[:, :0]
+  pieces = data.passages.rows_of_pieces(passages.ravel(), data.pieces)
+  rows = pieces.reshape(len(queries), passages.shape[1] * data.pieces)
+  lengths = data.passages.lengths_of(rows)
+  lengths[:, :: data.pieces] = np.maximum(lengths[:, :: data.pieces], 1)
+  of_queries = np.maximum(data.queries.lengths_of(queries), 1)
+  return (
+    np.append(queries[:, None], rows, 1),
+    np.append(of_queries[:, None], lengths, 1),
+  )
 
 
 def draw_rows(
@@ -419,40 +548,6 @@ def _columns(random, negatives, places, pairs, number, draw):
     there = np.maximum((passages >= 0).sum(1), 1)[:, None]
     return np.arange(number) % there
   return selection.draw(random, passages, number, weights)
-
-
-def _of_rows(data, here, rows, passages):
-  """Returns the `Batch` of (B,) query rows and (B, 1 + H) passage rows.
-
-  Args:
-    data: `TrainingData`.
-    here: (B,) int, indices of the queries in the whole batch.
-    rows: Query rows.
-    passages: Passage rows, the positive first.
-  """
-  query_ids, query_lengths = data.queries.padded(rows, data.query_length)
-  passage_ids, passage_lengths = _padded_passages(data, passages)
-  return Batch(
-    here.astype(np.uint32),
-    query_ids,
-    query_lengths,
-    passage_ids,
-    passage_lengths,
-    data.groups[passages],
-    data.positive_groups[rows],
-  )
-
-
-def _padded_passages(data, passages):
-  """Returns token ids and lengths of (B, n) passages or their pieces."""
-  if data.passages.first is None:
-    ids, lengths = data.passages.padded(passages.ravel(), data.passage_length)
-  else:
-    ids, lengths = data.passages.padded_pieces(
-      passages.ravel(), data.passage_length, data.pieces
-    )
-  shape = len(passages), passages.shape[1] * data.pieces
-  return ids.reshape(*shape, data.passage_length), lengths.reshape(shape)
 
 
 def _triplets(seed, step, batch_size, negatives):

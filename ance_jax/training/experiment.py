@@ -48,6 +48,8 @@ from ance_jax.training import settings as settings_lib
 _DATA_FILE = 'data.json'
 # Settings that may be names on the hub, which a run pins to a commit.
 _ON_THE_HUB = 'init_from', 'guide', 'cross_encoder'
+# Rows of tokens are multiples of this, 128 on accelerators.
+_ROW_MULTIPLES = {'cpu': 64}
 # Jobs that build no index.
 _WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
 
@@ -455,6 +457,7 @@ def training_data(
     run.retriever.config,
     method,
     run.config.drop_same_text,
+    _ROW_MULTIPLES.get(run.devices[0].platform, 128),
   )
 
 

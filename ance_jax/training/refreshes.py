@@ -353,7 +353,7 @@ def negatives_for(
     BadInput: As for `load`, or no query has any negatives.
   """
   if method.refreshes:
-    since, step = in_use
+    since, step = in_use[:2]
     return of_table(run, _query_slice(run, step)[0], load(run, step), since)
   for source in _once(method):
     return of_table(run, 0, _ONCE[source](run), 0)
@@ -376,7 +376,7 @@ def peek(
     As `negatives_for`, and None where nothing is published.
   """
   if in_use:
-    since, step = in_use
+    since, step = in_use[:2]
     start, there = _query_slice(run, step)[0], folder(run, step)
   else:
     start, since = 0, 0

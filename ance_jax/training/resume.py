@@ -22,6 +22,7 @@ from ance_jax.training import negatives
 from ance_jax.training import schedule
 
 PICK_UPS_FILE = 'pickups.json'
+WORK_FILE = 'work.json'
 # Settings whose changes are not reported, because they do not affect training.
 _OF_ONE_START = (
   'job', 'workdir', 'dry_run', 'debug', 'compilation_cache_dir',
@@ -37,12 +38,14 @@ class Begun(NamedTuple):
     params: Parameters by tower; None if they are in the checkpoint.
     step: Optimizer steps made.
     history: Lines of `metrics.jsonl` up to `step`.
+    work: Operations of all steps so far, as `run_log.RunLog` counts them.
   """
 
   run: experiment.Experiment
   params: dict | None
   step: int
   history: bytes
+  work: dict[str, float]
 
 
 def begin(config: config_lib.Config) -> Begun:
@@ -62,7 +65,7 @@ def begin(config: config_lib.Config) -> Begun:
     this, params = experiment.create(config, splits)
     negatives.check(this)
     logs.log(f'training {config.workdir} from step 0')
-    return Begun(this, params, 0, b'')
+    return Begun(this, params, 0, b'', {})
   checkpoint.check_format(config.workdir, step, saved)
   experiment.check_same_run(config, step)
   if step > config.max_steps:
@@ -79,7 +82,8 @@ def begin(config: config_lib.Config) -> Begun:
   if distributed.is_first():
     history = _restore_history(config, step)
   distributed.barrier('restored')
-  return Begun(this, None, step, history)
+  work = json.loads(checkpoint.read_record(config.workdir, step)[WORK_FILE])
+  return Begun(this, None, step, history, work)
 
 
 def begin_pick_ups(run: experiment.Experiment) -> None:
@@ -89,11 +93,38 @@ def begin_pick_ups(run: experiment.Experiment) -> None:
   distributed.barrier('no pick-ups')
 
 
-def pick_up(run: experiment.Experiment, new: schedule.ActiveRefresh) -> None:
-  """Records on disk that a refresh becomes active, before its first batch."""
+def pick_up(
+  run: experiment.Experiment, step: int, refresh: int
+) -> schedule.ActiveRefresh:
+  """Records on disk that a refresh becomes active, before its first batch.
+
+  Args:
+    run: The run.
+    step: Optimizer steps made before.
+    refresh: Step of the weights of the refresh.
+
+  Returns:
+    The record, as before if it was there.
+  """
   before = _pick_ups(run.workdir)
-  if distributed.is_first() and new not in before:
+  for one in before:
+    if one[:2] == (step, refresh):
+      return one
+  new = schedule.ActiveRefresh(step, refresh)
+  if distributed.is_first():
     _write_pick_ups(run.workdir, [*before, new])
+  return new
+
+
+def record_shapes(
+  run: experiment.Experiment, new: schedule.ActiveRefresh
+) -> None:
+  """Adds the shapes of an active refresh to its record on disk."""
+  if distributed.is_first():
+    before = _pick_ups(run.workdir)
+    _write_pick_ups(
+      run.workdir, [new if one[:2] == new[:2] else one for one in before]
+    )
 
 
 def active_at(

@@ -17,9 +17,7 @@ from ance_jax.training import checks
 from ance_jax.training import experiment
 from ance_jax.training import optimizers
 from ance_jax.training import refreshes
-from ance_jax.training import resume
 from ance_jax.training import schedule
-from ance_jax.training import steps
 
 
 class Show(NamedTuple):
@@ -43,6 +41,7 @@ class RunLog:
     metrics: logs.Metrics,
     compiles: collections.Counter,
     show: Show,
+    work: dict[str, float],
   ):
     """Creates the log of a run.
 
@@ -51,7 +50,10 @@ class RunLog:
       metrics: Writes metrics.jsonl.
       compiles: 'compiles' and 'compile_secs' since the last log.
       show: Shows the run.
+      work: Operations of the steps so far, `flops` with padding and
+        `flops_real` without; empty before the first.
     """
+    self.work = {'flops': 0.0, 'flops_real': 0.0} | work
     self.metrics, self._run, self._show = metrics, run, show
     self._compiles, self._signs = compiles, checks.Signs()
     self._pace = pace.Pace(run.config.max_steps)
@@ -78,6 +80,8 @@ class RunLog:
     """
     config = self._run.config
     values = jax.device_get(metrics)
+    for name in self.work:
+      self.work[name] += float(values.pop(name))
     values = {f'train/{name}': float(value) for name, value in values.items()}
     # A gradient that is not finite has already corrupted the parameters.
     if not math.isfinite(values['train/loss'] + values['train/grad_norm']):
@@ -131,7 +135,8 @@ class RunLog:
     secs['time/compiles'] = self._compiles.pop('compiles', 0)
     secs['time/compile_secs'] = self._compiles.pop('compile_secs', 0)
     flops = {f'flops/{name}': value for name, value in made['flops'].items()}
-    flops['flops/train'] = train_flops(self._run, step)
+    flops['flops/train'] = self.work['flops']
+    flops['flops/train_real'] = self.work['flops_real']
     self.metrics.write(step, {**made['metrics'], **secs, **flops})
     if not distributed.is_first():
       return
@@ -157,23 +162,6 @@ class RunLog:
       name.removeprefix('dev/'): logs.series(workdir, name)[last]
       for name in logs.dev_measures(workdir)
     }
-
-
-def train_flops(run: experiment.Experiment, step: int) -> int:
-  """Returns the floating-point operations of all steps up to `step`."""
-  config = run.config
-  first = next(iter(resume.to_replay(run)), None)
-  mined = min(first.step, step) if first else step
-  return sum(
-    number
-    * steps.flops(
-      config, method, run.retriever.config, len(run.dataset.passages)
-    )
-    for number, method in (
-      (mined, schedule.method(config, None, 0)),
-      (step - mined, schedule.method(config, first, mined)),
-    )
-  )
 
 
 def _line(config, step, values, rate):

@@ -20,10 +20,13 @@ class ActiveRefresh(NamedTuple):
   Attributes:
     step: Optimizer steps made before the first batch of them.
     refresh: Step of the weights that mined them.
+    shapes: Shapes of the steps with them, as of `packing.to_json`; None until
+      they are chosen.
   """
 
   step: int
   refresh: int
+  shapes: dict | None = None
 
 
 def method(

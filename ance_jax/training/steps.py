@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ance_jax import config as config_lib
@@ -26,7 +25,6 @@ from ance_jax.training import experiment
 from ance_jax.training import losses
 from ance_jax.training import methods
 from ance_jax.training import optimizers
-from ance_jax.training import schedule
 from ance_jax.training import searched
 
 _AXIS = devices_lib.AXIS
@@ -110,8 +108,6 @@ def make_loss(
     retriever: Settings of the retriever.
   """
   embed = _make_embed(config, retriever)
-  if method.in_batch and config.micro_batch_size:
-    embed = _in_pieces(embed, config.micro_batch_size)
   of_batch = columns_lib.make(config, method)
   narrow = config_checks.numbers(config.matryoshka_widths)
 
@@ -170,48 +166,12 @@ def make_gradient(
   def loss_and_grads(trained, params, batch, step, everything):
     return loss({**params, **trained}, batch, step, everything)
 
-  if config.micro_batch_size and not method.in_batch:
-    # Losses of different queries are independent, so gradients of pieces add.
-    loss_and_grads = _accumulated(loss_and_grads, config.micro_batch_size)
-
   def gradient(params, batch, step, everything=None):
     trained = {name: params[name] for name in experiment.trees(method, params)}
     values, grads = loss_and_grads(trained, params, batch, step, everything)
     return values, lax.pmean(grads, _AXIS)
 
   return gradient
-
-
-def flops(
-  config: config_lib.Config,
-  method: methods.Method,
-  retriever: bi_encoder.RetrieverConfig,
-  num_passages: int,
-) -> int:
-  """Returns the floating-point operations of a step.
-
-  The backward pass counts as twice the forward pass. Forward operations that
-  `--remat` or gradient caching repeat do not count.
-
-  Args:
-    config: Settings of the run.
-    method: Row of the method table.
-    retriever: Settings of the retriever.
-    num_passages: Passages of the corpus, for rows that search them.
-  """
-  passages = config.batch_size * config.chunks
-  passages *= 1 + schedule.num_negatives(config, method)
-  search = 0
-  if method.searches:
-    passages = 0
-    search = 2 * config.batch_size * num_passages * retriever.embedding_size
-  return search + 3 * sum(
-    bert.flops(retriever.body, number * length, length)
-    for number, length in (
-      (config.batch_size, retriever.query_length),
-      (passages, retriever.passage_length),
-    )
-  )
 
 
 def make_train_step(
@@ -228,10 +188,15 @@ def make_train_step(
   `passages` are `searched.Passages`, None for rows that do not search in the
   step. Metrics are () float32, the same on all devices: 'loss', in nats;
   'accuracy', share of queries whose positive scores above all their negatives;
-  'grad_norm', before clipping; 'real_tokens', share of tokens that are not
-  padding.
+  'grad_norm', before clipping; and those of `_work`.
   """
   gradient = make_gradient(config, method, retriever)
+
+  def search(batch, everything):
+    if not method.searches:
+      return jnp.float32(0)
+    products = len(batch.rows) * everything.num_rows
+    return 2.0 * len(devices) * products * retriever.embedding_size
 
   def train_step(state, batch, everything):
     (loss, accuracy), grads = gradient(
@@ -248,7 +213,7 @@ def make_train_step(
       'loss': loss,
       'accuracy': accuracy,
       'grad_norm': optax.tree.norm(grads),
-      'real_tokens': lax.pmean(_real_tokens(batch), _AXIS),
+      **_work(batch, retriever, len(devices), search(batch, everything)),
     }
     return State(state.step + 1, params, opt_state), metrics
 
@@ -262,108 +227,124 @@ def make_train_step(
   )
 
 
+def _work(batch, retriever, num_devices, search):
+  """Returns the floating-point operations of a step, and numbers of tokens.
+
+  The backward pass counts as twice the forward pass. Forward operations that
+  `--remat` or gradient caching repeat do not count.
+
+  Args:
+    batch: `Batch`.
+    retriever: Settings of the retriever.
+    num_devices: Number of devices.
+    search: Operations of the search in the step, over all devices.
+
+  Returns:
+    Float32 metrics, all over all devices: 'flops', with padding; 'flops_real',
+    as if each text were alone; 'real_tokens', share of tokens that are not
+    padding.
+  """
+  computed = padded = 0
+  tokens, of_texts = jnp.float32(0), jnp.float32(0)
+  for pack in batch.packs.values():
+    length = pack.ids.shape[-1]
+    padded += pack.ids.size
+    computed += bert.flops(retriever.body, pack.ids.size, length)
+    lengths = pack.lengths.astype(jnp.float32)
+    tokens += lengths.sum()
+    of_texts += bert.flops(retriever.body, lengths, lengths).sum()
+  tokens, of_texts = lax.psum((tokens, of_texts), _AXIS)
+  return {
+    'flops': search + jnp.float32(3 * num_devices * computed),
+    'flops_real': search + 3 * of_texts,
+    'real_tokens': tokens / (num_devices * padded),
+  }
+
+
 def _make_embed(config, retriever):
   """Returns embed(params, batch, step) -> (B, E), (B, (1 + H) C, E) float32.
 
   These are the embeddings of queries and of passages in C pieces each, with the
-  step's dropout.
+  step's dropout. Each device computes its rows of texts, which may be those of
+  other devices' queries; then all pooled vectors go to all devices.
   """
-  encode_queries, encode_passages = (
-    bi_encoder.make_encode(retriever, config.dtype, side, config.remat)
-    for side in (bi_encoder.QUERY, bi_encoder.PASSAGE)
-  )
+  pool = bi_encoder.Pooled(retriever, jnp.dtype(config.dtype), config.remat)
+  embedded = bi_encoder.Embedded(retriever)
 
-  def dropout(rows, step, max_length):
-    if not config.dropout_rate:
-      return None
+  def chunk(params, pack, seed):
+    of_text = functools.partial(jnp.where, pack.are_passages)
+    dropout = None
+    if config.dropout_rate:
+      dropout = bert.Dropout(
+        jnp.float32(config.dropout_rate),
+        jnp.float32(config.dropout_rate),
+        seed,
+        pack.numbers,
+        of_text(retriever.passage_length, retriever.query_length),
+      )
+    skipped = retriever.query_prompt_tokens, retriever.passage_prompt_tokens
+    skipped = of_text(*skipped[::-1]) if any(skipped) else 0
+    return pool.apply(
+      {'params': params}, pack.ids, pack.lengths, dropout, skipped
+    )
+
+  def embed(params, batch, step):
     # Mixes the seed first because with seed ^ step alone, two seeds would have
     # the same masks at different steps.
     seed = bert.mix(jnp.uint32(config.seed))
     seed = bert.mix(step.astype(jnp.uint32) ^ seed)
-    return bert.Dropout(
-      jnp.float32(config.dropout_rate), seed, rows, max_length
-    )
+    found = {}
+    for tower, pack in batch.packs.items():
+      pooled = _in_chunks(functools.partial(chunk, seed=seed))(
+        params[tower], pack
+      )
+      flat = pooled.reshape(-1, pooled.shape[-1])
+      found[tower] = lax.all_gather(flat, _AXIS, tiled=True)
 
-  def embed(params, batch, step):
-    columns = batch.passage_ids.shape[1]
-    # Numbers the texts of the whole batch: each query, then its passages.
-    rows = batch.rows[:, None] * np.uint32(columns + 1)
-    rows += jnp.arange(columns + 1, dtype=jnp.uint32)
-    queries = encode_queries(
-      params,
-      batch.query_ids,
-      batch.query_lengths,
-      dropout(rows[:, 0], step, retriever.query_length),
-    )
-    if not columns:
+    def of(side, slots):
+      # Only vectors of texts: that of an empty slot may have no direction.
+      tower = retriever.tower(side)
+      vectors = found[tower][slots.ravel()]
+      x = embedded.apply({'params': params[tower]}, vectors)
+      return x.reshape(*slots.shape, -1)
+
+    queries = of(bi_encoder.QUERY, batch.slots[:, 0])
+    if batch.slots.shape[1] == 1:
       return queries, None
-    passages = encode_passages(
-      params,
-      batch.passage_ids.reshape(-1, batch.passage_ids.shape[-1]),
-      # Encodes missing pieces as one token, to stay finite.
-      jnp.maximum(batch.passage_lengths.ravel(), 1),
-      dropout(rows[:, 1:].ravel(), step, retriever.passage_length),
-    )
-    return queries, passages.reshape(*batch.passage_lengths.shape, -1)
+    return queries, of(bi_encoder.PASSAGE, batch.slots[:, 1:])
 
   return embed
 
 
-def _in_pieces(embed, size):
-  """Returns an `embed` that holds the activations of one piece at a time.
+def _in_chunks(pool):
+  """Returns pool(params, pack) that holds the activations of one chunk at once.
 
-  Its derivative is gradient caching (Gao et al. 2021, section 3.2): embed all
-  pieces without keeping activations, take the gradient of the loss by the
-  embeddings, then recompute and differentiate each piece. Dropout depends on
-  the text's number in the whole batch, so the second pass has the same masks.
+  Its derivative is gradient caching (Gao et al. 2021, section 3.2): pool all
+  chunks without keeping activations, take the gradient of the loss by the
+  vectors, then recompute and differentiate each chunk. Dropout depends on the
+  text's number in the whole batch, so the second pass has the same masks.
 
   Args:
-    embed: Made by `_make_embed`.
-    size: int, queries per piece.
+    pool: pool(params, pack) -> (R, S, P) of a pack without its first axis.
   """
 
-  def embed_in_pieces(params, batch, step):
+  def of_chunks(params, pack):
+    if len(pack.ids) == 1:
+      return pool(params, jax.tree.map(lambda x: x[0], pack))
+
     # The two passes are separate loops, which XLA's CSE cannot merge.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def embed_piece(piece):
-      return embed(params, piece, step)
+    def of_chunk(one):
+      def nothing(one):
+        return jax.tree.map(
+          lambda x: jnp.zeros(x.shape, x.dtype),
+          jax.eval_shape(lambda one: pool(params, one), one),
+        )
 
-    embeddings = lax.map(embed_piece, _pieces(batch, size))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), embeddings)
+      # Chunks without texts cost nothing.
+      there = one.lengths.any()
+      return lax.cond(there, lambda one: pool(params, one), nothing, one)
 
-  return embed_in_pieces
+    return lax.map(of_chunk, pack)
 
-
-def _accumulated(loss_and_grads, size):
-  """Returns a `loss_and_grads` that averages over pieces of the batch.
-
-  Args:
-    loss_and_grads: (trained, params, batch, step, passages) -> ((loss,
-      accuracy), gradient by trained), each a mean over the batch's queries.
-    size: int, queries per piece.
-  """
-
-  def accumulated(trained, params, batch, step, everything):
-    def add(total, piece):
-      new = loss_and_grads(trained, params, piece, step, everything)
-      return jax.tree.map(jnp.add, total, new), None
-
-    pieces = _pieces(batch, size)
-    zero = jnp.float32(0)
-    zeros = (zero, zero), jax.tree.map(jnp.zeros_like, trained)
-    total, _ = lax.scan(add, zeros, pieces)
-    return jax.tree.map(lambda x: x / len(pieces.rows), total)
-
-  return accumulated
-
-
-def _pieces(batch, size):
-  """Returns the batch with leaves (B / size, size, ...)."""
-  return jax.tree.map(
-    lambda x: x.reshape(len(x) // size, size, *x.shape[1:]), batch
-  )
-
-
-def _real_tokens(batch):
-  real = batch.query_lengths.sum() + batch.passage_lengths.sum()
-  return real / (batch.query_ids.size + batch.passage_ids.size)
+  return of_chunks

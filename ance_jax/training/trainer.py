@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import contextlib
 import dataclasses
 import functools
+import json
 import time
 
 import numpy as np
@@ -37,6 +38,7 @@ from ance_jax.training import experiment
 from ance_jax.training import guides
 from ance_jax.training import methods
 from ance_jax.training import optimizers
+from ance_jax.training import packing
 from ance_jax.training import refreshes
 from ance_jax.training import resume
 from ance_jax.training import run_log
@@ -105,7 +107,7 @@ def run(
       lock=lock,
       checkpoints=checkpoints,
       poller=poller,
-      log=run_log.RunLog(begun.run, metrics, compiles, show),
+      log=run_log.RunLog(begun.run, metrics, compiles, show, begun.work),
       record=experiment.record(begun.run),
     )
     stack.callback(trainer.close)
@@ -259,6 +261,7 @@ class Trainer:
         **self._record,
         logs.METRICS_FILE: self._log.metrics.history(),
         resume.PICK_UPS_FILE: (run.workdir / resume.PICK_UPS_FILE).read_bytes(),
+        resume.WORK_FILE: json.dumps(self._log.work).encode(),
       }
       about = {'run': run.id, 'made_with': devices_lib.describe(run.devices)}
       everywhere = devices_lib.globally_replicated(run.devices)
@@ -348,8 +351,7 @@ class Trainer:
       self._prune_embeddings(made)
     if age is not None:
       self._log.metrics.write(self.step, {'refresh/negatives_age': age})
-    self.active_refresh = schedule.ActiveRefresh(self.step, newer)
-    resume.pick_up(run, self.active_refresh)
+    self.active_refresh = resume.pick_up(run, self.step, newer)
     if self.step < run.config.max_steps:
       self.begin_again()
 
@@ -405,7 +407,7 @@ class Trainer:
     """Returns the batches up to the next step with more than training due."""
     config, active = self.run.config, self.active_refresh
     method = schedule.method(config, active, self.step)
-    self._train_step, make_batch = self._make_step(method)
+    self._train_step, draw, make_batch = self._make_step(method)
     negatives = refreshes.negatives_for(self.run, method, active)
     if method.searches and self._passages is None:
       self._passages = self._place_passages(method)
@@ -413,8 +415,9 @@ class Trainer:
     if config.topics:
       topics = batches.by_topic(self._topics(), negatives)
     guide = self._guide()
+    shapes = self._shapes(method, lambda step: draw(step, negatives, topics))
     batches_ahead = logs.ahead(
-      lambda step: make_batch(step, negatives, topics, guide),
+      lambda step: make_batch(step, negatives, topics, guide, shapes),
       range(self.step, self._end_of_stretch()),
     )
     self._log.begin_stretch()
@@ -453,32 +456,82 @@ class Trainer:
       ends.append(max(oldest + config.max_staleness, step + 1))
     return min(ends)
 
+  def _shapes(self, method, draw):
+    """Returns the `packing.Shapes` of steps with the active negatives.
+
+    They depend on the lengths of what the coming steps draw, and on the shapes
+    of the refresh before, so that they seldom change.
+
+    Args:
+      method: Row of the method table.
+      draw: draw(step) -> `batches.Drawn` of a step.
+    """
+    run, config, active = self.run, self.run.config, self.active_refresh
+    data = experiment.training_data(run, method)
+    each = config.batch_size // len(run.devices)
+    form = packing.Form(
+      data.row_lengths,
+      batches.num_texts(
+        data, config.batch_size, schedule.num_negatives(config, method)
+      ),
+      len(run.devices),
+      each // (config.micro_batch_size or each),
+    )
+    recorded = packing.from_json(active.shapes, form) if active else None
+    if recorded:
+      return recorded
+    first = active.step if active else 0
+    counts = [
+      batches.num_rows(data, draw(step))
+      for step in packing.sampled(first, first + config.steps_per_refresh)
+    ]
+    before = resume.active_at(run, active.step - 1) if active else None
+    shapes = packing.choose(
+      {tower: np.array([n[tower] for n in counts]) for tower in counts[0]},
+      form,
+      before=packing.from_json(before.shapes, form) if before else None,
+    )
+    if active and not active.shapes:
+      self.active_refresh = active._replace(shapes=packing.to_json(shapes))
+      resume.record_shapes(run, self.active_refresh)
+    return shapes
+
   def _new_step(self, method):
-    """Returns a row's train_step, and what makes the batches of its steps."""
+    """Returns a row's train_step, and what draws and makes its batches.
+
+    These are train_step, draw(step, negatives, topics) and make_batch(step,
+    negatives, topics, guide, shapes).
+    """
     run, config = self.run, self.run.config
     data = experiment.training_data(run, method)
     train_step = steps.make_train_step(
       config, method, run.retriever.config, self._optimizer, run.devices
     )
-    number = schedule.num_negatives(config, method)
 
-    def make_batch(step, negatives, topics, guide):
-      batch = batches.make_batch(
+    def draw(step, negatives, topics):
+      return batches.draw_rows(
         data,
         step,
         seed=config.seed,
         batch_size=config.batch_size,
-        num_negatives=number,
+        num_negatives=schedule.num_negatives(config, method),
         negatives=negatives,
         triplets=method.triplets,
         draw=experiment.draw(config, method),
         topics=topics,
+      )
+
+    def make_batch(step, negatives, topics, guide, shapes):
+      batch = batches.make_batch(
+        data,
+        draw(step, negatives, topics),
+        shapes=shapes,
         guide=guide,
         part=(distributed.index(), distributed.count()),
       )
       return devices_lib.shard(batch, run.devices)
 
-    return train_step, make_batch
+    return train_step, draw, make_batch
 
   def take_step(self, batch: batches.Batch) -> None:
     """Dispatches an optimizer step; its metrics are read later."""

@@ -10,6 +10,7 @@ import conftest
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import padded
 import pytest
 from report_test import rows_of
 
@@ -140,13 +141,19 @@ def test_every_other_row_trains(method, tiny):
 
 def watch_batches(monkeypatch):
   """Returns a list that fills with (step, batch, `Negatives`) as it is made."""
-  seen, real = [], batches.make_batch
+  seen, last = [], []
+  real_draw, real_make = batches.draw_rows, batches.make_batch
 
-  def make_batch(data, step, **kwargs):
-    batch = real(data, step, **kwargs)
-    seen.append((step, batch, kwargs['negatives']))
+  def draw_rows(data, step, **kwargs):
+    last[:] = step, kwargs['negatives']
+    return real_draw(data, step, **kwargs)
+
+  def make_batch(*args, **kwargs):
+    batch = real_make(*args, **kwargs)
+    seen.append((last[0], batch, last[1]))
     return batch
 
+  monkeypatch.setattr(batches, 'draw_rows', draw_rows)
   monkeypatch.setattr(batches, 'make_batch', make_batch)
   return seen
 
@@ -217,18 +224,7 @@ def row_of(rows, text):
 
 def texts_of(batch):
   """Returns the (query, positive, negative) tokens of each row."""
-
-  def cut(ids, length):
-    return tuple(ids[:length].tolist())
-
-  return [
-    (
-      cut(batch.query_ids[i], batch.query_lengths[i]),
-      cut(batch.passage_ids[i, 0], batch.passage_lengths[i, 0]),
-      cut(batch.passage_ids[i, 1], batch.passage_lengths[i, 1]),
-    )
-    for i in range(len(batch.rows))
-  ]
+  return [tuple(texts) for texts in padded.texts(batch)]
 
 
 def test_the_released_code_goes_on_inside_of_a_slice_bit_for_bit(
@@ -384,12 +380,11 @@ def test_planted_negatives_appear_in_the_next_batch(tiny, monkeypatch):
   train.run(config)
   passages = experiment.open(config, ('train', 'dev'))[0].dataset.passages
   planted = {text_of(passages, row) for row in range(config.top_k)}
-  mined = [b for b in seen if b.passage_ids.shape[1] == 3]
+  mined = [b for b in seen if b.passage_lengths.shape[1] == 3]
   assert len(mined) == 8
   for batch in mined:
-    ids, lengths = batch.passage_ids[:, 1:], batch.passage_lengths[:, 1:]
-    pairs = zip(ids.reshape(-1, ids.shape[-1]), lengths.ravel(), strict=True)
-    assert {tuple(row[:length].tolist()) for row, length in pairs} <= planted
+    for _, _, *negatives in padded.texts(batch):
+      assert set(negatives) <= planted
 
 
 @pytest.mark.parametrize('name', ['loss', 'grad_norm'])
@@ -577,9 +572,12 @@ def test_other_devices_go_on_with_the_same_batches_and_losses(
   assert said == {number: number != first for number in said}
   for number in then[1:]:
     assert len(batches_of[number]) == 10
-    jax.tree.map(
-      np.testing.assert_array_equal, batches_of[number], batches_of[1]
-    )
+    for found, expected in zip(batches_of[number], batches_of[1], strict=True):
+      assert padded.texts(found) == padded.texts(expected)
+      for name in ('rows', 'passage_groups', 'positive_groups'):
+        np.testing.assert_array_equal(
+          getattr(found, name), getattr(expected, name)
+        )
     np.testing.assert_allclose(losses_of[number], losses_of[1], rtol=1e-5)
   assert losses_of[then[-1]] != losses_of[1]
 

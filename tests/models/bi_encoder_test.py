@@ -35,6 +35,11 @@ def made(retriever):
   return params, jax.jit(function)
 
 
+def rates(rate):
+  """Returns the rates of activations and of attention."""
+  return jnp.float32(rate), jnp.float32(rate)
+
+
 def encode(retriever, ids, lengths, dropout=None):
   params, function = made(retriever)
   return np.asarray(function(params, ids, lengths, dropout))
@@ -166,7 +171,7 @@ def test_the_kernel_of_a_gpu_is_asked_for_the_same_attention(
   monkeypatch.setattr(bert, '_has_kernel', lambda query: True)
   np.testing.assert_allclose(run(), written, atol=1e-5)
   assert asked == ['cudnn'] * 2
-  run(bert.Dropout(jnp.float32(0.1), jnp.uint32(0), jnp.arange(6), 7))
+  run(bert.Dropout(*rates(0.1), jnp.uint32(0), jnp.arange(6), 7))
   np.testing.assert_allclose(run(kernel=False), written, atol=1e-5)
   assert len(asked) == 2
 
@@ -178,14 +183,14 @@ def test_dropout_of_a_text_depends_on_its_row_alone(texts):
     RETRIEVER,
     ids,
     lengths,
-    bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows, 7),
+    bert.Dropout(*rates(0.3), jnp.uint32(5), rows, 7),
   )
   part = slice(2, 5)
-  dropout = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows[part], 7)
+  dropout = bert.Dropout(*rates(0.3), jnp.uint32(5), rows[part], 7)
   np.testing.assert_allclose(
     encode(RETRIEVER, ids[part], lengths[part], dropout), whole[part], atol=1e-5
   )
-  moved = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows[part] + 1, 7)
+  moved = bert.Dropout(*rates(0.3), jnp.uint32(5), rows[part] + 1, 7)
   other = encode(RETRIEVER, ids[part], lengths[part], moved)
   assert np.abs(other - whole[part]).max() > 1e-2
 
@@ -194,9 +199,7 @@ def test_dropout_of_a_text_depends_on_its_row_alone(texts):
 def test_dropout_does_not_depend_on_the_padding(texts, wider):
   ids, lengths = texts
   rows = np.arange(len(ids), dtype=np.uint32)
-  dropout = bert.Dropout(
-    jnp.float32(0.3), jnp.uint32(5), rows, ids.shape[1] + 5
-  )
+  dropout = bert.Dropout(*rates(0.3), jnp.uint32(5), rows, ids.shape[1] + 5)
   padded = np.pad(ids, ((0, 0), (0, wider)))
   np.testing.assert_allclose(
     encode(RETRIEVER, padded, lengths, dropout),
@@ -206,10 +209,10 @@ def test_dropout_does_not_depend_on_the_padding(texts, wider):
 
 
 def test_entries_of_attention_are_numbered_apart():
-  weights = jnp.ones((2, 3, 4, 4))
   rows = np.arange(2, dtype=np.uint32)
-  dropout = bert.Dropout(jnp.float32(0.5), jnp.uint32(1), rows, 6)
-  found = np.asarray(bert._numbers(weights, dropout))
+  dropout = bert.Dropout(*rates(0.5), jnp.uint32(1), rows, 6)
+  masks = bert._of_tokens(dropout, bert.layout(np.array([4, 2]), 4))
+  found = np.asarray(bert._weight_numbers(masks, 3))[0]
   expected = [
     [[(h * 6 + q) * 6 + k for k in range(4)] for q in range(4)]
     for h in range(3)
@@ -275,9 +278,10 @@ def test_what_a_kernel_leaves_at_padding_reaches_nothing(texts, monkeypatch):
 
 def masks(rate, seed, site, rows=64, width=512):
   dropout = bert.Dropout(
-    jnp.float32(rate), jnp.uint32(seed), np.arange(rows, dtype=np.uint32), 7
+    *rates(rate), jnp.uint32(seed), np.arange(rows, dtype=np.uint32), 7
   )
-  return np.asarray(bert.drop(jnp.ones((rows, width)), dropout, site))
+  of_tokens = bert._of_tokens(dropout, bert.layout(np.ones(rows, int), 1))
+  return np.asarray(bert.drop(jnp.ones((rows, width)), of_tokens, site))
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5])
@@ -305,15 +309,15 @@ def test_each_place_of_a_body_that_drops_has_a_mask_of_its_own(
   texts, monkeypatch
 ):
   """One after the embedding, three in each layer."""
-  sites, drop = [], bert.drop
+  sites, keys = [], bert._keys
 
-  def seen(x, dropout, site, *numbers):
-    sites.extend([site] * (dropout is not None))
-    return drop(x, dropout, site, *numbers)
+  def seen(masks, site):
+    sites.append(site)
+    return keys(masks, site)
 
-  monkeypatch.setattr(bert, 'drop', seen)
+  monkeypatch.setattr(bert, '_keys', seen)
   rows = np.arange(6, dtype=np.uint32)
-  dropout = bert.Dropout(jnp.float32(0.3), jnp.uint32(5), rows, 7)
+  dropout = bert.Dropout(*rates(0.3), jnp.uint32(5), rows, 7)
   run = bi_encoder.make_encode(RETRIEVER, 'float32', bi_encoder.PASSAGE)
   jax.eval_shape(run, bi_encoder.shapes(RETRIEVER), *texts, dropout)
   assert len(set(sites)) == len(sites) == 1 + 3 * BODY.num_layers
@@ -338,8 +342,9 @@ def test_attention_is_softmax_attention(biased):
   random = np.random.default_rng(0)
   query, key, value = random.normal(size=(3, 2, 5, 3, 4)).astype(np.float32)
   real = np.arange(5) < np.array([5, 3])[:, None]
+  where = bert.layout(np.array([5, 3]), 5)
   bias = random.normal(size=(3, 5, 5)).astype(np.float32) if biased else None
-  found = bert.attention(query, key, value, real, bias, None, 0)
+  found = bert.attention(query, key, value, where, bias, None, 0)
   for b in range(2):
     for h in range(3):
       scores = query[b, :, h] @ key[b, :, h].T / 2
@@ -355,7 +360,8 @@ def test_attention_in_bfloat16_adds_up_in_float32():
   random = np.random.default_rng(0)
   arrays = [random.normal(size=(2, 64, 3, 16)) * scale for scale in (3, 3, 1)]
   arrays = [jnp.array(array, jnp.bfloat16) for array in arrays]
-  found = bert.attention(*arrays, np.ones((2, 64), bool), None, None, 0)
+  where = bert.layout(np.array([64, 64]), 64)
+  found = bert.attention(*arrays, where, None, None, 0)
   query, key, value = (np.asarray(array, np.float64) for array in arrays)
   scores = np.einsum('bqhd,bkhd->bhqk', query, key) / 4
   weights = np.exp(scores - scores.max(-1, keepdims=True))

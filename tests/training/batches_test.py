@@ -2,12 +2,15 @@
 
 import threading
 
+import jax
 import numpy as np
+import padded
 import pytest
 
 from ance_jax.core import logs
 from ance_jax.data import tokens
 from ance_jax.training import batches
+from ance_jax.training import packing
 
 NUM_QUERIES, NUM_PASSAGES = 10, 40
 
@@ -31,8 +34,7 @@ def data():
     np.stack([np.arange(10), np.arange(10) + 10], 1).ravel(),
     positive_groups,
     groups,
-    query_length=6,
-    passage_length=8,
+    {'tied': 8},
   )
 
 
@@ -42,7 +44,8 @@ def make(
   negatives = kwargs.pop('negatives', None)
   if table is not None:
     negatives = batches.Negatives(np.arange(len(table)), table, 0)
-  return batches.make_batch(
+  part = kwargs.pop('part', (0, 1))
+  drawn = batches.draw_rows(
     data,
     step,
     seed=seed,
@@ -51,30 +54,41 @@ def make(
     negatives=negatives,
     **kwargs,
   )
+  return batches.make_batch(data, drawn, shapes=any_batch(data), part=part)
+
+
+def any_batch(data, num_devices=6, chunks=1):
+  form = packing.Form(data.row_lengths, {}, num_devices, chunks)
+  shape = packing.Shape(chunks, 4)
+  return packing.Shapes(form, (dict.fromkeys(data.row_lengths, shape),))
+
+
+def rows_in(batch):
+  """(B,) query rows and (B, 1 + H) passage rows, by their tokens."""
+  found = [[ids[0] - 1 for ids in texts] for texts in padded.texts(batch)]
+  return np.array(found)[:, 0], np.array(found)[:, 1:]
 
 
 def test_each_epoch_shows_each_query_once_in_an_order_of_its_own(data):
-  seen = np.concatenate([make(data, s).query_ids[:, 0] for s in range(10)])
+  seen = np.concatenate([rows_in(make(data, s))[0] for s in range(10)])
   epochs = seen.reshape(4, NUM_QUERIES)
-  assert all(sorted(epoch) == list(range(1, 11)) for epoch in epochs.tolist())
+  assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
   assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
 
 
 def test_batch_depends_on_seed_and_step_alone(data):
   first, again = make(data, 3), make(data, 3)
-  for a, b in zip(first, again, strict=True):
-    np.testing.assert_array_equal(a, b)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
   others = make(data, 4), make(data, 3, seed=1)
   for other in others:
-    assert not np.array_equal(first.passage_ids, other.passage_ids)
+    assert padded.texts(first) != padded.texts(other)
 
 
 def test_any_positive_of_the_query_comes_first(data):
   seen = set()
   for step in range(60):
-    batch = make(data, step)
-    queries = batch.query_ids[:, 0] - 1
-    positives = batch.passage_ids[:, 0, 0] - 1
+    queries, passages = rows_in(make(data, step))
+    positives = passages[:, 0]
     assert ((positives == queries) | (positives == queries + 10)).all()
     seen |= set(zip(queries.tolist(), positives.tolist(), strict=True))
   assert len(seen) == 2 * NUM_QUERIES
@@ -83,22 +97,17 @@ def test_any_positive_of_the_query_comes_first(data):
 def test_every_column_of_the_table_is_drawn(data):
   planted = np.arange(100).reshape(10, 10) % 30 + 10
   drawn = {
-    (int(q) - 1, int(n) - 1)
+    pair
     for step in range(200)
-    for batch in [make(data, step, planted, num_negatives=1)]
-    for q, n in zip(
-      batch.query_ids[:, 0], batch.passage_ids[:, 1, 0], strict=True
-    )
+    for pair in seen_in(make(data, step, planted, num_negatives=1))
   }
   assert len(drawn) == planted.size
 
 
 def seen_in(batch):
   """(query, negative) of each row of a batch, as rows."""
-  queries, negatives = batch.query_ids[:, 0], batch.passage_ids[:, 1, 0]
-  return [
-    (int(q) - 1, int(n) - 1) for q, n in zip(queries, negatives, strict=True)
-  ]
+  queries, passages = rows_in(batch)
+  return list(zip(queries.tolist(), passages[:, 1].tolist(), strict=True))
 
 
 def test_triplets_are_all_negatives_of_a_query_in_a_row_then_the_next(data):
@@ -157,8 +166,8 @@ def test_missing_negatives_are_never_drawn_and_few_come_again(data):
   of_query = dict(zip([1, 3, 8], table, strict=True))
   for step in range(20):
     batch = make(data, step, num_negatives=3, negatives=negatives)
-    drawn = batch.passage_ids[:, 1:, 0] - 1
-    for query, row in zip(batch.query_ids[:, 0] - 1, drawn, strict=True):
+    queries, passages = rows_in(batch)
+    for query, row in zip(queries, passages[:, 1:], strict=True):
       there = of_query[int(query)][of_query[int(query)] >= 0]
       assert set(row.tolist()) <= set(there.tolist())
       assert len(set(row.tolist())) == min(3, len(there))
@@ -166,24 +175,26 @@ def test_missing_negatives_are_never_drawn_and_few_come_again(data):
 
 def test_corpus_negatives_cover_the_corpus(data):
   drawn = {
-    int(n) - 1
+    int(n)
     for step in range(200)
-    for n in make(data, step, num_negatives=2).passage_ids[:, 1:, 0].ravel()
+    for n in rows_in(make(data, step, num_negatives=2))[1][:, 1:].ravel()
   }
   assert drawn == set(range(NUM_PASSAGES))
 
 
 def test_lengths_and_groups_belong_to_the_rows(data):
   batch = make(data, 0)
-  passages = batch.passage_ids[..., 0] - 1
+  queries, passages = rows_in(batch)
   np.testing.assert_array_equal(batch.passage_lengths, 1 + passages % 5)
   np.testing.assert_array_equal(batch.passage_groups, passages % 20)
-  queries = batch.query_ids[:, 0] - 1
   np.testing.assert_array_equal(
     batch.positive_groups, np.stack([queries, queries + 10], 1)
   )
-  real = np.arange(8) < batch.passage_lengths[..., None]
-  np.testing.assert_array_equal(batch.passage_ids > 0, real)
+  for query, texts in zip(queries, padded.texts(batch), strict=True):
+    assert [len(text) for text in texts[1:]] == [
+      1 + (text[0] - 1) % 5 for text in texts[1:]
+    ]
+    assert len(texts[0]) == 2 + query % 3
 
 
 def test_ahead_makes_the_next_ones_on_a_thread_while_one_is_used():
@@ -224,10 +235,8 @@ def test_parts_of_a_batch_are_the_whole_in_order(data):
     for part in ((0, 1), (0, 3), (1, 3), (2, 3))
   )
   assert whole.rows.tolist() == list(range(6))
-  fields = {k: v for k, v in whole._asdict().items() if v is not None}
-  for name, field in fields.items():
-    joined = np.concatenate([getattr(part, name) for part in parts])
-    np.testing.assert_array_equal(joined, field)
+  joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+  jax.tree.map(np.testing.assert_array_equal, joined, whole)
 
 
 def test_no_two_streams_of_random_numbers_are_the_same(data):

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import padded
 import pytest
 import steps_test
 
 from ance_jax.core import devices as devices_lib
 from ance_jax.models import bi_encoder
-from ance_jax.training import batches
 from ance_jax.training import losses
 from ance_jax.training import methods
 from ance_jax.training import searched
@@ -87,7 +87,7 @@ def data():
   never = np.where(positives >= 0, groups[positives], -1)
   # Of query 5 the best passage is itself.
   own = np.where(np.arange(QUERIES) == 5, groups[order[:, 0]], -1)
-  batch = batches.Batch(
+  batch = padded.Padded(
     rows=np.arange(QUERIES, dtype=np.uint32),
     query_ids=ids,
     query_lengths=lengths,
@@ -136,10 +136,11 @@ def loss_and_grads(config, data, num_devices):
     devices=devices,
   )
   blocks = [embeddings[:40], embeddings[40:]]
+  packed = padded.pack(batch, retriever=RETRIEVER, num_devices=num_devices)
   return jax.device_get(
     pmapped(
       params,
-      devices_lib.shard(batch, devices),
+      devices_lib.shard(packed, devices),
       jnp.int32(3),
       searched.place(blocks, groups, devices),
     )

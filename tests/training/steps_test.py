@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import padded
 import pytest
 
 from ance_jax import config as config_lib
@@ -56,7 +57,7 @@ def batch():
   columns = 1 + NEGATIVES
   groups = random.integers(12, size=(BATCH, columns)).astype(np.int32)
   other = np.where(np.arange(BATCH) % 2, random.integers(12, size=BATCH), -1)
-  return batches.Batch(
+  return padded.Padded(
     rows=np.arange(BATCH, dtype=np.uint32),
     query_ids=random.integers(1, VOCABULARY, (BATCH, LENGTH)).astype(np.int32),
     query_lengths=random.integers(1, LENGTH + 1, BATCH).astype(np.int32),
@@ -106,10 +107,23 @@ def loss_and_grads(
     out_axes=None,
     devices=devices,
   )
+  packed = place(batch, devices, config, retriever)
   (value, accuracy), grads = jax.device_get(
-    pmapped(params, devices_lib.shard(batch, devices), jnp.int32(step))
+    pmapped(params, packed, jnp.int32(step))
   )
   return value, accuracy, grads
+
+
+def place(batch, devices, config, retriever=RETRIEVER, **kwargs):
+  """Packs a batch, and puts it on devices."""
+  packed = padded.pack(
+    batch,
+    retriever=retriever,
+    num_devices=len(devices),
+    micro=config.micro_batch_size,
+    **kwargs,
+  )
+  return devices_lib.shard(packed, devices)
 
 
 def loss_of_scores(method, scores, batch):
@@ -232,7 +246,6 @@ def test_pieces_and_remat_take_half_of_the_memory_away(tiny, batch):
   # So many texts that activations are most of it, as in a run.
   batch = jax.tree.map(lambda x: np.concatenate([x] * 16), batch)
   devices = devices_lib.local(1)
-  batch = devices_lib.shard(batch, devices)
 
   def temporary_bytes(name, **changes):
     config = dataclasses.replace(tiny, **DROPOUT, **changes)
@@ -244,7 +257,8 @@ def test_pieces_and_remat_take_half_of_the_memory_away(tiny, batch):
       devices=devices,
     )
     shapes = bi_encoder.shapes(DEEP)
-    compiled = gradient.lower(shapes, batch, jnp.int32(0)).compile()
+    packed = place(batch, devices, config)
+    compiled = gradient.lower(shapes, packed, jnp.int32(0)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
   # The two rows encode the same texts, with the same activations.
@@ -275,7 +289,7 @@ def test_a_step_in_pieces_is_compiled_once(tiny, params, batch, monkeypatch):
     config, method, RETRIEVER, optimizer, devices
   )
   for number in range(3):
-    state, _ = train_step(state, devices_lib.shard(batch, devices), None)
+    state, _ = train_step(state, place(batch, devices, config), None)
     if not number:
       once = len(traced)
   assert int(state.step) == 3
@@ -336,14 +350,16 @@ def test_step_is_one_step_of_adamw_on_the_clipped_gradient(tiny, params, batch):
     config, method, RETRIEVER, optimizer, devices
   )
   _, _, grads = loss_and_grads(config, method, before, batch, 1)
-  state, metrics = train_step(state, devices_lib.shard(batch, devices), None)
+  packed = place(batch, devices, config)
+  state, metrics = train_step(state, packed, None)
   norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
   assert float(metrics['grad_norm']) == pytest.approx(norm, rel=1e-5)
   assert norm > config.clip_norm
   # Devices have texts of unequal lengths.
   real = batch.query_lengths.sum() + batch.passage_lengths.sum()
-  whole = BATCH * (2 + NEGATIVES) * LENGTH
-  assert float(metrics['real_tokens']) == pytest.approx(real / whole)
+  assert float(metrics['real_tokens']) == pytest.approx(
+    real / packed.packs[bi_encoder.TIED].ids.size
+  )
   for (path, old), new, grad in zip(
     jax.tree.leaves_with_path(before),
     jax.tree.leaves(state.params),
@@ -383,7 +399,8 @@ def test_a_tree_that_a_row_does_not_train_keeps_parameters_and_moments(
   train_step = steps.make_train_step(
     config, both._replace(trains=(tower,)), retriever, optimizer, devices
   )
-  state, metrics = train_step(state, devices_lib.shard(batch, devices), None)
+  packed = place(batch, devices, config, retriever)
+  state, metrics = train_step(state, packed, None)
   after = jax.device_get(state)
   for name in retriever.towers:
     changed = [
@@ -420,7 +437,7 @@ def test_state_is_donated_and_alike_on_all_devices(tiny, params, batch):
     tiny, methods.METHODS['in_batch'], RETRIEVER, optimizer, devices
   )
   old = jax.tree.leaves(state.params)[0]
-  state, _ = train_step(state, devices_lib.shard(batch, devices), None)
+  state, _ = train_step(state, place(batch, devices, tiny), None)
   assert old.is_deleted()
   for leaf in jax.tree.leaves(state):
     copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
@@ -448,8 +465,8 @@ def in_pieces(batch, number, random):
   """The batch with `number` pieces a passage, some of them missing."""
   shape = BATCH, (1 + NEGATIVES) * number
   lengths = random.integers(1, LENGTH + 1, shape)
-  missing = random.random(shape) < 0.4
-  missing[:, ::number] = False  # Each has its first.
+  there = random.integers(1, number + 1, (BATCH, 1 + NEGATIVES, 1))
+  missing = (np.arange(number) >= there).reshape(shape)
   return batch._replace(
     passage_ids=random.integers(1, VOCABULARY, (*shape, LENGTH)).astype(
       np.int32
@@ -481,57 +498,44 @@ def test_a_piece_that_is_missing_is_never_the_best():
   assert best.tolist() == [[-5, -2]]
 
 
+@pytest.mark.parametrize('tied', [True, False])
 @pytest.mark.parametrize('pieces', [1, 3])
-def test_each_text_of_a_batch_has_dropout_of_its_own(
-  pieces, tiny, batch, monkeypatch
-):
-  seen, asked = [], []
-
-  def make_encode(*given):
-    asked.append(given)
-
-    def encode(_, ids, lengths, dropout):
-      seen.extend(dropout.rows.tolist())
-      return jnp.zeros((len(ids), 16))
-
-    return encode
-
-  monkeypatch.setattr(bi_encoder, 'make_encode', make_encode)
+def test_each_text_of_a_batch_has_dropout_of_its_own(pieces, tied, batch):
   batch = in_pieces(batch, pieces, np.random.default_rng(1))
-  config = dataclasses.replace(
-    tiny, dropout_rate=0.1, dtype='bfloat16', remat=True
-  )
-  steps._make_embed(config, RETRIEVER)(None, batch, jnp.int32(3))
-  sides = bi_encoder.QUERY, bi_encoder.PASSAGE
-  assert asked == [(RETRIEVER, 'bfloat16', side, True) for side in sides]
-  assert len(seen) == BATCH * (1 + pieces * (1 + NEGATIVES))
-  assert len(set(seen)) == len(seen)
+  retriever = dataclasses.replace(RETRIEVER, tied=tied)
+  packed = padded.pack(batch, retriever=retriever, num_devices=2)
+  seen = [
+    number
+    for pack in packed.packs.values()
+    for number in pack.numbers[pack.lengths > 0].tolist()
+  ]
+  there = BATCH + (batch.passage_lengths > 0).sum()
+  assert len(set(seen)) == len(seen) == there
 
 
-@pytest.mark.parametrize(
-  ('name', 'hard', 'chunks', 'passages'),
-  [
-    ('in_batch', 3, 1, 1), ('ance', 3, 1, 4), ('ance', 3, 4, 16),
-    ('ance_code', 3, 1, 2), ('ance_in_batch', 1, 2, 4), ('random', 2, 1, 3),
-    ('adore', 3, 1, 0),
-  ],
-)  # fmt: skip
-def test_operations_of_a_step_are_those_of_all_its_texts_and_its_search(
-  name, hard, chunks, passages, tiny
+@pytest.mark.parametrize('tied', [True, False])
+def test_operations_are_those_of_real_tokens_and_of_computed_ones(
+  tied, tiny, batch
 ):
-  config = dataclasses.replace(
-    tiny, method=name, num_hard_negatives=hard, chunks=chunks, batch_size=5
+  retriever = dataclasses.replace(RETRIEVER, tied=tied)
+  devices, optimizer = devices_lib.local(2), optimizers.make(tiny)
+  state = steps.init_state(
+    make_params(retriever), retriever.towers, optimizer, devices
   )
-  retriever = dataclasses.replace(RETRIEVER, query_length=3)
-  # Of a token: four matrices of attention, two behind it, and the others.
-  a_query, a_passage = (
-    n * 2 * (4 * 16 * 16 + 2 * 16 * 32 + 2 * 16 * n) for n in (3, LENGTH)
-  )
-  expected = 3 * 5 * (a_query + passages * a_passage)
-  method = methods.METHODS[name]
-  if method.searches:  # Each query's product with all passages, forward alone.
-    expected += 5 * 1000 * 2 * 16
-  assert steps.flops(config, method, retriever, 1000) == expected
+  packed = place(batch, devices, tiny, retriever)
+  _, metrics = steps.make_train_step(
+    tiny, methods.METHODS['dpr'], retriever, optimizer, devices
+  )(state, packed, None)
+
+  def of_token(length):
+    # Four matrices of attention, two behind it, and the others.
+    return 3 * 2 * (4 * 16 * 16 + 2 * 16 * 32 + 2 * 16 * length)
+
+  lengths = [*batch.query_lengths, *batch.passage_lengths.ravel()]
+  real = sum(int(n) * of_token(int(n)) for n in lengths)
+  size = sum(pack.ids.size for pack in packed.packs.values())
+  assert float(metrics['flops_real']) == pytest.approx(real, rel=1e-6)
+  assert float(metrics['flops']) == pytest.approx(size * of_token(16), rel=1e-6)
 
 
 def embedded(params, batch):
@@ -618,7 +622,7 @@ def test_the_guide_masks_what_it_ranks_near_the_positive(
 def test_the_guide_masks_by_gistembeds_worked_values():
   """Guide .80 for the positive; .79 .81 .80 .70 for the others."""
   one = np.ones((1, 1), np.float32)
-  batch = batches.Batch(
+  batch = padded.Padded(
     rows=np.zeros(1, np.uint32),
     query_ids=one.astype(int),
     query_lengths=np.ones(1, int),
@@ -774,7 +778,7 @@ def test_what_is_not_trainable_keeps_its_bits_and_has_no_moments(
   train_step = steps.make_train_step(
     config, method, RETRIEVER, optimizer, devices
   )
-  state, metrics = train_step(state, devices_lib.shard(batch, devices), None)
+  state, metrics = train_step(state, place(batch, devices, config), None)
   paths = dict(jax.tree.leaves_with_path(jax.device_get(state.params)))
   changed = {
     '/'.join(part.key for part in path[1:])
