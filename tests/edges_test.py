@@ -396,6 +396,9 @@ def test_a_run_at_its_last_step_goes_on_to_show_it(monkeypatch):
     monkeypatch.setattr(resume.experiment, name, lambda *_, **__: None)
   monkeypatch.setattr(resume, '_say_what_changed', lambda *_: None)
   monkeypatch.setattr(resume, '_restore_history', lambda *_: b'')
+  monkeypatch.setattr(
+    resume.checkpoint, 'read_record', lambda *_: {resume.WORK_FILE: b'{}'}
+  )
   config = config_lib.Config(workdir='/nowhere', max_steps=7)
   assert resume.begin(config).step == 7
   with pytest.raises(errors.BadInput, match='--max_steps=6 is less than the 7'):

@@ -102,6 +102,7 @@ def costs(lines: list[dict[str, Any]]) -> list[str]:
   secs, flops = _total(lines, 'time/'), _total(lines, 'flops/')
   # flops/train is cumulative.
   flops['train'] = max((n.get('flops/train', 0) for n in lines), default=0)
+  real = max((n.get('flops_real/train', 0) for n in lines), default=0)
   secs = {
     name.removesuffix('_secs'): value
     for name, value in secs.items()
@@ -110,7 +111,9 @@ def costs(lines: list[dict[str, Any]]) -> list[str]:
   whole = sum(secs.values())
   for sums in (secs, flops):
     sums['all but train'] = sum(v for n, v in sums.items() if n != 'train')
-  rows = [['stage', 'seconds', 'of all', 'TFLOP', 'TFLOP/s']]
+  rows = [
+    ['stage', 'seconds', 'of all', 'TFLOP', 'TFLOP/s', 'TFLOP without padding']
+  ]
   for name, value in secs.items():
     work = flops.get(name, 0) / 1e12
     rows.append(
@@ -120,6 +123,7 @@ def costs(lines: list[dict[str, Any]]) -> list[str]:
         f'{value / whole:.1%}' if whole else '',
         f'{work:,.3f}' if work else '',
         f'{work / value:,.2f}' if work and value else '',
+        f'{real / 1e12:,.3f}' if real and name == 'train' else '',
       ]
     )
   return [

@@ -40,6 +40,9 @@ POSITIONS_BEFORE = {'bert': 0, 'roberta': 2, 'distilbert': 0, 'mpnet': 2}
 NUM_BUCKETS = 32
 # Standard deviation of initial weights in the code of all four models.
 INITIALIZER = nn.initializers.normal(0.02)
+# Rows longer than twice this many tokens attend in parts, so that no array of
+# (heads, L, L) is stored.
+_QUERIES_AT_ONCE = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,6 +341,54 @@ def attention(
   Returns:
     (R, L, heads, d), of the dtype of `value`.
   """
+  length, size = query.shape[1], _QUERIES_AT_ONCE
+  if masks is not None and masks.attention_rate is None:
+    masks = None
+  if length <= 2 * size or bias is not None:
+    return _attend(query, where.texts, masks, key, value, where, bias, site)
+
+  def parts(x):
+    """(R, L, ...) -> (parts, R, size, ...), the last token repeated."""
+    rest = [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, [(0, 0), (0, -length % size), *rest], mode='edge')
+    return jnp.moveaxis(x.reshape(len(x), -1, size, *x.shape[2:]), 1, 0)
+
+  if masks is not None:
+    masks = masks._replace(
+      **{
+        name: jnp.broadcast_to(getattr(masks, name), where.texts.shape)
+        for name in ('numbers', 'places', 'strides')
+      }
+    )
+
+  @jax.checkpoint
+  def of_part(part):
+    query, texts, by_token = part
+    of_queries = masks and masks._replace(**by_token)
+    return _attend(query, texts, of_queries, key, value, where, None, site)
+
+  by_token = masks and {
+    name: parts(getattr(masks, name))
+    for name in ('numbers', 'places', 'strides')
+  }
+  mixed = jax.lax.map(of_part, (parts(query), parts(where.texts), by_token))
+  mixed = jnp.moveaxis(mixed, 0, 1).reshape(len(query), -1, *query.shape[2:])
+  return mixed[:, :length]
+
+
+def _attend(query, texts, masks, key, value, where, bias, site):
+  """Returns `attention` for some of the tokens.
+
+  Args:
+    query: (R, q, heads, d).
+    texts: (R, q) int32, the text of each of these tokens.
+    masks: Those of these tokens; None for no dropout.
+    key: As for `attention`.
+    value: As for `attention`.
+    where: The texts of all tokens.
+    bias: (heads, q, L) float32.
+    site: As for `attention`.
+  """
   scores = jnp.einsum(
     'bqhd,bkhd->bhqk',
     query,
@@ -348,15 +399,16 @@ def attention(
   scores *= np.float32(query.shape[-1] ** -0.5)
   if bias is not None:
     scores += bias
-  scores = jnp.where(_visible(where)[:, None], scores, -jnp.inf)
+  visible = _visible(texts, where)
+  scores = jnp.where(visible[:, None], scores, -jnp.inf)
   weights = jnp.exp(
     scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))
   )
   total = weights.sum(-1)
-  if masks is not None and masks.attention_rate is not None:
-    number = _weight_numbers(masks, query.shape[2])
-    key_of_text = _keys(masks, site)[:, None, :, None]
-    weights = _kept(weights, number ^ key_of_text, masks.attention_rate)
+  if masks is not None:
+    number = _weight_numbers(masks, where.places, query.shape[2])
+    number = number ^ _keys(masks, site)[:, None, :, None]
+    weights = _kept(weights, number, masks.attention_rate)
   weights = weights.astype(value.dtype)
   mixed = jnp.einsum(
     'bhqk,bkhd->bqhd',
@@ -368,14 +420,18 @@ def attention(
   return (mixed / total.transpose(0, 2, 1)[..., None]).astype(value.dtype)
 
 
-def _visible(where):
-  """Returns (R, 1 or L, L) bool, whether a token (axis 1) sees another.
+def _visible(texts, where):
+  """Returns (R, 1 or q, L) bool, whether a token sees another.
 
   In packed rows padding is a text of its own, so that each token sees one.
+
+  Args:
+    texts: (R, q) int32, the texts of the tokens that see.
+    where: The texts of all tokens.
   """
   if not where.is_packed:
     return (where.texts >= 0)[:, None]
-  return where.texts[:, :, None] == where.texts[:, None]
+  return texts[:, :, None] == where.texts[:, None]
 
 
 def _has_kernel(query):
@@ -397,7 +453,7 @@ def _attention_by_cudnn(query, key, value, where):
   """
   real = where.texts >= 0
   if where.is_packed:
-    visible = {'mask': _visible(where)[:, None]}
+    visible = {'mask': _visible(where.texts, where)[:, None]}
   else:
     lengths = real.sum(1, dtype=jnp.int32)
     visible = {'query_seq_lengths': lengths, 'key_value_seq_lengths': lengths}
@@ -478,15 +534,20 @@ def _keys(masks, site):
   return mix(masks.numbers * np.uint32(0x9E3779B1) ^ seed)
 
 
-def _weight_numbers(masks, heads):
-  """Returns the (1 or R, heads, L, L) number of each entry of attention."""
+def _weight_numbers(masks, places, heads):
+  """Returns the (1 or R, heads, q, L) number of each entry of attention.
+
+  Args:
+    masks: Those of the q tokens that attend.
+    places: (1 or R, L) int32, places of all tokens.
+    heads: Number of heads.
+  """
   head = jnp.arange(heads, dtype=jnp.uint32)[:, None, None]
   strides = masks.strides
   if strides.ndim:
     strides = strides[:, None, :, None]
-  places = masks.places[:, None]
-  rows = head * strides + places[..., None]
-  return rows * strides + places[:, :, None]
+  rows = head * strides + masks.places[:, None, :, None]
+  return rows * strides + places.astype(jnp.uint32)[:, None, None]
 
 
 def drop(

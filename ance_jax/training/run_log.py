@@ -136,7 +136,7 @@ class RunLog:
     secs['time/compile_secs'] = self._compiles.pop('compile_secs', 0)
     flops = {f'flops/{name}': value for name, value in made['flops'].items()}
     flops['flops/train'] = self.work['flops']
-    flops['flops/train_real'] = self.work['flops_real']
+    flops['flops_real/train'] = self.work['flops_real']
     self.metrics.write(step, {**made['metrics'], **secs, **flops})
     if not distributed.is_first():
       return

@@ -211,8 +211,9 @@ def test_dropout_does_not_depend_on_the_padding(texts, wider):
 def test_entries_of_attention_are_numbered_apart():
   rows = np.arange(2, dtype=np.uint32)
   dropout = bert.Dropout(*rates(0.5), jnp.uint32(1), rows, 6)
-  masks = bert._of_tokens(dropout, bert.layout(np.array([4, 2]), 4))
-  found = np.asarray(bert._weight_numbers(masks, 3))[0]
+  where = bert.layout(np.array([4, 2]), 4)
+  masks = bert._of_tokens(dropout, where)
+  found = np.asarray(bert._weight_numbers(masks, where.places, 3))[0]
   expected = [
     [[(h * 6 + q) * 6 + k for k in range(4)] for q in range(4)]
     for h in range(3)
@@ -354,6 +355,51 @@ def test_attention_is_softmax_attention(biased):
       np.testing.assert_allclose(
         found[b, :, h], weights @ value[b, :, h], atol=1e-5
       )
+
+
+@pytest.mark.parametrize('rate', [None, 0.3])
+@pytest.mark.parametrize('lengths', [[11, 7], [[3, 4, 4], [5, 1, 0]]])
+def test_attention_in_parts_is_that_of_all_at_once(lengths, rate, monkeypatch):
+  """Also backwards, where the last part is not full."""
+  random = np.random.default_rng(0)
+  arrays = random.normal(size=(3, 2, 11, 3, 4)).astype(np.float32)
+  where = bert.layout(np.array(lengths), 11)
+  numbers = np.arange(np.size(lengths), dtype=np.uint32).reshape(
+    np.shape(lengths)
+  )
+  masks = rate and bert._of_tokens(
+    bert.Dropout(*rates(rate), jnp.uint32(5), numbers, 11), where
+  )
+
+  def run(arrays):
+    mixed = bert.attention(*arrays, where, None, masks, 7)
+    return (jnp.where((where.texts >= 0)[..., None, None], mixed, 0) ** 3).sum()
+
+  expected = jax.value_and_grad(run)(arrays)
+  monkeypatch.setattr(bert, '_QUERIES_AT_ONCE', 4)
+  found = jax.value_and_grad(run)(arrays)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    found,
+    expected,
+  )
+
+
+def test_no_array_of_all_pairs_of_8192_tokens_is_stored():
+  """Neither forwards nor backwards: as float32 it takes 512 MiB."""
+  where = bert.layout(np.array([8192]), 8192)
+  masks = bert._of_tokens(
+    bert.Dropout(*rates(0.1), jnp.uint32(5), np.zeros(1, np.uint32), 8192),
+    where,
+  )
+
+  def run(arrays):
+    return bert.attention(*arrays, where, None, masks, 7).sum()
+
+  shape = jax.ShapeDtypeStruct((1, 8192, 2, 4), jnp.float32)
+  compiled = jax.jit(jax.grad(run)).lower([shape] * 3).compile()
+  size = compiled.memory_analysis().temp_size_in_bytes
+  assert size < 2 * 8192 * 8192 * 4 / 2
 
 
 def test_attention_in_bfloat16_adds_up_in_float32():

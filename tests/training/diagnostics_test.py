@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
 from ance_jax.data import corpus
 from ance_jax.data import trec
 from ance_jax.jobs import train
 from ance_jax.models import bert
+from ance_jax.models import bi_encoder
 from ance_jax.retrieval import corpus_index
 from ance_jax.retrieval import index
 from ance_jax.training import diagnostics
 from ance_jax.training import experiment
 from ance_jax.training import losses
-from ance_jax.training import methods
-from ance_jax.training import steps
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
@@ -235,7 +235,11 @@ def test_operations_are_those_that_xla_counts_for_products():
   assert 1 < ratio < 1.15
 
 
-def test_a_run_logs_what_it_looked_at_and_what_it_cost(tiny):
+def test_a_run_logs_what_it_looked_at_and_what_it_cost(tiny, monkeypatch):
+  seen, shard = [], devices_lib.shard
+  monkeypatch.setattr(
+    devices_lib, 'shard', lambda *a: (seen.append(a[0]), shard(*a))[1]
+  )
   config = dataclasses.replace(
     tiny, num_devices=1, steps_per_eval=2, warmup_method='bm25'
   )
@@ -252,18 +256,18 @@ def test_a_run_logs_what_it_looked_at_and_what_it_cost(tiny):
   folder = workdir / 'refresh/00000004'
   assert {'ranks.npy', 'right.npy'} <= {p.name for p in folder.iterdir()}
   flops = logs.series(workdir, 'flops/train')
-  this, _ = experiment.open(config, (config.train_split, config.dev_split))
-  a_step = [
-    steps.flops(
-      config,
-      methods.METHODS[name],
-      this.retriever.config,
-      len(this.dataset.passages),
-    )
-    for name in ('bm25', 'ance_in_batch')
+  body = experiment.open(config, ('train', 'dev'))[0].retriever.config.body
+  packs = [batch.packs[bi_encoder.TIED] for batch in seen]
+  computed = [bert.flops(body, p.ids.size, p.ids.shape[-1]) for p in packs]
+  real = [
+    sum(bert.flops(body, int(n), int(n)) for n in p.lengths.ravel())
+    for p in packs
   ]
-  assert flops[4] == 4 * a_step[0]
-  assert flops[12] == 4 * a_step[0] + 8 * a_step[1]
+  of_real = logs.series(workdir, 'flops_real/train')
+  for step in (4, 12):
+    assert flops[step] == pytest.approx(3 * sum(computed[:step]))
+    assert of_real[step] == pytest.approx(3 * sum(real[:step]))
+  assert 0 < of_real[12] < flops[12]
   refreshed = logs.series(workdir, 'flops/search')
   assert refreshed.keys() == {4, 8}
   # Training queries by passages by width.

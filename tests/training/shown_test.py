@@ -62,13 +62,17 @@ def test_what_is_logged_of_a_step_is_of_that_step():
     SimpleNamespace(write=written.__setitem__),
     collections.Counter(),
     None,
+    {'flops': 100.0, 'flops_real': 10.0},
   )
   # Step n is made with the rate after n - 1 steps: up from 0, then down to 0.
   rates = [0, 1 / 4, 2 / 4, 3 / 4, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
   for step in range(1, 11):
     active = schedule.ActiveRefresh(5, 3) if step > 5 else None
     metrics = {'loss': step / 8, 'accuracy': 0.5, 'grad_norm': 2.0}
-    log.log_step(step, metrics, active)
+    work = {'flops': 2.0 * step, 'flops_real': 1.0}
+    log.log_step(step, metrics | work, active)
+  # On top of what the steps before the restart took, 110 = 2 (1 + ... + 10).
+  assert log.work == {'flops': 210.0, 'flops_real': 20.0}
   assert list(written) == [2, 4, 6, 8, 10]
   for step, values in written.items():
     assert values.pop('train/learning_rate') == pytest.approx(rates[step - 1])
@@ -86,8 +90,10 @@ def test_a_non_finite_step_ends_the_run(name, value):
     SimpleNamespace(write=lambda *_: pytest.fail('it is written')),
     collections.Counter(),
     None,
+    {},
   )
   metrics = {'loss': 1.0, 'accuracy': 0.5, 'grad_norm': 2.0, name: value}
+  metrics |= {'flops': 1.0, 'flops_real': 1.0}
   with pytest.raises(FloatingPointError, match=f'step 3 has .*{value}'):
     log.log_step(3, metrics, None)
 

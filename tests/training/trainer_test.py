@@ -52,7 +52,9 @@ def test_nothing_is_logged_before_the_first_checkpoint_is_on_disk(
   make_trainer(
     run=SimpleNamespace(workdir=tmp_path, devices=(), id='x'),
     checkpoints=checkpoints,
-    log=SimpleNamespace(metrics=SimpleNamespace(history=lambda: b'')),
+    log=SimpleNamespace(
+      metrics=SimpleNamespace(history=lambda: b''), work={'flops': 2.0}
+    ),
   ).save()
   assert done == ['wait', 'save', *(['wait'] if not committed else [])]
 
@@ -316,11 +318,23 @@ def test_pick_ups_are_kept_once_each_and_copied_as_they_are_now(
   )
   resume.begin_pick_ups(run)
   for step, refresh in ((4, 4), (9, 8), (4, 4), (13, 12)):
-    resume.pick_up(run, schedule.ActiveRefresh(step, refresh))
+    assert resume.pick_up(run, step, refresh)[:2] == (step, refresh)
   found = [resume.active_at(run, n) for n in (3, 4, 8, 9, 12, 13, 99)]
+  found = [one and one[:2] for one in found]
   assert found == [None, (4, 4), (4, 4), (9, 8), (9, 8), (13, 12), (13, 12)]
   assert len(pushed) == 4  # Once more where none was there.
   assert pushed[-1] == (tmp_path / resume.PICK_UPS_FILE).read_bytes()
+
+
+def test_the_shapes_of_a_pick_up_are_kept_with_it(tmp_path):
+  run = SimpleNamespace(workdir=tmp_path)
+  resume.begin_pick_ups(run)
+  first, _ = (resume.pick_up(run, *one) for one in ((4, 4), (9, 8)))
+  chosen = first._replace(shapes={'form': [1]})
+  resume.record_shapes(run, chosen)
+  assert resume._pick_ups(tmp_path) == [chosen, (9, 8, None)]
+  # A run that was killed between the two has chosen none.
+  assert resume.pick_up(run, 4, 4) == chosen
 
 
 @pytest.mark.parametrize(
@@ -454,11 +468,13 @@ def test_a_step_has_the_batch_of_its_seed_and_of_its_process(monkeypatch):
   asked = []
   monkeypatch.setattr(experiment, 'training_data', lambda *given: given)
   monkeypatch.setattr(trainer.steps, 'make_train_step', lambda *given: given)
-  monkeypatch.setattr(
-    trainer.batches,
-    'make_batch',
-    lambda *given, **kw: asked.append((given, kw)),
-  )
+  for name in ('draw_rows', 'make_batch'):
+
+    def call(*given, name=name, **kw):
+      asked.append((given, kw))
+      return name
+
+    monkeypatch.setattr(trainer.batches, name, call)
   monkeypatch.setattr(devices, 'shard', lambda *_: None)
   monkeypatch.setattr(trainer.distributed, 'index', lambda: 1)
   monkeypatch.setattr(trainer.distributed, 'count', lambda: 3)
@@ -471,14 +487,16 @@ def test_a_step_has_the_batch_of_its_seed_and_of_its_process(monkeypatch):
   training = make_trainer(run=run, optimizer='O')
   of_step = {
     'seed': 5, 'batch_size': 6, 'negatives': 'N', 'topics': 'T',
-    'draw': batches.UNIFORM, 'guide': 'G', 'part': (1, 3),
+    'draw': batches.UNIFORM,
   }  # fmt: skip
+  made = {'shapes': 'S', 'guide': 'G', 'part': (1, 3)}
   for name, number, triplets in (
     ('ance_code', 1, True),
     ('in_batch', 0, False),
   ):
     row = methods.METHODS[name]
-    _, make_batch = training._make_step(row)
-    make_batch(7, 'N', 'T', 'G')
+    _, _, make_batch = training._make_step(row)
+    make_batch(7, 'N', 'T', 'G', 'S')
     expected = {**of_step, 'num_negatives': number, 'triplets': triplets}
+    assert asked.pop() == (((run, row), 'draw_rows'), made)
     assert asked.pop() == (((run, row), 7), expected)

@@ -1,0 +1,413 @@
+"""Packed rows: each text whole and alone in them, and the same training."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import padded
+import pytest
+from steps_test import BATCH
+from steps_test import RETRIEVER
+from steps_test import assert_the_same
+from steps_test import loss_and_grads
+
+from ance_jax.data import tokens
+from ance_jax.models import bert
+from ance_jax.models import bi_encoder
+from ance_jax.training import batches
+from ance_jax.training import methods
+from ance_jax.training import packing
+
+BODY = bert.BodyConfig('bert', 60, 16, 2, 2, 32, 24, 2, 1e-12, 'gelu')
+# (R, S) lengths of texts that share rows of 12 tokens; one row has none.
+LENGTHS = np.array([[5, 1, 6], [7, 3, 0], [0, 0, 0], [12, 0, 0]], np.int32)
+PLACES = [tuple(place) for place in np.argwhere(LENGTHS)]
+
+
+def slow_assign(lengths, row_length):
+  """Best-fit decreasing, as its definition says it."""
+  rows, found = [], {}
+  for text in sorted(range(len(lengths)), key=lambda t: (-lengths[t], t)):
+    if not lengths[text]:
+      continue
+    fits = [
+      (row_length - sum(lengths[t] for t in row), number)
+      for number, row in enumerate(rows)
+      if row_length - sum(lengths[t] for t in row) >= lengths[text]
+      and len(row) < packing.SLOTS
+    ]
+    number = min(fits)[1] if fits else len(rows)
+    if not fits:
+      rows.append([])
+    found[text] = (
+      number,
+      len(rows[number]),
+      sum(lengths[t] for t in rows[number]),
+    )
+    rows[number].append(text)
+  return found, len(rows)
+
+
+def lengths_of_texts(random):
+  return [
+    random.integers(0, 13, 40),
+    random.integers(2, 65, 90),
+    np.full(70, 64),
+    np.full(140, 2),
+    np.array([64, 1, 63, 0, 2, 62]),
+    np.array([7]),
+    np.array([0]),
+  ]
+
+
+@pytest.mark.parametrize('case', range(7))
+def test_texts_are_packed_by_best_fit_decreasing(case):
+  lengths = lengths_of_texts(np.random.default_rng(case))[case]
+  made = packing.assign(lengths, 64)
+  expected, count = slow_assign(lengths.tolist(), 64)
+  assert made.count == count
+  for text, length in enumerate(lengths):
+    found = made.rows[text], made.slots[text], made.starts[text]
+    assert found == expected.get(text, (-1, 0, 0)), length
+
+
+@pytest.mark.parametrize('case', range(7))
+def test_each_text_is_in_one_row_whole_and_beside_others(case):
+  lengths = lengths_of_texts(np.random.default_rng(case))[case]
+  rows, slots, starts, count = packing.assign(lengths, 64)
+  taken = np.zeros((count, 64), int)
+  for row, start, length in zip(rows, starts, lengths, strict=True):
+    if length:
+      assert start + length <= 64
+      taken[row, start : start + length] += 1
+  assert taken.sum() == lengths.sum()
+  assert taken.max(initial=0) <= 1
+  places = set(zip(rows[lengths > 0], slots[lengths > 0], strict=True))
+  assert len(places) == (lengths > 0).sum()
+  assert slots.max(initial=0) < packing.SLOTS
+
+
+def test_a_batch_has_its_tokens_numbers_and_slots_where_they_belong():
+  """Rows of 8 tokens: 7 + 1, 4 + 3, 4 + 2; passage 0 lacks its second piece."""
+  one = padded.Padded(
+    rows=np.arange(2, dtype=np.uint32),
+    query_ids=np.array([[11, 12, 0], [21, 0, 0]]),
+    query_lengths=np.array([2, 1]),
+    passage_ids=np.array(
+      [
+        [[31, 32, 33, 34, 0, 0, 0], [0] * 7],
+        [[41, 42, 43, 44, 45, 46, 47], [51, 52, 53, 0, 0, 0, 0]],
+      ]
+    ),
+    passage_lengths=np.array([[4, 0], [7, 3]]),
+    passage_groups=np.array([[0], [1]]),
+    positive_groups=np.array([[0], [1]]),
+  )
+  batch = padded.pack(one, retriever=RETRIEVER, row_length=8)
+  pack = batch.packs['tied']
+  assert pack.ids[0].tolist() == [
+    [41, 42, 43, 44, 45, 46, 47, 21],
+    [31, 32, 33, 34, 51, 52, 53, 0],
+    [11, 12, 0, 0, 0, 0, 0, 0],
+  ]
+  assert pack.lengths[0, :, :2].tolist() == [[7, 1], [4, 3], [2, 0]]
+  assert not pack.lengths[0, :, 2:].any()
+  # Query 0 and its two pieces are 0 to 2, query 1 and its pieces 3 to 5.
+  assert pack.numbers[0, :, :2].tolist() == [[4, 3], [1, 5], [0, 0]]
+  assert pack.are_passages[0, :, :2].tolist() == [
+    [True, False],
+    [True, True],
+    [False, False],
+  ]
+  wide = packing.SLOTS
+  assert batch.slots.tolist() == [[2 * wide, wide, wide], [1, 0, wide + 1]]
+
+
+def packed_and_alone(retriever, attention_rate, rate):
+  """(embeddings in shared rows, of the same texts alone), with dropout."""
+  params = jax.tree.map(lambda p: 3 * p, bi_encoder.init(retriever, 0))
+  params = params[bi_encoder.TIED]
+  random = np.random.default_rng(0)
+  ids = random.integers(1, 60, (4, 12)).astype(np.int32)
+  numbers = random.permutation(LENGTHS.size).reshape(LENGTHS.shape)
+  most = np.where(numbers % 2, 12, 14).astype(np.int32)
+  skipped = numbers % 3
+  pool = bi_encoder.Pooled(retriever)
+
+  def run(ids, lengths, numbers, most, skipped):
+    dropout = rate and bert.Dropout(
+      jnp.float32(rate),
+      attention_rate and jnp.float32(attention_rate),
+      jnp.uint32(5),
+      jnp.asarray(numbers, jnp.uint32),
+      jnp.asarray(most),
+    )
+    return pool.apply(
+      {'params': params}, ids, lengths, dropout, jnp.asarray(skipped)
+    )
+
+  shared = run(ids, LENGTHS, numbers, most, skipped)
+  ends = LENGTHS.cumsum(1)
+  alone = np.zeros((len(PLACES), 12), np.int32)
+  for text, place in enumerate(PLACES):
+    length, end = LENGTHS[place], ends[place]
+    alone[text, :length] = ids[place[0], end - length : end]
+  at = tuple(np.transpose(PLACES))
+  return shared[at], run(alone, LENGTHS[at], numbers[at], most[at], skipped[at])
+
+
+@pytest.mark.parametrize('rates', [(None, None), (0.3, 0.3), (None, 0.3)])
+@pytest.mark.parametrize('model_type', ['bert', 'roberta', 'mpnet'])
+def test_a_text_has_the_vector_and_the_dropout_that_it_has_alone(
+  model_type, rates
+):
+  body = dataclasses.replace(BODY, model_type=model_type)
+  modes = 'cls+mean+max+lasttoken+weightedmean+mean_sqrt_len_tokens'
+  retriever = dataclasses.replace(RETRIEVER, body=body, pooling=modes)
+  shared, alone = packed_and_alone(retriever, *rates)
+  np.testing.assert_allclose(shared, alone, atol=1e-5)
+  assert np.abs(alone).max() > 1
+
+
+@pytest.mark.parametrize('model_type', ['bert', 'mpnet'])
+def test_no_text_sees_another_in_its_row(model_type):
+  """Neither forwards, bit for bit, nor backwards."""
+  body = dataclasses.replace(BODY, model_type=model_type)
+  params = bi_encoder.init(dataclasses.replace(RETRIEVER, body=body), 0)
+  pool = bi_encoder.Pooled(dataclasses.replace(RETRIEVER, body=body))
+  dropout = bert.Dropout(
+    jnp.float32(0.1),
+    jnp.float32(0.1),
+    jnp.uint32(5),
+    jnp.arange(LENGTHS.size, dtype=jnp.uint32).reshape(LENGTHS.shape),
+    12,
+  )
+  params = {'params': params[bi_encoder.TIED]}
+  run = jax.jit(lambda ids: pool.apply(params, ids, LENGTHS, dropout))
+  ids = np.random.default_rng(0).integers(1, 60, (4, 12)).astype(np.int32)
+  before = np.asarray(run(ids))
+  ends = LENGTHS.cumsum(1)
+  for row, slot in PLACES:
+    other = ids.copy()
+    end = ends[row, slot]
+    other[row, end - LENGTHS[row, slot] : end] += 1
+    changed = (np.asarray(run(other)) != before).any(-1)
+    assert [tuple(place) for place in np.argwhere(changed)] == [(row, slot)]
+
+  def of_text(row, slot):
+    def length(table):
+      mine = {**params['params'], 'body': {**params['params']['body']}}
+      mine['body']['word_embedding'] = table
+      return pool.apply({'params': mine}, ids, LENGTHS)[row, slot].sum()
+
+    table = params['params']['body']['word_embedding']
+    return set(np.flatnonzero(np.asarray(jax.grad(length)(table)).any(1)))
+
+  for row, slot in PLACES:
+    end = ends[row, slot]
+    own = ids[row, end - LENGTHS[row, slot] : end]
+    assert of_text(row, slot) <= set(own.tolist())
+
+
+@pytest.fixture
+def batch():
+  random = np.random.default_rng(0)
+  groups = np.arange(BATCH * 3, dtype=np.int32).reshape(BATCH, 3)
+  return padded.Padded(
+    rows=np.arange(BATCH, dtype=np.uint32),
+    query_ids=random.integers(1, 50, (BATCH, 6)).astype(np.int32),
+    query_lengths=random.integers(1, 7, BATCH),
+    passage_ids=random.integers(1, 50, (BATCH, 3, 6)).astype(np.int32),
+    passage_lengths=random.integers(1, 7, (BATCH, 3)),
+    passage_groups=groups,
+    positive_groups=groups[:, :1],
+  )
+
+
+def shapes_of(rows, *, chunks=1, num_devices=2, towers=('tied',)):
+  form = packing.Form(dict.fromkeys(towers, 16), {}, num_devices, chunks)
+  shape = packing.Shape(chunks, rows)
+  return packing.Shapes(form, (dict.fromkeys(towers, shape),))
+
+
+@pytest.mark.parametrize('similarity', ['dot', 'cosine'])
+@pytest.mark.parametrize('tied', [True, False])
+def test_any_shape_gives_the_same_loss_and_gradient(
+  tied, similarity, batch, tiny, monkeypatch
+):
+  """Just enough rows, many rows and devices of padding alone, and chunks."""
+  config = dataclasses.replace(tiny, dropout_rate=0.3, temperature=10.0)
+  retriever = dataclasses.replace(
+    RETRIEVER, tied=tied, similarity=similarity, head_size=5
+  )
+  params = jax.tree.map(lambda p: 3 * p, bi_encoder.init(retriever, 0))
+  pack, found = padded.pack, []
+  for shapes in (
+    shapes_of(8, towers=retriever.towers),
+    shapes_of(30, towers=retriever.towers),
+    shapes_of(3, chunks=7, towers=retriever.towers),
+    shapes_of(40, num_devices=1, towers=retriever.towers),
+  ):
+    monkeypatch.setattr(
+      padded, 'pack', lambda *a, s=shapes, **k: pack(*a, **k, shapes=s)
+    )
+    found.append(
+      loss_and_grads(
+        config,
+        methods.METHODS['dpr'],
+        params,
+        batch,
+        shapes.form.num_devices,
+        retriever=retriever,
+      )
+    )
+  for other in found[1:]:
+    assert_the_same(other, found[0])
+
+
+def test_vectors_of_what_is_no_text_have_no_part_in_the_gradient(
+  batch, tiny, monkeypatch
+):
+  """NaN in the vectors of empty slots, and so in their length, stays there."""
+  retriever = dataclasses.replace(RETRIEVER, similarity='cosine')
+  params = bi_encoder.init(retriever, 0)
+  arguments = tiny, methods.METHODS['in_batch'], params, batch, 2
+  expected = loss_and_grads(*arguments, retriever=retriever)
+  apply = bi_encoder.Pooled.apply
+
+  def poisoned(self, variables, ids, lengths, *rest):
+    pooled = apply(self, variables, ids, lengths, *rest)
+    return jnp.where((lengths > 0)[..., None], pooled, jnp.nan)
+
+  monkeypatch.setattr(bi_encoder.Pooled, 'apply', poisoned)
+  assert_the_same(loss_and_grads(*arguments, retriever=retriever), expected)
+
+
+def needs(lengths, row_length):
+  """Rows that batches of (m, T) lengths need."""
+  return {
+    'tied': np.array([packing.assign(one, row_length).count for one in lengths])
+  }
+
+
+def form_of(texts, row_length, num_devices=1, chunks=1):
+  return packing.Form(
+    {'tied': row_length}, {'tied': texts}, num_devices, chunks
+  )
+
+
+@pytest.mark.parametrize(
+  ('query', 'passage', 'hard', 'limit', 'devices'),
+  [
+    (10, 114, 0, 256, 1),  # Questions and answers.
+    (10, 173, 4, 256, 1),
+    (14, 150, 0, 384, 1),
+    (9, 79, 0, 128, 1),  # Web passages.
+    (9, 79, 0, 512, 1),
+    (9, 79, 1, 512, 8),
+  ],
+)
+def test_of_64_queries_a_device_85_of_100_tokens_are_real(
+  query, passage, hard, limit, devices
+):
+  """Lengths with means of real sets, and as wide as theirs."""
+  random = np.random.default_rng(0)
+  number = 64 * devices
+
+  def draw():
+    queries = np.clip(random.normal(query, query / 3, number), 3, 64)
+    mean = np.log(passage) - 0.5**2 / 2
+    passages = np.exp(random.normal(mean, 0.5, number * (1 + hard)))
+    return np.append(queries, np.clip(passages, 8, limit)).astype(int)
+
+  drawn = [draw() for _ in range(200)]
+  longest = -(-int(max(one.max() for one in drawn[:100])) // 64) * 64
+  drawn = [np.minimum(one, longest) for one in drawn]
+  form = form_of(number * (2 + hard), longest, devices)
+  shapes = packing.choose(needs(drawn[:100], longest), form)
+  assert len(shapes.allowed) <= 3
+  real = computed = 0
+  for one, count in zip(
+    drawn[100:], needs(drawn[100:], longest)['tied'], strict=True
+  ):
+    shape = shapes.fitting({'tied': int(count)})['tied']
+    assert shapes.total(shape) >= count
+    real += one.sum()
+    computed += shapes.total(shape) * longest
+  assert real / computed >= 0.85
+
+
+def test_the_last_shape_holds_any_batch_in_the_memory_of_the_one_before():
+  counts = {'tied': np.array([20, 22, 25])}
+  shapes = packing.choose(counts, form_of(301, 64, num_devices=2, chunks=2))
+  last, before = shapes.allowed[-1]['tied'], shapes.allowed[-2]['tied']
+  assert shapes.total(last) >= 301
+  assert last.rows == before.rows
+  assert shapes.fitting({'tied': 301}) == shapes.allowed[-1]
+  for shape in shapes.allowed:
+    assert shape['tied'].chunks >= 2
+  assert shapes.total(before) >= 25
+
+
+def test_one_tower_that_does_not_fit_takes_the_larger_shape_for_both():
+  form = packing.Form({'query': 64, 'passage': 64}, {}, 1, 1)
+  small, large = (
+    {'query': packing.Shape(1, n), 'passage': packing.Shape(1, 10 * n)}
+    for n in (2, 3)
+  )
+  shapes = packing.Shapes(form, (small, large))
+  assert shapes.fitting({'query': 2, 'passage': 20}) == small
+  assert shapes.fitting({'query': 3, 'passage': 20}) == large
+  assert shapes.fitting({'query': 2, 'passage': 21}) == large
+
+
+def test_shapes_stay_until_others_save_enough():
+  form = form_of(400, 64)
+  first = packing.choose({'tied': np.full(9, 104)}, form)
+  again = packing.choose({'tied': np.full(9, 100)}, form, first)
+  assert again is first
+  assert packing.choose({'tied': np.full(9, 100)}, form) != first
+  smaller = packing.choose({'tied': np.full(9, 60)}, form, first)
+  assert smaller == packing.choose({'tied': np.full(9, 60)}, form)
+  larger = packing.choose({'tied': np.full(9, 112)}, form, first)
+  assert larger == packing.choose({'tied': np.full(9, 112)}, form)
+
+
+def test_shapes_are_read_as_they_were_written_for_the_same_form_only():
+  form = form_of(400, 64, 2, 3)
+  shapes = packing.choose({'tied': np.arange(50, 60)}, form)
+  written = json.loads(json.dumps(packing.to_json(shapes)))
+  assert packing.from_json(written, form) == shapes
+  assert packing.from_json(None, form) is None
+  others = {
+    'lengths': {'tied': 128},
+    'texts': {'tied': 401},
+    'num_devices': 1,
+    'chunks': 1,
+  }
+  for name, value in others.items():
+    other = form._replace(**{name: value})
+    assert packing.from_json(written, other) is None
+
+
+def test_shapes_are_chosen_on_steps_spread_over_the_stretch():
+  assert packing.sampled(7, 10).tolist() == [7, 8, 9]
+  found = packing.sampled(1000, 6000)
+  assert found.tolist() == list(range(1000, 6000, 50))
+
+
+def test_an_empty_text_counts_as_a_token_of_padding():
+  """As tokenizers without special tokens make of an empty title and text."""
+  rows = tokens.TokenRows(np.array([5, 6, 7]), np.array([0, 2, 2, 3]), 0, '')
+  data = batches.TrainingData(
+    rows, rows, np.arange(4), np.zeros(3, int), np.zeros((3, 1), int),
+    np.arange(3), {'tied': 8},
+  )  # fmt: skip
+  drawn = batches.Drawn(np.array([1]), np.array([[0, 1, 2]]))
+  shapes = shapes_of(1, num_devices=1)
+  shapes = shapes._replace(form=shapes.form._replace(lengths={'tied': 8}))
+  batch = batches.make_batch(data, drawn, shapes=shapes)
+  assert padded.texts(batch) == [[(0,), (5, 6), (0,), (7,)]]
+  assert batch.passage_lengths.tolist() == [[2, 1, 1]]
