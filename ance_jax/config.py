@@ -315,7 +315,13 @@ class Config:
     "false; STAR: true. Not given: as the checkpoint's tokenizer does.",
   )
   dropout_rate: float = knob(
-    0.1, 'Dropout rate in training, for activations and attention. BERT: 0.1.'
+    0.1, 'Dropout rate of activations in training. BERT: 0.1.'
+  )
+  attention_dropout_rate: float | None = knob(
+    None,
+    'Dropout rate of attention weights in training. At 0 attention stores no '
+    'weights on a GPU with --dtype=bfloat16. Not given: --dropout_rate, or 0 '
+    'if the config of --init_from trains without.',
   )
   dtype: str = knob(
     'float32',
@@ -537,8 +543,8 @@ class Config:
     0,
     'Queries per device whose activations, passages included, are in memory '
     "at once; it must divide the device's part of --batch_size. The gradient "
-    'still covers the whole batch; rows with in-batch negatives encode twice '
-    'for this (gradient caching). 0: all. ANCE: 8.',
+    'still covers the whole batch; texts are encoded twice for this (gradient '
+    'caching). 0: all. ANCE: 8.',
     may_change=True,
   )
   remat: bool = knob(
@@ -998,6 +1004,7 @@ _READ_BY = (
     'mask_above hardness_weight hardness_columns symmetric_columns '
     'matryoshka_widths guide_margin teacher_temperature also_weight '
     'num_processes process_id coordinator dry_run dropout_rate '
+    'attention_dropout_rate '
     'refresh_delay refresh_devices '
     'restart_from max_staleness refresh_replay micro_batch_size remat '
     'optimizer trainable learning_rate rate_steps lr_warmup_steps weight_decay '

@@ -46,7 +46,7 @@ RANGES = (
     'a number above 0',
   ),
   (
-    'dropout_rate dev_fraction relative_margin',
+    'dropout_rate attention_dropout_rate dev_fraction relative_margin',
     lambda value: 0 <= value < 1,
     'at least 0 and below 1',
   ),

@@ -61,6 +61,8 @@ class BodyConfig:
       only row 0.
     layer_norm_epsilon: Added to the variance in LayerNorm.
     activation: Key of `ACTIVATIONS`.
+    attention_dropout: Share of attention weights dropped when the checkpoint
+      was trained; 0 says that it was trained without.
   """
 
   model_type: str
@@ -73,6 +75,7 @@ class BodyConfig:
   num_types: int
   layer_norm_epsilon: float
   activation: str
+  attention_dropout: float = 0.1
 
   @property
   def max_length(self) -> int:

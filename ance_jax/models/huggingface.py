@@ -107,6 +107,7 @@ def read_config(name: str) -> bert.BodyConfig:
     # DistilBERT's code hard-codes it.
     layer_norm_epsilon=1e-12 if kind == 'distilbert' else theirs.layer_norm_eps,
     activation=getattr(theirs, _activation_key(kind)),
+    attention_dropout=getattr(theirs, _dropout_key(kind)),
   )
   _check_body(body, keys, path)
   return body
@@ -120,7 +121,10 @@ def write_config(
   transformers.AutoConfig.for_model(
     kind,
     **{key: getattr(body, ours) for ours, key in _KEYS[kind].items()},
-    **{_activation_key(kind): body.activation},
+    **{
+      _activation_key(kind): body.activation,
+      _dropout_key(kind): body.attention_dropout,
+    },
     layer_norm_eps=body.layer_norm_epsilon,
     pad_token_id=pad_token_id,
   ).save_pretrained(folder)
@@ -200,6 +204,13 @@ def _kind(given, name):
         f'one of {", ".join(bert.ACTIVATIONS)}',
       )
   return kind
+
+
+def _dropout_key(kind):
+  """Returns the key of the rate of attention dropout."""
+  if kind == 'distilbert':
+    return 'attention_dropout'
+  return 'attention_probs_dropout_prob'
 
 
 def _activation_key(kind):

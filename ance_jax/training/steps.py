@@ -271,13 +271,17 @@ def _make_embed(config, retriever):
   pool = bi_encoder.Pooled(retriever, jnp.dtype(config.dtype), config.remat)
   embedded = bi_encoder.Embedded(retriever)
 
+  rate, of_attention = config.dropout_rate, config.attention_dropout_rate
+  if of_attention is None:
+    of_attention = rate if retriever.body.attention_dropout else 0
+
   def chunk(params, pack, seed):
     of_text = functools.partial(jnp.where, pack.are_passages)
     dropout = None
-    if config.dropout_rate:
+    if rate or of_attention:
       dropout = bert.Dropout(
-        jnp.float32(config.dropout_rate),
-        jnp.float32(config.dropout_rate),
+        jnp.float32(rate),
+        jnp.float32(of_attention) if of_attention else None,
         seed,
         pack.numbers,
         of_text(retriever.passage_length, retriever.query_length),

@@ -140,15 +140,16 @@ def matrix_peak(size=8192, times=20):
   return [times * 2 * size**3 / s for s in secs_each([by_jax, by_torch])]
 
 
-def training_batch(model, texts, pairs, here):
-  """Returns a batch of so many pairs of texts, on the devices `here`."""
-  batch = side_by_side.in_batch(
-    model.tokenizer,
-    [text[:150] for text in texts[:pairs]],
-    texts[pairs : 2 * pairs],
-    (QUERY_LENGTH, PASSAGE_LENGTH),
+def training_batch(model, texts, pairs):
+  """Returns a batch of so many pairs of texts."""
+  queries, passages = (
+    tokens.memory_rows(model.tokenizer, some, length)
+    for some, length in (
+      ([text[:150] for text in texts[:pairs]], QUERY_LENGTH),
+      (texts[pairs : 2 * pairs], PASSAGE_LENGTH),
+    )
   )
-  return devices.shard(batch, here)
+  return side_by_side.Pairs(queries, passages, pairs).batch(0)
 
 
 def check(model, peer, texts):
@@ -177,7 +178,7 @@ def check(model, peer, texts):
       out_axes=None,
       devices=here,
     )
-    batch = training_batch(model, texts, 16, here)
+    batch = devices.shard(training_batch(model, texts, 16), here)
     params = devices.replicate(jax.device_get(model.params), here)
     (loss, _), grads = gradient(params, batch, np.int32(0))
     leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(grads)]
@@ -314,22 +315,17 @@ def make_their_step(folder, texts):
 def train(model, folder, texts, peak):
   """Compares a training step; returns the ratio and our share of the peak."""
   here = devices.local(1)
-  batch = training_batch(model, texts, PAIRS, here)
-  ours = make_our_step(model, batch, here)
+  batch = training_batch(model, texts, PAIRS)
+  ours = make_our_step(model, devices.shard(batch, here), here)
   what = f'training step, {PAIRS} pairs of {QUERY_LENGTH} + {PASSAGE_LENGTH}'
   ratio = side_by_side.compare(
     what, ours, make_their_step(folder, texts), units=4, unit='steps', rounds=3
   )
   [secs] = secs_each([ours])
   body = model.config.body
-  # Backward is twice the work of forward.
-  work = 3 * sum(
-    flop(body, int(lengths.sum()), length)
-    for lengths, length in (
-      (batch.query_lengths, QUERY_LENGTH),
-      (batch.passage_lengths, PASSAGE_LENGTH),
-    )
-  )
+  lengths = batch.packs[bi_encoder.TIED].lengths.ravel().astype(int)
+  # Backward is twice the work of forward; padding is not counted.
+  work = 3 * flop(body, lengths, lengths).sum()
   return ratio, round(4 * work / secs / peak, 3)
 
 

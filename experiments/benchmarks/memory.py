@@ -14,12 +14,13 @@ import time
 
 import jax
 import numpy as np
+import side_by_side
 
 from ance_jax import config
 from ance_jax.core import devices
+from ance_jax.data import tokens
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
-from ance_jax.training import batches
 from ance_jax.training import methods
 from ance_jax.training import optimizers
 from ance_jax.training import steps
@@ -46,31 +47,28 @@ WAYS = {
 ROWS = {'in_batch': 0, 'ance': 1}
 
 
-def make_batch(num_negatives, here):
-  """Returns a batch of texts of full length, on the devices `here`."""
-  random = np.random.default_rng(0)
-  shape = QUERIES, 1 + num_negatives
+def texts(number, length):
+  """Returns the `tokens.TokenRows` of random texts of full length."""
+  ids = np.random.default_rng(0).integers(1, 30_522, number * length)
+  offsets = np.arange(0, len(ids) + 1, length)
+  return tokens.TokenRows(ids.astype(np.uint16), offsets, 0, '')
 
-  def tokens(*shape):
-    return random.integers(1, 30_522, shape).astype(np.int32)
 
-  groups = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
-  batch = batches.Batch(
-    np.arange(QUERIES, dtype=np.uint32),
-    tokens(QUERIES, QUERY_LENGTH),
-    np.full(QUERIES, QUERY_LENGTH, np.int32),
-    tokens(*shape, PASSAGE_LENGTH),
-    np.full(shape, PASSAGE_LENGTH, np.int32),
-    groups,
-    groups[:, :1],
+def make_batch(num_negatives, pieces, here):
+  """Returns a batch in so many pieces, on the devices `here`."""
+  pairs = side_by_side.Pairs(
+    texts(QUERIES, QUERY_LENGTH),
+    texts(QUERIES * (1 + num_negatives), PASSAGE_LENGTH),
+    QUERIES,
+    pieces,
   )
-  return devices.shard(batch, here)
+  return devices.shard(pairs.batch(0), here)
 
 
 def measure(row):
   """Returns {way: {'MB': temporary memory, 'secs': of a step}} of a row."""
   here = (jax.devices()[0],)
-  batch, compiled, found = make_batch(ROWS[row], here), {}, {}
+  made, compiled, found = {}, {}, {}
   for way, changes in WAYS.items():
     settings = config.Config(
       batch_size=QUERIES, temperature=0.05, lr_warmup_steps=0, **changes
@@ -82,7 +80,9 @@ def measure(row):
     train_step = steps.make_train_step(
       settings, methods.METHODS[row], RETRIEVER, optimizer, here
     )
-    compiled[way] = train_step.lower(shapes, batch, None).compile()
+    size = settings.micro_batch_size or QUERIES
+    made[way] = make_batch(ROWS[row], QUERIES // size, here)
+    compiled[way] = train_step.lower(shapes, made[way], None).compile()
     size = compiled[way].memory_analysis().temp_size_in_bytes
     found[way] = {'MB': round(size / 1e6), 'secs': []}
   state = steps.init_state(
@@ -91,7 +91,7 @@ def measure(row):
   for number in range(ROUNDS + 1):
     for way in WAYS:
       start = time.perf_counter()
-      state, metrics = compiled[way](state, batch)
+      state, metrics = compiled[way](state, made[way], None)
       jax.block_until_ready((state, metrics))
       if number:
         found[way]['secs'].append(time.perf_counter() - start)

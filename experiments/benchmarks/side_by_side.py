@@ -7,13 +7,15 @@ import statistics
 import tempfile
 import time
 
+import jax
 import numpy as np
 import psutil
 
 from ance_jax import config
-from ance_jax.data import tokens
+from ance_jax.models import bi_encoder
 from ance_jax.training import batches
 from ance_jax.training import experiment
+from ance_jax.training import packing
 
 
 def minilm():
@@ -27,32 +29,56 @@ def pydocs():
     return experiment.load_texts(config.Config(workdir=folder), ('train',))
 
 
-def in_batch(tokenizer, queries, passages, lengths):
-  """Returns the `batches.Batch` of pairs, with each other's passages only.
+class Pairs:
+  """Batches of queries and passages in order, packed as a run packs them.
 
-  Args:
-    tokenizer: A transformers tokenizer.
-    queries: B strings.
-    passages: B strings, the positives.
-    lengths: Tokens of a query and of a passage at most; all are padded to it.
+  Attributes:
+    shapes: The shapes that the steps may have.
   """
-  number = len(queries)
-  (query_ids, query_lengths), (ids, passage_lengths) = (
-    tokens.memory_rows(tokenizer, texts, length).padded(
-      np.arange(number), length
+
+  def __init__(self, queries, passages, batch_size, chunks=1):
+    """Chooses the shapes.
+
+    Args:
+      queries: `tokens.TokenRows` of n queries.
+      passages: `tokens.TokenRows` of n (1 + H) passages, each query's positive
+        and its H negatives in a row.
+      batch_size: B, a divisor of n.
+      chunks: As in `packing.Form`.
+    """
+    number, columns = len(queries), len(passages) // len(queries)
+    groups = np.arange(len(passages), dtype=np.int32)
+    longest = max(int(rows.lengths().max()) for rows in (queries, passages))
+    multiple = 64 if jax.default_backend() == 'cpu' else 128
+    self._data = batches.TrainingData(
+      queries,
+      passages,
+      np.arange(number + 1),
+      groups[::columns],
+      groups[::columns, None],
+      groups,
+      {bi_encoder.TIED: -(-longest // multiple) * multiple},
     )
-    for texts, length in zip((queries, passages), lengths, strict=True)
-  )
-  groups = np.arange(number, dtype=np.int32)[:, None]
-  return batches.Batch(
-    np.arange(number, dtype=np.uint32),
-    query_ids,
-    query_lengths,
-    ids[:, None],
-    passage_lengths[:, None],
-    groups,
-    groups,
-  )
+    self._drawn = [
+      batches.Drawn(rows, rows[:, None] * columns + np.arange(columns))
+      for rows in np.arange(number).reshape(-1, batch_size)
+    ]
+    counts = [batches.num_rows(self._data, one) for one in self._drawn]
+    form = packing.Form(
+      self._data.row_lengths,
+      batches.num_texts(self._data, batch_size, columns - 1),
+      1,
+      chunks,
+    )
+    self.shapes = packing.choose(
+      {bi_encoder.TIED: np.array([n[bi_encoder.TIED] for n in counts])}, form
+    )
+
+  def batch(self, number):
+    """Returns the `batches.Batch` of a number, on the host."""
+    return batches.make_batch(
+      self._data, self._drawn[number], shapes=self.shapes
+    )
 
 
 def busy_secs():

@@ -1,13 +1,13 @@
 """A training step against sentence-transformers: same model, texts and cores.
 
-    python experiments/benchmarks/train_step.py data/insuranceqa --lengths 64 256
+    python experiments/benchmarks/train_step.py data/insuranceqa
 
-In-batch negatives, texts as they are in a dataset of BEIR's layout, dropout 0.1,
-float32, AdamW and clipping, all-MiniLM-L6-v2. The peer is
+In-batch negatives, texts as they are in a dataset of BEIR's layout, float32,
+dropout 0.1, AdamW and clipping, all-MiniLM-L6-v2. The peer is
 MultipleNegativesRankingLoss with torch's AdamW, and pads as its collator does:
 each column to its longest text. Both get token ids; ours are packed in the time
-that is measured. With dropout off both begin at the same loss. Both lines of
-tokens count real ones.
+that is measured. With dropout off both begin at the same loss. Tokens a second
+are real ones.
 """
 
 import argparse
@@ -22,11 +22,9 @@ import torch
 from ance_jax import config
 from ance_jax.core import devices
 from ance_jax.data import tokens
-from ance_jax.training import batches
 from ance_jax.training import experiment
 from ance_jax.training import methods
 from ance_jax.training import optimizers
-from ance_jax.training import packing
 from ance_jax.training import steps
 
 # Batches that the runs go through, again and again; a run takes some of them.
@@ -53,33 +51,19 @@ def make_ours(settings, pairs):
   model = experiment.load_model(settings, ())
   here, method = devices.local(1), methods.METHODS['in_batch']
   optimizer = optimizers.make(settings)
-  queries, passages = (
-    tokens.memory_rows(model.tokenizer, texts, length)
-    for texts, length in zip(
-      pairs, (settings.query_length, settings.passage_length), strict=True
-    )
+  pairs = side_by_side.Pairs(
+    *(
+      tokens.memory_rows(model.tokenizer, texts, length)
+      for texts, length in zip(
+        pairs, (settings.query_length, settings.passage_length), strict=True
+      )
+    ),
+    settings.batch_size,
   )
-  longest = max(rows.lengths().max() for rows in (queries, passages))
-  number = len(queries)
-  apart = np.arange(number, dtype=np.int32)
-  data = batches.TrainingData(
-    queries, passages, np.arange(number + 1), apart, apart[:, None], apart,
-    {'tied': -(-int(longest) // 64) * 64},
-  )  # fmt: skip
-  size = settings.batch_size
-
-  def drawn(batch):
-    rows = np.arange(batch * size, (batch + 1) * size)
-    return batches.Drawn(rows, rows[:, None])
-
-  form = packing.Form(data.row_lengths, batches.num_texts(data, size, 0), 1, 1)
-  counts = [batches.num_rows(data, drawn(n))['tied'] for n in range(BATCHES)]
-  shapes = packing.choose({'tied': np.array(counts)}, form)
-  print('rows of', data.row_lengths['tied'], 'tokens a step:', shapes.allowed)
+  print(f'rows a step: {pairs.shapes.allowed}')
 
   def batch_of(number):
-    batch = batches.make_batch(data, drawn(number), shapes=shapes)
-    return devices.shard(batch, here)
+    return devices.shard(pairs.batch(number), here)
 
   def make(settings):
     return steps.make_train_step(

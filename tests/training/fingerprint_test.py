@@ -86,7 +86,8 @@ OF_READING = (
 ).split()
 # Of training alone: a run keeps those that may not change.
 OF_TRAINING = (
-  'dropout_rate warmup_method warmup_steps temperature steps_per_refresh '
+  'dropout_rate attention_dropout_rate warmup_method warmup_steps temperature '
+  'steps_per_refresh '
   'query_slices max_refreshes refresh_schedule refresh_trigger '
   'warmup_until_plateau refresh_delay batch_size optimizer learning_rate '
   'lr_warmup_steps weight_decay adam_epsilon clip_norm rate_steps trainable '
