@@ -37,9 +37,9 @@ def test_it_may_be_the_weights_of_the_active_refresh(tiny):
   """Those of before the warm-up's end have none; columns then all count."""
   seen = []
 
-  def make_batch(data, step, **settings):
-    seen.append((step, settings['guide']))
-    return real(data, step, **settings)
+  def make_batch(*given, guide, **settings):
+    seen.append((len(seen), guide))  # Steps are made in order.
+    return real(*given, guide=guide, **settings)
 
   config = dataclasses.replace(
     tiny, method='ance_guided', warmup_method='in_batch', warmup_steps=2,

@@ -14,7 +14,6 @@ from ance_jax import config as config_lib
 from ance_jax.core import devices as devices_lib
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
-from ance_jax.training import batches
 from ance_jax.training import columns as columns_lib
 from ance_jax.training import losses
 from ance_jax.training import methods
@@ -675,7 +674,7 @@ def test_hard_negatives_weigh_more_by_their_own_score(
 
 def test_the_weight_of_hard_negatives_has_no_gradient():
   """d/ds log(1 + exp(s (1 + w))) with w s constant is the sigmoid of both."""
-  batch = batches.Batch(
+  batch = padded.Padded(
     *(np.zeros(1, np.uint32), np.ones((1, 1), int), np.ones(1, int)),
     np.ones((1, 2, 1), int), np.ones((1, 2), int), np.arange(2)[None],
     np.zeros((1, 1), int),
