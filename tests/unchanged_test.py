@@ -69,7 +69,9 @@ TRAIN = {
     '--micro_batch_size=2', '--remat', '--query_slices=2', '--index=device',
     '--search_memory_mb=1', '--rows_per_block=16', '--z_margin=0.01',
     '--max_rank=60',
-    '--on_shortage=keep', '--choose=random', '--pooling=max',
+    '--on_shortage=keep', '--choose=random',
+    # Not max: rounding chooses between tokens that are nearly equal.
+    '--pooling=cls',
     '--drop_answers=false', '--nodrop_same_text', '--steps_per_eval=2',
     '--num_hard_negatives=2', '--adam_epsilon=1e-3',
   ],

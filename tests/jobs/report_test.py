@@ -36,7 +36,8 @@ LINES = [
   {'step': 30, 'time/train_secs': 64.0},
   {
     'step': 30, **DEV, 'dev/mrr@10': 0.4375, 'time/encode_secs': 128.0,
-    'probe/overlap': 0.5, 'flops/encode': 16e12, 'flops/train': 92e12, 'flops_real/train': 69e12,
+    'probe/overlap': 0.5, 'flops/encode': 16e12, 'flops/train': 92e12,
+    'flops_real/train': 69e12,
   },
 ]  # fmt: skip
 

@@ -10,9 +10,11 @@ import pytest
 import steps_test
 
 from ance_jax.core import devices as devices_lib
+from ance_jax.models import bert
 from ance_jax.models import bi_encoder
 from ance_jax.training import losses
 from ance_jax.training import methods
+from ance_jax.training import optimizers
 from ance_jax.training import searched
 from ance_jax.training import steps
 
@@ -207,3 +209,26 @@ def test_micro_batches_give_the_loss_and_gradient_of_the_whole_batch(
     found[1],
     expected[1],
   )
+
+
+def test_operations_of_a_step_count_its_search_over_all_passages(tiny, data):
+  config = dataclasses.replace(tiny, top_k=K)
+  params, batch, embeddings, groups = data
+  devices, optimizer = devices_lib.local(2), optimizers.make(tiny)
+  packed = padded.pack(batch, retriever=RETRIEVER, num_devices=2)
+  _, metrics = steps.make_train_step(
+    config, methods.METHODS['adore'], RETRIEVER, optimizer, devices
+  )(
+    steps.init_state(params, [bi_encoder.QUERY], optimizer, devices),
+    devices_lib.shard(packed, devices),
+    searched.place([embeddings], groups, devices),
+  )
+  # Each query's product with each passage, forward alone.
+  search = 2 * QUERIES * PASSAGES * RETRIEVER.embedding_size
+  pack = packed.packs[bi_encoder.QUERY]
+  of_texts = 3 * bert.flops(RETRIEVER.body, pack.ids.size, 16)
+  assert float(metrics['flops']) == pytest.approx(search + of_texts, rel=1e-6)
+  real = sum(
+    3 * bert.flops(RETRIEVER.body, int(n), int(n)) for n in batch.query_lengths
+  )
+  assert float(metrics['flops_real']) == pytest.approx(search + real, rel=1e-6)
