@@ -232,7 +232,7 @@ def training_data(
   retriever: bi_encoder.RetrieverConfig,
   method: methods.Method,
   same_text: bool = True,
-  multiple: int = 64,
+  multiple: int = 16,
 ) -> TrainingData:
   """Returns the data of a split in which every query has a positive.
 

@@ -48,8 +48,8 @@ from ance_jax.training import settings as settings_lib
 _DATA_FILE = 'data.json'
 # Settings that may be names on the hub, which a run pins to a commit.
 _ON_THE_HUB = 'init_from', 'guide', 'cross_encoder'
-# Rows of tokens are multiples of this, 128 on accelerators.
-_ROW_MULTIPLES = {'cpu': 64}
+# Rows of tokens are as long as a multiple of this, 128 on accelerators.
+_ROW_MULTIPLES = {'cpu': 16}
 # Jobs that build no index.
 _WITHOUT_INDEX = ('encode', 'prepare', 'inspect')
 

@@ -49,7 +49,7 @@ class Pairs:
     number, columns = len(queries), len(passages) // len(queries)
     groups = np.arange(len(passages), dtype=np.int32)
     longest = max(int(rows.lengths().max()) for rows in (queries, passages))
-    multiple = 64 if jax.default_backend() == 'cpu' else 128
+    multiple = 16 if jax.default_backend() == 'cpu' else 128
     self._data = batches.TrainingData(
       queries,
       passages,
