@@ -29,7 +29,8 @@ MACHINE = re.compile(
   r'|[\d.,]+ (s|ms|min|h|GB|MB|kB|[GT]FLOP/s|\w+/s|\w+ per second)\b'
 )
 OF_MACHINE = re.compile(
-  r'^time/|secs$|^seconds|hash$|sha256|^made|^files$|^about$|memory|^run$|^checkpoint$'
+  '^time/|secs$|^seconds|hash$|sha256|^made|^files$|^about$|memory|^run$'
+  '|^checkpoint$|^weights$'
 )
 # Parts of a page: the last is of all flags.
 OF_TIMES = re.compile('Costs|Seconds|<summary>')
