@@ -39,8 +39,28 @@ ROWS = {
   'star': {},
   # Of two towers, as only the queries' is trained.
   'adore': {'tie_encoders': False, 'optimizer': 'adamw'},
-  # Half of the loss is the guide's.
+  # Three episodes, and the rate of the last, of --start=500 on nl2bash.
+  'ance_tele': {
+    'max_refreshes': 3,
+    'restart_from': 'warmup',
+    'rate_steps': 300,
+  },
+  # Half of the loss is the teacher's.
   'guided': {'also_weight': 0.5, 'teacher_temperature': 0.05},
+  'ance_guided': {'also_weight': 0.5, 'teacher_temperature': 0.05},
+  'distill_given': {
+    'num_hard_negatives': 7,
+    'also_weight': 0.5,
+    'teacher_temperature': 0.05,
+  },
+  'margin_mse_given': {'num_hard_negatives': 7, 'teacher_temperature': 0.05},
+}
+# The flag that a row needs.
+NEEDS = {
+  'guided': 'guide',
+  'ance_guided': 'guide',
+  'distill_given': 'negatives',
+  'margin_mse_given': 'negatives',
 }
 MEASURES = {
   'mrr@10': 'MRR@10',
@@ -69,11 +89,17 @@ def main():
   parser.add_argument('folder', type=pathlib.Path)
   parser.add_argument('--data_dir')
   parser.add_argument('--init_from')
-  parser.add_argument('--guide', help='Of the row guided.')
+  parser.add_argument('--guide', help='Of the rows guided and ance_guided.')
+  parser.add_argument('--negatives', help='With scores, of the rows ..._given.')
   parser.add_argument('--tokens_dir', help='Shared by the runs.')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0])
   parser.add_argument('--rates', type=float, nargs='+', default=[1e-2])
-  parser.add_argument('--rows', nargs='+', choices=list(ROWS), default=ROWS)
+  parser.add_argument(
+    '--rows',
+    nargs='+',
+    choices=list(ROWS),
+    default=[row for row in ROWS if row not in NEEDS],
+  )
   parser.add_argument('--start', type=int, default=0, metavar='STEPS')
   given = parser.parse_args()
   given_flags = {
@@ -81,7 +107,10 @@ def main():
     for name in ('data_dir', 'init_from', 'tokens_dir')
   }
   changes = {name: value for name, value in given_flags.items() if value}
-  ROWS['guided']['guide'] = given.guide or ''
+  for row in set(given.rows) & NEEDS.keys():
+    if not (needed := getattr(given, NEEDS[row])):
+      parser.error(f'the row {row} needs --{NEEDS[row]}')
+    ROWS[row][NEEDS[row]] = needed
   base = flags.from_flagfile(given.flagfile, **changes)
   compare(base, given.folder, given.seeds, given.rates, given.rows, given.start)
 
@@ -96,6 +125,9 @@ def compare(base, folder, seeds, rates, rows, start=0):
     rates: List of float, peak learning rates that each row is tried at.
     rows: Names of rows.
     start: Steps of the run that all rows go on from; 0: from random weights.
+
+  Returns:
+    Rate, folders, test scores, seconds and operations of the runs by row.
   """
   results = {}
   for row in rows:
@@ -114,6 +146,7 @@ def compare(base, folder, seeds, rates, rows, start=0):
     atomic.write_json(folder / 'results.json', {'rows': results})
     atomic.write_text(folder / 'table.md', table(results))
   print(table(results))
+  return results
 
 
 def table(results):
@@ -129,7 +162,7 @@ def table(results):
   lines.append('|---' * (1 + len(columns)) + '|')
   for row, found in results.items():
     cells = [f'`{row}`']
-    cells += [_cell([s[name] for s in found['test']]) for name in MEASURES]
+    cells += [cell([s[name] for s in found['test']]) for name in MEASURES]
     cells.append(f'{found["rate"]:g}')
     for kind in ('train', 'other'):
       cells.append(f'{statistics.mean(s[kind] for s in found["secs"]):.0f}')
@@ -138,7 +171,8 @@ def table(results):
   return '\n'.join(lines) + '\n'
 
 
-def _cell(values):
+def cell(values):
+  """Returns the mean of some scores and, of several, their range."""
   text = f'{statistics.mean(values):.4f}'
   if len(values) > 1:
     text += f' ({min(values):.4f}-{max(values):.4f})'
