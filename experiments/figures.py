@@ -10,12 +10,15 @@ FOLDER/gradients.png: training loss, and norm of the gradient before clipping
 (figure 4). All are of the first seed.
 """
 
+import io
 import pathlib
+import statistics
 import sys
 
 import compare_methods
 from matplotlib import figure as figure_lib
 import numpy as np
+import PIL.Image
 
 from ance_jax import flags
 from ance_jax.core import atomic
@@ -40,7 +43,7 @@ def main(folder):
   folder = pathlib.Path(folder)
   rows = atomic.read_json(folder / 'results.json')['rows']
   workdirs = {row: found['runs'][0] for row, found in rows.items()}
-  draw_dev(workdirs, folder / 'dev.png')
+  draw_dev({row: [one] for row, one in workdirs.items()}, folder / 'dev.png')
   draw_gradients(workdirs, folder / 'gradients.png')
   shares = {
     row: overlaps(workdir)
@@ -51,30 +54,32 @@ def main(folder):
   return shares
 
 
-def draw_dev(workdirs, path, before=()):
+def draw_dev(workdirs, path, before=(), styles=()):
   """Draws dev MRR@10 by row, against what the run has spent.
 
   That is queries, and seconds and operations of training, refreshes and
   evaluations.
 
   Args:
-    workdirs: Folder of the run, by row.
+    workdirs: Folders of the runs, by row; their mean is drawn.
     path: Path of the picture.
     before: Operations that a row's run needed before it began, by row.
+    styles: Arguments of `plot` by row.
   """
   figure, (by_query, by_secs, by_flops) = _figure(3)
-  for row, workdir in workdirs.items():
-    scores = logs.series(workdir, 'dev/mrr@10')
-    batch_size = flags.from_flagfile(f'{workdir}/run.flags').batch_size
-    secs = _secs_until(workdir)
-    flops = compare_methods.flops_until(workdir)
+  for row, of_row in workdirs.items():
+    scores = _mean([logs.series(one, 'dev/mrr@10') for one in of_row])
+    batch_size = flags.from_flagfile(f'{of_row[0]}/run.flags').batch_size
+    secs = _mean([_secs_until(one) for one in of_row])
+    flops = _mean([compare_methods.flops_until(one) for one in of_row])
     first = dict(before).get(row, 0)
+    style = {'linestyle': '-', **dict(styles).get(row, {})}
     for axes, spent in (
       (by_query, [step * batch_size for step in scores]),
       (by_secs, [secs[step] for step in scores]),
       (by_flops, [(first + flops[step]) / 1e12 for step in scores]),
     ):
-      axes.plot(spent, list(scores.values()), '.-', label=row)
+      axes.plot(spent, list(scores.values()), marker='.', label=row, **style)
   _label(by_query, 'queries', 'dev MRR@10')
   _label(by_secs, 'seconds of training, refreshes and evaluations', '')
   _label(by_flops, 'TFLOP of the same', '')
@@ -195,6 +200,13 @@ def _secs_until(workdir):
   return secs
 
 
+def _mean(series):
+  """Returns {step: mean value} of several {step: value}."""
+  return {
+    step: statistics.mean(one[step] for one in series) for step in series[0]
+  }
+
+
 def _figure(number=2):
   figure = figure_lib.Figure(figsize=(6 * number, 4.5), layout='constrained')
   return figure, figure.subplots(1, number)
@@ -208,8 +220,11 @@ def _label(axes, x, y):
 
 
 def _save(figure, path):
-  with atomic.writing(path) as file:
-    figure.savefig(file, format='png', dpi=110)
+  with atomic.writing(path) as file, io.BytesIO() as png:
+    figure.savefig(png, format='png', dpi=110)
+    # A picture of 64 colors has a third of the bytes.
+    image = PIL.Image.open(png).convert('RGB').quantize(64)
+    image.save(file, 'png', optimize=True)
   print(path)
 
 
