@@ -6,7 +6,8 @@ FOLDER is one that compare_methods.py made; JUDGE a folder or hub name of a
 model that knows the subject, such as all-MiniLM-L6-v2. For the first seed of
 each row it prints the share of negatives, over 20 steps, that the judge scores
 at least as high as the positive of their query: among these are those that are
-right, and only not judged to be. Rows that search in the step are left out.
+right, and only not judged to be. The second share is of the query's own alone,
+without those of the other queries. Rows that search in the step are left out.
 """
 
 import pathlib
@@ -20,16 +21,17 @@ from ance_jax import flags
 from ance_jax.core import atomic
 from ance_jax.retrieval import encoding
 from ance_jax.training import experiment
+from ance_jax.training import schedule
 
 # Settings that say what the training queries and passages are.
 _DATA = ('dataset', 'data_dir', 'train_split', 'dev_split', 'dev_fraction')
 
 
 def main(folder, judge):
-  """Prints the table; returns {row: share}."""
+  """Prints the table; returns {row: share of all}."""
   folder = pathlib.Path(folder)
   rows = atomic.read_json(folder / 'results.json')['rows']
-  shares, embeddings = {}, None
+  shares, of_own, embeddings = {}, {}, None
   for row, found in rows.items():
     if figures.searches(found['runs'][0]):
       continue
@@ -37,11 +39,20 @@ def main(folder, judge):
     run, last = experiment.open(config, (config.train_split, config.dev_split))
     if embeddings is None:
       embeddings = _embed(config, folder / 'judge', judge)
-    batches = [batch for _, batch in figures.drawn(run, last)]
-    shares[row] = share_above(sum(batches, []), *embeddings)
-  print('| row | negatives at or above the positive |\n|---|---|')
+    batches = sum((batch for _, batch in figures.drawn(run, last)), [])
+    shares[row] = share_above(batches, *embeddings)
+    # Of a warm-up, too.
+    methods = schedule.rows(config).values()
+    if number := min(schedule.num_negatives(config, one) for one in methods):
+      own = [
+        (query, positive, found[:number]) for query, positive, found in batches
+      ]
+      of_own[row] = share_above(own, *embeddings)
+  print('| row | negatives at or above the positive | of the own |')
+  print('|---|---|---|')
   for row, share in shares.items():
-    print(f'| `{row}` | {share:.1%} |')
+    own = f'{of_own[row]:.1%}' if row in of_own else ''
+    print(f'| `{row}` | {share:.1%} | {own} |')
   return shares
 
 
