@@ -7,21 +7,24 @@ Nine arms: the own index, mined once or refreshed, or that of a fixed TEACHER (a
 bi-encoder, folder or name on the hub); with all candidates, those at a relative
 margin below the positive, or those that the TEACHER as a guide does not score
 above the positive in the step. All have in-batch negatives, too, and all of a
-seed begin with one run of in-batch negatives of so many steps; in-batch
-negatives to the end are the tenth arm. Runs that are there are not made again.
-Writes table.md, results.json and dev.png into the folder: dev MRR@10 against
-operations, including the teacher's encoding in the arms that use a teacher.
+seed begin with one run of in-batch negatives of so many steps. Two more arms
+have in-batch negatives alone to the end, one of them with the guide. Runs that
+are there are not made again.
+Writes table.md, arms.md, results.json and dev.png into the folder: means over
+the seeds, with the operations of the teacher's encoding in arms that use one.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import pathlib
+import statistics
 
 import compare_methods
 import figures
 
 from ance_jax import flags
+from ance_jax.core import atomic
 from ance_jax.core import logs
 from ance_jax.jobs import mine
 from ance_jax.retrieval import encoding
@@ -34,6 +37,9 @@ SOURCES = {
   'teacher': {'method': 'given_in_batch'},
 }
 FILTERS = ('raw', 'margin', 'guided')
+# Of the picture: colors of sources, lines of filters.
+COLORS = {'once': 'tab:blue', 'refreshed': 'tab:orange', 'teacher': 'tab:green'}
+LINES = {'raw': '-', 'margin': '--', 'guided': ':'}
 
 
 def main(arguments=None):
@@ -52,7 +58,11 @@ def main(arguments=None):
   base = flags.from_flagfile(
     given.flagfile, tokens_dir=str(folder / 'tokens'), **changes
   )
-  arms = {'in_batch': {'method': 'in_batch'}}
+  alone = {'method': 'in_batch'}
+  arms = {
+    'in_batch': alone,
+    'in_batch-guided': {**alone, **_filter('guided', '', given.teacher)},
+  }
   for source, of_source in SOURCES.items():
     for kind in FILTERS:
       arms[f'{source}-{kind}'] = {
@@ -65,22 +75,54 @@ def main(arguments=None):
       mined = _mined(base, folder, given.teacher, 'margin' in name)
       arms[name]['negatives'] = str(mined)
   compare_methods.ROWS.update(arms)
-  compare_methods.compare(
+  results = compare_methods.compare(
     base, folder, given.seeds, [given.rate], wanted, given.start
   )
-  workdirs = {
-    name: str(folder / f'{name}-{given.rate:g}-{given.seeds[0]}')
+  teacher = teacher_flops(_of_teacher(base, folder, given.teacher))
+  before = {
+    name: teacher if 'teacher' in name or 'guided' in name else 0
     for name in wanted
   }
-  teacher = teacher_flops(_of_teacher(base, folder, given.teacher))
-  logs.log(
-    f'the teacher encodes with {teacher / 1e12:,.0f} TFLOP, which are in the '
-    'picture but not in the table'
-  )
-  before = {
-    name: teacher for name in wanted if 'teacher' in name or 'guided' in name
-  }
-  figures.draw_dev(workdirs, folder / 'dev.png', before)
+  text = table(results, before)
+  atomic.write_text(folder / 'arms.md', text)
+  print(text)
+  workdirs = {name: found['runs'] for name, found in results.items()}
+  figures.draw_dev(workdirs, folder / 'dev.png', before, _styles(wanted))
+
+
+def table(results, before):
+  """Returns mean and range over seeds as a Markdown table.
+
+  Args:
+    results: As `compare_methods.compare` returns it.
+    before: Operations of the teacher by arm.
+  """
+  columns = ['dev MRR@10', 'test MRR@10', 'Recall@100', 'TFLOP', 'of a teacher']
+  lines = ['| arm | ' + ' | '.join(columns) + ' |', '|---' * 6 + '|']
+  for name, found in results.items():
+    dev = [logs.series(one, 'dev/mrr@10') for one in found['runs']]
+    of_arm = statistics.mean(found['flops']) + before[name]
+    cells = [
+      compare_methods.cell([scores[max(scores)] for scores in dev]),
+      compare_methods.cell([s['mrr@10'] for s in found['test']]),
+      compare_methods.cell([s['recall@100'] for s in found['test']]),
+      f'{of_arm / 1e12:.3g}',
+      f'{before[name] / 1e12:.3g}',
+    ]
+    lines.append(f'| `{name}` | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+def _styles(names):
+  """Returns arguments of `plot` by arm."""
+  styles = {}
+  for name in names:
+    source, _, kind = name.partition('-')
+    styles[name] = {
+      'color': COLORS.get(source, 'black'),
+      'linestyle': LINES[kind or 'raw'],
+    }
+  return styles
 
 
 def _filter(kind, source, teacher):

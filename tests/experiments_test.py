@@ -144,6 +144,24 @@ def check_flops(workdir, found):
   assert training[-1] == max(training)
 
 
+def test_a_row_that_needs_a_teacher_is_left_out_or_refused(
+  scripts, monkeypatch, capsys
+):
+  compare_methods, run = scripts[0], []
+  monkeypatch.setattr(
+    compare_methods, 'compare', lambda *args: run.append(args)
+  )
+  arguments = ['', str(FLAGFILES[0]), 'folder']
+  monkeypatch.setattr('sys.argv', arguments)
+  compare_methods.main()
+  assert 'ance' in run[0][4]
+  assert not compare_methods.NEEDS.keys() & set(run[0][4])
+  monkeypatch.setattr('sys.argv', [*arguments, '--rows', 'guided'])
+  with pytest.raises(SystemExit):
+    compare_methods.main()
+  assert 'guided needs --guide' in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures('compiled_once', 'scripts')
 def test_staleness_is_studied_from_one_start(tiny, tmp_path, capsys):
   staleness = importlib.import_module('staleness')
@@ -411,3 +429,20 @@ def test_sources_and_filters_are_compared_from_one_start(tiny, tmp_path):
   assert (folder / 'dev.png').read_bytes()[:4] == b'\x89PNG'
   results = atomic.read_json(folder / 'results.json')['rows']
   assert list(results) == list(arms)
+  lines = (folder / 'arms.md').read_text().splitlines()[2:]
+  encoded = script.teacher_flops(
+    dataclasses.replace(
+      base, job='evaluate', workdir=str(tmp_path / 'its'),
+      init_from=teacher.workdir,
+    )
+  )  # fmt: skip
+  for arm, line in zip(arms, lines, strict=True):
+    name, dev, test, _, flops, of_teacher = line.strip('| ').split(' | ')
+    assert name == f'`{arm}`'
+    scores = logs.series(folder / f'{arm}-0.01-0', 'dev/mrr@10')
+    assert dev == f'{scores[6]:.4f}'
+    assert test == f'{results[arm]["test"][0]["mrr@10"]:.4f}'
+    has_teacher = arm != 'once-margin'
+    assert of_teacher == f'{has_teacher * encoded / 1e12:.3g}'
+    whole = results[arm]['flops'][0] + has_teacher * encoded
+    assert flops == f'{whole / 1e12:.3g}'
