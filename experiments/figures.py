@@ -81,8 +81,8 @@ def draw_dev(workdirs, path, before=(), styles=()):
     ):
       axes.plot(spent, list(scores.values()), marker='.', label=row, **style)
   _label(by_query, 'queries', 'dev MRR@10')
-  _label(by_secs, 'seconds of training, refreshes and evaluations', '')
-  _label(by_flops, 'TFLOP of the same', '')
+  _label(by_secs, 'seconds of training, refreshes and evaluations', '', False)
+  _label(by_flops, 'TFLOP of the same', '', False)
   _save(figure, path)
 
 
@@ -212,11 +212,12 @@ def _figure(number=2):
   return figure, figure.subplots(1, number)
 
 
-def _label(axes, x, y):
+def _label(axes, x, y, with_legend=True):
   axes.set_xlabel(x)
   axes.set_ylabel(y)
   axes.grid(alpha=0.3)
-  axes.legend()
+  if with_legend:
+    axes.legend()
 
 
 def _save(figure, path):
