@@ -1,7 +1,10 @@
 """Packed rows: each text whole and alone in them, and the same training."""
 
 import dataclasses
+import itertools
 import json
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,11 @@ from steps_test import RETRIEVER
 from steps_test import assert_the_same
 from steps_test import loss_and_grads
 
+from ance_jax.core import atomic
+from ance_jax.core import devices as devices_lib
+from ance_jax.core import logs
 from ance_jax.data import tokens
+from ance_jax.jobs import train
 from ance_jax.models import bert
 from ance_jax.models import bi_encoder
 from ance_jax.training import batches
@@ -411,3 +418,58 @@ def test_an_empty_text_counts_as_a_token_of_padding():
   batch = batches.make_batch(data, drawn, shapes=shapes)
   assert padded.texts(batch) == [[(0,), (5, 6), (0,), (7,)]]
   assert batch.passage_lengths.tolist() == [[2, 1, 1]]
+
+
+def shapes_by_step(config, monkeypatch):
+  """Trains; returns the shape of each step's ids, of all devices, by step."""
+  seen, shard = [], devices_lib.shard
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      devices_lib, 'shard', lambda *a: (seen.append(a[0]), shard(*a))[1]
+    )
+    train.run(config)
+  return [batch.packs[bi_encoder.TIED].ids.shape for batch in seen]
+
+
+@pytest.mark.parametrize('sampled', [1, 100])
+def test_steps_have_the_recorded_shapes_again_after_a_kill(
+  sampled, tiny, tmp_path, monkeypatch
+):
+  """Also where the lengths of one step say too little of the others'."""
+  monkeypatch.setattr(packing, '_SAMPLED_STEPS', sampled)
+  config = dataclasses.replace(
+    tiny, dropout_rate=0.1, num_devices=2, passage_length=24, max_steps=12,
+    checkpoints_to_keep=99, steps_per_checkpoint=1,
+  )  # fmt: skip
+  whole = shapes_by_step(config, monkeypatch)
+  losses = logs.series(config.workdir, 'train/loss')
+  found = atomic.read_json(pathlib.Path(config.workdir, 'pickups.json'))
+  used = set()
+  for one, after in itertools.zip_longest(
+    found['pickups'], found['pickups'][1:]
+  ):
+    if one['step'] == config.max_steps:
+      continue
+    allowed = one['shapes']['allowed']
+    assert len(allowed) <= 3
+    expected = [
+      (2 * chunks, rows, 32) for chunks, rows in (n['tied'] for n in allowed)
+    ]
+    of_steps = whole[one['step'] : after['step'] if after else None]
+    assert set(of_steps) <= set(expected)
+    used |= {shape == expected[-1] for shape in of_steps}
+  # One step says too little: then the shape for any batch is needed.
+  assert (True in used) == (sampled == 1)
+  for step in (1, 4, 5, 9):
+    here = tmp_path / str(step)
+    shutil.copytree(config.workdir, here)
+    for later in range(step + 1, 13):
+      shutil.rmtree(here / 'checkpoints' / str(later))
+    again = shapes_by_step(
+      dataclasses.replace(config, workdir=str(here)), monkeypatch
+    )
+    assert again == whole[step:]
+    assert logs.series(str(here), 'train/loss') == losses
+    lines = [logs.read(folder)[-1] for folder in (here, config.workdir)]
+    for name in ('flops/train', 'flops_real/train'):
+      assert lines[0].get(name) == lines[1].get(name)
