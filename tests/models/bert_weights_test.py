@@ -471,3 +471,14 @@ def test_safetensors_go_before_a_file_of_torch_beside_them(tmp_path):
   (tmp_path / 'pytorch_model.bin').write_bytes(b'no weights')
   found = huggingface.read_tensors(str(tmp_path), lambda name: False)
   np.testing.assert_array_equal(found['w'], expected)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_body_is_read_as_it_was_written(kind, tmp_path):
+  num_types = {'bert': 2, 'roberta': 1}.get(kind, 0)
+  # DistilBERT's epsilon is not in its config.
+  body = bert.BodyConfig(
+    kind, 99, 16, 3, 2, 24, 40, num_types, 1e-12, 'relu', 0.25
+  )
+  huggingface.write_config(tmp_path, body, pad_token_id=1)
+  assert huggingface.read_config(str(tmp_path)) == body

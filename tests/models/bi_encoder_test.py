@@ -429,3 +429,41 @@ def test_settings_survive_json():
   )  # fmt: skip
   values = json.loads(json.dumps(retriever.to_dict()))
   assert bi_encoder.RetrieverConfig.from_dict(values) == retriever
+
+
+def test_a_kernel_is_given_what_packed_rows_see(monkeypatch):
+  """Where activations alone are dropped, too; a CPU has no such kernel."""
+  asked = []
+
+  def by_xla(*args, implementation, **kwargs):
+    asked.append(implementation)
+    mixed = attend(*args, implementation='xla', **kwargs)
+    # The kernel leaves anything at padding.
+    return jnp.where((texts >= 0)[..., None, None], mixed, jnp.nan)
+
+  lengths = np.array([[5, 1, 6], [7, 3, 0], [0, 0, 0]], np.int32)
+  texts = bert.layout(lengths, 12).texts
+  ids = np.random.default_rng(0).integers(1, 60, (3, 12)).astype(np.int32)
+  numbers = jnp.arange(9, dtype=jnp.uint32).reshape(3, 3)
+  params = made(RETRIEVER)[0][bi_encoder.TIED]
+
+  def run(*attention_rate):
+    dropout = None
+    if attention_rate:
+      dropout = bert.Dropout(
+        jnp.float32(0.2), *attention_rate, jnp.uint32(5), numbers, 12
+      )
+    pool = bi_encoder.Pooled(RETRIEVER)
+    found = pool.apply({'params': params}, ids, lengths, dropout)
+    return found[lengths > 0]
+
+  attend = jax.nn.dot_product_attention
+  expected = run(), run(None)
+  assert np.abs(expected[0] - expected[1]).max() > 0.1
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
+  monkeypatch.setattr(bert, '_has_kernel', lambda query: True)
+  for found, one in zip((run(), run(None)), expected, strict=True):
+    np.testing.assert_allclose(found, one, atol=1e-5)
+  assert asked == ['cudnn'] * 2 * BODY.num_layers
+  run(jnp.float32(0.1))
+  assert len(asked) == 2 * 2 * BODY.num_layers // 2

@@ -817,3 +817,25 @@ def test_symmetric_columns_are_not_for_a_warm_up_without_in_batch_negatives(
     for config in (both, plain)
   )
   assert found == expected
+
+
+def test_attention_has_a_dropout_rate_of_its_own(tiny, params, batch):
+  """Not given, that of activations, or none where the checkpoint has none."""
+  method = methods.METHODS['in_batch']
+
+  def loss(attention, rate=0.3, trained_with=0.1):
+    config = dataclasses.replace(
+      tiny, dropout_rate=rate, attention_dropout_rate=attention
+    )
+    body = dataclasses.replace(RETRIEVER.body, attention_dropout=trained_with)
+    retriever = dataclasses.replace(RETRIEVER, body=body)
+    return float(
+      loss_and_grads(config, method, params, batch, 1, retriever=retriever)[0]
+    )
+
+  both, without = loss(0.3), loss(0.0)
+  assert loss(None) == both
+  assert loss(None, trained_with=0.0) == without
+  nothing, attention_alone = loss(None, rate=0.0), loss(0.3, rate=0.0)
+  assert loss(0.0, rate=0.0) == nothing
+  assert len({both, without, nothing, attention_alone}) == 4
