@@ -223,11 +223,13 @@ def embeddings_folder(
     passage_hash: Hash of the parameters that encode passages.
   """
   devices, how = devices_lib.own(retriever.devices), retriever.settings
+  config = retriever.config.to_dict()
+  del config['body']['attention_dropout']  # Of training alone.
   about = [
     passage_hash,
     passages.hash,
     # Without a run, flags may override the pooling of --init_from.
-    retriever.config.to_dict(),
+    config,
     how.dtype,
     not how.kernel,
     settings.rows_per_block,

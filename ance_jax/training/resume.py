@@ -38,14 +38,14 @@ class Begun(NamedTuple):
     params: Parameters by tower; None if they are in the checkpoint.
     step: Optimizer steps made.
     history: Lines of `metrics.jsonl` up to `step`.
-    work: Operations of all steps so far, as `run_log.RunLog` counts them.
+    work: Operations of the steps so far, as `run_log.RunLog` counts them.
   """
 
   run: experiment.Experiment
   params: dict | None
   step: int
   history: bytes
-  work: dict[str, float]
+  work: dict[int, list[float]]
 
 
 def begin(config: config_lib.Config) -> Begun:
@@ -83,6 +83,7 @@ def begin(config: config_lib.Config) -> Begun:
     history = _restore_history(config, step)
   distributed.barrier('restored')
   work = json.loads(checkpoint.read_record(config.workdir, step)[WORK_FILE])
+  work = {int(number): flops for number, flops in work.items()}
   return Begun(this, None, step, history, work)
 
 

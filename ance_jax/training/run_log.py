@@ -41,7 +41,7 @@ class RunLog:
     metrics: logs.Metrics,
     compiles: collections.Counter,
     show: Show,
-    work: dict[str, float],
+    work: dict[int, list[float]],
   ):
     """Creates the log of a run.
 
@@ -50,10 +50,10 @@ class RunLog:
       metrics: Writes metrics.jsonl.
       compiles: 'compiles' and 'compile_secs' since the last log.
       show: Shows the run.
-      work: Operations of the steps so far, `flops` with padding and
-        `flops_real` without; empty before the first.
+      work: Operations of all steps up to the last and to each checkpoint
+        before, with padding and without, by step; empty before the first.
     """
-    self.work = {'flops': 0.0, 'flops_real': 0.0} | work
+    self.work = work or {0: [0.0, 0.0]}
     self.metrics, self._run, self._show = metrics, run, show
     self._compiles, self._signs = compiles, checks.Signs()
     self._pace = pace.Pace(run.config.max_steps)
@@ -80,8 +80,7 @@ class RunLog:
     """
     config = self._run.config
     values = jax.device_get(metrics)
-    for name in self.work:
-      self.work[name] += float(values.pop(name))
+    self._count(step, values.pop('flops'), values.pop('flops_real'))
     values = {f'train/{name}': float(value) for name, value in values.items()}
     # A gradient that is not finite has already corrupted the parameters.
     if not math.isfinite(values['train/loss'] + values['train/grad_norm']):
@@ -106,6 +105,16 @@ class RunLog:
       self.metrics.write(step, values)
       if not logs.has_bars():
         logs.log(_line(config, step, values, self._pace.text(step)))
+
+  def _count(self, step, *flops):
+    """Adds the operations of a step."""
+    last = max(self.work)
+    before = self.work[last]
+    if not schedule.save_due(self._run.config, last):
+      del self.work[last]
+    self.work[step] = [
+      float(old + new) for old, new in zip(before, flops, strict=True)
+    ]
 
   def log_refresh(self, made: dict, age: int | None) -> None:
     """Logs a refresh.
@@ -135,8 +144,9 @@ class RunLog:
     secs['time/compiles'] = self._compiles.pop('compiles', 0)
     secs['time/compile_secs'] = self._compiles.pop('compile_secs', 0)
     flops = {f'flops/{name}': value for name, value in made['flops'].items()}
-    flops['flops/train'] = self.work['flops']
-    flops['flops_real/train'] = self.work['flops_real']
+    # A refresh beside training is of an earlier step.
+    if step in self.work:
+      flops['flops/train'], flops['flops_real/train'] = self.work[step]
     self.metrics.write(step, {**made['metrics'], **secs, **flops})
     if not distributed.is_first():
       return

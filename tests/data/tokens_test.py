@@ -282,11 +282,17 @@ def test_pieces_have_special_tokens_of_their_own_and_are_no_more_than_asked(
   in_memory = tokens.memory_rows(tokenizer, texts, 8, 3)
   np.testing.assert_array_equal(in_memory.ids, rows.ids)
   np.testing.assert_array_equal(in_memory.first, rows.first)
-  ids, lengths = rows.padded_pieces([0, 1], 8, 3)
-  assert ids.shape == (2, 3, 8)
-  assert lengths[0].tolist() == [rows.lengths()[0], 0, 0]
-  assert (lengths[1] == 8).all()
-  assert ids[0, 1].tolist() == [tokenizer.pad_token_id] * 8
+  of_texts = rows.rows_of_pieces(np.array([0, 1, -1]), 3)
+  assert of_texts.tolist() == [[0, -1, -1], [1, 2, 3], [-1, -1, -1]]
+  assert rows.lengths_of(of_texts).tolist() == [
+    [rows.lengths()[0], 0, 0], [8, 8, 8], [0, 0, 0]
+  ]  # fmt: skip
+  flat = np.zeros(20, int)
+  rows.copy(np.array([2, -1, 1]), flat, np.array([11, 0, 1]))
+  second, first = (
+    rows.ids[rows.offsets[n] : rows.offsets[n + 1]].tolist() for n in (2, 1)
+  )
+  assert flat.tolist() == [0, *first, 0, 0, *second, 0]
 
 
 def test_whole_pieces_are_cut_as_in_ance_and_only_the_first_has_a_first_token(

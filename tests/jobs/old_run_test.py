@@ -454,7 +454,7 @@ def test_training_is_refused_in_a_sentence_that_names_what_still_works(
   old.go_on(f'--max_steps={NEW_END}', code=2)
   assert capsys.readouterr().err.strip() == (
     f'ance_jax: the checkpoint of step {LAST} in {old.run} has format 1, and '
-    'training resumes from format 2 alone; evaluate or export it, or train a '
+    'training resumes from format 3 alone; evaluate or export it, or train a '
     f'new --workdir from its weights with --init_from={old.run}.'
   )
   assert sorted(old.run.rglob('*')) == before
@@ -496,7 +496,7 @@ def names_of(run, step, refreshed):
 
 
 def by_tree(names):
-  """Returns the names of the optimizer's state as format 2 has them.
+  """Returns the names of the optimizer's state as formats from 2 on have them.
 
   In format 1 it was one for all trees, behind the clipping: 1, 0, mu, tied.
   """

@@ -18,6 +18,7 @@ from ance_jax import config as config_lib
 from ance_jax import errors
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import keys
+from ance_jax.data import tokens
 from ance_jax.jobs import inspect
 from ance_jax.jobs import mine as mine_lib
 from ance_jax.jobs import serve
@@ -147,9 +148,9 @@ def test_a_step_draws_shared_positives_and_counts_no_column_of_them(
   made = batches.training_data(
     splits['train'],
     corpus,
-    range(size),
-    types.SimpleNamespace(first=None),
-    types.SimpleNamespace(query_length=0, passage_length=0),
+    tokens.TokenRows(np.ones(size), np.arange(size + 1), 0, ''),
+    tokens.TokenRows(np.ones(9), np.arange(10), 0, ''),
+    types.SimpleNamespace(tower=lambda side: side),
     method,
     same_text,
   )

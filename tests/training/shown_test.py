@@ -54,7 +54,11 @@ def test_shares_and_operations_of_encoding_are_of_what_was_encoded(
 
 def test_what_is_logged_of_a_step_is_of_that_step():
   config = config_lib.Config(
-    learning_rate=1.0, lr_warmup_steps=4, max_steps=10, steps_per_log=2
+    learning_rate=1.0,
+    lr_warmup_steps=4,
+    max_steps=10,
+    steps_per_log=2,
+    steps_per_checkpoint=4,
   )
   written = {}
   log = run_log.RunLog(
@@ -62,7 +66,7 @@ def test_what_is_logged_of_a_step_is_of_that_step():
     SimpleNamespace(write=written.__setitem__),
     collections.Counter(),
     None,
-    {'flops': 100.0, 'flops_real': 10.0},
+    {0: [100.0, 10.0]},
   )
   # Step n is made with the rate after n - 1 steps: up from 0, then down to 0.
   rates = [0, 1 / 4, 2 / 4, 3 / 4, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
@@ -72,7 +76,10 @@ def test_what_is_logged_of_a_step_is_of_that_step():
     work = {'flops': 2.0 * step, 'flops_real': 1.0}
     log.log_step(step, metrics | work, active)
   # On top of what the steps before the restart took, 110 = 2 (1 + ... + 10).
-  assert log.work == {'flops': 210.0, 'flops_real': 20.0}
+  # What was done up to a checkpoint is kept for a refresh that comes later.
+  assert log.work == {
+    0: [100.0, 10.0], 4: [120.0, 14.0], 8: [172.0, 18.0], 10: [210.0, 20.0]
+  }  # fmt: skip
   assert list(written) == [2, 4, 6, 8, 10]
   for step, values in written.items():
     assert values.pop('train/learning_rate') == pytest.approx(rates[step - 1])

@@ -53,7 +53,7 @@ def test_nothing_is_logged_before_the_first_checkpoint_is_on_disk(
     run=SimpleNamespace(workdir=tmp_path, devices=(), id='x'),
     checkpoints=checkpoints,
     log=SimpleNamespace(
-      metrics=SimpleNamespace(history=lambda: b''), work={'flops': 2.0}
+      metrics=SimpleNamespace(history=lambda: b''), work={2: [2.0, 1.0]}
     ),
   ).save()
   assert done == ['wait', 'save', *(['wait'] if not committed else [])]
