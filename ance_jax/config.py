@@ -315,7 +315,9 @@ class Config:
     "false; STAR: true. Not given: as the checkpoint's tokenizer does.",
   )
   dropout_rate: float = knob(
-    0.1, 'Dropout rate of activations in training. BERT: 0.1.'
+    0.1,
+    'Dropout rate in training, for activations and, without '
+    '--attention_dropout_rate, attention. BERT: 0.1.',
   )
   attention_dropout_rate: float | None = knob(
     None,
@@ -541,10 +543,11 @@ class Config:
   )
   micro_batch_size: int = knob(
     0,
-    'Queries per device whose activations, passages included, are in memory '
-    "at once; it must divide the device's part of --batch_size. The gradient "
-    'still covers the whole batch; texts are encoded twice for this (gradient '
-    'caching). 0: all. ANCE: 8.',
+    'Splits what a device computes into as many parts as if each had so many '
+    "queries, with their passages; it must divide the device's part of "
+    '--batch_size. Activations of one part are in memory at a time. The '
+    'gradient still covers the whole batch; texts are encoded twice for this '
+    '(gradient caching). 0: all at once. ANCE: 8.',
     may_change=True,
   )
   remat: bool = knob(

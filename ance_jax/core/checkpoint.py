@@ -30,7 +30,8 @@ from ance_jax.core import remote
 
 DAMAGED = 'damaged-checkpoint'
 # Of the items of a checkpoint; in its manifest, which had none at first. In 1
-# the optimizer's state was one for all parameters; since 2 it is by tree.
+# the optimizer's state was one for all parameters; since 2 it is by tree. Since
+# 3 the record has the operations of all steps.
 FORMAT = 3
 _RECORD = 'record'
 

@@ -140,8 +140,8 @@ def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
   """Puts this process's part of a batch on its devices, as `pmap` expects.
 
   Args:
-    batch: Tree of arrays (B, ...), row i belonging to query i of the part.
-    devices: The devices, n of them this process's; n divides B.
+    batch: Tree of arrays (B, ...), rows in the order of the devices.
+    devices: The devices, n of them this process's; n divides each B.
 
   Returns:
     The same tree of arrays (n, B / n, ...), part i on device i.

@@ -41,7 +41,8 @@ _PROBE_LEGEND = (
 _COST_LEGEND = (
   'Operations, two for each multiply-add, are those of the encoder, padding '
   'included, and of an exact search; the backward pass counts as two forward '
-  'ones. Seconds that a killed process spent after its last checkpoint are not '
+  'ones. Without padding: as if each text were computed alone. '
+  'Seconds that a killed process spent after its last checkpoint are not '
   'in it.'
 )
 _SECS_LEGEND = (

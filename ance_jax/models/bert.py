@@ -75,7 +75,7 @@ class BodyConfig:
   num_types: int
   layer_norm_epsilon: float
   activation: str
-  attention_dropout: float = 0.1
+  attention_dropout: float = dataclasses.field(default=0.1, compare=False)
 
   @property
   def max_length(self) -> int:
@@ -143,13 +143,15 @@ def layout(lengths: jax.Array, length: int) -> Layout:
   return Layout(jnp.where(real, texts, -1), at - starts, True)
 
 
-def flops(config: BodyConfig, num_tokens: int, length: int) -> int:
+def flops(
+  config: BodyConfig, num_tokens: int | jax.Array, length: int | jax.Array
+) -> int | jax.Array:
   """Returns the operations of the forward pass, two per multiply-add.
 
   Args:
     config: Sizes of the body.
-    num_tokens: Tokens of all texts, padding included.
-    length: Tokens per text, padding included.
+    num_tokens: Tokens of all texts, padding included, a number or an array.
+    length: Tokens per row, padding included, a number or an array.
   """
   width, inner = config.hidden_size, config.intermediate_size
   a_token = 2 * (4 * width**2 + 2 * width * inner) + 4 * length * width

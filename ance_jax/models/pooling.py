@@ -165,9 +165,8 @@ def _highest(x, kept):
 
 def _at(x, places):
   """Returns the (R, S, D) vectors at one token of each text."""
-  places = jnp.clip(
-    places, 0, x.shape[1] - 1
-  )  # Rows may have less than S texts.
+  # A row may have fewer than S texts.
+  places = jnp.clip(places, 0, x.shape[1] - 1)
   return jnp.take_along_axis(x, places[..., None], 1)
 
 

@@ -323,11 +323,11 @@ def make_batch(
   return batch
 
 
-def num_rows(data: TrainingData, drawn: Drawn) -> dict[str, int]:
-  """Returns the number of rows that a batch's tokens need, by tower."""
+def assigned(data: TrainingData, drawn: Drawn) -> dict[str, packing.Assigned]:
+  """Returns where a batch's texts are in their rows, by tower."""
   lengths = _texts(data, drawn)[1]
   return {
-    tower: packing.assign(lengths[:, columns].ravel(), row_length).count
+    tower: packing.assign(lengths[:, columns].ravel(), row_length)
     for tower, row_length, columns in _towers(data)
   }
 
@@ -336,9 +336,11 @@ def num_texts(
   data: TrainingData, batch_size: int, num_negatives: int
 ) -> dict[str, int]:
   """Returns the number of texts of a batch, by tower."""
-  passages = (1 + num_negatives) * data.pieces
-  texts = np.zeros((batch_size, 1 + passages))
-  return {tower: texts[:, columns].size for tower, _, columns in _towers(data)}
+  texts = range(1 + (1 + num_negatives) * data.pieces)
+  return {
+    tower: batch_size * len(texts[columns])
+    for tower, _, columns in _towers(data)
+  }
 
 
 def pack(
@@ -360,19 +362,21 @@ def pack(
     (B, 1 + (1 + H) C) int32 numbers of tokens, 0 for pieces that are absent.
   """
   rows, lengths = _texts(data, drawn)
-  assigned = {
-    tower: packing.assign(lengths[:, columns].ravel(), row_length)
-    for tower, row_length, columns in _towers(data)
+  found = {
+    tower: packing.assign(lengths[:, columns].ravel(), length, shapes.slots)
+    for tower, length, columns in _towers(data)
   }
-  counts = {tower: one.count for tower, one in assigned.items()}
+  counts = {tower: one.count for tower, one in found.items()}
   shape = shapes.fitting(counts)
   slots, packs = np.zeros(lengths.shape, np.int32), {}
   for tower, row_length, columns in _towers(data):
-    one, total = assigned[tower], shapes.total(shape[tower])
-    found = one.rows * packing.SLOTS + one.slots
-    slots[:, columns] = found.reshape(len(slots), -1)
+    one, total = found[tower], shapes.total(shape[tower])
+    of_all = shapes.places(shape[tower], np.maximum(one.rows, 0))
+    slots[:, columns] = (of_all * shapes.slots + one.slots).reshape(
+      len(slots), -1
+    )
     size = total // part[1]
-    row = one.rows - part[0] * size
+    row = of_all - part[0] * size
     here = np.flatnonzero((one.rows >= 0) & (row >= 0) & (row < size))
     of_batch, column = np.divmod(here, lengths[:, columns].shape[1])
     column += columns.start or 0
@@ -388,7 +392,7 @@ def pack(
         starts[are_here],
       )
     slot = row[here], one.slots[here]
-    of_slots = np.zeros((3, size, packing.SLOTS), np.uint32)
+    of_slots = np.zeros((3, size, shapes.slots), np.uint32)
     of_slots[0][slot] = lengths[of_batch, column]
     of_slots[1][slot] = of_batch * lengths.shape[1] + column
     of_slots[2][slot] = column > 0
@@ -396,7 +400,7 @@ def pack(
     packs[tower] = packing.Pack(
       ids.reshape(*chunked, row_length),
       *(
-        array.reshape(*chunked, packing.SLOTS).astype(dtype)
+        array.reshape(*chunked, shapes.slots).astype(dtype)
         for array, dtype in zip(
           of_slots, (np.int32, np.uint32, bool), strict=True
         )

@@ -3,16 +3,17 @@
 Krell et al. 2021 (2107.02027) packed sequences for BERT. Here all texts of a
 tower in the whole batch share rows, the rows are dealt out to the devices, and
 a step has one of three shapes, so that three programs are compiled. How texts
-are packed is a function of their lengths alone.
+are packed depends neither on devices nor on time.
 """
 
+from collections.abc import Sequence
 import heapq
 from typing import NamedTuple
 
 import numpy as np
 
 # Most texts in a row.
-SLOTS = 32
+_MOST_SLOTS = 32
 # Steps on whose lengths shapes are chosen.
 _SAMPLED_STEPS = 100
 # Shares of these steps that the smaller and the larger shape may hold.
@@ -88,11 +89,13 @@ class Shapes(NamedTuple):
 
   Attributes:
     form: What they are for.
+    slots: S, the most texts in a row.
     allowed: Shape by tower of each program, smallest first; the last one holds
       any batch.
   """
 
   form: Form
+  slots: int
   allowed: tuple[dict[str, Shape], ...]
 
   def fitting(self, counts: dict[str, int]) -> dict[str, Shape]:
@@ -106,8 +109,19 @@ class Shapes(NamedTuple):
     """Returns the rows of a shape over all devices."""
     return self.form.num_devices * shape.chunks * shape.rows
 
+  def places(self, shape: Shape, rows: np.ndarray) -> np.ndarray:
+    """Returns where rows are among those of all devices, device by device.
 
-def assign(lengths: np.ndarray, row_length: int) -> Assigned:
+    All devices have their first chunk filled before any has its second.
+    """
+    chunk, row = np.divmod(rows, self.form.num_devices * shape.rows)
+    device, row = np.divmod(row, shape.rows)
+    return (device * shape.chunks + chunk) * shape.rows + row
+
+
+def assign(
+  lengths: np.ndarray, row_length: int, slots: int = _MOST_SLOTS
+) -> Assigned:
   """Packs texts into as few rows as best-fit decreasing finds.
 
   The longest text comes first, and goes to the row with the least room that
@@ -117,9 +131,10 @@ def assign(lengths: np.ndarray, row_length: int) -> Assigned:
   Args:
     lengths: (T,) int, tokens of each text, 0 for texts to leave out.
     row_length: L, at least the longest text.
+    slots: S, the most texts in a row.
   """
   rows = np.full(len(lengths), -1)
-  slots, starts = np.zeros((2, len(lengths)), int)
+  places, starts = np.zeros((2, len(lengths)), int)
   texts_in: list[int] = []
   by_room: list[list[int]] = [[] for _ in range(row_length + 1)]
   has_room = 0  # Bit r: some row has room for exactly r more tokens.
@@ -134,14 +149,14 @@ def assign(lengths: np.ndarray, row_length: int) -> Assigned:
     else:
       row, room = len(texts_in), row_length
       texts_in.append(0)
-    rows[text], slots[text] = row, texts_in[row]
+    rows[text], places[text] = row, texts_in[row]
     starts[text] = row_length - room
     texts_in[row] += 1
     room -= length
-    if room and texts_in[row] < SLOTS:
+    if room and texts_in[row] < slots:
       heapq.heappush(by_room[room], row)
       has_room |= 1 << room
-  return Assigned(rows, slots, starts, len(texts_in))
+  return Assigned(rows, places, starts, len(texts_in))
 
 
 def sampled(first: int, end: int) -> np.ndarray:
@@ -151,29 +166,41 @@ def sampled(first: int, end: int) -> np.ndarray:
 
 
 def choose(
-  counts: dict[str, np.ndarray], form: Form, before: Shapes | None = None
+  batches: Sequence[dict[str, Assigned]],
+  form: Form,
+  before: Shapes | None = None,
 ) -> Shapes:
   """Returns the shapes that cost the fewest tokens on a sample of batches.
 
   Args:
-    counts: (m,) int, rows that each batch of the sample needs, by tower.
+    batches: The packed texts of each batch, by tower.
     form: What the shapes are for.
     before: Shapes so far, which stay unless others save enough.
   """
+  counts = {
+    tower: np.array([batch[tower].count for batch in batches])
+    for tower in form.lengths
+  }
+  most = max(int(one.slots.max()) for n in batches for one in n.values()) + 1
+  slots = min(-(-most // 4) * 4, _MOST_SLOTS)
   tried = [
-    _shapes(counts, (smaller, larger), form)
+    _shapes(counts, (smaller, larger), form, slots)
     for larger in _LARGER
     for smaller in _SMALLER
     if smaller <= larger
   ]
   costs = [_cost(counts, one) for one in tried]
   least = min(costs)
-  if before and _cost(counts, before) <= (1 + _WORTH_A_CHANGE) * least:
+  if (
+    before
+    and before.slots >= most
+    and _cost(counts, before) <= (1 + _WORTH_A_CHANGE) * least
+  ):
     return before
   return tried[costs.index(least)]
 
 
-def _shapes(counts, shares, form):
+def _shapes(counts, shares, form, slots):
   """Returns the `Shapes` that hold some shares of a sample's batches."""
   parts = form.num_devices * form.chunks
   allowed = [
@@ -194,7 +221,7 @@ def _shapes(counts, shares, form):
   }
   allowed.append(any_batch)
   different = [n for i, n in enumerate(allowed) if n not in allowed[:i]]
-  return Shapes(form, tuple(different))
+  return Shapes(form, slots, tuple(different))
 
 
 def _rounded(count, parts):
@@ -213,7 +240,8 @@ def _cost(counts, shapes):
       rows = shapes.total(shape)
       if shape.chunks > 1:
         # Chunks without texts cost nothing, the others a third more.
-        rows = min(-(-by_tower[tower] // shape.rows) * shape.rows, rows) * 4 / 3
+        at_once = shapes.form.num_devices * shape.rows
+        rows = min(-(-by_tower[tower] // at_once) * at_once, rows) * 4 / 3
       total += rows * shapes.form.lengths[tower]
   return total
 
@@ -224,7 +252,11 @@ def to_json(shapes: Shapes) -> dict:
     {tower: list(shape) for tower, shape in one.items()}
     for one in shapes.allowed
   ]
-  return {'form': shapes.form._asdict(), 'allowed': allowed}
+  return {
+    'form': shapes.form._asdict(),
+    'slots': shapes.slots,
+    'allowed': allowed,
+  }
 
 
 def from_json(found: dict | None, form: Form) -> Shapes | None:
@@ -235,4 +267,4 @@ def from_json(found: dict | None, form: Form) -> Shapes | None:
     {tower: Shape(*shape) for tower, shape in one.items()}
     for one in found['allowed']
   )
-  return Shapes(form, allowed)
+  return Shapes(form, found['slots'], allowed)

@@ -184,19 +184,22 @@ def make_train_step(
   """Returns train_step(state, batch, passages) -> (state, metrics), pmapped.
 
   Trees that the method does not train keep their parameters and moments.
-  `state` is donated. Leaves of `batch` are (n, B, ...) for n devices;
+  `state` is donated. Leaves of `batch` are (n, B, ...) for n devices, those of
+  its packs (n, K, R, ...);
   `passages` are `searched.Passages`, None for rows that do not search in the
   step. Metrics are () float32, the same on all devices: 'loss', in nats;
   'accuracy', share of queries whose positive scores above all their negatives;
-  'grad_norm', before clipping; and those of `_work`.
+  'grad_norm', before clipping; 'real_tokens', share of tokens that are not
+  padding; 'flops' and 'flops_real', operations with padding and without.
   """
   gradient = make_gradient(config, method, retriever)
 
   def search(batch, everything):
     if not method.searches:
       return jnp.float32(0)
-    products = len(batch.rows) * everything.num_rows
-    return 2.0 * len(devices) * products * retriever.embedding_size
+    # N as float32: products of integers overflow.
+    each = 2.0 * len(devices) * len(batch.rows) * retriever.embedding_size
+    return each * everything.num_rows.astype(jnp.float32)
 
   def train_step(state, batch, everything):
     (loss, accuracy), grads = gradient(
@@ -213,7 +216,7 @@ def make_train_step(
       'loss': loss,
       'accuracy': accuracy,
       'grad_norm': optax.tree.norm(grads),
-      **_work(batch, retriever, len(devices), search(batch, everything)),
+      **_work(batch, retriever, search(batch, everything)),
     }
     return State(state.step + 1, params, opt_state), metrics
 
@@ -227,8 +230,8 @@ def make_train_step(
   )
 
 
-def _work(batch, retriever, num_devices, search):
-  """Returns the floating-point operations of a step, and numbers of tokens.
+def _work(batch, retriever, search):
+  """Returns the floating-point operations of a step, and its real tokens.
 
   The backward pass counts as twice the forward pass. Forward operations that
   `--remat` or gradient caching repeat do not count.
@@ -236,7 +239,6 @@ def _work(batch, retriever, num_devices, search):
   Args:
     batch: `Batch`.
     retriever: Settings of the retriever.
-    num_devices: Number of devices.
     search: Operations of the search in the step, over all devices.
 
   Returns:
@@ -244,20 +246,26 @@ def _work(batch, retriever, num_devices, search):
     as if each text were alone; 'real_tokens', share of tokens that are not
     padding.
   """
-  computed = padded = 0
-  tokens, of_texts = jnp.float32(0), jnp.float32(0)
+  sums = jnp.zeros(4)
   for pack in batch.packs.values():
-    length = pack.ids.shape[-1]
-    padded += pack.ids.size
-    computed += bert.flops(retriever.body, pack.ids.size, length)
+    chunks, rows, length = pack.ids.shape
     lengths = pack.lengths.astype(jnp.float32)
-    tokens += lengths.sum()
-    of_texts += bert.flops(retriever.body, lengths, lengths).sum()
-  tokens, of_texts = lax.psum((tokens, of_texts), _AXIS)
+    # Of several chunks those without texts are left out.
+    used = lengths.any((1, 2)).sum() if chunks > 1 else jnp.float32(1)
+    tokens = used * rows * length
+    sums += jnp.stack(
+      [
+        tokens,
+        bert.flops(retriever.body, tokens, length),
+        lengths.sum(),
+        bert.flops(retriever.body, lengths, lengths).sum(),
+      ]
+    )
+  computed, flops, real, flops_real = lax.psum(sums, _AXIS)
   return {
-    'flops': search + jnp.float32(3 * num_devices * computed),
-    'flops_real': search + 3 * of_texts,
-    'real_tokens': tokens / (num_devices * padded),
+    'flops': search + 3 * flops,
+    'flops_real': search + 3 * flops_real,
+    'real_tokens': real / computed,
   }
 
 
@@ -268,7 +276,12 @@ def _make_embed(config, retriever):
   step's dropout. Each device computes its rows of texts, which may be those of
   other devices' queries; then all pooled vectors go to all devices.
   """
-  pool = bi_encoder.Pooled(retriever, jnp.dtype(config.dtype), config.remat)
+  pool = bi_encoder.Pooled(
+    retriever,
+    jnp.dtype(config.dtype),
+    config.remat,
+    kernel=config.refresh_mode != 'async',  # As in `settings.encoding`.
+  )
   embedded = bi_encoder.Embedded(retriever)
 
   rate, of_attention = config.dropout_rate, config.attention_dropout_rate
@@ -321,7 +334,7 @@ def _make_embed(config, retriever):
 
 
 def _in_chunks(pool):
-  """Returns pool(params, pack) that holds the activations of one chunk at once.
+  """Returns pool(params, pack) that holds the activations of a chunk at a time.
 
   Its derivative is gradient caching (Gao et al. 2021, section 3.2): pool all
   chunks without keeping activations, take the gradient of the loss by the

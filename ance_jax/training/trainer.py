@@ -156,6 +156,8 @@ class Trainer:
     self._unlogged = collections.deque()
     # For rows that search in the step.
     self._passages = None
+    # Shapes of the steps before the first refresh, as of `packing.to_json`.
+    self._first_shapes = None
     self._began = None
 
   def train(self) -> dict[str, float]:
@@ -407,7 +409,7 @@ class Trainer:
     """Returns the batches up to the next step with more than training due."""
     config, active = self.run.config, self.active_refresh
     method = schedule.method(config, active, self.step)
-    self._train_step, draw, make_batch = self._make_step(method)
+    self._train_step, data, draw, make_batch = self._make_step(method)
     negatives = refreshes.negatives_for(self.run, method, active)
     if method.searches and self._passages is None:
       self._passages = self._place_passages(method)
@@ -415,7 +417,9 @@ class Trainer:
     if config.topics:
       topics = batches.by_topic(self._topics(), negatives)
     guide = self._guide()
-    shapes = self._shapes(method, lambda step: draw(step, negatives, topics))
+    shapes = self._shapes(
+      method, data, lambda step: draw(step, negatives, topics)
+    )
     batches_ahead = logs.ahead(
       lambda step: make_batch(step, negatives, topics, guide, shapes),
       range(self.step, self._end_of_stretch()),
@@ -456,7 +460,7 @@ class Trainer:
       ends.append(max(oldest + config.max_staleness, step + 1))
     return min(ends)
 
-  def _shapes(self, method, draw):
+  def _shapes(self, method, data, draw):
     """Returns the `packing.Shapes` of steps with the active negatives.
 
     They depend on the lengths of what the coming steps draw, and on the shapes
@@ -464,10 +468,10 @@ class Trainer:
 
     Args:
       method: Row of the method table.
+      data: `batches.TrainingData` of the row.
       draw: draw(step) -> `batches.Drawn` of a step.
     """
     run, config, active = self.run, self.run.config, self.active_refresh
-    data = experiment.training_data(run, method)
     each = config.batch_size // len(run.devices)
     form = packing.Form(
       data.row_lengths,
@@ -477,29 +481,29 @@ class Trainer:
       len(run.devices),
       each // (config.micro_batch_size or each),
     )
-    recorded = packing.from_json(active.shapes, form) if active else None
-    if recorded:
-      return recorded
+    known = active.shapes if active else self._first_shapes
+    if found := packing.from_json(known, form):
+      return found
     first = active.step if active else 0
-    counts = [
-      batches.num_rows(data, draw(step))
+    sample = [
+      batches.assigned(data, draw(step))
       for step in packing.sampled(first, first + config.steps_per_refresh)
     ]
     before = resume.active_at(run, active.step - 1) if active else None
-    shapes = packing.choose(
-      {tower: np.array([n[tower] for n in counts]) for tower in counts[0]},
-      form,
-      before=packing.from_json(before.shapes, form) if before else None,
-    )
-    if active and not active.shapes:
-      self.active_refresh = active._replace(shapes=packing.to_json(shapes))
+    before = packing.from_json(before.shapes, form) if before else None
+    shapes = packing.choose(sample, form, before)
+    known = packing.to_json(shapes)
+    if active:
+      self.active_refresh = active._replace(shapes=known)
       resume.record_shapes(run, self.active_refresh)
+    else:
+      self._first_shapes = known
     return shapes
 
   def _new_step(self, method):
-    """Returns a row's train_step, and what draws and makes its batches.
+    """Returns a row's train_step, its data, and what makes its batches.
 
-    These are train_step, draw(step, negatives, topics) and make_batch(step,
+    The last two are draw(step, negatives, topics) and make_batch(step,
     negatives, topics, guide, shapes).
     """
     run, config = self.run, self.run.config
@@ -531,7 +535,7 @@ class Trainer:
       )
       return devices_lib.shard(batch, run.devices)
 
-    return train_step, draw, make_batch
+    return train_step, data, draw, make_batch
 
   def take_step(self, batch: batches.Batch) -> None:
     """Dispatches an optimizer step; its metrics are read later."""

@@ -63,16 +63,14 @@ class Pairs:
       batches.Drawn(rows, rows[:, None] * columns + np.arange(columns))
       for rows in np.arange(number).reshape(-1, batch_size)
     ]
-    counts = [batches.num_rows(self._data, one) for one in self._drawn]
+    packed = [batches.assigned(self._data, one) for one in self._drawn]
     form = packing.Form(
       self._data.row_lengths,
       batches.num_texts(self._data, batch_size, columns - 1),
       1,
       chunks,
     )
-    self.shapes = packing.choose(
-      {bi_encoder.TIED: np.array([n[bi_encoder.TIED] for n in counts])}, form
-    )
+    self.shapes = packing.choose(packed, form)
 
   def batch(self, number):
     """Returns the `batches.Batch` of a number, on the host."""

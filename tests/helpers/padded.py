@@ -70,8 +70,7 @@ def pack(
       num_devices,
       each // (micro or each),
     )
-    counts = batches.num_rows(data, drawn)
-    shapes = packing.choose({t: np.array([n]) for t, n in counts.items()}, form)
+    shapes = packing.choose([batches.assigned(data, drawn)], form)
   made = batches.make_batch(data, drawn, shapes=shapes)
   return made._replace(
     rows=padded.rows,
@@ -90,13 +89,14 @@ def texts(batch):
   by_slot = {}
   for tower, pack in batch.packs.items():
     ids = pack.ids.reshape(-1, pack.ids.shape[-1])
-    lengths = pack.lengths.reshape(-1, packing.SLOTS)
+    wide = pack.lengths.shape[-1]
+    lengths = pack.lengths.reshape(-1, wide)
     ends = lengths.cumsum(1)
     for (row, slot), length in np.ndenumerate(lengths):
       if length:
         end = ends[row, slot]
         found = ids[row, end - length : end].tolist()
-        by_slot[tower, row * packing.SLOTS + slot] = tuple(found)
+        by_slot[tower, row * wide + slot] = tuple(found)
   first, *_ = batch.packs
   last = [*batch.packs][-1]
   found = []

@@ -481,4 +481,5 @@ def test_a_body_is_read_as_it_was_written(kind, tmp_path):
     kind, 99, 16, 3, 2, 24, 40, num_types, 1e-12, 'relu', 0.25
   )
   huggingface.write_config(tmp_path, body, pad_token_id=1)
-  assert huggingface.read_config(str(tmp_path)) == body
+  found = huggingface.read_config(str(tmp_path))
+  assert dataclasses.asdict(found) == dataclasses.asdict(body)

@@ -60,7 +60,7 @@ def make(
 def any_batch(data, num_devices=6, chunks=1):
   form = packing.Form(data.row_lengths, {}, num_devices, chunks)
   shape = packing.Shape(chunks, 4)
-  return packing.Shapes(form, (dict.fromkeys(data.row_lengths, shape),))
+  return packing.Shapes(form, 32, (dict.fromkeys(data.row_lengths, shape),))
 
 
 def rows_in(batch):

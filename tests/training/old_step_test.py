@@ -7,7 +7,6 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -53,8 +52,7 @@ def test_the_next_step_is_the_one_that_it_would_have_made(tmp_path):
     len(run.devices),
     1,
   )
-  counts = batches.num_rows(data, drawn)
-  shapes = packing.choose({t: np.array([n]) for t, n in counts.items()}, form)
+  shapes = packing.choose([batches.assigned(data, drawn)], form)
   batch = batches.make_batch(data, drawn, shapes=shapes)
   gradient = jax.pmap(
     steps.make_gradient(config, method, run.retriever.config),

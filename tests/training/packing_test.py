@@ -43,7 +43,7 @@ def slow_assign(lengths, row_length):
       (row_length - sum(lengths[t] for t in row), number)
       for number, row in enumerate(rows)
       if row_length - sum(lengths[t] for t in row) >= lengths[text]
-      and len(row) < packing.SLOTS
+      and len(row) < packing._MOST_SLOTS
     ]
     number = min(fits)[1] if fits else len(rows)
     if not fits:
@@ -93,7 +93,7 @@ def test_each_text_is_in_one_row_whole_and_beside_others(case):
   assert taken.max(initial=0) <= 1
   places = set(zip(rows[lengths > 0], slots[lengths > 0], strict=True))
   assert len(places) == (lengths > 0).sum()
-  assert slots.max(initial=0) < packing.SLOTS
+  assert slots.max(initial=0) < packing._MOST_SLOTS
 
 
 def test_a_batch_has_its_tokens_numbers_and_slots_where_they_belong():
@@ -128,7 +128,7 @@ def test_a_batch_has_its_tokens_numbers_and_slots_where_they_belong():
     [True, True],
     [False, False],
   ]
-  wide = packing.SLOTS
+  wide = 4  # A multiple of 4 that holds two.
   assert batch.slots.tolist() == [[2 * wide, wide, wide], [1, 0, wide + 1]]
 
 
@@ -236,7 +236,7 @@ def batch():
 def shapes_of(rows, *, chunks=1, num_devices=2, towers=('tied',)):
   form = packing.Form(dict.fromkeys(towers, 16), {}, num_devices, chunks)
   shape = packing.Shape(chunks, rows)
-  return packing.Shapes(form, (dict.fromkeys(towers, shape),))
+  return packing.Shapes(form, 8, (dict.fromkeys(towers, shape),))
 
 
 @pytest.mark.parametrize('similarity', ['dot', 'cosine'])
@@ -293,10 +293,14 @@ def test_vectors_of_what_is_no_text_have_no_part_in_the_gradient(
 
 
 def needs(lengths, row_length):
-  """Rows that batches of (m, T) lengths need."""
-  return {
-    'tied': np.array([packing.assign(one, row_length).count for one in lengths])
-  }
+  """Batches of (m, T) lengths, packed."""
+  return [{'tied': packing.assign(one, row_length)} for one in lengths]
+
+
+def counted(*counts):
+  """Batches that need so many rows."""
+  none = np.zeros(1, int)
+  return [{'tied': packing.Assigned(none, none, none, n)} for n in counts]
 
 
 def form_of(texts, row_length, num_devices=1, chunks=1):
@@ -336,10 +340,9 @@ def test_of_64_queries_a_device_85_of_100_tokens_are_real(
   shapes = packing.choose(needs(drawn[:100], longest), form)
   assert len(shapes.allowed) <= 3
   real = computed = 0
-  for one, count in zip(
-    drawn[100:], needs(drawn[100:], longest)['tied'], strict=True
-  ):
-    shape = shapes.fitting({'tied': int(count)})['tied']
+  for one, batch in zip(drawn[100:], needs(drawn[100:], longest), strict=True):
+    count = batch['tied'].count
+    shape = shapes.fitting({'tied': count})['tied']
     assert shapes.total(shape) >= count
     real += one.sum()
     computed += shapes.total(shape) * longest
@@ -347,8 +350,9 @@ def test_of_64_queries_a_device_85_of_100_tokens_are_real(
 
 
 def test_the_last_shape_holds_any_batch_in_the_memory_of_the_one_before():
-  counts = {'tied': np.array([20, 22, 25])}
-  shapes = packing.choose(counts, form_of(301, 64, num_devices=2, chunks=2))
+  shapes = packing.choose(
+    counted(20, 22, 25), form_of(301, 64, num_devices=2, chunks=2)
+  )
   last, before = shapes.allowed[-1]['tied'], shapes.allowed[-2]['tied']
   assert shapes.total(last) >= 301
   assert last.rows == before.rows
@@ -364,7 +368,7 @@ def test_one_tower_that_does_not_fit_takes_the_larger_shape_for_both():
     {'query': packing.Shape(1, n), 'passage': packing.Shape(1, 10 * n)}
     for n in (2, 3)
   )
-  shapes = packing.Shapes(form, (small, large))
+  shapes = packing.Shapes(form, 4, (small, large))
   assert shapes.fitting({'query': 2, 'passage': 20}) == small
   assert shapes.fitting({'query': 3, 'passage': 20}) == large
   assert shapes.fitting({'query': 2, 'passage': 21}) == large
@@ -372,19 +376,19 @@ def test_one_tower_that_does_not_fit_takes_the_larger_shape_for_both():
 
 def test_shapes_stay_until_others_save_enough():
   form = form_of(400, 64)
-  first = packing.choose({'tied': np.full(9, 104)}, form)
-  again = packing.choose({'tied': np.full(9, 100)}, form, first)
+  first = packing.choose(counted(*[104] * 9), form)
+  again = packing.choose(counted(*[100] * 9), form, first)
   assert again is first
-  assert packing.choose({'tied': np.full(9, 100)}, form) != first
-  smaller = packing.choose({'tied': np.full(9, 60)}, form, first)
-  assert smaller == packing.choose({'tied': np.full(9, 60)}, form)
-  larger = packing.choose({'tied': np.full(9, 112)}, form, first)
-  assert larger == packing.choose({'tied': np.full(9, 112)}, form)
+  assert packing.choose(counted(*[100] * 9), form) != first
+  smaller = packing.choose(counted(*[60] * 9), form, first)
+  assert smaller == packing.choose(counted(*[60] * 9), form)
+  larger = packing.choose(counted(*[112] * 9), form, first)
+  assert larger == packing.choose(counted(*[112] * 9), form)
 
 
 def test_shapes_are_read_as_they_were_written_for_the_same_form_only():
   form = form_of(400, 64, 2, 3)
-  shapes = packing.choose({'tied': np.arange(50, 60)}, form)
+  shapes = packing.choose(counted(*range(50, 60)), form)
   written = json.loads(json.dumps(packing.to_json(shapes)))
   assert packing.from_json(written, form) == shapes
   assert packing.from_json(None, form) is None
@@ -473,3 +477,23 @@ def test_steps_have_the_recorded_shapes_again_after_a_kill(
     lines = [logs.read(folder)[-1] for folder in (here, config.workdir)]
     for name in ('flops/train', 'flops_real/train'):
       assert lines[0].get(name) == lines[1].get(name)
+
+
+def test_rows_are_dealt_to_all_devices_chunk_by_chunk():
+  shapes = shapes_of(2, chunks=3, num_devices=2)
+  found = shapes.places(packing.Shape(3, 2), np.arange(12))
+  # Device 0 has places 0 to 5, device 1 those from 6 on.
+  assert found.tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
+
+
+def test_slots_are_as_many_as_the_sample_needs_and_no_batch_has_more():
+  lengths = np.array([[10, 10, 10, 10, 10, 2, 2], [60, 4, 0, 0, 0, 0, 0]])
+  shapes = packing.choose(needs(lengths, 64), form_of(7, 64))
+  assert shapes.slots == 8
+  # A row of 64 would hold all of these.
+  found = packing.assign(np.full(20, 2), 64, shapes.slots)
+  assert np.bincount(found.rows).tolist() == [8, 8, 4]
+  many = needs(np.full((1, 90), 2), 64)
+  assert packing.choose(many, form_of(90, 64)).slots == packing._MOST_SLOTS
+  # Shapes with too few are not kept.
+  assert packing.choose(many, form_of(90, 64), shapes).slots > shapes.slots

@@ -495,7 +495,7 @@ def test_a_step_has_the_batch_of_its_seed_and_of_its_process(monkeypatch):
     ('in_batch', 0, False),
   ):
     row = methods.METHODS[name]
-    _, _, make_batch = training._make_step(row)
+    *_, make_batch = training._make_step(row)
     make_batch(7, 'N', 'T', 'G', 'S')
     expected = {**of_step, 'num_negatives': number, 'triplets': triplets}
     assert asked.pop() == (((run, row), 'draw_rows'), made)
