@@ -71,8 +71,8 @@ TRAIN = {
     '--search_memory_mb=1', '--rows_per_block=16', '--z_margin=0.01',
     '--max_rank=60',
     '--on_shortage=keep', '--choose=random',
-    # Not max: rounding chooses between tokens that are nearly equal.
-    '--pooling=cls',
+    # So little that rounding does not change what is mined.
+    '--pooling=cls', '--learning_rate=1e-5',
     '--drop_answers=false', '--nodrop_same_text', '--steps_per_eval=2',
     '--num_hard_negatives=2', '--adam_epsilon=1e-3',
   ],
