@@ -33,7 +33,7 @@ BATCHES, STEPS = 40, 4
 
 def read_pairs(path, split, number):
   """Returns (queries, passages), texts of pairs drawn from a split."""
-  settings = config.Config(dataset='beir', data_dir=path, train_split=split)
+  settings = config.Config(dataset='beir', data_dir=path)
   corpus, splits = experiment.load_texts(settings, (split,))
   rows, passages = splits[split].positives()
   chosen = np.random.default_rng(0).permutation(len(rows))
