@@ -387,7 +387,7 @@ def _attend(query, texts, masks, key, value, where, bias, site):
   Args:
     query: (R, q, heads, d).
     texts: (R, q) int32, the text of each of these tokens.
-    masks: Those of these tokens; None for no dropout.
+    masks: Dropout masks of these tokens; None for no dropout.
     key: As for `attention`.
     value: As for `attention`.
     where: The texts of all tokens.
@@ -543,7 +543,7 @@ def _weight_numbers(masks, places, heads):
   """Returns the (1 or R, heads, q, L) number of each entry of attention.
 
   Args:
-    masks: Those of the q tokens that attend.
+    masks: Dropout masks of the q query tokens.
     places: (1 or R, L) int32, places of all tokens.
     heads: Number of heads.
   """

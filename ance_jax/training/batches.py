@@ -27,9 +27,9 @@ class Batch(NamedTuple):
 
   Attributes:
     rows: (B,) uint32, index of the query in the whole batch.
-    slots: (B, 1 + (1 + H) C) int32, where the vectors of the query and of its
-      passages are among those of the texts of all devices; the positive first,
-      with C pieces per passage. Pieces that a passage lacks have its first's.
+    slots: (B, 1 + (1 + H) C) int32, indices of the query's vector and of its
+      passages' vectors in the slots of all devices; the positive first, with C
+      pieces per passage. Missing pieces have the index of the first piece.
     passage_lengths: (B, (1 + H) C) int32 numbers of tokens; 0 for pieces that a
       passage lacks.
     passage_groups: (B, 1 + H) int32 text groups.

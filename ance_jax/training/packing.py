@@ -2,8 +2,8 @@
 
 Krell et al. 2021 (2107.02027) packed sequences for BERT. Here all texts of a
 tower in the whole batch share rows, the rows are dealt out to the devices, and
-a step has one of three shapes, so that three programs are compiled. How texts
-are packed depends neither on devices nor on time.
+a step has one of three shapes, so that at most three programs are in use. The
+packing does not depend on the number of devices.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Assigned(NamedTuple):
 
   Attributes:
     rows: (T,) int, row of each text; -1 for texts of no tokens.
-    slots: (T,) int, number of the text among those of its row.
+    slots: (T,) int, index of the text in its row, from 0.
     starts: (T,) int, place of its first token in the row.
     count: Number of rows.
   """
@@ -61,7 +61,7 @@ class Form(NamedTuple):
 
   Attributes:
     lengths: L, tokens per row, by tower.
-    texts: Texts of a batch by tower, more rows than which no batch needs.
+    texts: Texts of a batch, by tower; no batch needs more rows than this.
     num_devices: Devices of all processes.
     chunks: Parts of a device's rows to compute one after another.
   """
