@@ -495,5 +495,7 @@ def test_slots_are_as_many_as_the_sample_needs_and_no_batch_has_more():
   assert np.bincount(found.rows).tolist() == [8, 8, 4]
   many = needs(np.full((1, 90), 2), 64)
   assert packing.choose(many, form_of(90, 64)).slots == packing._MOST_SLOTS
-  # Shapes with too few are not kept.
-  assert packing.choose(many, form_of(90, 64), shapes).slots > shapes.slots
+  # Shapes with too few slots are not kept, even with as many rows.
+  enough = packing.choose(many, form_of(90, 64))
+  too_few = enough._replace(slots=4)
+  assert packing.choose(many, form_of(90, 64), too_few) == enough
