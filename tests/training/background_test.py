@@ -67,13 +67,16 @@ def replayed(config):
 
 @contextlib.contextmanager
 def refresher(config):
-  """Runs `--job=refresh --watch` on a thread; gives a list of what ended it."""
+  """Runs `--job=refresh --watch` on a thread; gives what ended it by itself."""
   ended, enough = [], threading.Event()
 
   def work():
     try:
       with logs.stopped_by(enough):
         refresh.run(dataclasses.replace(config, job='refresh', watch=True))
+    except errors.Stopped as error:
+      if not enough.is_set():  # else it was in a refresh when it was stopped
+        ended.append(error)
     except Exception as error:
       ended.append(error)
 
