@@ -1,6 +1,7 @@
 """Kills a run with SIGKILL at random moments, and compares how it ends.
 
     python experiments/benchmarks/soak.py --kills=300
+    python experiments/benchmarks/soak.py --kills=12 --methods all
 
 A small run that is never killed is the reference. Others are killed, started
 again with the same command and killed again, and at last let finish: each must
@@ -36,6 +37,7 @@ import watched
 from ance_jax import config
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
+from ance_jax.training import methods
 
 NUM_PASSAGES, NUM_TRAIN, NUM_DEV, NUM_TOPICS = 150, 96, 16, 12
 SETTINGS = config.Config(
@@ -71,11 +73,14 @@ SETTINGS = config.Config(
 )
 # What a row needs otherwise.
 ROWS = {
-  'ance_in_batch': {},
-  'star': {},
+  'adore': {'tie_encoders': False},
+  'ance_code': {'query_slices': 3},
+  'ance_given': {'negatives_per_source': 4},
+  'ance_guided': {'guide': methods.OWN_GUIDE},
   'ance_tele': {'negatives_per_source': 4},
-  'adore': {'tie_encoders': False, 'warmup_steps': 0},
 }
+# The row that a guide is trained with.
+GUIDE = 'in_batch'
 # Seconds without a change of phase after which a process hangs.
 HANGS = 120
 # Runs that go wrong before all is stopped.
@@ -165,6 +170,56 @@ def write_beir(folder):
   for split, rows in lines.items():
     head = 'query-id\tcorpus-id\tscore\n'
     (folder / 'qrels' / f'{split}.tsv').write_text(head + ''.join(rows))
+  answers = [
+    {'_id': query['_id'], 'answers': [query['text'].split()[0]]}
+    for query in queries
+  ]
+  text = ''.join(json.dumps(record) + '\n' for record in answers)
+  (folder / 'answers.jsonl').write_text(text)
+  _write_scores(folder, lines['train'], random)
+
+
+def _write_scores(folder, judged, random):
+  """Writes a teacher's scores, as a run and with given negatives."""
+  ranking, given = [], []
+  for line in judged:
+    query, positive, _ = line.split('\t')
+    rows = random.choice(NUM_PASSAGES, 20, replace=False)
+    names = [name for name in (f'p{row}' for row in rows) if name != positive]
+    scores = np.sort(random.uniform(size=1 + len(names)))[::-1].round(4)
+    for rank, name in enumerate([positive, *names]):
+      score = scores[rank]
+      ranking.append(f'{query} Q0 {name} {rank + 1} {score} teacher\n')
+    record = {
+      'query_id': query,
+      'positive_ids': [positive],
+      'positive_scores': scores[:1].tolist(),
+      'negative_ids': names[:4],
+      'negative_scores': scores[1:5].tolist(),
+    }
+    given.append(json.dumps(record) + '\n')
+  (folder / 'teacher.trec').write_text(''.join(ranking))
+  (folder / 'given.jsonl').write_text(''.join(given))
+
+
+def settings_of(name, folder):
+  """Returns the `Config` of a row, without its workdir.
+
+  Args:
+    name: Row of the method table.
+    folder: Path of the folder of the data and of the guide.
+  """
+  row, beir = methods.METHODS[name], folder / 'beir'
+  changes = {'method': name, 'data_dir': str(beir), **ROWS.get(name, {})}
+  if not row.refreshes:
+    changes['warmup_steps'] = 0
+  if 'given' in row.sources:
+    changes['negatives'] = str(beir / 'given.jsonl')
+  elif row.teacher == 'mined':
+    changes['score_run'] = str(beir / 'teacher.trec')
+  elif row.teacher == 'guide':
+    changes.setdefault('guide', str(folder / 'guide' / 'run'))
+  return dataclasses.replace(SETTINGS, **changes)
 
 
 def outcome(workdir):
@@ -218,13 +273,9 @@ def run_process(folder, number, aim):
     `Ended`, and the `watched.Board` of the process.
   """
   workdir, log = folder / 'run', folder / f'log-{number:02d}.txt'
-  method = (folder.parent / 'method').read_text()
+  name = GUIDE if folder.name == 'guide' else folder.parent.name
   settings = dataclasses.replace(
-    SETTINGS,
-    workdir=str(workdir),
-    data_dir=str(folder.parent / 'beir'),
-    method=method,
-    **ROWS[method],
+    settings_of(name, folder.parent), workdir=str(workdir)
   )
   board = watched.Board(folder / 'board', 'w+')
   paths = [folder / 'board', folder / 'units']
@@ -386,20 +437,29 @@ def compare(folder, expected):
   return f'{len(wrong)} differences, such as\n  ' + '\n  '.join(wrong[:8])
 
 
-def soak(folder, *, method, kills, kills_per_run, seed, targets):
-  """Returns the `Tally` of runs that are killed, against one that is not."""
+def soak(folder, tally, *, kills, kills_per_run, seed, targets):
+  """Runs a row that is killed so often, against one that is not.
+
+  Args:
+    folder: Path of an empty folder with the row's name.
+    tally: `Tally` to add to.
+    kills: int.
+    kills_per_run: int.
+    seed: int.
+    targets: Names of the phases to aim at.
+  """
   write_beir(folder / 'beir')
-  (folder / 'method').write_text(method)
-  (folder / 'reference').mkdir()
-  ended, board = run_process(folder / 'reference', 0, None)
-  if ended.code:
-    raise RuntimeError(f'the reference did not end well: {ended.text[-3000:]}')
+  needed = methods.METHODS[folder.name].teacher == 'guide'
+  for name in ['guide'] * needed + ['reference']:
+    (folder / name).mkdir()
+    ended, board = run_process(folder / name, 0, None)
+    if ended.code:
+      raise RuntimeError(f'{name} did not end well: {ended.text[-3000:]}')
   expected = outcome(folder / 'reference' / 'run')
   for name in ('start', *watched.TARGETS):
     secs = 1000 * board.secs(name)
     print(f'{name:10s}{board.count(name):5d} times, {secs:9.2f} ms')
-  tally, random = Tally(), np.random.default_rng(seed)
-
+  random, kills = np.random.default_rng(seed), tally.kills + kills
   # Not all rows have all phases.
   targets = [name for name in targets if board.count(name)]
 
@@ -416,7 +476,6 @@ def soak(folder, *, method, kills, kills_per_run, seed, targets):
       print(f'FAULT {tally.faults[-1]}', flush=True)
     else:
       shutil.rmtree(run)
-  return tally
 
 
 def report(tally, secs):
@@ -449,7 +508,7 @@ def report(tally, secs):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--kills', type=int, default=300, help='In all.')
+  parser.add_argument('--kills', type=int, default=300, help='Of each row.')
   parser.add_argument(
     '--kills_per_run', type=int, default=12, help='Before a run may finish.'
   )
@@ -470,21 +529,28 @@ def main():
     '--folder', default='', help='New folder to work in; default: a temporary.'
   )
   parser.add_argument(
-    '--method', choices=ROWS, default=SETTINGS.method, help='Row to train.'
+    '--methods',
+    nargs='+',
+    choices=[*methods.METHODS, 'all'],
+    default=[SETTINGS.method],
+    help='Rows to train.',
   )
   given = parser.parse_args()
   logging.set_verbosity(logging.ERROR)  # Orbax tells of each array.
   folder = pathlib.Path(given.folder or tempfile.mkdtemp(prefix='soak-'))
   folder.mkdir(parents=True, exist_ok=True)
-  start = time.monotonic()
-  tally = soak(
-    folder.absolute(),
-    method=given.method,
-    kills=given.kills,
-    kills_per_run=given.kills_per_run,
-    seed=given.seed,
-    targets=given.targets,
-  )
+  start, tally = time.monotonic(), Tally()
+  for name in methods.METHODS if 'all' in given.methods else given.methods:
+    print(f'--method={name}', flush=True)
+    (folder / name).mkdir()
+    soak(
+      (folder / name).absolute(),
+      tally,
+      kills=given.kills,
+      kills_per_run=given.kills_per_run,
+      seed=given.seed,
+      targets=given.targets,
+    )
   report(tally, time.monotonic() - start)
   if tally.faults:
     print(f'{len(tally.faults)} runs went wrong; see {folder}', file=sys.stderr)
