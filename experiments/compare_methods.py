@@ -48,6 +48,7 @@ ROWS = {
   # Half of the loss is the teacher's.
   'guided': {'also_weight': 0.5, 'teacher_temperature': 0.05},
   'ance_guided': {'also_weight': 0.5, 'teacher_temperature': 0.05},
+  'given': {'num_hard_negatives': 7},
   'distill_given': {
     'num_hard_negatives': 7,
     'also_weight': 0.5,
@@ -59,6 +60,7 @@ ROWS = {
 NEEDS = {
   'guided': 'guide',
   'ance_guided': 'guide',
+  'given': 'negatives',
   'distill_given': 'negatives',
   'margin_mse_given': 'negatives',
 }
@@ -90,7 +92,7 @@ def main():
   parser.add_argument('--data_dir')
   parser.add_argument('--init_from')
   parser.add_argument('--guide', help='Of the rows guided and ance_guided.')
-  parser.add_argument('--negatives', help='With scores, of the rows ..._given.')
+  parser.add_argument('--negatives', help='Of the row given, and, with scores, of ..._given.')
   parser.add_argument('--tokens_dir', help='Shared by the runs.')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0])
   parser.add_argument('--rates', type=float, nargs='+', default=[1e-2])
