@@ -48,13 +48,13 @@ ROWS = {
   # Half of the loss is the teacher's.
   'guided': {'also_weight': 0.5, 'teacher_temperature': 0.05},
   'ance_guided': {'also_weight': 0.5, 'teacher_temperature': 0.05},
-  'given': {'num_hard_negatives': 7},
+  'given': {'num_hard_negatives': 3},
   'distill_given': {
-    'num_hard_negatives': 7,
+    'num_hard_negatives': 3,
     'also_weight': 0.5,
     'teacher_temperature': 0.05,
   },
-  'margin_mse_given': {'num_hard_negatives': 7, 'teacher_temperature': 0.05},
+  'margin_mse_given': {'num_hard_negatives': 3, 'teacher_temperature': 0.05},
 }
 # The flag that a row needs.
 NEEDS = {
