@@ -102,6 +102,22 @@ def test_of_too_many_pairs_those_asked_last_are_left(memory, monkeypatch):
   assert not fourth.asked
 
 
+def test_the_limit_is_that_of_all_queries_where_some_are_asked(
+  memory, monkeypatch
+):
+  monkeypatch.setattr(known_answers, 'MOST', 1.5)  # 2 for three of four.
+  first = memory()
+  seen = ask(first, 0)
+  first.save()
+  second = memory()
+  more = ask(second, 1)
+  assert 1.5 * len(more) < len(more | seen) <= 2 * len(more)
+  second.save()
+  third = memory()
+  assert ask(third, 0) | ask(third, 1) == seen | more
+  assert not third.asked
+
+
 @pytest.mark.parametrize('what', ABOUT)
 def test_other_texts_or_answers_are_asked_anew(what, memory):
   first = memory()

@@ -96,9 +96,10 @@ def test_each_text_is_in_one_row_whole_and_beside_others(case):
   assert slots.max(initial=0) < packing._MOST_SLOTS
 
 
-def test_a_batch_has_its_tokens_numbers_and_slots_where_they_belong():
-  """Rows of 8 tokens: 7 + 1, 4 + 3, 4 + 2; passage 0 lacks its second piece."""
-  one = padded.Padded(
+@pytest.fixture
+def two_pairs():
+  """Passage 0 lacks its second piece."""
+  return padded.Padded(
     rows=np.arange(2, dtype=np.uint32),
     query_ids=np.array([[11, 12, 0], [21, 0, 0]]),
     query_lengths=np.array([2, 1]),
@@ -112,7 +113,11 @@ def test_a_batch_has_its_tokens_numbers_and_slots_where_they_belong():
     passage_groups=np.array([[0], [1]]),
     positive_groups=np.array([[0], [1]]),
   )
-  batch = padded.pack(one, retriever=RETRIEVER, row_length=8)
+
+
+def test_a_batch_has_its_tokens_numbers_and_slots_where_they_belong(two_pairs):
+  """Rows of 8 tokens: 7 + 1, 4 + 3, 4 + 2."""
+  batch = padded.pack(two_pairs, retriever=RETRIEVER, row_length=8)
   pack = batch.packs['tied']
   assert pack.ids[0].tolist() == [
     [41, 42, 43, 44, 45, 46, 47, 21],
@@ -130,6 +135,17 @@ def test_a_batch_has_its_tokens_numbers_and_slots_where_they_belong():
   ]
   wide = 4  # A multiple of 4 that holds two.
   assert batch.slots.tolist() == [[2 * wide, wide, wide], [1, 0, wide + 1]]
+
+
+def test_texts_of_two_towers_have_the_numbers_that_they_have_in_one(two_pairs):
+  """No two of them have the same, and so the same dropout."""
+  retriever = dataclasses.replace(RETRIEVER, tied=False)
+  packs = padded.pack(two_pairs, retriever=retriever, row_length=8).packs
+  numbers = {
+    tower: sorted(pack.numbers[pack.lengths > 0].tolist())
+    for tower, pack in packs.items()
+  }
+  assert numbers == {'query': [0, 3], 'passage': [1, 4, 5]}
 
 
 def packed_and_alone(retriever, attention_rate, rate):
@@ -157,7 +173,7 @@ def packed_and_alone(retriever, attention_rate, rate):
 
   shared = run(ids, LENGTHS, numbers, most, skipped)
   ends = LENGTHS.cumsum(1)
-  alone = np.zeros((len(PLACES), 12), np.int32)
+  alone = np.zeros((len(PLACES), 16), np.int32)  # Other rows, other padding.
   for text, place in enumerate(PLACES):
     length, end = LENGTHS[place], ends[place]
     alone[text, :length] = ids[place[0], end - length : end]
@@ -499,3 +515,12 @@ def test_slots_are_as_many_as_the_sample_needs_and_no_batch_has_more():
   enough = packing.choose(many, form_of(90, 64))
   too_few = enough._replace(slots=4)
   assert packing.choose(many, form_of(90, 64), too_few) == enough
+
+
+def test_a_batch_of_shorter_texts_than_the_sample_has_no_more_in_a_row(batch):
+  batch = batch._replace(query_lengths=np.ones(BATCH, int))
+  shapes = shapes_of(20)._replace(slots=4)
+  found = padded.pack(batch, retriever=RETRIEVER, num_devices=2, shapes=shapes)
+  lengths = found.packs['tied'].lengths
+  assert lengths.shape[-1] == 4
+  assert (lengths > 0).sum() == 4 * BATCH
