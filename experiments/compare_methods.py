@@ -92,7 +92,9 @@ def main():
   parser.add_argument('--data_dir')
   parser.add_argument('--init_from')
   parser.add_argument('--guide', help='Of the rows guided and ance_guided.')
-  parser.add_argument('--negatives', help='Of the row given, and, with scores, of ..._given.')
+  parser.add_argument(
+    '--negatives', help='Of the row given, and, with scores, of ..._given.'
+  )
   parser.add_argument('--tokens_dir', help='Shared by the runs.')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0])
   parser.add_argument('--rates', type=float, nargs='+', default=[1e-2])

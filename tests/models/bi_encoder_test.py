@@ -467,3 +467,14 @@ def test_a_kernel_is_given_what_packed_rows_see(monkeypatch):
   assert asked == ['cudnn'] * 2 * BODY.num_layers
   run(jnp.float32(0.1))
   assert len(asked) == 2 * 2 * BODY.num_layers // 2
+
+
+def test_the_mean_of_bfloat16_activations_is_taken_in_float32(texts):
+  params = made(RETRIEVER)[0][bi_encoder.TIED]
+  pool = bi_encoder.Pooled(RETRIEVER, jnp.bfloat16)
+  pooled = pool.apply({'params': params}, *texts)
+  assert pooled.dtype == jnp.float32
+  # Of one token it is that token, of several it is between bfloat16's values.
+  rounded = pooled.astype(jnp.bfloat16).astype(jnp.float32) == pooled
+  assert rounded[1].all()
+  assert not rounded[0].all()

@@ -524,3 +524,49 @@ def test_a_batch_of_shorter_texts_than_the_sample_has_no_more_in_a_row(batch):
   lengths = found.packs['tied'].lengths
   assert lengths.shape[-1] == 4
   assert (lengths > 0).sum() == 4 * BATCH
+
+
+@pytest.mark.parametrize(
+  ('lengths', 'pieces', 'expected'),
+  [
+    ({'tied': 16}, 1, {'tied': 4 * 4}),
+    ({'tied': 16}, 3, {'tied': 4 * (1 + 9)}),
+    ({'query': 16, 'passage': 16}, 3, {'query': 4, 'passage': 4 * 9}),
+    ({'query': 16}, 1, {'query': 4}),
+  ],
+)
+def test_as_many_texts_are_expected_as_a_batch_may_have(
+  lengths, pieces, expected
+):
+  data = batches.TrainingData(*[None] * 6, lengths, pieces)
+  assert batches.num_texts(data, 4, 2) == expected
+
+
+def test_each_side_goes_through_the_head_of_its_own_tower(batch, tiny):
+  retriever = dataclasses.replace(RETRIEVER, tied=False, head_size=5)
+  params = bi_encoder.init(retriever, 0)
+  *_, grads = loss_and_grads(
+    tiny, methods.METHODS['dpr'], params, batch, 2, retriever=retriever
+  )
+  for tower in retriever.towers:
+    head = {k: v for k, v in grads[tower].items() if k != 'body'}
+    leaves = jax.tree.leaves(head)
+    assert leaves
+    assert all(np.abs(leaf).max() > 0 for leaf in leaves)
+
+
+def test_shapes_of_a_refresh_are_held_against_those_of_the_one_before(
+  tiny, monkeypatch
+):
+  before, made, choose = [], [], packing.choose
+
+  def chosen(batches, form, last=None):
+    before.append(last)
+    made.append(choose(batches, form, last))
+    return made[-1]
+
+  monkeypatch.setattr(packing, 'choose', chosen)
+  train.run(dataclasses.replace(tiny, max_steps=16, num_devices=1))
+  # A warm-up, which has another row, and three refreshes.
+  assert before == [None, None, *made[1:-1]]
+  assert len(made) == 4

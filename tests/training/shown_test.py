@@ -89,6 +89,29 @@ def test_what_is_logged_of_a_step_is_of_that_step():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+  ('step', 'expected'), [(4, (120.0, 14.0)), (8, (172.0, 18.0)), (6, None)]
+)
+def test_a_refresh_that_comes_late_has_the_operations_of_its_own_step(
+  step, expected, monkeypatch
+):
+  monkeypatch.setattr(run_log.distributed, 'is_first', lambda: False)
+  written = {}
+  log = run_log.RunLog(
+    SimpleNamespace(config=config_lib.Config()),
+    SimpleNamespace(write=written.__setitem__),
+    collections.Counter(),
+    None,
+    {4: [120.0, 14.0], 8: [172.0, 18.0], 10: [210.0, 20.0]},
+  )
+  made = {'metrics': {'dev/mrr@10': 0.5}, 'secs': {}, 'flops': {'encode': 7.0}}
+  log.log_evaluation(step, made)
+  names = 'flops/train', 'flops_real/train'
+  found = {name: written[step].get(name) for name in names}
+  assert found == dict(zip(names, expected or (None, None), strict=True))
+  assert written[step]['flops/encode'] == 7
+
+
 @pytest.mark.parametrize('name', ['loss', 'grad_norm'])
 @pytest.mark.parametrize('value', [np.inf, np.nan])
 def test_a_non_finite_step_ends_the_run(name, value):
