@@ -469,12 +469,9 @@ def test_a_kernel_is_given_what_packed_rows_see(monkeypatch):
   assert len(asked) == 2 * 2 * BODY.num_layers // 2
 
 
-def test_the_mean_of_bfloat16_activations_is_taken_in_float32(texts):
-  params = made(RETRIEVER)[0][bi_encoder.TIED]
-  pool = bi_encoder.Pooled(RETRIEVER, jnp.bfloat16)
-  pooled = pool.apply({'params': params}, *texts)
-  assert pooled.dtype == jnp.float32
-  # Of one token it is that token, of several it is between bfloat16's values.
-  rounded = pooled.astype(jnp.bfloat16).astype(jnp.float32) == pooled
-  assert rounded[1].all()
-  assert not rounded[0].all()
+@pytest.mark.parametrize('modes', ['cls', 'mean', 'max+lasttoken'])
+def test_what_is_pooled_of_bfloat16_activations_is_float32(modes, texts):
+  retriever = dataclasses.replace(RETRIEVER, pooling=modes)
+  params = made(retriever)[0][bi_encoder.TIED]
+  pool = bi_encoder.Pooled(retriever, jnp.bfloat16)
+  assert pool.apply({'params': params}, *texts).dtype == jnp.float32
