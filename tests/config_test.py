@@ -403,3 +403,32 @@ def test_a_refusal_names_the_flag_its_value_the_fact_and_then_the_cure(
   assert cure in others[0]
   assert len(others) == 1
   assert str(raised.value).endswith('.')
+
+
+@pytest.mark.parametrize(
+  ('names', 'unread', 'read'),
+  [
+    (
+      'warmup_method warmup_steps max_refreshes',
+      {'method': 'in_batch'},
+      {'method': 'ance', 'warmup_steps': 3},
+    ),
+    ('max_refreshes', {'method': 'star'}, {'method': 'ance'}),
+    ('restart_from', {'method': 'ance'}, {'method': 'ance_tele'}),
+    ('teacher_temperature', {'method': 'ance'}, {'method': 'guided'}),
+    ('negatives_per_source', {'method': 'ance'}, {'method': 'ance_given'}),
+    ('negatives_per_source', {'method': 'in_batch'}, {'method': 'ance_tele'}),
+    ('hardness_columns', {}, {'hardness_weight': 1.0}),
+    ('simans_a simans_b', {'draw': 'top'}, {'draw': 'simans_abs'}),
+    ('warmup_method', {'warmup_steps': 0}, {'warmup_steps': 1}),
+    ('whole_chunks', {'chunks': 1}, {'chunks': 2}),
+  ],
+)
+def test_a_flag_is_said_to_have_no_effect_only_where_it_has_none(
+  names, unread, read, monkeypatch
+):
+  # Whatever must go with them.
+  monkeypatch.setattr(config.Config, '__post_init__', lambda _: None)
+  for name in names.split():
+    assert config.why_unread(config.Config(**unread), name)
+    assert config.why_unread(config.Config(**read), name) is None

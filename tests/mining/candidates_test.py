@@ -27,6 +27,23 @@ def test_a_second_run_file_scores_pairs_of_any_queries(tmp_path):
   np.testing.assert_array_equal(found, [0.25, 0.5, nan, 9.5, nan, nan])
 
 
+def test_scores_that_come_with_the_data_are_found_for_each_of_its_pairs():
+  split = SimpleNamespace(
+    given=corpus_lib.Given(
+      np.array([0, 0, 1]), np.array([3, 1, 4]), np.array([0.3, 0.1, 1.4])
+    ),
+    offsets=np.array([0, 1, 3]),
+    passages=np.array([2, 0, 5]),
+    scores=np.array([0.2, 1.0, 1.5]),
+  )
+  score = candidates.reranker(None, split)
+  queries, passages = np.divmod(np.arange(14), 7)
+  nan = np.nan
+  expected = [nan, 0.1, 0.2, 0.3, nan, nan, nan]
+  expected += [1.0, nan, nan, nan, 1.4, 1.5, nan]
+  np.testing.assert_array_equal(score(queries, passages), expected)
+
+
 @pytest.mark.parametrize('center', [False, True])
 @pytest.mark.parametrize('factory', ['Flat', 'SQ8', corpus_index.ON_DEVICES])
 def test_candidates_have_the_scores_of_the_embeddings_whatever_the_index(

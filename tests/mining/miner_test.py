@@ -423,3 +423,28 @@ def test_scores_of_positives_come_with_their_pairs():
   # Depth 2 + 2: the passage in row 9 is not ranked.
   assert one.positive_scores.tolist() == [0, -3, -2, -np.inf, -1]
   assert one.least.tolist() == [-3, -np.inf, -1]
+
+
+def test_what_is_drawn_has_the_scores_of_its_own_query():
+  """Of a slice, and whatever the order of the queries."""
+
+  def score(queries, passages):
+    return (100 * queries + passages).astype(np.float32)
+
+  task = make_task(
+    lambda rows, depth: rows[:, None] + np.zeros((1, depth), np.int32),
+    [(query, 10 + query) for query in range(5)],
+    np.arange(20),
+    5,
+    score=score,
+    number=4,
+    on_shortage='fill',
+  )
+  for order in ([3, 2], [4, 0, 1]):
+    queries = np.array(order)
+    one = miner.mine_block(task, queries, task.source.rank(queries, 1))
+    assert one.num_drawn == 3 * len(order)
+    drawn = one.negatives[:, 1:]
+    np.testing.assert_array_equal(
+      one.scores[:, 1:], 100 * queries[:, None] + drawn
+    )

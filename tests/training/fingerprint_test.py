@@ -65,6 +65,7 @@ OF_RULES = {
   'positive_min_score': 0.0,
   'choose': 'random',
   'on_shortage': 'fill',
+  'negatives_per_source': 2,
 }
 OF_BM25 = {
   'bm25_k1': 0.5,
@@ -91,7 +92,7 @@ OF_TRAINING = (
   'query_slices max_refreshes refresh_schedule refresh_trigger '
   'warmup_until_plateau refresh_delay batch_size optimizer learning_rate '
   'lr_warmup_steps weight_decay adam_epsilon clip_norm rate_steps trainable '
-  'negatives_per_source draw simans_a simans_b mask_above topics '
+  'draw simans_a simans_b mask_above topics '
   'hardness_weight hardness_columns symmetric_columns matryoshka_widths guide '
   'guide_margin teacher_temperature also_weight restart_from'
 ).split()

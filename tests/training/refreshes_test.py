@@ -406,6 +406,30 @@ def test_each_source_of_each_refresh_has_a_draw_of_its_own():
   np.testing.assert_array_equal(whole, table)
 
 
+@pytest.mark.parametrize('by_teacher', [False, True])
+def test_scores_of_a_slice_begin_at_its_first_positive(by_teacher):
+  """The queries have 2, 1, 1 and 1 positives; the slice is of the last two."""
+  pairs = np.array([0, 0, 1, 2, 3]), np.array([9, 8, 7, 6, 5])
+  run = SimpleNamespace(
+    config=config_lib.Config(method='ance'),
+    dataset=SimpleNamespace(
+      splits={'train': SimpleNamespace(shared_positives=lambda last: pairs)},
+      queries={'train': range(4)},
+    ),
+  )
+  names = ('taught', 'positive_taught') if by_teacher else (
+    'scores', 'positive_scores'
+  )  # fmt: skip
+  values = np.array([[1.0], [2.0]]), np.array([10.0, 20.0])
+  stored = negatives_lib.Stored(
+    np.array([[1], [2]]), **dict(zip(names, values, strict=True))
+  )
+  found = refreshes.of_table(run, 2, stored, since=6)
+  assert found.rows.tolist() == [2, 3]
+  assert found.first_pair == 3
+  assert found.since == 6
+
+
 def test_what_is_near_the_first_positive_has_the_scores_of_the_query():
   random = np.random.default_rng(0)
   passages, queries = random.normal(size=(30, 4)), random.normal(size=(3, 4))

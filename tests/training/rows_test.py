@@ -18,6 +18,7 @@ from ance_jax import errors
 from ance_jax.core import atomic
 from ance_jax.core import checkpoint
 from ance_jax.core import logs
+from ance_jax.data import corpus as corpus_lib
 from ance_jax.jobs import batch_report
 from ance_jax.jobs import inspect
 from ance_jax.jobs import mine
@@ -853,3 +854,24 @@ def test_processes_share_what_a_teacher_scores(make, monkeypatch, tmp_path):
   teachers.forget(run.workdir, '4')
   of_process(0)
   assert len(scored) == 20
+
+
+def test_a_candidate_is_a_positive_from_the_least_score_on(tmp_path, capsys):
+  path = tmp_path / 'scores.trec'
+  path.write_text('q Q0 a 1 0.75 t\nq Q0 b 2 0.5 t\nq Q0 c 3 0.4999 t\n')
+  names = list('abcd')
+  corpus = corpus_lib.make_corpus(names, [''] * 4, names)
+  split = corpus_lib.make_split(
+    corpus_lib.RawSplit(['q'], ['text'], {(0, 3): 2, (0, 0): 1})
+  )
+  config = config_lib.Config(score_run=str(path), positive_min_score=0.5)
+  texts = corpus_lib.TextDataset(corpus, {'train': split})
+  found = experiment._with_verdicts(config, texts).splits['train']
+  assert sorted(found.passages.tolist()) == [0, 1, 3]
+  assert (
+    dict(zip(found.passages.tolist(), found.grades.tolist(), strict=True))[3]
+    == 2
+  )
+  assert ': 1 passages that were not judged are positives' in (
+    capsys.readouterr().out
+  )
