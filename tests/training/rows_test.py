@@ -343,9 +343,9 @@ def test_an_episode_keeps_the_negatives_of_those_before(make):
     assert set(before) - {-1} <= set(after)
     there = after[after >= 0]
     assert len(set(there)) == len(there)
-  made = refreshes.manifest(run, 8)
-  assert made['momentum'][0] == 4
-  assert 'momentum' not in refreshes.manifest(run, 4)
+  first, second = (refreshes.manifest(run, n) for n in (4, 8))
+  assert second['momentum'] == [4, first['files']['negatives.npy']]
+  assert 'momentum' not in first
 
 
 def test_the_passages_near_the_first_positive_are_negatives_too(make):
@@ -875,3 +875,35 @@ def test_a_candidate_is_a_positive_from_the_least_score_on(tmp_path, capsys):
   assert ': 1 passages that were not judged are positives' in (
     capsys.readouterr().out
   )
+
+
+def test_simans_draws_by_the_scores_that_the_loss_has():
+  config = config_lib.Config(draw='simans', simans_b=-1.0, temperature=0.05)
+  row = methods.METHODS[config.method]
+  found = experiment.draw(config, row)
+  assert found == batches.Draw('simans', config.simans_a, -1.0, 20.0)
+  # A warm-up has no such scores.
+  assert experiment.draw(config, methods.METHODS['bm25']) == batches.UNIFORM
+
+
+@pytest.mark.parametrize('method', ['distill_given', 'margin_mse_given'])
+def test_of_given_negatives_some_must_have_scores_to_be_taught_by(
+  method, monkeypatch
+):
+  monkeypatch.setattr(negatives, '_check_room', lambda *_: None)
+
+  def check(scores):
+    given = corpus_lib.Given(
+      np.array([0, 0]), np.array([1, 2]), np.array(scores)
+    )
+    run = SimpleNamespace(
+      config=config_lib.Config(method=method, num_hard_negatives=1),
+      dataset=SimpleNamespace(
+        splits={'train': SimpleNamespace(given=given, negatives=None)}
+      ),
+    )
+    negatives._check_given(run, True)
+
+  with pytest.raises(errors.BadInput, match='needs a teacher'):
+    check([np.nan, np.nan])
+  check([0.5, np.nan])
