@@ -1,353 +1,219 @@
-"""One GPU against torch: BERT-base in bfloat16, share of the matrix peak.
+r"""One GPU: right numbers, BERT-base's share of the matrix peak, runs, search.
 
-    python experiments/benchmarks/accelerator.py
+    python experiments/benchmarks/accelerator.py --all --output=found.json
+    python experiments/benchmarks/accelerator.py --parts encode step
 
-An encoder of BERT-base's sizes from random weights and a vocabulary trained on
-pydocs, mean pooling. First float32 must agree with torch on the CPU, in
-embeddings and in the gradient of a training step. The peak is what a product of
-two matrices of 8,192 rows and columns reaches. Encoding is of batches of random
-tokens, and of texts as they are (tokenizing included); a training step is one
-of in-batch negatives with dropout, AdamW and clipping. The peer is
-sentence-transformers with sdpa attention, and its body alone for the batches.
+Without either, the comparison with torch: correct, encode, step, texts. --small
+runs the same on two CPU cores in minutes; its figures mean nothing. A part is
+not begun where the time left of --seconds is less than it needs.
+
+The parts, in this order:
+
+  correct   float32 against the CPU: embeddings, and the gradient of a step
+  poisoned  packed rows where memory was NaN before
+  encode    share of the peak on real tokens, 64 to 512 a text; and torch's
+  step      the same of packed training steps
+  fit       whether a step of 512 pairs of 256 tokens fits
+  search    exact search on the device, 100,000 queries
+  adore     a step that searches a million passages
+  resumed   a run killed and resumed, bit for bit
+  refresh   what refreshes hold up, in step and beside
+  start     seconds to the first step, with and without compiled programs
+  texts     texts to embeddings, tokenizing included; and torch's
+
+The peak is what a product of two matrices of 8,192 rows and columns reaches.
+The encoder has BERT-base's sizes, random weights and mean pooling; a step is
+one of in-batch negatives with dropout of activations, AdamW and clipping. All
+data is made by a seed (made.py). The peer is sentence-transformers with sdpa
+attention; where torch or sentence-transformers is missing, so are its columns.
+
+On a machine with jax, torch and what they bring but without a network, these
+wheels are missing; a machine that has one fetches them for Python 3.12:
+
+    python -m pip download --no-deps --only-binary=:all: --dest wheels \
+      --python-version 3.12 --implementation cp \
+      --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+      --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
+      $(python experiments/benchmarks/accelerator.py --wheels)
+
+There, in the repository:
+
+    python -m pip install --no-deps --no-index wheels/*.whl
+    python setup.py -q egg_info
+    export PYTHONPATH=.
 """
 
-import dataclasses
+import argparse
+from collections.abc import Callable
+from collections.abc import Sequence
+import importlib
 import json
 import os
-import statistics
+import pathlib
+import sys
 import tempfile
 import time
+import traceback
+from typing import NamedTuple
 
-# Torch wants some of the memory, too.
-os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-import sentence_transformers
-from sentence_transformers import losses
-import side_by_side
-import torch
-import transformers
-
-from ance_jax import config
-from ance_jax.core import devices
-from ance_jax.data import tokenizer as tokenizer_lib
-from ance_jax.data import tokens
-from ance_jax.models import bi_encoder
-from ance_jax.retrieval import encoding
-from ance_jax.training import experiment
-from ance_jax.training import methods
-from ance_jax.training import optimizers
-from ance_jax.training import steps
-
-LENGTHS, TOKENS_PER_BATCH, ROUNDS = (64, 128, 256, 512), 131_072, 5
-NUM_TEXTS, PASSAGE_LENGTH, PEER_BATCH = 40_000, 256, 512
-PAIRS, QUERY_LENGTH = 128, 32
-SETTINGS = config.Config(
-  method='in_batch',
-  pooling='mean',
-  query_length=QUERY_LENGTH,
-  passage_length=PASSAGE_LENGTH,
-  temperature=0.05,
-  similarity='cosine',
-  batch_size=PAIRS,
-  optimizer='adamw',
-  learning_rate=2e-5,
-  weight_decay=0.01,
-  lr_warmup_steps=0,
-  max_steps=1000,
+# In setup.py's ranges, and pytrec-eval-terrier for ir-measures. bm25s,
+# tensorflow-datasets and importlib_resources are not used here.
+WHEELS = (
+  'faiss-cpu>=1.11,<2',
+  'ijson>=3.2',
+  'ir-measures>=0.3.7',
+  'PyStemmer>=2.2',
+  'pytrec-eval-terrier>=0.5.5',
+  'tensorboardX>=2.6.2',
 )
-GPU = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
-def make_model(texts, folder):
-  """Writes a BERT-base of random weights and its tokenizer."""
-  tokenizer = tokenizer_lib.train_vocabulary(texts, 30_522)
-  tokenizer.model_max_length = 512
-  tokenizer.save_pretrained(folder)
-  torch.manual_seed(0)
-  sizes = transformers.BertConfig(vocab_size=len(tokenizer))
-  transformers.BertModel(sizes).save_pretrained(folder)
+class Part(NamedTuple):
+  """A part: its function's name in a module, and the seconds that it needs.
+
+  The seconds are guesses for an H100 until one has run them.
+  """
+
+  module: str
+  secs: int
 
 
-def read_texts():
-  """Returns `NUM_TEXTS` passages of pydocs, some of them more than once."""
-  corpus = side_by_side.pydocs().corpus
-  rows = np.random.default_rng(0).permutation(len(corpus.texts))
-  passages = list(tokens.passage_texts(corpus, tokenizer_lib.SPACE))
-  return [passages[row] for row in np.resize(rows, NUM_TEXTS)]
+PARTS = {
+  'correct': Part('accelerator_checks', 45),
+  'poisoned': Part('accelerator_checks', 40),
+  'encode': Part('accelerator_speed', 45),
+  'step': Part('accelerator_speed', 110),
+  'fit': Part('accelerator_speed', 45),
+  'search': Part('accelerator_speed', 40),
+  'adore': Part('accelerator_speed', 25),
+  'resumed': Part('accelerator_runs', 50),
+  'refresh': Part('accelerator_runs', 100),
+  'start': Part('accelerator_runs', 50),
+  'texts': Part('accelerator_speed', 45),
+}
+COMPARISON = ('correct', 'encode', 'step', 'texts')
 
 
-def load_peer(folder, device):
-  """Returns the sentence-transformers model, in float32."""
-  return sentence_transformers.SentenceTransformer(
-    folder,
-    device=str(device),
-    model_kwargs={'attn_implementation': 'sdpa', 'dtype': torch.float32},
-  )
+def run_parts(
+  names: Sequence[str],
+  call: Callable[[str], dict],
+  *,
+  seconds: float,
+  needs: Callable[[str], float],
+  write: Callable[[dict], None],
+) -> dict[str, dict]:
+  """Runs parts one after another, whatever becomes of the others.
+
+  Args:
+    names: The parts.
+    call: call(name) returns the numbers of a part.
+    seconds: A part begins only if what is left of these is enough for it.
+    needs: needs(name) returns the seconds that a part is known to take.
+    write: Called with all results so far after each part.
+
+  Returns:
+    For each part its numbers and 'part_secs'; or 'error', or 'not_begun'.
+  """
+  found, begun = {}, time.monotonic()
+  for name in names:
+    start = time.monotonic()
+    left = seconds - (start - begun)
+    if left < needs(name):
+      found[name] = {'not_begun': 'no time left', 'left_secs': round(left, 1)}
+    else:
+      print(f'{name}: begins, {left:.0f} s left', flush=True)
+      try:
+        found[name] = dict(call(name))
+      except Exception as error:  # The other parts go on.
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or ['']
+        found[name] = {'error': f'{type(error).__name__}: {lines[0]}'}
+      found[name]['part_secs'] = round(time.monotonic() - start, 1)
+    print(f'{name}: {json.dumps(found[name])}', flush=True)
+    write(found)
+  return found
 
 
-def wait_for_torch():
-  """Returns when torch's work is done."""
-  if GPU.type == 'cuda':
-    torch.cuda.synchronize()
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the parts that were asked for; returns the exit code."""
+  given = _parse(arguments)
+  if given.wheels:
+    print(*WHEELS)
+    return 0
+  import ance_jax  # Sets XLA's flags, so before jax.
 
+  # Torch wants some of the memory, too.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  import jax
+  import made
 
-def random_ids(random, rows, length, vocab_size):
-  """Returns ids and lengths of texts of `length` tokens or up to 7 less."""
-  ids = random.integers(5, vocab_size, (rows, length)).astype(np.int32)
-  lengths = random.integers(length - 7, length + 1, rows).astype(np.int32)
-  ids[np.arange(length) >= lengths[:, None]] = 0
-  return ids, lengths
+  sizes = made.SMALL if given.small else made.Sizes()
+  device = jax.devices()[0]
+  about = {
+    'device': device.device_kind,
+    'cores': os.cpu_count(),
+    'jax': jax.__version__,
+    'ance_jax': ance_jax.__version__,
+    'small': given.small,
+  }
+  print(json.dumps(about))
+  if given.small:
+    print('--small: the figures mean nothing')
 
+  def needs(name):
+    return 0 if given.small else PARTS[name].secs
 
-def flop(body, tokens, length):
-  """Returns operations of encoding so many tokens, in texts of one length."""
-  width, inner = body.hidden_size, body.intermediate_size
-  a_token = 2 * (4 * width**2 + 2 * width * inner) + 4 * length * width
-  return body.num_layers * a_token * tokens
+  def write(found):
+    # Whole before it is visible: a run that is cut off keeps what it has.
+    unfinished = given.output.with_suffix('.unfinished')
+    text = json.dumps({**about, 'parts': found}, indent=1)
+    unfinished.write_text(text + '\n')
+    unfinished.replace(given.output)
 
-
-def secs_each(functions, rounds=ROUNDS):
-  """Returns the median seconds of a call of each, called in turn."""
-  secs = [[] for _ in functions]
-  for number in range(rounds + 2):
-    for function, found in zip(functions, secs, strict=True):
-      start = time.perf_counter()
-      function()
-      if number > 1:
-        found.append(time.perf_counter() - start)
-  return [statistics.median(found) for found in secs]
-
-
-def matrix_peak(size=8192, times=20):
-  """Returns operations a second of bfloat16 products, by jax and by torch."""
-  matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
-  product = jax.jit(jnp.matmul)
-  theirs = torch.randn(size, size, device=GPU, dtype=torch.bfloat16)
-
-  def by_jax():
-    for _ in range(times):
-      out = product(matrix, matrix)
-    out.block_until_ready()
-
-  def by_torch():
-    for _ in range(times):
-      theirs @ theirs
-    wait_for_torch()
-
-  return [times * 2 * size**3 / s for s in secs_each([by_jax, by_torch])]
-
-
-def training_batch(model, texts, pairs):
-  """Returns a batch of so many pairs of texts."""
-  queries, passages = (
-    tokens.memory_rows(model.tokenizer, some, length)
-    for some, length in (
-      ([text[:150] for text in texts[:pairs]], QUERY_LENGTH),
-      (texts[pairs : 2 * pairs], PASSAGE_LENGTH),
-    )
-  )
-  return side_by_side.Pairs(queries, passages, pairs).batch(0)
-
-
-def check(model, peer, texts):
-  """Holds float32 against torch on the CPU: embeddings, and a gradient."""
-  few = texts[:32]
-  encoder = encoding.make_encoder(
-    model.config,
-    bi_encoder.PASSAGE,
-    dtype='float32',
-    tokens_per_batch=4096,
-    devices=devices.local(1),
-  )
-  rows = tokens.memory_rows(model.tokenizer, few, PASSAGE_LENGTH)
-  ours, _ = encoding.encode_rows(encoder, model.params, rows, 'encode')
-  peer.max_seq_length = PASSAGE_LENGTH
-  theirs = peer.encode(few, normalize_embeddings=True, show_progress_bar=False)
-  difference = np.abs(ours - theirs).max()
-  print(f'float32: largest difference of an entry: {difference:.1e}')
-  assert difference < 1e-5
-  gradients = []
-  for here in (devices.local(1), tuple(jax.devices('cpu')[:1])):
-    gradient = jax.pmap(
-      steps.make_gradient(SETTINGS, methods.METHODS['in_batch'], model.config),
-      axis_name=devices.AXIS,
-      in_axes=(None, 0, None),
-      out_axes=None,
-      devices=here,
-    )
-    batch = devices.shard(training_batch(model, texts, 16), here)
-    params = devices.replicate(jax.device_get(model.params), here)
-    (loss, _), grads = gradient(params, batch, np.int32(0))
-    leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(grads)]
-    gradients.append(np.concatenate(leaves))
-    print(f'float32: loss of a step on {here[0].device_kind}: {loss:.6f}')
-  first, second = gradients
-  error = np.linalg.norm(first - second) / np.linalg.norm(second)
-  print(f'float32: relative difference of the gradients: {error:.1e}')
-  assert error < 1e-4
-
-
-def encode_batches(model, peer, peak):
-  """Prints tokens a second and shares of the peak, by the length of texts."""
-  random, body = np.random.default_rng(0), model.config.body
-  encode_them = jax.jit(
-    bi_encoder.make_encode(model.config, 'bfloat16', bi_encoder.PASSAGE)
-  )
-  theirs = peer[0].auto_model
-  print(f'\n{"length":>6}{"ance_jax":>14}{"share":>7}{"torch":>14}{"share":>7}')
-  shares = {}
-  for length in LENGTHS:
-    size = TOKENS_PER_BATCH // length
-    ids, lengths = random_ids(random, size, length, body.vocab_size)
-    ours_in = jax.device_put((ids, lengths))
-    mask = torch.tensor(ids > 0, device=GPU)
-    theirs_in = torch.tensor(ids, device=GPU).long()
-
-    def by_jax(ours_in=ours_in):
-      for _ in range(4):
-        out = encode_them(model.params, *ours_in)
-      out.block_until_ready()
-
-    @torch.inference_mode()
-    def by_torch(theirs_in=theirs_in, mask=mask):
-      for _ in range(4):
-        theirs(input_ids=theirs_in, attention_mask=mask)
-      wait_for_torch()
-
-    secs = secs_each([by_jax, by_torch])
-    work = 4 * flop(body, lengths.sum(), length)
-    shares[length] = [round(work / s / peak, 3) for s in secs]
-    speed = [4 * lengths.sum() / s for s in secs]
-    print(
-      f'{length:6}{speed[0]:14,.0f}{shares[length][0]:7.1%}'
-      f'{speed[1]:14,.0f}{shares[length][1]:7.1%}'
-    )
-  return shares
-
-
-def encode_texts(model, peer, texts):
-  """Compares texts to embeddings, tokenizing included."""
-  encoder = encoding.make_encoder(
-    model.config,
-    bi_encoder.PASSAGE,
-    dtype='bfloat16',
-    tokens_per_batch=TOKENS_PER_BATCH,
-    devices=devices.local(1),
-  )
-
-  peer.max_seq_length = PASSAGE_LENGTH
-
-  def ours():
-    rows = tokens.memory_rows(model.tokenizer, texts, PASSAGE_LENGTH)
-    return encoding.encode_rows(encoder, model.params, rows, 'encode')
-
-  def theirs():
-    return peer.encode(
-      texts,
-      batch_size=PEER_BATCH,
-      normalize_embeddings=True,
-      show_progress_bar=False,
-    )
-
-  return side_by_side.compare(
-    f'texts to embeddings, {len(texts):,} of {PASSAGE_LENGTH} tokens at most',
-    ours,
-    theirs,
-    units=len(texts),
-    unit='texts',
-    rounds=3,
-  )
-
-
-def make_our_step(model, batch, here):
-  """Returns a function that makes four steps and waits for them."""
-  optimizer = optimizers.make(SETTINGS)
-  settings = dataclasses.replace(SETTINGS, dtype='bfloat16')
-  train_step = steps.make_train_step(
-    settings, methods.METHODS['in_batch'], model.config, optimizer, here
-  )
-  params = jax.tree.map(jnp.copy, model.params)
-  state = [steps.init_state(params, params, optimizer, here)]
-
-  def ours():
-    for _ in range(4):
-      state[0], metrics = train_step(state[0], batch, None)
-    jax.block_until_ready((state[0], metrics))
-
-  return ours
-
-
-def make_their_step(folder, texts):
-  """Returns the peer's: the body in bfloat16 by autocast, weights float32."""
-  peer = load_peer(folder, GPU)
-  peer.train()
-  loss = losses.MultipleNegativesRankingLoss(peer)
-  features = []
-  for some, length in (
-    ([text[:150] for text in texts[:PAIRS]], QUERY_LENGTH),
-    (texts[PAIRS : 2 * PAIRS], PASSAGE_LENGTH),
-  ):
-    peer.max_seq_length = length
-    found = peer.preprocess(some)
-    features.append(
-      {k: v.to(GPU) for k, v in found.items() if hasattr(v, 'to')}
-    )
-  optimizer = torch.optim.AdamW(
-    peer.parameters(), lr=2e-5, weight_decay=0.01, fused=True
-  )
-
-  def theirs():
-    for _ in range(4):
-      optimizer.zero_grad()
-      with torch.autocast(GPU.type, torch.bfloat16):
-        value = loss([dict(f) for f in features], None)
-      value.backward()
-      torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
-      optimizer.step()
-    wait_for_torch()
-
-  return theirs
-
-
-def train(model, folder, texts, peak):
-  """Compares a training step; returns the ratio and our share of the peak."""
-  here = devices.local(1)
-  batch = training_batch(model, texts, PAIRS)
-  ours = make_our_step(model, devices.shard(batch, here), here)
-  what = f'training step, {PAIRS} pairs of {QUERY_LENGTH} + {PASSAGE_LENGTH}'
-  ratio = side_by_side.compare(
-    what, ours, make_their_step(folder, texts), units=4, unit='steps', rounds=3
-  )
-  [secs] = secs_each([ours])
-  body = model.config.body
-  lengths = batch.packs[bi_encoder.TIED].lengths.ravel().astype(int)
-  # Backward is twice the work of forward; padding is not counted.
-  work = 3 * flop(body, lengths, lengths).sum()
-  return ratio, round(4 * work / secs / peak, 3)
-
-
-def main():
-  texts = read_texts()
   with tempfile.TemporaryDirectory() as folder:
-    make_model(texts, folder)
-    settings = dataclasses.replace(SETTINGS, init_from=folder)
-    model = experiment.load_model(settings, ())
-    check(model, load_peer(folder, 'cpu'), texts)
-    peak, theirs = matrix_peak()
-    print(
-      f'{jax.devices()[0].device_kind}, bfloat16: product of matrices '
-      f'{peak / 1e12:.0f} TFLOP/s by jax, {theirs / 1e12:.0f} by torch'
+    work = pathlib.Path(folder)
+    if not jax.config.jax_compilation_cache_dir:
+      # Parts share what is compiled.
+      jax.config.update('jax_compilation_cache_dir', str(work / 'programs'))
+      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+    def call(name):
+      module = importlib.import_module(PARTS[name].module)
+      return getattr(module, name)(sizes, work)
+
+    found = run_parts(
+      given.parts, call, seconds=given.seconds, needs=needs, write=write
     )
-    peer = load_peer(folder, GPU).to(torch.bfloat16)
-    found = {'encode shares': encode_batches(model, peer, peak)}
-    found['encode ratio'] = encode_texts(model, peer, texts)
-    del peer
-    found['step ratio'], found['step share'] = train(model, folder, texts, peak)
-  print(json.dumps(found))
+  failed = [name for name, numbers in found.items() if 'error' in numbers]
+  if failed:
+    print(f'failed: {", ".join(failed)}')
+  print(json.dumps({**about, 'parts': found}))
+  return 1 if failed else 0
+
+
+def _parse(arguments):
+  """Returns the parsed command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  which = parser.add_mutually_exclusive_group()
+  which.add_argument(
+    '--parts', nargs='+', choices=PARTS, default=COMPARISON, metavar='NAME'
+  )
+  which.add_argument('--all', action='store_true', help='Run all parts.')
+  which.add_argument(
+    '--wheels', action='store_true', help='Only print what pip is to download.'
+  )
+  parser.add_argument('--small', action='store_true')
+  parser.add_argument('--seconds', type=float, default=540)
+  parser.add_argument(
+    '--output', type=pathlib.Path, default=pathlib.Path('accelerator.json')
+  )
+  given = parser.parse_args(arguments)
+  if given.all:
+    given.parts = tuple(PARTS)
+  return given
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main())
