@@ -25,7 +25,8 @@ The peak is what a product of two matrices of 8,192 rows and columns reaches.
 The encoder has BERT-base's sizes, random weights and mean pooling; a step is
 one of in-batch negatives with dropout of activations, AdamW and clipping. All
 data is made by a seed (made.py). The peer is sentence-transformers with sdpa
-attention; where torch or sentence-transformers is missing, so are its columns.
+attention; where torch or sentence-transformers is missing, or --without_torch
+is given, so are its columns.
 
 On a machine with jax, torch and what they bring but without a network, these
 wheels are missing; a machine that has one fetches them for Python 3.12:
@@ -142,8 +143,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
   import ance_jax  # Sets XLA's flags, so before jax.
 
-  # Torch wants some of the memory, too.
+  # Torch and other processes want some of the memory, too; and what they leave
+  # is to be had, not only three quarters of it.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.92')
+  if given.without_torch:
+    sys.modules['torch_peer'] = None  # No import finds it.
   import jax
   import made
 
@@ -205,6 +210,7 @@ def _parse(arguments):
     '--wheels', action='store_true', help='Only print what pip is to download.'
   )
   parser.add_argument('--small', action='store_true')
+  parser.add_argument('--without_torch', action='store_true')
   parser.add_argument('--seconds', type=float, default=540)
   parser.add_argument(
     '--output', type=pathlib.Path, default=pathlib.Path('accelerator.json')

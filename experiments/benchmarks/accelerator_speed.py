@@ -193,6 +193,7 @@ def fit(sizes: made.Sizes, work: pathlib.Path) -> dict:
     if stats := devices.local(1)[0].memory_stats():
       # Of the process so far.
       found[name]['peak_gb'] = round(stats['peak_bytes_in_use'] / 1e9, 2)
+      found[name]['limit_gb'] = round(stats.get('bytes_limit', 0) / 1e9, 2)
   return found
 
 
