@@ -281,3 +281,15 @@ def test_queries_of_a_step_are_of_one_topic(data):
         assert (drawn.passages[:, 1:] // 3 == place[:, None]).all()
     shares = np.bincount(seen)[[0, 1, 2, 4]] / 400
     np.testing.assert_allclose(shares, 0.25, atol=0.11)
+
+
+def test_the_best_of_a_list_that_is_too_short_come_in_turn(data):
+  table = np.array([[5, 6, 7, -1, -1], [8, -1, -1, -1, -1]], np.int32)
+  drawn = batches.draw_rows(
+    data, 0, seed=0, batch_size=2, num_negatives=4,
+    negatives=batches.Negatives(np.array([1, 3]), table, 0),
+    draw=batches.Draw('top'),
+  )  # fmt: skip
+  found = dict(zip(drawn.queries.tolist(), drawn.passages[:, 1:], strict=True))
+  assert found[1].tolist() == [5, 6, 7, 5]
+  assert found[3].tolist() == [8, 8, 8, 8]

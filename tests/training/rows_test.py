@@ -31,6 +31,7 @@ from ance_jax.training import negatives
 from ance_jax.training import refreshes
 from ance_jax.training import schedule
 from ance_jax.training import teachers
+from ance_jax.training import topics
 from ance_jax.training import trainer
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -343,9 +344,11 @@ def test_an_episode_keeps_the_negatives_of_those_before(make):
     assert set(before) - {-1} <= set(after)
     there = after[after >= 0]
     assert len(set(there)) == len(there)
-  first, second = (refreshes.manifest(run, n) for n in (4, 8))
-  assert second['momentum'] == [4, first['files']['negatives.npy']]
-  assert 'momentum' not in first
+  made = [refreshes.manifest(run, n) for n in (4, 8, 12)]
+  assert 'momentum' not in made[0]
+  for before, after in zip(made, made[1:], strict=False):
+    files = before['files']
+    assert after['momentum'] == [before['step'], files['negatives.npy']]
 
 
 def test_the_passages_near_the_first_positive_are_negatives_too(make):
@@ -381,13 +384,16 @@ def test_the_passages_near_the_first_positive_are_negatives_too(make):
     )
 
 
-def test_sources_of_a_row_are_drawn_from_and_joined(make):
-  config = make('ance_given', negatives_per_source=2)
+@pytest.mark.parametrize('slices', [1, 2])
+def test_sources_of_a_row_are_drawn_from_and_joined(slices, make):
+  config = make('ance_given', negatives_per_source=2, query_slices=slices)
   train.run(config)
   run, _ = opened(config)
   given = run.dataset.splits['train'].given
-  index = {}
-  for query, found in enumerate(refreshes.load(run, 4).negatives):
+  index, step = {}, 4 * slices
+  start, _ = refreshes.manifest(run, step)['query_slice']
+  assert (start > 0) == (slices > 1)
+  for query, found in enumerate(refreshes.load(run, step).negatives, start):
     there = set(found[found >= 0].tolist())
     assert 2 <= len(there) <= 4
     index[query] = len(there & set(given.of(query).tolist()))
@@ -438,8 +444,7 @@ def test_topics_are_clusters_of_the_first_weights_and_cannot_come_later(make):
   config = make('margin_mse')
   train.run(config)
   folder = pathlib.Path(config.workdir, 'topics')
-  topics = np.load(folder / 'topics.npy')
-  assert set(topics) == set(range(5))
+  assert set(np.load(folder / 'topics.npy')) == set(range(5))
   shutil.rmtree(folder)
   with pytest.raises(errors.BadInput, match='topics of the training queries'):
     train.run(dataclasses.replace(config, max_steps=17))
@@ -662,16 +667,22 @@ def test_a_missing_score_is_looked_up_under_the_queries_of_the_same_text():
     groups=groups, twins=lambda: np.bincount(groups)[groups] > 1
   )
   known = {(3, 7): 0.5, (4, 8): 0.25, (1, 7): 9.0, (3, 8): 9.0}
+  # Both of the same text have one: each keeps its own.
+  known |= {(2, 6): 0.125, (4, 6): 7.0, (0, 5): 3.0, (3, 5): 0.0625}
 
   def score(queries, passages):
     pairs = zip(queries.tolist(), passages.tolist(), strict=True)
     return np.array([known.get(pair, np.nan) for pair in pairs])
 
-  queries, passages = np.array([0, 0, 1, 2, 3]), np.array([7, 9, 8, 8, 7])
+  queries = np.array([0, 0, 1, 2, 3, 4, 2, 0, 3])
+  passages = np.array([7, 9, 8, 8, 7, 6, 6, 5, 5])
   found = teachers.with_twins(
     score, split, queries, passages, score(queries, passages)
   )
-  np.testing.assert_array_equal(found, [0.5, np.nan, np.nan, 0.25, 0.5])
+  nan = np.nan
+  np.testing.assert_array_equal(
+    found, [0.5, nan, nan, 0.25, 0.5, 7, 0.125, 3, 0.0625]
+  )
 
 
 def test_a_negative_keeps_its_score_where_one_before_it_has_no_teacher(make):
@@ -907,3 +918,33 @@ def test_of_given_negatives_some_must_have_scores_to_be_taught_by(
   with pytest.raises(errors.BadInput, match='needs a teacher'):
     check([np.nan, np.nan])
   check([0.5, np.nan])
+
+
+def test_lists_that_are_too_short_for_a_step_are_filled_up(make):
+  config = make('distill_given', method='given', num_hard_negatives=5)
+  run, _ = experiment.create(config, ('train', 'dev'))
+  found, counts = negatives.take_given(run)
+  given = run.dataset.splits['train'].given
+  assert found.negatives.shape[1] == 5
+  assert (found.negatives >= 0).all()
+  for query, row in enumerate(found.negatives.tolist()):
+    own = [p for p in given.of(query).tolist() if p in row]
+    assert row[: len(own)] == own
+    assert len(own) >= 2
+  assert counts['random'] >= 2 * len(found.negatives)
+
+
+def test_topics_are_those_of_their_seed(tmp_path):
+  queries = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+
+  def of(seed):
+    run = SimpleNamespace(
+      id='run',
+      config=config_lib.Config(topics=6, seed=seed),
+      workdir=tmp_path / str(seed),
+      dataset=SimpleNamespace(queries={'train': SimpleNamespace(hash='x')}),
+      encode_queries=lambda split, watch: queries,
+    )
+    return topics.make(run, 0).tolist()
+
+  assert of(0) == of(0) != of(1)
