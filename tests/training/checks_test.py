@@ -58,6 +58,7 @@ def test_the_peak_of_the_learning_rate_is_that_of_the_steps(
     ({'warmup_steps': 7, 'max_steps': 8, 'max_refreshes': 1}, None),
     ({'steps_per_refresh': 8, 'max_steps': 8}, '--steps_per_refresh=8 leaves'),
     ({'steps_per_refresh': 8, 'max_steps': 9}, None),
+    ({'steps_per_refresh': 8, 'max_steps': 8, 'method': 'star'}, None),
     (
       {'refresh_schedule': '0-:8', 'max_steps': 8},
       '--refresh_schedule=0-:8 leaves one',
