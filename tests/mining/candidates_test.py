@@ -44,6 +44,28 @@ def test_scores_that_come_with_the_data_are_found_for_each_of_its_pairs():
   np.testing.assert_array_equal(score(queries, passages), expected)
 
 
+@pytest.mark.parametrize('raw', [False, True])
+def test_a_cross_encoder_scores_texts_raw_where_it_is_asked_to(
+  raw, monkeypatch
+):
+  asked = {}
+
+  def load(folder, **settings):
+    asked.update(settings, folder=folder)
+    return lambda pairs: np.array([len(a) + len(b) / 8 for a, b in pairs])
+
+  monkeypatch.setattr(candidates.rerank, 'load', load)
+  corpus = corpus_lib.make_corpus(['a', 'b'], ['', 'ti'], ['xyz', 'text'])
+  split = SimpleNamespace(texts=['q', 'query'])
+  score = candidates.reranker(
+    corpus, split, cross_encoder='folder', dtype='bfloat16', raw=raw
+  )
+  found = score(np.array([1, 0]), np.array([0, 1]))
+  assert found.tolist() == [5 + 3 / 8, 1 + 7 / 8]
+  assert asked['raw'] == raw
+  assert (asked['folder'], asked['dtype']) == ('folder', 'bfloat16')
+
+
 @pytest.mark.parametrize('center', [False, True])
 @pytest.mark.parametrize('factory', ['Flat', 'SQ8', corpus_index.ON_DEVICES])
 def test_candidates_have_the_scores_of_the_embeddings_whatever_the_index(

@@ -30,6 +30,7 @@ from ance_jax.training import methods
 from ance_jax.training import negatives
 from ance_jax.training import refreshes
 from ance_jax.training import schedule
+from ance_jax.training import searched
 from ance_jax.training import teachers
 from ance_jax.training import topics
 from ance_jax.training import trainer
@@ -953,3 +954,23 @@ def test_topics_are_those_of_their_seed(tmp_path):
     return topics.make(run, 0).tolist()
 
   assert of(0) == of(0) != of(1)
+
+
+@pytest.mark.parametrize('same_text', [True, False])
+def test_copies_of_a_positive_are_relevant_only_where_equal_texts_are_one(
+  same_text, make, monkeypatch
+):
+  config = make('adore', drop_same_text=same_text, max_steps=1)
+  place, placed = searched.place, []
+
+  def noting(blocks, groups, devices):
+    placed.append(groups)
+    return place(blocks, groups, devices)
+
+  monkeypatch.setattr(searched, 'place', noting)
+  train.run(config)
+  run, _ = opened(config)
+  groups = run.dataset.corpus.groups
+  assert len(set(groups.tolist())) < len(groups)
+  expected = groups if same_text else np.arange(len(groups))
+  np.testing.assert_array_equal(placed[0], expected)
