@@ -12,6 +12,7 @@ import pytest
 from ance_jax import api
 from ance_jax import errors
 from ance_jax.core import checkpoint
+from ance_jax.core import remote
 from ance_jax.data import corpus as corpus_lib
 from ance_jax.jobs import train
 from ance_jax.training import batches
@@ -112,24 +113,40 @@ def check_embeddings(guide, retriever, dataset):
   return passages
 
 
-@pytest.mark.parametrize('tower', ['query', 'passage'])
-def test_another_one_is_refused_whichever_tower_differs(tower, tmp_path):
-  run = SimpleNamespace(
-    id='run', workdir=tmp_path, config=SimpleNamespace(guide='guide')
+def of_params(**params):
+  """What is read of a guide's retriever."""
+  params = {'query': np.zeros(3), 'passage': np.zeros(3), **params}
+  return SimpleNamespace(
+    config=SimpleNamespace(tied=False),
+    params=params,
+    passage_hash=lambda: checkpoint.weights_hash(params['passage']),
   )
 
-  def of_params(**params):
-    params = {'query': np.zeros(3), 'passage': np.zeros(3), **params}
-    return SimpleNamespace(
-      config=SimpleNamespace(tied=False),
-      params=params,
-      passage_hash=lambda: checkpoint.weights_hash(params['passage']),
-    )
 
+def run_in(workdir):
+  return SimpleNamespace(
+    id='run', workdir=workdir, config=SimpleNamespace(guide='guide')
+  )
+
+
+@pytest.mark.parametrize('tower', ['query', 'passage'])
+def test_another_one_is_refused_whichever_tower_differs(tower, tmp_path):
+  run = run_in(tmp_path)
   guides._check_same(run, of_params())
   guides._check_same(run, of_params())
   with pytest.raises(errors.BadInput, match='has other weights than when'):
     guides._check_same(run, of_params(**{tower: np.ones(3)}))
+
+
+def test_another_one_is_refused_on_another_machine_too(tmp_path):
+  here, there = tmp_path / 'here', tmp_path / 'there'
+  for folder in (here, there):
+    folder.mkdir()
+    remote.connect(folder, str(tmp_path / 'remote'))
+  guides._check_same(run_in(here), of_params())
+  with pytest.raises(errors.BadInput, match='has other weights than when'):
+    guides._check_same(run_in(there), of_params(query=np.ones(3)))
+  guides._check_same(run_in(there), of_params())
 
 
 def test_its_embeddings_are_those_of_its_own_retriever(teacher, tiny, tmp_path):
