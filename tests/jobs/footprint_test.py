@@ -153,7 +153,9 @@ def test_what_a_run_wrote_is_room_for_what_it_writes(run, monkeypatch):
   usage = footprint.shutil.disk_usage('/')._replace(free=free)
   monkeypatch.setattr(footprint.shutil, 'disk_usage', lambda _: usage)
   assert footprint._room(run)['disk'] == free
-  for folder in 'checkpoints embeddings refresh bm25 given'.split():
+  for (
+    folder
+  ) in 'checkpoints embeddings refresh bm25 given answers taught'.split():
     before = footprint._room(run)['disk']
     (run.workdir / folder).mkdir(exist_ok=True)
     (run.workdir / folder / 'part').write_bytes(bytes(1000))

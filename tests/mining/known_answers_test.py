@@ -152,3 +152,24 @@ def test_a_damaged_file_is_made_again(memory, tmp_path, capsys):
   second = memory()
   ask(second, 0)
   assert set(second.asked) == seen
+
+
+@pytest.mark.parametrize('row', [2**16, 2**31 - 1])
+def test_a_pair_is_known_by_all_of_its_rows(row, tmp_path):
+  """(0, 65,536) is not (1, 0), and there are no more rows than int32 holds."""
+  asked = []
+
+  def matcher(queries, rows):
+    asked.append((queries.tolist(), rows.tolist()))
+    return np.broadcast_to(queries[:, None] == 0, rows.shape)
+
+  def ask(query, row):
+    memory = known_answers.KnownAnswers(matcher, tmp_path, CORPUS, SPLIT)
+    held = memory(np.array([query]), np.array([[row]], np.int32))
+    memory.save()
+    return held.tolist()
+
+  assert ask(0, row) == [[True]]
+  assert ask(1, 0) == ask(1, row) == [[False]]
+  assert ask(0, row) == [[True]]
+  assert asked == [([0], [[row]]), ([1], [[0]]), ([1], [[row]])]

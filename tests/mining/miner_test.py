@@ -448,3 +448,18 @@ def test_what_is_drawn_has_the_scores_of_its_own_query():
     np.testing.assert_array_equal(
       one.scores[:, 1:], 100 * queries[:, None] + drawn
     )
+
+
+def test_what_is_ranked_too_low_to_be_taken_may_be_drawn():
+  task = make_task(
+    by_row,
+    [(0, 0), (1, 5)],
+    np.arange(6),
+    2,
+    number=5,
+    on_shortage='fill',
+    rules=filters.Rules(max_rank=2),
+  )
+  negatives, *_ = mined(task)
+  assert sorted(negatives[0].tolist()) == [1, 2, 3, 4, 5]
+  assert sorted(negatives[1].tolist()) == [0, 1, 2, 3, 4]

@@ -359,7 +359,10 @@ def test_attention_is_softmax_attention(biased):
 
 @pytest.mark.parametrize('rate', [None, 0.3])
 @pytest.mark.parametrize('lengths', [[11, 7], [[3, 4, 4], [5, 1, 0]]])
-def test_attention_in_parts_is_that_of_all_at_once(lengths, rate, monkeypatch):
+@pytest.mark.parametrize('has_bias', [False, True])
+def test_attention_in_parts_is_that_of_all_at_once(
+  has_bias, lengths, rate, monkeypatch
+):
   """Also backwards, where the last part is not full."""
   random = np.random.default_rng(0)
   arrays = random.normal(size=(3, 2, 11, 3, 4)).astype(np.float32)
@@ -371,8 +374,11 @@ def test_attention_in_parts_is_that_of_all_at_once(lengths, rate, monkeypatch):
     bert.Dropout(*rates(rate), jnp.uint32(5), numbers, 11), where
   )
 
+  bias = has_bias and random.normal(size=(3, 11, 11)).astype(np.float32)
+
   def run(arrays):
-    mixed = bert.attention(*arrays, where, None, masks, 7)
+    with_bias = bias if has_bias else None
+    mixed = bert.attention(*arrays, where, with_bias, masks, 7)
     return (jnp.where((where.texts >= 0)[..., None, None], mixed, 0) ** 3).sum()
 
   expected = jax.value_and_grad(run)(arrays)

@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from steps_test import loss_and_grads
 from ance_jax.core import atomic
 from ance_jax.core import devices as devices_lib
 from ance_jax.core import logs
+from ance_jax.data import corpus as corpus_lib
 from ance_jax.data import tokens
 from ance_jax.jobs import train
 from ance_jax.models import bert
@@ -26,6 +28,7 @@ from ance_jax.models import bi_encoder
 from ance_jax.training import batches
 from ance_jax.training import methods
 from ance_jax.training import packing
+from ance_jax.training import steps
 
 BODY = bert.BodyConfig('bert', 60, 16, 2, 2, 32, 24, 2, 1e-12, 'gelu')
 # (R, S) lengths of texts that share rows of 12 tokens; one row has none.
@@ -542,19 +545,6 @@ def test_as_many_texts_are_expected_as_a_batch_may_have(
   assert batches.num_texts(data, 4, 2) == expected
 
 
-def test_each_side_goes_through_the_head_of_its_own_tower(batch, tiny):
-  retriever = dataclasses.replace(RETRIEVER, tied=False, head_size=5)
-  params = bi_encoder.init(retriever, 0)
-  *_, grads = loss_and_grads(
-    tiny, methods.METHODS['dpr'], params, batch, 2, retriever=retriever
-  )
-  for tower in retriever.towers:
-    head = {k: v for k, v in grads[tower].items() if k != 'body'}
-    leaves = jax.tree.leaves(head)
-    assert leaves
-    assert all(np.abs(leaf).max() > 0 for leaf in leaves)
-
-
 def test_shapes_of_a_refresh_are_held_against_those_of_the_one_before(
   tiny, monkeypatch
 ):
@@ -570,3 +560,102 @@ def test_shapes_of_a_refresh_are_held_against_those_of_the_one_before(
   # A warm-up, which has another row, and three refreshes.
   assert before == [None, None, *made[1:-1]]
   assert len(made) == 4
+
+
+@pytest.mark.parametrize('prompts', [(0, 0), (3, 1), (0, 2)])
+@pytest.mark.parametrize('tied', [True, False])
+def test_a_step_embeds_each_text_as_its_side_does_alone(
+  tied, prompts, batch, tiny
+):
+  """Tokens of prompts left out, and through the head of its own tower."""
+  retriever = dataclasses.replace(
+    RETRIEVER,
+    tied=tied,
+    head_size=5,
+    pooling='mean',
+    query_prompt_tokens=prompts[0],
+    passage_prompt_tokens=prompts[1],
+  )
+  params = bi_encoder.init(retriever, 0)
+  for number, tower in enumerate(params, 1):
+    params[tower] = jax.tree.map(lambda p, n=number: 3 * n * p, params[tower])
+  batch = batch._replace(
+    query_lengths=np.maximum(batch.query_lengths, 4),
+    passage_lengths=np.maximum(batch.passage_lengths, 4),
+  )
+  here = devices_lib.local(1)
+  config = dataclasses.replace(tiny, dropout_rate=0.0)
+  embed = jax.pmap(
+    steps._make_embed(config, retriever),
+    axis_name=devices_lib.AXIS,
+    in_axes=(None, 0, None),
+    devices=here,
+  )
+  packed = devices_lib.shard(padded.pack(batch, retriever=retriever), here)
+  found = embed(params, packed, jnp.int32(0))
+  texts = (
+    (batch.query_ids, batch.query_lengths),
+    (batch.passage_ids.reshape(-1, 6), batch.passage_lengths.ravel()),
+  )
+  sides = bi_encoder.QUERY, bi_encoder.PASSAGE
+  for side, (ids, lengths), vectors in zip(sides, texts, found, strict=True):
+    encode = bi_encoder.make_encode(retriever, 'float32', side)
+    alone = encode(params, ids, lengths.astype(np.int32))
+    np.testing.assert_allclose(
+      vectors[0].reshape(alone.shape), alone, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+  ('tied', 'lengths', 'expected'),
+  [
+    (True, (20, 9), {'tied': 32}),
+    (True, (9, 20), {'tied': 32}),
+    (False, (20, 9), {'query': 32, 'passage': 16}),
+    (False, (16, 33), {'query': 16, 'passage': 48}),
+  ],
+)
+def test_rows_hold_the_longest_text_of_their_tower(tied, lengths, expected):
+  queries, passages = (
+    tokens.TokenRows(np.ones(n + 2, int), np.array([0, 2, n + 2]), 0, '')
+    for n in lengths
+  )
+  corpus = corpus_lib.make_corpus(['a', 'b'], [''] * 2, ['x', 'y'])
+  split = corpus_lib.make_split(
+    corpus_lib.RawSplit(['q', 'r'], ['v', 'w'], {(0, 0): 1, (1, 1): 1})
+  )
+  data = batches.training_data(
+    split,
+    corpus,
+    queries,
+    passages,
+    dataclasses.replace(RETRIEVER, tied=tied),
+    methods.METHODS['dpr'],
+  )
+  assert data.row_lengths == expected
+
+
+@pytest.mark.parametrize('num_devices', [1, 2])
+def test_chunks_without_texts_are_no_work(num_devices):
+  """Of the last device two of three chunks have none, of others one."""
+  lengths = np.zeros((num_devices, 3, 2, 4), np.int32)
+  lengths[:, 0, 0, :2] = 5, 3
+  lengths[:-1, 1, 1, 0] = 6
+  pack = packing.Pack(
+    np.zeros((num_devices, 3, 2, 8), np.int32), lengths, lengths, lengths > 0
+  )
+  run = jax.pmap(
+    lambda pack: steps._work(
+      SimpleNamespace(packs={'tied': pack}), RETRIEVER, 0.0
+    ),
+    axis_name=devices_lib.AXIS,
+    devices=devices_lib.local(num_devices),
+  )
+  found = {name: float(value[0]) for name, value in run(pack).items()}
+  tokens_made = (2 * num_devices - 1) * 2 * 8
+  assert found['real_tokens'] * tokens_made == pytest.approx(lengths.sum())
+  texts = lengths[lengths > 0]
+  real = sum(float(bert.flops(RETRIEVER.body, n, n)) for n in texts)
+  assert found['flops_real'] == pytest.approx(3 * real)
+  computed = float(bert.flops(RETRIEVER.body, tokens_made, 8))
+  assert found['flops'] == pytest.approx(3 * computed)

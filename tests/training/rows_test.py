@@ -974,3 +974,19 @@ def test_copies_of_a_positive_are_relevant_only_where_equal_texts_are_one(
   assert len(set(groups.tolist())) < len(groups)
   expected = groups if same_text else np.arange(len(groups))
   np.testing.assert_array_equal(placed[0], expected)
+
+
+def test_a_query_without_a_teacher_counts_once(make, tmp_path):
+  """Query 4 has two positives, and query 3 is not scored anyway."""
+  config = make('distill')
+  lines = pathlib.Path(config.score_run).read_text().splitlines(True)
+  path = tmp_path / 'fewer.trec'
+  path.write_text(''.join(n for n in lines if not n.startswith('q4 ')))
+  config = dataclasses.replace(config, score_run=str(path))
+  run, _ = experiment.create(config, ('train', 'dev'))
+  split = run.dataset.splits['train']
+  assert split.offsets[5] - split.offsets[4] == 2
+  table = np.tile(np.arange(3, dtype=np.int32), (len(split.ids), 1))
+  row = methods.METHODS['distill']
+  _, counts = negatives.teach(run, row, negatives.Stored(table), 0, keep='')
+  assert counts['queries_without_teacher'] == 2
