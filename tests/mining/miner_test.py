@@ -450,16 +450,19 @@ def test_what_is_drawn_has_the_scores_of_its_own_query():
     )
 
 
-def test_what_is_ranked_too_low_to_be_taken_may_be_drawn():
+@pytest.mark.parametrize('rank', [by_row, nothing])
+def test_all_passages_but_positives_may_be_drawn(rank):
+  """Also those that are ranked too low to be taken, or not at all."""
   task = make_task(
-    by_row,
-    [(0, 0), (1, 5)],
+    rank,
+    [(0, 0), (1, 4)],
     np.arange(6),
     2,
     number=5,
     on_shortage='fill',
     rules=filters.Rules(max_rank=2),
   )
-  negatives, *_ = mined(task)
+  negatives, _, _, found = mined(task)
   assert sorted(negatives[0].tolist()) == [1, 2, 3, 4, 5]
-  assert sorted(negatives[1].tolist()) == [0, 1, 2, 3, 4]
+  assert sorted(negatives[1].tolist()) == [0, 1, 2, 3, 5]
+  assert not total(found, 'num_forced')
