@@ -197,6 +197,8 @@ def test_star_and_the_distilled_refresh_once(make):
     config = make(name)
     assert schedule.num_refreshes(config) == 1
     assert schedule.refresh_due(config, config.warmup_steps)
+    more = dataclasses.replace(config, max_refreshes=3)
+    assert schedule.num_refreshes(more) == 1
     why = config_lib.why_unread(config, 'max_refreshes')
     assert why == f'on --method={name}, which refreshes once'
 
