@@ -990,7 +990,7 @@ _READ_BY = (
   ('temperature', 'train refresh inspect'),
   ('draw simans_a simans_b topics', 'train inspect'),
   ('negatives_per_source refresh_trigger', 'train refresh'),
-  ('positive_min_score', 'train refresh'),
+  ('positive_min_score', 'train refresh inspect'),
   ('drop_same_text drop_answers', 'train refresh inspect mine'),
   ('negatives', 'train refresh inspect mine audit prepare'),
   ('bm25_run', 'train refresh inspect'),

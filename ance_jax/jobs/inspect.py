@@ -198,7 +198,7 @@ def _open(config):
   """
   if checkpoint.committed_steps(config.workdir):
     return experiment.open(config, None)[0]
-  texts = experiment.load_texts(config, None)
+  texts = experiment.with_verdicts(config, experiment.load_texts(config, None))
   model = (
     experiment.load_model(config)
     if config.init_from

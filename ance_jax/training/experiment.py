@@ -229,7 +229,7 @@ def create(
     config = dataclasses.replace(config, **names)
   texts, model = _texts_and_model(config, split_names)
   new = distributed.broadcast(lambda: secrets.token_hex(8))
-  texts = _with_verdicts(config, texts)
+  texts = with_verdicts(config, texts)
   made = _experiment(new, config, texts, model._replace(params=None), spread)
   return made, model.params
 
@@ -310,11 +310,11 @@ def _restore(config, split_names, began, model):
         f'{what} is not the one with which the run in {config.workdir} began '
         f'(hash {new[:12]} instead of {old[:12]})',
       )
-  texts = _with_verdicts(config, texts)
+  texts = with_verdicts(config, texts)
   train = texts.splits.get(config.train_split)
   if (
     train
-    and _is_training(config)
+    and _sees_batches(config)
     and (
       train.added != began.get('added', '')
       or (
@@ -573,13 +573,16 @@ def _score_run_hash(config):
   return atomic.file_hash(strict_io.regular(config.score_run))
 
 
-def _is_training(config):
-  return config.job in ('train', 'refresh')
+def _sees_batches(config):
+  """Returns whether a job trains, mines for training or shows a batch."""
+  return config.job in ('train', 'refresh', 'inspect')
 
 
-def _with_verdicts(config, texts):
+def with_verdicts(
+  config: config_lib.Config, texts: corpus_lib.TextDataset
+) -> corpus_lib.TextDataset:
   """Returns the data, with the positives of `--positive_min_score`."""
-  if not _is_training(config) or config.positive_min_score is None:
+  if not _sees_batches(config) or config.positive_min_score is None:
     return texts
   split = texts.splits[config.train_split]
   query_rows = {split.ids[row]: row for row in range(len(split.ids))}

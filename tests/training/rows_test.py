@@ -455,6 +455,23 @@ def test_topics_are_clusters_of_the_first_weights_and_cannot_come_later(make):
     train.run(dataclasses.replace(config, max_steps=17))
 
 
+def test_what_is_shown_of_a_batch_has_the_positives_of_verdicts(
+  make, monkeypatch
+):
+  config = make('ance', max_steps=5)
+  draw_rows, drawn = batches.draw_rows, {}
+
+  def noting(data, step, **settings):
+    drawn[step] = draw_rows(data, step, **settings)
+    return drawn[step]
+
+  monkeypatch.setattr(batches, 'draw_rows', noting)
+  train.run(config)
+  of_training = drawn.pop(4)
+  inspect.run(dataclasses.replace(config, job='inspect'))
+  np.testing.assert_array_equal(drawn[4].passages, of_training.passages)
+
+
 def test_what_is_shown_of_a_batch_is_of_one_topic_where_the_step_s_is(
   make, monkeypatch
 ):
@@ -873,7 +890,8 @@ def test_processes_share_what_a_teacher_scores(make, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('job', 'promoted'), [('train', 2), ('refresh', 2), ('evaluate', 0)]
+  ('job', 'promoted'),
+  [('train', 2), ('refresh', 2), ('inspect', 2), ('evaluate', 0)],
 )
 def test_a_candidate_is_a_positive_from_the_least_score_on(
   job, promoted, tmp_path, capsys
@@ -889,7 +907,7 @@ def test_a_candidate_is_a_positive_from_the_least_score_on(
     job=job, score_run=str(path), positive_min_score=0.5
   )
   texts = corpus_lib.TextDataset(corpus, {'train': split})
-  found = experiment._with_verdicts(config, texts).splits['train']
+  found = experiment.with_verdicts(config, texts).splits['train']
   assert found.passages.tolist() == [3, 0, 1][: 1 + promoted]
   assert found.grades.tolist() == [2, 1, 1][: 1 + promoted]
   said = f': {promoted} passages that were not judged are positives'
