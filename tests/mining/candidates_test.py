@@ -27,19 +27,18 @@ def test_a_second_run_file_scores_pairs_of_any_queries(tmp_path):
   np.testing.assert_array_equal(found, [0.25, 0.5, nan, 9.5, nan, nan])
 
 
-def test_a_passage_holds_an_answer_of_its_own_query():
+@pytest.mark.parametrize('are_patterns', [False, True])
+def test_a_passage_holds_an_answer_of_its_own_query(are_patterns):
   corpus = corpus_lib.make_corpus(list('abc'), [''] * 3, ['one', 'two', 'six'])
   split = SimpleNamespace(
-    answers=[['one'], ['two'], ['six', 'one']], answers_are_patterns=False
+    answers=[['one'], ['t.o'], ['six', 'one']],
+    answers_are_patterns=are_patterns,
   )
   holds = candidates.answer_matcher(corpus, split)
   rows = np.array([[2, -1, 0], [-1, -1, -1], [1, 0, 2]])
   found = holds(np.array([2, 0, 1]), rows)
-  assert found.tolist() == [
-    [True, False, True],
-    [False] * 3,
-    [True, False, False],
-  ]
+  expected = [[True, False, True], [False] * 3, [are_patterns, False, False]]
+  assert found.tolist() == expected
 
 
 def test_scores_that_come_with_the_data_are_found_for_each_of_its_pairs():

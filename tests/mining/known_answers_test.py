@@ -173,3 +173,13 @@ def test_a_pair_is_known_by_all_of_its_rows(row, tmp_path):
   assert ask(1, 0) == ask(1, row) == [[False]]
   assert ask(0, row) == [[True]]
   assert asked == [([0], [[row]]), ([1], [[0]]), ([1], [[row]])]
+
+
+def test_that_a_passage_holds_none_is_known_too(memory):
+  queries, rows = np.array([0]), np.array([[4]], np.int32)
+  assert not truth(queries, rows).any()
+  for asked in ([(0, 4)], []):
+    one = memory()
+    assert not one(queries, rows).any()
+    one.save()
+    assert one.asked == asked

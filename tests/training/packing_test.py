@@ -430,7 +430,7 @@ def test_shapes_are_chosen_on_steps_spread_over_the_stretch():
 
 def test_an_empty_text_counts_as_a_token_of_padding():
   """As tokenizers without special tokens make of an empty title and text."""
-  rows = tokens.TokenRows(np.array([5, 6, 7]), np.array([0, 2, 2, 3]), 0, '')
+  rows = tokens.TokenRows(np.array([5, 6, 7]), np.array([0, 2, 2, 3]), 4, '')
   data = batches.TrainingData(
     rows, rows, np.arange(4), np.zeros(3, int), np.zeros((3, 1), int),
     np.arange(3), {'tied': 8},
@@ -439,7 +439,7 @@ def test_an_empty_text_counts_as_a_token_of_padding():
   shapes = shapes_of(1, num_devices=1)
   shapes = shapes._replace(form=shapes.form._replace(lengths={'tied': 8}))
   batch = batches.make_batch(data, drawn, shapes=shapes)
-  assert padded.texts(batch) == [[(0,), (5, 6), (0,), (7,)]]
+  assert padded.texts(batch) == [[(4,), (5, 6), (4,), (7,)]]
   assert batch.passage_lengths.tolist() == [[2, 1, 1]]
 
 
