@@ -481,3 +481,15 @@ def test_what_is_pooled_of_bfloat16_activations_is_float32(modes, texts):
   params = made(retriever)[0][bi_encoder.TIED]
   pool = bi_encoder.Pooled(retriever, jnp.bfloat16)
   assert pool.apply({'params': params}, *texts).dtype == jnp.float32
+
+
+@pytest.mark.parametrize('model_type', ['bert', 'mpnet'])
+def test_remat_changes_no_vector(model_type, texts):
+  body = dataclasses.replace(BODY, model_type=model_type)
+  retriever = dataclasses.replace(RETRIEVER, body=body)
+  params = {'params': made(retriever)[0][bi_encoder.TIED]}
+  with_remat, without = (
+    bi_encoder.Pooled(retriever, remat=remat).apply(params, *texts)
+    for remat in (True, False)
+  )
+  np.testing.assert_allclose(with_remat, without, atol=1e-5)

@@ -635,8 +635,9 @@ def test_rows_hold_the_longest_text_of_their_tower(tied, lengths, expected):
   assert data.row_lengths == expected
 
 
+@pytest.mark.parametrize('towers', [('tied',), ('query', 'passage')])
 @pytest.mark.parametrize('num_devices', [1, 2])
-def test_chunks_without_texts_are_no_work(num_devices):
+def test_chunks_without_texts_are_no_work(num_devices, towers):
   """Of the last device two of three chunks have none, of others one."""
   lengths = np.zeros((num_devices, 3, 2, 4), np.int32)
   lengths[:, 0, 0, :2] = 5, 3
@@ -646,15 +647,15 @@ def test_chunks_without_texts_are_no_work(num_devices):
   )
   run = jax.pmap(
     lambda pack: steps._work(
-      SimpleNamespace(packs={'tied': pack}), RETRIEVER, 0.0
+      SimpleNamespace(packs=dict.fromkeys(towers, pack)), RETRIEVER, 0.0
     ),
     axis_name=devices_lib.AXIS,
     devices=devices_lib.local(num_devices),
   )
   found = {name: float(value[0]) for name, value in run(pack).items()}
-  tokens_made = (2 * num_devices - 1) * 2 * 8
-  assert found['real_tokens'] * tokens_made == pytest.approx(lengths.sum())
-  texts = lengths[lengths > 0]
+  tokens_made = len(towers) * (2 * num_devices - 1) * 2 * 8
+  texts = np.tile(lengths[lengths > 0], len(towers))
+  assert found['real_tokens'] * tokens_made == pytest.approx(texts.sum())
   real = sum(float(bert.flops(RETRIEVER.body, n, n)) for n in texts)
   assert found['flops_real'] == pytest.approx(3 * real)
   computed = float(bert.flops(RETRIEVER.body, tokens_made, 8))
