@@ -112,8 +112,9 @@ class RunLog:
     before = self.work[last]
     if not schedule.save_due(self._run.config, last):
       del self.work[last]
+    # A sum with float32 would be one, and lose what a step adds.
     self.work[step] = [
-      float(old + new) for old, new in zip(before, flops, strict=True)
+      old + float(new) for old, new in zip(before, flops, strict=True)
     ]
 
   def log_refresh(self, made: dict, age: int | None) -> None:

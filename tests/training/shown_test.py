@@ -89,6 +89,21 @@ def test_what_is_logged_of_a_step_is_of_that_step():
     }  # fmt: skip
 
 
+def test_operations_are_summed_without_rounding():
+  log = run_log.RunLog(
+    SimpleNamespace(config=config_lib.Config(steps_per_log=9)),
+    None,
+    collections.Counter(),
+    None,
+    {0: [2.0**40, 2.0**50]},
+  )
+  metrics = {'loss': 1.0, 'accuracy': 0.5, 'grad_norm': 2.0}
+  metrics |= {'flops': np.float32(3), 'flops_real': np.float32(1)}
+  for step in (1, 2):
+    log.log_step(step, metrics, None)
+  assert log.work[2] == [2**40 + 6, 2**50 + 2]
+
+
 @pytest.mark.parametrize(
   ('step', 'expected'), [(4, (120.0, 14.0)), (8, (172.0, 18.0)), (6, None)]
 )
