@@ -144,8 +144,10 @@ def layout(lengths: jax.Array, length: int) -> Layout:
 
 
 def flops(
-  config: BodyConfig, num_tokens: int | jax.Array, length: int | jax.Array
-) -> float | jax.Array:
+  config: BodyConfig,
+  num_tokens: int | jax.Array,
+  length: int | float | jax.Array,
+) -> int | float | jax.Array:
   """Returns the operations of the forward pass, two per multiply-add.
 
   Args:
@@ -154,8 +156,7 @@ def flops(
     length: Tokens per row, padding included, a number or an array.
   """
   width, inner = config.hidden_size, config.intermediate_size
-  # Floats: of an int that is too large for int32 no product can be traced.
-  a_token = 2.0 * (4 * width**2 + 2 * width * inner) + 4.0 * width * length
+  a_token = 2 * (4 * width**2 + 2 * width * inner) + 4 * length * width
   return config.num_layers * a_token * num_tokens
 
 

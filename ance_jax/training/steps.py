@@ -256,7 +256,8 @@ def _work(batch, retriever, search):
     sums += jnp.stack(
       [
         tokens,
-        bert.flops(retriever.body, tokens, length),
+        # An int above 2^31 could not be multiplied with an array.
+        bert.flops(retriever.body, tokens, float(length)),
         lengths.sum(),
         bert.flops(retriever.body, lengths, lengths).sum(),
       ]

@@ -660,3 +660,28 @@ def test_chunks_without_texts_are_no_work(num_devices, towers):
   assert found['flops_real'] == pytest.approx(3 * real)
   computed = float(bert.flops(RETRIEVER.body, tokens_made, 8))
   assert found['flops'] == pytest.approx(3 * computed)
+
+
+def test_operations_of_a_large_body_are_counted_in_a_step():
+  """Of 36 layers 2,560 wide; those of a token alone are more than 2^31."""
+  body = dataclasses.replace(
+    BODY, num_layers=36, hidden_size=2560, intermediate_size=10240
+  )
+  length = 512
+  lengths = np.full((1, 1, 3, 1), length, np.int32)
+  pack = packing.Pack(
+    np.zeros((1, 1, 3, length), np.int32), lengths, lengths, lengths > 0
+  )
+  retriever = dataclasses.replace(RETRIEVER, body=body)
+  run = jax.pmap(
+    lambda pack: steps._work(
+      SimpleNamespace(packs={'tied': pack}), retriever, 0.0
+    ),
+    axis_name=devices_lib.AXIS,
+    devices=devices_lib.local(1),
+  )
+  found = run(pack)
+  products = 4 * 2560**2 + 2 * 2560 * 10240 + 2 * length * 2560
+  expected = 3 * 36 * 2 * products * 3 * length
+  assert found['flops'][0] == pytest.approx(expected)
+  assert found['flops_real'][0] == pytest.approx(expected)
