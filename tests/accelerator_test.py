@@ -2,20 +2,17 @@
 
 import importlib
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
-
-REPOSITORY = pathlib.Path(__file__).parents[1]
+import scripts
 
 
 @pytest.fixture
 def script(monkeypatch):
-  monkeypatch.syspath_prepend(str(REPOSITORY / 'experiments' / 'benchmarks'))
+  monkeypatch.syspath_prepend(
+    str(scripts.REPOSITORY / 'experiments' / 'benchmarks')
+  )
   return importlib.import_module('accelerator')
 
 
@@ -46,7 +43,7 @@ def test_a_part_that_raises_is_recorded_and_the_others_go_on(script, capsys):
 
 
 def test_its_wheels_have_the_ranges_of_the_package(script):
-  text = (REPOSITORY / 'setup.py').read_text()
+  text = (scripts.REPOSITORY / 'setup.py').read_text()
   required = re.findall(
     r"^    '([^']+)',", text.split('extras_require')[0], re.M
   )
@@ -59,22 +56,12 @@ def test_its_wheels_have_the_ranges_of_the_package(script):
 @pytest.mark.soak
 def test_all_parts_run_at_a_small_size(tmp_path):
   output = tmp_path / 'found.json'
-  done = subprocess.run(
-    [
-      sys.executable,
-      'experiments/benchmarks/accelerator.py',
-      '--all',
-      '--small',
-      f'--output={output}',
-    ],
-    cwd=REPOSITORY,
-    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
-    capture_output=True,
-    text=True,
-    timeout=900,
+  scripts.run_benchmark(
+    'accelerator.py', '--all', '--small', f'--output={output}', timeout=900
   )
-  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
   parts = json.loads(output.read_text())['parts']
-  names = (REPOSITORY / 'experiments/benchmarks/accelerator.py').read_text()
+  names = (
+    scripts.REPOSITORY / 'experiments/benchmarks/accelerator.py'
+  ).read_text()
   assert list(parts) == re.findall(r"^  '(\w+)': Part", names, re.M)
   assert all('part_secs' in numbers for numbers in parts.values())

@@ -2,19 +2,14 @@
 
 import importlib
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
-
-REPOSITORY = pathlib.Path(__file__).parents[1]
+import scripts
 
 
 def test_what_the_soak_watches_is_there(monkeypatch):
   # The soak itself is seldom run: a function renamed shows here.
-  monkeypatch.syspath_prepend(REPOSITORY / 'experiments' / 'benchmarks')
+  monkeypatch.syspath_prepend(scripts.REPOSITORY / 'experiments' / 'benchmarks')
   watched = importlib.import_module('watched')
   found = []
   monkeypatch.setattr(
@@ -26,22 +21,14 @@ def test_what_the_soak_watches_is_there(monkeypatch):
 
 @pytest.mark.soak
 def test_a_run_recovers_from_two_real_kills(tmp_path):
-  done = subprocess.run(
-    [
-      sys.executable,
-      'experiments/benchmarks/soak.py',
-      '--kills=2',
-      '--kills_per_run=2',
-      f'--folder={tmp_path}',
-    ],
-    cwd=REPOSITORY,
-    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
-    capture_output=True,
-    text=True,
+  printed = scripts.run_benchmark(
+    'soak.py',
+    '--kills=2',
+    '--kills_per_run=2',
+    f'--folder={tmp_path}',
     timeout=300,
   )
-  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-  numbers = json.loads(done.stdout.splitlines()[-1])
+  numbers = json.loads(printed.splitlines()[-1])
   assert numbers['kills'] == numbers['recovered'] == 2
   assert sum(numbers['killed_in'].values()) == 2
   assert numbers['runs'] == numbers['bit_equal']
@@ -49,23 +36,15 @@ def test_a_run_recovers_from_two_real_kills(tmp_path):
 
 @pytest.mark.soak
 def test_a_trainer_and_its_refresher_recover_from_kills_and_stops(tmp_path):
-  done = subprocess.run(
-    [
-      sys.executable,
-      'experiments/benchmarks/soak_beside.py',
-      '--kills=3',
-      '--kills_per_run=3',
-      '--steps=200',
-      f'--folder={tmp_path}',
-    ],
-    cwd=REPOSITORY,
-    env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
-    capture_output=True,
-    text=True,
+  printed = scripts.run_benchmark(
+    'soak_beside.py',
+    '--kills=3',
+    '--kills_per_run=3',
+    '--steps=200',
+    f'--folder={tmp_path}',
     timeout=1200,
   )
-  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-  numbers = json.loads(done.stdout.splitlines()[-1])
+  numbers = json.loads(printed.splitlines()[-1])
   assert sum(numbers['kills'].values()) >= 3
   assert numbers['kills']['both'] >= 1
   assert numbers['bit_equal'] == numbers['runs']

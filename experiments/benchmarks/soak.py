@@ -449,8 +449,12 @@ def soak(folder, tally, *, kills, kills_per_run, seed, targets):
     targets: Names of the phases to aim at.
   """
   write_beir(folder / 'beir')
-  needed = methods.METHODS[folder.name].teacher == 'guide'
-  for name in ['guide'] * needed + ['reference']:
+  # `ance_guided` has its own weights as the guide.
+  reads_guide = settings_of(folder.name, folder).guide not in (
+    '',
+    methods.OWN_GUIDE,
+  )
+  for name in ['guide'] * reads_guide + ['reference']:
     (folder / name).mkdir()
     ended, board = run_process(folder / name, 0, None)
     if ended.code:
