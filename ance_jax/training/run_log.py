@@ -112,7 +112,7 @@ class RunLog:
     before = self.work[last]
     if not schedule.save_due(self._run.config, last):
       del self.work[last]
-    # A sum with float32 would be one, and lose what a step adds.
+    # In float32 the total would lose the small increments.
     self.work[step] = [
       old + float(new) for old, new in zip(before, flops, strict=True)
     ]

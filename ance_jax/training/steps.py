@@ -256,7 +256,7 @@ def _work(batch, retriever, search):
     sums += jnp.stack(
       [
         tokens,
-        # An int above 2^31 could not be multiplied with an array.
+        # JAX cannot multiply an array by an int above 2^31.
         bert.flops(retriever.body, tokens, float(length)),
         lengths.sum(),
         bert.flops(retriever.body, lengths, lengths).sum(),

@@ -3,9 +3,9 @@ r"""One GPU: right numbers, BERT-base's share of the matrix peak, runs, search.
     python experiments/benchmarks/accelerator.py --all --output=found.json
     python experiments/benchmarks/accelerator.py --parts encode step
 
-Without either, the comparison with torch: correct, encode, step, texts. --small
-runs the same on two CPU cores in minutes; its figures mean nothing. A part is
-not begun where the time left of --seconds is less than it needs.
+Without either, it compares with torch: correct, encode, step, texts. --small
+runs the same parts on two CPU cores in minutes; its figures mean nothing. A
+part that needs more than the remaining time of --seconds is skipped.
 
 The parts, in this order:
 
@@ -108,7 +108,8 @@ def run_parts(
   Args:
     names: The parts.
     call: call(name) returns the numbers of a part.
-    seconds: A part begins only if what is left of these is enough for it.
+    seconds: Time limit; a part that needs more than the remaining time is
+      skipped.
     needs: needs(name) returns the seconds that a part is known to take.
     write: Called with all results so far after each part.
 

@@ -52,9 +52,10 @@ def correct(sizes: made.Sizes, work: pathlib.Path) -> dict[str, float]:
 def poisoned(sizes: made.Sizes, work: pathlib.Path) -> dict[str, float]:
   """Fills free memory with NaN before packed rows are computed.
 
-  What a kernel leaves unwritten is NaN then. Two layers show it as well as
-  twelve, and compile faster. Vectors of packed texts are held against those of
-  one text a row, and the gradient with the kernel against that without.
+  Values that a kernel leaves unwritten are NaN then. Two layers are enough to
+  show it, and compile faster than twelve. The check compares the vectors of
+  packed texts with one text per row, and the gradient with and without the
+  kernel.
   """
   body = dataclasses.replace(made.retriever(sizes).body, num_layers=2)
   retriever = dataclasses.replace(made.retriever(sizes), body=body)
@@ -126,7 +127,7 @@ def poison(device: jax.Device) -> None:
 
 
 def _pairs(sizes):
-  """Returns packed pairs, as long as those of a run."""
+  """Returns packed pairs with the text lengths of a run."""
   most = min(256, max(sizes.lengths))
   return side_by_side.Pairs(
     made.token_rows(sizes, _PAIRS, made.QUERY_LENGTH, seed=0),

@@ -35,8 +35,8 @@ _STEPS, _EVERY, _SAVED, _KILLED = 60, 20, 5, 25
 def resumed(sizes: made.Sizes, work: pathlib.Path) -> dict[str, float]:
   """Kills a run by SIGKILL and starts it again: it must end with the same bits.
 
-  Held against a run that was not killed: parameters, optimizer state and all
-  negatives. On a GPU XLA is told to be deterministic.
+  It compares parameters, optimizer state and all negatives with a run that was
+  not killed. On a GPU it sets XLA's flag for deterministic operations.
   """
   small = dataclasses.replace(made.SMALL, body=(2, 128, 2, 256, 1000))
   data = made.write_beir(work / 'resumed', small.passages)
